@@ -1,0 +1,32 @@
+"""The cross-entropy family for PyTorch: exact, fast, and able to explain itself.
+
+Names are imported when first used, so that ``import crossent`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from crossent._version import __version__
+
+_HOME = {
+    "BCEWithLogitsLoss": "modules",
+    "CrossEntropyLoss": "modules",
+    "binary_cross_entropy_with_logits": "functional",
+    "choose_implementation": "impl",
+    "cross_entropy": "functional",
+    "implementations": "impl",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'crossent' has no attribute {name!r}")
+    value = getattr(import_module(f"crossent.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

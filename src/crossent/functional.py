@@ -1,0 +1,299 @@
+"""The losses as functions of torch tensors: understand the arguments, choose an implementation, reduce."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from crossent import ops
+from crossent.impl import choose_implementation
+from crossent.impl.eager import ordered_sum
+from crossent.targets import check_logits_dtype, describe, shape, type_error, under_autocast
+
+Reduction = Literal["none", "sum", "mean"]
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    out_dtype: torch.dtype | None = None,
+    dim: int | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    r"""Compute the softmax cross entropy between logits and class indices or probabilities, in nats.
+
+    With ``p = softmax(input)``, target weights ``t`` (one-hot for indices, smoothed to ``(1-ε) t + ε/C``) and class weights ``c``::
+
+        loss = Σ_k c_k t_k (-log p_k)        ∂loss/∂input = (Σ_k c_k t_k) p - c ∘ t
+
+    The positional arguments are those of :func:`torch.nn.functional.cross_entropy`, with its meaning; what follows the star
+    is this library's.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``, float32, float64, bfloat16 or float16.
+        target: class indices in [0, C) of any integer dtype and of the logits' shape without the class dimension; or
+            probabilities, floating, of exactly the logits' shape, which need not sum to one.
+        weight: class weights ``c``, ``(C)``; for indices in the dtype of the logits.
+        size_average: deprecated, as in torch.
+        ignore_index: rows with this index count for nothing: no loss, no gradient whatever their logits hold, no share in the mean.
+        reduce: deprecated, as in torch.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``. The mean divides by ``Σ c[y]`` over the rows not ignored for indices,
+            by the number of rows for probabilities.
+        label_smoothing: ``ε`` in [0, 1].
+        sample_weight: a factor for each row, of the shape of the unreduced loss; ``k`` is the row ``k`` times, in the mean's
+            divisor too, and 0 is the row left out. Differentiable.
+        denominator: a number or 0-d tensor that replaces what the mean divides by, such as the count over all micro-batches
+            or machines.
+        empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
+        out_dtype: dtype of the result.
+        dim: the class dimension; by default 0 for logits of one dimension and 1 for more.
+        impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused.
+
+    Returns:
+        The loss, 0-d, or of the shape of the rows for ``reduction="none"``. Its dtype is that of ``input`` for indices and
+        promoted from input, target and weight for probabilities; float32 under autocast. Sums are float32 or wider inside.
+
+    Raises:
+        ValueError: bad ``reduction`` or ``empty``, batch sizes that differ.
+        IndexError: a class index out of range.
+        RuntimeError: other shapes and dtypes; ``label_smoothing`` above 1; a non-negative ``ignore_index`` with probabilities;
+            a ``weight`` that requires grad with indices.
+        TypeError: an argument of another type.
+        NotImplementedError: logits of another dtype.
+
+    >>> logits = torch.tensor([[0.1, 0.7, 0.2]]).log().requires_grad_()
+    >>> loss = cross_entropy(logits, torch.tensor([0]))
+    >>> loss.backward()
+    >>> loss.item(), logits.grad.numpy().round(2)
+    (2.3025851249694824, array([[-0.9,  0.7,  0.2]], dtype=float32))
+
+    See also: :func:`binary_cross_entropy_with_logits` where classes do not exclude each other;
+    :class:`crossent.CrossEntropyLoss` for a module.
+
+    Source: PyTorch 2.13, ``torch.nn.CrossEntropyLoss``.
+    """
+    if has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            cross_entropy, (input, target, weight), input, target, weight, size_average, ignore_index, reduce, reduction,
+            label_smoothing, sample_weight=sample_weight, denominator=denominator, empty=empty, out_dtype=out_dtype,
+            dim=dim, impl=impl,
+        )  # fmt: skip
+    reduction = _reduction(reduction, size_average, reduce)
+    logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim)
+    _check_mean(reduction, denominator, empty)
+    dtype = _result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
+    name = choose_implementation(logits, impl)
+    if sample_weight is None:
+        loss, row_weight = ops.cross_entropy(logits, described, reduction != "none", name)
+        if reduction == "none" and input.dim() == 1:
+            loss = loss.squeeze(0)
+    else:
+        loss, row_weight = ops.cross_entropy(logits, described, False, name)
+        if input.dim() == 1:
+            loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)
+        u = _sample_weight(sample_weight, loss, whole=True)
+        loss, row_weight = loss * u, row_weight * u
+        if reduction != "none":
+            loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
+    if reduction == "mean":
+        loss = _divide(loss, row_weight if denominator is None else denominator, empty)
+    return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    out_dtype: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    r"""Compute the sigmoid (binary) cross entropy of every logit, in nats.
+
+    With ``p = σ(input)`` and ``π`` the positive weight::
+
+        loss = weight · (π t (-log p) + (1-t) (-log (1-p)))        ∂loss/∂input = weight · ((1-t) p - π t (1-p))
+
+    It is the softmax cross entropy over the two logits ``[x, 0]``, exactly.
+
+    The positional arguments are those of :func:`torch.nn.functional.binary_cross_entropy_with_logits`, with its meaning.
+
+    Args:
+        input: logits of any shape, float32, float64, bfloat16 or float16.
+        target: the probability of "yes" for each, floating, of exactly the same shape. Differentiable.
+        weight: a factor on each element, broadcast to that shape; the mean's divisor does not see it.
+        size_average: deprecated, as in torch.
+        reduce: deprecated, as in torch.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the number of elements.
+        pos_weight: ``π``, broadcast to that shape from the last dimension.
+        sample_weight: a factor for each row, of the shape of the leading dimensions of ``input``; ``k`` is the row ``k`` times, in
+            the mean's divisor too. Differentiable.
+        denominator: a number or 0-d tensor that replaces what the mean divides by.
+        empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
+        out_dtype: dtype of the result.
+        impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused.
+
+    Returns:
+        The loss, 0-d, or of the shape of ``input`` for ``reduction="none"``, in the dtype of the *target*, as in torch; float32
+        or wider under autocast.
+
+    Raises:
+        ValueError: bad ``reduction`` or ``empty``, shapes of input and target that differ.
+        RuntimeError: target not floating, weights that do not broadcast to the input, weights that require grad.
+        TypeError: an argument of another type.
+        NotImplementedError: logits of another dtype.
+
+    >>> binary_cross_entropy_with_logits(torch.tensor([-6.0]), torch.tensor([1.0]))
+    tensor(6.0025)
+
+    See also: :func:`cross_entropy` where exactly one class is true; :class:`crossent.BCEWithLogitsLoss` for a module.
+
+    Source: PyTorch 2.13, ``torch.nn.BCEWithLogitsLoss``.
+    """
+    if has_torch_function_variadic(input, target, weight, pos_weight):
+        return handle_torch_function(
+            binary_cross_entropy_with_logits, (input, target, weight, pos_weight), input, target, weight, size_average,
+            reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator, empty=empty,
+            out_dtype=out_dtype, impl=impl,
+        )  # fmt: skip
+    reduction = _reduction(reduction, size_average, reduce)
+    _check_binary(input, target, weight, pos_weight)
+    _check_mean(reduction, denominator, empty)
+    dtype = _result_dtype(target, (), out_dtype)
+    name = choose_implementation(input, impl)
+    total = reduction != "none" and sample_weight is None
+    loss = ops.binary_cross_entropy(input, target, weight, pos_weight, total, name)
+    divisor: float | Tensor = input.numel()
+    if sample_weight is not None:
+        u = _sample_weight(sample_weight, loss, whole=False)
+        loss = loss * u
+        if reduction != "none":
+            loss, divisor = ordered_sum(loss), ordered_sum(u.expand_as(input))
+    if reduction == "mean":
+        loss = _divide(loss, divisor if denominator is None else denominator, empty)
+    return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> Reduction:
+    """Read ``reduction``, or the two deprecated arguments that override it."""
+    if size_average is not None or reduce is not None:
+        averaged = size_average is None or size_average
+        reduction = ("mean" if averaged else "sum") if reduce is None or reduce else "none"
+        warnings.warn(
+            f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
+            stacklevel=3,
+        )
+    if reduction == "mean" or reduction == "sum" or reduction == "none":
+        return reduction  # type: ignore[return-value]
+    if reduction == "elementwise_mean":
+        warnings.warn("reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.", stacklevel=3)
+        return "mean"
+    hint = "; to divide by the batch size, pass denominator=" if reduction == "batchmean" else ""
+    raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r}{hint}")
+
+
+def _check_mean(reduction: Reduction, denominator: float | Tensor | None, empty: str) -> None:
+    if empty not in ("nan", "zero"):
+        raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
+    if denominator is None:
+        return
+    if reduction != "mean":
+        raise ValueError(
+            f"denominator replaces what reduction='mean' divides by, got it with reduction={reduction!r}: drop one"
+        )
+    if isinstance(denominator, Tensor):
+        if denominator.dim() != 0:
+            raise ValueError(
+                f"denominator must be a number or a 0-d tensor, got shape {shape(denominator)}: sum it first"
+            )
+    elif isinstance(denominator, bool) or not isinstance(denominator, (int, float)):
+        type_error("denominator", "a number or a 0-d tensor", denominator)
+
+
+def _check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> None:
+    for name, value in (("input", input), ("target", target), ("weight", weight), ("pos_weight", pos_weight)):
+        if not isinstance(value, Tensor) and (value is not None or name in ("input", "target")):
+            type_error(name, "a torch.Tensor", value)
+    if target.shape != input.shape:
+        fix = "give every logit its own target"
+        if target.numel() == input.numel():
+            fix = f"reshape with target.reshape{shape(input)} or the logits with input.reshape{shape(target)}"
+        elif input.dim() == target.dim() + 1 and input.shape[:1] == target.shape[:1]:
+            fix = "for one class index a row use cross_entropy, or one-hot rows"
+        raise ValueError(f"target must have the shape of the logits {shape(input)}, got {shape(target)}: {fix}")
+    check_logits_dtype(input)
+    if not target.is_floating_point():
+        raise RuntimeError(f"target must be floating, got {target.dtype}: convert with target.float()")
+    for name, value in (("weight", weight), ("pos_weight", pos_weight)):
+        if value is None:
+            continue
+        if value.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} must not require grad, the loss is not differentiable in it: pass {name}.detach()"
+            )
+        behind = zip(reversed(value.shape), reversed(input.shape), strict=False)
+        if value.dim() > input.dim() or any(a not in (1, b) for a, b in behind):
+            fix = "reshape it so that its last dimensions meet the logits' last"
+            if value.dim() == 1 and value.shape[0] in input.shape:
+                axis = tuple(input.shape).index(value.shape[0])
+                fix = f"to lay it along dimension {axis} use {name}.reshape{(-1,) + (1,) * (input.dim() - axis - 1)}"
+            raise RuntimeError(f"{name} must broadcast to the logits' shape {shape(input)}, got {shape(value)}: {fix}")
+
+
+def _sample_weight(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
+    """Check sample weights against the rows' shape, all of it or its leading part, and make them broadcast to it."""
+    if not isinstance(sample_weight, Tensor):
+        type_error("sample_weight", "a torch.Tensor of the rows' shape", sample_weight)
+    k = sample_weight.dim()
+    if sample_weight.shape != rows.shape[:k] or (whole and k != rows.dim()):
+        rule = "must have the shape of the rows" if whole else "must have the shape of the leading dimensions of"
+        raise ValueError(f"sample_weight {rule} {shape(rows)}, got {shape(sample_weight)}: give one number a row")
+    return sample_weight.to(rows.dtype).reshape(sample_weight.shape + (1,) * (rows.dim() - k))
+
+
+def _result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: torch.dtype | None) -> torch.dtype:
+    """Decide the loss's dtype: what is asked, float32 for half precision under autocast, or torch's promotion."""
+    if out_dtype is not None:
+        if not isinstance(out_dtype, torch.dtype) or not out_dtype.is_floating_point:
+            type_error("out_dtype", "a floating torch.dtype", out_dtype)
+        return out_dtype
+    dtype = like.dtype
+    for tensor in promoted:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype.itemsize < 4 and under_autocast(like.device):
+        return torch.float32
+    return dtype
+
+
+def _divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
+    """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph."""
+    if empty == "zero":
+        if isinstance(divisor, Tensor):
+            divisor = divisor.to(total.dtype)
+            divisor = divisor.masked_fill(divisor == 0, torch.inf)
+        elif divisor == 0:
+            divisor = torch.inf
+    loss = total / divisor
+    return loss if loss.dtype == total.dtype else loss.to(total.dtype)

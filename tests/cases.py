@@ -1,0 +1,185 @@
+"""The inputs on which every law is tried: logits, target and settings of the softmax losses and of the sigmoid losses.
+
+They are flat and peaky, contain infinities, huge logits, ignored rows, one class, odd sizes and no rows at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import crossent
+
+IMPLEMENTATIONS = [name for name, reason in crossent.implementations().items() if reason is None]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+INF = float("inf")
+
+
+class Case(NamedTuple):
+    """A call: numbers in float64, integers as int64, and the keyword arguments (arrays for tensors)."""
+
+    name: str
+    logits: np.ndarray
+    target: np.ndarray
+    settings: dict[str, Any]
+
+
+def _logits(shape: tuple[int, ...], scale: float = 2.0, seed: int = 0) -> np.ndarray:
+    return np.asarray(np.random.default_rng(seed).normal(size=shape) * scale)
+
+
+def _labels(shape: tuple[int, ...], num_classes: int, ignored: float = 0.0, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, shape)
+    labels[rng.random(shape) < ignored] = -100
+    return labels
+
+
+def _weights(shape: tuple[int, ...], seed: int = 2) -> np.ndarray:
+    return np.asarray(np.random.default_rng(seed).random(shape))
+
+
+def _one_hot(num_rows: int, num_classes: int) -> np.ndarray:
+    return np.eye(num_classes)[_labels((num_rows,), num_classes)]
+
+
+def softmax_cases() -> list[Case]:
+    """List the calls of ``cross_entropy`` on which laws are tried, without a reduction."""
+    c5 = _weights((5,))
+    masked = _logits((6, 5))
+    masked[:, 1:3] = -INF
+    masked_labels = np.array([0, 3, 4, 0, 3, -100])
+    garbage = _logits((6, 5))
+    garbage[1], garbage[4, 2] = np.nan, INF
+    confident = np.zeros((6, 5))
+    confident[np.arange(6), np.arange(6) % 5] = [5, 10, 15, 20, 30, 60]
+    return [
+        Case("flat", _logits((7, 5), 0.01), _labels((7,), 5), {}),
+        Case("plain", _logits((7, 5)), _labels((7,), 5), {}),
+        Case("peaky", _logits((33, 65), 12), _labels((33,), 65), {}),
+        Case("wide", _logits((3, 4099), 3), _labels((3,), 4099), {}),
+        Case("unbatched", _logits((5,)), np.array(3), {}),
+        Case("unbatched probabilities", _logits((5,)), _weights((5,)), {}),
+        Case("one class", _logits((4, 1)), np.zeros(4, np.int64), {}),
+        Case("one class, one ignored", _logits((4, 1)), np.array([0, -100, 0, 0]), {}),
+        Case("two classes", _logits((9, 2)), _labels((9,), 2), {}),
+        Case("no rows", _logits((0, 5)), _labels((0,), 5), {}),
+        Case("no rows, probabilities", _logits((0, 5)), _weights((0, 5)), {"label_smoothing": 0.1}),
+        Case("pixels", _logits((2, 5, 3, 4)), _labels((2, 3, 4), 5, 0.3), {}),
+        Case("no pixels", _logits((2, 5, 0)), _labels((2, 0), 5), {}),
+        Case("sequence", _logits((2, 5, 7)), _labels((2, 7), 5), {"weight": c5}),
+        Case("volume", _logits((2, 5, 2, 3, 2)), _weights((2, 5, 2, 3, 2)), {"weight": c5, "label_smoothing": 0.2}),
+        Case("ignored", _logits((7, 5)), _labels((7,), 5, 0.5), {}),
+        Case("ignored class", _logits((7, 5)), _labels((7,), 5), {"ignore_index": 2}),
+        Case("ignored 255", _logits((4, 5)), np.array([255, 1, 2, 255]), {"ignore_index": 255}),
+        Case("all ignored", _logits((3, 5)), np.full(3, -100), {}),
+        Case("all ignored, smoothed", _logits((3, 5)), np.full(3, -100), {"weight": c5, "label_smoothing": 0.1}),
+        Case("ignored rows of garbage", garbage, np.array([0, -100, 1, 2, -100, 3]), {}),
+        Case(
+            "ignored rows of garbage, smoothed",
+            garbage,
+            np.array([0, -100, 1, 2, -100, 3]),
+            {"label_smoothing": 0.1, "weight": c5},
+        ),
+        Case("weighted", _logits((7, 5)), _labels((7,), 5, 0.3), {"weight": c5}),
+        Case("zero weights", _logits((7, 5)), _labels((7,), 5), {"weight": c5 * (np.arange(5) > 1)}),
+        Case("smoothed", _logits((7, 5)), _labels((7,), 5, 0.3), {"label_smoothing": 0.1}),
+        Case("smoothed, weighted", _logits((7, 5)), _labels((7,), 5, 0.3), {"label_smoothing": 0.3, "weight": c5}),
+        Case("smoothed to uniform", _logits((7, 5)), _labels((7,), 5), {"label_smoothing": 1.0}),
+        Case("probabilities", _logits((7, 5)), _weights((7, 5)), {}),
+        Case("probabilities, peaky", _logits((33, 65), 12), _weights((33, 65)), {}),
+        Case("probabilities, weighted", _logits((7, 5)), _weights((7, 5)), {"weight": c5}),
+        Case("probabilities, smoothed", _logits((7, 5)), _weights((7, 5)), {"weight": c5, "label_smoothing": 0.1}),
+        Case("probabilities of any sign", _logits((7, 5)), _logits((7, 5), 1, 5), {}),
+        Case("one-hot", _logits((7, 5)), _one_hot(7, 5), {}),
+        Case("rows without a label", _logits((7, 5)), _one_hot(7, 5) * (np.arange(7) % 2)[:, None], {}),
+        Case("masked classes", masked, masked_labels, {}),
+        Case("masked classes, one-hot", masked, np.eye(5)[[0, 3, 4, 0, 3, 4]], {}),
+        Case("masked classes without weight", masked, masked_labels, {"weight": np.array([1, 0, 0, 2, 0.5])}),
+        Case(
+            "masked classes without weight, smoothed",
+            masked,
+            masked_labels,
+            {"weight": np.array([1, 0, 0, 2, 0.5]), "label_smoothing": 0.1},
+        ),
+        Case("impossible target", masked, np.array([1, 3, 2, 0, 1, 4]), {}),
+        Case("impossible target, smoothed", masked, masked_labels, {"label_smoothing": 0.1}),
+        Case("nothing possible", np.full((2, 3), -INF), np.array([0, 1]), {}),
+        Case("too possible", np.array([[INF, 0.0, 1.0], [0.0, 1.0, 2.0]]), np.array([0, 1]), {}),
+        Case("not a number", np.array([[np.nan, 0.0, 1.0], [0.0, 1.0, 2.0]]), np.array([1, 1]), {}),
+        Case("huge", _logits((7, 5), 1e4), _labels((7,), 5), {}),
+        Case("far away", _logits((7, 5)) - 1e4, _labels((7,), 5), {"label_smoothing": 0.1}),
+        Case("confident", confident, np.arange(6) % 5, {}),
+        Case("confident and wrong", confident, (np.arange(6) + 1) % 5, {}),
+        Case("confident, one-hot", confident, np.eye(5)[np.arange(6) % 5], {}),
+        Case("sample weights", _logits((7, 5)), _labels((7,), 5, 0.3), {"sample_weight": _weights((7,)), "weight": c5}),
+        Case("pixel weights", _logits((2, 5, 3)), _weights((2, 5, 3)), {"sample_weight": _weights((2, 3))}),
+        Case("last dimension", _logits((2, 3, 5)), _labels((2, 3), 5, 0.3), {"dim": -1}),
+        Case(
+            "last dimension, probabilities", _logits((2, 3, 5)), _weights((2, 3, 5)), {"dim": 2, "label_smoothing": 0.1}
+        ),
+        Case("first dimension", _logits((5, 2, 3)), _labels((2, 3), 5), {"dim": 0, "weight": c5}),
+        Case("own denominator", _logits((7, 5)), _labels((7,), 5, 0.3), {"denominator": 11.0}),
+        Case("zero for nothing", _logits((3, 5)), np.full(3, -100), {"empty": "zero"}),
+    ]
+
+
+def sigmoid_cases() -> list[Case]:
+    """List the calls of ``binary_cross_entropy_with_logits`` on which laws are tried, without a reduction."""
+    extreme = np.array([INF, -INF, INF, -INF, 1e4, -1e4, 120.0, -120.0, 0.0])
+    return [
+        Case("plain", _logits((7, 5)), _weights((7, 5)), {}),
+        Case("number", _logits(()), _weights(()), {}),
+        Case("no rows", _logits((0, 5)), _weights((0, 5)), {}),
+        Case("hard", _logits((7, 5), 30), np.round(_weights((7, 5))), {}),
+        Case("extreme", extreme, np.array([1.0, 0, 0, 1, 1, 0, 0, 1, 0.5]), {}),
+        Case("any target", _logits((7, 5)), _logits((7, 5), 3, 5), {}),
+        Case("weighted", _logits((7, 5)), _weights((7, 5)), {"weight": _weights((5,))}),
+        Case("weighted rows", _logits((7, 5)), _weights((7, 5)), {"weight": _weights((7, 1))}),
+        Case("pos_weight", _logits((7, 5)), _weights((7, 5)), {"pos_weight": 3 * _weights((5,))}),
+        Case("pos_weight 0", _logits((7, 5)), _weights((7, 5)), {"pos_weight": np.zeros(1)}),
+        Case(
+            "both", _logits((2, 5, 3)), _weights((2, 5, 3)), {"weight": _weights((3,)), "pos_weight": _weights((5, 1))}
+        ),
+        Case("sample weights", _logits((7, 5)), _weights((7, 5)), {"sample_weight": _weights((7,))}),
+        Case("element weights", _logits((7, 5)), _weights((7, 5)), {"sample_weight": _weights((7, 5))}),
+        Case("own denominator", _logits((7, 5)), _weights((7, 5)), {"denominator": 11.0}),
+        Case("zero for nothing", _logits((0, 5)), _weights((0, 5)), {"empty": "zero"}),
+    ]
+
+
+SOFTMAX, SIGMOID = softmax_cases(), sigmoid_cases()
+
+
+def rounded(case: Case, dtype: torch.dtype) -> Case:
+    """Round the numbers of a case to a dtype, so that the reference sees what an implementation sees."""
+
+    def through(value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.dtype == np.float64:
+            return torch.from_numpy(value).to(dtype).double().numpy()
+        return value
+
+    settings = {k: through(v) for k, v in case.settings.items()}
+    return case._replace(logits=through(case.logits), target=through(case.target), settings=settings)
+
+
+def tensors(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Make tensors of a case: logits that require grad, target, settings."""
+
+    def make(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            tensor = torch.from_numpy(value.copy())
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return value
+
+    settings = {k: make(v) for k, v in case.settings.items()}
+    return make(case.logits).requires_grad_(), make(case.target), settings
+
+
+def law(cases: list[Case]) -> Any:
+    """Parametrise a test over cases, by their names."""
+    import pytest
+
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])

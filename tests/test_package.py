@@ -1,0 +1,64 @@
+"""The package around the functions: lazy, typed, complete."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crossent
+
+HERE = Path(crossent.__file__).parent
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_import_is_free():
+    heavy = "{'torch', 'numpy', 'matplotlib', 'sklearn', 'rich', 'click'}"
+    assert run(f"import crossent, sys; dir(crossent); print({heavy} & set(sys.modules))") == "set()"
+
+
+def test_the_specification_needs_no_torch():
+    assert run("import crossent.reference, sys; print('torch' in sys.modules)") == "False"
+
+
+def test_every_name_is_there():
+    for name in crossent.__all__:
+        assert getattr(crossent, name) is not None
+        assert name in dir(crossent)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        crossent.nothing  # noqa: B018
+
+
+def test_stub_file_and_lazy_names_agree():
+    stub = ast.parse((HERE / "__init__.pyi").read_text())
+    imported = {alias.asname for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported == set(crossent.__all__)
+    (listed,) = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    assert set(listed) == set(crossent.__all__)
+    assert (HERE / "py.typed").exists()
+
+
+def test_an_implementation_imports_neither_another_nor_the_public_layer():
+    for file in (HERE / "impl").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("crossent") or node.module == "crossent.targets", file
+
+
+def test_only_ops_knows_autograd():
+    for file in HERE.rglob("*.py"):
+        if file.name != "ops.py" and "train" not in file.parts:
+            assert "torch.autograd" not in file.read_text(), file
+
+
+def test_implementations_are_known():
+    known = crossent.implementations()
+    assert known["eager"] is None
+    assert all(reason is None or len(reason) > 10 for reason in known.values())
+    import torch
+
+    assert crossent.choose_implementation(torch.zeros(2, 3), "eager") == "eager"

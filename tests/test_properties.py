@@ -1,0 +1,99 @@
+"""Properties of any input, found and shrunk by hypothesis."""
+
+import numpy as np
+import pytest
+import torch
+from cases import IMPLEMENTATIONS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import crossent
+from crossent import reference
+
+settings.register_profile("crossent", max_examples=60, deadline=None, derandomize=True)
+settings.load_profile("crossent")
+
+NUMBERS = st.floats(-1e4, 1e4, width=32) | st.floats(-5, 5, width=32) | st.just(-np.inf)
+ANY = NUMBERS | st.sampled_from([np.inf, np.nan])
+
+
+@st.composite
+def problems(draw, numbers=NUMBERS):
+    """Draw logits, a target of either kind and settings."""
+    n, c = draw(st.integers(0, 5)), draw(st.integers(1, 9))
+    x = draw(hnp.arrays(np.float32, (n, c), elements=numbers))
+    if draw(st.booleans()):
+        target = draw(hnp.arrays(np.int64, (n,), elements=st.integers(0, c - 1) | st.just(-100)))
+    else:
+        target = draw(hnp.arrays(np.float32, (n, c), elements=st.sampled_from([0.0, 0.25, 1.0, 2.0])))
+        if c == 1:
+            target = target.reshape(n, 1)
+    more = {
+        "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.0, 0.1, 1.0])),
+    }
+    if draw(st.booleans()):
+        more["weight"] = draw(hnp.arrays(np.float32, (c,), elements=st.sampled_from([0.0, 0.5, 1.0, 3.0])))
+    return x, target, more
+
+
+def compute(x, target, more, impl):
+    x = torch.from_numpy(x.copy()).requires_grad_()
+    more = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in more.items()}
+    loss = crossent.cross_entropy(x, torch.from_numpy(target.copy()), impl=impl, **more)
+    loss.sum().backward()
+    return loss.detach().numpy(), x.grad.numpy()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@given(problem=problems(ANY))
+def test_any_input_gives_what_the_reference_gives(impl, problem):
+    x, target, more = problem
+    loss, grad = compute(x, target, more, impl)
+    expected = reference.cross_entropy(x, target, **more)
+    np.testing.assert_allclose(loss, expected.loss, rtol=2e-5, atol=1e-6)
+    scale = np.abs(expected.grad[np.isfinite(expected.grad)]).max(initial=0)
+    np.testing.assert_allclose(grad, expected.grad, rtol=2e-5, atol=1e-6 * scale + 2e-7)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@given(problem=problems(), seed=st.integers(0, 2**31))
+def test_permutation_and_shift(impl, problem, seed):
+    x, target, more = problem
+    more = more | {"reduction": "none"}
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(x))
+    loss, grad = compute(x, target, more, impl)
+    moved_loss, moved_grad = compute(x[rows], target[rows], more, impl)
+    np.testing.assert_array_equal(moved_loss, loss[rows])
+    np.testing.assert_array_equal(moved_grad, grad[rows])
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@given(
+    x=hnp.arrays(np.float32, st.integers(0, 12), elements=ANY),
+    t=st.sampled_from([0.0, 0.3, 1.0]),
+    pi=st.sampled_from([0.0, 1.0, 2.5]),
+)
+def test_any_binary_input_gives_what_the_reference_gives(impl, x, t, pi):
+    target = np.full_like(x, t)
+    here = torch.from_numpy(x.copy()).requires_grad_()
+    loss = crossent.binary_cross_entropy_with_logits(
+        here, torch.from_numpy(target), reduction="none", pos_weight=torch.tensor(pi), impl=impl
+    )
+    loss.sum().backward()
+    expected = reference.binary_cross_entropy_with_logits(x, target, reduction="none", pos_weight=np.float32(pi))
+    np.testing.assert_allclose(loss.detach(), expected.loss, rtol=2e-6, atol=1e-37)
+    np.testing.assert_allclose(here.grad, expected.grad, rtol=1e-4, atol=1e-7)
+
+
+@given(target=hnp.arrays(np.int64, (4,), elements=st.integers(-5, 12)))
+def test_out_of_range_is_always_found(target):
+    x = torch.zeros(4, 6)
+    valid = (target == -1) | ((target >= 0) & (target < 6))
+    if valid.all():
+        crossent.cross_entropy(x, torch.from_numpy(target), ignore_index=-1)
+    else:
+        with pytest.raises(IndexError, match=rf"got {target[~valid][0]} at target\[{np.argmin(valid)}\]"):
+            crossent.cross_entropy(x, torch.from_numpy(target), ignore_index=-1)
