@@ -1,0 +1,143 @@
+"""Training: one run, a sweep of learning rates, and the choice of one. Nothing here can see a test part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossent.reference import Array
+from crossent.train import metrics
+from crossent.train.data import Part
+from crossent.train.losses import Candidate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every loss is trained: SGD with momentum, the rate falling linearly to zero."""
+
+    epochs: int
+    batch_size: int = 64
+    momentum: float = 0.9
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what: a fresh model, the rows to learn from, and the rows to choose by."""
+
+    build: Callable[[], nn.Module]
+    train: Part
+    validation: Part
+    recipe: Recipe
+
+
+class Epoch(NamedTuple):
+    """What a run tells while it goes on."""
+
+    rate: float
+    seed: int
+    number: int
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and its history, an entry an epoch; ``validation_nll`` is nan if training diverged."""
+
+    model: nn.Module
+    rate: float
+    seed: int
+    train_loss: tuple[float, ...]
+    validation_accuracy: tuple[float, ...]
+    validation_nll: float
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: small models gain nothing from more, and their numbers would depend on how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit(task: Task, candidate: Candidate, rate: float, seed: int, on_epoch: OnEpoch) -> Fitted:
+    """Train a fresh model at one rate; the seed fixes its first weights and the order of the rows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = task.build()
+    order = torch.Generator().manual_seed(seed)
+    epochs = task.recipe.epochs
+    optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=task.recipe.momentum)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: 1 - done / epochs)
+    losses: list[float] = []
+    accuracies: list[float] = []
+    for number in range(1, epochs + 1):
+        # Weights of nan stay so: the epochs left would repeat the last one.
+        if losses and math.isnan(losses[-1]):
+            losses.append(losses[-1])
+            accuracies.append(accuracies[-1])
+        else:
+            losses.append(train_epoch(model, candidate, optimiser, batches(task, order)))
+            decay.step()
+            accuracies.append(metrics.accuracy(*predict(model, candidate, task.validation)))
+        on_epoch(Epoch(rate, seed, number, accuracies[-1]))
+    final = metrics.nll(*predict(model, candidate, task.validation))
+    return Fitted(model, rate, seed, tuple(losses), tuple(accuracies), final)
+
+
+def batches(task: Task, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Deal the training rows in a new random order."""
+    rows = torch.randperm(len(task.train.labels), generator=order)
+    yield from zip(
+        task.train.inputs[rows].split(task.recipe.batch_size),
+        task.train.labels[rows].split(task.recipe.batch_size),
+        strict=True,
+    )
+
+
+def train_epoch(
+    model: nn.Module,
+    candidate: Candidate,
+    optimiser: torch.optim.Optimizer,
+    rows: Iterable[tuple[Tensor, Tensor]],
+) -> float:
+    """Go through the rows once; return the mean of the batches' losses."""
+    seen = []
+    for inputs, labels in rows:
+        optimiser.zero_grad()
+        loss = candidate.loss(model(inputs), labels)
+        loss.backward()
+        optimiser.step()
+        seen.append(loss.detach())
+    return float(torch.stack(seen).mean())
+
+
+def predict(model: nn.Module, candidate: Candidate, part: Part) -> tuple[Array, metrics.Labels]:
+    """Compute the log-probabilities that a loss's model gives to the rows of a part, beside their labels."""
+    with torch.no_grad():
+        return candidate.log_probabilities(model(part.inputs)).numpy(), part.labels.numpy()
+
+
+def sweep(task: Task, candidate: Candidate, rates: Sequence[float], seed: int, on_epoch: OnEpoch) -> tuple[Fitted, ...]:
+    """Train once at each rate."""
+    return tuple(fit(task, candidate, rate, seed, on_epoch) for rate in rates)
+
+
+def choose(fitted: Sequence[Fitted]) -> Fitted:
+    """Choose the run that ends with the best validation accuracy; among equals, the lowest validation NLL."""
+
+    def merit(run: Fitted) -> tuple[float, float]:
+        return run.validation_accuracy[-1], -math.inf if math.isnan(run.validation_nll) else -run.validation_nll
+
+    return max(fitted, key=merit)

@@ -1,0 +1,106 @@
+"""One self-contained HTML page: no script, no request, pictures inside, readable in the dark and on a telephone."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+
+from crossent.train.tables import Grid
+
+_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --line: #d5dae1; --mark: #fff0c2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ee; --soft: #a3adba; --paper: #14171c; --line: #39404a; --mark: #4d3f12; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 62rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .8rem; text-wrap: balance; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .6rem; }
+p, dl { max-width: 44rem; }
+.lead { font-size: 1.1rem; }
+.notice { border-left: 4px solid #d55e00; padding-left: .8rem; }
+figure { margin: 1rem 0 .5rem; }
+figcaption { font-weight: 600; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .94rem; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { font-weight: 500; color: var(--soft); vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+@media (max-width: 32rem) { table { font-size: .84rem; } th, td { padding-right: .5rem; } th { white-space: normal; } }
+td b { background: var(--mark); padding: .1rem .25rem; margin-right: -.25rem; border-radius: .2rem; }
+.note, footer { color: var(--soft); font-size: .88rem; max-width: 48rem; margin: .4rem 0; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
+.pictures picture { flex: 1 1 19rem; min-width: 0; }
+img { width: 100%; height: auto; display: block; }
+dt { color: var(--soft); font-size: .88rem; margin-top: .5rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere; }
+"""
+
+
+def page(title: str, body: list[str]) -> str:
+    """Put the parts of a page together."""
+    return f"""<!doctype html>
+<html lang="en-GB">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_CSP}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{chr(10).join(body)}
+</body>
+</html>
+"""
+
+
+def heading(text: str, level: int = 2) -> str:
+    """Write a heading."""
+    return f"<h{level}>{escape(text)}</h{level}>"
+
+
+def prose(text: str, style: str = "") -> str:
+    """Write a paragraph."""
+    return f'<p class="{style}">{escape(text)}</p>' if style else f"<p>{escape(text)}</p>"
+
+
+def table(grid: Grid) -> str:
+    """Write a grid with its notes; what is marked is bold and has its star."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in grid.columns)
+    rows = "\n".join(f"<tr>{_cells(grid, i)}</tr>" for i in range(len(grid.rows)))
+    notes = "\n".join(prose(note, "note") for note in grid.notes)
+    return (
+        f'<figure><figcaption>{escape(grid.title)}</figcaption><div class="scroll"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div></figure>\n{notes}"
+    )
+
+
+def _cells(grid: Grid, i: int) -> str:
+    return "".join(
+        f"<td><b>{escape(cell)}*</b></td>" if (i, j) in grid.marked else f"<td>{escape(cell)}</td>"
+        for j, cell in enumerate(grid.rows[i])
+    )
+
+
+def pictures(*shown: tuple[bytes, bytes, str]) -> str:
+    """Show SVG pictures beside each other where there is room; each is given for light, for dark, and in words."""
+    parts = (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
+        f'<img src="{_uri(light)}" alt="{escape(words)}"></picture>'
+        for light, dark, words in shown
+    )
+    return f'<div class="pictures">{"".join(parts)}</div>'
+
+
+def _uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def facts(pairs: dict[str, str]) -> str:
+    """List what was set and measured, term by term."""
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items()) + "</dl>"

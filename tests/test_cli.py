@@ -1,0 +1,241 @@
+"""The command line as a person or a script meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from importlib.metadata import requires
+
+import pytest
+from click.testing import CliRunner
+
+from crossent import __version__, cli
+from crossent.train import DIGITS_LOSSES
+
+COMMAND = [sys.executable, "-c", "from crossent.cli import main; main(prog_name='crossent')"]
+FILES = ("report.html", "digits.png", "results.json")
+
+
+def asked(*args, **environ):
+    """Run the command without a terminal; standard output and error come apart."""
+    clean = dict.fromkeys(("NO_COLOR", "FORCE_COLOR", "COLUMNS"))
+    return CliRunner().invoke(cli.main, args, env={**clean, **environ})
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A quick run into a directory that is not there yet."""
+    out = tmp_path_factory.mktemp("quick") / "new" / "directory"
+    return out, asked("train", "digits", "--quick", "--out", str(out))
+
+
+# --- help and info ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"], ["train", "digits", "-h"]])
+def test_help_imports_nothing_heavy(args):
+    script = (
+        "import sys\nfrom crossent.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "    heavy = {'torch', 'numpy', 'matplotlib', 'sklearn', 'rich'} & set(sys.modules)\n"
+        "    sys.exit(str(heavy) if heavy else stop.code)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_help_names_every_loss():
+    said = asked("train", "digits", "--help").output
+    for name, what in DIGITS_LOSSES.items():
+        assert re.search(rf"^ +{name} +{re.escape(what)}$", said, re.MULTILINE)
+
+
+def test_version():
+    assert asked("--version").output == f"crossent, version {__version__}\n"
+
+
+def test_info_names_versions_implementations_and_extras(monkeypatch):
+    import crossent as package
+
+    monkeypatch.setattr(package, "implementations", lambda: {"eager": None, "triton": "no GPU"})
+    ran = asked("info")
+    assert ran.exit_code == 0
+    for line in (rf"crossent +{__version__}", r"torch +\d", r"numpy +\d", r"threads +\d+ of \d+ CPUs"):
+        assert re.search(rf"^{line}", ran.output, re.MULTILINE)
+    assert re.search(r"^  eager +available$", ran.output, re.MULTILINE)
+    assert re.search(r"^  triton +no: no GPU$", ran.output, re.MULTILINE)
+    assert re.search(r"^  demo +installed$", ran.output, re.MULTILINE)
+
+
+def test_info_says_what_an_extra_lacks(monkeypatch):
+    monkeypatch.setitem(cli.EXTRAS, "demo", ("click", "no-such-package"))
+    assert "lacks no-such-package: pip install 'crossent[demo]'" in asked("info").output
+
+
+def test_extras_are_those_of_the_package():
+    declared = requires("crossent") or []
+    for extra, packages in cli.EXTRAS.items():
+        lines = [line for line in declared if re.search(rf"extra == ['\"]{extra}['\"]", line)]
+        names = {re.match(r"[\w.-]+", line)[0] for line in lines} - {"torch"}
+        assert names == set(packages)
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(quick):
+    ran = quick[1]
+    assert ran.exit_code == 0
+    for name in DIGITS_LOSSES:
+        assert re.search(rf"^ {name} +[\d.]+ +\d+\.\d +[\d.]+ +[\d.]+ +(\d+|never)", ran.stdout, re.MULTILINE)
+        assert re.search(rf"^{name} +rate [\d.]+ of 2 +validation +[\d.]+% +[\d.]+ s$", ran.stderr, re.MULTILINE)
+    assert "validation  " not in ran.stdout
+    assert "NLL" not in ran.stderr
+
+
+def test_a_quick_run_says_that_its_figures_mean_nothing(quick):
+    assert "not meant to be compared" in quick[1].stdout
+
+
+def test_every_path_is_written_and_named(quick):
+    out, ran = quick
+    assert ran.stdout.endswith("".join(["Written:\n", *(f"  {out / name}\n" for name in FILES)]))
+    assert all((out / name).stat().st_size > 1000 for name in FILES)
+
+
+def test_output_has_no_colour_in_a_pipe_and_fits_80_columns(quick):
+    _, ran = quick
+    assert "\x1b" not in ran.stdout + ran.stderr
+    table = ran.stdout.split("Written:")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
+
+
+def test_no_color_is_honoured_where_colour_is_forced(tmp_path):
+    args = ("train", "digits", "--quick", "--losses", "ce", "--lr", "0.1", "--out", str(tmp_path))
+    colour = re.compile(r"\x1b\[(3|4|9|\d+;)")
+    forced = asked(*args, FORCE_COLOR="1")
+    assert colour.search(forced.stderr)
+    plain = asked(*args, FORCE_COLOR="1", NO_COLOR="1")
+    assert not colour.search(plain.stderr)
+    assert not colour.search(plain.stdout)
+
+
+def test_json_is_the_only_thing_on_stdout_and_the_file_besides(tmp_path):
+    ran = asked("train", "digits", "--quick", "--losses", "bce,ce", "--json", "--out", str(tmp_path))
+    assert ran.exit_code == 0
+    document = json.loads(ran.stdout)
+    assert document == json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert document["schema"] == "crossent.digits/1"
+    assert [loss["name"] for loss in document["losses"]] == ["bce", "ce"]
+    assert str(tmp_path / "report.html") in ran.stderr
+
+
+def test_the_settings_are_obeyed(tmp_path):
+    options = ("--losses", "hinge", "--epochs", "2", "--seeds", "2", "--seed", "5", "--lr", "0.2")
+    ran = asked("train", "digits", "--quick", "--json", *options, "--out", str(tmp_path))
+    document = json.loads(ran.stdout)
+    assert document["settings"] == {
+        "losses": ["hinge"], "epochs": 2, "seeds": 2, "seed": 5, "rates": [0.2], "quick": True, "batch_size": 64,
+        "momentum": 0.9, "threads": 1,
+    }  # fmt: skip
+    assert [run["seed"] for run in document["losses"][0]["runs"]] == [5, 6]
+    assert document["losses"][0]["sweep"] == []
+
+
+def test_a_given_rate_shows_no_sweep(tmp_path):
+    ran = asked("train", "digits", "--quick", "--losses", "ce", "--lr", "0.1", "--out", str(tmp_path))
+    assert "learning rate" not in ran.stdout
+    assert "Scores on the" in ran.stdout
+
+
+def test_a_narrow_terminal_loses_no_number(tmp_path):
+    args = ("train", "digits", "--quick", "--losses", "ce-smooth", "--lr", "0.1", "--out", str(tmp_path))
+    said = asked(*args, COLUMNS="40").stdout
+    assert re.search(r"^ ce-smooth +0\.1 +\d+\.\d +\d\.\d{3} +\d\.\d{3} +(\d|never)", said, re.MULTILINE)
+    assert "…" not in said
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--losses", "ce,mse"], "no loss is called 'mse'; choose from ce, ce-smooth, bce"),
+        (["--losses", " , "], "no loss is named; choose from ce"),
+        (["--epochs", "0"], "--epochs"),
+        (["--seeds", "0"], "--seeds"),
+        (["--seed", "-1"], "--seed"),
+        (["--lr", "0"], "a learning rate is a number above 0, got 0"),
+        (["--lr", "nan"], "a learning rate is a number above 0, got nan"),
+        (["--lr", "fast"], "--lr"),
+        (["--out", __file__], "--out"),
+        (["--fast"], "No such option"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_says_why(args, said):
+    ran = asked("train", "digits", "--quick", *args)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert said in re.sub(r"\s+", " ", ran.stderr)
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("crossent.train.find_spec", lambda name: None if name == "sklearn" else object())
+    ran = asked("train", "digits", "--quick")
+    assert ran.exit_code == 1
+    assert ran.stderr == "Error: this job needs scikit-learn: pip install 'crossent[demo]'\n"
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_training():
+    ran = asked("train", "digits", "--quick", "--out", f"{__file__}/below")
+    assert ran.exit_code == 1
+    assert ran.stderr.startswith("Error: cannot write into")
+
+
+def test_an_interrupt_before_the_first_loss_keeps_nothing_and_says_so(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crossent.train.digits.train_loss", stop)
+    ran = asked("train", "digits", "--quick", "--out", str(tmp_path / "never"))
+    assert ran.exit_code == 1
+    assert ran.stdout == ""
+    assert ran.stderr == "Error: interrupted before the first loss was finished: nothing was kept\n"
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_an_interrupt_keeps_the_finished_losses_and_gives_the_cursor_back(tmp_path):
+    import pty
+
+    options = ["--losses", "ce,hinge", "--epochs", "20", "--lr", "0.1", "--seeds", "1", "--out", str(tmp_path)]
+    terminal, inner = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen(
+        [*COMMAND, "train", "digits", *options], stdin=inner, stdout=inner, stderr=inner, env=environ
+    )
+    os.close(inner)
+    shown = b""
+    while b"hinge" not in shown:
+        shown += os.read(terminal, 65536)
+    process.send_signal(signal.SIGINT)
+    # Linux says by an error, others by an empty read, that the other end is closed.
+    with contextlib.suppress(OSError):
+        while more := os.read(terminal, 65536):
+            shown += more
+    os.close(terminal)
+    assert process.wait(timeout=60) == 1
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    said = re.sub(r"\x1b\[[\d;?]*\w", "", shown.decode())
+    assert re.search(r"^ ce +0\.1 ", said, re.MULTILINE)
+    assert not re.search(r"^ hinge +0\.1 ", said, re.MULTILINE)
+    assert "Interrupted: only the finished losses are here. Missing: hinge." in said
+    assert "interrupted: what was finished is kept (ce)" in said
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["complete"] is False
+    assert all((tmp_path / name).exists() for name in FILES)
