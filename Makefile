@@ -1,11 +1,14 @@
 # make demo, make test: each makes its own virtual environment and installs what it needs.
 
 PYTHON ?= python3
+CXX ?= c++
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SANITIZED := build/sanitized
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -19,10 +22,29 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/run.py
 
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+wheel: | $(VENV)/.build
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+# The laws on kernels that watch every access and every overflow, in an environment that shares the packages of the other.
+sanitize: $(VENV)/.dev
+	$(PYTHON) -m venv --clear $(SANITIZED)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \
+		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
+		$(SANITIZED)/bin/python -m pytest tests/test_laws.py tests/test_properties.py -k native $(ARGS)
+
+# Without isolation, so that a change compiles only what it touches.
+$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
+	touch $@
+
+$(VENV)/.build: | $(VENV)/pyvenv.cfg
+	$(PIP) --quiet install 'scikit-build-core>=0.10' 'nanobind>=2.4,<4' cmake ninja
 	touch $@
 
 $(VENV)/pyvenv.cfg:

@@ -61,7 +61,8 @@ def cross_entropy(
         empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
         out_dtype: dtype of the result.
         dim: the class dimension; by default 0 for logits of one dimension and 1 for more.
-        impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused.
+        impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
+            derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.
 
     Returns:
         The loss, 0-d, or of the shape of the rows for ``reduction="none"``. Its dtype is that of ``input`` for indices and
@@ -96,20 +97,21 @@ def cross_entropy(
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim)
     _check_mean(reduction, denominator, empty)
     dtype = _result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    name = choose_implementation(logits, impl)
+    name = choose_implementation(logits, impl, target=described.values)
+    torchs_mean = reduction == "mean" and denominator is None and empty == "nan"
     if sample_weight is None:
-        loss, row_weight = ops.cross_entropy(logits, described, reduction != "none", name)
-        if reduction == "none" and input.dim() == 1:
-            loss = loss.squeeze(0)
+        how = reduction if torchs_mean or reduction == "none" else "sum"
+        loss, row_weight = ops.cross_entropy(logits, described, how, name)
     else:
-        loss, row_weight = ops.cross_entropy(logits, described, False, name)
-        if input.dim() == 1:
-            loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)
-        u = _sample_weight(sample_weight, loss, whole=True)
+        loss, row_weight = ops.cross_entropy(logits, described, "none", name)
+        assert row_weight is not None
+        u = _sample_weight(sample_weight, loss.squeeze(0) if input.dim() == 1 else loss, whole=True)
         loss, row_weight = loss * u, row_weight * u
         if reduction != "none":
             loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
-    if reduction == "mean":
+    if reduction == "none" and input.dim() == 1:
+        loss = loss.squeeze(0)
+    if reduction == "mean" and row_weight is not None:
         loss = _divide(loss, row_weight if denominator is None else denominator, empty)
     return loss if loss.dtype == dtype else loss.to(dtype)
 
@@ -152,7 +154,8 @@ def binary_cross_entropy_with_logits(
         denominator: a number or 0-d tensor that replaces what the mean divides by.
         empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
         out_dtype: dtype of the result.
-        impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused.
+        impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
+            derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.
 
     Returns:
         The loss, 0-d, or of the shape of ``input`` for ``reduction="none"``, in the dtype of the *target*, as in torch; float32
@@ -181,7 +184,7 @@ def binary_cross_entropy_with_logits(
     _check_binary(input, target, weight, pos_weight)
     _check_mean(reduction, denominator, empty)
     dtype = _result_dtype(target, (), out_dtype)
-    name = choose_implementation(input, impl)
+    name = choose_implementation(input, impl, target=target)
     total = reduction != "none" and sample_weight is None
     loss = ops.binary_cross_entropy(input, target, weight, pos_weight, total, name)
     divisor: float | Tensor = input.numel()

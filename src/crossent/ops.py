@@ -34,13 +34,15 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def _differentiated(*tensors: Tensor | None) -> bool:
+def _differentiated(grad: Tensor, *saved: Tensor | None) -> bool:
     """Whether a backward running now is itself transformed or differentiated, in reverse or in forward mode."""
     if torch.is_grad_enabled() or _transformed():
         return True
     if torch.compiler.is_compiling():
         return False
-    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)
+    if torch._C._functorch.is_legacy_batchedtensor(grad):  # of is_grads_batched
+        return True
+    return any(t is not None and unpack_dual(t).tangent is not None for t in (grad, *saved))
 
 
 def _primal(value: Any) -> Any:
@@ -68,10 +70,12 @@ def _plain(*tensors: Tensor | None) -> bool:
 
 def _gradients(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Lay each gradient out as its input is, as the operators promise; what was not asked for is an empty tensor."""
-    return tuple(x.new_empty(0) if g is None else _like(g, x) for g, x in zip(grads, inputs, strict=True))
+    return _like(grads[0], inputs[0]), _like(grads[1], inputs[1])
 
 
-def _like(g: Tensor, x: Tensor) -> Tensor:
+def _like(g: Tensor | None, x: Tensor) -> Tensor:
+    if g is None:
+        return x.new_empty(0)
     if g.stride() == x.stride():
         return g
     outer_first = sorted(range(x.dim()), key=torch.empty_like(x, device="meta").stride, reverse=True)
@@ -130,7 +134,7 @@ def _(grad, logits, target, weight, top, log_sum, ignore_index, label_smoothing,
     )
 
 
-class _CrossEntropy(Function):
+class _CompiledCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -163,7 +167,7 @@ class _CrossEntropy(Function):
         return (*grads, None, None, None, None)
 
 
-class _CrossEntropyTransformed(_CrossEntropy):
+class _TransformedCrossEntropy(_CompiledCrossEntropy):
     generate_vmap_rule = True
 
     @staticmethod
@@ -184,36 +188,48 @@ class _CrossEntropyTransformed(_CrossEntropy):
             return eager.cross_entropy_tangent(logits, described, ctx.reduce, (tangents[0], tangents[1], tangents[2]))
 
 
-class _CrossEntropyPlain(Function):
+class CrossEntropy(Function):
+    """Softmax cross entropy of plain tensors; the class is public for its name, which autograd shows."""
+
     @staticmethod
-    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, reduce, impl):
+    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, reduce, impl, mean):
         loss, row_weight, *lse = _forward(logits, target, weight, ignore_index, label_smoothing, reduce, impl)
         ctx.ignore_index, ctx.label_smoothing, ctx.reduce, ctx.impl = ignore_index, label_smoothing, reduce, impl
+        ctx.divisor = row_weight if mean else None
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(row_weight)
         ctx.save_for_backward(logits, target, weight, *lse)
         ctx.save_for_forward(logits, target, weight)
+        if mean:  # here it is one operation, behind the Function it would be two and a node of the graph
+            return loss / row_weight
+        ctx.mark_non_differentiable(row_weight)
         return loss, row_weight
 
-    backward = _CrossEntropy.backward
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is not None and ctx.divisor is not None:
+            grad = grad / ctx.divisor
+        return (*_CompiledCrossEntropy.backward(ctx, grad), None)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         if tangents[2] is not None and not ctx.saved_tensors[1].is_floating_point():
             raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
-        return _CrossEntropyTransformed.jvp(ctx, *tangents), None
+        tangent = _TransformedCrossEntropy.jvp(ctx, *tangents)
+        return (tangent, None) if ctx.divisor is None else tangent / ctx.divisor
 
 
-def cross_entropy(logits: Tensor, target: Target, reduce: bool, impl: str) -> tuple[Tensor, Tensor]:
-    """Compute the loss and the weight of every row, or the sum of both over the rows."""
+def cross_entropy(logits: Tensor, target: Target, reduction: str, impl: str) -> tuple[Tensor, Tensor | None]:
+    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
+    reduce, mean = reduction != "none", reduction == "mean"
     if _plain(logits, target.values, target.weight):
-        loss, row_weight = _CrossEntropyPlain.apply(logits, *target, reduce, impl)
-    elif _transformed():
-        loss = _CrossEntropyTransformed.apply(logits, *target, reduce, impl)
+        result = CrossEntropy.apply(logits, *target, reduce, impl, mean)
+        return (result, None) if mean else result
+    if _transformed():
+        loss = _TransformedCrossEntropy.apply(logits, *target, reduce, impl)
         row_weight = eager.row_weights(logits, target, reduce)
     else:
-        loss, row_weight, _, _ = _CrossEntropy.apply(logits, *target, reduce, impl)
-    return loss, row_weight
+        loss, row_weight, _, _ = _CompiledCrossEntropy.apply(logits, *target, reduce, impl)
+    return (loss / row_weight, None) if mean else (loss, row_weight)
 
 
 # --- binary cross entropy ---------------------------------------------------------------------------------------------
@@ -256,7 +272,7 @@ def _(grad, logits, target, weight, pos_weight, needs, impl):
     )
 
 
-class _BinaryCrossEntropy(Function):
+class _CompiledBinaryCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -285,7 +301,7 @@ class _BinaryCrossEntropy(Function):
         return (*grads, None, None, None, None)
 
 
-class _BinaryCrossEntropyTransformed(_BinaryCrossEntropy):
+class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     generate_vmap_rule = True
 
     @staticmethod
@@ -299,30 +315,32 @@ class _BinaryCrossEntropyTransformed(_BinaryCrossEntropy):
             return eager.binary_cross_entropy_tangent(logits, target, weight, pos_weight, ctx.reduce, tangents[:4])
 
 
-class _BinaryCrossEntropyPlain(Function):
+class BinaryCrossEntropy(Function):
+    """Binary cross entropy of plain tensors; the class is public for its name, which autograd shows."""
+
     @staticmethod
     def forward(ctx, logits, target, weight, pos_weight, reduce, impl):
         ctx.set_materialize_grads(False)
-        _BinaryCrossEntropy.setup_context(ctx, (logits, target, weight, pos_weight, reduce, impl), None)
+        _CompiledBinaryCrossEntropy.setup_context(ctx, (logits, target, weight, pos_weight, reduce, impl), None)
         return _binary_forward(logits, target, weight, pos_weight, reduce, impl)
 
-    backward = _BinaryCrossEntropy.backward
+    backward = _CompiledBinaryCrossEntropy.backward
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         if tangents[2] is not None or tangents[3] is not None:
             raise RuntimeError("binary_cross_entropy_with_logits is not differentiable in weight and pos_weight")
-        return _BinaryCrossEntropyTransformed.jvp(ctx, *tangents)
+        return _TransformedBinaryCrossEntropy.jvp(ctx, *tangents)
 
 
 def binary_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduce: bool, impl: str
 ) -> Tensor:
     """Compute the loss of every element, or its sum."""
-    function: Any = _BinaryCrossEntropy
+    function: Any = _CompiledBinaryCrossEntropy
     if _plain(logits, target, weight, pos_weight):
-        function = _BinaryCrossEntropyPlain
+        function = BinaryCrossEntropy
     elif _transformed():
-        function = _BinaryCrossEntropyTransformed
+        function = _TransformedBinaryCrossEntropy
     loss: Tensor = function.apply(logits, target, weight, pos_weight, reduce, impl)
     return loss

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
+
+from crossent.impl import eager
 
 NAMES = ("eager", "native", "triton")
+_LOADED: dict[str, ModuleType] = {"eager": eager}
+_MISSING = {"triton": "the Triton kernels are not part of this version"}
 
-_MISSING = {
-    "native": "the compiled CPU kernels are not part of this version",
-    "triton": "the Triton kernels are not part of this version",
-}
+try:
+    from crossent.impl import native
+except ImportError as error:
+    _MISSING["native"] = f"the compiled CPU kernels are not installed ({error})"
+else:
+    _LOADED["native"] = native
 
 
 def implementations() -> dict[str, str | None]:
@@ -27,25 +29,29 @@ def implementations() -> dict[str, str | None]:
     return {name: _MISSING.get(name) for name in NAMES}
 
 
-def choose_implementation(logits: Tensor, impl: str | None = None) -> str:
-    """Name the implementation that a call with these logits and this ``impl`` runs; a name is obeyed or refused, never replaced.
+def choose_implementation(logits: Tensor, impl: str | None = None, *, target: Tensor | None = None) -> str:
+    """Name the implementation that a call with these arguments runs; a name is obeyed or refused, never replaced.
 
     Raises:
         ValueError: ``impl`` is no implementation's name.
-        RuntimeError: it is one, but cannot run here.
+        RuntimeError: it is one, but cannot run here or on these tensors.
 
     >>> import torch
-    >>> choose_implementation(torch.zeros(2, 3))
+    >>> choose_implementation(torch.zeros(2, 3), "eager")
     'eager'
     """
-    if impl is None or impl == "eager":
+    if impl == "eager":
         return "eager"
+    if impl is None:
+        return "eager" if "native" in _MISSING or load("native").refuses(logits, target) else "native"
     if impl not in NAMES:
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, NAMES))}, got {impl!r}")
-    raise RuntimeError(f"impl={impl!r} cannot run here: {_MISSING[impl]}; use impl='eager' or leave it out")
+    reason = _MISSING.get(impl) or load(impl).refuses(logits, target)
+    if reason:
+        raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='eager' or leave it out")
+    return impl
 
 
-@cache
 def load(name: str) -> ModuleType:
-    """Import the implementation of that name."""
-    return import_module(f"{__name__}.{name}")
+    """Return the implementation of that name."""
+    return _LOADED[name]

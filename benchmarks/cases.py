@@ -1,0 +1,101 @@
+"""The problems that are measured, and the contenders that solve them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import crossent
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: the logits' shape and dtype, and what is asked of them.
+
+    ``name`` is for ``--only``, ``title`` for people. ``quick`` cases make up the ``--quick`` run; ``small`` ones are all
+    overhead and get a table of their own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    note: str = ""
+    variant: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    channels_last: bool = False
+    quick: bool = False
+    small: bool = False
+
+    @property
+    def title(self) -> str:
+        """Say in words what is measured."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{name} {self.shape}" + (f", {self.note}" if self.note else "")
+
+
+ROWS, BATCH, MAPS = (8192, 1000), 1024, (4, 21, 512, 512)
+
+CASES = [
+    Case("few-classes", (65536, 10), quick=True),
+    Case("plain", ROWS, quick=True),
+    Case("smoothing", ROWS, note="label smoothing", options={"label_smoothing": 0.1}),
+    Case("probabilities", ROWS, note="probability targets", variant="probabilities"),
+    Case("weights", ROWS, note="class weights, a third ignored", variant="weights"),
+    Case("vocabulary-32k", (BATCH, 32000), quick=True),
+    Case("vocabulary-32k-float16", (BATCH, 32000), torch.float16),
+    Case("vocabulary-128k", (BATCH, 128256)),
+    Case("vocabulary-128k-bfloat16", (BATCH, 128256), torch.bfloat16),
+    Case("segmentation", MAPS, note="contiguous"),
+    Case("segmentation-channels-last", MAPS, note="channels_last", channels_last=True),
+    Case("binary", ROWS, note="binary", variant="binary", quick=True),
+    Case("small-1", (1, 10), small=True),
+    Case("small-32", (32, 10), small=True, quick=True),
+    Case("small-128", (128, 100), small=True),
+]
+
+
+def logits(case: Case) -> Tensor:
+    """Draw the logits, a leaf that wants a gradient."""
+    x = torch.randn(case.shape, dtype=case.dtype)
+    if case.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x.requires_grad_()
+
+
+def arguments(case: Case) -> tuple[Tensor, dict[str, Any]]:
+    """Draw the target, and the options that go with it."""
+    classes = case.shape[1]
+    if case.variant == "binary":
+        return torch.rand(case.shape), {}
+    if case.variant == "probabilities":
+        return torch.randn(case.shape).softmax(1), case.options
+    target = torch.randint(classes, case.shape[:1] + case.shape[2:])
+    if case.variant == "weights":
+        target[torch.randperm(len(target))[: len(target) // 3]] = -100
+        return target, {"weight": torch.rand(classes) + 0.5}
+    return target, case.options
+
+
+def contenders(case: Case, target: Tensor, options: dict[str, Any]) -> dict[str, Loss]:
+    """Return the mean loss as a function of the logits alone, by each contender.
+
+    ``torch.compile`` starts from nothing for every problem, so that its code is made for these sizes and this number of
+    threads, and not for any.
+    """
+    binary = case.variant == "binary"
+    theirs = F.binary_cross_entropy_with_logits if binary else F.cross_entropy
+    ours = crossent.binary_cross_entropy_with_logits if binary else crossent.cross_entropy
+    torch.compiler.reset()
+    compiled = torch.compile(theirs, options={"cpp.threads": torch.get_num_threads()})
+    return {
+        "eager": lambda x: theirs(x, target, **options),
+        "compile": lambda x: compiled(x, target, **options),
+        "crossent": lambda x: ours(x, target, **options),
+    }

@@ -1,0 +1,178 @@
+"""Timing of interleaved contenders, after a check that they compute the same thing."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from statistics import median, quantiles
+
+import torch
+from cases import Case, Loss, arguments, contenders, logits
+from torch import Tensor
+
+import crossent
+
+BURST = 2e-3  # seconds that one timed burst of calls should last at least
+MOST_CALLS = 1000  # in a burst
+MOST_ROUNDS = 100
+LEAST_ROUNDS = 5
+
+# Relative errors of loss and gradient against torch's eager float32, allowed to crossent and to torch. In half precision
+# torch's eager rounds the logarithms of the probabilities, which costs it more than the last place.
+ALLOWED = {
+    torch.float32: {"crossent": 1e-4, "eager": 1e-4, "compile": 1e-4},
+    torch.bfloat16: {"crossent": 8e-3, "eager": 8e-2, "compile": 8e-2},
+    torch.float16: {"crossent": 1e-3, "eager": 1e-2, "compile": 1e-2},
+}
+
+
+def loss_and_gradient(f: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Run forward and backward once and take the gradient off the leaf."""
+    loss = f(x)
+    loss.backward()
+    grad, x.grad = x.grad, None
+    return loss.detach(), grad
+
+
+def wrong(loss: Tensor, grad: Tensor, reference: tuple[Tensor, Tensor], allowed: float) -> str | None:
+    """Compare with the reference; return what is wrong, or None.
+
+    Every element of the gradient may be off by ``allowed`` relative to itself, plus a ten-millionth of the largest and the
+    spacing of its dtype's smallest numbers: a probability may cancel, and a float16 gradient may underflow.
+    """
+    right_loss, right = reference
+    if not (loss.float() - right_loss).abs() <= allowed * right_loss.abs():
+        return f"loss {loss.item()} instead of {right_loss.item()}"
+    kind = torch.finfo(grad.dtype)
+    bound = right.abs().mul_(allowed).add_(1e-7 * right.abs().max() + kind.smallest_normal * kind.eps)
+    off = (grad.float() - right).abs_()
+    bad = ~(off <= bound)
+    return f"{int(bad.sum())} elements of the gradient, off by up to {off.max().item():.3g}" if bad.any() else None
+
+
+def warm_up(case: Case, peers: dict[str, Loss], x: Tensor) -> dict[str, str]:
+    """Run every contender and check its result, so that nothing wrong is timed; return the ones that cannot run, and why.
+
+    Raises:
+        AssertionError: a contender computes something else than torch does in float32.
+    """
+    failed: dict[str, str] = {}
+    reference = loss_and_gradient(peers["eager"], x.detach().float().requires_grad_())
+    for name, f in peers.items():
+        try:
+            result = loss_and_gradient(f, x)
+        except Exception as error:
+            if name != "compile":
+                raise
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        fault = wrong(*result, reference, ALLOWED[case.dtype][name])
+        if fault:
+            raise AssertionError(f"{name} is wrong for {case.title}: {fault}")
+        del result
+        loss_and_gradient(f, x)
+    return failed
+
+
+def copying(x: Tensor) -> Callable[[], None]:
+    """Return the unit: one plain copy of the logits into a tensor that exists."""
+    x = x.detach()
+    y = torch.empty_like(x).copy_(x)
+
+    def step() -> None:
+        y.copy_(x)
+
+    return step
+
+
+def training(f: Loss, x: Tensor) -> Callable[[], None]:
+    """Return forward and backward with a fresh gradient, which is made and freed inside, at its maker's cost."""
+
+    def step() -> None:
+        f(x).backward()
+        x.grad = None
+
+    return step
+
+
+def burst(step: Callable[[], None], calls: int) -> float:
+    """Return the seconds that one call takes, averaged over a burst of them."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - start) / calls
+
+
+def calls_for(step: Callable[[], None]) -> int:
+    """Find how many calls make a burst long enough for the clock."""
+    calls = 1
+    while calls < MOST_CALLS and calls * (each := burst(step, calls)) < BURST:
+        calls = min(MOST_CALLS, max(2 * calls, int(BURST / each) + 1))
+    return calls
+
+
+def interleave(steps: dict[str, Callable[[], None]], seconds: float) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Time bursts of each contender in turn, round by round, each round beginning with another one.
+
+    Garbage is collected between the rounds and not within.
+    """
+    calls = {name: calls_for(step) for name, step in steps.items()}
+    order = list(steps)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for done in range(MOST_ROUNDS):
+            if done >= LEAST_ROUNDS and (time.perf_counter() - start) * (done + 1) / done > seconds:
+                break
+            for name in order:
+                times[name].append(burst(steps[name], calls[name]))
+            order.append(order.pop(0))
+            gc.collect()
+    finally:
+        gc.unfreeze()
+        gc.enable()
+    return times, calls
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Return the median over the rounds of the ratio within a round."""
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def spread(times: list[float]) -> float:
+    """Return the distance of the quartiles relative to the median: how noisy the measurement was."""
+    low, middle, high = quantiles(times, n=4)
+    return (high - low) / middle
+
+
+def measure(case: Case, threads: int, seconds: float) -> dict:
+    """Check and time one problem with so many threads; return its row of the results."""
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    x, (target, options) = logits(case), arguments(case)
+    peers = contenders(case, target, options)
+    failed = warm_up(case, peers, x)
+    steps = {"copy": copying(x)} | {name: training(f, x) for name, f in peers.items() if name not in failed}
+    times, calls = interleave(steps, seconds)
+    return {
+        "name": case.name,
+        "title": case.title,
+        "shape": list(case.shape),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "small": case.small,
+        "threads": threads,
+        "implementation": crossent.choose_implementation(x, target=target),
+        "rounds": len(times["copy"]),
+        "calls": calls,
+        "ms": {name: 1e3 * median(t) for name, t in times.items()},
+        "spread": {name: spread(t) for name, t in times.items()},
+        "copies": {name: ratio(t, times["copy"]) for name, t in times.items() if name != "copy"},
+        "over_crossent": {
+            name: ratio(times[name], times["crossent"]) for name in ("eager", "compile") if name in times
+        },
+        "failed": failed,
+    }

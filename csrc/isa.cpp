@@ -1,0 +1,17 @@
+// The kernels for one instruction set, named by the macro ISA; compiled once for each with that set's flags.
+
+#include "kernels.h"
+
+#define PASTE(a, b) a##b
+#define TABLE(isa) PASTE(kernels_, isa)
+#define STRING(x) #x
+#define NAME(isa) STRING(isa)
+
+extern const Kernels TABLE(ISA);
+const Kernels TABLE(ISA) = {
+    NAME(ISA),
+    {softmax_forward<float>, softmax_forward<double>, softmax_forward<bf16>, softmax_forward<half>},
+    {softmax_backward<float>, softmax_backward<double>, softmax_backward<bf16>, softmax_backward<half>},
+    {binary_forward<float>, binary_forward<double>, binary_forward<bf16>, binary_forward<half>},
+    {binary_backward<float>, binary_backward<double>, binary_backward<bf16>, binary_backward<half>},
+};

@@ -1,0 +1,75 @@
+// What a kernel is given: plain structures of pointers, sizes and strides (in elements).
+
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+constexpr int LANES = 32;  // accumulators of a row
+constexpr int ROWS = 128;  // rows of a tile
+
+enum DType { F32, F64, BF16, F16, DTYPES };  // of logits, gradients and probability targets
+enum IndexType { I8, I16, I32, I64, U8, U16, U32, U64 };
+
+// Rows are numbered outer-major: row = o * inner + i. A tensor of logits has its element (o, class, i) at these strides.
+struct Strides {
+    int64_t outer, classes, inner;
+};
+
+// Softmax cross entropy. `R` below is float, or double for float64 logits.
+struct Softmax {
+    int64_t outer, inner, classes;
+    const void* logits;
+    Strides at;
+    const void* target;  // indices, one a row and contiguous; or probabilities with strides of their own
+    int64_t index_type;  // an IndexType, or -1 for probabilities
+    bool wide_target;    // probabilities are R, not of the dtype of the logits
+    Strides target_at;
+    const void* weight;  // R, one a class, or null
+    double weight_sum;   // Σ c
+    int64_t ignore_index;
+    double smoothing, share;  // ε and ε / C
+    void *top, *log_sum;  // R, one a row: written forward, read backward
+
+    // forward
+    void *loss, *row_weight;  // R, one a row; or null, and then
+    double* partial;          // two sums a tile
+    std::atomic<bool>* out_of_range;
+
+    // backward
+    const void* grad;  // R, one a row or one number
+    bool grad_rows;
+    void* grad_logits;  // or null
+    Strides grad_at;
+    void* grad_target;  // of the dtype of the target, or null
+    Strides grad_target_at;
+
+    // Long contiguous rows are taken one at a time, everything else as tiles of ROWS rows side by side.
+    int64_t rows_per_tile;
+    int64_t tiles_per_outer() const { return (inner + rows_per_tile - 1) / rows_per_tile; }
+    int64_t tiles() const { return outer * tiles_per_outer(); }
+};
+
+// Binary cross entropy over outer × inner elements; logits, target and gradients are contiguous.
+struct Binary {
+    int64_t outer, inner;
+    const void *logits, *target;
+    bool wide_target;
+    const void *weight, *pos_weight;  // R, or null, with strides over (outer, inner)
+    int64_t weight_at[2], pos_weight_at[2];
+    void* loss;       // R, or null, and then
+    double* partial;  // a sum for every block
+    const void* grad;
+    bool grad_rows;
+    void *grad_logits, *grad_target;
+};
+
+constexpr int64_t BLOCK = 1024;  // elements of a row that are worked on at a time, in the nearest cache
+
+// One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (Binary) [begin, end).
+struct Kernels {
+    const char* name;
+    void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
+    void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
+    void (*binary_forward[DTYPES])(const Binary&, int64_t begin, int64_t end);
+    void (*binary_backward[DTYPES])(const Binary&, int64_t begin, int64_t end);
+};

@@ -1,0 +1,70 @@
+// Tensors as they come from Python: a borrowed DLTensor, by DLPack's C exchange API where the tensor's type offers one.
+
+#pragma once
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <stdexcept>
+
+namespace nb = nanobind;
+
+namespace dlpack {
+struct Device { int32_t type, id; };
+struct DataType { uint8_t code, bits; uint16_t lanes; };
+struct Tensor {
+    void* data;
+    Device device;
+    int32_t ndim;
+    DataType dtype;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+struct ExchangeAPI {
+    uint32_t major, minor;
+    void *previous, *allocate, *managed_from_object, *object_from_managed;
+    int (*view)(void* object, Tensor* to);
+};
+enum Code { INT = 0, UINT = 1, FLOAT = 2, BFLOAT = 4 };
+constexpr int32_t CPU = 1;
+}  // namespace dlpack
+
+// Borrowed: it lives no longer than the call it was made for.
+class View : public dlpack::Tensor {
+  public:
+    explicit View(nb::handle tensor) {
+        if (const dlpack::ExchangeAPI* api = exchange(tensor)) {
+            if (api->view(tensor.ptr(), this) != 0) throw nb::python_error();
+        } else {
+            keep_ = tensor.attr("detach")().attr("__dlpack__")();
+            void* managed = PyCapsule_GetPointer(keep_.ptr(), "dltensor");
+            if (!managed) throw nb::python_error();
+            static_cast<dlpack::Tensor&>(*this) = *static_cast<dlpack::Tensor*>(managed);
+        }
+        if (device.type != dlpack::CPU) throw std::invalid_argument("the native kernels take CPU tensors only");
+        if (!data && numel() > 0) throw std::invalid_argument("a tensor without memory, such as a meta or fake one, has nothing to compute with");
+    }
+
+    void* pointer() const { return static_cast<char*>(data) + byte_offset; }
+    int64_t numel() const {
+        int64_t n = 1;
+        for (int32_t d = 0; d < ndim; d++) n *= shape[d];
+        return n;
+    }
+
+  private:
+    static const dlpack::ExchangeAPI* exchange(nb::handle tensor) {
+        static PyTypeObject* known = nullptr;  // of torch.Tensor, which never goes away
+        static const dlpack::ExchangeAPI* api = nullptr;
+        PyTypeObject* type = Py_TYPE(tensor.ptr());
+        if (type == known) return api;
+        nb::object capsule = nb::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", nb::none());
+        if (capsule.is_none()) return nullptr;
+        auto* found = static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+        if (!found) throw nb::python_error();
+        if (found->major != 1) return nullptr;
+        if (!known) known = type, api = found;
+        return found;
+    }
+
+    nb::object keep_;
+};
