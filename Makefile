@@ -29,7 +29,7 @@ wheel: | $(VENV)/.build
 
 # The laws on kernels that watch every access and every overflow, in an environment that shares the packages of the other.
 sanitize: $(VENV)/.dev
-	$(PYTHON) -m venv --clear $(SANITIZED)
+	$(BIN)/python -m venv --clear $(SANITIZED)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 		"$$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
 	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \

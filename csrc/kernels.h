@@ -270,7 +270,7 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
             const R keep = g * R(1 - p.smoothing);
             for (int64_t j = 0; j < n; j++) {
                 R cost = (top - block[j]) + log_sum;
-                narrow(keep * (c ? times(c[j], cost) : cost), to[(k + j) * p.grad_target_at.classes]);
+                narrow(times(keep, c ? times(c[j], cost) : cost), to[(k + j) * p.grad_target_at.classes]);
             }
         }
     }
@@ -535,7 +535,7 @@ template <class R> struct Slopes {
             const R* __restrict x = block + j * pitch;
             R* __restrict to = out + j * to_pitch;
             const R weight = c ? c[j] : R(1);
-            for (int l = 0; l < ROWS; l++) to[l] = keep * g[l] * times(weight, (top[l] - x[l]) + log_sum[l]);
+            for (int l = 0; l < ROWS; l++) to[l] = times(keep * g[l], times(weight, (top[l] - x[l]) + log_sum[l]));
         }
     }
 };

@@ -39,22 +39,27 @@ def problems(draw, numbers=NUMBERS):
 
 
 def compute(x, target, more, impl):
-    x = torch.from_numpy(x.copy()).requires_grad_()
+    """Compute the loss and its gradients; that of class indices is None."""
+    x, target = torch.from_numpy(x.copy()).requires_grad_(), torch.from_numpy(target.copy())
+    if target.is_floating_point():
+        target.requires_grad_()
     more = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in more.items()}
-    loss = crossent.cross_entropy(x, torch.from_numpy(target.copy()), impl=impl, **more)
+    loss = crossent.cross_entropy(x, target, impl=impl, **more)
     loss.sum().backward()
-    return loss.detach().numpy(), x.grad.numpy()
+    return loss.detach().numpy(), x.grad.numpy(), None if target.grad is None else target.grad.numpy()
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @given(problem=problems(ANY))
 def test_any_input_gives_what_the_reference_gives(impl, problem):
     x, target, more = problem
-    loss, grad = compute(x, target, more, impl)
+    loss, grad, target_grad = compute(x, target, more, impl)
     expected = reference.cross_entropy(x, target, **more)
     np.testing.assert_allclose(loss, expected.loss, rtol=2e-5, atol=1e-6)
     scale = np.abs(expected.grad[np.isfinite(expected.grad)]).max(initial=0)
     np.testing.assert_allclose(grad, expected.grad, rtol=2e-5, atol=1e-6 * scale + 2e-7)
+    if expected.target_grad is not None:
+        np.testing.assert_allclose(target_grad, expected.target_grad, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -64,8 +69,8 @@ def test_permutation_and_shift(impl, problem, seed):
     more = more | {"reduction": "none"}
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(x))
-    loss, grad = compute(x, target, more, impl)
-    moved_loss, moved_grad = compute(x[rows], target[rows], more, impl)
+    loss, grad, _ = compute(x, target, more, impl)
+    moved_loss, moved_grad, _ = compute(x[rows], target[rows], more, impl)
     np.testing.assert_array_equal(moved_loss, loss[rows])
     np.testing.assert_array_equal(moved_grad, grad[rows])
 

@@ -206,10 +206,8 @@ def cross_entropy(
     row_weight = (t @ c) if indices else valid * 1.0
     factor, loss = reduce_rows(row.loss, row_weight, sample_weight, reduction, denominator, empty)
     grad = times(factor[..., None] * valid[..., None], row.grad)
-    target_grad = (
-        None if indices else np.moveaxis((1 - label_smoothing) * times(factor[..., None], row.target_grad), -1, axis)
-    )
-    return LossAndGradient(loss, np.moveaxis(grad, -1, axis), target_grad)
+    target_grad = times((1 - label_smoothing) * factor[..., None], row.target_grad)
+    return LossAndGradient(loss, np.moveaxis(grad, -1, axis), None if indices else np.moveaxis(target_grad, -1, axis))
 
 
 def reduce_rows(

@@ -169,7 +169,7 @@ def cross_entropy_backward(
     if needs[1]:
         c = class_weights(target.weight, x)
         slope = -log_p if c is None else times(c, -log_p)
-        grad_target = ((1 - target.label_smoothing) * g * slope).to(target.values.dtype)
+        grad_target = times((1 - target.label_smoothing) * g, slope).to(target.values.dtype)
     if needs[2] and target.weight is not None:
         terms = g * times(smoothed_target(target, x), -log_p)
         grad_weight = terms.transpose(0, 1).reshape(x.shape[1], -1).sum(1).to(target.weight.dtype)
