@@ -33,7 +33,8 @@ sanitize: $(VENV)/.dev
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
 		"$$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
 	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \
-		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON .
+		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON \
+		--config-settings=install.strip=false .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
 		$(SANITIZED)/bin/python -m pytest tests/test_laws.py tests/test_properties.py -k native $(ARGS)

@@ -284,3 +284,13 @@ def test_blank_line_ends_each_session():
     for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")
+
+
+def test_the_readme_quotes_the_benchmarks_it_links_to():
+    root = DOCS.parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    table = (root / "benchmarks/results/table.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| [a-z][^|]*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", readme, re.MULTILINE)
+    assert len(quoted) == 8
+    for figures in quoted:
+        assert f"| {' | '.join(figures)} |" in table
