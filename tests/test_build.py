@@ -1,0 +1,220 @@
+"""What is compiled and shipped: the numbers of the kernels, each instruction set's object, the wheel with and without kernels."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+ARM = shutil.which("aarch64-linux-gnu-g++")
+WARNINGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror"]
+
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler")
+needs_arm = pytest.mark.skipif(not ARM, reason="there is no compiler for arm64 (g++-aarch64-linux-gnu)")
+
+
+def run(*command, **more):
+    """Run a command and return what it writes, or fail with all that it has said."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, check=False, **more)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")[-4000:]
+    return done.stdout
+
+
+def options(name):
+    """Read a list of compiler options from CMakeLists.txt."""
+    return re.search(rf"set\({name} (.*)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+
+
+def instruction_sets():
+    """List those that this build has and this processor runs."""
+    try:
+        from crossent import _native
+    except ImportError:
+        return []
+    return _native.isas()
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=instruction_sets() or ["none"])
+def numbers(request, tmp_path_factory):
+    """Compile numbers.cpp as the kernels are compiled; return the program."""
+    if not COMPILER:
+        pytest.skip("there is no C++ compiler")
+    flags = [] if request.param in ("none", "baseline") else options(f"flags_{request.param}")
+    program = tmp_path_factory.mktemp("numbers") / "numbers"
+    run(COMPILER, *WARNINGS, *options("arithmetic"), *flags, ROOT / "tests/numbers.cpp", "-o", program)
+    return program
+
+
+# The worst over all floats, found once by trying every one of them: exp 1.0103, expm1 1.20, log1p 1.2546; exp of doubles 1.6.
+BOUNDS = {"exp": 1.02, "expm1": 1.25, "log1p": 1.3, "exp64": 1.7, "expm164": 1.0, "log1p64": 1.0}
+
+
+def check_errors(report):
+    *errors, ends, nan = (line.split() for line in report.decode().splitlines())
+    assert {name for name, _, _ in errors} == set(BOUNDS)
+    for name, error, where in errors:
+        assert 0.4 < float(error) <= BOUNDS[name], f"{name}({where}) is {error} units of the last place off"
+    assert ends == ["ends", "1", "0", "0", "-1", "0"]
+    assert nan == ["nan", "111"]
+
+
+def test_elementary_functions_are_as_exact_as_they_say(numbers):
+    check_errors(run(numbers, 1009))
+
+
+@needs_arm
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="there is no qemu-aarch64 to run arm64 programs")
+def test_elementary_functions_on_arm(tmp_path):
+    run(ARM, *WARNINGS, *options("arithmetic"), "-static", ROOT / "tests/numbers.cpp", "-o", tmp_path / "numbers")
+    check_errors(run("qemu-aarch64", tmp_path / "numbers", 10007))
+
+
+def test_every_half_and_bfloat16_number_widens_and_narrows_back(numbers):
+    wide = np.frombuffer(run(numbers, "widen"), np.float32)
+    narrow = np.frombuffer(run(numbers, "narrow", input=wide.tobytes()), np.uint16).reshape(2, 65536, 2)
+    patterns = torch.arange(65536).to(torch.uint16)
+    for kind, dtype in enumerate((torch.float16, torch.bfloat16)):
+        expected = patterns.view(dtype).float().numpy()
+        ours, number = wide.reshape(2, -1)[kind], ~np.isnan(expected)
+        np.testing.assert_array_equal(ours, expected)
+        assert (np.signbit(ours) == np.signbit(expected)).all()
+        np.testing.assert_array_equal(narrow[kind, number, kind], patterns.numpy()[number])
+
+
+def test_narrowing_rounds_as_torch_does(numbers):
+    every = torch.arange(65536).to(torch.uint16)
+    bits = torch.randint(-(2**31), 2**31, (400_000,)).to(torch.int32)
+    common = [
+        bits.view(torch.float32),
+        torch.randn(100_000),
+        torch.tensor([65519.99, 65520.0, 65504.0, 2.0**-25, 1e-45]),
+    ]
+    for dtype in (torch.float16, torch.bfloat16):
+        value = every.view(dtype).float()
+        value = value[value.isfinite()].sort().values
+        tie = (value[1:] + value[:-1]) / 2
+        inf = torch.full_like(tie, torch.inf)
+        common += [value, tie, torch.nextafter(tie, inf), torch.nextafter(tie, -inf)]
+    x = torch.cat(common)
+    ours = torch.from_numpy(np.frombuffer(run(numbers, "narrow", input=x.numpy().tobytes()), np.uint16).copy()).view(
+        -1, 2
+    )
+    for kind, dtype in enumerate((torch.float16, torch.bfloat16)):
+        expected, got = x.to(dtype), ours[:, kind].contiguous().view(dtype)
+        assert (got.isnan() == x.isnan()).all()
+        number = ~x.isnan()
+        assert (got[number].view(torch.int16) == expected[number].view(torch.int16)).all()
+
+
+# --- objects and wheels -----------------------------------------------------------------------------------------------
+
+
+@needs_arm
+def test_kernels_compile_for_arm(tmp_path):
+    run(ARM, *WARNINGS, "-DISA=baseline", "-c", ROOT / "csrc/isa.cpp", "-o", tmp_path / "isa.o")
+
+
+def build(to, *settings, **more):
+    """Build a wheel with the tools of this environment and return its path."""
+    tools = [name for name in ("scikit_build_core", "nanobind") if importlib.util.find_spec(name) is None]
+    tools += [name for name in ("cmake", "ninja") if not (importlib.util.find_spec(name) or shutil.which(name))]
+    if tools:
+        pytest.skip(f"no wheel can be built here without {', '.join(tools)}; make test installs them")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation"]
+    run(*command, "--no-index", "--wheel-dir", to, *settings, ROOT, **more)
+    (wheel,) = to.glob("*.whl")
+    return wheel
+
+
+def install(wheel, to):
+    """Install a wheel in a fresh environment, which sees torch and the other packages of this one; return its Python."""
+    venv.create(to, with_pip=False)
+    python = to / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    site = sysconfig.get_path("purelib", vars={"base": str(to), "platbase": str(to)})
+    zipfile.ZipFile(wheel).extractall(site)
+    # Lines of a .pth file stand behind the wheel on the path, and an editable install in there is not awakened.
+    (Path(site) / "shared.pth").write_text(f"{Path(torch.__file__).parents[1]}\n{Path(np.__file__).parents[1]}\n")
+    return python
+
+
+def python(interpreter, code, cwd):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CROSSENT"))}
+    return run(interpreter, "-W", "error", "-c", code, cwd=cwd, env=clean).decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    if not instruction_sets():
+        pytest.skip("the compiled kernels are not installed")
+    return build(tmp_path_factory.mktemp("wheel"))
+
+
+def test_no_instruction_set_offers_its_code_to_another(wheel):
+    # The linker keeps one copy of a weak symbol for all: it could be one that this processor cannot run.
+    objects = list((ROOT / "build" / sys.implementation.cache_tag).glob("CMakeFiles/kernels_*.dir/csrc/isa.cpp.o*"))
+    assert {path.parts[-3] for path in objects} >= {f"kernels_{isa}.dir" for isa in instruction_sets()}
+    if not shutil.which("nm"):
+        pytest.skip("there is no nm")
+    for path in objects:
+        symbols = [line.split(maxsplit=2)[1:] for line in run("nm", "-C", "--defined-only", path).decode().splitlines()]
+        assert len(symbols) > 16
+        assert [name for kind, name in symbols if kind in "WVu"] == []
+        assert len([name for kind, name in symbols if kind.isupper()]) == 1, "the table of kernels, and nothing else"
+
+
+def test_the_wheel_has_everything_and_works(wheel, tmp_path):
+    version = sys.version_info[:2]
+    tag = "cp312-abi3" if version >= (3, 12) else "cp{0}{1}-cp{0}{1}".format(*version)
+    assert f"-{tag}-" in wheel.name
+    names = zipfile.ZipFile(wheel).namelist()
+    sources = {
+        str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/crossent").rglob("*.py*") if path.suffix != ".pyc"
+    }
+    assert sources | {"crossent/py.typed"} <= set(names)
+    assert len([name for name in names if re.fullmatch(r"crossent/_native\..*(so|pyd)", name)]) == 1
+    smoke = """
+import crossent, torch
+from crossent import _native
+print(crossent.__file__)
+print(_native.__file__)
+x, y = torch.randn(64, 1000, requires_grad=True), torch.randint(1000, (64,))
+assert crossent.choose_implementation(x) == "native"
+ours, theirs = crossent.cross_entropy(x, y, impl="native"), torch.nn.functional.cross_entropy(x, y)
+torch.testing.assert_close(ours, theirs)
+torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)))
+"""
+    interpreter = install(wheel, tmp_path / "environment")
+    places = python(interpreter, smoke, tmp_path)
+    assert len(places) == 2
+    assert all(Path(place).is_relative_to(tmp_path) for place in places)
+
+
+def test_without_a_compiler_the_package_is_installed_and_eager(tmp_path):
+    settings = ["--config-settings=build-dir=" + str(tmp_path / "objects")]
+    blind = os.environ | {"CC": "/nonexistent", "CXX": "/nonexistent"}
+    wheel = build(tmp_path / "wheel", *settings, env=blind)
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if "_native." in name and not name.endswith(".pyi")]
+    smoke = """
+import crossent, torch
+x = torch.zeros(2, 3)
+print(crossent.choose_implementation(x), f"{crossent.cross_entropy(x, torch.tensor([0, 1])):.4f}")
+from crossent.cli import main
+main(["info"])
+"""
+    said = python(install(wheel, tmp_path / "environment"), smoke, tmp_path)
+    assert said[0] == "eager 1.0986"
+    assert any(re.match(" *native +no: the compiled CPU kernels are not installed", line) for line in said)
