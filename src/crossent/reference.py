@@ -1,12 +1,13 @@
 """THE SPECIFICATION: every loss of the family in NumPy float64, with its analytic gradient.
 
-For logits ``x``, probabilities ``p = softmax(x)``, target weights ``t`` and class weights ``c``,
+For logits ``x``, probabilities ``p = softmax(x)``, target weights ``t``, class weights ``c`` and a penalty ``f`` for the
+probability given to a class, with ``s(p) = -f'(p) p``,
 
-    L = Σ_k c_k t_k (-log p_k)        mass = Σ_k c_k t_k        ∂L/∂x = mass · p - c ∘ t
+    L = Σ_k c_k t_k f(p_k)        w_k = c_k s(p_k)        mass = Σ_k w_k t_k        ∂L/∂x = mass · p - w ∘ t
 
-Every member is a choice of ``t``, of ``c``, or of what stands in the place of ``p``. The functions here are written to be
-read, not to be fast: they store everything, loop over nothing and never round below float64. What they return is what
-every implementation of this library is held to.
+Cross entropy is ``f = -log p`` and ``s = 1``. Every member is a choice of ``t``, of ``c``, of ``(f, s)``, or of what stands in
+the place of ``x``. The functions here are written to be read, not to be fast: they store everything, loop over nothing and
+never round below float64. What they return is what every implementation of this library is held to.
 
 Two conventions hold throughout: ``0 · inf = 0`` (a class without weight costs nothing, however impossible it is), and a
 row whose largest logit is not finite has no softmax, so its loss is nan.
@@ -14,12 +15,14 @@ row whose largest logit is not finite has no softmax, so its loss is nan.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 class LossAndGradient(NamedTuple):
@@ -32,6 +35,13 @@ class LossAndGradient(NamedTuple):
     loss: Array
     grad: Array
     target_grad: Array | None = None
+
+
+def times(weight: ArrayLike, value: ArrayLike) -> Array:
+    """Multiply, with ``0 · inf = 0``."""
+    weight, value = np.broadcast_arrays(np.asarray(weight, np.float64), np.asarray(value, np.float64))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where((weight == 0) & np.isinf(value), 0.0, weight * value)
 
 
 # --- p ----------------------------------------------------------------------------------------------------------------
@@ -66,6 +76,29 @@ def softmax(x: ArrayLike, axis: int = -1) -> Array:
     return np.exp(-surprisal(x, axis))
 
 
+def log_sum_exp(x: ArrayLike) -> Array:
+    """Compute ``lse = log Σ_k e^{x_k}`` over the last axis, which is ``x_k - log p_k`` for whichever k, here the largest.
+
+    >>> log_sum_exp([1000.0, 1000.0]).round(4)
+    np.float64(1000.6931)
+    """
+    x = np.asarray(x, np.float64)
+    if x.shape[-1] == 0:
+        return np.full(x.shape[:-1], -np.inf)
+    return np.asarray(x.max(-1) + surprisal(x).min(-1))
+
+
+def first_largest(x: Array) -> Bools:
+    """Mark the first of each row's largest entries.
+
+    >>> first_largest(np.array([1.0, 3.0, 3.0]))
+    array([False,  True, False])
+    """
+    if x.shape[-1] == 0:
+        return np.zeros(x.shape, bool)
+    return np.asarray(np.arange(x.shape[-1]) == x.argmax(-1, keepdims=True))
+
+
 def sigmoid(x: ArrayLike) -> Array:
     """Compute ``σ(x) = 1 / (1 + e^{-x})``, which is ``softmax([x, 0])[0]``.
 
@@ -98,6 +131,18 @@ def index_target(target: ArrayLike, num_classes: int, ignore_index: int = -100) 
     return np.asarray((target[..., None] == np.arange(num_classes)) * valid[..., None], np.float64)
 
 
+def multi_hot(labels: Iterable[Iterable[int]], num_classes: int) -> Array:
+    """Write one list of class indices a row, of any length, as a row of zeros and ones.
+
+    >>> multi_hot([[0, 2], [], [1]], 3)
+    array([[1., 0., 1.],
+           [0., 0., 0.],
+           [0., 1., 0.]])
+    """
+    rows = [index_target(np.array(list(row), np.int64), num_classes).max(0, initial=0.0) for row in labels]
+    return np.array(rows).reshape(len(rows), num_classes)
+
+
 def multilabel_target(labels: ArrayLike, axis: int = -1) -> Array:
     """Give each of a row's M labels ``t = 1/M``; real-valued labels are divided by their sum. A row without labels stays 0.
 
@@ -113,42 +158,270 @@ def multilabel_target(labels: ArrayLike, axis: int = -1) -> Array:
     return np.asarray(labels / np.where(total == 0, 1.0, total))
 
 
-def smooth(t: ArrayLike, label_smoothing: float, axis: int = -1) -> Array:
+def smooth(t: ArrayLike, label_smoothing: float, axis: int = -1, allowed: ArrayLike | None = None) -> Array:
     """Mix ``t`` with the uniform distribution: ``(1 - ε) t + ε/C``, whatever the mass of ``t``.
+
+    With a mask of allowed classes the uniform distribution is that over them: ``ε/|allowed|`` each, nothing elsewhere.
 
     >>> smooth([1.0, 0.0, 0.0], 0.03)
     array([0.98, 0.01, 0.01])
+    >>> smooth([1.0, 0.0, 0.0], 0.03, allowed=[True, True, False])
+    array([0.985, 0.015, 0.   ])
     """
     t = np.asarray(t, np.float64)
-    return np.asarray((1 - label_smoothing) * t + label_smoothing / max(t.shape[axis], 1))
+    allowed = np.broadcast_to(True if allowed is None else np.asarray(allowed, bool), t.shape)
+    size = np.maximum(allowed.sum(axis, keepdims=True), 1)
+    return np.asarray((1 - label_smoothing) * t + allowed * label_smoothing / size)
+
+
+# --- (f, s) -----------------------------------------------------------------------------------------------------------
+
+
+class Penalty(NamedTuple):
+    """What a class with probability ``p`` costs, ``f(p)``, and how hard it is pulled, ``s(p) = -f'(p) p``.
+
+    Both are functions of ``log p``, in which a hopeless class is not 0 and a confident one not 1: ``1 - p`` is
+    ``-expm1(log p)``. In it ``s`` is minus the slope of ``f``. They must hold for every ``log p`` from -inf to 0.
+    """
+
+    f: Callable[[Array], Array]
+    s: Callable[[Array], Array]
+
+
+def complement(log_p: Array) -> Array:
+    """Compute ``1 - p`` from ``log p``, as exactly as that is known."""
+    return np.asarray(0.0 - np.expm1(log_p))
+
+
+CROSS_ENTROPY = Penalty(np.negative, np.ones_like)
+
+
+def focal(gamma: float = 2.0) -> Penalty:
+    """Care less about what is known already: ``f = -(1-p)^γ log p`` and ``s = (1-p)^γ - γ p (1-p)^(γ-1) log p``, for ``γ ≥ 0``.
+
+    ``s`` is written ``(1-p)^γ (1 + γ p r)`` with ``r = -log p / (1-p)``, which tends to 1 as p tends to 1. So it tends to 0 there
+    for every γ > 0, though for γ < 1 the power in the formula alone is infinite.
+
+    Lin et al., "Focal Loss for Dense Object Detection", 2017.
+
+    >>> focal(2.0).f(np.log([0.1, 0.5])).round(4), focal(0.5).s(np.array([-50.0, 0.0]))
+    (array([1.8651, 0.1733]), array([1., 0.]))
+    """
+
+    def f(log_p: Array) -> Array:
+        return np.asarray(complement(log_p) ** gamma * (0.0 - log_p))
+
+    def s(log_p: Array) -> Array:
+        lack = complement(log_p)
+        ratio = np.where(lack > 0, -log_p / np.where(lack > 0, lack, 1.0), 1.0)
+        return np.asarray(lack**gamma * (1 + gamma * times(np.exp(log_p), ratio)))
+
+    return Penalty(f, s)
+
+
+def poly1(epsilon: float = 1.0) -> Penalty:
+    """Change the first coefficient of the expansion of ``-log p`` in ``1 - p``: ``f = -log p + ε (1-p)`` and ``s = 1 + ε p``.
+
+    Leng et al., "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", 2022.
+
+    >>> poly1(2.0).s(np.log([0.1, 0.9])).round(4)
+    array([1.2, 2.8])
+    """
+    return Penalty(lambda log_p: -log_p + epsilon * complement(log_p), lambda log_p: 1 + epsilon * np.exp(log_p))
+
+
+def gce(q: float = 0.7) -> Penalty:
+    """Generalise cross entropy: ``f = (1 - p^q) / q`` and ``s = p^q``; cross entropy at ``q = 0`` (the limit), MAE at ``q = 1``.
+
+    What is thought impossible is hardly pulled, so that wrong labels are not learned; and hard ones neither.
+
+    Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", 2018.
+
+    >>> gce(0.5).f(np.log([0.25, 1.0])), gce(0.5).s(np.log([0.25, 1.0]))
+    (array([1., 0.]), array([0.5, 1. ]))
+    """
+    if q == 0:
+        return CROSS_ENTROPY
+    return Penalty(lambda log_p: complement(q * log_p) / q, lambda log_p: np.exp(q * log_p))
+
+
+def mae() -> Penalty:
+    """Take the mean absolute error, ``f = 1 - p`` and ``s = p``: half of ``Σ_k |t_k - p_k|`` for a one-hot target.
+
+    Ghosh et al., "Robust Loss Functions under Label Noise for Deep Neural Networks", 2017.
+
+    >>> mae().f(np.log([0.1, 0.9])).round(4)
+    array([0.9, 0.1])
+    """
+    return gce(1.0)
+
+
+def sce(alpha: float = 0.1, beta: float = 1.0, A: float = -4.0) -> Penalty:
+    """Make cross entropy symmetric: ``f = -α log p - βA (1-p)`` and ``s = α - βA p``: ``α`` times Poly-1 with ``ε = -βA/α``.
+
+    The second term is the reverse cross entropy ``-Σ_k p_k log t_k`` of a one-hot target with ``log 0 := A``; for any other
+    target the penalty stays this ``f``, weighted by ``t``. The authors' code clips the target at 1e-4, which is ``A = -9.21``.
+
+    Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019.
+
+    >>> sce(0.1, 1.0).f(np.log([0.5])).round(4)
+    array([2.0693])
+    """
+    return Penalty(
+        lambda log_p: times(alpha, -log_p) - beta * A * complement(log_p),
+        lambda log_p: alpha - beta * A * np.exp(log_p),
+    )
+
+
+def taylor(order: int = 2) -> Penalty:
+    """Stop the expansion of ``-log p`` after n terms: ``f = Σ_{k=1..n} (1-p)^k / k`` and ``s = p Σ_{k=1..n} (1-p)^(k-1)``.
+
+    The sum in ``s`` is geometric: ``s = 1 - (1-p)^n``. MAE for one term, cross entropy for infinitely many.
+
+    Feng et al., "Can Cross Entropy Loss Be Robust to Label Noise?", 2020.
+
+    >>> taylor(2).f(np.log([0.5])), taylor(2).s(np.log([0.5]))
+    (array([0.625]), array([0.75]))
+    """
+
+    def f(log_p: Array) -> Array:
+        lack = complement(log_p)
+        return np.asarray(sum(lack**k / k for k in range(1, order + 1)))
+
+    def s(log_p: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.asarray(-np.expm1(order * np.log1p(-np.exp(log_p))))
+
+    return Penalty(f, s)
+
+
+# --- x → x' -----------------------------------------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """Everything ``cross_entropy`` takes beside the logits and the target, under the names it has there."""
+
+    weight: ArrayLike | None = None
+    ignore_index: int = -100
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    sample_weight: ArrayLike | None = None
+    denominator: float | None = None
+    empty: str = "nan"
+    dim: int | None = None
+    penalty: Penalty | None = None
+    temperature: float = 1.0
+    softcap: float | None = None
+    logit_bias: ArrayLike | None = None
+    margin: float = 0.0
+    class_mask: ArrayLike | None = None
+    z_loss: float = 0.0
+
+
+def soft_cap(x: Array, cap: float) -> tuple[Array, Array]:
+    """Compute ``cap · tanh(x / cap)``, which never leaves ``[-cap, cap]``, and its slope ``1 - tanh² = 1 / cosh²(x / cap)``.
+
+    >>> soft_cap(np.array([0.0, 30.0, -1e9]), 30.0)
+    (array([  0.        ,  22.84782468, -30.        ]), array([1.        , 0.41997434, 0.        ]))
+    """
+    with np.errstate(over="ignore"):
+        return cap * np.tanh(x / cap), np.cosh(x / cap) ** -2.0
+
+
+def transform(x: Array, t: Array, bias: ArrayLike, settings: Settings) -> tuple[Array, Array]:
+    """Compute ``x' = (cap · tanh(x / cap) + bias - margin · t) / T`` and ``∂x'/∂x``.
+
+    T divides last, so it is the temperature of all of it; ``∂x'/∂bias = 1/T`` and ``∂x'/∂t = -margin/T``.
+
+    >>> transform(np.array([3.0, 1.0]), np.array([1.0, 0.0]), [0.0, 1.0], Settings(margin=2.0, temperature=2.0))
+    (array([0.5, 1. ]), array([0.5, 0.5]))
+    """
+    capped, slope = (x, np.ones_like(x)) if settings.softcap is None else soft_cap(x, settings.softcap)
+    return (capped + np.asarray(bias) - settings.margin * t) / settings.temperature, slope / settings.temperature
+
+
+class Rows(NamedTuple):
+    """The arguments of ``cross_entropy`` understood: rows of classes, the class axis last."""
+
+    x: Array  # x', with -inf for masked classes, and 0 in the rows that do not count, whatever they hold
+    slope: Array  # ∂x'/∂x
+    live: Bools  # the logits that have a gradient: not masked, of rows that count
+    t: Array  # before smoothing
+    allowed: Bools
+    c: Array
+    valid: Bools  # the rows that count
+    weight: Array  # as how much each counts in a mean: c[y] for indices, 1 for probabilities
+    indices: bool
+    axis: int
+
+
+def understand(logits: ArrayLike, target: ArrayLike, settings: Settings, keep: Bools | None = None) -> Rows:
+    """Bring the arguments of ``cross_entropy`` into one form; rows outside ``keep`` count as little as ignored ones."""
+    logits, target = np.asarray(logits, np.float64), np.asarray(target)
+    shape, axis = logits.shape, settings.dim if settings.dim is not None else min(logits.ndim - 1, 1)
+    x = np.moveaxis(logits, axis, -1)
+    num_classes = x.shape[-1]
+
+    def class_last(value: ArrayLike) -> NDArray[Any]:
+        value = np.asarray(value)
+        return np.moveaxis(value, axis, -1) if value.shape == shape else value  # one of shape (C) is that already
+
+    c = np.ones(num_classes) if settings.weight is None else np.asarray(settings.weight, np.float64).reshape(-1)
+    indices = target.shape != shape
+    if indices:
+        target = target.reshape(x.shape[:-1])
+        t = index_target(target, num_classes, settings.ignore_index)
+        valid = np.asarray(target != settings.ignore_index)
+    else:
+        t = np.moveaxis(target.astype(np.float64), axis, -1)
+        valid = np.full(x.shape[:-1], num_classes > 0)
+    valid = valid if keep is None else valid & keep
+    mask = True if settings.class_mask is None else class_last(settings.class_mask)
+    allowed = np.broadcast_to(np.asarray(mask, bool), x.shape)
+    bias = 0.0 if settings.logit_bias is None else class_last(settings.logit_bias)
+
+    with np.errstate(invalid="ignore"):
+        x, slope = transform(x, t, bias, settings)
+    x = np.where(valid[..., None], np.where(allowed, x, -np.inf), 0.0)
+    weight = np.asarray(valid * (t @ c if indices else 1.0), np.float64)
+    return Rows(x, slope, allowed & valid[..., None], t, allowed, c, valid, weight, indices, axis)
 
 
 # --- the softmax family -----------------------------------------------------------------------------------------------
 
 
-def softmax_cross_entropy(x: ArrayLike, t: ArrayLike, class_weight: ArrayLike | None = None) -> LossAndGradient:
-    """The identity itself, over the last axis: ``L = Σ c t (-log p)`` and ``∂L/∂x = mass·p - c∘t``, one loss a row.
+def softmax_cross_entropy(
+    x: ArrayLike,
+    t: ArrayLike,
+    class_weight: ArrayLike | None = None,
+    penalty: Penalty | None = None,
+    z_loss: ArrayLike = 0.0,
+) -> LossAndGradient:
+    """The identity itself, over the last axis: ``L = Σ c t f(p) + λ lse²`` and ``∂L/∂x = mass·p - w∘t``, one loss a row.
+
+    ``w = c∘s(p)`` and ``mass = Σ w t + 2λ lse``. The second term keeps ``lse = log Σ e^x``, on which the first does not depend,
+    near 0 (z-loss: Chowdhery et al., "PaLM", 2022); ``λ`` may be one number a row.
 
     >>> x = np.log([0.1, 0.7, 0.2])
     >>> loss, grad, _ = softmax_cross_entropy(x, [1, 0, 0])
     >>> loss.round(4), grad.round(4)
     (np.float64(2.3026), array([-0.9,  0.7,  0.2]))
+    >>> softmax_cross_entropy(x, [1, 0, 0], penalty=mae()).grad.round(4)
+    array([-0.09,  0.07,  0.02])
     """
-    t = np.asarray(t, np.float64)
+    x, t = np.asarray(x, np.float64), np.asarray(t, np.float64)
     c = np.ones(t.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
-    cost = surprisal(x)
-    weighted = c * t
-    mass = weighted.sum(-1, keepdims=True)
-    # mass·p - c∘t, with p - 1 formed as expm1 where p is the larger part of the row.
-    grad = np.where(cost < np.log(2), mass * np.expm1(-cost) + (mass - weighted), mass * np.exp(-cost) - weighted)
-    return LossAndGradient(times(weighted, cost).sum(-1), grad, times(c, cost))
-
-
-def times(weight: ArrayLike, value: ArrayLike) -> Array:
-    """Multiply, with ``0 · inf = 0``."""
-    weight, value = np.broadcast_arrays(np.asarray(weight, np.float64), np.asarray(value, np.float64))
-    with np.errstate(invalid="ignore"):
-        return np.where((weight == 0) & np.isinf(value), 0.0, weight * value)
+    f, s = CROSS_ENTROPY if penalty is None else penalty
+    log_p, lse = -surprisal(x), log_sum_exp(x)
+    cost, pull = times(c, f(log_p)), c * s(log_p) * t
+    # mass·p - w∘t without cancellation: for the class with the largest p, which may be next to 1, it is
+    # rest·p - pull·(1 - p), where the rest of the mass is summed, not subtracted.
+    top, z = first_largest(x), times(z_loss, lse)
+    rest = np.where(top, 0.0, pull).sum(-1) + 2 * z
+    mass = pull.sum(-1) + 2 * z
+    p = np.exp(log_p)
+    grad = np.where(top, rest[..., None] * p + pull * np.expm1(log_p), mass[..., None] * p - pull)
+    return LossAndGradient(times(t, cost).sum(-1) + times(z, lse), grad, cost)
 
 
 def cross_entropy(
@@ -163,8 +436,17 @@ def cross_entropy(
     denominator: float | None = None,
     empty: str = "nan",
     dim: int | None = None,
+    penalty: Penalty | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_bias: ArrayLike | None = None,
+    margin: float = 0.0,
+    class_mask: ArrayLike | None = None,
+    z_loss: float = 0.0,
 ) -> LossAndGradient:
     """Softmax cross entropy with everything ``crossent.cross_entropy`` takes.
+
+    The softmax is that of ``x' = (cap · tanh(x / cap) + bias - margin · t) / T``, with ``-inf`` for masked classes, in this order.
 
     Args:
         logits: ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``; the class axis is ``dim``, or 0 for one axis and 1 for more.
@@ -178,60 +460,143 @@ def cross_entropy(
         denominator: replaces what the mean divides by.
         empty: what a mean over nothing is, ``"nan"`` or ``"zero"``.
         dim: the class axis.
+        penalty: ``(f, s)`` in the place of ``(-log p, 1)``. It sees the probability, not the weighted loss.
+        temperature: ``T``. The loss is not multiplied by it.
+        softcap: ``cap``. A logit of ``-inf`` becomes ``-cap`` and so possible: use ``class_mask``, which comes later.
+        logit_bias: ``(C)`` or of the logits' shape, such as a log prior. A class may have ``-inf``. Its gradient is
+            ``∂L/∂x' / T``, summed where it was broadcast: without a cap, that of the logits.
+        margin: ``m``, subtracted from the logit of the target class; with weights ``t`` as target, ``m t_k`` from each. It is the
+            target before smoothing in either case.
+        class_mask: ``(C)`` or of the logits' shape, True for the classes that are allowed. The others have probability 0 and no
+            gradient, and smoothing spreads over the allowed classes only. A row that wants a class it does not allow
+            pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has no softmax.
+        z_loss: ``λ`` of the additional ``λ lse²`` of ``x'``, weighted like its row: by ``c[y]`` for indices, 1 for probabilities,
+            and by ``sample_weight``.
 
     Returns:
         The loss in nats, its gradient, and the gradient of a probability target.
 
     >>> cross_entropy(np.zeros(27), 5).loss.round(4)
     np.float64(3.2958)
+    >>> cross_entropy(np.zeros(27), 5, class_mask=np.arange(27) < 10).loss.round(4)
+    np.float64(2.3026)
     """
-    logits = np.asarray(logits, np.float64)
-    target = np.asarray(target)
-    axis = dim if dim is not None else min(logits.ndim - 1, 1)
-    x = np.moveaxis(logits, axis, -1)
-    num_classes = x.shape[-1]
-    indices = target.shape != logits.shape
-    if indices:
-        target = target.reshape(x.shape[:-1])
-        t = index_target(target, num_classes, ignore_index)
-        valid = target != ignore_index
-    else:
-        t = np.moveaxis(target.astype(np.float64), axis, -1)
-        valid = np.full(x.shape[:-1], num_classes > 0)
-    x = np.where(valid[..., None], x, 0.0)  # whatever an ignored row holds
-    c = np.ones(num_classes) if weight is None else np.asarray(weight, np.float64).reshape(-1)
+    settings = Settings(
+        weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim, penalty, temperature,
+        softcap, logit_bias, margin, class_mask, z_loss,
+    )  # fmt: skip
+    return cross_entropy_of_rows(understand(logits, target, settings), settings)
 
-    row = softmax_cross_entropy(x, smooth(t, label_smoothing) * valid[..., None], c)
+
+def cross_entropy_of_rows(rows: Rows, settings: Settings) -> LossAndGradient:
+    """Apply the identity to every row, reduce, and go back to the logits by the chain rule."""
+    t = smooth(rows.t, settings.label_smoothing, allowed=rows.allowed) * rows.valid[..., None]
+    row = softmax_cross_entropy(rows.x, t, rows.c, settings.penalty, settings.z_loss * rows.weight)
+    factor, loss = reduce_rows(row.loss, rows.weight, settings)
+    at_x = times(factor[..., None], row.grad)
+    grad = np.moveaxis(np.where(rows.live, rows.slope * at_x, 0.0), -1, rows.axis)
+    if rows.indices:
+        return LossAndGradient(loss, grad)
     assert row.target_grad is not None
-    row_weight = (t @ c) if indices else valid * 1.0
-    factor, loss = reduce_rows(row.loss, row_weight, sample_weight, reduction, denominator, empty)
-    grad = times(factor[..., None] * valid[..., None], row.grad)
-    target_grad = times((1 - label_smoothing) * factor[..., None], row.target_grad)
-    return LossAndGradient(loss, np.moveaxis(grad, -1, axis), None if indices else np.moveaxis(target_grad, -1, axis))
+    target_grad = times((1 - settings.label_smoothing) * factor[..., None], row.target_grad)
+    target_grad = np.where(rows.valid[..., None], target_grad - settings.margin / settings.temperature * at_x, 0.0)
+    return LossAndGradient(loss, grad, np.moveaxis(target_grad, -1, rows.axis))
 
 
-def reduce_rows(
-    loss: Array,
-    row_weight: Array,
-    sample_weight: ArrayLike | None,
-    reduction: str,
-    denominator: float | None,
-    empty: str,
-) -> tuple[Array, Array]:
+def reduce_rows(loss: Array, row_weight: Array, settings: Settings) -> tuple[Array, Array]:
     """Reduce one loss a row; return the factor with which each row enters, and the reduced loss."""
-    u = np.broadcast_to(1.0 if sample_weight is None else np.asarray(sample_weight, np.float64), loss.shape)
-    if reduction == "none":
+    u = sample_weights(loss, settings)
+    if settings.reduction == "none":
         return u, loss * u
-    if reduction == "sum":
-        return u, np.sum(loss * u)
-    divisor = np.sum(row_weight * u) if denominator is None else np.float64(denominator)
+    total: Any = np.sum(loss * u)
+    if settings.reduction == "sum":
+        return u, total
+    divisor: Any = np.sum(row_weight * u) if settings.denominator is None else np.float64(settings.denominator)
     if divisor == 0:
-        nothing = np.float64(np.nan if empty == "nan" else 0.0)
-        return np.zeros_like(loss), np.sum(loss * u) + nothing
-    return u / divisor, np.sum(loss * u) / divisor
+        return np.zeros_like(loss), total + mean_of_nothing(settings)
+    return u / divisor, total / divisor
+
+
+def mean_of_nothing(settings: Settings) -> Any:
+    """Read ``empty``."""
+    return np.float64(np.nan if settings.empty == "nan" else 0.0)
+
+
+def sample_weights(loss: Array, settings: Settings) -> Array:
+    """Write ``sample_weight``, of the shape of the leading axes, as one factor for each loss."""
+    u = np.asarray(1.0 if settings.sample_weight is None else settings.sample_weight, np.float64)
+    return np.broadcast_to(u.reshape(u.shape + (1,) * (loss.ndim - u.ndim)), loss.shape)
 
 
 # --- the sigmoid family -----------------------------------------------------------------------------------------------
+
+
+class BinaryPenalty(NamedTuple):
+    """A penalty for the probability ``σ(x)`` of yes, and one for the probability ``σ(-x)`` of no."""
+
+    positive: Penalty
+    negative: Penalty
+
+
+def scaled(penalty: Penalty, factor: float) -> Penalty:
+    """Multiply ``f``, and with it ``s``."""
+    return Penalty(lambda log_p: times(factor, penalty.f(log_p)), lambda log_p: factor * penalty.s(log_p))
+
+
+def shifted(penalty: Penalty, clip: float) -> Penalty:
+    """Give a class ``clip`` more probability than it has: ``f(p')`` and ``s(p') p / p'`` with ``p' = min(p + clip, 1)``.
+
+    Where ``p'`` has reached 1 nothing pulls.
+
+    >>> shifted(focal(1.0), 0.05).s(np.log([0.5, 0.9, 0.97])).round(4)
+    array([0.708 , 0.0935, 0.    ])
+    """
+
+    def log_shifted(log_p: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.minimum(np.logaddexp(log_p, np.log(clip)), 0.0))
+
+    def s(log_p: Array) -> Array:
+        log_q = log_shifted(log_p)
+        return np.where(log_q < 0, penalty.s(log_q) * np.exp(log_p - log_q), 0.0)
+
+    return Penalty(lambda log_p: penalty.f(log_shifted(log_p)), s) if clip else penalty
+
+
+def asymmetric(gamma_pos: float = 1.0, gamma_neg: float = 4.0, clip: float = 0.05) -> BinaryPenalty:
+    """Focus on the negatives more than on the positives, and leave the easiest negatives out.
+
+    With ``p = σ(x)``: yes costs ``-(1-p)^γ+ log p`` and no costs ``-p_m^γ- log(1-p_m)``, where ``p_m = max(p - clip, 0)``.
+
+    The gradient is that of this loss. The authors' code can hold ``(1-p)^γ+`` and ``p_m^γ-`` constant in it
+    (``disable_torch_grad_focal_loss``), which is the gradient of no loss.
+
+    Ridnik et al., "Asymmetric Loss For Multi-Label Classification", 2021.
+
+    >>> yes, no = asymmetric()
+    >>> yes.f(np.log([0.9])).round(4), no.f(np.log([0.99, 0.5])).round(4)
+    (array([0.0105]), array([0.    , 0.0245]))
+    """
+    return BinaryPenalty(focal(gamma_pos), shifted(focal(gamma_neg), clip))
+
+
+def sigmoid_cross_entropy(
+    x: ArrayLike, t: ArrayLike, pos_weight: ArrayLike = 1.0, penalty: BinaryPenalty | None = None
+) -> LossAndGradient:
+    """The identity over ``[x, 0]`` with ``t = [πt, 1-t]``, one loss an element: ``L = πt f₊(σ(x)) + (1-t) f₋(σ(-x))``.
+
+    ``∂L/∂x = mass·σ(x) - w₊πt = (1-t) s₋(σ(-x)) σ(x) - πt s₊(σ(x)) σ(-x)``, of which the second form does not cancel.
+
+    >>> loss, grad, _ = sigmoid_cross_entropy([-6.0], [1.0])
+    >>> loss.round(4), grad.round(4)
+    (array([6.0025]), array([-0.9975]))
+    """
+    x, t, pi = np.asarray(x, np.float64), np.asarray(t, np.float64), np.asarray(pos_weight, np.float64)
+    yes, no = BinaryPenalty(CROSS_ENTROPY, CROSS_ENTROPY) if penalty is None else penalty
+    log_p, log_not_p = -softplus(-x), -softplus(x)
+    loss = times(pi * t, yes.f(log_p)) + times(1 - t, no.f(log_not_p))
+    grad = (1 - t) * no.s(log_not_p) * sigmoid(x) - pi * t * yes.s(log_p) * sigmoid(-x)
+    return LossAndGradient(loss, grad, times(pi, yes.f(log_p)) - no.f(log_not_p))
 
 
 def binary_cross_entropy_with_logits(
@@ -244,37 +609,397 @@ def binary_cross_entropy_with_logits(
     sample_weight: ArrayLike | None = None,
     denominator: float | None = None,
     empty: str = "nan",
+    ignore_index: float | None = None,
+    mask: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    dim: int | None = None,
+    penalty: Penalty | BinaryPenalty | None = None,
 ) -> LossAndGradient:
     """Sigmoid cross entropy: ``L = -(π t log σ(x) + (1 - t) log σ(-x))``, the softmax loss over ``[x, 0]`` with ``t = [πt, 1-t]``.
 
-    ``∂L/∂x = mass·σ(x) - πt`` with ``mass = πt + 1 - t``, written below as ``(1-t) σ(x) - πt σ(-x)``, which does not cancel.
+    ``∂L/∂x = mass·σ(x) - πt`` with ``mass = πt + 1 - t``.
+
+    Smoothing moves the target towards one half, ``t → (1-ε) t + ε/2``, as Keras, TensorFlow and the softmax over ``[x, 0]`` do.
+    segmentation-models-pytorch writes ``(1-2ε') t + ε'``, which is ``ε = 2ε'``. timm moves it towards ``1/C``, which is no
+    ``ε`` of this convention for C > 2: give ``smooth(t, ε)`` as the target.
 
     Args:
         logits: any shape.
         target: the same shape, usually in [0, 1].
         weight: broadcast to that shape; a factor on each element that the mean's divisor does not see.
-        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the number of elements.
-        pos_weight: ``π``, broadcast to that shape; the weight of the positive part.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the number of elements that count.
+        pos_weight: ``π``, broadcast to that shape from the last axis, or ``(C)`` along ``dim``; the weight of the positive part.
         sample_weight: of the leading axes' shape; k means the row k times.
         denominator: replaces what the mean divides by.
         empty: what a mean over nothing is, ``"nan"`` or ``"zero"``.
+        ignore_index: elements with this target count for nothing, whatever their logits are.
+        mask: broadcast to that shape, True for the elements that count; the others are treated like ignored ones.
+        label_smoothing: ``ε``.
+        dim: the class axis, along which a ``pos_weight`` of shape ``(C)`` lies.
+        penalty: ``(f, s)`` for both classes, or a pair of them such as ``asymmetric()``.
 
     >>> loss, grad, _ = binary_cross_entropy_with_logits([-6.0], [1.0])
     >>> loss.round(4), grad.round(4)
     (np.float64(6.0025), array([-0.9975]))
+    >>> binary_cross_entropy_with_logits([-6.0, 0.0], [1.0, -1.0], ignore_index=-1).loss.round(4)
+    np.float64(6.0025)
     """
     x, t = np.asarray(logits, np.float64), np.asarray(target, np.float64)
     pi = np.float64(1.0) if pos_weight is None else np.asarray(pos_weight, np.float64)
+    if dim is not None and pi.ndim == 1:
+        pi = np.moveaxis(pi.reshape((1,) * (x.ndim - 1) + (-1,)), -1, dim)
     w = np.broadcast_to(1.0 if weight is None else np.asarray(weight, np.float64), x.shape)
-    loss = w * (times(pi * t, softplus(-x)) + times(1 - t, softplus(x)))
-    grad = w * ((1 - t) * sigmoid(x) - pi * t * sigmoid(-x))
-    target_grad = w * (times(pi, softplus(-x)) - softplus(x))
-    u = None
-    if sample_weight is not None:
-        u = np.asarray(sample_weight, np.float64)
-        u = np.broadcast_to(u.reshape(u.shape + (1,) * (x.ndim - u.ndim)), x.shape)
-    factor, reduced = reduce_rows(loss, np.ones_like(x), u, reduction, denominator, empty)
-    return LossAndGradient(reduced, factor * grad, times(factor, target_grad))
+    valid = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
+    valid = valid if ignore_index is None else valid & (t != ignore_index)
+    t = (1 - label_smoothing) * t + label_smoothing / 2
+    both = BinaryPenalty(penalty, penalty) if isinstance(penalty, Penalty) else penalty
+
+    each = sigmoid_cross_entropy(x, t, pi, both)
+    assert each.target_grad is not None
+    settings = Settings(reduction=reduction, sample_weight=sample_weight, denominator=denominator, empty=empty)
+    factor, loss = reduce_rows(np.where(valid, w * each.loss, 0.0), np.asarray(valid, np.float64), settings)
+    grad = np.where(valid, factor * w * each.grad, 0.0)
+    target_grad = np.where(valid, (1 - label_smoothing) * times(factor, w * each.target_grad), 0.0)
+    return LossAndGradient(loss, grad, target_grad)
+
+
+# --- named members ----------------------------------------------------------------------------------------------------
+
+
+def focal_loss(
+    logits: ArrayLike, target: ArrayLike, gamma: float = 2.0, weight: ArrayLike | None = None, **options: Any
+) -> LossAndGradient:
+    """The softmax focal loss: ``cross_entropy`` with ``penalty=focal(γ)``. ``weight`` is the paper's ``α``, one number a class.
+
+    >>> focal_loss(np.log([0.1, 0.7, 0.2]), 1).loss.round(4)
+    np.float64(0.0321)
+    """
+    return cross_entropy(logits, target, weight, penalty=focal(gamma), **options)
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    target: ArrayLike,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    **options: Any,
+) -> LossAndGradient:
+    """The focal loss of object detection: ``α t f(σ(x)) + (1-α) (1-t) f(σ(-x))`` with ``f = -(1-p)^γ log p``.
+
+    The arguments are torchvision's, with its default of no reduction; None, or as there a negative number, is no ``α``. It is
+    also ``weight=1-α`` with ``pos_weight=α/(1-α)``. For targets strictly between 0 and 1, where torchvision mixes the
+    probabilities before it takes the power, this is the mixture of the losses.
+
+    Lin et al., "Focal Loss for Dense Object Detection", 2017.
+
+    >>> sigmoid_focal_loss([0.0, 2.0], [1.0, 0.0]).loss.round(4)
+    array([0.0433, 1.2376])
+    """
+    f = focal(gamma)
+    both = BinaryPenalty(f, f) if alpha is None or alpha < 0 else BinaryPenalty(scaled(f, alpha), scaled(f, 1 - alpha))
+    return binary_cross_entropy_with_logits(logits, target, reduction=reduction, penalty=both, **options)
+
+
+def multilabel_cross_entropy(logits: ArrayLike, labels: ArrayLike, **options: Any) -> LossAndGradient:
+    """Softmax cross entropy with ``t = 1/M`` on each of a row's M labels; rows without a label are ignored.
+
+    Args:
+        logits: as in ``cross_entropy``.
+        labels: of the logits' shape: zeros and ones, or any amounts, of which ``t`` is the share. ``multi_hot`` writes lists so.
+        options: whatever ``cross_entropy`` takes beside its target. The mean is over the rows that have labels.
+
+    Returns:
+        The loss, its gradient, and the gradient of the labels.
+
+    >>> x = np.log([[0.1, 0.7, 0.2], [0.3, 0.3, 0.4]])
+    >>> loss, grad, _ = multilabel_cross_entropy(x, [[1, 0, 1], [0, 0, 0]])
+    >>> loss.round(4), grad.round(4)
+    (np.float64(1.956), array([[-0.4,  0.7, -0.3],
+                               [ 0. ,  0. ,  0. ]]))
+    """
+    settings = Settings(**options)
+    labels = np.asarray(labels, np.float64)
+    axis = settings.dim if settings.dim is not None else min(labels.ndim - 1, 1)
+    t = multilabel_target(labels, axis)
+    rows = understand(logits, t, settings, keep=np.asarray(labels.any(axis)))
+    loss, grad, t_grad = cross_entropy_of_rows(rows, settings)
+    assert t_grad is not None
+    total = np.where(labels.any(axis, keepdims=True), labels.sum(axis, keepdims=True), 1.0)
+    return LossAndGradient(loss, grad, (t_grad - times(t, t_grad).sum(axis, keepdims=True)) / total)
+
+
+def kl_divergence(x: ArrayLike, z: ArrayLike) -> LossAndGradient:
+    """Compute ``KL(q‖p) = Σ q (log q - log p)`` of ``q = softmax(z)`` and ``p = softmax(x)``, one number a row.
+
+    ``∂/∂x = p - q`` and, in the place of the target's gradient, ``∂/∂z = q (log q - log p - KL)``.
+
+    >>> kl, grad, _ = kl_divergence(np.log([0.5, 0.5]), np.log([0.1, 0.9]))
+    >>> kl.round(4), grad.round(4)
+    (np.float64(0.3681), array([ 0.4, -0.4]))
+    """
+    cost_p, cost_q = surprisal(x), surprisal(z)
+    p, q = np.exp(-cost_p), np.exp(-cost_q)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(q == 0, -np.inf, cost_p - cost_q)  # log q - log p
+        kl = times(q, gap).sum(-1)
+        z_grad = times(q, gap - kl[..., None])
+    # p - q, where the larger of the two is taken out of the difference
+    grad = np.where(gap > 0, q * np.expm1(np.minimum(-gap, 0)), -p * np.expm1(np.minimum(gap, 0)))
+    return LossAndGradient(kl, grad, z_grad)
+
+
+def distillation_loss(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    temperature: float = 1.0,
+    target: ArrayLike | None = None,
+    alpha: float = 0.5,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: ArrayLike | None = None,
+    denominator: float | None = None,
+    empty: str = "nan",
+    dim: int | None = None,
+) -> LossAndGradient:
+    """Learn from a teacher's probabilities: ``T² KL(q‖p)`` with ``q = softmax(teacher / T)`` and ``p = softmax(student / T)``.
+
+    The gradient is ``T (p - q)``: the factor ``T²`` keeps its size while T is tuned. A row is summed over its classes and the mean
+    is over rows (``"batchmean"`` of ``torch.nn.KLDivLoss``, whose ``"mean"`` divides by the number of classes as well).
+
+    With a target it is ``α`` times that plus ``1 - α`` times the cross entropy of the student with the target, at temperature 1.
+
+    Args:
+        student_logits: as in ``cross_entropy``.
+        teacher_logits: of the same shape.
+        temperature: ``T``, of the first part.
+        target: class indices or probabilities, of the second part.
+        alpha: ``α``, the share of the first part if there is a second.
+        weight: class weights of the second part, whose mean they divide.
+        ignore_index: rows with this index count for nothing, in both parts.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, of both parts. The first part's mean is over the rows that count.
+        label_smoothing: ``ε`` of the second part.
+        sample_weight: a factor on each row, in both parts.
+        denominator: replaces what both means divide by.
+        empty: what a mean over nothing is, ``"nan"`` or ``"zero"``.
+        dim: the class axis.
+
+    Returns:
+        The loss, its gradient, and in the place of the target's gradient that of the teacher's logits, for those who train it too.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+
+    >>> distillation_loss(np.log([[0.5, 0.5]]), np.log([[0.1, 0.9]])).loss.round(4)
+    np.float64(0.3681)
+    """
+    settings = Settings(weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim)
+    rows = understand(student_logits, np.zeros(np.shape(student_logits)) if target is None else target, settings)
+    z = np.where(rows.valid[..., None], np.moveaxis(np.asarray(teacher_logits, np.float64), rows.axis, -1), 0.0)
+    kl = kl_divergence(rows.x / temperature, z / temperature)
+    assert kl.target_grad is not None
+    factor, soft = reduce_rows(temperature**2 * kl.loss, np.asarray(rows.valid, np.float64), settings)
+    grad = np.moveaxis(temperature * factor[..., None] * kl.grad, -1, rows.axis)
+    teacher_grad = np.moveaxis(temperature * factor[..., None] * kl.target_grad, -1, rows.axis)
+    if target is None:
+        return LossAndGradient(soft, grad, teacher_grad)
+    hard = cross_entropy_of_rows(rows, settings)
+    return LossAndGradient(
+        alpha * soft + (1 - alpha) * hard.loss, alpha * grad + (1 - alpha) * hard.grad, alpha * teacher_grad
+    )
+
+
+class ContrastiveLoss(NamedTuple):
+    """A contrastive loss and its gradients with respect to both sets of vectors and the scale."""
+
+    loss: Array
+    a_grad: Array
+    b_grad: Array
+    scale_grad: Array
+
+
+def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, offset: int = 0) -> ContrastiveLoss:
+    """Find every vector's partner: cross entropy of the logits ``scale · a bᵀ``, where row i belongs to column ``i + offset``.
+
+    As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
+    vectors against everybody's, ``offset`` vectors before its own): the rows only; exchange the two sets yourself.
+
+    Args:
+        a: ``(N, D)``, usually of length 1.
+        b: ``(M, D)``.
+        scale: one over the temperature.
+        offset: the column of the first row's partner.
+
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+
+    >>> contrastive_cross_entropy(np.eye(3), np.eye(3), scale=10.0).loss.round(6)
+    np.float64(9.1e-05)
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    similarity = a @ b.T
+    partner = np.arange(len(a)) + offset
+    loss, grad, _ = cross_entropy(scale * similarity, partner)
+    if len(a) == len(b):
+        back = cross_entropy(scale * similarity.T, partner)
+        loss, grad = (loss + back.loss) / 2, (grad + back.grad.T) / 2
+    return ContrastiveLoss(loss, scale * grad @ b, scale * grad.T @ a, np.sum(grad * similarity))
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+class CrossEntropyStats(NamedTuple):
+    """What a row's logits say beside its loss. All of it is about ``x'`` and ``p = softmax(x')``, as the loss sees them.
+
+    A row that is ignored has 0 and False everywhere.
+
+    Attributes:
+        loss: ``cross_entropy`` with the same arguments.
+        lse: ``log Σ_k e^{x'_k}``.
+        target_log_prob: ``Σ_k t_k log p_k`` with the target before smoothing and without class weights; ``log p_y`` for indices.
+        entropy: ``-Σ_k p_k log p_k``.
+        correct: whether the first largest ``x'`` is the target's class; for probabilities, where the first largest ``t`` is, if
+            it is positive. With a margin: whether it is correct by more than that.
+        count: 1, or 0 if ignored.
+        weight_sum: what the row adds to the mean's divisor: ``c[y]`` for indices or 1 for probabilities, times ``sample_weight``.
+    """
+
+    loss: Array
+    lse: Array
+    target_log_prob: Array
+    entropy: Array
+    correct: NDArray[Any]
+    count: NDArray[Any]  # type: ignore[assignment]  # tuple.count is of no use here
+    weight_sum: Array
+
+
+def cross_entropy_stats(
+    logits: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "none",
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> CrossEntropyStats:
+    """Compute the loss with what else one pass over the logits can tell.
+
+    ``"none"`` gives one of each a row. ``"sum"`` gives totals, of which ``loss / weight_sum`` is the mean loss, also after those
+    of several batches or machines have been added. ``"mean"`` gives the mean loss; ``lse``, ``target_log_prob``, ``entropy`` and
+    ``correct`` (the accuracy) divided by ``count``; and the totals ``count`` and ``weight_sum``. ``sample_weight`` and
+    ``denominator`` touch the loss and ``weight_sum`` only, since the others describe the model and not the loss.
+
+    The arguments are those of ``cross_entropy``; ``options`` are its keyword-only ones.
+
+    >>> stats = cross_entropy_stats(np.log([[0.1, 0.7, 0.2], [0.3, 0.3, 0.4]]), [1, 0], reduction="sum")
+    >>> stats.loss.round(4), stats.correct, stats.count
+    (np.float64(1.5606), np.float64(1.0), np.int64(2))
+    """
+    settings = Settings(weight, ignore_index, reduction, label_smoothing, **options)
+    rows = understand(logits, target, settings)
+    cost, valid = surprisal(rows.x), rows.valid
+    hit = (first_largest(rows.x) & first_largest(rows.t) & (rows.t > 0)).any(-1)
+    u = sample_weights(rows.weight, settings)
+    loss = cross_entropy_of_rows(rows, settings).loss
+    lse = np.where(valid, log_sum_exp(rows.x), 0.0)
+    target_log_prob = np.where(valid, -times(rows.t, cost).sum(-1), 0.0)
+    entropy = np.where(valid, times(np.exp(-cost), cost).sum(-1), 0.0)
+    correct = hit & ~np.isnan(lse)
+    if reduction == "none":
+        return CrossEntropyStats(loss, lse, target_log_prob, entropy, correct, valid.astype(int), rows.weight * u)
+    count: Any = valid.sum()
+    divisor = count if reduction == "mean" else 1
+
+    def reduced(value: NDArray[Any]) -> Any:
+        return np.sum(value) / divisor if divisor else mean_of_nothing(settings)
+
+    weight_sum: Any = np.sum(rows.weight * u)
+    return CrossEntropyStats(
+        loss, reduced(lse), reduced(target_log_prob), reduced(entropy), reduced(correct), count, weight_sum
+    )
+
+
+class StatsGradients(NamedTuple):
+    """The gradients with respect to the logits of each row's ``lse``, ``target_log_prob`` and ``entropy``."""
+
+    lse: Array
+    target_log_prob: Array
+    entropy: Array
+
+
+def cross_entropy_stats_gradients(
+    logits: ArrayLike, target: ArrayLike, ignore_index: int = -100, **options: Any
+) -> StatsGradients:
+    """Differentiate the sums of three statistics: ``∂lse/∂x' = p``, ``∂ Σ t log p/∂x' = t - mass·p``, ``∂H/∂x' = -p (log p + H)``.
+
+    >>> cross_entropy_stats_gradients(np.log([0.25, 0.75]), 1).entropy.round(4)
+    array([ 0.206, -0.206])
+    """
+    rows = understand(logits, target, Settings(ignore_index=ignore_index, **options))
+    cost = surprisal(rows.x)
+    p = np.exp(-cost)
+    entropy = times(p, cost).sum(-1, keepdims=True)
+    at_x = (p, -softmax_cross_entropy(rows.x, rows.t).grad, times(p, cost - entropy))
+    return StatsGradients(*(np.moveaxis(np.where(rows.live, rows.slope * g, 0.0), -1, rows.axis) for g in at_x))
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def class_weights(counts: ArrayLike, scheme: str = "balanced", beta: float = 0.999) -> Array:
+    """Weigh classes against their frequency.
+
+    ``"balanced"`` is ``n / (C n_k)``, as scikit-learn: every class weighs the same in total, and an example 1 on average.
+    ``"effective"`` is one over the effective number of examples ``(1 - β^n_k) / (1 - β)``, scaled to sum to C (Cui et al.,
+    "Class-Balanced Loss Based on Effective Number of Samples", 2019); β = 0 weighs classes alike, β → 1 by ``1/n_k``.
+
+    A class without examples gets weight 0 and C does not count it: ``1/0`` says nothing about how much it should matter, and only
+    label smoothing or soft targets would ever use the number, to pull towards a class of which nothing is known.
+
+    >>> class_weights([90, 10])
+    array([0.55555556, 5.        ])
+    >>> class_weights([1000, 10, 0], "effective").round(4)
+    array([0.031, 1.969, 0.   ])
+    """
+    n = np.asarray(counts, np.float64)
+    present = n > 0
+    if scheme == "balanced":
+        return np.where(present, n.sum() / (present.sum() * np.where(present, n, 1.0)), 0.0)
+    if scheme == "effective":
+        with np.errstate(divide="ignore"):
+            number = -np.expm1(np.where(present, n, 1.0) * np.log(beta)) / (1 - beta)
+        return np.asarray(present / number * present.sum() / np.sum(present / number))
+    raise ValueError(f"scheme must be 'balanced' or 'effective', got {scheme!r}")
+
+
+def expected_initial_loss(num_classes: int) -> float:
+    """Compute ``ln C``, the cross entropy of a model that finds all classes equally likely: where training should start.
+
+    >>> round(expected_initial_loss(27), 4)
+    3.2958
+    """
+    return float(np.log(num_classes))
+
+
+def prior_entropy(counts: ArrayLike) -> float:
+    """Compute ``H(π)`` of the class frequencies: the best that a model which does not look at its input can do.
+
+    >>> round(prior_entropy([90, 10]), 4)
+    0.3251
+    """
+    n = np.asarray(counts, np.float64)
+    return float(times(n / n.sum(), -np.log(np.where(n > 0, n / n.sum(), 1.0))).sum())
+
+
+def double_softmax_floor(num_classes: int) -> float:
+    """Compute ``ln(e + C - 1) - 1``, below which the loss cannot fall if probabilities are given as logits.
+
+    >>> round(double_softmax_floor(10), 4)
+    1.4612
+    """
+    return float(np.log(np.e + num_classes - 1) - 1)
 
 
 # --- for comparison only ----------------------------------------------------------------------------------------------
@@ -291,7 +1016,7 @@ def sigmoid_difference(logits: ArrayLike, target: ArrayLike, reduction: str = "m
     """
     x, positive = np.asarray(logits, np.float64), np.asarray(target) == 1
     sign = np.where(positive, -1.0, 1.0)
-    factor, loss = reduce_rows(sigmoid(sign * x), np.ones_like(x), None, reduction, None, "nan")
+    factor, loss = reduce_rows(sigmoid(sign * x), np.ones_like(x), Settings(reduction=reduction))
     return LossAndGradient(loss, factor * sign * sigmoid(x) * sigmoid(-x))
 
 
@@ -309,5 +1034,5 @@ def multiclass_hinge(
     t = index_target(target, x.shape[-1])
     excess = (margin - (x * t).sum(-1, keepdims=True) + x) * (1 - t)
     active = (excess > 0) / x.shape[-1]
-    factor, loss = reduce_rows((excess * active).sum(-1), np.ones(x.shape[:-1]), None, reduction, None, "nan")
+    factor, loss = reduce_rows((excess * active).sum(-1), np.ones(x.shape[:-1]), Settings(reduction=reduction))
     return LossAndGradient(loss, factor[..., None] * (active - active.sum(-1, keepdims=True) * t))
