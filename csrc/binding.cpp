@@ -5,11 +5,12 @@
 #include <optional>
 #include <string>
 #include <vector>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
 
 #include "dispatch.h"
+#include "numbers.h"
+#include "recycle.h"
 #include "view.h"
 
 namespace {
@@ -18,8 +19,8 @@ using Range = void (*)(int64_t begin, int64_t end, void* context);
 int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Range, void* context) = nullptr;  // torch's, set at import
 const Kernels* kernels = available_kernels().back();
 
-// Below this many elements the work does not pay for a second thread.
-constexpr int64_t SERIAL = 1 << 15;
+// Below this many elements the work does not pay for a second thread; below that many the gradient is formed with the loss.
+constexpr int64_t SERIAL = 1 << 15, SMALL_ELEMENTS = 1 << 14;
 
 template <class F> void share(int64_t tiles, int64_t elements, F&& work) {
     if (!parallel_for || elements < SERIAL || tiles < 2) return work(0, tiles);
@@ -105,80 +106,225 @@ Softmax describe(const Settings& s, const Layout& logits, const Layout* target) 
     return p;
 }
 
+// lse has the rows' tops, then their log_sums.
+void set_lse(Softmax& p, void* lse, int64_t size) {
+    p.top = lse, p.log_sum = static_cast<char*>(lse) + p.outer * p.inner * size;
+}
+
 std::optional<View> maybe(nb::handle tensor) {
     return tensor.is_none() ? std::nullopt : std::optional<View>(std::in_place, tensor);
 }
 
-// Ask for huge pages under a large new tensor: its page faults cost more than its arithmetic.
-void on_huge_pages([[maybe_unused]] const View& tensor) {
-#ifdef __linux__
-    constexpr uintptr_t PAGE = 1 << 21;
-    const uintptr_t start = (reinterpret_cast<uintptr_t>(tensor.pointer()) + PAGE - 1) & ~(PAGE - 1);
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor.pointer()) + tensor.numel() * tensor.dtype.bits / 8) & ~(PAGE - 1);
-    if (end > start && end - start >= 2 * PAGE) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-#endif
+// A number that is a tensor of its own.
+void put_number(const View& to, double value) {
+    switch (dtype_of(to)) {
+        case F64: *static_cast<double*>(to.pointer()) = value; break;
+        case F32: *static_cast<float*>(to.pointer()) = float(value); break;
+        case BF16: narrow(float(value), *static_cast<bf16*>(to.pointer())); break;
+        default: narrow(float(value), *static_cast<half*>(to.pointer()));
+    }
+}
+double number(const View& from) {
+    switch (dtype_of(from)) {
+        case F64: return *static_cast<const double*>(from.pointer());
+        case F32: return double(*static_cast<const float*>(from.pointer()));
+        case BF16: return double(widen(*static_cast<const bf16*>(from.pointer())));
+        default: return double(widen(*static_cast<const half*>(from.pointer())));
+    }
 }
 
-template <class R> void put(const View& to, double value) { *static_cast<R*>(to.pointer()) = R(value); }
-void put_number(const View& to, double value) { to.dtype.bits == 64 ? put<double>(to, value) : put<float>(to, value); }
+// The gradient of a loss as the kernels take it: R, one number or one for each row, divided by what a mean divides by.
+struct Gradient {
+    double wide;
+    float narrow;
+    const void* pointer;
+    bool rows;
 
-enum Outcome { DONE, OUT_OF_RANGE, NEEDS_COPY };
+    Gradient(const View& grad, double divisor, bool wide_rows) : rows(grad.ndim > 0) {
+        if (rows) {
+            pointer = grad.pointer();
+        } else {
+            set(number(grad) / divisor, wide_rows);
+        }
+    }
+    Gradient(double value, bool wide_rows) : rows(false) { set(value, wide_rows); }
+    Gradient(const Gradient&) = delete;
 
-int softmax_forward(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool reduce,
-    nb::handle loss_, nb::handle row_weight_, nb::handle top_, nb::handle log_sum_
+  private:
+    void set(double value, bool wide_rows) {
+        wide = value, narrow = float(value);
+        pointer = wide_rows ? static_cast<const void*>(&wide) : static_cast<const void*>(&narrow);
+    }
+};
+
+enum Reduction { NONE, SUM, MEAN };
+
+// Run the forward kernels: write the loss and return what the rows weigh, or nothing if an index is out of range.
+std::optional<double> forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, const View& loss) {
+    std::atomic<bool> out_of_range{false};
+    std::vector<double> partial(size_t(2 * p.tiles()));
+    p.partial = partial.data(), p.out_of_range = &out_of_range;
+    auto* run = kernels->softmax_forward[dtype];
+    share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    if (out_of_range) return std::nullopt;
+    double sums[2] = {0, 0};
+    for (size_t i = 0; i < partial.size(); i++) sums[i % 2] += partial[i];
+    if (reduction != NONE) put_number(loss, reduction == MEAN ? sums[0] / sums[1] : sums[0]);
+    return sums[1];
+}
+
+constexpr const char* OUT_OF_RANGE = "a class index is out of range";
+
+// Return Σ of the rows' weights, or None where the layout needs a copy. `loss` is one number, or one R a row with `row_weight`.
+std::optional<double> softmax_forward(
+    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, int64_t reduction,
+    nb::handle loss_, nb::handle row_weight_, nb::handle lse_
 ) {
-    const View logits(logits_), target(target_), loss(loss_), row_weight(row_weight_), top(top_), log_sum(log_sum_);
-    const std::optional<View> weight = maybe(weight_);
+    const View logits(logits_), target(target_), loss(loss_), lse(lse_);
+    const std::optional<View> weight = maybe(weight_), row_weight = maybe(row_weight_);
     const bool soft = index_type_of(target) < 0;
     std::vector<Layout> layouts;
-    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts)) return NEEDS_COPY;
+    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts)) return std::nullopt;
     Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[1] : nullptr);
-    std::atomic<bool> out_of_range{false};
-    std::vector<double> partial(2 * p.tiles());
-    p.partial = partial.data(), p.out_of_range = &out_of_range;
-    p.top = top.pointer(), p.log_sum = log_sum.pointer();
-    if (!reduce) p.loss = loss.pointer(), p.row_weight = row_weight.pointer();
-    auto* run = kernels->softmax_forward[dtype_of(logits)];
-    share(p.tiles(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
-    if (out_of_range) return OUT_OF_RANGE;
-    if (reduce) {
-        double sums[2] = {0, 0};
-        for (size_t i = 0; i < partial.size(); i++) sums[i % 2] += partial[i];
-        put_number(loss, sums[0]), put_number(row_weight, sums[1]);
-    }
-    return DONE;
+    set_lse(p, lse.pointer(), lse.dtype.bits / 8);
+    if (row_weight) p.loss = loss.pointer(), p.row_weight = row_weight->pointer();
+    const std::optional<double> total = forward(p, dtype_of(logits), logits.numel(), reduction, loss);
+    if (!total) throw std::runtime_error(OUT_OF_RANGE);
+    return total;
 }
 
-int softmax_backward(
-    nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle top_, nb::handle log_sum_,
+// Return whether the layouts were taken, or need a copy. The gradient of a mean is that of the sum over `divisor`.
+bool softmax_backward(
+    nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle lse_,
     int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_
 ) {
-    const View grad(grad_), logits(logits_), target(target_), top(top_), log_sum(log_sum_);
+    const View grad(grad_), logits(logits_), target(target_), lse(lse_);
     const std::optional<View> weight = maybe(weight_), grad_logits = maybe(grad_logits_), grad_target = maybe(grad_target_);
     const bool soft = index_type_of(target) < 0;
     std::vector<const View*> tensors{&logits};
     for (const View* v : {soft ? &target : nullptr, grad_logits ? &*grad_logits : nullptr, grad_target ? &*grad_target : nullptr})
         if (v) tensors.push_back(v);
     std::vector<Layout> layouts;
-    if (!lay_out(tensors, layouts)) return NEEDS_COPY;
+    if (!lay_out(tensors, layouts)) return false;
     size_t next = 1;
     Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[next++] : nullptr);
-    p.grad = grad.pointer(), p.grad_rows = grad.ndim > 0;
-    p.top = top.pointer(), p.log_sum = log_sum.pointer();
+    set_lse(p, lse.pointer(), lse.dtype.bits / 8);
+    const Gradient g(grad, divisor, logits.dtype.bits == 64);
+    p.grad = g.pointer, p.grad_rows = g.rows;
     if (grad_logits) {
         p.grad_logits = grad_logits->pointer(), p.grad_at = layouts[next++].at;
         if (p.grad_at.classes != 1) p.rows_per_tile = ROWS;
-        on_huge_pages(*grad_logits);
     }
-    if (grad_target) {
-        p.grad_target = grad_target->pointer(), p.grad_target_at = layouts[next++].at;
-        on_huge_pages(*grad_target);
-    }
+    if (grad_target) p.grad_target = grad_target->pointer(), p.grad_target_at = layouts[next++].at;
     auto* run = kernels->softmax_backward[dtype_of(logits)];
     share(p.tiles(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
-    return DONE;
+    return true;
 }
+
+// --- calls so small that Python is what takes time ------------------------------------------------------------------------
+
+PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
+
+bool plain(nb::handle tensor) { return Py_TYPE(tensor.ptr()) == tensor_type || Py_TYPE(tensor.ptr()) == parameter_type; }
+bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
+bool contiguous(const View& x) {
+    int64_t run = 1;
+    for (int32_t d = x.ndim - 1; d >= 0; run *= x.shape[d], d--)
+        if (x.shape[d] != 1 && x.strides[d] != run) return false;
+    return true;
+}
+
+enum Kind { EXTRAORDINARY, ORDINARY, SMALL };
+
+// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as the kernels take them.
+int64_t kind_of(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
+    if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return EXTRAORDINARY;
+    const View logits(logits_, View::ANY), target(target_, View::ANY);
+    const auto [code, bits, lanes] = logits.dtype;
+    if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return EXTRAORDINARY;
+    if (!logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0) return EXTRAORDINARY;
+    const bool soft = index_type_of(target) < 0;
+    if (soft ? target.dtype != logits.dtype || ignore_index >= 0 : !contiguous(target)) return EXTRAORDINARY;
+    if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return EXTRAORDINARY;
+    for (int32_t d = 1; d < target.ndim; d++)
+        if (target.shape[d] != logits.shape[soft ? d : d + 1]) return EXTRAORDINARY;
+    if (!weight_.is_none()) {
+        const View weight(weight_, View::ANY);
+        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || weight.ndim != 1) return EXTRAORDINARY;
+        if (weight.shape[0] != logits.shape[1] || !contiguous(weight) || requires_grad(weight_)) return EXTRAORDINARY;
+    }
+    std::vector<Layout> layouts;
+    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts)) return EXTRAORDINARY;
+    if (logits.numel() > SMALL_ELEMENTS || bits < 32 || (soft && requires_grad(target_))) return ORDINARY;
+    return contiguous(logits) ? SMALL : ORDINARY;
+} catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
+    return EXTRAORDINARY;
+}
+
+// A small loss and, where it is wanted, its gradient at once.
+void softmax_small(
+    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
+    nb::handle loss_, nb::handle grad_logits_
+) {
+    const View logits(logits_), target(target_), loss(loss_);
+    const std::optional<View> weight = maybe(weight_), grad_logits = maybe(grad_logits_);
+    const bool soft = index_type_of(target) < 0;
+    std::vector<Layout> layouts;
+    lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts);
+    Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts.at(0), soft ? &layouts.at(1) : nullptr);
+    const int64_t size = logits.dtype.bits / 8;
+    std::vector<double> lse(size_t(2 * p.outer * p.inner));
+    set_lse(p, lse.data(), size);
+    const std::optional<double> total = forward(p, dtype_of(logits), 0, mean ? MEAN : SUM, loss);
+    if (!total) throw std::runtime_error(OUT_OF_RANGE);
+    if (!grad_logits) return;
+    const Gradient g(mean ? 1 / *total : 1.0, size == 8);
+    p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.grad_at = p.at;
+    kernels->softmax_backward[dtype_of(logits)](p, 0, p.tiles());
+}
+
+// Multiply a small contiguous gradient by a number.
+void scale(nb::handle grad_, nb::handle factor_) {
+    const View grad(grad_);
+    const double factor = number(View(factor_));
+    if (factor == 1) return;
+    const int64_t n = grad.numel();
+    if (grad.dtype.bits == 64)
+        for (int64_t i = 0; i < n; i++) static_cast<double*>(grad.pointer())[i] *= factor;
+    else
+        for (int64_t i = 0; i < n; i++) static_cast<float*>(grad.pointer())[i] *= float(factor);
+}
+
+// --- new tensors ----------------------------------------------------------------------------------------------------------
+
+// A DLPack tensor in recycled memory, to be consumed by torch.from_dlpack.
+struct Owned {
+    dlpack::Managed managed;
+    size_t bytes;
+    std::vector<int64_t> shape, strides;
+};
+
+nb::object recycled(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, uint8_t code, uint8_t bits) {
+    size_t bytes = bits / 8;
+    for (int64_t n : shape) bytes *= size_t(n);
+    void* data = recycler().take(bytes);
+    if (!data) return nb::none();
+    auto* owned = new Owned{{}, bytes, shape, strides};
+    owned->managed.tensor = {data, {dlpack::CPU, 0}, int32_t(shape.size()), {code, bits, 1}, owned->shape.data(), owned->strides.data(), 0};
+    owned->managed.context = owned;
+    owned->managed.deleter = [](dlpack::Managed* self) {
+        auto* mine = static_cast<Owned*>(self->context);
+        recycler().give_back(mine->managed.tensor.data, mine->bytes);
+        delete mine;
+    };
+    return nb::steal(PyCapsule_New(&owned->managed, "dltensor", [](PyObject* capsule) {
+        if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // consumed
+        auto* left = static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, "dltensor"));
+        left->deleter(left);
+    }));
+}
+
+// --- binary cross entropy -------------------------------------------------------------------------------------------------
 
 // The one stride at which the dimensions [from, to) can be walked, if there is one.
 std::optional<int64_t> one_stride(const View& x, int32_t from, int32_t to) {
@@ -212,41 +358,43 @@ bool describe(const View& logits, const View& target, const std::optional<View>&
     return false;
 }
 
-int64_t blocks(const Binary& p) { return p.outer * ((p.inner + BLOCK - 1) / BLOCK); }
-
-int binary_forward(nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, bool reduce, nb::handle loss_) {
+// Write the loss of each element as R, or one number: the sum over `divisor`. Both return whether the layouts were taken.
+bool binary_forward(
+    nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, bool reduce, double divisor, nb::handle loss_
+) {
     const View logits(logits_), target(target_), loss(loss_);
     const std::optional<View> weight = maybe(weight_), pos_weight = maybe(pos_weight_);
     Binary p{};
-    if (!describe(logits, target, weight, pos_weight, p)) return NEEDS_COPY;
-    std::vector<double> partial(reduce ? blocks(p) : 0);
+    if (!describe(logits, target, weight, pos_weight, p)) return false;
+    std::vector<double> partial(reduce ? size_t(p.blocks()) : 0);
     if (reduce) p.partial = partial.data();
     else p.loss = loss.pointer();
-    auto* run = kernels->binary_forward[dtype_of(logits)];
-    share(blocks(p), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    auto* run = kernels->binary[dtype_of(logits)];
+    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
     if (reduce) {
         double sum = 0;
         for (double part : partial) sum += part;
-        put_number(loss, sum);
+        put_number(loss, sum / divisor);
     }
-    return DONE;
+    return true;
 }
 
-int binary_backward(
-    nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_,
+bool binary_backward(
+    nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_,
     nb::handle grad_logits_, nb::handle grad_target_
 ) {
     const View grad(grad_), logits(logits_), target(target_);
     const std::optional<View> weight = maybe(weight_), pos_weight = maybe(pos_weight_);
     const std::optional<View> grad_logits = maybe(grad_logits_), grad_target = maybe(grad_target_);
     Binary p{};
-    if (!describe(logits, target, weight, pos_weight, p)) return NEEDS_COPY;
-    p.grad = grad.pointer(), p.grad_rows = grad.ndim > 0;
-    if (grad_logits) p.grad_logits = grad_logits->pointer(), on_huge_pages(*grad_logits);
-    if (grad_target) p.grad_target = grad_target->pointer(), on_huge_pages(*grad_target);
-    auto* run = kernels->binary_backward[dtype_of(logits)];
-    share(blocks(p), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
-    return DONE;
+    if (!describe(logits, target, weight, pos_weight, p)) return false;
+    const Gradient g(grad, divisor, logits.dtype.bits == 64);
+    p.grad = g.pointer, p.grad_rows = g.rows;
+    if (grad_logits) p.grad_logits = grad_logits->pointer();
+    if (grad_target) p.grad_target = grad_target->pointer();
+    auto* run = kernels->binary[dtype_of(logits)];
+    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    return true;
 }
 
 void use_isa(const char* wanted) {
@@ -262,18 +410,28 @@ void use_isa(const char* wanted) {
 
 NB_MODULE(_native, m) {
     m.doc() = "The CPU kernels of crossent.";
-    m.attr("DONE") = int(DONE);
-    m.attr("OUT_OF_RANGE") = int(OUT_OF_RANGE);
-    m.attr("NEEDS_COPY") = int(NEEDS_COPY);
+    m.attr("ORDINARY") = int(ORDINARY);
+    m.attr("SMALL") = int(SMALL);
+    m.attr("RECYCLES") = Recycler::AVAILABLE;
     using nb::literals::operator""_a;
     m.def("softmax_forward", &softmax_forward, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
-          "reduce"_a, "loss"_a, "row_weight"_a, "top"_a, "log_sum"_a);
-    m.def("softmax_backward", &softmax_backward, "grad"_a, "logits"_a, "target"_a, "weight"_a.none(), "top"_a, "log_sum"_a,
+          "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a);
+    m.def("softmax_backward", &softmax_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(), "lse"_a,
           "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none());
     m.def("binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,
-          "loss"_a);
-    m.def("binary_backward", &binary_backward, "grad"_a, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(),
-          "grad_logits"_a.none(), "grad_target"_a.none());
+          "divisor"_a, "loss"_a);
+    m.def("binary_backward", &binary_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),
+          "pos_weight"_a.none(), "grad_logits"_a.none(), "grad_target"_a.none());
+    m.def("kind_of", &kind_of, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a);
+    m.def("softmax_small", &softmax_small, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "mean"_a,
+          "loss"_a, "grad_logits"_a.none());
+    m.def("scale", &scale, "grad"_a, "factor"_a);
+    m.def("recycled", [](const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int code, int bits) {
+        return recycled(shape, strides, uint8_t(code), uint8_t(bits));
+    }, "shape"_a, "strides"_a, "code"_a, "bits"_a);
+    m.def("know_types", [](nb::handle tensor, nb::handle parameter) {
+        tensor_type = reinterpret_cast<PyTypeObject*>(tensor.ptr()), parameter_type = reinterpret_cast<PyTypeObject*>(parameter.ptr());
+    }, "tensor"_a, "parameter"_a);
     m.def("isa", [] { return kernels->name; }, "Name the instruction set in use.");
     m.def("isas", [] {
         nb::list names;

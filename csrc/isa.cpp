@@ -12,6 +12,5 @@ const Kernels TABLE(ISA) = {
     NAME(ISA),
     {softmax_forward<float>, softmax_forward<double>, softmax_forward<bf16>, softmax_forward<half>},
     {softmax_backward<float>, softmax_backward<double>, softmax_backward<bf16>, softmax_backward<half>},
-    {binary_forward<float>, binary_forward<double>, binary_forward<bf16>, binary_forward<half>},
-    {binary_backward<float>, binary_backward<double>, binary_backward<bf16>, binary_backward<half>},
+    {binary<float>, binary<double>, binary<bf16>, binary<half>},
 };

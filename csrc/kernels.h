@@ -1,12 +1,15 @@
 // The CPU kernels: plain C++17 loops, compiled once for each instruction set (isa.cpp) and chosen at run time (binding.cpp).
 //
 // Precision: everything is computed in R, which is float for float, bfloat16 and half logits and double for double; sums over
-// classes run in lanes of R and are carried on in double, sums over rows run in double. A row's lse is the pair (top, log_sum)
+// classes run in LANES of R and are carried on in double, sums over rows run in double. A row's lse is the pair (top, log_sum)
 // with log_sum = log1p(Σ_{j≠top} e^{x_j - top}), so that a confident row keeps its relative accuracy; the gradient of the true
 // class is formed as expm1(log p_y).
 //
 // Order: every sum has a fixed order, whatever the threads. No allocation, no threads and no exceptions here. Everything is
 // static: an object compiled for one instruction set must not offer its code to another.
+//
+// Form: what a compiler is to turn into vectors is a loop over LANES numbers, and data come in runs of LANES: the last of a row
+// is filled up. A gradient is formed in the nearest cache and stored from there, so that it may lie where the logits lie.
 
 #pragma once
 #include "numbers.h"
@@ -17,8 +20,11 @@ namespace {
 constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time
 
 template <class R> constexpr R INF = std::numeric_limits<R>::infinity();
+template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
 
-static inline int64_t index_at(const void* indices, int64_t type, int64_t row) {
+INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+INLINE int64_t index_at(const void* indices, int64_t type, int64_t row) {
     switch (type) {
         case I8: return static_cast<const int8_t*>(indices)[row];
         case I16: return static_cast<const int16_t*>(indices)[row];
@@ -30,6 +36,80 @@ static inline int64_t index_at(const void* indices, int64_t type, int64_t row) {
     }
 }
 
+// --- runs -----------------------------------------------------------------------------------------------------------------
+
+// Fold LANES numbers into one, half by half; as vectors, for compilers take the halves apart one by one.
+template <bool MAX, int N, class R> INLINE R fold_halves(const R* lane) {
+    if constexpr (N == 1) {
+        return lane[0];
+    } else {
+        typedef R Vector __attribute__((vector_size(N / 2 * sizeof(R))));
+        Vector low, high;
+        R half[N / 2];
+        std::memcpy(&low, lane, sizeof low), std::memcpy(&high, lane + N / 2, sizeof high);
+        if constexpr (MAX) low = low > high ? low : high;
+        else low += high;
+        std::memcpy(half, &low, sizeof low);
+        return fold_halves<MAX, N / 2>(half);
+    }
+}
+template <class R> INLINE double fold(const R* lane) { return double(fold_halves<false, LANES>(lane)); }
+template <class R> INLINE R fold_max(const R* lane) { return fold_halves<true, LANES>(lane); }
+
+// n ≥ LANES numbers as runs of R: whole ones, in place where they are R already, and a last one that ends with the numbers and
+// begins with `seen` of them that the whole ones hold as well.
+template <class R> struct Block {
+    const R* x;
+    int64_t n, whole, seen;
+    alignas(64) R last[LANES];  // across two lines of the cache it would be slow to come back
+
+    template <class S> void load(const S* from, int64_t count, R* scratch) {
+        n = count, whole = n / LANES * LANES, seen = whole + LANES - n;
+        if constexpr (sizeof(S) == sizeof(R)) {
+            x = from;
+        } else {
+            for (int64_t k = 0; k < whole; k += LANES) widen_run(from + k, scratch + k);
+            x = scratch;
+        }
+        if (whole < n) widen_run(from + n - LANES, last);
+    }
+
+    // What was seen already counts as this.
+    void fill(R value) {
+        if (whole < n)
+            for (int l = 0; l < LANES; l++) last[l] = pick(l < seen, value, last[l]);
+    }
+
+    // Do something with each run and where it begins among the runs.
+    template <class F> [[gnu::always_inline]] void each(F&& f) const {
+        for (int64_t k = 0; k < whole; k += LANES) f(x + k, k);
+        if (whole < n) f(last, whole);
+    }
+
+    const R* run(int64_t k) const { return k < whole ? x + k : last; }
+};
+
+// Write n ≥ LANES numbers as a Block has them, in runs of which the last may overlap, to where they belong.
+template <class R, class S> INLINE void store(const R* from, S* to, int64_t n) {
+    const int64_t whole = n / LANES * LANES;
+    if constexpr (sizeof(S) == sizeof(R)) {
+        std::memcpy(to, from, size_t(whole) * sizeof(S));
+    } else {
+        for (int64_t k = 0; k < whole; k += LANES) narrow_run(from + k, to + k);
+    }
+    if (whole < n) narrow_run(from + whole, to + n - LANES);
+}
+
+// Bring what is read next, or written soon, into the second cache: the first has too few places for misses under way.
+INLINE void fetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
+INLINE void fetch_to_write(const void* to, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(to) + at, 1, 2);
+}
+
+// --- one long row ---------------------------------------------------------------------------------------------------------
+
 // What the kernels know of one row's target beside the elements of t: its class, c[y], and whether it counts.
 template <class R> struct Label {
     int64_t y;
@@ -37,7 +117,7 @@ template <class R> struct Label {
     bool valid;
 };
 
-template <class R> static inline Label<R> label_of(const Softmax& p, int64_t row) {
+template <class R> INLINE Label<R> label_of(const Softmax& p, int64_t row) {
     if (p.index_type < 0) return {-1, R(1), true};
     int64_t y = index_at(p.target, p.index_type, row);
     if (y == p.ignore_index) return {-1, R(0), false};
@@ -48,175 +128,136 @@ template <class R> static inline Label<R> label_of(const Softmax& p, int64_t row
     return {y, p.weight ? static_cast<const R*>(p.weight)[y] : R(1), true};
 }
 
-// Σ_k c_k t_k of a row with a class index.
-template <class R> static inline R index_mass(const Softmax& p, R weight) {
-    return R((1 - p.smoothing) * weight + p.share * p.weight_sum);
+// Where a row begins in a tensor of the logits' shape.
+template <class V> INLINE V* at_row(const Softmax& p, const void* tensor, const Strides& at, int64_t row) {
+    if (!tensor) return nullptr;
+    return static_cast<V*>(const_cast<void*>(tensor)) + row / p.inner * at.outer + row % p.inner * at.inner;
 }
 
-template <class R> static inline R index_loss(const Softmax& p, const Label<R>& label, R cost, R spread, R log_sum) {
-    if (!label.valid) return R(0);
-    R loss = p.weight ? times(label.weight, cost) : cost;
-    if (p.smoothing == 0) return loss;
-    return R(1 - p.smoothing) * loss + (spread + R(p.share * p.weight_sum) * log_sum);
+// How many of a row's classes to take from k on: BLOCK, but never so many that fewer than LANES are left over.
+INLINE int64_t block_size(int64_t classes, int64_t k) {
+    const int64_t left = classes - k;
+    return left <= BLOCK ? left : left < BLOCK + LANES ? BLOCK - LANES : BLOCK;
 }
 
-template <class R> static inline R grad_of(const Softmax& p, int64_t row) {
-    return static_cast<const R*>(p.grad)[p.grad_rows ? row : 0];
-}
-
-// Do something for each of n elements, in runs of LANES, which compilers see through where they miss a plain loop.
-template <class F> static inline void each(int64_t n, F&& f) {
-    const int64_t whole = n / LANES * LANES;
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++) f(k + l);
-    for (int64_t k = whole; k < n; k++) f(k);
-}
-
-// --- one long row ---------------------------------------------------------------------------------------------------------
-
-template <class R, class S> static inline const R* load(const S* __restrict from, int64_t n, R* __restrict scratch) {
-    if constexpr (sizeof(S) == sizeof(R)) {
-        return from;
-    } else {
-        each(n, [=](int64_t k) { scratch[k] = widen(from[k]); });
-        return scratch;
-    }
-}
-
-// Where to compute what is to be stored: in its place, if it is of type R, or in a buffer first.
-template <class R, class S> static inline R* in_place(S* to, R* scratch) {
-    if constexpr (sizeof(S) == sizeof(R)) return to;
-    else return scratch;
-}
-
-template <class R, class S> static inline void store(const R* __restrict from, S* __restrict to, int64_t n) {
-    if constexpr (sizeof(S) != sizeof(R)) each(n, [=](int64_t k) { narrow(from[k], to[k]); });
-}
-
-// c ∘ t for the classes [k, k + n) of a row, or null where it is nothing but the one label.
+// c ∘ t, smoothed, of a probability target's classes [k, k + n).
 template <class R, class T>
-static inline const R* row_weights(const Softmax& p, const T* __restrict target, int64_t k, int64_t n, R* __restrict scratch) {
-    const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
+INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n, R* scratch, Block<R>& w) {
+    const int64_t step = p.target_at.classes;
+    if (step == 1) {
+        w.load(target + k, n, scratch);
+    } else {
+        for (int64_t i = 0; i < n; i++) scratch[i] = widen(target[(k + i) * step]);
+        w.load(scratch, n, scratch);
+    }
+    if (p.smoothing == 0 && !p.weight) return;
     const R keep = R(1 - p.smoothing), share = R(p.share);
-    if (target) {
-        const int64_t step = p.target_at.classes;
-        if (step == 1) each(n, [=](int64_t i) { scratch[i] = keep * widen(target[k + i]) + share; });
-        else for (int64_t i = 0; i < n; i++) scratch[i] = keep * widen(target[(k + i) * step]) + share;
-        if (c) each(n, [=](int64_t i) { scratch[i] *= c[i]; });
-        return scratch;
+    Block<R> c;
+    c.load(p.weight ? static_cast<const R*>(p.weight) + k : w.x, n, scratch);
+    const bool weighted = p.weight;
+    for (int64_t i = 0; i < padded(n); i += LANES) {
+        const R *from = w.run(i), *factor = c.run(i);
+        R* to = i < w.whole ? scratch + i : w.last;
+        R run[LANES];
+        for (int l = 0; l < LANES; l++) run[l] = keep * from[l] + share;
+        for (int l = 0; weighted && l < LANES; l++) run[l] *= factor[l];
+        for (int l = 0; l < LANES; l++) to[l] = run[l];
     }
-    if (p.smoothing == 0) return nullptr;
-    if (c) each(n, [=](int64_t i) { scratch[i] = share * c[i]; });
-    else each(n, [=](int64_t i) { scratch[i] = share; });
-    return scratch;
+    w.x = scratch;
 }
 
-template <class R> static inline R largest(const R* x, int64_t n) {
-    R lane[LANES];
+template <class R> INLINE R largest(const Block<R>& block) {
+    alignas(64) R lane[LANES];
     for (int l = 0; l < LANES; l++) lane[l] = -INF<R>;
-    int64_t k = 0;
-    for (; k + LANES <= n; k += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] = pick(x[k + l] > lane[l], x[k + l], lane[l]);
-    for (; k < n; k++) lane[0] = x[k] > lane[0] ? x[k] : lane[0];
-    for (int l = 1; l < LANES; l++) lane[0] = lane[l] > lane[0] ? lane[l] : lane[0];
-    return lane[0];
+    block.each([&](const R* x, int64_t) __attribute__((always_inline)) {
+        for (int l = 0; l < LANES; l++) lane[l] = pick(x[l] > lane[l], x[l], lane[l]);
+    });
+    return fold_max(lane);
 }
 
-// Where x first equals the value that it is known to contain.
-template <class R> static inline int64_t first_of(const R* x, int64_t n, R value) {
-    int64_t k = 0;
-    for (; k + LANES <= n; k += LANES) {
-        int found = 0;
-        for (int l = 0; l < LANES; l++) found |= x[k + l] == value;
-        if (found) break;
-    }
-    while (!(x[k] == value)) k++;
-    return k;
-}
-
-template <class R> static inline double fold(const R* lane) {
-    double sum = 0;
-    for (int l = 0; l < LANES; l++) sum += double(lane[l]);
-    return sum;
-}
-
-template <class R> static inline double sum_exp(const R* x, int64_t n, R top) {
-    R lane[LANES] = {}, rest[LANES];
-    int64_t k = 0;
-    for (; k + LANES <= n; k += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += exp_(x[k + l] - top);
-    if (k < n) {
-        for (int l = 0; l < LANES; l++) rest[l] = -INF<R>;
-        for (int l = 0; k + l < n; l++) rest[l] = x[k + l];
-        for (int l = 0; l < LANES; l++) lane[l] += exp_(rest[l] - top);
-    }
+// Σ e^{x - top}, fetching meanwhile as much as the block is behind `next`. What equals top is left out and counted instead,
+// where the block may have such: its ones would drown the rest of a confident row.
+template <bool WITH_TOP, class R, class S>
+INLINE double sum_exp(const Block<R>& block, R top, const S* next, double& ties) {
+    alignas(64) R lane[LANES] = {}, equal[LANES] = {};
+    block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
+        fetch(next + k, LANES * sizeof(S));
+        for (int l = 0; l < LANES; l++) {
+            const R below = x[l] - top, e = exp_(below);
+            if constexpr (WITH_TOP) {
+                lane[l] += pick(below == R(0), R(0), e);
+                equal[l] += pick(below == R(0), R(1), R(0));
+            } else {
+                lane[l] += e;
+            }
+        }
+    });
+    if constexpr (WITH_TOP) ties += fold(equal);
     return fold(lane);
 }
 
-// Σ w (top - x) and Σ w, with 0 · inf = 0.
-template <class R> static inline void add_cost(const R* w, const R* x, int64_t n, R top, double& cost, double& mass) {
-    R costs[LANES] = {}, masses[LANES] = {};
-    int64_t k = 0;
-    for (; k + LANES <= n; k += LANES)
-        for (int l = 0; l < LANES; l++) {
-            R product = w[k + l] * (top - x[k + l]);
-            costs[l] += pick(w[k + l] == R(0) && x[k + l] == x[k + l], R(0), product);
-            masses[l] += w[k + l];
-        }
-    for (int l = 0; k < n; k++, l++) {
-        R product = w[k] * (top - x[k]);
-        costs[l] += pick(w[k] == R(0) && x[k] == x[k], R(0), product);
-        masses[l] += w[k];
+// Σ w (top - x) and Σ w over n elements, with 0 · inf = 0; without weights w is 1.
+template <class R> INLINE void add_cost(const R* w, const R* x, int64_t n, R top, double& cost, double& mass) {
+    alignas(64) R costs[LANES] = {}, masses[LANES] = {};
+    const int64_t whole = n / LANES * LANES;
+    for (int64_t k = 0; k < whole; k += LANES) {
+        if (w)
+            for (int l = 0; l < LANES; l++) costs[l] += times(w[k + l], top - x[k + l]), masses[l] += w[k + l];
+        else
+            for (int l = 0; l < LANES; l++) costs[l] += top - x[k + l];
+    }
+    for (int64_t k = whole; k < n; k++) {
+        costs[k - whole] += w ? times(w[k], top - x[k]) : top - x[k];
+        if (w) masses[k - whole] += w[k];
     }
     cost += fold(costs);
-    mass += fold(masses);
-}
-
-// out = scale · p, minus g · w where there are weights; and where p may be near one, 1 - p is formed by expm1.
-template <class R>
-static inline void slopes_of(
-    const R* __restrict x, const R* __restrict w, R* __restrict out, int64_t n, R top, R log_sum, R g, R mass, bool near_one
-) {
-    const R scale = mass == R(0) ? R(0) : g * mass;
-    each(n, [=](int64_t k) { out[k] = scale * exp_((x[k] - top) - log_sum); });
-    if (!w) return;
-    if (!near_one) return each(n, [=](int64_t k) { out[k] -= g * w[k]; });
-    each(n, [=](int64_t k) {
-        const R log_p = (x[k] - top) - log_sum, near = scale * expm1_(log_p) + g * (mass - w[k]);
-        out[k] = pick(log_p > R(-0.6931472), near, out[k] - g * w[k]);
-    });
+    mass += w ? fold(masses) : double(n);
 }
 
 template <class R, class S, class T> static void row_forward(const Softmax& p, int64_t row, double* sums) {
-    const int64_t o = row / p.inner, i = row % p.inner;
-    const S* x = static_cast<const S*>(p.logits) + o * p.at.outer + i * p.at.inner;
-    const T* t = p.index_type < 0 ? static_cast<const T*>(p.target) + o * p.target_at.outer + i * p.target_at.inner : nullptr;
+    const S* x = at_row<const S>(p, p.logits, p.at, row);
+    const T* t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
+    const R* c = static_cast<const R*>(p.weight);
     const Label<R> label = label_of<R>(p, row);
     R top = -INF<R>, log_sum = R(0), loss = R(0);
-    if (label.valid) {
-        R buffer[BLOCK], weights[BLOCK];
-        double others = 0, cost = 0, mass = 0;
-        for (int64_t k = 0; k < p.classes; k += BLOCK) {
-            const int64_t n = p.classes - k < BLOCK ? p.classes - k : BLOCK;
-            const R* block = load<R>(x + k, n, buffer);
-            const R high = largest(block, n);
-            int64_t split = n;
-            if (high > top) {
-                if (top > -INF<R>) {
-                    others = (others + 1) * double(exp_(top - high));
-                    cost += mass == 0 ? 0 : mass * (double(high) - double(top));
-                }
-                top = high;
-                split = first_of(block, n, top);
+    alignas(64) R buffer[BLOCK], scratch[BLOCK];
+    Block<R> block, w;
+    double others = 0, ties = 0, cost = 0, mass = 0;
+    for (int64_t k = 0, n; label.valid && k < p.classes; k += n) {
+        n = block_size(p.classes, k);
+        block.load(x + k, n, buffer);
+        block.fill(-INF<R>);
+        const R high = largest(block);
+        const bool raised = high > top;
+        if (raised) {
+            if (top > -INF<R>) {
+                others = (others + ties) * double(exp_(top - high)), ties = 0;
+                cost += mass == 0 ? 0 : mass * (double(high) - double(top));
             }
-            const R level = top > -INF<R> ? top : R(0);
-            others += sum_exp(block, split, level);
-            if (split < n) others += sum_exp(block + split + 1, n - split - 1, level);
-            if (const R* w = row_weights<R>(p, t, k, n, weights)) add_cost(w, block, n, level, cost, mass);
+            top = high;
         }
-        log_sum = R(std::log1p(others)) + (top - top);
-        loss = t ? R(cost + mass * double(log_sum))
-                 : index_loss(p, label, (top - widen(x[label.y])) + log_sum, R(cost), log_sum);
+        const R level = top > -INF<R> ? top : R(0);
+        const bool may_tie = raised || high == top;
+        others += may_tie ? sum_exp<true>(block, level, x + k + n, ties) : sum_exp<false>(block, level, x + k + n, ties);
+        if (t) {
+            load_weights(p, t, k, n, scratch, w);
+            if (p.target_at.classes == 1) fetch(t + k + n, n * int64_t(sizeof(T)));
+            add_cost(w.x, block.x, w.whole, level, cost, mass);
+            if (w.whole < n) add_cost(w.last + w.seen, block.last + w.seen, LANES - w.seen, level, cost, mass);
+        } else if (p.smoothing != 0) {
+            add_cost(c ? c + k : nullptr, block.x, block.whole, level, cost, mass);
+            if (block.whole < n)
+                add_cost(c ? c + k + block.whole : nullptr, block.last + block.seen, LANES - block.seen, level, cost, mass);
+        }
+    }
+    if (label.valid) {
+        log_sum = log1p_(R(others + (ties > 1 ? ties - 1 : 0))) + (top - top);
+        if (t) {
+            loss = R(cost + mass * double(log_sum));
+        } else {
+            loss = times(label.weight, (top - widen(x[label.y])) + log_sum);
+            if (p.smoothing != 0) loss = R(1 - p.smoothing) * loss + R(p.share * (cost + mass * double(log_sum)));
+        }
     } else {
         top = R(0);
     }
@@ -230,364 +271,485 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     sums[1] += double(label.weight);
 }
 
-template <class R, class S, class T> static void row_backward(const Softmax& p, int64_t row) {
-    const int64_t o = row / p.inner, i = row % p.inner, classes = p.classes;
-    const S* x = static_cast<const S*>(p.logits) + o * p.at.outer + i * p.at.inner;
-    const bool soft = p.index_type < 0;
-    const T* t = soft ? static_cast<const T*>(p.target) + o * p.target_at.outer + i * p.target_at.inner : nullptr;
-    const Label<R> label = label_of<R>(p, row);
-    const R g = grad_of<R>(p, row), top = static_cast<const R*>(p.top)[row], log_sum = static_cast<const R*>(p.log_sum)[row];
-    R buffer[BLOCK], weights[BLOCK], slope[BLOCK];
-    S* out = p.grad_logits ? static_cast<S*>(p.grad_logits) + o * p.grad_at.outer + i * p.grad_at.inner : nullptr;
-    R mass = index_mass(p, label.weight);
-    if (!label.valid) {
-        for (int64_t k = 0; out && k < classes; k++) narrow(R(0), out[k]);
-        return;
-    }
-    if (soft) {
-        double sum = 0, unused = 0;
-        for (int64_t k = 0; k < classes; k += BLOCK) {
-            const int64_t n = classes - k < BLOCK ? classes - k : BLOCK;
-            const R* w = row_weights<R>(p, t, k, n, weights);
-            add_cost(w, w, n, R(0), unused, sum);
-        }
-        mass = R(sum);
-    }
-    const bool near_one = soft && log_sum < R(0.6931472);  // then one p may be above ½, and 1 - p is formed by expm1
-    const R scale = mass == R(0) ? R(0) : g * mass;
-    for (int64_t k = 0; k < classes; k += BLOCK) {
-        const int64_t n = classes - k < BLOCK ? classes - k : BLOCK;
-        const R* block = load<R>(x + k, n, buffer);
-        const R* w = out || soft ? row_weights<R>(p, t, k, n, weights) : nullptr;
-        if (out) {
-            R* to = in_place(out + k, slope);
-            slopes_of(block, w, to, n, top, log_sum, g, mass, near_one);
-            store(to, out + k, n);
-        }
-        if (p.grad_target) {
-            const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
-            T* to = static_cast<T*>(p.grad_target) + o * p.grad_target_at.outer + i * p.grad_target_at.inner;
-            const R keep = g * R(1 - p.smoothing);
-            for (int64_t j = 0; j < n; j++) {
-                R cost = (top - block[j]) + log_sum;
-                narrow(times(keep, c ? times(c[j], cost) : cost), to[(k + j) * p.grad_target_at.classes]);
+// out = scale · p - less, and - g w where there are weights; where p may be near one, 1 - p is formed by expm1.
+template <class R> struct RowSlopes {
+    R top, log_sum, g, mass, scale, less;
+
+    template <class S> void operator()(const Block<R>& block, const Block<R>* w, R* out, const S* next, const S* to) const {
+        const bool near_one = w && log_sum < -LOG_HALF<R>;
+        block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
+            R slope[LANES];
+            fetch(next + k, LANES * sizeof(S));
+            fetch_to_write(to + k, LANES * sizeof(S));
+            for (int l = 0; l < LANES; l++) slope[l] = scale * exp_((x[l] - top) - log_sum) - less;
+            if (near_one) {
+                const R* weight = w->run(k);
+                for (int l = 0; l < LANES; l++) {
+                    const R log_p = (x[l] - top) - log_sum, near = scale * expm1_(log_p) + g * (mass - weight[l]);
+                    slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l] - g * weight[l]);
+                }
+            } else if (w) {
+                const R* weight = w->run(k);
+                for (int l = 0; l < LANES; l++) slope[l] -= g * weight[l];
             }
-        }
+            for (int l = 0; l < LANES; l++) out[k + l] = slope[l];
+        });
     }
-    if (!soft && out) {
-        const R log_p = (widen(x[label.y]) - top) - log_sum, share = R(p.share);
-        const R spread = p.smoothing == 0 ? R(0) : g * (share * (R(p.weight_sum) - label.weight));
-        narrow(scale * expm1_(log_p) + spread, out[label.y]);
+};
+
+// g c (-log p) for the classes [k, k + n) of a probability target.
+template <class R, class T>
+INLINE void store_target_slopes(const Softmax& p, const RowSlopes<R>& row, const Block<R>& block, T* out, int64_t k) {
+    const R* c = static_cast<const R*>(p.weight);
+    const R keep = row.g * R(1 - p.smoothing);
+    for (int64_t j = 0; j < block.n; j++) {
+        const R x = j < block.whole ? block.x[j] : block.last[j - block.whole + block.seen], cost = (row.top - x) + row.log_sum;
+        narrow(times(keep, c ? times(c[k + j], cost) : cost), out[(k + j) * p.grad_target_at.classes]);
+    }
+}
+
+template <class R, class S, class T> static void row_backward(const Softmax& p, int64_t row) {
+    const int64_t classes = p.classes;
+    const S* x = at_row<const S>(p, p.logits, p.at, row);
+    S* out = at_row<S>(p, p.grad_logits, p.grad_at, row);
+    const T* t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
+    T* out_target = at_row<T>(p, p.grad_target, p.grad_target_at, row);
+    const Label<R> label = label_of<R>(p, row);
+    if (!label.valid) return void(out && std::memset(static_cast<void*>(out), 0, size_t(classes) * sizeof(S)));
+
+    alignas(64) R buffer[BLOCK], scratch[BLOCK], slope[BLOCK + LANES];
+    Block<R> block, w;
+    const R* c = static_cast<const R*>(p.weight);
+    const R share = R(p.share), total = R(p.weight_sum);
+    RowSlopes<R> slopes{
+        static_cast<const R*>(p.top)[row], static_cast<const R*>(p.log_sum)[row],
+        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], R(1 - p.smoothing) * label.weight + share * total, 0, 0
+    };
+    if (t) {
+        double mass = 0, unused = 0;
+        for (int64_t k = 0, n; k < classes; k += n) {
+            n = block_size(classes, k);
+            load_weights(p, t, k, n, scratch, w);
+            add_cost(w.x, w.x, w.whole, R(0), unused, mass);
+            if (w.whole < n) add_cost(w.last + w.seen, w.last, LANES - w.seen, R(0), unused, mass);
+        }
+        slopes.mass = R(mass);
+    }
+    slopes.scale = slopes.mass == R(0) ? R(0) : slopes.g * slopes.mass;
+    if (!t && !c) slopes.less = slopes.g * share;
+    R at_y = 0;  // read before the gradient is written, which may lie in the place of the logits
+    if (!t) {
+        at_y = slopes.scale * expm1_((widen(x[label.y]) - slopes.top) - slopes.log_sum);
+        if (share != R(0)) at_y += slopes.g * (share * (total - label.weight));
+    }
+    for (int64_t k = 0, n; k < classes; k += n) {
+        n = block_size(classes, k);
+        block.load(x + k, n, buffer);
+        if (out_target) store_target_slopes(p, slopes, block, out_target, k);
+        if (!out) continue;
+        const bool weighted = t || (c && share != R(0));
+        if (t) {
+            load_weights(p, t, k, n, scratch, w);
+        } else if (weighted) {
+            for (int64_t i = 0; i < n; i++) scratch[i] = share * c[k + i];
+            w.load(scratch, n, scratch);
+        }
+        slopes(block, weighted ? &w : nullptr, slope, x + k + n, out + k);
+        const int64_t y = label.y - k, repeated = y - (n - LANES);
+        if (y >= 0 && y < block.whole) slope[y] = at_y;
+        if (y < n && repeated >= 0 && block.whole < n) slope[block.whole + repeated] = at_y;
+        store(slope, out + k, n);
     }
 }
 
 // --- tiles of rows side by side -------------------------------------------------------------------------------------------
 
-// The elements of up to ROWS rows in CLASSES classes, one class after the other, each with its rows side by side.
-template <class R> struct Tile {
-    R values[CLASSES * ROWS];
-
-    // Point at the tile, which is copied only where it does not lie so in memory already.
-    template <class S>
-    const R* load(const S* from, const Strides& at, int64_t classes, int64_t rows, int64_t& pitch) {
-        if constexpr (sizeof(S) == sizeof(R)) {
-            if (at.inner == 1 && rows == ROWS) {
-                pitch = at.classes;
-                return reinterpret_cast<const R*>(from);
-            }
-        }
-        pitch = ROWS;
-        const int64_t step = at.inner;
-        for (int64_t k = 0; k < classes; k++) {
-            const S* __restrict x = from + k * at.classes;
-            R* __restrict to = values + k * ROWS;
-            if (rows < ROWS)
-                for (int64_t l = 0; l < ROWS; l++) to[l] = l < rows ? widen(x[l * step]) : R(0);
-            else if (step == 1)
-                for (int l = 0; l < ROWS; l++) to[l] = widen(x[l]);
-            else
-                for (int l = 0; l < ROWS; l++) to[l] = widen(x[l * step]);
-        }
-        return values;
-    }
-
-    // Where to compute a tile that is to be stored: in its place, if it can lie so in memory, or here first.
-    template <class S> R* place(S* to, const Strides& at, int64_t rows, int64_t& pitch) {
-        if constexpr (sizeof(S) == sizeof(R)) {
-            if (at.inner == 1 && rows == ROWS) {
-                pitch = at.classes;
-                return to;
-            }
-        }
-        pitch = ROWS;
-        return values;
-    }
-
-    template <class S> void store(S* to, const Strides& at, int64_t classes, int64_t rows) const {
-        if constexpr (sizeof(S) == sizeof(R))
-            if (at.inner == 1 && rows == ROWS) return;
-        const int64_t step = at.inner, apart = at.classes;
-        if (step == 1) {
-            for (int64_t k = 0; k < classes; k++) {
-                const R* __restrict from = values + k * ROWS;
-                S* __restrict out = to + k * apart;
-                each(rows, [=](int64_t l) { narrow(from[l], out[l]); });
-            }
-        } else {
-            for (int64_t l = 0; l < rows; l++)
-                for (int64_t k = 0; k < classes; k++) narrow(values[k * ROWS + l], to[l * step + k * apart]);
-        }
-    }
-};
-
-// c ∘ t of a tile, or null where it is nothing but the labels.
-template <class R, class T>
-static inline const R* tile_weights(
-    const Softmax& p, const T* target, int64_t k, int64_t n, int64_t rows, Tile<R>& tile
-) {
-    const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
-    const R keep = R(1 - p.smoothing), share = R(p.share);
-    if (!target && p.smoothing == 0) return nullptr;
-    int64_t pitch = ROWS;
-    const R* t = target ? tile.load(target + k * p.target_at.classes, p.target_at, n, rows, pitch) : nullptr;
-    for (int64_t j = 0; j < n; j++) {
-        const R weight = c ? c[j] : R(1);
-        R* to = tile.values + j * ROWS;
-        if (t)
-            for (int l = 0; l < ROWS; l++) to[l] = weight * (keep * t[j * pitch + l] + share);
-        else
-            for (int l = 0; l < ROWS; l++) to[l] = weight * share;
-    }
-    return tile.values;
+// One step of a transposition: two halves interleaved, so that the uppermost bit of an element's place becomes the lowest.
+// Five of them take LANES rows of any number of classes to classes of LANES rows; five times the inverse takes them back.
+template <class R> static void interleave(const R* __restrict from, R* __restrict to, int64_t half) {
+    for (int64_t i = 0; i < half; i++) to[2 * i] = from[i], to[2 * i + 1] = from[half + i];
+}
+template <class R> static void separate(const R* __restrict from, R* __restrict to, int64_t half) {
+    for (int64_t i = 0; i < half; i++) to[i] = from[2 * i], to[half + i] = from[2 * i + 1];
 }
 
-// The labels of a tile: class (0 where there is none), c[y] and 1 or 0 for rows that count or do not.
-template <class R> struct Labels {
-    int64_t y[ROWS];
-    R weight[ROWS], valid[ROWS];
+// Where the next tile lies, run by run, so that it can be fetched while this one is worked on.
+struct Ahead {
+    const char* first;
+    int64_t step;
 
-    Labels(const Softmax& p, int64_t row, int64_t rows) {
-        for (int l = 0; l < ROWS; l++) y[l] = p.ignore_index, valid[l] = weight[l] = R(p.index_type < 0);
-        if (p.index_type < 0) return;
-        if (p.index_type == I64) std::memcpy(y, static_cast<const int64_t*>(p.target) + row, size_t(rows) * sizeof *y);
-        else for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
-        const int64_t ignored = p.ignore_index, classes = p.classes;
-        int64_t wrong = 0, counts[ROWS];
-        for (int l = 0; l < ROWS; l++) {
-            const int64_t inside = uint64_t(y[l]) < uint64_t(classes) ? -1 : 0, taken = y[l] != ignored ? -1 : 0;
-            counts[l] = inside & taken;
-            wrong |= taken & ~inside;
+    template <class S> Ahead(const S* tile, const Strides& strides, int64_t classes, int64_t q) : first(nullptr), step(0) {
+        const int64_t size = sizeof(S);
+        if (!tile) return;
+        if (strides.classes == 1) {
+            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES * classes), step = LANES * size;
+        } else {
+            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES), step = strides.classes * size;
         }
-        for (int l = 0; l < ROWS; l++) y[l] &= counts[l], valid[l] = weight[l] = R(-counts[l]);
-        if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
-        if (const R* c = static_cast<const R*>(p.weight))
-            for (int l = 0; l < ROWS; l++) weight[l] = valid[l] == R(0) ? R(0) : c[y[l]];
+    }
+    const char* operator[](int64_t j) const { return first + j * step; }
+};
+
+// Up to ROWS rows in up to CLASSES classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
+template <class R> struct Tile {
+    alignas(64) R values[CLASSES * ROWS], spare[CLASSES * LANES];
+    int64_t pitch, panel;
+
+    R* at(int64_t q) { return values + q * panel; }
+    const R* at(int64_t q) const { return values + q * panel; }
+
+    void lay_out(const Strides& strides, int64_t classes) {
+        const bool rows_apart = strides.classes == 1;
+        pitch = rows_apart ? LANES : ROWS, panel = rows_apart ? LANES * classes : LANES;
+    }
+
+    template <class S> void load(const S* from, const Strides& strides, int64_t classes, int64_t rows) {
+        lay_out(strides, classes);
+        if (strides.classes == 1) {
+            for (int64_t l = 0; l < rows; l += LANES)
+                load_panel(from + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES, at(l / LANES));
+            return;
+        }
+        for (int64_t k = 0; k < classes; k++) {
+            const S* x = from + k * strides.classes;
+            R* to = values + k * ROWS;
+            if (rows == ROWS && strides.inner == 1) {
+                for (int l = 0; l < ROWS; l += LANES) widen_run(x + l, to + l);
+            } else {
+                for (int64_t l = 0; l < ROWS; l++) to[l] = l < rows ? widen(x[l * strides.inner]) : R(0);
+            }
+        }
+    }
+
+    template <class S> void store(S* to, const Strides& strides, int64_t classes, int64_t rows) {
+        if (strides.classes == 1) {
+            for (int64_t l = 0; l < rows; l += LANES)
+                store_panel(at(l / LANES), to + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES);
+            return;
+        }
+        for (int64_t k = 0; k < classes; k++) {
+            const R* from = values + k * ROWS;
+            S* out = to + k * strides.classes;
+            if (strides.inner == 1 && rows == ROWS) ::store(from, out, ROWS);
+            else for (int64_t l = 0; l < rows; l++) narrow(from[l], out[l * strides.inner]);
+        }
+    }
+
+  private:
+    template <class S> void load_panel(const S* from, int64_t apart, int64_t classes, int64_t rows, R* to) {
+        const int64_t n = LANES * classes, half = n / 2;
+        const R* first = spare;
+        if (rows < LANES || apart != classes) {
+            for (int64_t i = rows * classes; i < n; i++) spare[i] = 0;
+            for (int64_t l = 0; l < rows; l++)
+                for (int64_t k = 0; k < classes; k++) spare[l * classes + k] = widen(from[l * apart + k]);
+        } else if constexpr (sizeof(S) == sizeof(R)) {
+            first = from;
+        } else {
+            for (int64_t i = 0; i < n; i += LANES) widen_run(from + i, spare + i);
+        }
+        interleave(first, to, half);
+        interleave(to, spare, half), interleave(spare, to, half);
+        interleave(to, spare, half), interleave(spare, to, half);
+    }
+
+    template <class S> void store_panel(R* from, S* to, int64_t apart, int64_t classes, int64_t rows) {
+        const int64_t half = LANES * classes / 2;
+        separate(from, spare, half), separate(spare, from, half);
+        separate(from, spare, half), separate(spare, from, half);
+        separate(from, spare, half);
+        if (rows == LANES && apart == classes) return ::store(spare, to, LANES * classes);
+        for (int64_t l = 0; l < rows; l++)
+            for (int64_t k = 0; k < classes; k++) narrow(spare[l * classes + k], to[l * apart + k]);
     }
 };
 
-// What a tile's rows are read from and written to: the pointers to its first row, and how many rows it has.
+// What a tile's rows are read from and written to: its first row, how many there are, and the pointers to them.
 template <class S, class T> struct Rows {
     int64_t row, rows;
     const S* x;
     const T* t;
-    int64_t o, i;
+    S* out;
+    T* out_target;
 
     Rows(const Softmax& p, int64_t tile) {
-        const int64_t per_outer = p.tiles_per_outer();
-        o = tile / per_outer, i = tile % per_outer * ROWS;
-        rows = p.inner - i < ROWS ? p.inner - i : ROWS, row = o * p.inner + i;
-        x = static_cast<const S*>(p.logits) + o * p.at.outer + i * p.at.inner;
-        t = p.index_type < 0 ? static_cast<const T*>(p.target) + o * p.target_at.outer + i * p.target_at.inner : nullptr;
+        const int64_t per_outer = p.tiles_per_outer(), i = tile % per_outer * ROWS;
+        rows = p.inner - i < ROWS ? p.inner - i : ROWS, row = tile / per_outer * p.inner + i;
+        x = at_row<const S>(p, p.logits, p.at, row);
+        t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
+        out = at_row<S>(p, p.grad_logits, p.grad_at, row);
+        out_target = at_row<T>(p, p.grad_target, p.grad_target_at, row);
     }
-    template <class V> V* out(void* to, const Strides& at) const {
-        return to ? static_cast<V*>(to) + o * at.outer + i * at.inner : nullptr;
+
+    int64_t panels() const { return padded(rows) / LANES; }
+    int64_t first_of(int64_t q) const { return row + q * LANES; }
+    int64_t rows_of(int64_t q) const { return rows - q * LANES < LANES ? rows - q * LANES : LANES; }
+};
+
+// The labels of LANES rows: class (0 where there is none), c[y] and 1 or 0 for rows that count or do not.
+template <class R> struct Labels {
+    int64_t y[LANES];
+    R weight[LANES], valid[LANES];
+
+    void read(const Softmax& p, int64_t row, int64_t rows) {
+        for (int l = 0; l < LANES; l++) y[l] = p.ignore_index, valid[l] = weight[l] = R(p.index_type < 0);
+        if (p.index_type < 0) return;
+        if (p.index_type == I64) std::memcpy(y, static_cast<const int64_t*>(p.target) + row, size_t(rows) * sizeof *y);
+        else for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
+        const int64_t ignored = p.ignore_index, classes = p.classes;
+        int64_t wrong = 0, counts[LANES];
+        for (int l = 0; l < LANES; l++) {
+            const int64_t inside = uint64_t(y[l]) < uint64_t(classes) ? -1 : 0, taken = y[l] != ignored ? -1 : 0;
+            counts[l] = inside & taken;
+            wrong |= taken & ~inside;
+        }
+        for (int l = 0; l < LANES; l++) y[l] &= counts[l], valid[l] = weight[l] = R(-counts[l]);
+        if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
+        if (const R* c = static_cast<const R*>(p.weight))
+            for (int l = 0; l < LANES; l++) weight[l] = valid[l] == R(0) ? R(0) : c[y[l]];
     }
 };
 
-// The running sums of a tile's rows; see row_forward, which keeps the same for one row.
+// c ∘ t of a tile; where the target is indices, the part of it that smoothing spreads; none without smoothing.
+template <class R, class S, class T>
+INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, int64_t n, Tile<R>& tile) {
+    if (!here.t && p.smoothing == 0) return false;
+    const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
+    const R keep = R(1 - p.smoothing), share = R(p.share);
+    if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here.rows);
+    else tile.lay_out(p.target_at, n);
+    for (int64_t j = 0; j < n; j++) {
+        const R weight = c ? c[j] : R(1);
+        for (int64_t q = 0; q < ROWS / LANES; q++) {
+            R* to = tile.at(q) + j * tile.pitch;
+            if (here.t)
+                for (int l = 0; l < LANES; l++) to[l] = weight * (keep * to[l] + share);
+            else
+                for (int l = 0; l < LANES; l++) to[l] = weight * share;
+        }
+    }
+    return true;
+}
+
+// The running sums of LANES rows; see row_forward, which keeps the same for one row. `ties` counts the elements equal to top.
 template <class R> struct Sums {
-    R top[ROWS], level[ROWS], counted[ROWS], cost[ROWS], mass[ROWS];
-    double others[ROWS];
+    alignas(64) R top[LANES], level[LANES], ties[LANES], cost[LANES], mass[LANES], at_y[LANES];
+    double others[LANES];
 
     Sums() {
-        for (int l = 0; l < ROWS; l++) top[l] = -INF<R>, level[l] = counted[l] = cost[l] = mass[l] = 0, others[l] = 0;
+        for (int l = 0; l < LANES; l++) top[l] = -INF<R>, level[l] = ties[l] = cost[l] = mass[l] = at_y[l] = 0, others[l] = 0;
     }
 
-    void raise(const R* block, int64_t pitch, int64_t n, bool first) {
-        R high[ROWS];
-        for (int l = 0; l < ROWS; l++) high[l] = top[l];
+    void pick_labels(const R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
+        for (int64_t l = 0; l < LANES; l++)
+            if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
+    }
+
+    void raise(const R* x, int64_t pitch, int64_t n, bool first) {
+        R high[LANES];
+        for (int l = 0; l < LANES; l++) high[l] = top[l];
         for (int64_t j = 0; j < n; j++)
-            for (int l = 0; l < ROWS; l++) high[l] = pick(block[j * pitch + l] > high[l], block[j * pitch + l], high[l]);
-        for (int l = 0; !first && l < ROWS; l++) {
+            for (int l = 0; l < LANES; l++) high[l] = pick(x[j * pitch + l] > high[l], x[j * pitch + l], high[l]);
+        for (int l = 0; !first && l < LANES; l++) {
             const bool higher = high[l] > top[l], had = top[l] > -INF<R>;
             const R shrink = exp_(top[l] - pick(high[l] > -INF<R>, high[l], R(0)));
-            others[l] = higher && had ? (others[l] + 1) * double(shrink) : others[l];
+            others[l] = higher && had ? (others[l] + double(ties[l])) * double(shrink) : others[l];
             cost[l] += higher && had && mass[l] != R(0) ? mass[l] * (high[l] - top[l]) : R(0);
-            counted[l] = higher ? R(0) : counted[l];
+            ties[l] = higher ? R(0) : ties[l];
         }
-        for (int l = 0; l < ROWS; l++) top[l] = high[l], level[l] = pick(high[l] > -INF<R>, high[l], R(0));
+        for (int l = 0; l < LANES; l++) top[l] = high[l], level[l] = pick(high[l] > -INF<R>, high[l], R(0));
     }
 
-    void add_exp(const R* block, int64_t pitch, int64_t n) {
-        R part[ROWS] = {}, seen[ROWS], zero[ROWS];
-        for (int l = 0; l < ROWS; l++) seen[l] = counted[l], zero[l] = level[l];
-        for (int64_t j = 0; j < n; j++)
-            for (int l = 0; l < ROWS; l++) {
-                const R below = block[j * pitch + l] - zero[l], e = exp_(below);
-                const R first = pick(below == R(0), R(1) - seen[l], R(0));  // the top itself, once
-                part[l] += e - first;
-                seen[l] += first;
+    template <class S> void add_exp(const R* x, int64_t pitch, int64_t n, const Ahead& next) {
+        R part[LANES] = {}, equal[LANES] = {}, zero[LANES];
+        for (int l = 0; l < LANES; l++) zero[l] = level[l];
+        for (int64_t j = 0; j < n; j++) {
+            fetch(next[j], LANES * sizeof(S));
+            for (int l = 0; l < LANES; l++) {
+                const R below = x[j * pitch + l] - zero[l], e = exp_(below);
+                part[l] += pick(below == R(0), R(0), e);
+                equal[l] += pick(below == R(0), R(1), R(0));
             }
-        for (int l = 0; l < ROWS; l++) counted[l] = seen[l], others[l] += double(part[l]);
+        }
+        for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
     }
 
-    void add_cost(const R* block, int64_t pitch, const R* w, int64_t n) {
+    void add_cost(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
         for (int64_t j = 0; j < n; j++)
-            for (int l = 0; l < ROWS; l++) {
-                const R weight = w[j * ROWS + l], value = block[j * pitch + l], product = weight * (level[l] - value);
-                cost[l] += pick(weight == R(0) && value == value, R(0), product);
+            for (int l = 0; l < LANES; l++) {
+                const R weight = w[j * w_pitch + l];
+                cost[l] += times(weight, level[l] - x[j * pitch + l]);
                 mass[l] += weight;
             }
     }
+
+    void log_sum(R* to) const {
+        for (int l = 0; l < LANES; l++) {
+            const R again = pick(ties[l] > R(1), ties[l] - R(1), R(0));
+            to[l] = log1p_(R(others[l] + double(again))) + (top[l] - top[l]);
+        }
+    }
 };
+
+// Finish LANES rows: their loss from the sums, and what backward needs of them.
+template <class R, class S, class T>
+static void finish(
+    const Softmax& p, const Rows<S, T>& here, int64_t q, const Labels<R>& label, const Sums<R>& sum, double* sums
+) {
+    const int64_t row = here.first_of(q), rows = here.rows_of(q);
+    R log_sum[LANES], loss[LANES];
+    sum.log_sum(log_sum);
+    const R keep = R(1 - p.smoothing), spread = R(p.share * p.weight_sum);
+    if (here.t)
+        for (int l = 0; l < LANES; l++) loss[l] = sum.cost[l] + sum.mass[l] * log_sum[l];
+    else
+        for (int l = 0; l < LANES; l++) {
+            const R own = keep * times(label.weight[l], (sum.top[l] - sum.at_y[l]) + log_sum[l]);
+            loss[l] = own + (spread == R(0) ? R(0) : sum.cost[l] + spread * log_sum[l]);
+        }
+    for (int l = 0; l < LANES; l++) loss[l] = pick(label.valid[l] == R(0) || l >= rows, R(0), loss[l]);
+    sums[0] += fold(loss);
+    for (int64_t l = 0; l < rows; l++) sums[1] += here.t ? 1.0 : 0.0;
+    if (!here.t) sums[1] += fold(label.weight);
+    std::memcpy(static_cast<R*>(p.top) + row, sum.top, size_t(rows) * sizeof(R));
+    std::memcpy(static_cast<R*>(p.log_sum) + row, log_sum, size_t(rows) * sizeof(R));
+    if (!p.loss) return;
+    std::memcpy(static_cast<R*>(p.loss) + row, loss, size_t(rows) * sizeof(R));
+    std::memcpy(static_cast<R*>(p.row_weight) + row, label.weight, size_t(rows) * sizeof(R));
+}
 
 template <class R, class S, class T> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
     const Rows<S, T> here(p, tile);
-    const Labels<R> label(p, here.row, here.rows);
     Tile<R> logits, weights;
-    Sums<R> sum;
+    Labels<R> label[ROWS / LANES];
+    Sums<R> sum[ROWS / LANES];
+    for (int64_t q = 0; q < here.panels(); q++) label[q].read(p, here.first_of(q), here.rows_of(q));
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        int64_t pitch;
-        const R* block = logits.load(here.x + k * p.at.classes, p.at, n, here.rows, pitch);
-        sum.raise(block, pitch, n, k == 0);
-        sum.add_exp(block, pitch, n);
-        if (const R* w = tile_weights<R>(p, here.t, k, n, here.rows, weights)) sum.add_cost(block, pitch, w, n);
-    }
-    R log_sum[ROWS], at_y[ROWS], loss[ROWS];
-    for (int l = 0; l < ROWS; l++) at_y[l] = 0;
-    for (int64_t l = 0; !here.t && l < here.rows; l++) at_y[l] = widen(here.x[l * p.at.inner + label.y[l] * p.at.classes]);
-    for (int l = 0; l < ROWS; l++) log_sum[l] = log1p_(R(sum.others[l])) + (sum.top[l] - sum.top[l]);
-    const R keep = R(1 - p.smoothing), spread = R(p.share * p.weight_sum);
-    if (here.t)
-        for (int l = 0; l < ROWS; l++) loss[l] = sum.cost[l] + sum.mass[l] * log_sum[l];
-    else
-        for (int l = 0; l < ROWS; l++) {
-            const R cost = (sum.top[l] - at_y[l]) + log_sum[l], own = keep * times(label.weight[l], cost);
-            loss[l] = own + (spread == R(0) ? R(0) : sum.cost[l] + spread * log_sum[l]);
+        logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        const bool weighted = tile_weights(p, here, k, n, weights);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
+            sum[q].raise(logits.at(q), logits.pitch, n, k == 0);
+            sum[q].template add_exp<S>(logits.at(q), logits.pitch, n, Ahead(here.x + k * p.at.classes, p.at, n, q));
+            if (weighted) sum[q].add_cost(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
         }
-    for (int l = 0; l < ROWS; l++) loss[l] = pick(label.valid[l] == R(0), R(0), loss[l]);
-    for (int64_t l = 0; l < here.rows; l++) {
-        static_cast<R*>(p.top)[here.row + l] = sum.top[l];
-        static_cast<R*>(p.log_sum)[here.row + l] = log_sum[l];
-        sums[0] += double(loss[l]);
-        sums[1] += double(label.weight[l]);
     }
-    for (int64_t l = 0; p.loss && l < here.rows; l++) {
-        static_cast<R*>(p.loss)[here.row + l] = loss[l];
-        static_cast<R*>(p.row_weight)[here.row + l] = label.weight[l];
-    }
+    for (int64_t q = 0; q < here.panels(); q++) finish(p, here, q, label[q], sum[q], sums);
 }
 
-// What a tile's gradients have in common: p's (top, log_sum), the gradient g of the loss and the mass of c ∘ t.
+// What the gradients of LANES rows have in common: p's (top, log_sum), the gradient g of the loss and the mass of c ∘ t.
 template <class R> struct Slopes {
-    R top[ROWS], log_sum[ROWS], g[ROWS], mass[ROWS], scale[ROWS], valid[ROWS];
+    Labels<R> label;
+    alignas(64) R top[LANES], log_sum[LANES], g[LANES], mass[LANES], scale[LANES], spread[LANES];
 
-    Slopes(const Softmax& p, const Labels<R>& label, int64_t row, int64_t rows) {
-        for (int l = 0; l < ROWS; l++) top[l] = log_sum[l] = g[l] = 0, valid[l] = label.valid[l];
-        for (int64_t l = 0; l < rows; l++) {
-            top[l] = static_cast<const R*>(p.top)[row + l];
-            log_sum[l] = static_cast<const R*>(p.log_sum)[row + l];
-            g[l] = static_cast<const R*>(p.grad)[p.grad_rows ? row + l : 0];
+    template <class S, class T> void set(const Softmax& p, const Rows<S, T>& here, int64_t q) {
+        const int64_t row = here.first_of(q), rows = here.rows_of(q);
+        label.read(p, row, rows);
+        for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = 0, g[l] = static_cast<const R*>(p.grad)[0];
+        std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
+        std::memcpy(log_sum, static_cast<const R*>(p.log_sum) + row, size_t(rows) * sizeof(R));
+        if (p.grad_rows) std::memcpy(g, static_cast<const R*>(p.grad) + row, size_t(rows) * sizeof(R));
+        const R keep = R(1 - p.smoothing), share = R(p.share), total = R(p.weight_sum);
+        for (int l = 0; l < LANES; l++) {
+            const R valid = label.valid[l];
+            g[l] = pick(valid == R(0), R(0), g[l]), mass[l] = valid * (keep * label.weight[l] + share * total);
+            spread[l] = share == R(0) ? R(0) : g[l] * share * (total - label.weight[l]);
         }
-        const R keep = R(1 - p.smoothing), spread = R(p.share * p.weight_sum);
-        for (int l = 0; l < ROWS; l++) mass[l] = valid[l] * (keep * label.weight[l] + spread), g[l] = pick(valid[l] == R(0), R(0), g[l]);
         set_scale();
     }
     void set_scale() {
-        for (int l = 0; l < ROWS; l++) scale[l] = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
+        for (int l = 0; l < LANES; l++) scale[l] = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
     }
 
     // out = scale · p, minus g · w where there are weights; 0 in rows that do not count, whatever they hold.
-    void of_logits(const R* block, int64_t pitch, const R* w, bool soft, R* out, int64_t to_pitch, int64_t n) const {
+    template <class S>
+    void of_logits(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t n, const Ahead& next, const Ahead& next_out) const {
         for (int64_t j = 0; j < n; j++) {
-            const R* __restrict x = block + j * pitch;
-            R* __restrict to = out + j * to_pitch;
-            for (int l = 0; l < ROWS; l++) {
-                const R slope = scale[l] * exp_((x[l] - top[l]) - log_sum[l]);
-                to[l] = pick(valid[l] == R(0), R(0), slope);
-            }
-            if (!w) continue;
-            const R* __restrict weight = w + j * ROWS;
-            if (!soft) {
-                for (int l = 0; l < ROWS; l++) to[l] -= g[l] * weight[l];
-            } else {
-                for (int l = 0; l < ROWS; l++) {
-                    const R log_p = (x[l] - top[l]) - log_sum[l], near = scale[l] * expm1_(log_p) + g[l] * (mass[l] - weight[l]);
-                    to[l] = pick(log_p > R(-0.6931472), near, to[l] - g[l] * weight[l]);
-                }
-            }
+            R slope[LANES];
+            fetch(next[j], LANES * sizeof(S)), fetch_to_write(next_out[j], LANES * sizeof(S));
+            for (int l = 0; l < LANES; l++) slope[l] = scale[l] * exp_((x[j * pitch + l] - top[l]) - log_sum[l]);
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = pick(label.valid[l] == R(0), R(0), slope[l]);
         }
     }
-
-    void of_target(const R* block, int64_t pitch, const R* c, R keep, R* out, int64_t to_pitch, int64_t n) const {
+    void minus_weights(const R* x, int64_t pitch, const R* w, int64_t w_pitch, bool soft, R* out, int64_t to_pitch, int64_t n) const {
         for (int64_t j = 0; j < n; j++) {
-            const R* __restrict x = block + j * pitch;
-            R* __restrict to = out + j * to_pitch;
+            R slope[LANES];
+            const R* weight = w + j * w_pitch;
+            for (int l = 0; l < LANES; l++) slope[l] = out[j * to_pitch + l] - g[l] * weight[l];
+            for (int l = 0; soft && l < LANES; l++) {
+                const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l];
+                const R near = scale[l] * expm1_(log_p) + g[l] * (mass[l] - weight[l]);
+                slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l]);
+            }
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = slope[l];
+        }
+    }
+    // The true classes' entries, of p - 1 = expm1(log p).
+    void true_classes(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
+        R at_y[LANES] = {};
+        for (int64_t l = 0; l < LANES; l++)
+            if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
+        for (int l = 0; l < LANES; l++) at_y[l] = scale[l] * expm1_((at_y[l] - top[l]) - log_sum[l]) + spread[l];
+        for (int64_t l = 0; l < LANES; l++)
+            if (uint64_t(label.y[l] - k) < uint64_t(n) && label.valid[l] != R(0)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
+    }
+
+    void of_target(const R* x, int64_t pitch, const R* c, R keep, R* out, int64_t to_pitch, int64_t n) const {
+        for (int64_t j = 0; j < n; j++) {
+            R slope[LANES];
             const R weight = c ? c[j] : R(1);
-            for (int l = 0; l < ROWS; l++) to[l] = times(keep * g[l], times(weight, (top[l] - x[l]) + log_sum[l]));
+            for (int l = 0; l < LANES; l++) slope[l] = times(keep * g[l], times(weight, (top[l] - x[j * pitch + l]) + log_sum[l]));
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = slope[l];
         }
     }
 };
 
-template <class R, class S, class T> static void tile_backward(const Softmax& p, int64_t tile) {
-    const Rows<S, T> here(p, tile);
-    const Labels<R> label(p, here.row, here.rows);
-    S* out = here.template out<S>(p.grad_logits, p.grad_at);
-    T* out_target = here.template out<T>(p.grad_target, p.grad_target_at);
-    Tile<R> logits, weights, result;
-    Slopes<R> slopes(p, label, here.row, here.rows);
-    if (here.t) {
-        for (int l = 0; l < ROWS; l++) slopes.mass[l] = 0;
-        for (int64_t k = 0; k < p.classes; k += CLASSES) {
-            const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-            const R* w = tile_weights<R>(p, here.t, k, n, here.rows, weights);
-            for (int64_t j = 0; j < n; j++)
-                for (int l = 0; l < ROWS; l++) slopes.mass[l] += w[j * ROWS + l];
-        }
-        slopes.set_scale();
-    }
-    R log_p[ROWS], at_y[ROWS];  // read before the gradient is written, which may lie in the place of the logits
-    for (int l = 0; l < ROWS; l++) log_p[l] = 0;
-    for (int64_t l = 0; !here.t && l < here.rows; l++)
-        log_p[l] = (widen(here.x[l * p.at.inner + label.y[l] * p.at.classes]) - slopes.top[l]) - slopes.log_sum[l];
-
+// The mass of c ∘ t of a tile's rows, for a probability target.
+template <class R, class S, class T>
+static void set_masses(const Softmax& p, const Rows<S, T>& here, Tile<R>& weights, Slopes<R>* slopes) {
+    for (int64_t q = 0; q < here.panels(); q++)
+        for (int l = 0; l < LANES; l++) slopes[q].mass[l] = 0;
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        int64_t pitch, to_pitch;
-        const R* block = logits.load(here.x + k * p.at.classes, p.at, n, here.rows, pitch);
-        if (out_target) {
-            const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
-            T* to = out_target + k * p.grad_target_at.classes;
-            R* at = result.place(to, p.grad_target_at, here.rows, to_pitch);
-            slopes.of_target(block, pitch, c, R(1 - p.smoothing), at, to_pitch, n);
-            result.store(to, p.grad_target_at, n, here.rows);
-        }
-        if (out) {
-            S* to = out + k * p.grad_at.classes;
-            const R* w = tile_weights<R>(p, here.t, k, n, here.rows, weights);
-            R* at = result.place(to, p.grad_at, here.rows, to_pitch);
-            slopes.of_logits(block, pitch, w, here.t, at, to_pitch, n);
-            result.store(to, p.grad_at, n, here.rows);
-        }
+        tile_weights(p, here, k, n, weights);
+        for (int64_t q = 0; q < here.panels(); q++)
+            for (int64_t j = 0; j < n; j++)
+                for (int l = 0; l < LANES; l++) slopes[q].mass[l] += weights.at(q)[j * weights.pitch + l];
     }
-    if (here.t || !out) return;
-    const R share = R(p.share), total = R(p.weight_sum);
-    for (int l = 0; l < ROWS; l++) at_y[l] = slopes.scale[l] * expm1_(log_p[l]);
-    if (share != R(0))
-        for (int l = 0; l < ROWS; l++) at_y[l] += slopes.g[l] * share * (total - label.weight[l]);
-    for (int64_t l = 0; l < here.rows; l++)
-        if (label.valid[l] != R(0)) narrow(at_y[l], out[l * p.grad_at.inner + label.y[l] * p.grad_at.classes]);
+    for (int64_t q = 0; q < here.panels(); q++) slopes[q].set_scale();
+}
+
+template <class R, class S, class T> static void tile_backward(const Softmax& p, int64_t tile) {
+    const Rows<S, T> here(p, tile);
+    Tile<R> logits, weights, result;
+    Slopes<R> slopes[ROWS / LANES];
+    for (int64_t q = 0; q < here.panels(); q++) slopes[q].set(p, here, q);
+    if (here.t) set_masses(p, here, weights, slopes);
+    for (int64_t k = 0; k < p.classes; k += CLASSES) {
+        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+        logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        if (here.out_target) {
+            const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
+            result.lay_out(p.grad_target_at, n);
+            for (int64_t q = 0; q < here.panels(); q++)
+                slopes[q].of_target(logits.at(q), logits.pitch, c, R(1 - p.smoothing), result.at(q), result.pitch, n);
+            result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here.rows);
+        }
+        if (!here.out) continue;
+        const bool weighted = tile_weights(p, here, k, n, weights);
+        result.lay_out(p.grad_at, n);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            const Ahead next(here.x + k * p.at.classes, p.at, n, q), next_out(here.out + k * p.grad_at.classes, p.grad_at, n, q);
+            slopes[q].template of_logits<S>(logits.at(q), logits.pitch, result.at(q), result.pitch, n, next, next_out);
+            if (weighted)
+                slopes[q].minus_weights(
+                    logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t, result.at(q), result.pitch, n
+                );
+            if (!here.t) slopes[q].true_classes(logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
+        }
+        result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here.rows);
+    }
 }
 
 template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {
@@ -613,80 +775,127 @@ template <class S> static void softmax_backward(const Softmax& p, int64_t begin,
 
 // --- binary cross entropy -------------------------------------------------------------------------------------------------
 
-// A block of weights with any stride, or ones.
-template <class R>
-static inline const R* block_of(const void* from, const int64_t (&at)[2], int64_t o, int64_t i, int64_t n, R* scratch) {
-    const R* first = static_cast<const R*>(from);
-    if (first) first += o * at[0] + i * at[1];
-    if (first && at[1] == 1) return first;
-    for (int64_t k = 0; k < n; k++) scratch[k] = first ? first[k * at[1]] : R(1);
-    return scratch;
-}
+// A block of up to BINARY_BLOCK elements, filled up to whole runs: logits, targets, and weights where there are any.
+template <class R, class S, class T, bool WEIGHTED> struct Elements {
+    int64_t o, i, n, first;
+    alignas(64) R buffers[4][BINARY_BLOCK];
+    const R *x, *t, *w, *pi;
+    const S* next_x;
+    const T* next_t;
 
-template <class R, class S, class T> static void block_forward(const Binary& p, int64_t block) {
-    const int64_t per_outer = (p.inner + BLOCK - 1) / BLOCK, o = block / per_outer, i = block % per_outer * BLOCK;
-    const int64_t n = p.inner - i < BLOCK ? p.inner - i : BLOCK, first = o * p.inner + i;
-    R a[BLOCK], b[BLOCK], c[BLOCK], d[BLOCK], lane[LANES] = {};
-    const R* x = load<R>(static_cast<const S*>(p.logits) + first, n, a);
-    const R* t = load<R>(static_cast<const T*>(p.target) + first, n, b);
-    const R* w = block_of<R>(p.weight, p.weight_at, o, i, n, c);
-    const R* pi = block_of<R>(p.pos_weight, p.pos_weight_at, o, i, n, d);
-    R* loss = p.loss ? static_cast<R*>(p.loss) + first : a;
-    each(n, [=](int64_t k) {
-        const R tail = log1p_(exp_(-std::fabs(x[k])));  // log(1 + e^{-|x|})
-        const R no = pick(x[k] > R(0), x[k], R(0)) + tail, yes = pick(x[k] < R(0), -x[k], R(0)) + tail;
-        loss[k] = times(w[k], times(pi[k] * t[k], yes) + times(R(1) - t[k], no));
-    });
-    if (!p.partial) return;
-    int64_t k = 0;
-    for (; k + LANES <= n; k += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] += loss[k + l];
-    for (int l = 0; k < n; k++, l++) lane[l] += loss[k];
-    p.partial[block] = fold(lane);
-}
-
-template <class R, class S, class T> static void block_backward(const Binary& p, int64_t block) {
-    const int64_t per_outer = (p.inner + BLOCK - 1) / BLOCK, o = block / per_outer, i = block % per_outer * BLOCK;
-    const int64_t n = p.inner - i < BLOCK ? p.inner - i : BLOCK, first = o * p.inner + i;
-    R a[BLOCK], b[BLOCK], c[BLOCK], d[BLOCK], e[BLOCK], slope[BLOCK];
-    const int64_t grad_at[2] = {p.grad_rows ? p.inner : 0, p.grad_rows ? 1 : 0};
-    const R* x = load<R>(static_cast<const S*>(p.logits) + first, n, a);
-    const R* t = load<R>(static_cast<const T*>(p.target) + first, n, b);
-    const R* w = block_of<R>(p.weight, p.weight_at, o, i, n, c);
-    const R* pi = block_of<R>(p.pos_weight, p.pos_weight_at, o, i, n, d);
-    const R* g = block_of<R>(p.grad, grad_at, o, i, n, e);
-    if (p.grad_logits) {
-        S* out = static_cast<S*>(p.grad_logits) + first;
-        R* to = in_place(out, slope);
-        each(n, [=](int64_t k) {
-            const R small = exp_(-std::fabs(x[k])), most = R(1) / (R(1) + small), least = small * most;
-            const R yes = pick(x[k] < R(0), least, most), no = pick(x[k] < R(0), most, least);
-            to[k] = g[k] * w[k] * ((R(1) - t[k]) * yes - pi[k] * t[k] * no);
-        });
-        store(to, out, n);
+    Elements(const Binary& p, int64_t block) {
+        const int64_t per_outer = p.blocks_per_outer();
+        o = block / per_outer, i = block % per_outer * BINARY_BLOCK;
+        n = p.inner - i < BINARY_BLOCK ? p.inner - i : BINARY_BLOCK, first = o * p.inner + i;
+        x = runs(static_cast<const S*>(p.logits) + first, buffers[0]);
+        t = runs(static_cast<const T*>(p.target) + first, buffers[1]);
+        next_x = static_cast<const S*>(p.logits) + first + n, next_t = static_cast<const T*>(p.target) + first + n;
+        if constexpr (WEIGHTED) w = weights(p.weight, p.weight_at, buffers[2]), pi = weights(p.pos_weight, p.pos_weight_at, buffers[3]);
     }
-    if (p.grad_target) {
-        T* out = static_cast<T*>(p.grad_target) + first;
-        R* to = in_place(out, slope);
-        each(n, [=](int64_t k) {
-            const R tail = log1p_(exp_(-std::fabs(x[k])));
-            const R no = pick(x[k] > R(0), x[k], R(0)) + tail, yes = pick(x[k] < R(0), -x[k], R(0)) + tail;
-            to[k] = g[k] * w[k] * (times(pi[k], yes) - no);
-        });
-        store(to, out, n);
+
+    template <class V> const R* runs(const V* from, R* scratch) const {
+        const int64_t whole = n / LANES * LANES;
+        if constexpr (sizeof(V) == sizeof(R)) {
+            if (whole == n) return from;
+        }
+        for (int64_t k = 0; k < whole; k += LANES) widen_run(from + k, scratch + k);
+        for (int64_t k = whole; k < padded(n); k++) scratch[k] = k < n ? widen(from[k]) : R(0);
+        return scratch;
+    }
+    const R* weights(const void* from, const int64_t (&at)[2], R* scratch) const {
+        const R* start = static_cast<const R*>(from) + (from ? o * at[0] + i * at[1] : 0);
+        if (from && at[1] == 1) return runs(start, scratch);
+        for (int64_t k = 0; k < padded(n); k++) scratch[k] = !from ? R(1) : k < n ? start[k * at[1]] : R(0);
+        return scratch;
+    }
+
+    void fetch_next(int64_t k) const { fetch(next_x + k, LANES * sizeof(S)), fetch(next_t + k, LANES * sizeof(T)); }
+
+    // What "yes" weighs, π t, and what "no" weighs, 1 - t.
+    R yes(int64_t k) const {
+        if constexpr (WEIGHTED) return pi[k] * t[k];
+        else return t[k];
+    }
+    R no(int64_t k) const { return R(1) - t[k]; }
+    R weight([[maybe_unused]] int64_t k) const {
+        if constexpr (WEIGHTED) return w[k];
+        else return R(1);
+    }
+    template <class V> void store_to(const R* from, V* to) const {
+        const int64_t whole = n / LANES * LANES;
+        if (whole) store(from, to + first, whole);
+        for (int64_t k = whole; k < n; k++) narrow(from[k], to[first + k]);
+    }
+};
+
+template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
+
+// -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x.
+template <class R, class S, class T, bool WEIGHTED> static void block_forward(const Binary& p, int64_t block) {
+    const Elements<R, S, T, WEIGHTED> e(p, block);
+    alignas(64) R lane[LANES] = {}, scratch[BINARY_BLOCK];
+    for (int64_t k = 0; k < e.n; k += LANES) {
+        R loss[LANES];
+        e.fetch_next(k);
+        for (int l = 0; l < LANES; l++) {
+            const R x = e.x[k + l], size = magnitude(x), yes = e.yes(k + l), no = e.no(k + l);
+            loss[l] = times(pick(x > R(0), no, yes), size) + (yes + no) * log1p_unit(exp_(-size));
+            if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
+        }
+        if (k + LANES > e.n)
+            for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
+        for (int l = 0; l < LANES; l++) lane[l] += loss[l];
+        if (p.loss)
+            for (int l = 0; l < LANES; l++) scratch[k + l] = loss[l];
+    }
+    if (p.loss) e.store_to(scratch, static_cast<R*>(p.loss));
+    if (p.partial) p.partial[block] = fold(lane);
+}
+
+template <class R, class S, class T, bool WEIGHTED> static void block_backward(const Binary& p, int64_t block) {
+    const Elements<R, S, T, WEIGHTED> e(p, block);
+    const R* g = static_cast<const R*>(p.grad);
+    alignas(64) R rows[BINARY_BLOCK], slope[BINARY_BLOCK];
+    for (int64_t k = 0; k < padded(e.n); k++) rows[k] = !p.grad_rows ? g[0] : k < e.n ? g[e.first + k] : R(0);
+    for (int64_t k = 0; p.grad_target && k < e.n; k += LANES) {
+        R run[LANES];
+        for (int l = 0; l < LANES; l++) {
+            const R x = e.x[k + l], size = magnitude(x), tail = log1p_unit(exp_(-size));
+            R gain = pick(x < R(0), size, R(0)) + tail;
+            if constexpr (WEIGHTED) gain = times(e.pi[k + l], gain);
+            run[l] = rows[k + l] * e.weight(k + l) * (gain - (pick(x > R(0), size, R(0)) + tail));
+        }
+        for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
+    }
+    if (p.grad_target) e.store_to(slope, static_cast<T*>(p.grad_target));
+    // last, for it may lie in the place of the logits
+    for (int64_t k = 0; p.grad_logits && k < e.n; k += LANES) {
+        R run[LANES];
+        e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
+        for (int l = 0; l < LANES; l++) {
+            const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
+            run[l] = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small) * (rows[k + l] * e.weight(k + l));
+        }
+        for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
+    }
+    if (p.grad_logits) e.store_to(slope, static_cast<S*>(p.grad_logits));
+}
+
+// A block by the types at hand.
+template <class R, class S> static void binary_block(const Binary& p, int64_t block) {
+    const bool backward = p.grad, weighted = p.weight || p.pos_weight;
+    if (p.wide_target) {
+        if (backward) weighted ? block_backward<R, S, R, true>(p, block) : block_backward<R, S, R, false>(p, block);
+        else weighted ? block_forward<R, S, R, true>(p, block) : block_forward<R, S, R, false>(p, block);
+    } else {
+        if (backward) weighted ? block_backward<R, S, S, true>(p, block) : block_backward<R, S, S, false>(p, block);
+        else weighted ? block_forward<R, S, S, true>(p, block) : block_forward<R, S, S, false>(p, block);
     }
 }
 
-template <class S> static void binary_forward(const Binary& p, int64_t begin, int64_t end) {
-    using R = typename Wide<S>::type;
-    for (int64_t block = begin; block < end; block++)
-        p.wide_target ? block_forward<R, S, R>(p, block) : block_forward<R, S, S>(p, block);
-}
-
-template <class S> static void binary_backward(const Binary& p, int64_t begin, int64_t end) {
-    using R = typename Wide<S>::type;
-    for (int64_t block = begin; block < end; block++)
-        p.wide_target ? block_backward<R, S, R>(p, block) : block_backward<R, S, S>(p, block);
+// Forward, or backward where there is a gradient of the loss.
+template <class S> static void binary(const Binary& p, int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) binary_block<typename Wide<S>::type, S>(p, block);
 }
 
 }  // namespace

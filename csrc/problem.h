@@ -7,6 +7,9 @@
 constexpr int LANES = 32;  // accumulators of a row
 constexpr int ROWS = 128;  // rows of a tile
 
+// Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss.
+constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024;
+
 enum DType { F32, F64, BF16, F16, DTYPES };  // of logits, gradients and probability targets
 enum IndexType { I8, I16, I32, I64, U8, U16, U32, U64 };
 
@@ -61,15 +64,15 @@ struct Binary {
     const void* grad;
     bool grad_rows;
     void *grad_logits, *grad_target;
-};
 
-constexpr int64_t BLOCK = 1024;  // elements of a row that are worked on at a time, in the nearest cache
+    int64_t blocks_per_outer() const { return (inner + BINARY_BLOCK - 1) / BINARY_BLOCK; }
+    int64_t blocks() const { return outer * blocks_per_outer(); }
+};
 
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (Binary) [begin, end).
 struct Kernels {
     const char* name;
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
-    void (*binary_forward[DTYPES])(const Binary&, int64_t begin, int64_t end);
-    void (*binary_backward[DTYPES])(const Binary&, int64_t begin, int64_t end);
+    void (*binary[DTYPES])(const Binary&, int64_t begin, int64_t end);
 };

@@ -10,7 +10,11 @@ namespace nb = nanobind;
 
 namespace dlpack {
 struct Device { int32_t type, id; };
-struct DataType { uint8_t code, bits; uint16_t lanes; };
+struct DataType {
+    uint8_t code, bits;
+    uint16_t lanes;
+    bool operator!=(const DataType& other) const { return code != other.code || bits != other.bits; }
+};
 struct Tensor {
     void* data;
     Device device;
@@ -18,6 +22,11 @@ struct Tensor {
     DataType dtype;
     int64_t *shape, *strides;
     uint64_t byte_offset;
+};
+struct Managed {
+    Tensor tensor;
+    void* context;
+    void (*deleter)(Managed*);
 };
 struct ExchangeAPI {
     uint32_t major, minor;
@@ -31,7 +40,9 @@ constexpr int32_t CPU = 1;
 // Borrowed: it lives no longer than the call it was made for.
 class View : public dlpack::Tensor {
   public:
-    explicit View(nb::handle tensor) {
+    enum Check { COMPUTABLE, ANY };
+
+    explicit View(nb::handle tensor, Check check = COMPUTABLE) {
         if (const dlpack::ExchangeAPI* api = exchange(tensor)) {
             if (api->view(tensor.ptr(), this) != 0) throw nb::python_error();
         } else {
@@ -40,10 +51,12 @@ class View : public dlpack::Tensor {
             if (!managed) throw nb::python_error();
             static_cast<dlpack::Tensor&>(*this) = *static_cast<dlpack::Tensor*>(managed);
         }
+        if (check == ANY) return;
         if (device.type != dlpack::CPU) throw std::invalid_argument("the native kernels take CPU tensors only");
         if (!data && numel() > 0) throw std::invalid_argument("a tensor without memory, such as a meta or fake one, has nothing to compute with");
     }
 
+    bool on_cpu() const { return device.type == dlpack::CPU && (data || numel() == 0); }
     void* pointer() const { return static_cast<char*>(data) + byte_offset; }
     int64_t numel() const {
         int64_t n = 1;

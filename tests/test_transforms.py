@@ -245,14 +245,17 @@ def test_operators_pass_opcheck():
     forward, backward = torch.ops.crossent.cross_entropy_forward, torch.ops.crossent.cross_entropy_backward
     for target in (y, t):
         arguments = (x.detach(), target, c, -100, 0.1)
-        torch.library.opcheck(forward, (*arguments, True, "eager"))
-        _, _, top, log_sum = forward(*arguments, False, "eager")
-        needs = [True, target is t]
-        torch.library.opcheck(backward, (torch.ones(N), *arguments[:3], top, log_sum, -100, 0.1, needs, "eager"))
-    torch.library.opcheck(torch.ops.crossent.binary_cross_entropy_forward, (x.detach(), t, c, None, True, "eager"))
+        for impl in ("eager", crossent.choose_implementation(x)):
+            for reduction in ("none", "sum", "mean"):
+                torch.library.opcheck(forward, (*arguments, reduction, impl))
+            _, total, lse = forward(*arguments, "mean", impl)
+            needs = [True, target is t]
+            for grad, divisor in ((torch.ones(N), None), (torch.ones(()), total)):
+                torch.library.opcheck(backward, (grad, divisor, *arguments[:3], lse, -100, 0.1, needs, impl))
+    torch.library.opcheck(torch.ops.crossent.binary_cross_entropy_forward, (x.detach(), t, c, None, True, 2.0, "eager"))
     ones = torch.ones(N, C)
     torch.library.opcheck(
-        torch.ops.crossent.binary_cross_entropy_backward, (ones, x.detach(), t, c, None, [True, True], "eager")
+        torch.ops.crossent.binary_cross_entropy_backward, (ones, 1.0, x.detach(), t, c, None, [True, True], "eager")
     )
 
 

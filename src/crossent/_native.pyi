@@ -1,8 +1,10 @@
+from collections.abc import Sequence
+
 from torch import Tensor
 
-DONE: int
-OUT_OF_RANGE: int
-NEEDS_COPY: int
+ORDINARY: int
+SMALL: int
+RECYCLES: bool
 
 def softmax_forward(
     logits: Tensor,
@@ -10,36 +12,56 @@ def softmax_forward(
     weight: Tensor | None,
     ignore_index: int,
     smoothing: float,
-    reduce: bool,
+    reduction: int,
     loss: Tensor,
-    row_weight: Tensor,
-    top: Tensor,
-    log_sum: Tensor,
-) -> int: ...
+    row_weight: Tensor | None,
+    lse: Tensor,
+) -> float | None: ...
 def softmax_backward(
     grad: Tensor,
+    divisor: float | Tensor,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    top: Tensor,
-    log_sum: Tensor,
+    lse: Tensor,
     ignore_index: int,
     smoothing: float,
     grad_logits: Tensor | None,
     grad_target: Tensor | None,
-) -> int: ...
+) -> bool: ...
+def softmax_small(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    smoothing: float,
+    mean: bool,
+    loss: Tensor,
+    grad_logits: Tensor | None,
+) -> None: ...
+def scale(grad: Tensor, factor: Tensor) -> None: ...
+def kind_of(logits: object, target: object, weight: object, ignore_index: int) -> int: ...
+def recycled(shape: Sequence[int], strides: Sequence[int], code: int, bits: int) -> object: ...
+def know_types(tensor: type, parameter: type) -> None: ...
 def binary_forward(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduce: bool, loss: Tensor
-) -> int: ...
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduce: bool,
+    divisor: float,
+    loss: Tensor,
+) -> bool: ...
 def binary_backward(
     grad: Tensor,
+    divisor: float,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
     grad_logits: Tensor | None,
     grad_target: Tensor | None,
-) -> int: ...
+) -> bool: ...
 def isa() -> str: ...
 def isas() -> list[str]: ...
 def use_isa(name: str) -> None: ...

@@ -32,6 +32,7 @@ def cross_entropy(
     empty: Literal["nan", "zero"] = "nan",
     out_dtype: torch.dtype | None = None,
     dim: int | None = None,
+    inplace_backward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     r"""Compute the softmax cross entropy between logits and class indices or probabilities, in nats.
@@ -61,6 +62,9 @@ def cross_entropy(
         empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
         out_dtype: dtype of the result.
         dim: the class dimension; by default 0 for logits of one dimension and 1 for more.
+        inplace_backward: allow the backward pass to write the gradient over the logits, which then takes no memory and the
+            least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so
+            for plain tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.
         impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
             derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.
 
@@ -91,19 +95,33 @@ def cross_entropy(
         return handle_torch_function(
             cross_entropy, (input, target, weight), input, target, weight, size_average, ignore_index, reduce, reduction,
             label_smoothing, sample_weight=sample_weight, denominator=denominator, empty=empty, out_dtype=out_dtype,
-            dim=dim, impl=impl,
+            dim=dim, inplace_backward=inplace_backward, impl=impl,
         )  # fmt: skip
+    if (
+        (reduction == "mean" or reduction == "sum")
+        and type(ignore_index) is int
+        and type(label_smoothing) is float
+        and 0.0 <= label_smoothing <= 1.0
+        and sample_weight is denominator is out_dtype is dim is impl is size_average is reduce is None
+        and empty == "nan"
+        and not inplace_backward
+        and not torch.compiler.is_compiling()
+    ):
+        quick = ops.quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction == "mean")
+        if quick is not None:
+            return quick if quick.dtype == input.dtype else quick.to(input.dtype)
     reduction = _reduction(reduction, size_average, reduce)
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim)
     _check_mean(reduction, denominator, empty)
     dtype = _result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
     name = choose_implementation(logits, impl, target=described.values)
+    _check_inplace(inplace_backward, input)
     torchs_mean = reduction == "mean" and denominator is None and empty == "nan"
     if sample_weight is None:
         how = reduction if torchs_mean or reduction == "none" else "sum"
-        loss, row_weight = ops.cross_entropy(logits, described, how, name)
+        loss, row_weight = ops.cross_entropy(logits, described, how, name, inplace_backward)
     else:
-        loss, row_weight = ops.cross_entropy(logits, described, "none", name)
+        loss, row_weight = ops.cross_entropy(logits, described, "none", name, inplace_backward)
         assert row_weight is not None
         u = _sample_weight(sample_weight, loss.squeeze(0) if input.dim() == 1 else loss, whole=True)
         loss, row_weight = loss * u, row_weight * u
@@ -129,6 +147,7 @@ def binary_cross_entropy_with_logits(
     denominator: float | Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
     out_dtype: torch.dtype | None = None,
+    inplace_backward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     r"""Compute the sigmoid (binary) cross entropy of every logit, in nats.
@@ -154,6 +173,9 @@ def binary_cross_entropy_with_logits(
         denominator: a number or 0-d tensor that replaces what the mean divides by.
         empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
         out_dtype: dtype of the result.
+        inplace_backward: allow the backward pass to write the gradient over the logits, which then takes no memory and the
+            least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so
+            for plain tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.
         impl: ``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
             derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.
 
@@ -178,22 +200,25 @@ def binary_cross_entropy_with_logits(
         return handle_torch_function(
             binary_cross_entropy_with_logits, (input, target, weight, pos_weight), input, target, weight, size_average,
             reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator, empty=empty,
-            out_dtype=out_dtype, impl=impl,
+            out_dtype=out_dtype, inplace_backward=inplace_backward, impl=impl,
         )  # fmt: skip
     reduction = _reduction(reduction, size_average, reduce)
     _check_binary(input, target, weight, pos_weight)
     _check_mean(reduction, denominator, empty)
     dtype = _result_dtype(target, (), out_dtype)
     name = choose_implementation(input, impl, target=target)
+    _check_inplace(inplace_backward, input)
     total = reduction != "none" and sample_weight is None
-    loss = ops.binary_cross_entropy(input, target, weight, pos_weight, total, name)
+    torchs_mean = total and reduction == "mean" and denominator is None and empty == "nan"
+    over = float(input.numel()) if torchs_mean else 1.0
+    loss = ops.binary_cross_entropy(input, target, weight, pos_weight, total, over, name, inplace_backward)
     divisor: float | Tensor = input.numel()
     if sample_weight is not None:
         u = _sample_weight(sample_weight, loss, whole=False)
         loss = loss * u
         if reduction != "none":
             loss, divisor = ordered_sum(loss), ordered_sum(u.expand_as(input))
-    if reduction == "mean":
+    if reduction == "mean" and not torchs_mean:
         loss = _divide(loss, divisor if denominator is None else denominator, empty)
     return loss if loss.dtype == dtype else loss.to(dtype)
 
@@ -232,6 +257,14 @@ def _check_mean(reduction: Reduction, denominator: float | Tensor | None, empty:
             )
     elif isinstance(denominator, bool) or not isinstance(denominator, (int, float)):
         type_error("denominator", "a number or a 0-d tensor", denominator)
+
+
+def _check_inplace(inplace_backward: bool, logits: Tensor) -> None:
+    if inplace_backward and logits.is_leaf and logits.requires_grad:
+        raise RuntimeError(
+            "inplace_backward=True would write the gradient over a leaf, whose values would be lost: "
+            "use it for logits that a model computed, or leave it out"
+        )
 
 
 def _check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> None:

@@ -16,6 +16,7 @@ class _Extras:
     denominator: float | Tensor | None
     empty: Literal["nan", "zero"]
     out_dtype: torch.dtype | None
+    inplace_backward: bool
     impl: str | None
 
     def _describe_extras(self, divisor: str) -> str:
@@ -24,6 +25,7 @@ class _Extras:
         said = [f"mean over {divisor}"] if self.reduction == "mean" else [f"reduction={self.reduction!r}"]  # type: ignore[attr-defined]
         said += [f"empty={self.empty!r}"] if self.empty != "nan" else []
         said += [f"out_dtype={self.out_dtype}"] if self.out_dtype is not None else []
+        said += ["inplace_backward=True"] if self.inplace_backward else []
         said += [f"impl={self.impl!r}"] if self.impl is not None else []
         return ", ".join(said)
 
@@ -53,10 +55,12 @@ class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
         empty: Literal["nan", "zero"] = "nan",
         out_dtype: torch.dtype | None = None,
         dim: int | None = None,
+        inplace_backward: bool = False,
         impl: str | None = None,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-        self.denominator, self.empty, self.out_dtype, self.dim, self.impl = denominator, empty, out_dtype, dim, impl
+        self.denominator, self.empty, self.out_dtype, self.dim = denominator, empty, out_dtype, dim
+        self.inplace_backward, self.impl = inplace_backward, impl
 
     def forward(
         self,
@@ -79,6 +83,7 @@ class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
             empty=self.empty,
             out_dtype=self.out_dtype,
             dim=self.dim,
+            inplace_backward=self.inplace_backward,
             impl=self.impl,
         )
 
@@ -122,10 +127,12 @@ class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
         denominator: float | Tensor | None = None,
         empty: Literal["nan", "zero"] = "nan",
         out_dtype: torch.dtype | None = None,
+        inplace_backward: bool = False,
         impl: str | None = None,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
-        self.denominator, self.empty, self.out_dtype, self.impl = denominator, empty, out_dtype, impl
+        self.denominator, self.empty, self.out_dtype = denominator, empty, out_dtype
+        self.inplace_backward, self.impl = inplace_backward, impl
 
     def forward(
         self,
@@ -146,6 +153,7 @@ class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
             denominator=self.denominator if denominator is None else denominator,
             empty=self.empty,
             out_dtype=self.out_dtype,
+            inplace_backward=self.inplace_backward,
             impl=self.impl,
         )
 

@@ -18,12 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import Parameter
 
 from crossent.impl import eager, load
 from crossent.targets import UNDIFFERENTIABLE_WEIGHT, Target
+
+try:
+    _native: Any = load("native")
+except KeyError:
+    _native = None
 
 _library = torch.library.Library("crossent", "DEF")
 _ANY_DEVICE = "CompositeExplicitAutograd"
@@ -87,31 +92,38 @@ def _like(g: Tensor | None, x: Tensor) -> Tensor:
 
 _library.define(
     "cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
-    "bool reduce, str impl) -> (Tensor loss, Tensor row_weight, Tensor top, Tensor log_sum)"
+    "str reduction, str impl) -> (Tensor loss, Tensor row_weight, Tensor lse)"
 )
 _library.define(
-    "cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor top, Tensor log_sum, "
+    "cross_entropy_backward(Tensor grad, Tensor? divisor, Tensor logits, Tensor target, Tensor? weight, Tensor lse, "
     "int ignore_index, float label_smoothing, bool[2] needs, str impl) -> (Tensor grad_logits, Tensor grad_target)"
 )
 
 
-def _forward(logits, target, weight, ignore_index, label_smoothing, reduce, impl):
-    described = Target(target, weight, ignore_index, label_smoothing)
+def _explained(compute: Any, logits: Tensor, target: Target, *arguments: Any) -> Any:
+    """Run the forward of an implementation; an index out of range is found there for nothing, and explained only then."""
     if logits.shape[1] == 0:
-        described.raise_if_out_of_range(0)
+        target.raise_if_out_of_range(0)
     try:
-        return load(impl).cross_entropy_forward(logits, described, reduce)
-    except RuntimeError:  # the gather of an index out of range: found for nothing, explained only then
-        described.raise_if_out_of_range(logits.shape[1])
+        return compute(logits, target, *arguments)
+    except RuntimeError:
+        target.raise_if_out_of_range(logits.shape[1])
         raise
+
+
+def _forward(logits, target, weight, ignore_index, label_smoothing, reduction, impl):
+    described = Target(target, weight, ignore_index, label_smoothing)
+    loss, row_weight, lse = _explained(load(impl).cross_entropy_forward, logits, described, reduction)
+    return loss, row_weight if isinstance(row_weight, Tensor) else loss.new_full((), row_weight), lse
 
 
 _library.impl("cross_entropy_forward", _forward, _ANY_DEVICE)
 
 
-def _backward(grad, logits, target, weight, top, log_sum, ignore_index, label_smoothing, needs, impl):
+def _backward(grad, divisor, logits, target, weight, lse, ignore_index, label_smoothing, needs, impl):
     described = Target(target, weight, ignore_index, label_smoothing)
-    grads = load(impl).cross_entropy_backward(grad, logits, described, (top, log_sum), (*needs, False))
+    divisor = 1.0 if divisor is None else divisor
+    grads = load(impl).cross_entropy_backward(grad, logits, described, lse, (*needs, False), divisor)
     return _gradients(grads[:2], (logits, target))
 
 
@@ -119,16 +131,15 @@ _library.impl("cross_entropy_backward", _backward, _ANY_DEVICE)
 
 
 @torch.library.register_fake("crossent::cross_entropy_forward", lib=_library)
-def _(logits, target, weight, ignore_index, label_smoothing, reduce, impl):
+def _(logits, target, weight, ignore_index, label_smoothing, reduction, impl):
     dtype = eager.compute_dtype(logits, target)
     rows = (logits.shape[0], *logits.shape[2:])
-    loss = logits.new_empty(() if reduce else rows, dtype=dtype)
-    lse = logits.new_empty((rows[0], 1, *rows[1:]), dtype=dtype)
-    return loss, torch.empty_like(loss), lse, torch.empty_like(lse)
+    loss = logits.new_empty(rows if reduction == "none" else (), dtype=dtype)
+    return loss, torch.empty_like(loss), logits.new_empty((2, *rows), dtype=dtype)
 
 
 @torch.library.register_fake("crossent::cross_entropy_backward", lib=_library)
-def _(grad, logits, target, weight, top, log_sum, ignore_index, label_smoothing, needs, impl):
+def _(grad, divisor, logits, target, weight, lse, ignore_index, label_smoothing, needs, impl):
     return tuple(
         torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((logits, target), needs, strict=True)
     )
@@ -138,47 +149,58 @@ class _CompiledCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, ignore_index, label_smoothing, reduce, impl):
+    def forward(logits, target, weight, ignore_index, label_smoothing, reduction, impl):
         return torch.ops.crossent.cross_entropy_forward.default(
-            logits, target, weight, ignore_index, label_smoothing, reduce, impl
+            logits, target, weight, ignore_index, label_smoothing, reduction, impl
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        logits, target, weight, ctx.ignore_index, ctx.label_smoothing, ctx.reduce, ctx.impl = inputs
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(logits, target, weight, *output[2:])
+        logits, target, weight, ctx.ignore_index, ctx.label_smoothing, reduction, ctx.impl = inputs
+        _, row_weight, lse = output
+        ctx.mark_non_differentiable(row_weight, lse)
+        ctx.save_for_backward(logits, target, weight, lse, row_weight if reduction == "mean" else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
-        logits, target, weight, *lse = ctx.saved_tensors
+        logits, target, weight, lse, divisor = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        grads: tuple[Tensor | None, ...]
         if needs[2] or _differentiated(grad, logits, target, weight):
             described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
-            grads = eager.cross_entropy_backward(grad, logits, described, None, needs)
+            by = 1.0 if divisor is None else divisor
+            grads: tuple[Tensor | None, ...] = eager.cross_entropy_backward(grad, logits, described, None, needs, by)
         else:
-            plain = _plain(grad, logits, target, weight)
-            run: Any = _backward if plain else torch.ops.crossent.cross_entropy_backward.default
-            both = run(grad, logits, target, weight, *lse, ctx.ignore_index, ctx.label_smoothing, needs[:2], ctx.impl)
+            both = torch.ops.crossent.cross_entropy_backward.default(
+                grad, divisor, logits, target, weight, lse, ctx.ignore_index, ctx.label_smoothing, needs[:2], ctx.impl
+            )
             grads = (both[0] if needs[0] else None, both[1] if needs[1] else None, None)
         return (*grads, None, None, None, None)
 
 
-class _TransformedCrossEntropy(_CompiledCrossEntropy):
+class _TransformedCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, ignore_index, label_smoothing, reduce, impl):
-        return eager.cross_entropy_forward(logits, Target(target, weight, ignore_index, label_smoothing), reduce)[0]
+    def forward(logits, target, weight, ignore_index, label_smoothing, reduce):
+        described = Target(target, weight, ignore_index, label_smoothing)
+        return eager.cross_entropy_forward(logits, described, "sum" if reduce else "none")[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        logits, target, weight, ctx.ignore_index, ctx.label_smoothing, ctx.reduce, ctx.impl = inputs
+        logits, target, weight, ctx.ignore_index, ctx.label_smoothing, ctx.reduce = inputs
         ctx.save_for_backward(logits, target, weight)
         ctx.save_for_forward(logits, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        logits, target, weight = ctx.saved_tensors
+        described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
+        grads = eager.cross_entropy_backward(grad, logits, described, None, ctx.needs_input_grad[:3])
+        return (*grads, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -192,67 +214,154 @@ class CrossEntropy(Function):
     """Softmax cross entropy of plain tensors; the class is public for its name, which autograd shows."""
 
     @staticmethod
-    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, reduce, impl, mean):
-        loss, row_weight, *lse = _forward(logits, target, weight, ignore_index, label_smoothing, reduce, impl)
-        ctx.ignore_index, ctx.label_smoothing, ctx.reduce, ctx.impl = ignore_index, label_smoothing, reduce, impl
-        ctx.divisor = row_weight if mean else None
+    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, reduction, impl, inplace):
+        described = Target(target, weight, ignore_index, label_smoothing)
+        loss, row_weight, lse = _explained(load(impl).cross_entropy_forward, logits, described, reduction)
+        ctx.ignore_index, ctx.label_smoothing, ctx.reduce = ignore_index, label_smoothing, reduction != "none"
+        ctx.impl, ctx.inplace, ctx.mean = impl, inplace, reduction == "mean"
+        ctx.divisor = row_weight if ctx.mean else 1.0
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, weight, *lse)
+        ctx.save_for_backward(logits, target, weight, lse)
         ctx.save_for_forward(logits, target, weight)
-        if mean:  # here it is one operation, behind the Function it would be two and a node of the graph
-            return loss / row_weight
+        if ctx.mean:
+            return loss
+        row_weight = row_weight if isinstance(row_weight, Tensor) else loss.new_full((), row_weight)
         ctx.mark_non_differentiable(row_weight)
         return loss, row_weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is not None and ctx.divisor is not None:
-            grad = grad / ctx.divisor
-        return (*_CompiledCrossEntropy.backward(ctx, grad), None)
+        if grad is None:
+            return (None,) * 8
+        logits, target, weight, lse = ctx.saved_tensors
+        described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
+        needs = ctx.needs_input_grad[:3]
+        grads: tuple[Tensor | None, ...]
+        if needs[2] or _differentiated(grad, logits, target, weight):
+            grads = eager.cross_entropy_backward(grad, logits, described, None, needs, ctx.divisor)
+        elif _plain(grad, logits, target, weight):
+            compute = load(ctx.impl).cross_entropy_backward
+            grads = compute(grad, logits, described, lse, needs, ctx.divisor, ctx.inplace)
+            grads = (*(None if g is None else _like(g, x) for g, x in zip(grads, (logits, target), strict=False)), None)
+        else:
+            both = torch.ops.crossent.cross_entropy_backward.default(
+                grad / ctx.divisor, None, logits, target, weight, lse, *described[2:], needs[:2], ctx.impl
+            )
+            grads = (both[0] if needs[0] else None, both[1] if needs[1] else None, None)
+        return (*grads, None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         if tangents[2] is not None and not ctx.saved_tensors[1].is_floating_point():
             raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
         tangent = _TransformedCrossEntropy.jvp(ctx, *tangents)
-        return (tangent, None) if ctx.divisor is None else tangent / ctx.divisor
+        return tangent / ctx.divisor if ctx.mean else (tangent, None)
 
 
-def cross_entropy(logits: Tensor, target: Target, reduction: str, impl: str) -> tuple[Tensor, Tensor | None]:
+class SmallCrossEntropy(Function):
+    """The sum or mean over so few elements that the gradient costs less than a second launch: it is formed with the loss."""
+
+    @staticmethod
+    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, mean):
+        described = (target, weight, ignore_index, label_smoothing)
+        loss, ctx.gradient = _small(logits, *described, mean, True)
+        ctx.settings = ignore_index, label_smoothing, mean
+        ctx.save_for_backward(logits, target, weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None
+        if type(grad) is not Tensor or torch.is_grad_enabled() or not _quiet() or _differentiated(grad):
+            ignore_index, label_smoothing, mean = ctx.settings
+            described = Target(target, weight, ignore_index, label_smoothing)
+            divisor = eager.row_weights(logits, described, True) if mean else 1.0
+            gradient = eager.cross_entropy_backward(grad, logits, described, None, divisor=divisor)[0]
+        else:
+            if gradient is None:  # given away by an earlier backward pass
+                gradient = _small(logits, target, weight, *ctx.settings, True)[1]
+            _native.scale(gradient, grad)
+        return gradient, None, None, None, None, None
+
+
+# Function.apply itself adds what torch.func needs, which was ruled out before; that takes as long as all the arithmetic.
+_apply_small = super(Function, SmallCrossEntropy).apply
+
+
+def _small(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, mean: bool, grad: bool):
+    try:
+        return _native.small_cross_entropy(logits, target, weight, ignore_index, label_smoothing, mean, grad)
+    except RuntimeError:
+        Target(target, weight, ignore_index, label_smoothing).raise_if_out_of_range(logits.shape[1])
+        raise
+
+
+def _quiet() -> bool:
+    """Whether nothing looks on or transforms: no mode, no forward-mode level, no autocast."""
+    return (
+        forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+def quick_cross_entropy(
+    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, mean: bool
+) -> Tensor | None:
+    """Compute the sum or mean loss if the kernels take the arguments just as the caller gave them, with nothing to check."""
+    kind = _native.kind_of(logits, target, weight, ignore_index) if _native is not None and _quiet() else 0
+    if kind == 0:
+        return None
+    assert _native is not None
+    if kind == _native.SMALL:
+        if logits.requires_grad and torch.is_grad_enabled():
+            loss: Tensor = _apply_small(logits, target, weight, ignore_index, label_smoothing, mean)
+            return loss
+        return _small(logits, target, weight, ignore_index, label_smoothing, mean, False)[0]
+    reduction = "mean" if mean else "sum"
+    loss = CrossEntropy.apply(logits, target, weight, ignore_index, label_smoothing, reduction, "native", False)
+    return loss if mean else loss[0]
+
+
+def cross_entropy(
+    logits: Tensor, target: Target, reduction: str, impl: str, inplace: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
-    reduce, mean = reduction != "none", reduction == "mean"
+    mean = reduction == "mean"
     if _plain(logits, target.values, target.weight):
-        result = CrossEntropy.apply(logits, *target, reduce, impl, mean)
+        result = CrossEntropy.apply(logits, *target, reduction, impl, inplace)
         return (result, None) if mean else result
     if _transformed():
-        loss = _TransformedCrossEntropy.apply(logits, *target, reduce, impl)
-        row_weight = eager.row_weights(logits, target, reduce)
-    else:
-        loss, row_weight, _, _ = _CompiledCrossEntropy.apply(logits, *target, reduce, impl)
-    return (loss / row_weight, None) if mean else (loss, row_weight)
+        loss = _TransformedCrossEntropy.apply(logits, *target, reduction != "none")
+        row_weight = eager.row_weights(logits, target, reduction != "none")
+        return (loss / row_weight, None) if mean else (loss, row_weight)
+    loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *target, reduction, impl)
+    return loss, None if mean else row_weight
 
 
 # --- binary cross entropy ---------------------------------------------------------------------------------------------
 
 _library.define(
     "binary_cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, bool reduce, "
-    "str impl) -> Tensor"
+    "float divisor, str impl) -> Tensor"
 )
 _library.define(
-    "binary_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, "
-    "bool[2] needs, str impl) -> (Tensor grad_logits, Tensor grad_target)"
+    "binary_cross_entropy_backward(Tensor grad, float divisor, Tensor logits, Tensor target, Tensor? weight, "
+    "Tensor? pos_weight, bool[2] needs, str impl) -> (Tensor grad_logits, Tensor grad_target)"
 )
 
 
-def _binary_forward(logits, target, weight, pos_weight, reduce, impl):
-    return load(impl).binary_cross_entropy_forward(logits, target, weight, pos_weight, reduce)
+def _binary_forward(logits, target, weight, pos_weight, reduce, divisor, impl):
+    return load(impl).binary_cross_entropy_forward(logits, target, weight, pos_weight, reduce, divisor)
 
 
 _library.impl("binary_cross_entropy_forward", _binary_forward, _ANY_DEVICE)
 
 
-def _binary_backward(grad, logits, target, weight, pos_weight, needs, impl):
-    grads = load(impl).binary_cross_entropy_backward(grad, logits, target, weight, pos_weight, needs)
+def _binary_backward(grad, divisor, logits, target, weight, pos_weight, needs, impl):
+    grads = load(impl).binary_cross_entropy_backward(grad, logits, target, weight, pos_weight, needs, divisor)
     return _gradients(grads, (logits, target))
 
 
@@ -260,13 +369,13 @@ _library.impl("binary_cross_entropy_backward", _binary_backward, _ANY_DEVICE)
 
 
 @torch.library.register_fake("crossent::binary_cross_entropy_forward", lib=_library)
-def _(logits, target, weight, pos_weight, reduce, impl):
+def _(logits, target, weight, pos_weight, reduce, divisor, impl):
     dtype = eager.compute_dtype(logits, target)
     return logits.new_empty((), dtype=dtype) if reduce else torch.empty_like(logits, dtype=dtype)
 
 
 @torch.library.register_fake("crossent::binary_cross_entropy_backward", lib=_library)
-def _(grad, logits, target, weight, pos_weight, needs, impl):
+def _(grad, divisor, logits, target, weight, pos_weight, needs, impl):
     return tuple(
         torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((logits, target), needs, strict=True)
     )
@@ -276,55 +385,69 @@ class _CompiledBinaryCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, pos_weight, reduce, impl):
-        return torch.ops.crossent.binary_cross_entropy_forward.default(logits, target, weight, pos_weight, reduce, impl)
+    def forward(logits, target, weight, pos_weight, reduce, divisor, impl):
+        return torch.ops.crossent.binary_cross_entropy_forward.default(
+            logits, target, weight, pos_weight, reduce, divisor, impl
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.reduce, ctx.impl = inputs
+        *tensors, ctx.reduce, ctx.divisor, ctx.impl = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 6
-        logits, target, weight, pos_weight = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        if _differentiated(grad, logits, target):
-            grads = eager.binary_cross_entropy_backward(grad, logits, target, weight, pos_weight, needs)
-        else:
-            plain = _plain(grad, logits, target, weight, pos_weight)
-            run: Any = _binary_backward if plain else torch.ops.crossent.binary_cross_entropy_backward.default
-            both = run(grad, logits, target, weight, pos_weight, needs, ctx.impl)
-            grads = (both[0] if needs[0] else None, both[1] if needs[1] else None)
-        return (*grads, None, None, None, None)
+        grads = _binary_gradients(ctx, grad, False)
+        return (*grads, None, None, None, None, None)
+
+
+def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Tensor | None, Tensor | None]:
+    if grad is None:
+        return None, None
+    logits, target, weight, pos_weight = ctx.saved_tensors
+    needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+    if _differentiated(grad, logits, target):
+        return eager.binary_cross_entropy_backward(grad, logits, target, weight, pos_weight, needs, ctx.divisor)
+    if inplace and _plain(grad, logits, target, weight, pos_weight):
+        compute = load(ctx.impl).binary_cross_entropy_backward
+        both = compute(grad, logits, target, weight, pos_weight, needs, ctx.divisor, True)
+    else:
+        plain = _plain(grad, logits, target, weight, pos_weight)
+        run: Any = _binary_backward if plain else torch.ops.crossent.binary_cross_entropy_backward.default
+        both = run(grad, ctx.divisor, logits, target, weight, pos_weight, needs, ctx.impl)
+    return both[0] if needs[0] else None, both[1] if needs[1] else None
 
 
 class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, pos_weight, reduce, impl):
-        return eager.binary_cross_entropy_forward(logits, target, weight, pos_weight, reduce)
+    def forward(logits, target, weight, pos_weight, reduce, divisor, impl):
+        return eager.binary_cross_entropy_forward(logits, target, weight, pos_weight, reduce, divisor)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         with _set_fwd_grad_enabled(True):
             logits, target, weight, pos_weight = map(_primal, ctx.saved_tensors)
-            return eager.binary_cross_entropy_tangent(logits, target, weight, pos_weight, ctx.reduce, tangents[:4])
+            along = eager.binary_cross_entropy_tangent(logits, target, weight, pos_weight, ctx.reduce, tangents[:4])
+            return along / ctx.divisor if ctx.reduce else along
 
 
 class BinaryCrossEntropy(Function):
     """Binary cross entropy of plain tensors; the class is public for its name, which autograd shows."""
 
     @staticmethod
-    def forward(ctx, logits, target, weight, pos_weight, reduce, impl):
+    def forward(ctx, logits, target, weight, pos_weight, reduce, divisor, impl, inplace):
         ctx.set_materialize_grads(False)
-        _CompiledBinaryCrossEntropy.setup_context(ctx, (logits, target, weight, pos_weight, reduce, impl), None)
-        return _binary_forward(logits, target, weight, pos_weight, reduce, impl)
+        ctx.inplace = inplace
+        arguments = (logits, target, weight, pos_weight, reduce, divisor, impl)
+        _CompiledBinaryCrossEntropy.setup_context(ctx, arguments, None)
+        return _binary_forward(*arguments)
 
-    backward = _CompiledBinaryCrossEntropy.backward
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (*_binary_gradients(ctx, grad, ctx.inplace), None, None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -334,13 +457,21 @@ class BinaryCrossEntropy(Function):
 
 
 def binary_cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduce: bool, impl: str
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduce: bool,
+    divisor: float,
+    impl: str,
+    inplace: bool = False,
 ) -> Tensor:
-    """Compute the loss of every element, or its sum."""
-    function: Any = _CompiledBinaryCrossEntropy
+    """Compute the loss of every element, or the sum over a divisor."""
+    arguments = (logits, target, weight, pos_weight, reduce, divisor, impl)
+    loss: Tensor
     if _plain(logits, target, weight, pos_weight):
-        function = BinaryCrossEntropy
-    elif _transformed():
-        function = _TransformedBinaryCrossEntropy
-    loss: Tensor = function.apply(logits, target, weight, pos_weight, reduce, impl)
+        loss = BinaryCrossEntropy.apply(*arguments, inplace)
+    else:
+        function: Any = _TransformedBinaryCrossEntropy if _transformed() else _CompiledBinaryCrossEntropy
+        loss = function.apply(*arguments)
     return loss

@@ -104,11 +104,11 @@ def row_weights(logits: Tensor, target: Target, reduce: bool) -> Tensor:
     return ordered_sum(rows) if reduce else rows.squeeze(1)
 
 
-def cross_entropy_forward(logits: Tensor, target: Target, reduce: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute ``Σ_k c_k t_k (-log p_k)`` for each row, or its sum over the rows.
+def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute ``Σ_k c_k t_k (-log p_k)`` for each row, or its sum or mean over the rows.
 
-    Returns ``(loss, row_weight, top, log_sum)``; ``row_weight`` is what the row adds to the divisor of a mean: ``c[y]`` for
-    indices, 0 where ignored, 1 for probabilities.
+    Returns ``(loss, row_weight, lse)``: the row weight is what the row adds to the divisor of a mean, ``c[y]`` for indices,
+    0 where ignored, 1 for probabilities, and for a sum or mean it is their sum; lse is the pair, ``(2, N, d1, ...)``.
     """
     x = logits.to(compute_dtype(logits, target.values))
     if x.numel() == 0:
@@ -120,10 +120,11 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduce: bool) -> tuple
         else:
             loss = class_sum(times(soft_weights(target, x), (top - x) + log_sum))
             row_weight = torch.ones_like(top)
+    lse = torch.stack([top.squeeze(1), log_sum.squeeze(1)])
     loss, row_weight = loss.squeeze(1), row_weight.squeeze(1)
-    if reduce:
+    if reduction != "none":
         loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
-    return loss, row_weight, top, log_sum
+    return loss / row_weight if reduction == "mean" else loss, row_weight, lse
 
 
 def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,22 +144,25 @@ def cross_entropy_backward(
     grad: Tensor,
     logits: Tensor,
     target: Target,
-    lse: tuple[Tensor, Tensor] | None,
+    lse: Tensor | None,
     needs: tuple[bool, bool, bool] = (True, False, False),
+    divisor: float | Tensor = 1.0,
+    inplace: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute the gradients for logits, target and class weights from that of the loss, a number or one a row.
 
-    With ``lse=None`` it is computed here, and the result is then a differentiable function of every tensor given.
+    ``divisor`` is what a mean was divided by. With ``lse=None`` it is computed here, and the result is then a differentiable
+    function of every tensor given. ``inplace`` would save nothing here, where other tensors as large are formed.
     """
     x = logits.to(compute_dtype(logits, target.values))
-    g = grad if grad.dim() == 0 else grad.unsqueeze(1)
+    g = grad / divisor if grad.dim() == 0 else grad.unsqueeze(1)
     if x.numel() == 0:
         wanted = (logits, target.values, target.weight)
         empty = [torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True)]
         return empty[0], empty[1], empty[2]
     if target.indices:
         return _index_gradient(g, x, target, lse).to(logits.dtype), None, None
-    top, log_sum = lse or row_lse(x)
+    top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     grad_logits = grad_target = grad_weight = None
     if needs[0]:
@@ -176,12 +180,12 @@ def cross_entropy_backward(
     return grad_logits, grad_target, grad_weight
 
 
-def _index_gradient(g: Tensor, x: Tensor, target: Target, lse: tuple[Tensor, Tensor] | None) -> Tensor:
+def _index_gradient(g: Tensor, x: Tensor, target: Target, lse: Tensor | None) -> Tensor:
     """Compute ``g (mass·p - c∘t)``, with the true class's entry formed from ``p - 1 = expm1(log p)``."""
     ignored, y, row_weight = index_weights(target, x)
     if lse is None:
         x = x.masked_fill(ignored, 0.0)  # or the nan of an ignored row would reach the second derivative
-    top, log_sum = lse or row_lse(x)
+    top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
     log_p = ((x - top) - log_sum).masked_fill(ignored, 0.0)
     true_class = along_classes(torch.arange(x.shape[1], device=x.device), x) == y
     if target.label_smoothing == 0:
@@ -222,16 +226,16 @@ def cross_entropy_tangent(
 
 
 def binary_cross_entropy_forward(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduce: bool
+    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduce: bool, divisor: float = 1.0
 ) -> Tensor:
-    """Compute ``π t softplus(-x) + (1 - t) softplus(x)`` for each element, or its sum."""
+    """Compute ``π t softplus(-x) + (1 - t) softplus(x)`` for each element, or the sum over a mean's divisor."""
     dtype = compute_dtype(logits, target)
     x, t = logits.to(dtype), target.to(dtype)
     positive = t if pos_weight is None else pos_weight.to(dtype) * t
     loss = times(positive, -logsigmoid(x)) + times(1 - t, -logsigmoid(-x))
     if weight is not None:
         loss = times(weight.to(dtype), loss)
-    return ordered_sum(loss) if reduce else loss
+    return ordered_sum(loss) / divisor if reduce else loss
 
 
 def binary_cross_entropy_backward(
@@ -241,11 +245,17 @@ def binary_cross_entropy_backward(
     weight: Tensor | None,
     pos_weight: Tensor | None,
     needs: tuple[bool, bool] = (True, False),
+    divisor: float = 1.0,
+    inplace: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients for logits and target from that of the loss, a number or one an element."""
+    """Compute the gradients for logits and target from that of the loss, a number or one an element.
+
+    ``divisor`` is what a mean was divided by; ``inplace`` would save nothing here, as in the softmax loss.
+    """
     dtype = compute_dtype(logits, target)
     x, t = logits.to(dtype), target.to(dtype)
-    factor = grad if weight is None else grad * weight.to(dtype)
+    g = grad / divisor if grad.dim() == 0 else grad
+    factor = g if weight is None else g * weight.to(dtype)
     pi = None if pos_weight is None else pos_weight.to(dtype)
     grad_logits = grad_target = None
     if needs[0]:

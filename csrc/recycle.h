@@ -1,0 +1,67 @@
+// Memory for large new tensors, on huge pages and used again: a gradient of the logits is made and dropped at every step, and
+// the page faults of fresh memory cost more than the arithmetic. What is dropped is kept for the next tensor of about its size,
+// a few pieces at most, and marked as free to the operating system, which takes it back when anybody runs short (MADV_FREE).
+
+#pragma once
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+class Recycler {
+  public:
+#if defined(__linux__) && defined(MADV_FREE)
+    static constexpr bool AVAILABLE = true;
+
+    void* take(size_t bytes) {
+        bytes = rounded(bytes);
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            for (size_t i = kept_.size(); i-- > 0;)
+                if (kept_[i].bytes == bytes) {
+                    void* found = kept_[i].data;
+                    kept_.erase(kept_.begin() + long(i));
+                    return found;
+                }
+        }
+        void* fresh = std::aligned_alloc(PAGE, bytes);
+        if (fresh && bytes >= 2 * PAGE) madvise(fresh, bytes, MADV_HUGEPAGE);
+        return fresh;
+    }
+
+    void give_back(void* data, size_t bytes) {
+        bytes = rounded(bytes);
+        madvise(data, bytes, MADV_FREE);
+        void* oldest = nullptr;
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            kept_.push_back({data, bytes});
+            if (kept_.size() > MOST) oldest = kept_.front().data, kept_.erase(kept_.begin());
+        }
+        std::free(oldest);
+    }
+
+  private:
+    static constexpr size_t PAGE = 1 << 21, MOST = 4;
+    struct Piece {
+        void* data;
+        size_t bytes;
+    };
+    static size_t rounded(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+
+    std::mutex mutex_;
+    std::vector<Piece> kept_;
+#else
+    static constexpr bool AVAILABLE = false;
+    void* take(size_t) { return nullptr; }
+    void give_back(void*, size_t) {}
+#endif
+};
+
+// Never destroyed: tensors may be dropped after everything else.
+inline Recycler& recycler() {
+    static Recycler* one = new Recycler;
+    return *one;
+}
