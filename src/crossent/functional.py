@@ -102,14 +102,20 @@ def cross_entropy(
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and 0.0 <= label_smoothing <= 1.0
-        and sample_weight is denominator is out_dtype is dim is impl is size_average is reduce is None
+        and sample_weight is None
+        and denominator is None
+        and out_dtype is None
+        and dim is None
+        and impl is None
+        and size_average is None
+        and reduce is None
         and empty == "nan"
         and not inplace_backward
         and not torch.compiler.is_compiling()
     ):
         quick = ops.quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction == "mean")
         if quick is not None:
-            return quick if quick.dtype == input.dtype else quick.to(input.dtype)
+            return quick
     reduction = _reduction(reduction, size_average, reduce)
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim)
     _check_mean(reduction, denominator, empty)

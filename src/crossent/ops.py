@@ -27,6 +27,7 @@ from crossent.targets import UNDIFFERENTIABLE_WEIGHT, Target
 
 try:
     _native: Any = load("native")
+    _SMALL = _native.SMALL
 except KeyError:
     _native = None
 
@@ -259,42 +260,45 @@ class CrossEntropy(Function):
 
 
 class SmallCrossEntropy(Function):
-    """The sum or mean over so few elements that the gradient costs less than a second launch: it is formed with the loss."""
+    """The sum or mean over so few elements that the gradient costs less than a second launch: it is formed with the loss.
+
+    Here Python is what takes the time, so autograd is told of nothing but the logits. The rest does not require grad.
+    """
 
     @staticmethod
-    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, mean):
-        described = (target, weight, ignore_index, label_smoothing)
-        loss, ctx.gradient = _small(logits, *described, mean, True)
-        ctx.settings = ignore_index, label_smoothing, mean
-        ctx.save_for_backward(logits, target, weight)
+    def forward(ctx, logits, settings):
+        loss, ctx.gradient = _native.small_cross_entropy(logits, *settings, True)
+        ctx.settings, ctx.version = settings, settings[0]._version
+        ctx.save_for_backward(logits)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         gradient, ctx.gradient = ctx.gradient, None
-        if type(grad) is not Tensor or torch.is_grad_enabled() or not _quiet() or _differentiated(grad):
-            ignore_index, label_smoothing, mean = ctx.settings
-            described = Target(target, weight, ignore_index, label_smoothing)
-            divisor = eager.row_weights(logits, described, True) if mean else 1.0
-            gradient = eager.cross_entropy_backward(grad, logits, described, None, divisor=divisor)[0]
-        else:
-            if gradient is None:  # given away by an earlier backward pass
-                gradient = _small(logits, target, weight, *ctx.settings, True)[1]
-            _native.scale(gradient, grad)
-        return gradient, None, None, None, None, None
+        if torch.is_grad_enabled() or not _quiet() or torch._C._functorch.is_legacy_batchedtensor(grad):
+            return _small_gradient(ctx, grad), None
+        if gradient is None:  # given away by an earlier backward pass
+            gradient = _native.small_cross_entropy(*ctx.saved_tensors, *ctx.settings, True)[1]
+        _native.scale(gradient, grad)
+        return gradient, None
 
 
-# Function.apply itself adds what torch.func needs, which was ruled out before; that takes as long as all the arithmetic.
+def _small_gradient(ctx: Any, grad: Tensor) -> Tensor:
+    """Form the gradient as a differentiable function."""
+    (logits,) = ctx.saved_tensors
+    target, weight, ignore_index, label_smoothing, mean = ctx.settings
+    if target._version != ctx.version:
+        raise RuntimeError("target was modified in place between the forward and the backward pass: clone it before")
+    described = Target(target, weight, ignore_index, label_smoothing)
+    divisor = eager.row_weights(logits, described, True) if mean else 1.0
+    gradient = eager.cross_entropy_backward(grad, logits, described, None, divisor=divisor)[0]
+    assert gradient is not None
+    return gradient
+
+
+# Function.apply adds what torch.func needs, and the node looks its backward up in several places; both are settled here.
 _apply_small = super(Function, SmallCrossEntropy).apply
-
-
-def _small(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, mean: bool, grad: bool):
-    try:
-        return _native.small_cross_entropy(logits, target, weight, ignore_index, label_smoothing, mean, grad)
-    except RuntimeError:
-        Target(target, weight, ignore_index, label_smoothing).raise_if_out_of_range(logits.shape[1])
-        raise
+SmallCrossEntropy._backward_cls.apply = SmallCrossEntropy.backward  # type: ignore[attr-defined]
 
 
 def _quiet() -> bool:
@@ -314,15 +318,21 @@ def quick_cross_entropy(
     kind = _native.kind_of(logits, target, weight, ignore_index) if _native is not None and _quiet() else 0
     if kind == 0:
         return None
-    assert _native is not None
-    if kind == _native.SMALL:
-        if logits.requires_grad and torch.is_grad_enabled():
-            loss: Tensor = _apply_small(logits, target, weight, ignore_index, label_smoothing, mean)
+    if kind == _SMALL:
+        settings = (target, weight, ignore_index, label_smoothing, mean)
+        try:
+            if logits.requires_grad and torch.is_grad_enabled():
+                loss: Tensor = _apply_small(logits, settings)
+                return loss
+            loss, _ = _native.small_cross_entropy(logits, *settings, False)
             return loss
-        return _small(logits, target, weight, ignore_index, label_smoothing, mean, False)[0]
+        except RuntimeError:
+            Target(*settings[:4]).raise_if_out_of_range(logits.shape[1])
+            raise
     reduction = "mean" if mean else "sum"
-    loss = CrossEntropy.apply(logits, target, weight, ignore_index, label_smoothing, reduction, "native", False)
-    return loss if mean else loss[0]
+    result = CrossEntropy.apply(logits, target, weight, ignore_index, label_smoothing, reduction, "native", False)
+    loss = result if mean else result[0]
+    return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
 
 def cross_entropy(

@@ -93,9 +93,7 @@ def _gradient(x: Tensor, inplace: bool) -> Tensor:
 _REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 
 
-def cross_entropy_forward(
-    logits: Tensor, target: Target, reduction: str
-) -> tuple[Tensor, Tensor | float, Tensor]:
+def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor | float, Tensor]:
     """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor; see the eager implementation."""
     dtype = _wide(logits)
     rows = logits.shape[:1] + logits.shape[2:]
@@ -152,11 +150,20 @@ def cross_entropy_backward(
 kind_of, ORDINARY, SMALL = _native.kind_of, _native.ORDINARY, _native.SMALL
 
 
+_NUMBER = {dtype: torch.empty((), dtype=dtype) for dtype in (torch.float32, torch.float64)}  # to be like costs half
+
+
 def small_cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, mean: bool, grad: bool
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    mean: bool,
+    grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute a SMALL sum or mean and, if it is wanted, the gradient at once."""
-    loss, gradient = torch.empty((), dtype=logits.dtype), torch.empty_like(logits) if grad else None
+    loss, gradient = torch.empty_like(_NUMBER[logits.dtype]), torch.empty_like(logits) if grad else None
     _native.softmax_small(logits, target, weight, ignore_index, label_smoothing, mean, loss, gradient)
     return loss, gradient
 
