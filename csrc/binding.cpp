@@ -422,7 +422,7 @@ NB_MODULE(_native, m) {
           "divisor"_a, "loss"_a);
     m.def("binary_backward", &binary_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),
           "pos_weight"_a.none(), "grad_logits"_a.none(), "grad_target"_a.none());
-    m.def("kind_of", &kind_of, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a);
+    m.def("kind_of", &kind_of, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
     m.def("softmax_small", &softmax_small, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "mean"_a,
           "loss"_a, "grad_logits"_a.none());
     m.def("scale", &scale, "grad"_a, "factor"_a);

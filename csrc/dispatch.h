@@ -1,16 +1,25 @@
 // Which instruction sets this build has, and which of them this processor runs.
 
 #pragma once
-#include <cstring>
 #include <vector>
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+#endif
 
 #include "problem.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define CROSSENT_X86 1
-extern const Kernels kernels_sse2, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_sse2, kernels_avx2, kernels_avx512, kernels_avx512bf16;
 #else
 extern const Kernels kernels_baseline;
+#endif
+
+#ifdef CROSSENT_X86
+inline bool has_f16c() {  // which not every compiler's __builtin_cpu_supports knows
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 #endif
 
 // Best last.
@@ -18,10 +27,11 @@ inline std::vector<const Kernels*> available_kernels() {
 #ifdef CROSSENT_X86
     __builtin_cpu_init();
     std::vector<const Kernels*> found{&kernels_sse2};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kernels_avx2);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) found.push_back(&kernels_avx2);
     if (found.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         found.push_back(&kernels_avx512);
+    if (found.size() == 3 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kernels_avx512bf16);
     return found;
 #else
     return {&kernels_baseline};

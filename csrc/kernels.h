@@ -63,15 +63,18 @@ template <class R> struct Block {
     int64_t n, whole, seen;
     alignas(64) R last[LANES];  // across two lines of the cache it would be slow to come back
 
-    template <class S> void load(const S* from, int64_t count, R* scratch) {
+    template <class S, class F> [[gnu::always_inline]] void load(const S* from, int64_t count, R* scratch, F&& look) {
         n = count, whole = n / LANES * LANES, seen = whole + LANES - n;
-        if constexpr (sizeof(S) == sizeof(R)) {
-            x = from;
-        } else {
-            for (int64_t k = 0; k < whole; k += LANES) widen_run(from + k, scratch + k);
-            x = scratch;
+        if constexpr (sizeof(S) == sizeof(R)) x = from;
+        else x = scratch;
+        for (int64_t k = 0; k < whole; k += LANES) {
+            if constexpr (sizeof(S) != sizeof(R)) widen_run(from + k, scratch + k);
+            look(x + k);
         }
-        if (whole < n) widen_run(from + n - LANES, last);
+        if (whole < n) widen_run(from + n - LANES, last), look(last);
+    }
+    template <class S> void load(const S* from, int64_t count, R* scratch) {
+        load(from, count, scratch, [](const R*) {});
     }
 
     // What was seen already counts as this.
@@ -166,12 +169,14 @@ INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n
     w.x = scratch;
 }
 
-template <class R> INLINE R largest(const Block<R>& block) {
+// Load a block, what it repeats as -inf, and find its largest element on the way.
+template <class R, class S> INLINE R load_largest(const S* from, int64_t n, R* scratch, Block<R>& block) {
     alignas(64) R lane[LANES];
     for (int l = 0; l < LANES; l++) lane[l] = -INF<R>;
-    block.each([&](const R* x, int64_t) __attribute__((always_inline)) {
+    block.load(from, n, scratch, [&](const R* x) __attribute__((always_inline)) {
         for (int l = 0; l < LANES; l++) lane[l] = pick(x[l] > lane[l], x[l], lane[l]);
     });
+    block.fill(-INF<R>);
     return fold_max(lane);
 }
 
@@ -225,9 +230,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     double others = 0, ties = 0, cost = 0, mass = 0;
     for (int64_t k = 0, n; label.valid && k < p.classes; k += n) {
         n = block_size(p.classes, k);
-        block.load(x + k, n, buffer);
-        block.fill(-INF<R>);
-        const R high = largest(block);
+        const R high = load_largest(x + k, n, buffer, block);
         const bool raised = high > top;
         if (raised) {
             if (top > -INF<R>) {

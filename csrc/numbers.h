@@ -168,6 +168,14 @@ template <> inline void narrow_run(const float* from, half* to) {
     for (int l = 0; l < LANES; l += 16)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + l), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT));
 }
+#ifdef __AVX512BF16__
+template <> inline void narrow_run(const float* from, bf16* to) {  // numbers below the smallest normal one become 0
+    for (int l = 0; l < LANES; l += 16) {
+        const __m256bh half_run = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + l));
+        std::memcpy(to + l, &half_run, sizeof half_run);
+    }
+}
+#endif
 #elif defined(__F16C__)
 template <> inline void widen_run(const half* from, float* to) {
     for (int l = 0; l < LANES; l += 8)

@@ -12,6 +12,7 @@ import ctypes
 import os
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -174,8 +175,35 @@ scale = _native.scale
 # --- sigmoid ----------------------------------------------------------------------------------------------------------
 
 
-def _binary_weights(logits: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
-    return [None if w is None else w.to(_wide(logits)).expand_as(logits) for w in weights]
+class _Elements(NamedTuple):
+    """The tensors of a binary loss with their dimensions in the order in which the logits lie in memory."""
+
+    logits: Tensor
+    target: Tensor
+    weight: Tensor | None
+    pos_weight: Tensor | None
+    order: list[int]
+
+    @classmethod
+    def of(cls, logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> _Elements:
+        order, strides = list(range(logits.dim())), list(logits.stride())
+        if not logits.is_contiguous():
+            order.sort(key=lambda d: (-strides[d], d))
+
+        def laid_out(w: Tensor | None) -> Tensor | None:
+            return None if w is None else w.to(_wide(logits)).expand_as(logits).permute(order)
+
+        dense = logits.permute(order).contiguous(), target.permute(order).contiguous()
+        return cls(*dense, laid_out(weight), laid_out(pos_weight), order)
+
+    def contiguous(self) -> _Elements:
+        """Write the weights out, whose strides do not fit."""
+        weight, pos_weight = (None if w is None else w.contiguous() for w in (self.weight, self.pos_weight))
+        return self._replace(weight=weight, pos_weight=pos_weight)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Put the dimensions into the caller's order."""
+        return x.permute([self.order.index(d) for d in range(x.dim())])
 
 
 def binary_cross_entropy_forward(
@@ -183,15 +211,17 @@ def binary_cross_entropy_forward(
 ) -> Tensor:
     """Compute the loss of each element, or the sum over the divisor; see the eager implementation."""
     dtype = _wide(logits)
-    loss = torch.empty((), dtype=dtype) if reduce else _new(logits.shape, None, dtype)
     if logits.numel() == 0:
-        return loss.fill_(0.0 if divisor else torch.nan)
-    weight, pos_weight = _binary_weights(logits, weight, pos_weight)
-    logits, target = logits.contiguous(), target.contiguous()
-    if not _native.binary_forward(logits, target, weight, pos_weight, reduce, divisor, loss):
-        weight, pos_weight = (None if w is None else w.contiguous() for w in (weight, pos_weight))
-        _native.binary_forward(logits, target, weight, pos_weight, reduce, divisor, loss)
-    return loss
+        return (
+            torch.full((), 0.0 if divisor else torch.nan, dtype=dtype)
+            if reduce
+            else torch.empty_like(logits, dtype=dtype)
+        )
+    given = _Elements.of(logits, target, weight, pos_weight)
+    loss = torch.empty((), dtype=dtype) if reduce else _new(given.logits.shape, None, dtype)
+    if not _native.binary_forward(*given[:4], reduce, divisor, loss):
+        _native.binary_forward(*given.contiguous()[:4], reduce, divisor, loss)
+    return loss if reduce else given.back(loss)
 
 
 def binary_cross_entropy_backward(
@@ -205,16 +235,16 @@ def binary_cross_entropy_backward(
     inplace: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute the gradients for logits and target; see the eager implementation."""
-    weight, pos_weight = _binary_weights(logits, weight, pos_weight)
-    inplace = inplace and logits.is_contiguous()
-    logits, target = logits.contiguous(), target.contiguous()
-    if grad.dim() > 0:
-        grad = grad.to(_wide(logits)).contiguous()
     if logits.numel() == 0:
         return _new_like(logits) if needs[0] else None, _new_like(target) if needs[1] else None
-    grad_target = _new_like(target) if needs[1] else None
-    grad_logits = _gradient(logits, inplace) if needs[0] else None
-    if not _native.binary_backward(grad, divisor, logits, target, weight, pos_weight, grad_logits, grad_target):
-        weight, pos_weight = (None if w is None else w.contiguous() for w in (weight, pos_weight))
-        _native.binary_backward(grad, divisor, logits, target, weight, pos_weight, grad_logits, grad_target)
-    return grad_logits, grad_target
+    given = _Elements.of(logits, target, weight, pos_weight)
+    if grad.dim() > 0:
+        grad = grad.to(_wide(logits)).permute(given.order).contiguous()
+    inplace = inplace and given.logits.data_ptr() == logits.data_ptr()
+    grad_target = _new_like(given.target) if needs[1] else None
+    grad_logits = _gradient(given.logits, inplace) if needs[0] else None
+    if not _native.binary_backward(grad, divisor, *given[:4], grad_logits, grad_target):
+        _native.binary_backward(grad, divisor, *given.contiguous()[:4], grad_logits, grad_target)
+    return None if grad_logits is None else given.back(grad_logits), None if grad_target is None else given.back(
+        grad_target
+    )
