@@ -102,9 +102,28 @@ Softmax describe(const Settings& s, const Layout& logits, const Layout* target) 
             p.weight_sum += s.weight->dtype.bits == 64 ? static_cast<const double*>(p.weight)[k] : static_cast<const float*>(p.weight)[k];
     }
     p.ignore_index = s.ignore_index, p.smoothing = s.smoothing, p.share = s.smoothing / double(p.classes);
+    p.per_temperature = 1;
     p.rows_per_tile = p.at.classes == 1 && p.classes > 64 ? 1 : ROWS;
     return p;
 }
+
+// What makes a member of the family other than cross entropy itself; None for that. See native.py, which writes the tuple.
+struct Members {
+    std::optional<View> bias, spread;
+
+    void set(Softmax& p, nb::handle given) {
+        if (given.is_none()) return;
+        const nb::tuple all = nb::cast<nb::tuple>(given);
+        p.per_temperature = 1 / nb::cast<double>(all[0]), p.cap = nb::cast<double>(all[1]);
+        p.margin = nb::cast<double>(all[2]), p.z_loss = nb::cast<double>(all[3]);
+        p.penalty = nb::cast<int64_t>(all[4]), p.penalty_a = nb::cast<double>(all[5]), p.penalty_b = nb::cast<double>(all[6]);
+        if (!all[7].is_none()) bias.emplace(all[7]), p.bias = bias->pointer();
+        if (all[8].is_none()) return;
+        spread.emplace(all[8]), p.spread = spread->pointer();
+        const std::vector<double> sums = nb::cast<std::vector<double>>(all[9]);  // how many classes are allowed, Σ of spread
+        p.share = p.smoothing / sums.at(0), p.weight_sum = sums.at(1);
+    }
+};
 
 // lse has the rows' tops, then their log_sums.
 void set_lse(Softmax& p, void* lse, int64_t size) {
@@ -178,7 +197,7 @@ constexpr const char* OUT_OF_RANGE = "a class index is out of range";
 // Return Σ of the rows' weights, or None where the layout needs a copy. `loss` is one number, or one R a row with `row_weight`.
 std::optional<double> softmax_forward(
     nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, int64_t reduction,
-    nb::handle loss_, nb::handle row_weight_, nb::handle lse_
+    nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle members_
 ) {
     const View logits(logits_), target(target_), loss(loss_), lse(lse_);
     const std::optional<View> weight = maybe(weight_), row_weight = maybe(row_weight_);
@@ -186,6 +205,8 @@ std::optional<double> softmax_forward(
     std::vector<Layout> layouts;
     if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts)) return std::nullopt;
     Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[1] : nullptr);
+    Members members;
+    members.set(p, members_);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (row_weight) p.loss = loss.pointer(), p.row_weight = row_weight->pointer();
     const std::optional<double> total = forward(p, dtype_of(logits), logits.numel(), reduction, loss);
@@ -196,7 +217,7 @@ std::optional<double> softmax_forward(
 // Return whether the layouts were taken, or need a copy. The gradient of a mean is that of the sum over `divisor`.
 bool softmax_backward(
     nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle lse_,
-    int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_
+    int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_, nb::handle members_
 ) {
     const View grad(grad_), logits(logits_), target(target_), lse(lse_);
     const std::optional<View> weight = maybe(weight_), grad_logits = maybe(grad_logits_), grad_target = maybe(grad_target_);
@@ -208,6 +229,8 @@ bool softmax_backward(
     if (!lay_out(tensors, layouts)) return false;
     size_t next = 1;
     Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[next++] : nullptr);
+    Members members;
+    members.set(p, members_);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;
@@ -415,9 +438,9 @@ NB_MODULE(_native, m) {
     m.attr("RECYCLES") = Recycler::AVAILABLE;
     using nb::literals::operator""_a;
     m.def("softmax_forward", &softmax_forward, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
-          "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a);
+          "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a, "members"_a = nb::none());
     m.def("softmax_backward", &softmax_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(), "lse"_a,
-          "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none());
+          "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(), "members"_a = nb::none());
     m.def("binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,
           "divisor"_a, "loss"_a);
     m.def("binary_backward", &binary_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),

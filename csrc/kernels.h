@@ -12,6 +12,7 @@
 // is filled up. A gradient is formed in the nearest cache and stored from there, so that it may lie where the logits lie.
 
 #pragma once
+#include "family.h"
 #include "numbers.h"
 #include "problem.h"
 
@@ -63,7 +64,7 @@ template <class R> struct Block {
     int64_t n, whole, seen;
     alignas(64) R last[LANES];  // across two lines of the cache it would be slow to come back
 
-    template <class S, class F> [[gnu::always_inline]] void load(const S* from, int64_t count, R* scratch, F&& look) {
+    template <class S, class F> INLINE_MEMBER void load(const S* from, int64_t count, R* scratch, F&& look) {
         n = count, whole = n / LANES * LANES, seen = whole + LANES - n;
         if constexpr (sizeof(S) == sizeof(R)) x = from;
         else x = scratch;
@@ -84,7 +85,7 @@ template <class R> struct Block {
     }
 
     // Do something with each run and where it begins among the runs.
-    template <class F> [[gnu::always_inline]] void each(F&& f) const {
+    template <class F> INLINE_MEMBER void each(F&& f) const {
         for (int64_t k = 0; k < whole; k += LANES) f(x + k, k);
         if (whole < n) f(last, whole);
     }
@@ -169,14 +170,38 @@ INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n
     w.x = scratch;
 }
 
+// Replace a block of a row's logits from class k on by what they become.
+template <class R> INLINE void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t y, R* scratch) {
+    const Transform<R> transform(p);
+    Block<R> bias;
+    if (p.bias) bias.load(static_cast<const R*>(p.bias) + k, block.n, scratch);
+    for (int64_t i = 0; i < block.whole; i += LANES) transform.template run<true>(block.x + i, p.bias ? bias.x + i : nullptr, scratch + i);
+    if (block.whole < block.n) transform.template run<true>(block.last, p.bias ? bias.last : nullptr, block.last);
+    block.x = scratch;
+    const R margin = R(p.margin * p.per_temperature);
+    const int64_t at = y - k, repeated = at - (block.n - LANES);
+    if (y < 0 || at < 0 || at >= block.n || margin == R(0)) return;
+    if (at < block.whole) scratch[at] -= margin;
+    if (block.whole < block.n && repeated >= 0) block.last[repeated] -= margin;
+}
+
 // Load a block, what it repeats as -inf, and find its largest element on the way.
-template <class R, class S> INLINE R load_largest(const S* from, int64_t n, R* scratch, Block<R>& block) {
+template <class R, class S>
+INLINE R load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int64_t y, R* scratch, Block<R>& block) {
     alignas(64) R lane[LANES];
     for (int l = 0; l < LANES; l++) lane[l] = -INF<R>;
-    block.load(from, n, scratch, [&](const R* x) __attribute__((always_inline)) {
+    const auto raise = [&](const R* x) __attribute__((always_inline)) {
         for (int l = 0; l < LANES; l++) lane[l] = pick(x[l] > lane[l], x[l], lane[l]);
-    });
-    block.fill(-INF<R>);
+    };
+    if (p.transformed()) {
+        block.load(from + k, n, scratch);
+        transform_block(p, block, k, y, scratch);
+        block.fill(-INF<R>);
+        block.each([&](const R* x, int64_t) __attribute__((always_inline)) { raise(x); });
+    } else {
+        block.load(from + k, n, scratch, raise);
+        block.fill(-INF<R>);
+    }
     return fold_max(lane);
 }
 
@@ -219,10 +244,17 @@ template <class R> INLINE void add_cost(const R* w, const R* x, int64_t n, R top
     mass += w ? fold(masses) : double(n);
 }
 
+// x' of a row's class y.
+template <class R, class S> INLINE R target_logit(const Softmax& p, const S* x, int64_t y) {
+    if (!p.transformed()) return widen(x[y]);
+    const R bias = p.bias ? static_cast<const R*>(p.bias)[y] : R(0);
+    return Transform<R>(p).of(widen(x[y]), bias) - R(p.margin * p.per_temperature);
+}
+
 template <class R, class S, class T> static void row_forward(const Softmax& p, int64_t row, double* sums) {
     const S* x = at_row<const S>(p, p.logits, p.at, row);
     const T* t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
-    const R* c = static_cast<const R*>(p.weight);
+    const R* c = static_cast<const R*>(p.spread ? p.spread : p.weight);
     const Label<R> label = label_of<R>(p, row);
     R top = -INF<R>, log_sum = R(0), loss = R(0);
     alignas(64) R buffer[BLOCK], scratch[BLOCK];
@@ -230,7 +262,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     double others = 0, ties = 0, cost = 0, mass = 0;
     for (int64_t k = 0, n; label.valid && k < p.classes; k += n) {
         n = block_size(p.classes, k);
-        const R high = load_largest(x + k, n, buffer, block);
+        const R high = load_largest(p, x, k, n, label.y, buffer, block);
         const bool raised = high > top;
         if (raised) {
             if (top > -INF<R>) {
@@ -258,9 +290,12 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
         if (t) {
             loss = R(cost + mass * double(log_sum));
         } else {
-            loss = times(label.weight, (top - widen(x[label.y])) + log_sum);
+            R f, s;
+            penalise_one(p, (target_logit<R>(p, x, label.y) - top) - log_sum, f, s);
+            loss = times(label.weight, f);
             if (p.smoothing != 0) loss = R(1 - p.smoothing) * loss + R(p.share * (cost + mass * double(log_sum)));
         }
+        if (p.z_loss != 0) loss += times(label.weight, R(p.z_loss) * (top + log_sum) * (top + log_sum));
     } else {
         top = R(0);
     }
@@ -274,9 +309,9 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     sums[1] += double(label.weight);
 }
 
-// out = scale · p - less, and - g w where there are weights; where p may be near one, 1 - p is formed by expm1.
+// out = scale · p - less, scale = g (mass + extra), and - g w where there are weights; where p may be near one, 1 - p is formed by expm1.
 template <class R> struct RowSlopes {
-    R top, log_sum, g, mass, scale, less;
+    R top, log_sum, g, mass, scale, less, extra;
 
     template <class S> void operator()(const Block<R>& block, const Block<R>* w, R* out, const S* next, const S* to) const {
         const bool near_one = w && log_sum < -LOG_HALF<R>;
@@ -288,7 +323,7 @@ template <class R> struct RowSlopes {
             if (near_one) {
                 const R* weight = w->run(k);
                 for (int l = 0; l < LANES; l++) {
-                    const R log_p = (x[l] - top) - log_sum, near = scale * expm1_(log_p) + g * (mass - weight[l]);
+                    const R log_p = (x[l] - top) - log_sum, near = scale * expm1_(log_p) + g * (mass + extra - weight[l]);
                     slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l] - g * weight[l]);
                 }
             } else if (w) {
@@ -299,6 +334,16 @@ template <class R> struct RowSlopes {
         });
     }
 };
+
+// Take the slopes of a block's x' back to those of x, which is read once more for the soft cap.
+template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x, R* slope, int64_t n) {
+    const Transform<R> transform(p);
+    for (int64_t i = 0; i < padded(n); i += LANES) {
+        R run[LANES];
+        widen_run(x + (i + LANES <= n ? i : n - LANES), run);
+        transform.chain(run, slope + i);
+    }
+}
 
 // g c (-log p) for the classes [k, k + n) of a probability target.
 template <class R, class T>
@@ -322,11 +367,11 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
 
     alignas(64) R buffer[BLOCK], scratch[BLOCK], slope[BLOCK + LANES];
     Block<R> block, w;
-    const R* c = static_cast<const R*>(p.weight);
+    const R* c = static_cast<const R*>(p.spread ? p.spread : p.weight);
     const R share = R(p.share), total = R(p.weight_sum);
     RowSlopes<R> slopes{
         static_cast<const R*>(p.top)[row], static_cast<const R*>(p.log_sum)[row],
-        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], R(1 - p.smoothing) * label.weight + share * total, 0, 0
+        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], R(1 - p.smoothing) * label.weight + share * total, 0, 0, 0
     };
     if (t) {
         double mass = 0, unused = 0;
@@ -338,16 +383,24 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         }
         slopes.mass = R(mass);
     }
-    slopes.scale = slopes.mass == R(0) ? R(0) : slopes.g * slopes.mass;
-    if (!t && !c) slopes.less = slopes.g * share;
     R at_y = 0;  // read before the gradient is written, which may lie in the place of the logits
+    const R extra = slopes.extra = p.z_loss == 0 ? R(0) : R(2 * p.z_loss) * (slopes.top + slopes.log_sum) * label.weight;
     if (!t) {
-        at_y = slopes.scale * expm1_((widen(x[label.y]) - slopes.top) - slopes.log_sum);
-        if (share != R(0)) at_y += slopes.g * (share * (total - label.weight));
+        const R log_p = (target_logit<R>(p, x, label.y) - slopes.top) - slopes.log_sum;
+        R f, s;
+        penalise_one(p, log_p, f, s);
+        if (p.penalty != NO_PENALTY) slopes.mass = label.weight * s;
+        at_y = (slopes.mass == R(0) ? R(0) : slopes.g * slopes.mass) * expm1_(log_p);
+        if (share != R(0)) at_y += slopes.g * (share * (total - (c ? c[label.y] : R(1))));
+        if (extra != R(0)) at_y += slopes.g * extra * exp_(log_p);
+        if (p.bias && static_cast<const R*>(p.bias)[label.y] == -INF<R>) at_y = 0;
     }
+    slopes.scale = slopes.mass + extra == R(0) ? R(0) : slopes.g * (slopes.mass + extra);
+    if (!t && !c) slopes.less = slopes.g * share;
     for (int64_t k = 0, n; k < classes; k += n) {
         n = block_size(classes, k);
         block.load(x + k, n, buffer);
+        if (p.transformed()) transform_block(p, block, k, label.y, buffer);
         if (out_target) store_target_slopes(p, slopes, block, out_target, k);
         if (!out) continue;
         const bool weighted = t || (c && share != R(0));
@@ -361,6 +414,7 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         const int64_t y = label.y - k, repeated = y - (n - LANES);
         if (y >= 0 && y < block.whole) slope[y] = at_y;
         if (y < n && repeated >= 0 && block.whole < n) slope[block.whole + repeated] = at_y;
+        if (p.transformed()) chain_block(p, x + k, slope, n);
         store(slope, out + k, n);
     }
 }
@@ -517,7 +571,8 @@ template <class R> struct Labels {
 template <class R, class S, class T>
 INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, int64_t n, Tile<R>& tile) {
     if (!here.t && p.smoothing == 0) return false;
-    const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
+    const void* by = here.t || !p.spread ? p.weight : p.spread;
+    const R* c = by ? static_cast<const R*>(by) + k : nullptr;
     const R keep = R(1 - p.smoothing), share = R(p.share);
     if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here.rows);
     else tile.lay_out(p.target_at, n);
@@ -532,6 +587,17 @@ INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, in
         }
     }
     return true;
+}
+
+// Replace LANES rows' logits in the classes [k, k + n) by what they become.
+template <class R>
+static void transform_panel(const Softmax& p, R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
+    const Transform<R> transform(p);
+    const R* bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr;
+    const R margin = R(p.margin * p.per_temperature);
+    for (int64_t j = 0; j < n; j++) transform.template run<false>(x + j * pitch, bias ? bias + j : nullptr, x + j * pitch);
+    for (int64_t l = 0; margin != R(0) && l < LANES; l++)
+        if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) x[(label.y[l] - k) * pitch + l] -= margin;
 }
 
 // The running sums of LANES rows; see row_forward, which keeps the same for one row. `ties` counts the elements equal to top.
@@ -603,13 +669,21 @@ static void finish(
     R log_sum[LANES], loss[LANES];
     sum.log_sum(log_sum);
     const R keep = R(1 - p.smoothing), spread = R(p.share * p.weight_sum);
-    if (here.t)
+    if (here.t) {
         for (int l = 0; l < LANES; l++) loss[l] = sum.cost[l] + sum.mass[l] * log_sum[l];
-    else
+    } else {
+        R log_p[LANES], f[LANES], s[LANES];
+        for (int l = 0; l < LANES; l++) log_p[l] = (sum.at_y[l] - sum.top[l]) - log_sum[l];
+        penalise(p, log_p, f, s);
         for (int l = 0; l < LANES; l++) {
-            const R own = keep * times(label.weight[l], (sum.top[l] - sum.at_y[l]) + log_sum[l]);
+            const R own = keep * times(label.weight[l], f[l]);
             loss[l] = own + (spread == R(0) ? R(0) : sum.cost[l] + spread * log_sum[l]);
         }
+    }
+    for (int l = 0; p.z_loss != 0 && l < LANES; l++) {
+        const R lse = sum.top[l] + log_sum[l];
+        loss[l] += times(label.weight[l], R(p.z_loss) * lse * lse);
+    }
     for (int l = 0; l < LANES; l++) loss[l] = pick(label.valid[l] == R(0) || l >= rows, R(0), loss[l]);
     sums[0] += fold(loss);
     for (int64_t l = 0; l < rows; l++) sums[1] += here.t ? 1.0 : 0.0;
@@ -630,6 +704,8 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
         logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        if (p.transformed())
+            for (int64_t q = 0; q < here.panels(); q++) transform_panel(p, logits.at(q), logits.pitch, label[q], k, n);
         const bool weighted = tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
             if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
@@ -644,7 +720,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
 // What the gradients of LANES rows have in common: p's (top, log_sum), the gradient g of the loss and the mass of c ∘ t.
 template <class R> struct Slopes {
     Labels<R> label;
-    alignas(64) R top[LANES], log_sum[LANES], g[LANES], mass[LANES], scale[LANES], spread[LANES];
+    alignas(64) R top[LANES], log_sum[LANES], g[LANES], mass[LANES], scale[LANES], spread[LANES], extra[LANES];
 
     template <class S, class T> void set(const Softmax& p, const Rows<S, T>& here, int64_t q) {
         const int64_t row = here.first_of(q), rows = here.rows_of(q);
@@ -657,12 +733,31 @@ template <class R> struct Slopes {
         for (int l = 0; l < LANES; l++) {
             const R valid = label.valid[l];
             g[l] = pick(valid == R(0), R(0), g[l]), mass[l] = valid * (keep * label.weight[l] + share * total);
-            spread[l] = share == R(0) ? R(0) : g[l] * share * (total - label.weight[l]);
+            extra[l] = p.z_loss == 0 ? R(0) : valid * label.weight[l] * R(2 * p.z_loss) * (top[l] + log_sum[l]);
+        }
+        if (p.penalty != NO_PENALTY) set_penalised_mass(p, here, q);
+        const R* by = static_cast<const R*>(p.spread);
+        for (int l = 0; l < LANES; l++) {
+            const R own = by && label.valid[l] != R(0) && !here.t ? by[label.y[l]] : p.weight ? label.weight[l] : R(1);
+            spread[l] = share == R(0) ? R(0) : g[l] * share * (total - own);
         }
         set_scale();
     }
+    // mass = c_y s(p_y), from the true class's logit as it lies in memory.
+    template <class S, class T> void set_penalised_mass(const Softmax& p, const Rows<S, T>& here, int64_t q) {
+        const Transform<R> transform(p);
+        const R* bias = static_cast<const R*>(p.bias);
+        R log_p[LANES] = {}, f[LANES], s[LANES];
+        for (int64_t l = 0; l < here.rows_of(q); l++) {
+            const R x = widen(here.x[(q * LANES + l) * p.at.inner + label.y[l] * p.at.classes]);
+            const R moved = transform.of(x, bias ? bias[label.y[l]] : R(0)) - R(p.margin * p.per_temperature);
+            log_p[l] = (moved - top[l]) - log_sum[l];
+        }
+        penalise(p, log_p, f, s);
+        for (int l = 0; l < LANES; l++) mass[l] = pick(label.valid[l] == R(0), R(0), label.weight[l] * s[l]);
+    }
     void set_scale() {
-        for (int l = 0; l < LANES; l++) scale[l] = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
+        for (int l = 0; l < LANES; l++) scale[l] = pick(mass[l] + extra[l] == R(0), R(0), g[l] * (mass[l] + extra[l]));
     }
 
     // out = scale · p, minus g · w where there are weights; 0 in rows that do not count, whatever they hold.
@@ -682,20 +777,26 @@ template <class R> struct Slopes {
             for (int l = 0; l < LANES; l++) slope[l] = out[j * to_pitch + l] - g[l] * weight[l];
             for (int l = 0; soft && l < LANES; l++) {
                 const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l];
-                const R near = scale[l] * expm1_(log_p) + g[l] * (mass[l] - weight[l]);
+                const R near = scale[l] * expm1_(log_p) + g[l] * (mass[l] + extra[l] - weight[l]);
                 slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l]);
             }
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = slope[l];
         }
     }
     // The true classes' entries, of p - 1 = expm1(log p).
-    void true_classes(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
+    void true_classes(const Softmax& p, const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
         R at_y[LANES] = {};
         for (int64_t l = 0; l < LANES; l++)
             if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
-        for (int l = 0; l < LANES; l++) at_y[l] = scale[l] * expm1_((at_y[l] - top[l]) - log_sum[l]) + spread[l];
-        for (int64_t l = 0; l < LANES; l++)
-            if (uint64_t(label.y[l] - k) < uint64_t(n) && label.valid[l] != R(0)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
+        for (int l = 0; l < LANES; l++) {
+            const R log_p = (at_y[l] - top[l]) - log_sum[l], by = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
+            at_y[l] = by * expm1_(log_p) + spread[l] + (p.z_loss == 0 ? R(0) : g[l] * extra[l] * exp_(log_p));
+        }
+        const R* bias = static_cast<const R*>(p.bias);
+        for (int64_t l = 0; l < LANES; l++) {
+            if (label.valid[l] == R(0) || uint64_t(label.y[l] - k) >= uint64_t(n)) continue;
+            out[(label.y[l] - k) * to_pitch + l] = bias && bias[label.y[l]] == -INF<R> ? R(0) : at_y[l];
+        }
     }
 
     void of_target(const R* x, int64_t pitch, const R* c, R keep, R* out, int64_t to_pitch, int64_t n) const {
@@ -725,13 +826,17 @@ static void set_masses(const Softmax& p, const Rows<S, T>& here, Tile<R>& weight
 
 template <class R, class S, class T> static void tile_backward(const Softmax& p, int64_t tile) {
     const Rows<S, T> here(p, tile);
-    Tile<R> logits, weights, result;
+    Tile<R> logits, weights, result, raw;
     Slopes<R> slopes[ROWS / LANES];
     for (int64_t q = 0; q < here.panels(); q++) slopes[q].set(p, here, q);
     if (here.t) set_masses(p, here, weights, slopes);
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
         logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        if (p.transformed()) {
+            if (p.cap > 0) raw.load(here.x + k * p.at.classes, p.at, n, here.rows);
+            for (int64_t q = 0; q < here.panels(); q++) transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
+        }
         if (here.out_target) {
             const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
             result.lay_out(p.grad_target_at, n);
@@ -749,7 +854,10 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
                 slopes[q].minus_weights(
                     logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t, result.at(q), result.pitch, n
                 );
-            if (!here.t) slopes[q].true_classes(logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
+            if (!here.t) slopes[q].true_classes(p, logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
+            if (p.transformed())
+                for (int64_t j = 0; j < n; j++)
+                    Transform<R>(p).chain(p.cap > 0 ? raw.at(q) + j * raw.pitch : nullptr, result.at(q) + j * result.pitch);
         }
         result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here.rows);
     }

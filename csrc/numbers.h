@@ -13,6 +13,7 @@
 
 // Compilers give up inlining in a large file, and a call in the midst of a loop keeps it from becoming vectors.
 #define INLINE [[gnu::always_inline]] static inline
+#define INLINE_MEMBER [[gnu::always_inline]] inline
 
 namespace {
 

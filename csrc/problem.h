@@ -11,6 +11,7 @@ constexpr int ROWS = 128;  // rows of a tile
 constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024;
 
 enum DType { F32, F64, BF16, F16, DTYPES };  // of logits, gradients and probability targets
+enum Penalty { NO_PENALTY, FOCAL, POLY1, GCE, SCE, TAYLOR };
 enum IndexType { I8, I16, I32, I64, U8, U16, U32, U64 };
 
 // Rows are numbered outer-major: row = o * inner + i. A tensor of logits has its element (o, class, i) at these strides.
@@ -29,8 +30,17 @@ struct Softmax {
     Strides target_at;
     const void* weight;  // R, one a class, or null
     double weight_sum;   // Σ c
+    const void* spread;  // R, one a class: the weights that smoothing spreads over, or null for c
     int64_t ignore_index;
     double smoothing, share;  // ε and ε / C
+
+    // x' = (cap tanh(x / cap) + bias - margin at the target) / T; see family.h
+    double cap, margin, per_temperature, z_loss;
+    const void* bias;  // R, one a class, -inf for one that is masked; or null
+    int64_t penalty;   // a Penalty and its parameters, for class indices without smoothing
+    double penalty_a, penalty_b;
+    bool transformed() const { return cap != 0 || margin != 0 || per_temperature != 1 || bias; }
+
     void *top, *log_sum;  // R, one a row: written forward, read backward
 
     // forward
