@@ -197,7 +197,7 @@ constexpr const char* OUT_OF_RANGE = "a class index is out of range";
 // Return Σ of the rows' weights, or None where the layout needs a copy. `loss` is one number, or one R a row with `row_weight`.
 std::optional<double> softmax_forward(
     nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, int64_t reduction,
-    nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle members_
+    nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle members_, nb::handle statistics_
 ) {
     const View logits(logits_), target(target_), loss(loss_), lse(lse_);
     const std::optional<View> weight = maybe(weight_), row_weight = maybe(row_weight_);
@@ -209,6 +209,11 @@ std::optional<double> softmax_forward(
     members.set(p, members_);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (row_weight) p.loss = loss.pointer(), p.row_weight = row_weight->pointer();
+    if (!statistics_.is_none()) {
+        const nb::tuple statistics = nb::cast<nb::tuple>(statistics_);  // entropy, log p of the target, correct
+        p.entropy = View(statistics[0]).pointer(), p.target_log_prob = View(statistics[1]).pointer();
+        p.correct = static_cast<uint8_t*>(View(statistics[2]).pointer());
+    }
     const std::optional<double> total = forward(p, dtype_of(logits), logits.numel(), reduction, loss);
     if (!total) throw std::runtime_error(OUT_OF_RANGE);
     return total;
@@ -438,7 +443,7 @@ NB_MODULE(_native, m) {
     m.attr("RECYCLES") = Recycler::AVAILABLE;
     using nb::literals::operator""_a;
     m.def("softmax_forward", &softmax_forward, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
-          "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a, "members"_a = nb::none());
+          "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a, "members"_a = nb::none(), "statistics"_a = nb::none());
     m.def("softmax_backward", &softmax_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(), "lse"_a,
           "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(), "members"_a = nb::none());
     m.def("binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,

@@ -226,6 +226,27 @@ INLINE double sum_exp(const Block<R>& block, R top, const S* next, double& ties)
     return fold(lane);
 }
 
+// Σ e^{x - top} (top - x), of which the entropy is made.
+template <class R> INLINE double sum_moment(const Block<R>& block, R top) {
+    alignas(64) R lane[LANES] = {};
+    block.each([&](const R* x, int64_t) __attribute__((always_inline)) {
+        for (int l = 0; l < LANES; l++) {
+            const R below = top - x[l];
+            lane[l] += pick(below == INF<R>, R(0), exp_(-below) * below);
+        }
+    });
+    return fold(lane);
+}
+
+// Where the runs of a block first hold a value that they hold, as an index into the block.
+template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
+    for (int64_t i = 0; i < block.whole; i++)
+        if (block.x[i] == value) return i;
+    for (int64_t l = block.seen; l < LANES; l++)
+        if (block.last[l] == value) return block.n - LANES + l;
+    return block.n;
+}
+
 // Σ w (top - x) and Σ w over n elements, with 0 · inf = 0; without weights w is 1.
 template <class R> INLINE void add_cost(const R* w, const R* x, int64_t n, R top, double& cost, double& mass) {
     alignas(64) R costs[LANES] = {}, masses[LANES] = {};
@@ -251,6 +272,13 @@ template <class R, class S> INLINE R target_logit(const Softmax& p, const S* x, 
     return Transform<R>(p).of(widen(x[y]), bias) - R(p.margin * p.per_temperature);
 }
 
+template <class R> INLINE void store_statistics(const Softmax& p, int64_t row, R entropy, R target_log_prob, bool correct) {
+    if (!p.entropy) return;
+    static_cast<R*>(p.entropy)[row] = entropy;
+    static_cast<R*>(p.target_log_prob)[row] = target_log_prob;
+    p.correct[row] = correct;
+}
+
 template <class R, class S, class T> static void row_forward(const Softmax& p, int64_t row, double* sums) {
     const S* x = at_row<const S>(p, p.logits, p.at, row);
     const T* t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
@@ -259,21 +287,25 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     R top = -INF<R>, log_sum = R(0), loss = R(0);
     alignas(64) R buffer[BLOCK], scratch[BLOCK];
     Block<R> block, w;
-    double others = 0, ties = 0, cost = 0, mass = 0;
+    double others = 0, ties = 0, cost = 0, mass = 0, moment = 0;
+    int64_t likeliest = -1;
     for (int64_t k = 0, n; label.valid && k < p.classes; k += n) {
         n = block_size(p.classes, k);
         const R high = load_largest(p, x, k, n, label.y, buffer, block);
         const bool raised = high > top;
         if (raised) {
             if (top > -INF<R>) {
+                moment = (moment + (others + ties) * (double(high) - double(top))) * double(exp_(top - high));
                 others = (others + ties) * double(exp_(top - high)), ties = 0;
                 cost += mass == 0 ? 0 : mass * (double(high) - double(top));
             }
             top = high;
+            if (p.entropy) likeliest = k + first_of(block, high);
         }
         const R level = top > -INF<R> ? top : R(0);
         const bool may_tie = raised || high == top;
         others += may_tie ? sum_exp<true>(block, level, x + k + n, ties) : sum_exp<false>(block, level, x + k + n, ties);
+        if (p.entropy) moment += sum_moment(block, level);
         if (t) {
             load_weights(p, t, k, n, scratch, w);
             if (p.target_at.classes == 1) fetch(t + k + n, n * int64_t(sizeof(T)));
@@ -286,18 +318,22 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
         }
     }
     if (label.valid) {
-        log_sum = log1p_(R(others + (ties > 1 ? ties - 1 : 0))) + (top - top);
+        others += ties > 1 ? ties - 1 : 0;
+        log_sum = log1p_(R(others)) + (top - top);
         if (t) {
             loss = R(cost + mass * double(log_sum));
         } else {
             R f, s;
-            penalise_one(p, (target_logit<R>(p, x, label.y) - top) - log_sum, f, s);
+            const R log_p = (target_logit<R>(p, x, label.y) - top) - log_sum;
+            penalise_one(p, log_p, f, s);
+            store_statistics(p, row, log_sum + R(moment / (1 + others)), log_p, likeliest == label.y && log_p == log_p);
             loss = times(label.weight, f);
             if (p.smoothing != 0) loss = R(1 - p.smoothing) * loss + R(p.share * (cost + mass * double(log_sum)));
         }
         if (p.z_loss != 0) loss += times(label.weight, R(p.z_loss) * (top + log_sum) * (top + log_sum));
     } else {
         top = R(0);
+        store_statistics(p, row, R(0), R(0), false);
     }
     static_cast<R*>(p.top)[row] = top;
     static_cast<R*>(p.log_sum)[row] = log_sum;
@@ -604,8 +640,10 @@ static void transform_panel(const Softmax& p, R* x, int64_t pitch, const Labels<
 template <class R> struct Sums {
     alignas(64) R top[LANES], level[LANES], ties[LANES], cost[LANES], mass[LANES], at_y[LANES];
     double others[LANES];
+    R moment[LANES], likeliest[LANES];  // for the statistics; see sum_moment, and -1 for a class not yet known
 
     Sums() {
+        for (int l = 0; l < LANES; l++) moment[l] = R(0), likeliest[l] = R(-1);
         for (int l = 0; l < LANES; l++) top[l] = -INF<R>, level[l] = ties[l] = cost[l] = mass[l] = at_y[l] = 0, others[l] = 0;
     }
 
@@ -622,6 +660,8 @@ template <class R> struct Sums {
         for (int l = 0; !first && l < LANES; l++) {
             const bool higher = high[l] > top[l], had = top[l] > -INF<R>;
             const R shrink = exp_(top[l] - pick(high[l] > -INF<R>, high[l], R(0)));
+            moment[l] = higher && had ? (moment[l] + R(others[l] + double(ties[l])) * (high[l] - top[l])) * shrink : moment[l];
+            likeliest[l] = higher ? R(-1) : likeliest[l];
             others[l] = higher && had ? (others[l] + double(ties[l])) * double(shrink) : others[l];
             cost[l] += higher && had && mass[l] != R(0) ? mass[l] * (high[l] - top[l]) : R(0);
             ties[l] = higher ? R(0) : ties[l];
@@ -641,6 +681,15 @@ template <class R> struct Sums {
             }
         }
         for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
+    }
+
+    void add_moment(const R* x, int64_t pitch, int64_t k, int64_t n) {
+        for (int64_t j = 0; j < n; j++)
+            for (int l = 0; l < LANES; l++) {
+                const R below = level[l] - x[j * pitch + l];
+                moment[l] += pick(below == INF<R>, R(0), exp_(-below) * below);
+                likeliest[l] = pick(below == R(0) && likeliest[l] < R(0), R(k + j), likeliest[l]);
+            }
     }
 
     void add_cost(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
@@ -675,6 +724,11 @@ static void finish(
         R log_p[LANES], f[LANES], s[LANES];
         for (int l = 0; l < LANES; l++) log_p[l] = (sum.at_y[l] - sum.top[l]) - log_sum[l];
         penalise(p, log_p, f, s);
+        for (int64_t l = 0; p.entropy && l < rows; l++) {
+            const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == R(label.y[l]) && log_p[l] == log_p[l];
+            const R rest = R(sum.others[l]) + sum.ties[l];
+            store_statistics(p, row + l, valid ? log_sum[l] + sum.moment[l] / rest : R(0), valid ? log_p[l] : R(0), valid && hit);
+        }
         for (int l = 0; l < LANES; l++) {
             const R own = keep * times(label.weight[l], f[l]);
             loss[l] = own + (spread == R(0) ? R(0) : sum.cost[l] + spread * log_sum[l]);
@@ -711,6 +765,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
             if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
             sum[q].raise(logits.at(q), logits.pitch, n, k == 0);
             sum[q].template add_exp<S>(logits.at(q), logits.pitch, n, Ahead(here.x + k * p.at.classes, p.at, n, q));
+            if (p.entropy) sum[q].add_moment(logits.at(q), logits.pitch, k, n);
             if (weighted) sum[q].add_cost(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
         }
     }

@@ -47,6 +47,8 @@ struct Softmax {
     void *loss, *row_weight;  // R, one a row; or null, and then
     double* partial;          // two sums a tile
     std::atomic<bool>* out_of_range;
+    void *entropy, *target_log_prob;  // R, one a row: statistics of rows with a class index; all three, or null
+    uint8_t* correct;                 // whether that class is the first of the most probable ones
 
     // backward
     const void* grad;  // R, one a row or one number
