@@ -93,11 +93,12 @@ INLINE R load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int
 
 // Σ e^{x - top}, fetching meanwhile as much as the block is behind `next`. What equals top is left out and counted instead,
 // where the block may have such: its ones would drown the rest of a confident row.
-template <bool WITH_TOP, class R, class S>
-INLINE double sum_exp(const Block<R>& block, R top, const S* next, double& ties) {
+template <bool WITH_TOP, class R, class S, class T>
+INLINE double sum_exp(const Block<R>& block, R top, const S* next, const T* next_target, double& ties) {
     alignas(64) R lane[LANES] = {}, equal[LANES] = {};
     block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
         fetch(next + k, LANES * sizeof(S));
+        if (next_target) fetch(next_target + k, LANES * sizeof(T));
         for (int l = 0; l < LANES; l++) {
             const R below = x[l] - top, e = exp_(below);
             if constexpr (WITH_TOP) {
@@ -190,11 +191,12 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
         }
         const R level = top > -INF<R> ? top : R(0);
         const bool may_tie = raised || high == top;
-        others += may_tie ? sum_exp<true>(block, level, x + k + n, ties) : sum_exp<false>(block, level, x + k + n, ties);
+        const S* next = x + k + n;
+        const T* next_target = t && p.target_at.classes == 1 ? t + k + n : nullptr;
+        others += may_tie ? sum_exp<true>(block, level, next, next_target, ties) : sum_exp<false>(block, level, next, next_target, ties);
         if (p.entropy) moment += sum_moment(block, level);
         if (t) {
             load_weights(p, t, k, n, scratch, w);
-            if (p.target_at.classes == 1) fetch(t + k + n, n * int64_t(sizeof(T)));
             add_cost(w.x, block.x, w.whole, level, cost, mass);
             if (w.whole < n) add_cost(w.last + w.seen, block.last + w.seen, LANES - w.seen, level, cost, mass);
         } else if (p.smoothing != 0) {
@@ -235,12 +237,14 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
 template <class R> struct RowSlopes {
     R top, log_sum, g, mass, scale, less, extra;
 
-    template <class S> void operator()(const Block<R>& block, const Block<R>* w, R* out, const S* next, const S* to) const {
+    template <class S, class T>
+    void operator()(const Block<R>& block, const Block<R>* w, R* out, const S* next, const T* next_target, const S* to) const {
         const bool near_one = w && log_sum < -LOG_HALF<R>;
         block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
             R slope[LANES];
             fetch(next + k, LANES * sizeof(S));
             fetch_to_write(to + k, LANES * sizeof(S));
+            if (next_target) fetch(next_target + k, LANES * sizeof(T));
             for (int l = 0; l < LANES; l++) slope[l] = scale * exp_((x[l] - top) - log_sum) - less;
             if (near_one) {
                 const R* weight = w->run(k);
@@ -332,7 +336,8 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
             for (int64_t i = 0; i < n; i++) scratch[i] = share * c[k + i];
             w.load(scratch, n, scratch);
         }
-        slopes(block, weighted ? &w : nullptr, slope, x + k + n, out + k);
+        const T* next_target = t && p.target_at.classes == 1 ? t + k + n : nullptr;
+        slopes(block, weighted ? &w : nullptr, slope, x + k + n, next_target, out + k);
         const int64_t y = label.y - k, repeated = y - (n - LANES);
         if (y >= 0 && y < block.whole) slope[y] = at_y;
         if (y < n && repeated >= 0 && block.whole < n) slope[block.whole + repeated] = at_y;
