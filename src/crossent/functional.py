@@ -200,7 +200,7 @@ def reduced_cross_entropy(
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
     sample_weight, denominator, empty = mean
     _check_mean(reduction, denominator, empty)
-    name = choose(logits, impl, described.values, () if described.plain else described.special)
+    name = choose(logits, impl, described.values, described)
     _check_inplace(inplace_backward, input)
     torchs_mean = reduction == "mean" and denominator is None and empty == "nan"
     if sample_weight is None:
@@ -315,7 +315,7 @@ def binary_cross_entropy_with_logits(
         described = BinaryTarget(target, weight, pos_weight, _mask(mask, input), rule)
     _check_mean(reduction, denominator, empty)
     dtype = _result_dtype(target, (), out_dtype)
-    name = choose(input, impl, target, () if described.plain else described.special)
+    name = choose(input, impl, target, described)
     _check_inplace(inplace_backward, input)
     valid = valid_elements(described)
     total = reduction != "none" and sample_weight is None
@@ -417,7 +417,9 @@ def _pos_weight_along(dim: object, input: object, pos_weight: Tensor | None) -> 
     if not isinstance(input, Tensor) or not isinstance(pos_weight, Tensor):
         return pos_weight
     if not -input.dim() <= dim < input.dim():
-        raise IndexError(f"dim must lie in [{-input.dim()}, {input.dim()}) for logits of shape {shape(input)}, got {dim}")
+        raise IndexError(
+            f"dim must lie in [{-input.dim()}, {input.dim()}) for logits of shape {shape(input)}, got {dim}"
+        )
     if pos_weight.dim() != 1:
         return pos_weight
     if len(pos_weight) not in (1, input.shape[dim]):

@@ -195,7 +195,9 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     else:
         x = x if target.plain else transform(x, target).x
         top, log_sum = row_lse(x)
-        loss, row_weight = _index_loss(x, target, top, log_sum) if target.indices else _soft_loss(x, target, top, log_sum)
+        loss, row_weight = (
+            _index_loss(x, target, top, log_sum) if target.indices else _soft_loss(x, target, top, log_sum)
+        )
         if target.rule.z_loss:
             loss = loss + times(row_weight, target.rule.z_loss * (top + log_sum).square())
     lse = torch.stack([top.squeeze(1), log_sum.squeeze(1)])
@@ -255,7 +257,9 @@ def cross_entropy_backward(
     if not target.plain:
         x, slope, dead = transform(x, target)
     elif target.indices and lse is None:
-        x = x.masked_fill(index_weights(target, x)[0], 0.0)  # or nan of an ignored row would reach the second derivative
+        x = x.masked_fill(
+            index_weights(target, x)[0], 0.0
+        )  # or nan of an ignored row would reach the second derivative
     top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     grad_logits = grad_target = grad_weight = grad_bias = None
