@@ -102,8 +102,9 @@ def uniform_share(target: Target, x: Tensor) -> float | Tensor:
     """Compute what the uniform distribution over the classes that are allowed gives to each."""
     if target.class_mask is None:
         return 1 / x.shape[1]
-    allowed = as_logits(target.class_mask, x).to(x.dtype)
-    return allowed / class_sum(allowed).clamp_min(1.0)
+    allowed = target.class_mask.to(x.dtype)
+    size = allowed.sum() if allowed.dim() == 1 else class_sum(allowed)
+    return as_logits(allowed / size.clamp_min(1.0), x)
 
 
 def smoothed_target(target: Target, x: Tensor) -> Tensor:
