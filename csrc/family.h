@@ -20,35 +20,41 @@ template <class R> INLINE R tanh_slope(R z) {
     return R(4) * t * inverse * inverse;
 }
 
-// x → x' for a run of classes (bias of each) or of rows (bias of one class); a class whose bias is -inf is out, whatever x is.
+// x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is -inf, is out,
+// whatever x is.
 template <class R> struct Transform {
     R cap, per_cap, per_temperature;
+    R out;  // the bias that marks a class as masked; nan, which nothing equals, where none is
 
-    explicit Transform(const Softmax& p) : cap(R(p.cap)), per_cap(p.cap > 0 ? R(1 / p.cap) : R(0)), per_temperature(R(p.per_temperature)) {}
+    explicit Transform(const Softmax& p)
+        : cap(R(p.cap)), per_cap(p.cap > 0 ? R(1 / p.cap) : R(0)), per_temperature(R(p.per_temperature)),
+          out(p.masked ? -std::numeric_limits<R>::infinity() : std::numeric_limits<R>::quiet_NaN()) {}
 
     R of(R x, R bias) const {
         const R capped = cap > R(0) ? cap * tanh_(x * per_cap) : x;
-        return bias == -std::numeric_limits<R>::infinity() ? bias : (capped + bias) * per_temperature;
+        return bias == out ? bias : (capped + bias) * per_temperature;
     }
     template <bool MANY> INLINE_MEMBER void run(const R* x, const R* bias, R* to) const {
-        R out[LANES];
+        R moved[LANES];
         if (cap > R(0))
-            for (int l = 0; l < LANES; l++) out[l] = cap * tanh_(x[l] * per_cap);
+            for (int l = 0; l < LANES; l++) moved[l] = cap * tanh_(x[l] * per_cap);
         else
-            for (int l = 0; l < LANES; l++) out[l] = x[l];
+            for (int l = 0; l < LANES; l++) moved[l] = x[l];
         for (int l = 0; bias && l < LANES; l++) {
             const R b = MANY ? bias[l] : *bias;
-            out[l] = pick(b == -std::numeric_limits<R>::infinity(), b, out[l] + b);
+            moved[l] = pick(b == out, b, moved[l] + b);
         }
-        for (int l = 0; l < LANES; l++) to[l] = out[l] * per_temperature;
+        for (int l = 0; l < LANES; l++) to[l] = moved[l] * per_temperature;
     }
-    // ∂L/∂x' → ∂L/∂x.
-    INLINE_MEMBER void chain(const R* x, R* slope) const {
+    // ∂L/∂x' → ∂L/∂x, which is 0 for a class that is out.
+    template <bool MANY> INLINE_MEMBER void chain(const R* x, const R* bias, R* slope) const {
         for (int l = 0; l < LANES; l++) slope[l] *= per_temperature;
         for (int l = 0; cap > R(0) && l < LANES; l++) {
             const R factor = tanh_slope(x[l] * per_cap);
             slope[l] = pick(slope[l] == R(0), R(0), slope[l] * factor);
         }
+        for (int l = 0; bias && l < LANES; l++)
+            slope[l] = pick((MANY ? bias[l] : *bias) == out, R(0), slope[l]);
     }
 };
 

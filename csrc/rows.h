@@ -262,12 +262,13 @@ template <class R> struct RowSlopes {
 };
 
 // Take the slopes of a block's x' back to those of x, which is read once more for the soft cap.
-template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x, R* slope, int64_t n) {
+template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x, R* slope, int64_t k, int64_t n) {
     const Transform<R> transform(p);
     for (int64_t i = 0; i < padded(n); i += LANES) {
+        const int64_t at = i + LANES <= n ? i : n - LANES;
         R run[LANES];
-        widen_run(x + (i + LANES <= n ? i : n - LANES), run);
-        transform.chain(run, slope + i);
+        widen_run(x + at, run);
+        transform.template chain<true>(run, p.bias ? static_cast<const R*>(p.bias) + k + at : nullptr, slope + i);
     }
 }
 
@@ -319,7 +320,6 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         at_y = (slopes.mass == R(0) ? R(0) : slopes.g * slopes.mass) * expm1_(log_p);
         if (share != R(0)) at_y += slopes.g * (share * (total - (c ? c[label.y] : R(1))));
         if (extra != R(0)) at_y += slopes.g * extra * exp_(log_p);
-        if (p.bias && static_cast<const R*>(p.bias)[label.y] == -INF<R>) at_y = 0;
     }
     slopes.scale = slopes.mass + extra == R(0) ? R(0) : slopes.g * (slopes.mass + extra);
     if (!t && !c) slopes.less = slopes.g * share;
@@ -341,7 +341,7 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         const int64_t y = label.y - k, repeated = y - (n - LANES);
         if (y >= 0 && y < block.whole) slope[y] = at_y;
         if (y < n && repeated >= 0 && block.whole < n) slope[block.whole + repeated] = at_y;
-        if (p.transformed()) chain_block(p, x + k, slope, n);
+        if (p.transformed()) chain_block(p, x + k, slope, k, n);
         store(slope, out + k, n);
     }
 }

@@ -396,11 +396,8 @@ template <class R> struct Slopes {
             const R log_p = (at_y[l] - top[l]) - log_sum[l], by = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
             at_y[l] = by * expm1_(log_p) + spread[l] + (p.z_loss == 0 ? R(0) : g[l] * extra[l] * exp_(log_p));
         }
-        const R* bias = static_cast<const R*>(p.bias);
-        for (int64_t l = 0; l < LANES; l++) {
-            if (label.valid[l] == R(0) || uint64_t(label.y[l] - k) >= uint64_t(n)) continue;
-            out[(label.y[l] - k) * to_pitch + l] = bias && bias[label.y[l]] == -INF<R> ? R(0) : at_y[l];
-        }
+        for (int64_t l = 0; l < LANES; l++)
+            if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
     }
 
     void of_target(const R* x, int64_t pitch, const R* c, R keep, R* out, int64_t to_pitch, int64_t n) const {
@@ -461,7 +458,10 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
             if (!here.t) slopes[q].true_classes(p, logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
             if (p.transformed())
                 for (int64_t j = 0; j < n; j++)
-                    Transform<R>(p).chain(p.cap > 0 ? raw.at(q) + j * raw.pitch : nullptr, result.at(q) + j * result.pitch);
+                    Transform<R>(p).template chain<false>(
+                        p.cap > 0 ? raw.at(q) + j * raw.pitch : nullptr, p.bias ? static_cast<const R*>(p.bias) + k + j : nullptr,
+                        result.at(q) + j * result.pitch
+                    );
         }
         result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here.rows);
     }

@@ -207,10 +207,15 @@ def family_cases() -> list[Case]:
     more = {"weight": c5, "label_smoothing": 0.2, "sample_weight": u}
     cases = []
     for name, settings in SPECIAL.items():
-        cases += [Case(name, _logits((7, 5)), y, settings), Case(f"{name}, probabilities", _logits((7, 5)), t, settings)]
+        cases += [
+            Case(name, _logits((7, 5)), y, settings),
+            Case(f"{name}, probabilities", _logits((7, 5)), t, settings),
+        ]
         if name != "impossible class":
             cases.append(Case(f"{name}, weighted", _logits((7, 5)), y, settings | more))
-        cases.append(Case(f"{name}, probabilities, weighted", _logits((7, 5)), t, settings | more | {"label_smoothing": 0.0}))
+        cases.append(
+            Case(f"{name}, probabilities, weighted", _logits((7, 5)), t, settings | more | {"label_smoothing": 0.0})
+        )
         if name != "impossible class":
             cases.append(Case(f"{name}, probabilities, smoothed", _logits((7, 5)), t, settings | more))
     garbage = _logits((7, 5))
@@ -248,7 +253,9 @@ def family_cases() -> list[Case]:
             Case(f"confident, {name}", sure, np.arange(6) % 5, {"penalty": penalty}),
             Case(f"confident and wrong, {name}", sure, (np.arange(6) + 1) % 5, {"penalty": penalty}),
             Case(f"confident, one-hot, {name}", sure, np.eye(5)[np.arange(6) % 5], {"penalty": penalty}),
-            Case(f"extreme, {name}", _logits((7, 5), 1e4), np.arange(7) % 5, {"penalty": penalty, "label_smoothing": 0.1}),
+            Case(
+                f"extreme, {name}", _logits((7, 5), 1e4), np.arange(7) % 5, {"penalty": penalty, "label_smoothing": 0.1}
+            ),
         ]
     return cases
 
@@ -293,7 +300,12 @@ def binary_family_cases() -> list[Case]:
     garbage[0, 1], garbage[2] = np.nan, INF
     ignored = _weights((4, 5))
     ignored[0, 1] = ignored[2] = 255
-    everything = {"ignore_index": 255.0, "label_smoothing": 0.1, "penalty": crossent.Focal(0.5), "pos_weight": np.full(1, 2.0)}
+    everything = {
+        "ignore_index": 255.0,
+        "label_smoothing": 0.1,
+        "penalty": crossent.Focal(0.5),
+        "pos_weight": np.full(1, 2.0),
+    }
     return [
         *cases,
         Case("ignored garbage", garbage, ignored, {"ignore_index": 255.0}),

@@ -56,9 +56,7 @@ def test_softmax_value_and_gradients(case, impl, dtype):
         if "logit_bias" in settings:
             leaves["bias"] = settings["logit_bias"].requires_grad_()
         loss = crossent.cross_entropy(x, t, reduction=reduction, impl=impl, **settings)
-        expected = reference.cross_entropy(
-            case.logits, case.target, reduction=reduction, **to_reference(case.settings)
-        )
+        expected = reference.cross_entropy(case.logits, case.target, reduction=reduction, **to_reference(case.settings))
         assert loss.dtype == dtype
         assert_close(loss, expected.loss, dtype)
         loss.sum().backward()

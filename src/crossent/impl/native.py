@@ -114,7 +114,8 @@ def _members(target: Target, dtype: torch.dtype, num_classes: int) -> tuple[Any,
             spread = spread if target.weight is None else spread * target.weight.to(dtype)
             sums = [allowed, spread.sum(dtype=torch.float64).item()]
     bias = None if bias is None else bias.contiguous()
-    return rule.temperature, rule.softcap or 0.0, rule.margin, rule.z_loss, *_penalty(rule), bias, spread, sums
+    masked = target.class_mask is not None
+    return rule.temperature, rule.softcap or 0.0, rule.margin, rule.z_loss, *_penalty(rule), bias, masked, spread, sums
 
 
 def _wide(logits: Tensor) -> torch.dtype:
