@@ -241,11 +241,16 @@ def special_rule(
     return Rule(rule.ignore_index, rule.label_smoothing, temperature, softcap, margin, z_loss, name, parameters)
 
 
+# The settings of a loss on which the choice of an implementation may depend.
+SPECIAL = {
+    "cross_entropy": ("penalty", "temperature", "softcap", "margin", "z_loss", "logit_bias", "class_mask", "label_smoothing"),
+    "binary_cross_entropy_with_logits": ("penalty", "mask", "ignore_index", "label_smoothing"),
+}
+
+
 def described_settings(loss: str, target: Tensor | None, settings: dict[str, Any]) -> Target | BinaryTarget:
     """Describe the settings of a call without its logits, as far as the choice of an implementation depends on them."""
-    known = ("penalty", "temperature", "softcap", "margin", "z_loss", "logit_bias", "class_mask", "label_smoothing")
-    if loss != "cross_entropy":
-        known = ("penalty", "mask", "ignore_index", "label_smoothing")
+    known = SPECIAL[loss]
     for name in settings:
         if name not in known:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(known)}, not on {name}")
