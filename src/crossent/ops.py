@@ -74,6 +74,12 @@ def _plain(*tensors: Tensor | None) -> bool:
     )
 
 
+def _tell_if_in_place(grad: Tensor | None, logits: Tensor) -> None:
+    """Tell autograd that the logits are gone, if the gradient was written over them."""
+    if grad is not None and grad.data_ptr() == logits.data_ptr():
+        torch.autograd.graph.increment_version(logits)
+
+
 def _gradients(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Lay each gradient out as its input is, as the operators promise; what was not asked for is an empty tensor."""
     return _like(grads[0], inputs[0]), _like(grads[1], inputs[1])
@@ -263,6 +269,8 @@ class CrossEntropy(Function):
         elif _plain(grad, logits, *tensors):
             compute = load(ctx.impl).cross_entropy_backward
             grads = compute(grad, logits, described, lse, needs, ctx.divisor, ctx.inplace)
+            if ctx.inplace:
+                _tell_if_in_place(grads[0], logits)
             grads = (None if g is None else _like(g, x) for g, x in zip(grads, (logits, tensors[0]), strict=False))
             grads = (*grads, None, None)
         else:
@@ -320,6 +328,7 @@ def _small_gradient(ctx: Any, grad: Tensor) -> Tensor:
 # Function.apply adds what torch.func needs, and the node looks its backward up in several places; both are settled here.
 _apply_small = super(Function, SmallCrossEntropy).apply
 SmallCrossEntropy._backward_cls.apply = SmallCrossEntropy.backward  # type: ignore[attr-defined]
+SmallCrossEntropy._backward_cls.__name__ = CrossEntropy._backward_cls.__name__  # type: ignore[attr-defined]
 
 
 def _quiet() -> bool:
@@ -456,6 +465,7 @@ def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Ten
     if inplace and _plain(grad, logits, *tensors):
         compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget(*tensors, ctx.rule)
         both = compute(grad, logits, *_for(ctx.impl, described), needs, ctx.divisor, True)
+        _tell_if_in_place(both[0], logits)
     else:
         plain = _plain(grad, logits, *tensors)
         run: Any = _binary_backward if plain else torch.ops.crossent.binary_cross_entropy_backward.default

@@ -150,11 +150,8 @@ def _new_like(x: Tensor) -> Tensor:
 
 
 def _gradient(x: Tensor, inplace: bool) -> Tensor:
-    """Return where the gradient of x is to be written: new memory, or that of x, and autograd is told."""
-    if not inplace or torch._debug_has_internal_overlap(x) != 0:
-        return _new_like(x)
-    torch.autograd.graph.increment_version(x)
-    return x.detach()
+    """Return where the gradient of x is to be written: new memory, or that of x."""
+    return x.detach() if inplace and torch._debug_has_internal_overlap(x) == 0 else _new_like(x)
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
