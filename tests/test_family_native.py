@@ -106,7 +106,8 @@ def test_native_members_combine(shape):
     rng = np.random.default_rng(1)
     settings = {
         "penalty": list(PENALTIES), "temperature": [1.0, 2.0], "softcap": [None, 3.0], "margin": [0.0, 0.5], "z_loss": [0.0, 0.01],
-        "biased": [False, True], "masked": [False, True], "label_smoothing": [0.0, 0.1], "weighted": [False, True], "soft": [False, True],
+        "biased": [False, True],
+        "masked": [False, True], "label_smoothing": [0.0, 0.1], "weighted": [False, True], "soft": [False, True],
     }  # fmt: skip
     for values in itertools.product(*settings.values()):
         choice = dict(zip(settings, values, strict=True))
@@ -138,7 +139,9 @@ LEFT = {
     "a penalty with label_smoothing": {"penalty": penalties.Focal(2.0), "label_smoothing": 0.1},
     "a penalty with probabilities": {"penalty": penalties.GCE(0.7), "soft": True},
     "a margin with probabilities": {"margin": 0.5, "soft": True},
-    "a mask with probabilities and label_smoothing": {"class_mask": torch.tensor([True, True, False]), "label_smoothing": 0.1, "soft": True},
+    "a mask with probabilities and label_smoothing": {
+        "class_mask": torch.tensor([True, True, False]), "label_smoothing": 0.1, "soft": True
+    },
     "a bias of the logits' shape": {"logit_bias": torch.zeros(4, 3)},
     "a mask of the logits' shape": {"class_mask": torch.ones(4, 3, dtype=torch.bool)},
     "a bias that requires grad": {"logit_bias": torch.zeros(3, requires_grad=True)},

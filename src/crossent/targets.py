@@ -183,7 +183,7 @@ def describe(
     probabilities = target.shape == logits.shape
     check_logits_dtype(logits)
     _check_probabilities(logits, target, probabilities)
-    axis = _class_axis(logits, dim)
+    axis = class_axis(logits, dim)
     num_classes = logits.shape[axis]
     label_smoothing = _smoothing(label_smoothing)
     if probabilities:
@@ -241,16 +241,24 @@ def special_rule(
     return Rule(rule.ignore_index, rule.label_smoothing, temperature, softcap, margin, z_loss, name, parameters)
 
 
-# The settings of a loss on which the choice of an implementation may depend.
-SPECIAL = {
-    "cross_entropy": ("penalty", "temperature", "softcap", "margin", "z_loss", "logit_bias", "class_mask", "label_smoothing"),
-    "binary_cross_entropy_with_logits": ("penalty", "mask", "ignore_index", "label_smoothing"),
+# The settings that torch does not have, and what they are where nothing is said.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "cross_entropy": {
+        "penalty": None,
+        "temperature": 1.0,
+        "softcap": None,
+        "logit_bias": None,
+        "margin": 0.0,
+        "class_mask": None,
+        "z_loss": 0.0,
+    },
+    "binary_cross_entropy_with_logits": {"penalty": None, "ignore_index": None, "label_smoothing": 0.0, "mask": None},
 }
 
 
 def described_settings(loss: str, target: Tensor | None, settings: dict[str, Any]) -> Target | BinaryTarget:
     """Describe the settings of a call without its logits, as far as the choice of an implementation depends on them."""
-    known = SPECIAL[loss]
+    known = dict.fromkeys((*SPECIAL[loss], "label_smoothing"))
     for name in settings:
         if name not in known:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(known)}, not on {name}")
@@ -278,7 +286,7 @@ def _number(name: str, value: Any) -> float:
             f"{name} must be a plain number, got a tensor of shape {shape(value)}: the loss is not differentiable in it; "
             f"pass {name}.item()" + (", or divide the logits by it yourself" if name == "temperature" else "")
         )
-    if isinstance(value, bool) or not (isinstance(value, (int, float)) or isinstance(value, Real)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         type_error(name, "a number", value)
     return float(value)
 
@@ -373,7 +381,8 @@ def _check_index_dtype(logits: Tensor, target: Tensor) -> None:
         )
 
 
-def _class_axis(logits: Tensor, dim: int | None) -> int:
+def class_axis(logits: Tensor, dim: int | None) -> int:
+    """Find the class axis of logits: ``dim``, or 0 for one axis and 1 for more."""
     if logits.dim() == 0:
         raise IndexError("input must have a class dimension, got a tensor without dimensions: shape it (C,) or (N, C)")
     if dim is None:

@@ -109,11 +109,8 @@ def uniform_share(target: Target, x: Tensor) -> float | Tensor:
 
 def smoothed_target(target: Target, x: Tensor) -> Tensor:
     """Write out ``t``, smoothed, in the shape of the logits; it is 0 in rows that do not count."""
-    if target.indices:
-        ignored, y, _ = index_weights(target, x)
-        t = is_class(y, x).to(x.dtype)
-    else:
-        ignored, t = ignored_rows(target), target.values.to(x.dtype)
+    ignored = ignored_rows(target)
+    t = (is_class(index_weights(target, x)[1], x) if target.indices else target.values).to(x.dtype)
     if target.label_smoothing > 0:
         t = (1 - target.label_smoothing) * t + target.label_smoothing * uniform_share(target, x)
     return t if ignored is None else t.masked_fill(ignored, 0.0)
@@ -147,7 +144,8 @@ class Transformed(NamedTuple):
 
 def transform(x: Tensor, target: Target) -> Transformed:
     """Compute ``x' = (cap · tanh(x / cap) + bias - margin · t) / T``, in this order, then mask."""
-    rule, slope = target.rule, 1.0
+    rule = target.rule
+    slope: Tensor | float = 1.0
     ignored = ignored_rows(target)
     dead = masked = None if target.class_mask is None else ~as_logits(target.class_mask, x)
     if ignored is not None:
@@ -254,7 +252,9 @@ def cross_entropy_backward(
         wanted = (logits, target.values, target.weight, target.logit_bias)
         empty = [torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True)]
         return empty[0], empty[1], empty[2], empty[3]
-    slope, dead, rule = 1.0, None, target.rule
+    rule = target.rule
+    slope: Tensor | float = 1.0
+    dead = None
     if not target.plain:
         x, slope, dead = transform(x, target)
     elif target.indices and lse is None:
@@ -359,6 +359,68 @@ def cross_entropy_tangent(logits: Tensor, target: Target, reduce: bool, tangents
             _, _, along_rows = index_weights(target._replace(weight=on_weight), x)
             tangent = tangent + (along_rows * (target.rule.z_loss * (top + log_sum).square())).squeeze(1)
     return ordered_sum(tangent) if reduce else tangent
+
+
+# --- what else the logits tell ----------------------------------------------------------------------------------------
+
+
+class Statistics(NamedTuple):
+    """What a row's transformed logits say beside its loss, each ``(N, d1, ...)``; 0 and False in rows that do not count."""
+
+    lse: Tensor
+    target_log_prob: Tensor
+    entropy: Tensor
+    correct: Tensor
+    counted: Tensor
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Compute ``log p``, as exactly as the loss does, and differentiably."""
+    top, log_sum = row_lse(x)
+    return (x - top) - log_sum
+
+
+def row_entropy(log_p: Tensor) -> Tensor:
+    """Compute ``-Σ p log p``, to which a class without probability adds nothing."""
+    return -class_sum(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).squeeze(1)
+
+
+def distribution(logits: Tensor, valid: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute the probabilities of logits at a temperature and each row's entropy, 0 in rows that do not count."""
+    x = logits.to(compute_dtype(logits)) / temperature
+    if valid is not None:
+        x = x.masked_fill(~valid.unsqueeze(1), 0.0)
+    log_q = log_softmax(x) if x.numel() else x
+    q, entropy = log_q.exp(), row_entropy(log_q)
+    q = q.masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
+    return q, entropy if valid is None else entropy.masked_fill(~valid, 0.0)
+
+
+def statistics(logits: Tensor, target: Target) -> Statistics:
+    """Compute what a row's logits tell; by the derivatives of these operations, ``∂lse/∂x' = p`` and so on."""
+    x = transform(logits.to(compute_dtype(logits, target.values)), target).x
+    if x.numel() == 0:
+        nothing = x.sum(1)
+        return Statistics(nothing, nothing, nothing, nothing.bool(), nothing.long())
+    top, at = x.max(1, keepdim=True)
+    top = top.detach()
+    lse = (top + class_sum((x - top).exp()).log() + (top - top)).squeeze(1)
+    log_p = log_softmax(x)
+    ignored = ignored_rows(target)
+    if target.indices:
+        _, y, _ = index_weights(target, x)
+        target_log_prob, hit = log_p.gather(1, y), at == y
+    else:
+        t = target.values.to(x.dtype)
+        target_log_prob = class_sum(t * log_p.masked_fill((t == 0) & log_p.isinf(), 0.0))
+        largest, where = t.max(1, keepdim=True)
+        hit = (at == where) & (largest > 0)
+    every = Statistics(
+        lse, target_log_prob.squeeze(1), row_entropy(log_p), hit.squeeze(1) & ~lse.isnan(), torch.ones_like(lse).long()
+    )
+    if ignored is None:
+        return every
+    return Statistics(*(value.masked_fill(ignored.squeeze(1), 0) for value in every))
 
 
 # --- sigmoid ----------------------------------------------------------------------------------------------------------
