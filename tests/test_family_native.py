@@ -129,6 +129,32 @@ def test_a_bias_of_minus_infinity_is_no_mask(classes):
         assert torch.autograd.grad(masked, x)[0][0, 1] == 0
 
 
+@pytest.mark.parametrize("shape", [(7,), *SHAPES])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_statistics_of_one_pass(shape, dtype, reduction, monkeypatch):
+    rng = np.random.default_rng(2)
+    x = torch.from_numpy(rng.normal(size=shape) * 4).round().to(dtype)  # with ties
+    y = torch.from_numpy(
+        rng.integers(shape[min(len(shape) - 1, 1)], size=(*shape[:1], *shape[2:]) if len(shape) > 1 else ())
+    )
+    if y.dim():
+        y[0] = x[0].argmax(0)
+        y.view(-1)[1] = -100
+    settings = {"temperature": 2.0, "z_loss": 0.1, "reduction": reduction}
+    expected = reference.cross_entropy_stats(x.double().numpy(), y.numpy(), **settings)
+    eager = crossent.cross_entropy_stats(x, y, impl="eager", **settings)
+    passes, kernel = [], native.cross_entropy_statistics
+    monkeypatch.setattr(native, "cross_entropy_statistics", lambda *a: passes.append(1) or kernel(*a))
+    monkeypatch.setattr(native, "cross_entropy_forward", None)
+    ours = crossent.cross_entropy_stats(x, y, **settings)
+    assert passes == [1]
+    for name, a, b, exact in zip(ours._fields, ours, eager, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        np.testing.assert_allclose(a.double().numpy(), exact, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert ours.lse.requires_grad is False
+
+
 class Custom(penalties.Penalty):
     def f(self, log_p):
         return -2 * log_p

@@ -381,6 +381,18 @@ def cross_entropy(
     return loss, None if mean else row_weight
 
 
+def statistics(logits: Tensor, target: Target, impl: str) -> tuple[Tensor, Tensor, eager.Statistics] | None:
+    """Compute loss, weight and statistics of every row in one pass, if the kernels run and nothing is to be differentiated."""
+    differentiable = torch.is_grad_enabled() and logits.requires_grad
+    if impl != "native" or not target.indices or logits.numel() == 0 or differentiable:
+        return None
+    if forward_ad._current_level >= 0 or not _plain(logits, *target[:5]):
+        return None
+    loss, row_weight, lse, *numbers = _explained(_native.cross_entropy_statistics, logits, target)
+    ignored = target.values == target.ignore_index
+    return loss, row_weight, eager.Statistics._make((lse.masked_fill(ignored, 0.0), *numbers, (~ignored).long()))
+
+
 # --- binary cross entropy ---------------------------------------------------------------------------------------------
 
 _BINARY = (

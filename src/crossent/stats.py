@@ -7,8 +7,17 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.functional import Mean, read_reduction, reduce_rows, reduced_cross_entropy, result_dtype, weights_of_rows
-from crossent.impl import eager
+from crossent import ops
+from crossent.functional import (
+    Mean,
+    check_mean,
+    read_reduction,
+    reduce_rows,
+    reduced_cross_entropy,
+    result_dtype,
+    weights_of_rows,
+)
+from crossent.impl import choose, eager
 from crossent.penalties import Penalty
 from crossent.targets import describe
 
@@ -111,9 +120,17 @@ def cross_entropy_stats(
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim, special)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
     mean = Mean(sample_weight, denominator, empty)
-    loss = reduced_cross_entropy(input, logits, described, reduction, mean, dtype, False, impl)
-    lse, target_log_prob, entropy, correct, count = eager.statistics(logits, described)
-    weight_sum = eager.row_weights(logits, described, False).detach()
+    at_once = ops.statistics(logits, described, choose(logits, impl, described.values, described))
+    if at_once is not None:
+        check_mean(reduction, mean)
+        loss, weight_sum, numbers = at_once
+        rows = (loss.squeeze(0), weight_sum.squeeze(0)) if input.dim() == 1 else (loss, weight_sum)
+        loss = reduce_rows(*rows, reduction, mean).to(dtype)
+    else:
+        loss = reduced_cross_entropy(input, logits, described, reduction, mean, dtype, False, impl)
+        numbers = eager.statistics(logits, described)
+        weight_sum = eager.row_weights(logits, described, False).detach()
+    lse, target_log_prob, entropy, correct, count = numbers
     if input.dim() == 1:
         lse, target_log_prob, entropy, correct, count, weight_sum = (
             v.squeeze(0) for v in (lse, target_log_prob, entropy, correct, count, weight_sum)
@@ -123,6 +140,6 @@ def cross_entropy_stats(
     if reduction == "none":
         return CrossEntropyStats(loss, lse, target_log_prob, entropy, correct, count, weight_sum)
     by = Mean(None, None, empty)
-    rows = (lse, target_log_prob, entropy, correct.to(lse.dtype))
-    reduced = [reduce_rows(value, count.to(lse.dtype), reduction, by) for value in rows]
+    means = (lse, target_log_prob, entropy, correct.to(lse.dtype))
+    reduced = [reduce_rows(value, count.to(lse.dtype), reduction, by) for value in means]
     return CrossEntropyStats._make((loss, *reduced, count.sum(), eager.ordered_sum(weight_sum)))
