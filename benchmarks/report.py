@@ -115,6 +115,15 @@ def memory_table(rows: list[dict]) -> str:
     return table(head, lines)
 
 
+def members_table(rows: list[dict]) -> str:
+    """Tabulate what each member of the family takes beside cross entropy itself."""
+    titles = [f"{tuple(row['shape'])}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows]
+    lines = ["| member | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(rows)]
+    for name in rows[0]["relative"] if rows else []:
+        lines.append(f"| {name} | " + " | ".join(f"{row['relative'][name]:.2f}" for row in rows) + " |")
+    return "\n".join(lines)
+
+
 def pages_table(rows: list[dict]) -> str:
     """Write what a copy takes by the kind of memory it goes to, in copies into memory that is there."""
     if not rows:
@@ -205,7 +214,11 @@ def large_section(rows: list[dict]) -> str:
 def fragments(results: dict) -> dict[str, str]:
     """Write what pages quote, by the name that their markers give it."""
     large, small = large_rows(results), small_rows(results)
-    found = {"machine": machine_text(results), "pages": pages_table(results.get("pages", []))}
+    found = {
+        "machine": machine_text(results),
+        "pages": pages_table(results.get("pages", [])),
+        "members": members_table(results.get("members", [])),
+    }
     if large:
         found |= {"noise": noise(large), "speed": large_section(large)}
         found["parts"] = parts_table(of_threads(large, most_threads(large)))
@@ -243,6 +256,8 @@ def make_markdown(results: dict) -> str:
             "Forward and backward once in a fresh process. The gradient that is asked for, as large as the logits, is in it.",
             found["memory"],
         ]
+    if results.get("members"):
+        parts += ["## The members of the family, relative to cross entropy in the same kernels", found["members"]]
     if results.get("pages"):
         size = f"{results['pages'][0]['megabytes']} MB"
         parts += [f"## A copy of {size} by the memory it goes to, in copies", found["pages"]]

@@ -16,6 +16,7 @@ import torch
 from cases import CASES, Case
 from machine import describe_machine
 from measure import measure
+from members import measure_members
 from memory import measure_memory
 from pages import available, measure_pages
 from report import write_pages, write_report
@@ -29,7 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few problems, a moment each, with all threads")
     parser.add_argument(
         "--only", action="append", metavar="NAME",
-        help=f"problems whose name contains NAME, repeatable: {', '.join(case.name for case in CASES)}, memory, pages",
+        help=f"problems whose name contains NAME, repeatable: {', '.join(case.name for case in CASES)}, memory, pages, members",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, help="folder to write to; benchmarks/results, but build/bench for a --quick or --only run"
@@ -39,7 +40,9 @@ def parse() -> argparse.Namespace:
     if args.out is None:
         args.out = HERE.parent / "build" / "bench" if args.quick or args.only else HERE / "results"
     args.names = args.only or [""]
-    if not any(name in known for name in args.names for known in [*(case.name for case in CASES), "memory", "pages"]):
+    if not any(
+        name in known for name in args.names for known in [*(case.name for case in CASES), "memory", "pages", "members"]
+    ):
         parser.error(f"no problem is called {', '.join(args.names)}")
     return args
 
@@ -70,6 +73,9 @@ def measure_all(args: argparse.Namespace) -> dict:
     pages = []
     if any(name in "pages" for name in args.names) and available():
         pages = [measure_pages(count, seconds) for count in counts]
+    members = []
+    if any(name in "members" for name in args.names):
+        members = [row for count in counts for row in measure_members(count, seconds)]
     rows = []
     for case in chosen(args.names, args.quick):
         for count in counts:
@@ -84,6 +90,7 @@ def measure_all(args: argparse.Namespace) -> dict:
         "rows": rows,
         "memory": memory,
         "pages": pages,
+        "members": members,
     }
 
 

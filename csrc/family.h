@@ -58,12 +58,12 @@ template <class R> struct Transform {
     }
 };
 
-// f and s of LANES values of u = log p ≤ 0.
-template <class R> static void penalise(const Softmax& p, const R* u, R* f, R* s) {
+// f and s of N values of u = log p ≤ 0.
+template <int N, class R> static void penalise(const Softmax& p, const R* u, R* f, R* s) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
     switch (p.penalty) {
         case FOCAL:  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p))
-            for (int l = 0; l < LANES; l++) {
+            for (int l = 0; l < N; l++) {
                 const R prob = exp_(u[l]), rest = complement(u[l]);
                 const R odds = prob / pick(rest > R(0), rest, R(1)), ratio = pick(rest > R(0), -u[l] / pick(rest > R(0), rest, R(1)), R(1));
                 const R power = a == R(0) ? R(1) : pick(rest > R(0), exp_(-a * log1p_(odds)), R(0));
@@ -71,16 +71,16 @@ template <class R> static void penalise(const Softmax& p, const R* u, R* f, R* s
             }
             break;
         case POLY1:
-            for (int l = 0; l < LANES; l++) f[l] = a * complement(u[l]) - u[l], s[l] = R(1) + a * exp_(u[l]);
+            for (int l = 0; l < N; l++) f[l] = a * complement(u[l]) - u[l], s[l] = R(1) + a * exp_(u[l]);
             break;
         case GCE:  // and MAE, where a = 1
-            for (int l = 0; l < LANES; l++) f[l] = complement(a * u[l]) / a, s[l] = exp_(a * u[l]);
+            for (int l = 0; l < N; l++) f[l] = complement(a * u[l]) / a, s[l] = exp_(a * u[l]);
             break;
         case SCE:  // a = α, b = -β A
-            for (int l = 0; l < LANES; l++) f[l] = b * complement(u[l]) - times(a, u[l]), s[l] = a + b * exp_(u[l]);
+            for (int l = 0; l < N; l++) f[l] = b * complement(u[l]) - times(a, u[l]), s[l] = a + b * exp_(u[l]);
             break;
         case TAYLOR:
-            for (int l = 0; l < LANES; l++) {
+            for (int l = 0; l < N; l++) {
                 const R rest = complement(u[l]);
                 R power = R(1), sum = R(0), slope = R(0);
                 for (int k = 1; k <= int(a); k++) slope += power, power *= rest, sum += power / R(k);
@@ -88,15 +88,12 @@ template <class R> static void penalise(const Softmax& p, const R* u, R* f, R* s
             }
             break;
         default:
-            for (int l = 0; l < LANES; l++) f[l] = -u[l], s[l] = R(1);
+            for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
     }
 }
-template <class R> static void penalise_one(const Softmax& p, R u, R& f, R& s) {
-    if (p.penalty == NO_PENALTY) return void((f = -u, s = R(1)));
-    R many[LANES] = {}, fs[LANES], ss[LANES];
-    many[0] = u;
-    penalise(p, many, fs, ss);
-    f = fs[0], s = ss[0];
+template <class R> INLINE void penalise_one(const Softmax& p, R u, R& f, R& s) {
+    if (p.penalty == NO_PENALTY) f = -u, s = R(1);
+    else penalise<1>(p, &u, &f, &s);
 }
 
 }  // namespace

@@ -272,7 +272,7 @@ static void finish(
     } else {
         R log_p[LANES], f[LANES], s[LANES];
         for (int l = 0; l < LANES; l++) log_p[l] = (sum.at_y[l] - sum.top[l]) - log_sum[l];
-        penalise(p, log_p, f, s);
+        penalise<LANES>(p, log_p, f, s);
         for (int64_t l = 0; p.entropy && l < rows; l++) {
             const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == R(label.y[l]) && log_p[l] == log_p[l];
             const R rest = R(sum.others[l]) + sum.ties[l];
@@ -357,7 +357,7 @@ template <class R> struct Slopes {
             const R moved = transform.of(x, bias ? bias[label.y[l]] : R(0)) - R(p.margin * p.per_temperature);
             log_p[l] = (moved - top[l]) - log_sum[l];
         }
-        penalise(p, log_p, f, s);
+        penalise<LANES>(p, log_p, f, s);
         for (int l = 0; l < LANES; l++) mass[l] = pick(label.valid[l] == R(0), R(0), label.weight[l] * s[l]);
     }
     void set_scale() {
