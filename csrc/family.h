@@ -59,17 +59,20 @@ template <class R> struct Transform {
 };
 
 // f and s of N values of u = log p ≤ 0.
-template <int N, class R> static void penalise(const Softmax& p, const R* u, R* f, R* s) {
+template <int N, class R> static void penalise(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
     switch (p.penalty) {
-        case FOCAL:  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p))
-            for (int l = 0; l < N; l++) {
-                const R prob = exp_(u[l]), rest = complement(u[l]);
-                const R odds = prob / pick(rest > R(0), rest, R(1)), ratio = pick(rest > R(0), -u[l] / pick(rest > R(0), rest, R(1)), R(1));
-                const R power = a == R(0) ? R(1) : pick(rest > R(0), exp_(-a * log1p_(odds)), R(0));
-                f[l] = times(power, -u[l]), s[l] = power * (R(1) + a * times(prob, ratio));
-            }
+        case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps that compilers turn into vectors
+            R prob[N], rest[N], power[N];
+            for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
+            for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
+            for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
+            for (int l = 0; l < N; l++) power[l] = pick(rest[l] > R(0), power[l], R(a == R(0)));
+            for (int l = 0; l < N; l++) f[l] = times(power[l], -u[l]);
+            for (int l = 0; l < N; l++) s[l] = pick(rest[l] > R(0), -u[l] / pick(rest[l] > R(0), rest[l], R(1)), R(1));
+            for (int l = 0; l < N; l++) s[l] = power[l] * (R(1) + a * times(prob[l], s[l]));
             break;
+        }
         case POLY1:
             for (int l = 0; l < N; l++) f[l] = a * complement(u[l]) - u[l], s[l] = R(1) + a * exp_(u[l]);
             break;
@@ -79,14 +82,14 @@ template <int N, class R> static void penalise(const Softmax& p, const R* u, R* 
         case SCE:  // a = α, b = -β A
             for (int l = 0; l < N; l++) f[l] = b * complement(u[l]) - times(a, u[l]), s[l] = a + b * exp_(u[l]);
             break;
-        case TAYLOR:
-            for (int l = 0; l < N; l++) {
-                const R rest = complement(u[l]);
-                R power = R(1), sum = R(0), slope = R(0);
-                for (int k = 1; k <= int(a); k++) slope += power, power *= rest, sum += power / R(k);
-                f[l] = sum, s[l] = exp_(u[l]) * slope;
-            }
+        case TAYLOR: {
+            R power[N], slope[N];
+            for (int l = 0; l < N; l++) power[l] = R(1), slope[l] = f[l] = R(0);
+            for (int k = 1; k <= int(a); k++)
+                for (int l = 0; l < N; l++) slope[l] += power[l], power[l] *= complement(u[l]), f[l] += power[l] * (R(1) / R(k));
+            for (int l = 0; l < N; l++) s[l] = exp_(u[l]) * slope[l];
             break;
+        }
         default:
             for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
     }

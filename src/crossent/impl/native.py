@@ -287,6 +287,8 @@ class _Elements(NamedTuple):
 
     def back(self, x: Tensor) -> Tensor:
         """Put the dimensions into the caller's order."""
+        if self.order == sorted(self.order):
+            return x
         return x.permute([self.order.index(d) for d in range(x.dim())])
 
 
