@@ -170,15 +170,17 @@ def transform(x: Tensor, target: Target) -> Transformed:
     return Transformed(x, slope, dead)
 
 
-def cost(penalty: Penalty | None, log_p: Tensor, differentiable: bool = False) -> Tensor:
-    """Compute ``f(p)``; with nothing to differentiate where p is 0, if it is to be differentiated."""
-    if penalty is None:
-        return -log_p
-    if not differentiable:
-        return penalty.f(log_p)
+def cost(penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``f(p)``."""
+    return -log_p if penalty is None else penalty.f(log_p)
+
+
+def weighted_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``weight · f(p)`` as a differentiable function; where p is 0 and f may be infinite, nothing is differentiated."""
     hopeless = log_p == -torch.inf
-    worst = penalty.f(torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
-    return torch.where(hopeless, worst.detach(), penalty.f(log_p.masked_fill(hopeless, -1.0)))
+    worst = cost(penalty, torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
+    each = weight * cost(penalty, log_p.masked_fill(hopeless, -1.0))
+    return torch.where(hopeless, times(torch.where(worst.isinf(), weight.sign(), weight), worst), each)
 
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -276,17 +278,18 @@ def cross_entropy_backward(
                 grad_bias = grad_bias.transpose(0, 1).reshape(x.shape[1], -1).sum(1)
             grad_bias = grad_bias.to(target.logit_bias.dtype)
     if (on_target and not target.indices) or (on_weight and target.weight is not None):
-        each = cost(target.penalty, log_p, lse is None)
+        weigh = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
         if on_target:
             c = class_weights(target.weight, x)
-            grad_target = times((1 - rule.label_smoothing) * g, each if c is None else times(c, each))
+            by = (1 - rule.label_smoothing) * g
+            grad_target = weigh(by if c is None else by * c, target.penalty, log_p)
             if rule.margin:
                 grad_target = grad_target - (rule.margin / rule.temperature) * at_x
             if target.valid is not None:
                 grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
             grad_target = grad_target.to(target.values.dtype)
         if on_weight and target.weight is not None:
-            terms = g * times(smoothed_target(target, x), each)
+            terms = weigh(g * smoothed_target(target, x), target.penalty, log_p)
             grad_weight = terms.transpose(0, 1).reshape(x.shape[1], -1).sum(1).to(target.weight.dtype)
     return grad_logits, grad_target, grad_weight, grad_bias
 
@@ -353,7 +356,7 @@ def cross_entropy_tangent(logits: Tensor, target: Target, reduce: bool, tangents
     if on_weight is not None:
         x = transform(logits.to(dtype), target).x
         top, log_sum = row_lse(x)
-        terms = times(smoothed_target(target, x), cost(target.penalty, (x - top) - log_sum, True))
+        terms = weighted_cost(smoothed_target(target, x), target.penalty, (x - top) - log_sum)
         tangent = tangent + class_sum(terms * along_classes(on_weight.to(dtype), x)).squeeze(1)
         if target.rule.z_loss and target.indices:
             _, _, along_rows = index_weights(target._replace(weight=on_weight), x)
@@ -496,11 +499,9 @@ def binary_cross_entropy_backward(
             grad_logits = grad_logits.masked_fill(ignored, 0.0)
         grad_logits = grad_logits.to(logits.dtype)
     if needs[1]:
-        yes, no = cost(on_yes, log_p, True), cost(on_no, log_not_p, True)
-        slope = (yes if pi is None else times(pi, yes)) - no
-        if target.rule.label_smoothing:
-            slope = (1 - target.rule.label_smoothing) * slope
-        grad_target = factor * slope
+        factor = ((1 - target.rule.label_smoothing) * factor).expand_as(x)
+        gain = weighted_cost(factor if pi is None else factor * pi, on_yes, log_p)
+        grad_target = gain - weighted_cost(factor, on_no, log_not_p)
         if ignored is not None:
             grad_target = grad_target.masked_fill(ignored, 0.0)
         grad_target = grad_target.to(target.values.dtype)
@@ -524,7 +525,7 @@ def binary_cross_entropy_tangent(
         each = binary_cross_entropy_forward(logits, target._replace(weight=None), False)
         tangent = tangent + on_weight * each
     if on_pos_weight is not None:
-        gain = times(t, cost(target.penalties[0], logsigmoid(x), True))
+        gain = weighted_cost(t, target.penalties[0], logsigmoid(x))
         gain = gain if ignored is None else gain.masked_fill(ignored, 0.0)
         tangent = tangent + on_pos_weight * (gain if target.weight is None else target.weight * gain)
     return ordered_sum(tangent) if reduce else tangent
