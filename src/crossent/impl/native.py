@@ -185,20 +185,23 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     return loss, total if row_weight is None else row_weight, lse
 
 
-def cross_entropy_statistics(logits: Tensor, target: Target) -> tuple[Tensor, ...]:
-    """Compute of each row, in one pass: loss, weight, lse, log-probability of its class, entropy, whether it is correct."""
+def cross_entropy_statistics(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Compute of each row, in one pass, the stacks of the eager implementation's statistics, for class indices."""
     dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
-    loss, row_weight, entropy, target_log_prob = (torch.empty(rows, dtype=dtype) for _ in range(4))
+    told, row_weights = torch.empty((4, *rows), dtype=dtype), torch.empty((2, *rows), dtype=dtype)
     lse, correct = _new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
+    loss, _, target_log_prob, entropy = told
     weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
     for x in (logits, logits.contiguous()):
         total = _native.softmax_forward(
-            x, target.values.contiguous(), weight, target.ignore_index, target.label_smoothing, 0, loss, row_weight, lse,
+            x, target.values.contiguous(), weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
             members, (entropy, target_log_prob, correct),
         )  # fmt: skip
         if total is not None:
             break
-    return loss, row_weight, lse[0] + lse[1], target_log_prob, entropy, correct.view(torch.bool)
+    torch.add(lse[0], lse[1], out=told[1]).masked_fill_(target.values == target.ignore_index, 0.0)
+    row_weights[1] = correct
+    return told, row_weights
 
 
 def cross_entropy_backward(
