@@ -119,7 +119,7 @@ def _explained(compute: Any, logits: Tensor, target: Target, *arguments: Any) ->
 
 
 def _described(tensors: Any, rule: Any) -> Target:
-    return Target(*tensors, Rule(*rule))
+    return Target._make((*tensors, Rule._make(rule)))
 
 
 def _forward(logits, *arguments):
@@ -182,7 +182,7 @@ class _CompiledCrossEntropy(Function):
         needs = (*ctx.needs_input_grad[:4],)
         if needs[2] or needs[3] or _differentiated(grad, logits, *tensors):
             by = 1.0 if divisor is None else divisor
-            described = Target(*tensors, ctx.rule)
+            described = Target._make((*tensors, ctx.rule))
             grads: tuple[Tensor | None, ...] = eager.cross_entropy_backward(grad, logits, described, None, needs, by)
         else:
             both = torch.ops.crossent.cross_entropy_backward.default(
@@ -220,14 +220,14 @@ class _TransformedCrossEntropy(Function):
             return (None,) * 8
         logits, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
-        grads = eager.cross_entropy_backward(grad, logits, Target(*tensors, ctx.rule), None, needs)
+        grads = eager.cross_entropy_backward(grad, logits, Target._make((*tensors, ctx.rule)), None, needs)
         return (*grads, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         logits, *tensors = map(_primal, ctx.saved_tensors[:6])
         with _set_fwd_grad_enabled(True):
-            described = Target(*tensors, ctx.rule)
+            described = Target._make((*tensors, ctx.rule))
             return eager.cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
 
 
@@ -255,7 +255,7 @@ class CrossEntropy(Function):
         if grad is None:
             return (None,) * 10
         logits, *tensors, lse = ctx.saved_tensors
-        described = Target(*tensors, ctx.rule)
+        described = Target._make((*tensors, ctx.rule))
         needs = ctx.needs_input_grad[:4]
         grads: tuple[Tensor | None, ...]
         if needs[2] or needs[3] or _differentiated(grad, logits, *tensors):
@@ -263,8 +263,8 @@ class CrossEntropy(Function):
         elif _plain(grad, logits, *tensors):
             compute = load(ctx.impl).cross_entropy_backward
             grads = compute(grad, logits, described, lse, needs, ctx.divisor, ctx.inplace)
-            grads = (None if g is None else _like(g, x) for g, x in zip(grads, (logits, tensors[0]), strict=False))
-            grads = (*grads, None, None)
+            pairs = zip(grads, (logits, tensors[0]), strict=False)
+            grads = (*(None if g is None else _like(g, x) for g, x in pairs), None, None)
         else:
             both = torch.ops.crossent.cross_entropy_backward.default(
                 grad / ctx.divisor, None, logits, *tensors, lse, *ctx.rule, needs[:2], ctx.impl
@@ -394,7 +394,7 @@ def _for(impl: str, target: BinaryTarget) -> tuple[Any, ...]:
 
 def _binary_forward(logits, *arguments):
     *said, reduce, divisor, impl = arguments
-    described = BinaryTarget(*said[:4], BinaryRule(*said[4:]))
+    described = BinaryTarget._make((*said[:4], BinaryRule._make(said[4:])))
     return load(impl).binary_cross_entropy_forward(logits, *_for(impl, described), reduce, divisor)
 
 
@@ -403,7 +403,7 @@ _library.impl("binary_cross_entropy_forward", _binary_forward, _ANY_DEVICE)
 
 def _binary_backward(grad, divisor, logits, *arguments):
     *said, needs, impl = arguments
-    described = BinaryTarget(*said[:4], BinaryRule(*said[4:]))
+    described = BinaryTarget._make((*said[:4], BinaryRule._make(said[4:])))
     grads = load(impl).binary_cross_entropy_backward(grad, logits, *_for(impl, described), needs, divisor)
     return _gradients(grads, (logits, described.values))
 
@@ -452,9 +452,11 @@ def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Ten
     logits, *tensors = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
     if _differentiated(grad, logits, tensors[0]):
-        return eager.binary_cross_entropy_backward(grad, logits, BinaryTarget(*tensors, ctx.rule), needs, ctx.divisor)
+        return eager.binary_cross_entropy_backward(
+            grad, logits, BinaryTarget._make((*tensors, ctx.rule)), needs, ctx.divisor
+        )
     if inplace and _plain(grad, logits, *tensors):
-        compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget(*tensors, ctx.rule)
+        compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget._make((*tensors, ctx.rule))
         both = compute(grad, logits, *_for(ctx.impl, described), needs, ctx.divisor, True)
     else:
         plain = _plain(grad, logits, *tensors)
@@ -475,7 +477,7 @@ class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         with _set_fwd_grad_enabled(True):
             logits, *tensors = map(_primal, ctx.saved_tensors)
-            described = BinaryTarget(*tensors, ctx.rule)
+            described = BinaryTarget._make((*tensors, ctx.rule))
             along = eager.binary_cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
             return along / ctx.divisor if ctx.reduce else along
 

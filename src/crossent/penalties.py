@@ -365,7 +365,7 @@ class Asymmetric(BinaryPenalty):
         clip: by how much the probability of yes is lowered for a negative, in [0, 1].
 
     >>> Asymmetric().negative.f(torch.tensor([0.99, 0.5]).log())
-    tensor([-0.0000, 0.0245])
+    tensor([0.0000, 0.0245])
 
     Source: Ridnik et al., "Asymmetric Loss For Multi-Label Classification", 2021.
     """

@@ -109,11 +109,8 @@ def uniform_share(target: Target, x: Tensor) -> float | Tensor:
 
 def smoothed_target(target: Target, x: Tensor) -> Tensor:
     """Write out ``t``, smoothed, in the shape of the logits; it is 0 in rows that do not count."""
-    if target.indices:
-        ignored, y, _ = index_weights(target, x)
-        t = is_class(y, x).to(x.dtype)
-    else:
-        ignored, t = ignored_rows(target), target.values.to(x.dtype)
+    ignored = ignored_rows(target)
+    t = (is_class(index_weights(target, x)[1], x) if target.indices else target.values).to(x.dtype)
     if target.label_smoothing > 0:
         t = (1 - target.label_smoothing) * t + target.label_smoothing * uniform_share(target, x)
     return t if ignored is None else t.masked_fill(ignored, 0.0)
@@ -147,7 +144,8 @@ class Transformed(NamedTuple):
 
 def transform(x: Tensor, target: Target) -> Transformed:
     """Compute ``x' = (cap · tanh(x / cap) + bias - margin · t) / T``, in this order, then mask."""
-    rule, slope = target.rule, 1.0
+    rule = target.rule
+    slope: Tensor | float = 1.0
     ignored = ignored_rows(target)
     dead = masked = None if target.class_mask is None else ~as_logits(target.class_mask, x)
     if ignored is not None:
@@ -172,15 +170,17 @@ def transform(x: Tensor, target: Target) -> Transformed:
     return Transformed(x, slope, dead)
 
 
-def cost(penalty: Penalty | None, log_p: Tensor, differentiable: bool = False) -> Tensor:
-    """Compute ``f(p)``; with nothing to differentiate where p is 0, if it is to be differentiated."""
-    if penalty is None:
-        return -log_p
-    if not differentiable:
-        return penalty.f(log_p)
+def cost(penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``f(p)``."""
+    return -log_p if penalty is None else penalty.f(log_p)
+
+
+def weighted_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``weight · f(p)`` as a differentiable function; where p is 0 and f may be infinite, nothing is differentiated."""
     hopeless = log_p == -torch.inf
-    worst = penalty.f(torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
-    return torch.where(hopeless, worst.detach(), penalty.f(log_p.masked_fill(hopeless, -1.0)))
+    worst = cost(penalty, torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
+    each = weight * cost(penalty, log_p.masked_fill(hopeless, -1.0))
+    return torch.where(hopeless, times(torch.where(worst.isinf(), weight.sign(), weight), worst), each)
 
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +196,9 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     else:
         x = x if target.plain else transform(x, target).x
         top, log_sum = row_lse(x)
-        loss, row_weight = _index_loss(x, target, top, log_sum) if target.indices else _soft_loss(x, target, top, log_sum)
+        loss, row_weight = (
+            _index_loss(x, target, top, log_sum) if target.indices else _soft_loss(x, target, top, log_sum)
+        )
         if target.rule.z_loss:
             loss = loss + times(row_weight, target.rule.z_loss * (top + log_sum).square())
     lse = torch.stack([top.squeeze(1), log_sum.squeeze(1)])
@@ -252,11 +254,15 @@ def cross_entropy_backward(
         wanted = (logits, target.values, target.weight, target.logit_bias)
         empty = [torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True)]
         return empty[0], empty[1], empty[2], empty[3]
-    slope, dead, rule = 1.0, None, target.rule
+    rule = target.rule
+    slope: Tensor | float = 1.0
+    dead = None
     if not target.plain:
         x, slope, dead = transform(x, target)
     elif target.indices and lse is None:
-        x = x.masked_fill(index_weights(target, x)[0], 0.0)  # or nan of an ignored row would reach the second derivative
+        x = x.masked_fill(
+            index_weights(target, x)[0], 0.0
+        )  # or nan of an ignored row would reach the second derivative
     top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     grad_logits = grad_target = grad_weight = grad_bias = None
@@ -272,17 +278,18 @@ def cross_entropy_backward(
                 grad_bias = grad_bias.transpose(0, 1).reshape(x.shape[1], -1).sum(1)
             grad_bias = grad_bias.to(target.logit_bias.dtype)
     if (on_target and not target.indices) or (on_weight and target.weight is not None):
-        each = cost(target.penalty, log_p, lse is None)
+        weigh = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
         if on_target:
             c = class_weights(target.weight, x)
-            grad_target = times((1 - rule.label_smoothing) * g, each if c is None else times(c, each))
+            by = (1 - rule.label_smoothing) * g
+            grad_target = weigh(by if c is None else by * c, target.penalty, log_p)
             if rule.margin:
                 grad_target = grad_target - (rule.margin / rule.temperature) * at_x
             if target.valid is not None:
                 grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
             grad_target = grad_target.to(target.values.dtype)
         if on_weight and target.weight is not None:
-            terms = g * times(smoothed_target(target, x), each)
+            terms = weigh(g * smoothed_target(target, x), target.penalty, log_p)
             grad_weight = terms.transpose(0, 1).reshape(x.shape[1], -1).sum(1).to(target.weight.dtype)
     return grad_logits, grad_target, grad_weight, grad_bias
 
@@ -349,12 +356,74 @@ def cross_entropy_tangent(logits: Tensor, target: Target, reduce: bool, tangents
     if on_weight is not None:
         x = transform(logits.to(dtype), target).x
         top, log_sum = row_lse(x)
-        terms = times(smoothed_target(target, x), cost(target.penalty, (x - top) - log_sum, True))
+        terms = weighted_cost(smoothed_target(target, x), target.penalty, (x - top) - log_sum)
         tangent = tangent + class_sum(terms * along_classes(on_weight.to(dtype), x)).squeeze(1)
         if target.rule.z_loss and target.indices:
             _, _, along_rows = index_weights(target._replace(weight=on_weight), x)
             tangent = tangent + (along_rows * (target.rule.z_loss * (top + log_sum).square())).squeeze(1)
     return ordered_sum(tangent) if reduce else tangent
+
+
+# --- what else the logits tell ----------------------------------------------------------------------------------------
+
+
+class Statistics(NamedTuple):
+    """What a row's transformed logits say beside its loss, each ``(N, d1, ...)``; 0 and False in rows that do not count."""
+
+    lse: Tensor
+    target_log_prob: Tensor
+    entropy: Tensor
+    correct: Tensor
+    counted: Tensor
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Compute ``log p``, as exactly as the loss does, and differentiably."""
+    top, log_sum = row_lse(x)
+    return (x - top) - log_sum
+
+
+def row_entropy(log_p: Tensor) -> Tensor:
+    """Compute ``-Σ p log p``, to which a class without probability adds nothing."""
+    return -class_sum(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).squeeze(1)
+
+
+def distribution(logits: Tensor, valid: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute the probabilities of logits at a temperature and each row's entropy, 0 in rows that do not count."""
+    x = logits.to(compute_dtype(logits)) / temperature
+    if valid is not None:
+        x = x.masked_fill(~valid.unsqueeze(1), 0.0)
+    log_q = log_softmax(x) if x.numel() else x
+    q, entropy = log_q.exp(), row_entropy(log_q)
+    q = q.masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
+    return q, entropy if valid is None else entropy.masked_fill(~valid, 0.0)
+
+
+def statistics(logits: Tensor, target: Target) -> Statistics:
+    """Compute what a row's logits tell; by the derivatives of these operations, ``∂lse/∂x' = p`` and so on."""
+    x = transform(logits.to(compute_dtype(logits, target.values)), target).x
+    if x.numel() == 0:
+        nothing = x.sum(1)
+        return Statistics(nothing, nothing, nothing, nothing.bool(), nothing.long())
+    top, at = x.max(1, keepdim=True)
+    top = top.detach()
+    lse = (top + class_sum((x - top).exp()).log() + (top - top)).squeeze(1)
+    log_p = log_softmax(x)
+    ignored = ignored_rows(target)
+    if target.indices:
+        _, y, _ = index_weights(target, x)
+        target_log_prob, hit = log_p.gather(1, y), at == y
+    else:
+        t = target.values.to(x.dtype)
+        target_log_prob = class_sum(t * log_p.masked_fill((t == 0) & log_p.isinf(), 0.0))
+        largest, where = t.max(1, keepdim=True)
+        hit = (at == where) & (largest > 0)
+    every = Statistics(
+        lse, target_log_prob.squeeze(1), row_entropy(log_p), hit.squeeze(1) & ~lse.isnan(), torch.ones_like(lse).long()
+    )
+    if ignored is None:
+        return every
+    return Statistics(*(value.masked_fill(ignored.squeeze(1), 0) for value in every))
 
 
 # --- sigmoid ----------------------------------------------------------------------------------------------------------
@@ -430,11 +499,9 @@ def binary_cross_entropy_backward(
             grad_logits = grad_logits.masked_fill(ignored, 0.0)
         grad_logits = grad_logits.to(logits.dtype)
     if needs[1]:
-        yes, no = cost(on_yes, log_p, True), cost(on_no, log_not_p, True)
-        slope = (yes if pi is None else times(pi, yes)) - no
-        if target.rule.label_smoothing:
-            slope = (1 - target.rule.label_smoothing) * slope
-        grad_target = factor * slope
+        factor = ((1 - target.rule.label_smoothing) * factor).expand_as(x)
+        gain = weighted_cost(factor if pi is None else factor * pi, on_yes, log_p)
+        grad_target = gain - weighted_cost(factor, on_no, log_not_p)
         if ignored is not None:
             grad_target = grad_target.masked_fill(ignored, 0.0)
         grad_target = grad_target.to(target.values.dtype)
@@ -458,7 +525,7 @@ def binary_cross_entropy_tangent(
         each = binary_cross_entropy_forward(logits, target._replace(weight=None), False)
         tangent = tangent + on_weight * each
     if on_pos_weight is not None:
-        gain = times(t, cost(target.penalties[0], logsigmoid(x), True))
+        gain = weighted_cost(t, target.penalties[0], logsigmoid(x))
         gain = gain if ignored is None else gain.masked_fill(ignored, 0.0)
         tangent = tangent + on_pos_weight * (gain if target.weight is None else target.weight * gain)
     return ordered_sum(tangent) if reduce else tangent
