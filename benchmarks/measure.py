@@ -1,15 +1,22 @@
-"""Timing of interleaved contenders, after a check that they compute the same thing."""
+"""Timing of interleaved contenders, after a check that they compute the same thing.
+
+Run as a script it is the fresh process of one problem: it prints a row of the results for ``measure.py NAME THREADS SECONDS``.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-from cases import Case, Contender, arguments, contenders, logits
+from cases import CASES, Case, Contender, arguments, contenders, logits
 from torch import Tensor
 
 import crossent
@@ -211,3 +218,15 @@ def measure(case: Case, threads: int, seconds: float) -> dict:
         },
         "failed": failed,
     }
+
+
+def measure_alone(case: Case, threads: int, seconds: float) -> dict:
+    """Measure a problem in a process of its own: what malloc keeps of another problem's memory makes fresh pages rarer."""
+    command = [sys.executable, str(Path(__file__).resolve()), case.name, str(threads), str(seconds)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    name, threads, seconds = sys.argv[1:]
+    (chosen,) = (case for case in CASES if case.name == name)
+    print(json.dumps(measure(chosen, int(threads), float(seconds))))

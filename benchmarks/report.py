@@ -116,12 +116,12 @@ def memory_table(rows: list[dict]) -> str:
 
 
 def members_table(rows: list[dict]) -> str:
-    """Tabulate what each member of the family takes beside cross entropy itself."""
-    titles = [f"{tuple(row['shape'])}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows]
-    lines = ["| member | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(rows)]
-    for name in rows[0]["relative"] if rows else []:
-        lines.append(f"| {name} | " + " | ".join(f"{row['relative'][name]:.2f}" for row in rows) + " |")
-    return "\n".join(lines)
+    """Write what each member of the family takes, in times of cross entropy itself."""
+    if not rows:
+        return "Not measured yet."
+    heads = [f"{tuple(row['shape'])}, {thread_words(row['threads'])}" for row in rows]
+    lines = [[name, *(figures(row["relative"][name]) for row in rows)] for name in rows[0]["relative"]]
+    return table(["member", *heads], lines)
 
 
 def pages_table(rows: list[dict]) -> str:
@@ -197,9 +197,9 @@ def thread_words(threads: int) -> str:
 def large_text(rows: list[dict]) -> str:
     return (
         "Forward and backward of the mean, with a new gradient each time. The contenders' times are in copies: how many "
-        "times as long as one plain copy of the logits into an existing tensor. Peers run in one process, interleaved; "
-        "all figures are medians over the rounds, ratios are taken within a round. torch.compile is in its default mode, "
-        f"warm, its compile time left out. {noise(rows)}"
+        "times as long as one plain copy of the logits into an existing tensor. Peers run in one process, interleaved, and "
+        "each problem in a fresh one; all figures are medians over the rounds, ratios are taken within a round. torch.compile "
+        f"is in its default mode, warm, its compile time left out. {noise(rows)}"
     )
 
 

@@ -1,8 +1,8 @@
 """Time crossent beside torch and torch.compile, and weigh the memory they take.
 
-Peers run in one process, interleaved round by round, forward and backward; what counts is the median over the rounds and
-the ratios. The unit is one plain copy of the logits. A full run writes its figures into the pages that quote them, too;
-``--from-json`` writes table, plot and pages again from stored results.
+Peers run in one process, interleaved round by round, forward and backward, and each problem in a fresh one; what counts is
+the median over the rounds and the ratios. The unit is one plain copy of the logits. A full run writes its figures into the
+pages that quote them, too; ``--from-json`` writes table, plot and pages again from stored results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from cases import CASES, Case
 from machine import describe_machine
-from measure import measure
+from measure import measure_alone
 from members import measure_members
 from memory import measure_memory
 from pages import available, measure_pages
@@ -79,7 +79,7 @@ def measure_all(args: argparse.Namespace) -> dict:
     rows = []
     for case in chosen(args.names, args.quick):
         for count in counts:
-            rows.append(measure(case, count, seconds))
+            rows.append(measure_alone(case, count, seconds))
             say(rows[-1])
     torch.set_num_threads(threads)
     return {

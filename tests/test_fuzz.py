@@ -1,5 +1,9 @@
 """A short run of the fuzz target, always over the same problems: ``make fuzz`` runs it over others."""
 
+import os
+import subprocess
+import sys
+
 import fuzz
 import pytest
 import torch
@@ -64,3 +68,16 @@ def test_what_is_wrong_is_found(what, monkeypatch):
         except AssertionError:
             found += 1
     assert found >= 5
+
+
+@pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), reason="for make sanitize")
+def test_the_sanitizers_watch():
+    too_small = """
+import torch
+from crossent import _native
+loss, lse = torch.zeros(()), torch.zeros(1)
+_native.softmax_forward(torch.zeros(100, 100), torch.zeros(100, dtype=torch.long), None, -100, 0.0, 1, loss, None, lse)
+"""
+    done = subprocess.run([sys.executable, "-c", too_small], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
