@@ -12,7 +12,7 @@ penalty is its name and its parameters, plain numbers, from which :func:`named` 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 _KNOWN: dict[str, type[Penalty] | type[BinaryPenalty]] = {}
 _HOPELESS = -1e4  # a log p whose p is 0 in every dtype
+_LARGEST = 1.7976931348623157e308
 
 
 class _Named:
@@ -127,7 +128,7 @@ def _check(penalty: Any, name: str, low: float, high: float | None = None) -> No
     """Hold a parameter to ``[low, high]``."""
     value = getattr(penalty, name)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not isfinite(value) or value < low or (high is not None and value > high):
+    if not number or not max(low, -_LARGEST) <= value <= (_LARGEST if high is None else high):
         where = "" if low == -torch.inf else f" of at least {low:g}" if high is None else f" in [{low:g}, {high:g}]"
         raise ValueError(f"{name} of {type(penalty).__name__} must be a number{where}, got {value!r:.60}")
 
@@ -145,18 +146,19 @@ def _power(base: Tensor, exponent: float) -> Tensor:
 
     In products, roots and exponentials: the last bit of torch.pow depends on how threads share the elements.
     """
-    whole, rest = divmod(exponent, 1)
-    power = 1 + 0 * base
-    square, n = base, int(whole)
+    n, square = int(exponent), base
+    rest = exponent - n
+    factors = [] if n or rest else [1 + 0 * base]
     while n:
-        power = power * square if n % 2 else power
-        square, n = square * square, n // 2
+        factors += [square] if n % 2 else []
+        n //= 2
+        square = square * square if n else square
     if rest:
         nothing = base == 0
         some = base.masked_fill(nothing, 1.0)
         root = some.sqrt() if rest == 0.5 else (rest * some.log()).exp()
-        power = power * root.masked_fill(nothing, 0.0)
-    return power
+        factors.append(root.masked_fill(nothing, 0.0))
+    return prod(factors[1:], start=factors[0])
 
 
 # --- the penalties of one probability ---------------------------------------------------------------------------------

@@ -273,7 +273,7 @@ def cross_entropy_backward(
     rule = target.rule
     slope: Tensor | float = 1.0
     dead = None
-    if not target.plain:
+    if not target.plain or told is not None:
         x, slope, dead = transform(x, target)
     elif target.indices and lse is None:
         ignored = index_weights(target, x)[0]
@@ -424,13 +424,13 @@ def correct_rows(x: Tensor, target: Target) -> Tensor:
     """Tell whether the first largest of the transformed logits is that of the target's class, as 0 or 1; 0 where ignored."""
     if x.numel() == 0:
         return x.sum(1)
-    at = x.max(1, keepdim=True).indices
+    top, at = x.max(1, keepdim=True)
     if target.indices:
         hit = at == index_weights(target, x)[1]
     else:
         largest, where = target.values.max(1, keepdim=True)
         hit = (at == where) & (largest > 0)
-    hit = hit & ~x.amax(1, keepdim=True).isnan()
+    hit = hit & top.isfinite()
     ignored = ignored_rows(target)
     return (hit if ignored is None else hit & ~ignored).to(x.dtype).squeeze(1)
 
