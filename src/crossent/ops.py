@@ -147,8 +147,11 @@ _library.impl("cross_entropy_backward", _backward, _ANY_DEVICE)
 def _(logits, target, *arguments):
     dtype = eager.compute_dtype(logits, target)
     rows = (logits.shape[0], *logits.shape[2:])
+    lse = logits.new_empty((2, *rows), dtype=dtype)
+    if arguments[-2] == "statistics":
+        return logits.new_empty((4, *rows), dtype=dtype), torch.empty_like(lse), lse
     loss = logits.new_empty(rows if arguments[-2] == "none" else (), dtype=dtype)
-    return loss, torch.empty_like(loss), logits.new_empty((2, *rows), dtype=dtype)
+    return loss, torch.empty_like(loss), lse
 
 
 @torch.library.register_fake("crossent::cross_entropy_backward", lib=_library)
@@ -203,13 +206,13 @@ class _TransformedCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, logit_bias, class_mask, valid, sealed, reduce):
+    def forward(logits, target, weight, logit_bias, class_mask, valid, sealed, reduction):
         described = Target(target, weight, logit_bias, class_mask, valid, sealed.rule)
-        return eager.cross_entropy_forward(logits, described, "sum" if reduce else "none")[0]
+        return eager.cross_entropy_forward(logits, described, reduction)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, sealed, ctx.reduce = inputs
+        *tensors, sealed, ctx.reduction = inputs
         ctx.rule = sealed.rule
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -228,7 +231,7 @@ class _TransformedCrossEntropy(Function):
         logits, *tensors = map(_primal, ctx.saved_tensors[:6])
         with _set_fwd_grad_enabled(True):
             described = Target._make((*tensors, ctx.rule))
-            return eager.cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
+            return eager.cross_entropy_tangent(logits, described, ctx.reduction, tangents[:4])
 
 
 class CrossEntropy(Function):
@@ -238,7 +241,7 @@ class CrossEntropy(Function):
     def forward(ctx, logits, target, weight, logit_bias, class_mask, valid, rule, reduction, impl, inplace):
         described = Target(target, weight, logit_bias, class_mask, valid, rule)
         loss, row_weight, lse = _explained(load(impl).cross_entropy_forward, logits, described, reduction)
-        ctx.rule, ctx.reduce = rule, reduction != "none"
+        ctx.rule, ctx.reduction = rule, reduction
         ctx.impl, ctx.inplace, ctx.mean = impl, inplace, reduction == "mean"
         ctx.divisor = row_weight if ctx.mean else 1.0
         ctx.set_materialize_grads(False)
@@ -359,14 +362,20 @@ def quick_cross_entropy(
 def cross_entropy(
     logits: Tensor, target: Target, reduction: str, impl: str, inplace: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
+    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None.
+
+    With the reduction "statistics" it is the stacks that the eager implementation describes.
+    """
     mean = reduction == "mean"
     if _plain(logits, *target[:5]):
         result = CrossEntropy.apply(logits, *target, reduction, impl, inplace)
         return (result, None) if mean else result
     if _transformed():
-        loss = _TransformedCrossEntropy.apply(logits, *target[:5], _Sealed(target.rule), reduction != "none")
-        row_weight = eager.row_weights(logits, target, reduction != "none")
+        how = "sum" if mean else reduction
+        loss = _TransformedCrossEntropy.apply(logits, *target[:5], _Sealed(target.rule), how)
+        row_weight = eager.row_weights(logits, target, how == "sum")
+        if reduction == "statistics":
+            return loss, torch.stack([row_weight, eager.correct_logits(logits, target)])
         return (loss / row_weight, None) if mean else (loss, row_weight)
     loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *target, reduction, impl)
     return loss, None if mean else row_weight

@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.functional import Mean, read_reduction, reduce_rows, reduced_cross_entropy, result_dtype, weights_of_rows
-from crossent.impl import eager
+from crossent import ops
+from crossent.functional import Mean, check_mean, read_reduction, reduce_rows, result_dtype, weights_of_rows
+from crossent.impl import choose, eager
 from crossent.penalties import Penalty
 from crossent.targets import describe
 
@@ -110,19 +111,24 @@ def cross_entropy_stats(
     }  # fmt: skip
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim, special)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    mean = Mean(sample_weight, denominator, empty)
-    loss = reduced_cross_entropy(input, logits, described, reduction, mean, dtype, False, impl)
-    lse, target_log_prob, entropy, correct, count = eager.statistics(logits, described)
-    weight_sum = eager.row_weights(logits, described, False).detach()
+    mean, by_count = Mean(sample_weight, denominator, empty), Mean(None, None, empty)
+    check_mean(reduction, mean)
+    name = choose(logits, impl, described.values, (*described.special, "statistics"))
+    told, row_weights = ops.cross_entropy(logits, described, "statistics", name)
+    assert row_weights is not None
+    row_weight, correct = row_weights.detach().unbind(0)
+    counted = eager.counted_rows(logits, described)
     if input.dim() == 1:
-        lse, target_log_prob, entropy, correct, count, weight_sum = (
-            v.squeeze(0) for v in (lse, target_log_prob, entropy, correct, count, weight_sum)
+        told, row_weight, correct, counted = (
+            told.squeeze(1),
+            row_weight.squeeze(0),
+            correct.squeeze(0),
+            counted.squeeze(0),
         )
+    loss = reduce_rows(told[0], row_weight, reduction, mean).to(dtype)
     if sample_weight is not None:
-        weight_sum = weight_sum * weights_of_rows(sample_weight, weight_sum, whole=True).detach()
+        row_weight = row_weight * weights_of_rows(sample_weight, row_weight, whole=True).detach()
     if reduction == "none":
-        return CrossEntropyStats(loss, lse, target_log_prob, entropy, correct, count, weight_sum)
-    by = Mean(None, None, empty)
-    rows = (lse, target_log_prob, entropy, correct.to(lse.dtype))
-    reduced = [reduce_rows(value, count.to(lse.dtype), reduction, by) for value in rows]
-    return CrossEntropyStats._make((loss, *reduced, count.sum(), eager.ordered_sum(weight_sum)))
+        return CrossEntropyStats(loss, told[1], told[2], told[3], correct.bool(), counted.long(), row_weight)
+    of_model = [reduce_rows(rows, counted.to(rows.dtype), reduction, by_count) for rows in (*told[1:], correct)]
+    return CrossEntropyStats._make((loss, *of_model, counted.sum(), eager.ordered_sum(row_weight)))
