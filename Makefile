@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SANITIZED := build/sanitized
+SECONDS ?= 60
 
-.PHONY: demo test lint bench wheel sanitize clean
+.PHONY: demo test lint bench fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -22,12 +23,19 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
 
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-# The laws on kernels that watch every access and every overflow, in an environment that shares the packages of the other.
+# The laws on every instruction set, the family and the fuzz target, on kernels that watch every access and every overflow, in
+# an environment that shares the packages of the other. Compiling them takes minutes.
+sanitize: WATCHED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	OMP_NUM_THREADS=1 $(SANITIZED)/bin/python
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m venv --clear $(SANITIZED)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
@@ -35,9 +43,8 @@ sanitize: $(VENV)/.dev
 	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \
 		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON \
 		--config-settings=install.strip=false .
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=1 \
-		$(SANITIZED)/bin/python -m pytest tests/test_laws.py tests/test_properties.py -k native $(ARGS)
+	$(WATCHED) -m pytest tests/test_native.py tests/test_family_native.py tests/test_fuzz.py $(ARGS)
+	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
 $(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build

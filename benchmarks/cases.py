@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,17 @@ from torch import Tensor
 import crossent
 
 Loss = Callable[[Tensor], Tensor]
+
+KEPT_BY_MALLOC = 1 << 25  # bytes; what is larger goes back to the system whenever it is freed, and comes as fresh pages
+
+
+class Contender(NamedTuple):
+    """A mean loss as a function of the logits alone, and how it is to be run."""
+
+    loss: Loss
+    overwrites: bool = False  # the logits, with their gradient: it is given logits of its own
+    fresh: bool = False  # its gradient comes in new memory at every step, as all others' does
+    backward: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,11 @@ class Case:
         """Say in words what is measured."""
         name = str(self.dtype).removeprefix("torch.")
         return f"{name} {self.shape}" + (f", {self.note}" if self.note else "")
+
+    @property
+    def large(self) -> bool:
+        """Whether a gradient of this size is new memory at every step for those who do not keep it."""
+        return prod(self.shape) * self.dtype.itemsize > KEPT_BY_MALLOC
 
 
 ROWS, BATCH, MAPS = (8192, 1000), 1024, (4, 21, 512, 512)
@@ -83,19 +100,34 @@ def arguments(case: Case) -> tuple[Tensor, dict[str, Any]]:
     return target, case.options
 
 
-def contenders(case: Case, target: Tensor, options: dict[str, Any]) -> dict[str, Loss]:
-    """Return the mean loss as a function of the logits alone, by each contender.
+def contenders(case: Case, target: Tensor, options: dict[str, Any], implementation: str) -> dict[str, Contender]:
+    """Return who takes part.
 
     ``torch.compile`` starts from nothing for every problem, so that its code is made for these sizes and this number of
-    threads, and not for any.
+    threads, and not for any. "fresh" is crossent with ``CROSSENT_RECYCLE=0``, where that makes a difference. "in place" gets
+    a view of the logits, for it refuses leaves; from its second call on these are what the gradient before left there.
+    "forward" is crossent without a gradient.
     """
     binary = case.variant == "binary"
     theirs = F.binary_cross_entropy_with_logits if binary else F.cross_entropy
     ours = crossent.binary_cross_entropy_with_logits if binary else crossent.cross_entropy
     torch.compiler.reset()
     compiled = torch.compile(theirs, options={"cpp.threads": torch.get_num_threads()})
-    return {
-        "eager": lambda x: theirs(x, target, **options),
-        "compile": lambda x: compiled(x, target, **options),
-        "crossent": lambda x: ours(x, target, **options),
+
+    def default(x: Tensor) -> Tensor:
+        return ours(x, target, **options)
+
+    def in_place(x: Tensor) -> Tensor:
+        return ours(x.view_as(x), target, inplace_backward=True, **options)
+
+    found = {
+        "eager": Contender(lambda x: theirs(x, target, **options)),
+        "compile": Contender(lambda x: compiled(x, target, **options)),
+        "crossent": Contender(default),
     }
+    if implementation == "native" and not case.small:
+        if case.large:
+            found["fresh"] = Contender(default, fresh=True)
+        found["inplace"] = Contender(in_place, overwrites=True)
+        found["forward"] = Contender(default, backward=False)
+    return found

@@ -9,6 +9,7 @@ import subprocess
 from datetime import datetime, timezone
 
 import torch
+from pages import huge_pages
 
 import crossent
 
@@ -54,6 +55,7 @@ def describe_machine() -> dict:
         "threads": torch.get_num_threads(),
         "instruction_set": instruction_set(),
         "system": f"{platform.system()} {platform.machine()}",
+        "huge_pages": huge_pages(),
         "crossent": crossent.__version__,
         "torch": torch.__version__,
         "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),

@@ -1,6 +1,6 @@
-"""Peak memory of forward and backward, above the logits, each contender in a fresh process.
+"""Peak memory of forward and backward, above logits and target, each contender in a fresh process.
 
-Run as a script it is that process: it prints the bytes for ``memory.py CONTENDER ROWS CLASSES DTYPE``.
+Run as a script it is that process: it prints the bytes for ``memory.py CONTENDER LOSS ROWS CLASSES DTYPE``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 SHAPE = (1024, 32000)
-DTYPES = ("float32", "bfloat16")
-CONTENDERS = ("eager", "crossent")
+PROBLEMS = [("softmax", "float32"), ("softmax", "bfloat16"), ("binary", "float32")]
+CONTENDERS = ("eager", "crossent", "inplace")
 
 
 def status(key: str) -> int:
@@ -35,39 +35,45 @@ def peak() -> int:
     return status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def child(contender: str, rows: int, classes: int, dtype: str) -> dict:
+def child(contender: str, loss: str, rows: int, classes: int, dtype: str) -> dict:
     """Build the logits and run forward and backward once; return how far the peak rose, and the logits' size, in bytes."""
     import torch
     import torch.nn.functional as F
 
     import crossent
 
-    f = {"eager": F.cross_entropy, "crossent": crossent.cross_entropy}[contender]
+    name = {"softmax": "cross_entropy", "binary": "binary_cross_entropy_with_logits"}[loss]
+    f = getattr(F if contender == "eager" else crossent, name)
+    options = {"inplace_backward": True} if contender == "inplace" else {}
     torch.manual_seed(0)
 
     def draw(n: int, c: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.randn((n, c), dtype=getattr(torch, dtype), requires_grad=True), torch.randint(c, (n,))
+        x = torch.randn((n, c), dtype=getattr(torch, dtype), requires_grad=True)
+        return x, torch.rand(n, c) if loss == "binary" else torch.randint(c, (n,))
 
-    small, few = draw(64, 1000)
-    f(small, few).backward()  # what libraries and threads take once does not count
+    def step(x: torch.Tensor, y: torch.Tensor) -> None:
+        f(x.view_as(x), y, **options).backward()
+
+    step(*draw(64, 1000))  # what libraries and threads take once does not count
     x, y = draw(rows, classes)
     with contextlib.suppress(OSError):  # forget peaks of the past where the kernel lets us
         Path("/proc/self/clear_refs").write_text("5")
     before, resident = peak(), status("VmRSS")
-    f(x, y).backward()
+    step(x, y)
     return {"above": peak() - before, "logits": x.nbytes, "hidden": before - (resident or before)}
 
 
-def measure_memory(dtypes: tuple[str, ...] = DTYPES) -> list[dict]:
-    """Return one row for each dtype: the logits and what each contender takes above them, in MB.
+def measure_memory(quick: bool = False) -> list[dict]:
+    """Return one row for each problem: the logits and what each contender takes above them, in MB.
 
     ``hidden`` is how far the peak lay above the resident size before the start: what the difference may miss.
     """
     rows = []
-    for dtype in dtypes:
-        row: dict = {"title": f"{dtype} {SHAPE}", "shape": list(SHAPE), "dtype": dtype, "above": {}, "hidden": {}}
+    for loss, dtype in PROBLEMS[:1] if quick else PROBLEMS:
+        title = f"{dtype} {SHAPE}" + (", binary" if loss == "binary" else "")
+        row: dict = {"title": title, "shape": list(SHAPE), "dtype": dtype, "above": {}, "hidden": {}}
         for contender in CONTENDERS:
-            command = [sys.executable, str(Path(__file__).resolve()), contender, *map(str, SHAPE), dtype]
+            command = [sys.executable, str(Path(__file__).resolve()), contender, loss, *map(str, SHAPE), dtype]
             out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             row["logits"] = out["logits"] / 1e6
             row["above"][contender], row["hidden"][contender] = out["above"] / 1e6, out["hidden"] / 1e6
@@ -76,5 +82,5 @@ def measure_memory(dtypes: tuple[str, ...] = DTYPES) -> list[dict]:
 
 
 if __name__ == "__main__":
-    name, n, c, kind = sys.argv[1:]
-    print(json.dumps(child(name, int(n), int(c), kind)))
+    who, which, n, c, kind = sys.argv[1:]
+    print(json.dumps(child(who, which, int(n), int(c), kind)))

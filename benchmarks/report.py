@@ -1,11 +1,31 @@
-"""The tables and the plot, drawn from the results alone."""
+"""Tables, plot and the pages that quote them, drawn from the results alone."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-CONTENDERS = {"eager": "torch eager", "compile": "torch.compile", "crossent": "crossent"}
-COLOURS = {"eager": "#9a9a9a", "compile": "#e69f00", "crossent": "#0072b2"}  # told apart by colour-blind eyes too
+from pages import KINDS
+
+CONTENDERS = {
+    "eager": "torch eager",
+    "compile": "torch.compile",
+    "crossent": "crossent",
+    "fresh": "crossent, fresh memory",
+    "inplace": "crossent, in place",
+}
+PEERS = {name: CONTENDERS[name] for name in ("eager", "compile", "crossent")}
+COLOURS = {  # told apart by colour-blind eyes too
+    "eager": "#9a9a9a",
+    "compile": "#e69f00",
+    "crossent": "#0072b2",
+    "fresh": "#9ecae8",
+    "inplace": "#009e73",
+}
+HEADLINE = (
+    "few-classes", "plain", "vocabulary-32k", "vocabulary-128k", "vocabulary-128k-bfloat16", "segmentation",
+    "segmentation-channels-last", "binary",
+)  # fmt: skip
 
 
 def figures(value: float | None) -> str:
@@ -29,26 +49,59 @@ def ratios(row: dict) -> list[str]:
 RATIOS = ["torch ÷ crossent", "compile ÷ crossent"]
 
 
+def of_threads(rows: list[dict], threads: int) -> list[dict]:
+    return [row for row in rows if row["threads"] == threads]
+
+
+def most_threads(rows: list[dict]) -> int:
+    return max(row["threads"] for row in rows)
+
+
+def large_rows(results: dict) -> list[dict]:
+    return [row for row in results["rows"] if not row["small"]]
+
+
+def small_rows(results: dict) -> list[dict]:
+    return [row for row in results["rows"] if row["small"]]
+
+
+def measured(rows: list[dict], names: dict[str, str] = CONTENDERS) -> dict[str, str]:
+    """Keep the contenders who took part in any of these rows."""
+    return {name: label for name, label in names.items() if any(name in row["copies"] for row in rows)}
+
+
 def large_table(rows: list[dict]) -> str:
-    head = ["logits", "copy, ms", *CONTENDERS.values(), *RATIOS]
+    names = measured(rows)
     lines = [
-        [row["title"], figures(row["ms"]["copy"])]
-        + [figures(row["copies"].get(name)) for name in CONTENDERS]
-        + ratios(row)
+        [row["title"], figures(row["ms"]["copy"]), *(figures(row["copies"].get(name)) for name in names), *ratios(row)]
         for row in rows
     ]
-    return table(head, lines)
+    return table(["logits", "copy, ms", *names.values(), *RATIOS], lines)
 
 
 def small_table(rows: list[dict]) -> str:
-    head = ["logits", "threads", "copy", *CONTENDERS.values(), *RATIOS]
+    head = ["logits", "threads", "copy", *PEERS.values(), *RATIOS]
     lines = [
         [row["title"], str(row["threads"]), figures(1e3 * row["ms"]["copy"])]
-        + [figures(1e3 * row["ms"][name] if name in row["ms"] else None) for name in CONTENDERS]
+        + [figures(1e3 * row["ms"][name] if name in row["ms"] else None) for name in PEERS]
         + ratios(row)
         for row in rows
     ]
     return table(head, lines)
+
+
+def parts_table(rows: list[dict]) -> str:
+    """Take crossent's time apart: forward, backward over the logits, and what new memory for the gradient adds."""
+    lines = []
+    for row in rows:
+        copies = row["copies"]
+        if "forward" not in copies or "inplace" not in copies:
+            continue
+        both, fresh = copies["crossent"], copies.get("fresh")
+        parts = [copies["forward"], copies["inplace"] - copies["forward"], both - copies["inplace"]]
+        lines.append([row["title"], *map(figures, [*parts, None if fresh is None else fresh - copies["inplace"]])])
+    head = ["logits", "forward", "backward, in place", "a gradient beside the logits adds", "in fresh memory it adds"]
+    return table(head, lines) if lines else "Not measured yet."
 
 
 def memory_table(rows: list[dict]) -> str:
@@ -62,6 +115,50 @@ def memory_table(rows: list[dict]) -> str:
     return table(head, lines)
 
 
+def members_table(rows: list[dict]) -> str:
+    """Write what each member of the family takes, in times of cross entropy itself."""
+    if not rows:
+        return "Not measured yet."
+    heads = [f"{tuple(row['shape'])}, {thread_words(row['threads'])}" for row in rows]
+    lines = [[name, *(figures(row["relative"][name]) for row in rows)] for name in rows[0]["relative"]]
+    return table(["member", *heads], lines)
+
+
+def pages_table(rows: list[dict]) -> str:
+    """Write what a copy takes by the kind of memory it goes to, in copies into memory that is there."""
+    if not rows:
+        return "Not measured yet."
+    lines = [
+        [label, f"{rows[0]['faults'][kind]:,}", *(figures(row["copies"][kind]) for row in rows)]
+        for kind, label in KINDS.items()
+    ]
+    return table(["memory", "page faults", *(thread_words(row["threads"]) for row in rows)], lines)
+
+
+def headline(results: dict) -> str:
+    """Write what the README quotes: some rows with all threads, small calls with one, and the peak of memory."""
+    large, small, machine = large_rows(results), small_rows(results), results["machine"]
+    names = measured(large)
+    names.pop("fresh", None)
+    chosen = [row for row in of_threads(large, most_threads(large)) if row["name"] in HEADLINE]
+    lines = [[row["title"], *(figures(row["copies"].get(name)) for name in names)] for row in chosen]
+    by = ", ".join(thread_words(n) for n in {row["threads"] for row in chosen})
+    parts = [f"{machine['processor']}, {by}{busy(machine)}:", table(["logits", *names.values()], lines)]
+    one = of_threads(small, min((row["threads"] for row in small), default=1))
+    lines = [[row["title"], *(figures(1e3 * row["ms"][name]) for name in ("eager", "crossent"))] for row in one]
+    parts += ["Small calls, in µs:", table(["logits", CONTENDERS["eager"], CONTENDERS["crossent"]], lines)]
+    for row in results["memory"][:1]:
+        above = ", ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
+        parts.append(
+            f"Peak memory above the logits for {row['title']}, where logits and gradient are {row['logits']:.0f} MB each: {above}."
+        )
+    return "\n\n".join(parts)
+
+
+def busy(machine: dict) -> str:
+    return "" if machine["idle"] else f" (not idle, load {machine['load']:.2f})"
+
+
 def machine_text(results: dict) -> str:
     """Say what was measured on what, and what a reader should hold against it."""
     machine = results["machine"]
@@ -72,6 +169,7 @@ def machine_text(results: dict) -> str:
         f"crossent {machine['crossent']}" + (f", implementation {', '.join(used)}{kernels}" if used else ""),
         f"torch {machine['torch']} ({machine['torch_instruction_set']})",
         f"Python {machine['python']}",
+        f"huge pages: {machine.get('huge_pages') or 'unknown'}",
         f"torch.compile with {machine['compiler'] or 'no compiler'}",
         machine["date"],
     ]
@@ -96,33 +194,81 @@ def thread_words(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
+def large_text(rows: list[dict]) -> str:
+    return (
+        "Forward and backward of the mean, with a new gradient each time. The contenders' times are in copies: how many "
+        "times as long as one plain copy of the logits into an existing tensor. Peers run in one process, interleaved, and "
+        "each problem in a fresh one; all figures are medians over the rounds, ratios are taken within a round. torch.compile "
+        f"is in its default mode, warm, its compile time left out. {noise(rows)}"
+    )
+
+
+def large_section(rows: list[dict]) -> str:
+    """Write a table for each number of threads, the most first."""
+    parts = []
+    for threads in sorted({row["threads"] for row in rows}, reverse=True):
+        parts += [f"### {thread_words(threads)}".capitalize(), large_table(of_threads(rows, threads))]
+    return "\n\n".join(parts)
+
+
+def fragments(results: dict) -> dict[str, str]:
+    """Write what pages quote, by the name that their markers give it."""
+    large, small = large_rows(results), small_rows(results)
+    found = {
+        "machine": machine_text(results),
+        "pages": pages_table(results.get("pages", [])),
+        "members": members_table(results.get("members", [])),
+    }
+    if large:
+        found |= {"noise": noise(large), "speed": large_section(large)}
+        found["parts"] = parts_table(of_threads(large, most_threads(large)))
+    if small:
+        found["small"] = small_table(small)
+    if large and small:
+        found["headline"] = headline(results)
+    if results["memory"]:
+        found["memory"] = memory_table(results["memory"])
+    return found
+
+
+def quote(page: str, found: dict[str, str]) -> str:
+    """Put each fragment between its markers, ``<!-- bench: NAME -->`` and ``<!-- end -->``.
+
+    Raises:
+        KeyError: a page asks for a fragment that there is not.
+    """
+    markers = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return markers.sub(lambda match: f"{match[1]}\n{found[match[2]]}\n\n{match[3]}", page)
+
+
 def make_markdown(results: dict) -> str:
     """Write all tables, each only if there is something in it."""
-    large = [row for row in results["rows"] if not row["small"]]
-    small = [row for row in results["rows"] if row["small"]]
-    parts = ["# Measurements", machine_text(results)]
+    found, large = fragments(results), large_rows(results)
+    parts = ["# Measurements", found["machine"]]
     if large:
-        parts.append(
-            "Forward and backward of the mean, with a fresh gradient each time. The contenders' times are in copies: how many "
-            "times as long as one plain copy of the logits into an existing tensor. Peers run in one process, interleaved; "
-            "all figures are medians over the rounds, ratios are taken within a round. torch.compile is in its default mode, "
-            f"warm, its compile time left out. {noise(large)}"
-        )
-    for threads in sorted({row["threads"] for row in large}, reverse=True):
-        parts += [f"## {thread_words(threads)}", large_table([row for row in large if row["threads"] == threads])]
-    if small:
-        parts += ["## Small problems, in µs", small_table(small)]
-    if results["memory"]:
+        parts += ["## Large problems, in copies", large_text(large), found["speed"]]
+        parts += ["## Where crossent's time goes, in copies, with all threads", found["parts"]]
+    if "small" in found:
+        parts += ["## Small problems, in µs", found["small"]]
+    if "memory" in found:
         parts += [
-            "## Peak memory above the logits, in MB",
+            "## Peak memory above logits and target, in MB",
             "Forward and backward once in a fresh process. The gradient that is asked for, as large as the logits, is in it.",
-            memory_table(results["memory"]),
+            found["memory"],
         ]
+    if results.get("members"):
+        parts += ["## The members of the family, relative to cross entropy in the same kernels", found["members"]]
+    if results.get("pages"):
+        size = f"{results['pages'][0]['megabytes']} MB"
+        parts += [f"## A copy of {size} by the memory it goes to, in copies", found["pages"]]
     return "\n\n".join(parts) + "\n"
 
 
 def draw(rows: list[dict], title: str, path: Path) -> None:
-    """Draw the contenders' times in copies of the logits as horizontal bars, on a logarithmic axis that begins at one."""
+    """Draw the contenders' times in copies of the logits as horizontal bars, on a logarithmic axis that begins at one.
+
+    What fresh memory adds to crossent's time is drawn on, pale, to its bar.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,22 +276,35 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
 
     plt.rcdefaults()
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.56 * len(rows)), dpi=200, facecolor="white", layout="constrained")
-    for i, (name, label) in enumerate(CONTENDERS.items()):
-        bars = [(k + 0.27 * (i - 1), row["copies"][name]) for k, row in enumerate(rows) if name in row["copies"]]
-        if not bars:
-            continue
-        places, values = zip(*bars, strict=True)
-        bold = "bold" if name == "crossent" else "normal"
-        drawn = axes.barh(places, values, height=0.25, color=COLOURS[name], label=label, zorder=2)
-        axes.bar_label(drawn, [figures(v) for v in values], padding=3, fontsize=8, fontweight=bold)
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.7 * len(rows)), dpi=200, facecolor="white", layout="constrained")
+    names = measured(rows)
+    slots = [name for name in names if name != "fresh"]
+
+    def place(k: int, name: str) -> float:
+        return k + 0.2 * (slots.index("crossent" if name == "fresh" else name) - (len(slots) - 1) / 2)
+
+    for name, label in names.items():
+        bars = [(place(k, name), row["copies"][name]) for k, row in enumerate(rows) if name in row["copies"]]
+        layer = 2 if name == "fresh" else 2.1
+        axes.barh(*zip(*bars, strict=True), height=0.18, color=COLOURS[name], label=label, zorder=layer)
+    for k, row in enumerate(rows):
+        for name in (name for name in slots if name in row["copies"]):
+            end, text = row["copies"][name], figures(row["copies"][name])
+            fresh = row["copies"].get("fresh", 0) if name == "crossent" else 0
+            if fresh > end:
+                end, text = fresh, f"{text}, {figures(fresh)} fresh"
+            bold = "bold" if name in ("crossent", "inplace") else "normal"
+            axes.annotate(
+                text, (end, place(k, name)), xytext=(3, 0), textcoords="offset points", va="center",
+                fontsize=7, fontweight=bold,
+            )  # fmt: skip
     axes.axvline(1, color="black", linewidth=1, zorder=3)
     axes.set_xscale("log")
     highest = max(value for row in rows for value in row["copies"].values())
-    lowest = min(value for row in rows for value in row["copies"].values())
+    lowest = min(row["copies"][name] for row in rows for name in slots if name in row["copies"])
     axes.set_xlim(min(1, lowest / 1.3), highest * 1.25)
-    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= highest * 1.25]
-    axes.set_xticks(ticks, [str(t) for t in ticks])
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if axes.get_xlim()[0] <= t <= highest * 1.25]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [two_lines(row) for row in rows])
     axes.tick_params(axis="y", length=0)
@@ -153,7 +312,7 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.8, zorder=0)
     axes.set_xlabel("time in copies of the logits, forward and backward (1 = one plain copy; logarithmic)")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     figure.savefig(path, facecolor="white")
     plt.close(figure)
 
@@ -167,14 +326,18 @@ def two_lines(row: dict) -> str:
 def write_report(results: dict, out: Path) -> list[Path]:
     """Write ``table.md`` and, if there is something to draw, ``speed.png``; return their paths."""
     written = [out / "table.md"]
-    written[0].write_text(make_markdown(results))
-    large = [row for row in results["rows"] if not row["small"]]
+    written[0].write_text(make_markdown(results), encoding="utf-8")
+    large = large_rows(results)
     if large:
-        threads = max(row["threads"] for row in large)
+        threads = most_threads(large)
         written.append(out / "speed.png")
-        draw(
-            [row for row in large if row["threads"] == threads],
-            f"CPU, {thread_words(threads)}; shorter is better",
-            written[1],
-        )
+        draw(of_threads(large, threads), f"CPU, {thread_words(threads)}; shorter is better", written[1])
+    return written
+
+
+def write_pages(results: dict, root: Path) -> list[Path]:
+    """Put the figures into the pages of the repository that quote them; return their paths."""
+    written = [root / "README.md", root / "docs" / "performance.md"]
+    for path in written:
+        path.write_text(quote(path.read_text(encoding="utf-8"), fragments(results)), encoding="utf-8")
     return written

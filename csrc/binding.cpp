@@ -118,9 +118,10 @@ struct Members {
         p.margin = nb::cast<double>(all[2]), p.z_loss = nb::cast<double>(all[3]);
         p.penalty = nb::cast<int64_t>(all[4]), p.penalty_a = nb::cast<double>(all[5]), p.penalty_b = nb::cast<double>(all[6]);
         if (!all[7].is_none()) bias.emplace(all[7]), p.bias = bias->pointer();
-        if (all[8].is_none()) return;
-        spread.emplace(all[8]), p.spread = spread->pointer();
-        const std::vector<double> sums = nb::cast<std::vector<double>>(all[9]);  // how many classes are allowed, Σ of spread
+        p.masked = nb::cast<bool>(all[8]);
+        if (all[9].is_none()) return;
+        spread.emplace(all[9]), p.spread = spread->pointer();
+        const std::vector<double> sums = nb::cast<std::vector<double>>(all[10]);  // how many classes are allowed, Σ of spread
         p.share = p.smoothing / sums.at(0), p.weight_sum = sums.at(1);
     }
 };

@@ -20,77 +20,83 @@ template <class R> INLINE R tanh_slope(R z) {
     return R(4) * t * inverse * inverse;
 }
 
-// x → x' for a run of classes (bias of each) or of rows (bias of one class); a class whose bias is -inf is out, whatever x is.
+// x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is -inf, is out,
+// whatever x is.
 template <class R> struct Transform {
     R cap, per_cap, per_temperature;
+    R out;  // the bias that marks a class as masked; nan, which nothing equals, where none is
 
-    explicit Transform(const Softmax& p) : cap(R(p.cap)), per_cap(p.cap > 0 ? R(1 / p.cap) : R(0)), per_temperature(R(p.per_temperature)) {}
+    explicit Transform(const Softmax& p)
+        : cap(R(p.cap)), per_cap(p.cap > 0 ? R(1 / p.cap) : R(0)), per_temperature(R(p.per_temperature)),
+          out(p.masked ? -std::numeric_limits<R>::infinity() : std::numeric_limits<R>::quiet_NaN()) {}
 
     R of(R x, R bias) const {
         const R capped = cap > R(0) ? cap * tanh_(x * per_cap) : x;
-        return bias == -std::numeric_limits<R>::infinity() ? bias : (capped + bias) * per_temperature;
+        return bias == out ? bias : (capped + bias) * per_temperature;
     }
     template <bool MANY> INLINE_MEMBER void run(const R* x, const R* bias, R* to) const {
-        R out[LANES];
+        R moved[LANES];
         if (cap > R(0))
-            for (int l = 0; l < LANES; l++) out[l] = cap * tanh_(x[l] * per_cap);
+            for (int l = 0; l < LANES; l++) moved[l] = cap * tanh_(x[l] * per_cap);
         else
-            for (int l = 0; l < LANES; l++) out[l] = x[l];
+            for (int l = 0; l < LANES; l++) moved[l] = x[l];
         for (int l = 0; bias && l < LANES; l++) {
             const R b = MANY ? bias[l] : *bias;
-            out[l] = pick(b == -std::numeric_limits<R>::infinity(), b, out[l] + b);
+            moved[l] = pick(b == out, b, moved[l] + b);
         }
-        for (int l = 0; l < LANES; l++) to[l] = out[l] * per_temperature;
+        for (int l = 0; l < LANES; l++) to[l] = moved[l] * per_temperature;
     }
-    // ∂L/∂x' → ∂L/∂x.
-    INLINE_MEMBER void chain(const R* x, R* slope) const {
+    // ∂L/∂x' → ∂L/∂x, which is 0 for a class that is out.
+    template <bool MANY> INLINE_MEMBER void chain(const R* x, const R* bias, R* slope) const {
         for (int l = 0; l < LANES; l++) slope[l] *= per_temperature;
         for (int l = 0; cap > R(0) && l < LANES; l++) {
             const R factor = tanh_slope(x[l] * per_cap);
             slope[l] = pick(slope[l] == R(0), R(0), slope[l] * factor);
         }
+        for (int l = 0; bias && l < LANES; l++)
+            slope[l] = pick((MANY ? bias[l] : *bias) == out, R(0), slope[l]);
     }
 };
 
-// f and s of LANES values of u = log p ≤ 0.
-template <class R> static void penalise(const Softmax& p, const R* u, R* f, R* s) {
+// f and s of N values of u = log p ≤ 0.
+template <int N, class R> static void penalise(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
     switch (p.penalty) {
-        case FOCAL:  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p))
-            for (int l = 0; l < LANES; l++) {
-                const R prob = exp_(u[l]), rest = complement(u[l]);
-                const R odds = prob / pick(rest > R(0), rest, R(1)), ratio = pick(rest > R(0), -u[l] / pick(rest > R(0), rest, R(1)), R(1));
-                const R power = a == R(0) ? R(1) : pick(rest > R(0), exp_(-a * log1p_(odds)), R(0));
-                f[l] = times(power, -u[l]), s[l] = power * (R(1) + a * times(prob, ratio));
-            }
+        case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps that compilers turn into vectors
+            R prob[N], rest[N], power[N];
+            for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
+            for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
+            for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
+            for (int l = 0; l < N; l++) power[l] = pick(rest[l] > R(0), power[l], R(a == R(0)));
+            for (int l = 0; l < N; l++) f[l] = times(power[l], -u[l]);
+            for (int l = 0; l < N; l++) s[l] = pick(rest[l] > R(0), -u[l] / pick(rest[l] > R(0), rest[l], R(1)), R(1));
+            for (int l = 0; l < N; l++) s[l] = power[l] * (R(1) + a * times(prob[l], s[l]));
             break;
+        }
         case POLY1:
-            for (int l = 0; l < LANES; l++) f[l] = a * complement(u[l]) - u[l], s[l] = R(1) + a * exp_(u[l]);
+            for (int l = 0; l < N; l++) f[l] = a * complement(u[l]) - u[l], s[l] = R(1) + a * exp_(u[l]);
             break;
         case GCE:  // and MAE, where a = 1
-            for (int l = 0; l < LANES; l++) f[l] = complement(a * u[l]) / a, s[l] = exp_(a * u[l]);
+            for (int l = 0; l < N; l++) f[l] = complement(a * u[l]) / a, s[l] = exp_(a * u[l]);
             break;
         case SCE:  // a = α, b = -β A
-            for (int l = 0; l < LANES; l++) f[l] = b * complement(u[l]) - times(a, u[l]), s[l] = a + b * exp_(u[l]);
+            for (int l = 0; l < N; l++) f[l] = b * complement(u[l]) - times(a, u[l]), s[l] = a + b * exp_(u[l]);
             break;
-        case TAYLOR:
-            for (int l = 0; l < LANES; l++) {
-                const R rest = complement(u[l]);
-                R power = R(1), sum = R(0), slope = R(0);
-                for (int k = 1; k <= int(a); k++) slope += power, power *= rest, sum += power / R(k);
-                f[l] = sum, s[l] = exp_(u[l]) * slope;
-            }
+        case TAYLOR: {
+            R power[N], slope[N];
+            for (int l = 0; l < N; l++) power[l] = R(1), slope[l] = f[l] = R(0);
+            for (int k = 1; k <= int(a); k++)
+                for (int l = 0; l < N; l++) slope[l] += power[l], power[l] *= complement(u[l]), f[l] += power[l] * (R(1) / R(k));
+            for (int l = 0; l < N; l++) s[l] = exp_(u[l]) * slope[l];
             break;
+        }
         default:
-            for (int l = 0; l < LANES; l++) f[l] = -u[l], s[l] = R(1);
+            for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
     }
 }
-template <class R> static void penalise_one(const Softmax& p, R u, R& f, R& s) {
-    if (p.penalty == NO_PENALTY) return void((f = -u, s = R(1)));
-    R many[LANES] = {}, fs[LANES], ss[LANES];
-    many[0] = u;
-    penalise(p, many, fs, ss);
-    f = fs[0], s = ss[0];
+template <class R> INLINE void penalise_one(const Softmax& p, R u, R& f, R& s) {
+    if (p.penalty == NO_PENALTY) f = -u, s = R(1);
+    else penalise<1>(p, &u, &f, &s);
 }
 
 }  // namespace

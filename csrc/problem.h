@@ -36,7 +36,8 @@ struct Softmax {
 
     // x' = (cap tanh(x / cap) + bias - margin at the target) / T; see family.h
     double cap, margin, per_temperature, z_loss;
-    const void* bias;  // R, one a class, -inf for one that is masked; or null
+    const void* bias;  // R, one a class, or null; if some are masked, -inf for those
+    bool masked;
     int64_t penalty;   // a Penalty and its parameters, for class indices without smoothing
     double penalty_a, penalty_b;
     bool transformed() const { return cap != 0 || margin != 0 || per_temperature != 1 || bias; }

@@ -7,6 +7,7 @@ all of them must be a setting, such as the ε of an example.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,11 +287,19 @@ def test_blank_line_ends_each_session():
         assert block.endswith("\n\n")
 
 
-def test_the_readme_quotes_the_benchmarks_it_links_to():
+def test_the_pages_quote_the_stored_run_of_the_benchmarks(monkeypatch):
     root = DOCS.parent
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    table = (root / "benchmarks/results/table.md").read_text(encoding="utf-8")
-    quoted = re.findall(r"^\| [a-z][^|]*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", readme, re.MULTILINE)
-    assert len(quoted) == 8
-    for figures in quoted:
-        assert f"| {' | '.join(figures)} |" in table
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import report
+
+    results = json.loads((root / "benchmarks/results/results.json").read_text(encoding="utf-8"))
+    found = report.fragments(results)
+    assert report.make_markdown(results) == (root / "benchmarks/results/table.md").read_text(encoding="utf-8")
+    for path in (root / "README.md", DOCS / "performance.md"):
+        page = path.read_text(encoding="utf-8")
+        assert page.count("<!-- bench: ") >= 1
+        assert report.quote(page, found) == page
+    assert (
+        report.quote("<!-- bench: memory -->\n1 MB\n<!-- end -->", found)
+        == f"<!-- bench: memory -->\n\n{found['memory']}\n\n<!-- end -->"
+    )

@@ -1,6 +1,7 @@
 """The laws of the whole family: every penalty, transformation, mask and extra term, against the reference in float64."""
 
 import io
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +36,14 @@ def assert_close(got, expected, dtype, scale=1.0):
     )
 
 
-def taken_by(impl, loss, settings):
+@contextmanager
+def skipping_refusals(impl):
     """Skip what an implementation refuses."""
-    known = crossent.targets.SPECIAL[loss]
-    special = {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in settings.items() if k in known}
     try:
-        crossent.choose_implementation(torch.zeros(1, 2), impl, loss=loss, **special)
+        yield
     except RuntimeError as refusal:
+        if impl == "eager" or "goes to torch operations" not in str(refusal):
+            raise
         pytest.skip(str(refusal))
 
 
@@ -49,7 +51,6 @@ def taken_by(impl, loss, settings):
 @dtypes
 @law(FAMILY)
 def test_softmax_value_and_gradients(case, impl, dtype):
-    taken_by(impl, "cross_entropy", case.settings)
     case = rounded(case, dtype)
     for reduction in ("none", "sum", "mean"):
         if reduction != "mean" and "denominator" in case.settings:
@@ -58,9 +59,10 @@ def test_softmax_value_and_gradients(case, impl, dtype):
         leaves = {"x": x}
         if t.is_floating_point():
             leaves["t"] = t.requires_grad_()
-        if "logit_bias" in settings:
+        if "logit_bias" in settings and impl == "eager":
             leaves["bias"] = settings["logit_bias"].requires_grad_()
-        loss = crossent.cross_entropy(x, t, reduction=reduction, impl=impl, **settings)
+        with skipping_refusals(impl):
+            loss = crossent.cross_entropy(x, t, reduction=reduction, impl=impl, **settings)
         expected = reference.cross_entropy(case.logits, case.target, reduction=reduction, **to_reference(case.settings))
         assert loss.dtype == dtype
         assert_close(loss, expected.loss, dtype)
@@ -80,14 +82,14 @@ def test_softmax_value_and_gradients(case, impl, dtype):
 @dtypes
 @law(BINARY_FAMILY)
 def test_sigmoid_value_and_gradients(case, impl, dtype):
-    taken_by(impl, "binary_cross_entropy_with_logits", case.settings)
     case = rounded(case, dtype)
     for reduction in ("none", "sum", "mean"):
         if reduction != "mean" and "denominator" in case.settings:
             continue
         x, t, settings = tensors(case, dtype)
         t.requires_grad_()
-        loss = crossent.binary_cross_entropy_with_logits(x, t, reduction=reduction, impl=impl, **settings)
+        with skipping_refusals(impl):
+            loss = crossent.binary_cross_entropy_with_logits(x, t, reduction=reduction, impl=impl, **settings)
         expected = reference.binary_cross_entropy_with_logits(
             case.logits, case.target, reduction=reduction, **to_reference(case.settings)
         )

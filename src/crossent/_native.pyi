@@ -16,6 +16,8 @@ def softmax_forward(
     loss: Tensor,
     row_weight: Tensor | None,
     lse: Tensor,
+    members: tuple[object, ...] | None = None,
+    statistics: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> float | None: ...
 def softmax_backward(
     grad: Tensor,
@@ -28,6 +30,7 @@ def softmax_backward(
     smoothing: float,
     grad_logits: Tensor | None,
     grad_target: Tensor | None,
+    members: tuple[object, ...] | None = None,
 ) -> bool: ...
 def softmax_small(
     logits: Tensor,

@@ -248,7 +248,7 @@ def reduced_cross_entropy(
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
     check_mean(reduction, mean)
-    name = choose(logits, impl, described.values, () if described.plain else described.special)
+    name = choose(logits, impl, described.values, described)
     _check_inplace(inplace_backward, input)
     how = reduction
     if mean.sample_weight is not None:
@@ -376,7 +376,7 @@ def binary_cross_entropy_with_logits(
         described = BinaryTarget(target, weight, pos_weight, _mask(mask, input), rule)
     check_mean(reduction, Mean(sample_weight, denominator, empty))
     dtype = result_dtype(target, (), out_dtype)
-    name = choose(input, impl, target, () if described.plain else described.special)
+    name = choose(input, impl, target, described)
     _check_inplace(inplace_backward, input)
     valid = valid_elements(described)
     total = reduction != "none" and sample_weight is None

@@ -74,6 +74,12 @@ def _plain(*tensors: Tensor | None) -> bool:
     )
 
 
+def _tell_if_in_place(grad: Tensor | None, logits: Tensor) -> None:
+    """Tell autograd that the logits are gone, if the gradient was written over them."""
+    if grad is not None and grad.data_ptr() == logits.data_ptr():
+        torch.autograd.graph.increment_version(logits)
+
+
 def _gradients(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Lay each gradient out as its input is, as the operators promise; what was not asked for is an empty tensor."""
     return _like(grads[0], inputs[0]), _like(grads[1], inputs[1])
@@ -266,6 +272,8 @@ class CrossEntropy(Function):
         elif _plain(grad, logits, *tensors):
             compute = load(ctx.impl).cross_entropy_backward
             grads = compute(grad, logits, described, lse, needs, ctx.divisor, ctx.inplace)
+            if ctx.inplace:
+                _tell_if_in_place(grads[0], logits)
             pairs = zip(grads, (logits, tensors[0]), strict=False)
             grads = (*(None if g is None else _like(g, x) for g, x in pairs), None, None)
         else:
@@ -323,6 +331,7 @@ def _small_gradient(ctx: Any, grad: Tensor) -> Tensor:
 # Function.apply adds what torch.func needs, and the node looks its backward up in several places; both are settled here.
 _apply_small = super(Function, SmallCrossEntropy).apply
 SmallCrossEntropy._backward_cls.apply = SmallCrossEntropy.backward  # type: ignore[attr-defined]
+SmallCrossEntropy._backward_cls.__name__ = CrossEntropy._backward_cls.__name__
 
 
 def _quiet() -> bool:
@@ -379,6 +388,23 @@ def cross_entropy(
         return (loss / row_weight, None) if mean else (loss, row_weight)
     loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *target, reduction, impl)
     return loss, None if mean else row_weight
+
+
+def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> tuple[Tensor, Tensor | None]:
+    """Compute the stacks of statistics: in one pass of the kernels where nothing is to be differentiated, else by formula."""
+    differentiable = torch.is_grad_enabled() and (
+        logits.requires_grad or any(t is not None and t.requires_grad for t in target[:5])
+    )
+    plain = _plain(logits, *target[:5]) and forward_ad._current_level < 0 and not torch.compiler.is_compiling()
+    if impl == "native" and target.indices and logits.numel() and plain and not differentiable:
+        both: tuple[Tensor, Tensor] = _explained(_native.cross_entropy_statistics, logits, target)
+        return both
+    if impl == "native" and named:
+        raise RuntimeError(
+            "impl='native' cannot run here: the native kernels give statistics of class indices, where nothing is to be "
+            "differentiated; use impl='eager' or leave it out"
+        )
+    return cross_entropy(logits, target, "statistics", "eager")
 
 
 # --- binary cross entropy ---------------------------------------------------------------------------------------------
@@ -467,6 +493,7 @@ def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Ten
     if inplace and _plain(grad, logits, *tensors):
         compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget._make((*tensors, ctx.rule))
         both = compute(grad, logits, *_for(ctx.impl, described), needs, ctx.divisor, True)
+        _tell_if_in_place(both[0], logits)
     else:
         plain = _plain(grad, logits, *tensors)
         run: Any = _binary_backward if plain else torch.ops.crossent.binary_cross_entropy_backward.default

@@ -113,8 +113,9 @@ def cross_entropy_stats(
     dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
     mean, by_count = Mean(sample_weight, denominator, empty), Mean(None, None, empty)
     check_mean(reduction, mean)
-    name = choose(logits, impl, described.values, (*described.special, "statistics"))
-    told, row_weights = ops.cross_entropy(logits, described, "statistics", name)
+    told, row_weights = ops.statistics(
+        logits, described, choose(logits, impl, described.values, described), impl is not None
+    )
     assert row_weights is not None
     row_weight, correct = row_weights.detach().unbind(0)
     counted = eager.counted_rows(logits, described)

@@ -120,29 +120,6 @@ class Target(NamedTuple):
         )
 
 
-SPECIAL: dict[str, dict[str, Any]] = {
-    "cross_entropy": {
-        "penalty": None,
-        "temperature": 1.0,
-        "softcap": None,
-        "logit_bias": None,
-        "margin": 0.0,
-        "class_mask": None,
-        "z_loss": 0.0,
-    },
-    "binary_cross_entropy_with_logits": {"penalty": None, "ignore_index": None, "label_smoothing": 0.0, "mask": None},
-}
-
-
-def special_settings(loss: str, given: dict[str, Any]) -> tuple[str, ...]:
-    """Name the settings that are in use among those of a loss that torch does not have."""
-    known = SPECIAL[loss]
-    for name in given:
-        if name not in known:
-            raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(known)}, not on {name}")
-    return tuple(k for k, v in given.items() if v is not None and (isinstance(v, Tensor) or v != known[k]))
-
-
 class BinaryRule(NamedTuple):
     """The numbers of a call of ``binary_cross_entropy_with_logits``, as :class:`Rule`."""
 
@@ -262,6 +239,38 @@ def special_rule(
         raise ValueError(f"margin must be finite, got {margin}: it is subtracted from the target's logit")
     name, parameters = check_penalty(penalty, binary=False)
     return Rule(rule.ignore_index, rule.label_smoothing, temperature, softcap, margin, z_loss, name, parameters)
+
+
+# The settings that torch does not have, and what they are where nothing is said.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "cross_entropy": {
+        "penalty": None,
+        "temperature": 1.0,
+        "softcap": None,
+        "logit_bias": None,
+        "margin": 0.0,
+        "class_mask": None,
+        "z_loss": 0.0,
+    },
+    "binary_cross_entropy_with_logits": {"penalty": None, "ignore_index": None, "label_smoothing": 0.0, "mask": None},
+}
+
+
+def described_settings(loss: str, target: Tensor | None, settings: dict[str, Any]) -> Target | BinaryTarget:
+    """Describe the settings of a call without its logits, as far as the choice of an implementation depends on them."""
+    known = dict.fromkeys((*SPECIAL[loss], "label_smoothing"))
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(known)}, not on {name}")
+    values = torch.empty(0, dtype=torch.int64) if target is None else target
+    given = {name: value for name, value in settings.items() if name not in ("mask", "ignore_index", "label_smoothing")}
+    smoothing = _smoothing(settings.get("label_smoothing", 0.0))
+    if loss != "cross_entropy":
+        rule = binary_rule(settings.get("ignore_index"), smoothing, given.get("penalty"))
+        return BinaryTarget(values, mask=settings.get("mask"), rule=rule)
+    bias, mask = given.get("logit_bias"), given.get("class_mask")
+    bias, mask = None if bias is None else check_bias(bias), None if mask is None else check_mask(mask)
+    return Target(values, None, bias, mask, None, special_rule(Rule(label_smoothing=smoothing), **given))
 
 
 def binary_rule(ignore_index: float | None, label_smoothing: float, penalty: Any) -> BinaryRule:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from crossent.impl import eager
-from crossent.targets import special_settings
+from crossent.targets import BinaryTarget, Target, described_settings
 
 NAMES = ("eager", "native", "triton")
 _LOADED: dict[str, ModuleType] = {"eager": eager}
@@ -46,7 +46,8 @@ def choose_implementation(
         impl: as in the call.
         target: of the call; the dtype of probabilities matters.
         loss: ``"cross_entropy"`` or ``"binary_cross_entropy_with_logits"``.
-        settings: those of the call that torch's loss does not have, such as ``penalty`` or ``class_mask``.
+        settings: those of the call that torch's loss does not have, such as ``penalty`` or ``class_mask``, and
+            ``label_smoothing``.
 
     Raises:
         ValueError: ``impl`` is no implementation's name.
@@ -56,21 +57,23 @@ def choose_implementation(
     >>> import torch
     >>> choose_implementation(torch.zeros(2, 3), "eager")
     'eager'
-    >>> choose_implementation(torch.zeros(2, 3), margin=0.35)
+    >>> choose_implementation(torch.zeros(2, 3), logit_bias=torch.zeros(2, 3))
     'eager'
     """
-    return choose(logits, impl, target, special_settings(loss, settings))
+    return choose(logits, impl, target, described_settings(loss, target, settings))
 
 
-def choose(logits: Tensor, impl: str | None, target: Tensor | None = None, special: tuple[str, ...] = ()) -> str:
-    """Name the implementation for logits, a target and the special settings of a call, by name."""
+def choose(
+    logits: Tensor, impl: str | None, target: Tensor | None = None, described: Target | BinaryTarget | None = None
+) -> str:
+    """Name the implementation for logits, a target and all else that a call says."""
     if impl == "eager":
         return "eager"
     if impl is None:
-        return "eager" if "native" in _MISSING or load("native").refuses(logits, target, special) else "native"
+        return "eager" if "native" in _MISSING or load("native").refuses(logits, target, described) else "native"
     if impl not in NAMES:
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, NAMES))}, got {impl!r}")
-    reason = _MISSING.get(impl) or load(impl).refuses(logits, target, special)
+    reason = _MISSING.get(impl) or load(impl).refuses(logits, target, described)
     if reason:
         raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='eager' or leave it out")
     return impl

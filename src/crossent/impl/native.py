@@ -12,13 +12,13 @@ import ctypes
 import os
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from crossent import _native
-from crossent.targets import Target
+from crossent.targets import BinaryTarget, Rule, Target
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -39,17 +39,83 @@ if os.environ.get("CROSSENT_ISA"):
     _native.use_isa(os.environ["CROSSENT_ISA"])
 
 
-def refuses(logits: Tensor, target: Tensor | None = None, special: tuple[str, ...] = ()) -> str | None:
-    """Say why the kernels cannot take these logits, this target and these special settings, or None if they can."""
+_PENALTIES = {
+    "": 0,
+    "Focal": 1,
+    "Poly1": 2,
+    "GCE": 3,
+    "MAE": 3,
+    "SCE": 4,
+    "Taylor": 5,
+}  # as csrc/problem.h numbers them
+
+
+def refuses(logits: Tensor, target: Tensor | None = None, described: Target | BinaryTarget | None = None) -> str | None:
+    """Say why the kernels cannot take these logits, this target and what else the call says, or None if they can."""
     if logits.device.type != "cpu":
         return f"the native kernels run on the CPU, and the logits are on {logits.device}"
-    if target is not None and target.is_floating_point() and target.dtype != logits.dtype:
+    soft = target is not None and target.is_floating_point()
+    if target is not None and soft and target.dtype != logits.dtype:
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         if target.dtype != wide:
             return f"the native kernels take probabilities in {logits.dtype} or {wide} for such logits, not in {target.dtype}"
-    for name in special:
-        return f"the native kernels do not take {name} yet, which goes to torch operations"
+    if described is None or described.plain:
+        return None
+    left = _left_to_eager(described, soft) if isinstance(described, Target) else described.special[0]
+    return None if left is None else f"the native kernels do not take {left}, which goes to torch operations"
+
+
+def _left_to_eager(target: Target, soft: bool) -> str | None:
+    """Name the first thing of a softmax loss that the kernels do not take; docs/performance.md has the list."""
+    rule, bias, mask = target.rule, target.logit_bias, target.class_mask
+    if target.valid is not None:
+        return "rows left out beside those of ignore_index"
+    for name, tensor in (("logit_bias", bias), ("class_mask", mask)):
+        if tensor is not None and tensor.dim() != 1:
+            return f"a {name} of the logits' shape"
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return "a logit_bias that requires grad"
+    if rule.penalty not in _PENALTIES:
+        return f"the penalty {rule.penalty}"
+    if rule.penalty and (soft or rule.label_smoothing):
+        return f"a penalty with {'probabilities' if soft else 'label_smoothing'}"
+    if soft and rule.margin:
+        return "a margin with probabilities"
+    if soft and mask is not None and rule.label_smoothing:
+        return "a class_mask with probabilities and label_smoothing"
     return None
+
+
+def _penalty(rule: Rule) -> tuple[int, float, float]:
+    """Write a penalty as the kernels have it: its number and two parameters."""
+    kind, (a, b) = _PENALTIES[rule.penalty], (*rule.parameters, 0.0, 0.0)[:2]
+    if rule.penalty == "MAE":
+        return kind, 1.0, 0.0
+    if rule.penalty == "GCE" and a == 0:
+        return 0, 0.0, 0.0  # its limit, -log p
+    if rule.penalty == "SCE":
+        alpha, beta, log_of_zero = rule.parameters
+        return kind, alpha, -beta * log_of_zero
+    return kind, a, b
+
+
+def _members(target: Target, dtype: torch.dtype, num_classes: int) -> tuple[Any, ...] | None:
+    """Write all that makes a member of the family other than cross entropy as binding.cpp reads it; None for that itself."""
+    if target.plain:
+        return None
+    rule, bias, spread, sums = target.rule, target.logit_bias, None, None
+    bias = None if bias is None else bias.detach().to(dtype)
+    if target.class_mask is not None:
+        bias = torch.zeros(num_classes, dtype=dtype) if bias is None else bias
+        bias = bias.masked_fill(~target.class_mask, -torch.inf)
+        if rule.label_smoothing:
+            spread = target.class_mask.to(dtype)
+            allowed = spread.sum().item()
+            spread = spread if target.weight is None else spread * target.weight.to(dtype)
+            sums = [allowed, spread.sum(dtype=torch.float64).item()]
+    bias = None if bias is None else bias.contiguous()
+    masked = target.class_mask is not None
+    return rule.temperature, rule.softcap or 0.0, rule.margin, rule.z_loss, *_penalty(rule), bias, masked, spread, sums
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -84,11 +150,8 @@ def _new_like(x: Tensor) -> Tensor:
 
 
 def _gradient(x: Tensor, inplace: bool) -> Tensor:
-    """Return where the gradient of x is to be written: new memory, or that of x, and autograd is told."""
-    if not inplace or torch._debug_has_internal_overlap(x) != 0:
-        return _new_like(x)
-    torch.autograd.graph.increment_version(x)
-    return x.detach()
+    """Return where the gradient of x is to be written: new memory, or that of x."""
+    return x.detach() if inplace and torch._debug_has_internal_overlap(x) == 0 else _new_like(x)
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
@@ -108,12 +171,13 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
         nothing = torch.nan if reduction == "mean" else 0.0
         return loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse.zero_()
     values = target.values.contiguous() if target.indices else target.values
-    weight = _weight(target.weight, dtype)
+    weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
     for copied in (False, True):
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            logits, values, weight, target.ignore_index, target.label_smoothing, _REDUCTIONS[reduction], loss, row_weight, lse
+            logits, values, weight, target.ignore_index, target.label_smoothing, _REDUCTIONS[reduction], loss, row_weight, lse,
+            members,
         )  # fmt: skip
         if total is not None:
             break
@@ -121,15 +185,34 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     return loss, total if row_weight is None else row_weight, lse
 
 
+def cross_entropy_statistics(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Compute of each row, in one pass, the stacks of the eager implementation's statistics, for class indices."""
+    dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
+    told, row_weights = torch.empty((4, *rows), dtype=dtype), torch.empty((2, *rows), dtype=dtype)
+    lse, correct = _new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
+    loss, _, target_log_prob, entropy = told
+    weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
+    for x in (logits, logits.contiguous()):
+        total = _native.softmax_forward(
+            x, target.values.contiguous(), weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
+            members, (entropy, target_log_prob, correct),
+        )  # fmt: skip
+        if total is not None:
+            break
+    torch.add(lse[0], lse[1], out=told[1]).masked_fill_(target.values == target.ignore_index, 0.0)
+    row_weights[1] = correct
+    return told, row_weights
+
+
 def cross_entropy_backward(
     grad: Tensor,
     logits: Tensor,
     target: Target,
     lse: Tensor,
-    needs: tuple[bool, bool, bool] = (True, False, False),
+    needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
-) -> tuple[Tensor | None, Tensor | None, None]:
+) -> tuple[Tensor | None, Tensor | None, None, None]:
     """Compute the gradients for logits and target; see the eager implementation."""
     dtype = _wide(logits)
     if grad.dim() > 0:
@@ -137,16 +220,18 @@ def cross_entropy_backward(
     values = target.values.contiguous() if target.indices else target.values
     settings = _weight(target.weight, dtype), lse, target.ignore_index, target.label_smoothing
     if logits.numel() == 0:
-        return _new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None, None
+        return _new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None, None, None
     grad_logits = _gradient(logits, inplace) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
-    if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target):
+    members = _members(target, dtype, logits.shape[1])
+    if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, members):
         grad_logits = None if grad_logits is None else torch.empty(logits.shape, dtype=logits.dtype)
         grad_target = None if grad_target is None else torch.empty(values.shape, dtype=values.dtype)
         _native.softmax_backward(
-            grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target
+            grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target,
+            members,
         )  # fmt: skip
-    return grad_logits, grad_target, None
+    return grad_logits, grad_target, None, None
 
 
 # Whether a call is one that the two functions below take as it is, unchecked: ORDINARY, or SMALL. Anything else is 0.
@@ -205,6 +290,8 @@ class _Elements(NamedTuple):
 
     def back(self, x: Tensor) -> Tensor:
         """Put the dimensions into the caller's order."""
+        if self.order == sorted(self.order):
+            return x
         return x.permute([self.order.index(d) for d in range(x.dim())])
 
 

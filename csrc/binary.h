@@ -1,0 +1,131 @@
+// Binary cross entropy: blocks of elements, with their weights where there are any.
+
+#pragma once
+#include "runs.h"
+
+namespace {
+
+// A block of up to BINARY_BLOCK elements, filled up to whole runs: logits, targets, and weights where there are any.
+template <class R, class S, class T, bool WEIGHTED> struct Elements {
+    int64_t o, i, n, first;
+    alignas(64) R buffers[4][BINARY_BLOCK];
+    const R *x, *t, *w, *pi;
+    const S* next_x;
+    const T* next_t;
+
+    Elements(const Binary& p, int64_t block) {
+        const int64_t per_outer = p.blocks_per_outer();
+        o = block / per_outer, i = block % per_outer * BINARY_BLOCK;
+        n = p.inner - i < BINARY_BLOCK ? p.inner - i : BINARY_BLOCK, first = o * p.inner + i;
+        x = runs(static_cast<const S*>(p.logits) + first, buffers[0]);
+        t = runs(static_cast<const T*>(p.target) + first, buffers[1]);
+        next_x = static_cast<const S*>(p.logits) + first + n, next_t = static_cast<const T*>(p.target) + first + n;
+        if constexpr (WEIGHTED) w = weights(p.weight, p.weight_at, buffers[2]), pi = weights(p.pos_weight, p.pos_weight_at, buffers[3]);
+    }
+
+    template <class V> const R* runs(const V* from, R* scratch) const {
+        const int64_t whole = n / LANES * LANES;
+        if constexpr (sizeof(V) == sizeof(R)) {
+            if (whole == n) return from;
+        }
+        for (int64_t k = 0; k < whole; k += LANES) widen_run(from + k, scratch + k);
+        for (int64_t k = whole; k < padded(n); k++) scratch[k] = k < n ? widen(from[k]) : R(0);
+        return scratch;
+    }
+    const R* weights(const void* from, const int64_t (&at)[2], R* scratch) const {
+        const R* start = static_cast<const R*>(from) + (from ? o * at[0] + i * at[1] : 0);
+        if (from && at[1] == 1) return runs(start, scratch);
+        for (int64_t k = 0; k < padded(n); k++) scratch[k] = !from ? R(1) : k < n ? start[k * at[1]] : R(0);
+        return scratch;
+    }
+
+    void fetch_next(int64_t k) const { fetch(next_x + k, LANES * sizeof(S)), fetch(next_t + k, LANES * sizeof(T)); }
+
+    // What "yes" weighs, π t, and what "no" weighs, 1 - t.
+    R yes(int64_t k) const {
+        if constexpr (WEIGHTED) return pi[k] * t[k];
+        else return t[k];
+    }
+    R no(int64_t k) const { return R(1) - t[k]; }
+    R weight([[maybe_unused]] int64_t k) const {
+        if constexpr (WEIGHTED) return w[k];
+        else return R(1);
+    }
+    template <class V> void store_to(const R* from, V* to) const {
+        const int64_t whole = n / LANES * LANES;
+        if (whole) store(from, to + first, whole);
+        for (int64_t k = whole; k < n; k++) narrow(from[k], to[first + k]);
+    }
+};
+
+template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
+
+// -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x.
+template <class R, class S, class T, bool WEIGHTED> static void block_forward(const Binary& p, int64_t block) {
+    const Elements<R, S, T, WEIGHTED> e(p, block);
+    alignas(64) R lane[LANES] = {}, scratch[BINARY_BLOCK];
+    for (int64_t k = 0; k < e.n; k += LANES) {
+        R loss[LANES];
+        e.fetch_next(k);
+        for (int l = 0; l < LANES; l++) {
+            const R x = e.x[k + l], size = magnitude(x), yes = e.yes(k + l), no = e.no(k + l);
+            loss[l] = times(pick(x > R(0), no, yes), size) + (yes + no) * log1p_unit(exp_(-size));
+            if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
+        }
+        if (k + LANES > e.n)
+            for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
+        for (int l = 0; l < LANES; l++) lane[l] += loss[l];
+        if (p.loss)
+            for (int l = 0; l < LANES; l++) scratch[k + l] = loss[l];
+    }
+    if (p.loss) e.store_to(scratch, static_cast<R*>(p.loss));
+    if (p.partial) p.partial[block] = fold(lane);
+}
+
+template <class R, class S, class T, bool WEIGHTED> static void block_backward(const Binary& p, int64_t block) {
+    const Elements<R, S, T, WEIGHTED> e(p, block);
+    const R* g = static_cast<const R*>(p.grad);
+    alignas(64) R rows[BINARY_BLOCK], slope[BINARY_BLOCK];
+    for (int64_t k = 0; k < padded(e.n); k++) rows[k] = !p.grad_rows ? g[0] : k < e.n ? g[e.first + k] : R(0);
+    for (int64_t k = 0; p.grad_target && k < e.n; k += LANES) {
+        R run[LANES];
+        for (int l = 0; l < LANES; l++) {
+            const R x = e.x[k + l], size = magnitude(x), tail = log1p_unit(exp_(-size));
+            R gain = pick(x < R(0), size, R(0)) + tail;
+            if constexpr (WEIGHTED) gain = times(e.pi[k + l], gain);
+            run[l] = rows[k + l] * e.weight(k + l) * (gain - (pick(x > R(0), size, R(0)) + tail));
+        }
+        for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
+    }
+    if (p.grad_target) e.store_to(slope, static_cast<T*>(p.grad_target));
+    // last, for it may lie in the place of the logits
+    for (int64_t k = 0; p.grad_logits && k < e.n; k += LANES) {
+        R run[LANES];
+        e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
+        for (int l = 0; l < LANES; l++) {
+            const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
+            run[l] = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small) * (rows[k + l] * e.weight(k + l));
+        }
+        for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
+    }
+    if (p.grad_logits) e.store_to(slope, static_cast<S*>(p.grad_logits));
+}
+
+// A block by the types at hand.
+template <class R, class S> static void binary_block(const Binary& p, int64_t block) {
+    const bool backward = p.grad, weighted = p.weight || p.pos_weight;
+    if (p.wide_target) {
+        if (backward) weighted ? block_backward<R, S, R, true>(p, block) : block_backward<R, S, R, false>(p, block);
+        else weighted ? block_forward<R, S, R, true>(p, block) : block_forward<R, S, R, false>(p, block);
+    } else {
+        if (backward) weighted ? block_backward<R, S, S, true>(p, block) : block_backward<R, S, S, false>(p, block);
+        else weighted ? block_forward<R, S, S, true>(p, block) : block_forward<R, S, S, false>(p, block);
+    }
+}
+
+// Forward, or backward where there is a gradient of the loss.
+template <class S> static void binary(const Binary& p, int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) binary_block<typename Wide<S>::type, S>(p, block);
+}
+
+}  // namespace

@@ -1,0 +1,107 @@
+// Where rows and their labels are found, and runs of LANES numbers: read, folded, written, and fetched ahead of their time.
+
+#pragma once
+#include "numbers.h"
+#include "problem.h"
+
+namespace {
+
+constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time
+
+template <class R> constexpr R INF = std::numeric_limits<R>::infinity();
+template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
+
+INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+INLINE int64_t index_at(const void* indices, int64_t type, int64_t row) {
+    switch (type) {
+        case I8: return static_cast<const int8_t*>(indices)[row];
+        case I16: return static_cast<const int16_t*>(indices)[row];
+        case I32: return static_cast<const int32_t*>(indices)[row];
+        case U8: return static_cast<const uint8_t*>(indices)[row];
+        case U16: return static_cast<const uint16_t*>(indices)[row];
+        case U32: return static_cast<const uint32_t*>(indices)[row];
+        default: return static_cast<const int64_t*>(indices)[row];
+    }
+}
+
+// Where a row begins in a tensor of the logits' shape.
+template <class V> INLINE V* at_row(const Softmax& p, const void* tensor, const Strides& at, int64_t row) {
+    if (!tensor) return nullptr;
+    return static_cast<V*>(const_cast<void*>(tensor)) + row / p.inner * at.outer + row % p.inner * at.inner;
+}
+
+// Fold LANES numbers into one, half by half; as vectors, for compilers take the halves apart one by one.
+template <bool MAX, int N, class R> INLINE R fold_halves(const R* lane) {
+    if constexpr (N == 1) {
+        return lane[0];
+    } else {
+        typedef R Vector __attribute__((vector_size(N / 2 * sizeof(R))));
+        Vector low, high;
+        R half[N / 2];
+        std::memcpy(&low, lane, sizeof low), std::memcpy(&high, lane + N / 2, sizeof high);
+        if constexpr (MAX) low = low > high ? low : high;
+        else low += high;
+        std::memcpy(half, &low, sizeof low);
+        return fold_halves<MAX, N / 2>(half);
+    }
+}
+template <class R> INLINE double fold(const R* lane) { return double(fold_halves<false, LANES>(lane)); }
+template <class R> INLINE R fold_max(const R* lane) { return fold_halves<true, LANES>(lane); }
+
+// n ≥ LANES numbers as runs of R: whole ones, in place where they are R already, and a last one that ends with the numbers and
+// begins with `seen` of them that the whole ones hold as well.
+template <class R> struct Block {
+    const R* x;
+    int64_t n, whole, seen;
+    alignas(64) R last[LANES];  // across two lines of the cache it would be slow to come back
+
+    template <class S, class F> INLINE_MEMBER void load(const S* from, int64_t count, R* scratch, F&& look) {
+        n = count, whole = n / LANES * LANES, seen = whole + LANES - n;
+        if constexpr (sizeof(S) == sizeof(R)) x = from;
+        else x = scratch;
+        for (int64_t k = 0; k < whole; k += LANES) {
+            if constexpr (sizeof(S) != sizeof(R)) widen_run(from + k, scratch + k);
+            look(x + k);
+        }
+        if (whole < n) widen_run(from + n - LANES, last), look(last);
+    }
+    template <class S> void load(const S* from, int64_t count, R* scratch) {
+        load(from, count, scratch, [](const R*) {});
+    }
+
+    // What was seen already counts as this.
+    void fill(R value) {
+        if (whole < n)
+            for (int l = 0; l < LANES; l++) last[l] = pick(l < seen, value, last[l]);
+    }
+
+    // Do something with each run and where it begins among the runs.
+    template <class F> INLINE_MEMBER void each(F&& f) const {
+        for (int64_t k = 0; k < whole; k += LANES) f(x + k, k);
+        if (whole < n) f(last, whole);
+    }
+
+    const R* run(int64_t k) const { return k < whole ? x + k : last; }
+};
+
+// Write n ≥ LANES numbers as a Block has them, in runs of which the last may overlap, to where they belong.
+template <class R, class S> INLINE void store(const R* from, S* to, int64_t n) {
+    const int64_t whole = n / LANES * LANES;
+    if constexpr (sizeof(S) == sizeof(R)) {
+        std::memcpy(to, from, size_t(whole) * sizeof(S));
+    } else {
+        for (int64_t k = 0; k < whole; k += LANES) narrow_run(from + k, to + k);
+    }
+    if (whole < n) narrow_run(from + whole, to + n - LANES);
+}
+
+// Bring what is read next, or written soon, into the second cache: the first has too few places for misses under way.
+INLINE void fetch(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
+INLINE void fetch_to_write(const void* to, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(to) + at, 1, 2);
+}
+
+}  // namespace
