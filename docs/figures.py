@@ -75,7 +75,8 @@ def steps_to_right(
 # --- the pictures -----------------------------------------------------------------------------------------------------
 
 
-def _figure(height: float, rows: int = 1, columns: int = 1, **layout: object) -> tuple[Figure, np.ndarray]:
+def panels(height: float, rows: int = 1, columns: int = 1, **layout: object) -> tuple[Figure, np.ndarray]:
+    """Make a figure 7 inches wide with a grid of plain axes."""
     figure = Figure(figsize=(7, height), dpi=DPI, facecolor="white", layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **layout)
     for ax in axes.flat:
@@ -93,7 +94,7 @@ def push() -> Figure:
     before, gradient = softmax(x), softmax_cross_entropy(x, t).grad
     after = softmax(x - gradient)
     colours = [BLUE, ORANGE, ORANGE]
-    figure, axes = _figure(3.5, 1, 2, sharey=True, width_ratios=[1.25, 1])
+    figure, axes = panels(3.5, 1, 2, sharey=True, width_ratios=[1.25, 1])
     left, right = axes.flat
     arrow = {"arrowstyle": "-|>,head_width=0.3,head_length=0.5", "lw": 2.2, "color": INK, "shrinkA": 0, "shrinkB": 0}
     for k in range(3):
@@ -135,7 +136,7 @@ def gradient() -> Figure:
         ("sigmoid and difference", sigmoid_difference, ORANGE, "-", 0.47),
         ("softmax twice", softmax_twice, INK, ":", 0.27),
     ]
-    figure, axes = _figure(4.0)
+    figure, axes = panels(4.0)
     ax: Axes = axes[0, 0]
     ax.axvspan(-7, 0, color="#F0F0F0", zorder=0, lw=0)
     ax.plot([start[0]] * 2, [0, 1], color=GREY, lw=1, zorder=1)
@@ -168,7 +169,7 @@ def several_labels() -> Figure:
         "a cat or a dog,\ncannot be told": [[1, 0, 0], [0, 1, 0]],
         "none of them": [[0, 0, 0]],
     }
-    figure, axes = _figure(3.7, 2, 4, sharey=True, sharex=True)
+    figure, axes = panels(3.7, 2, 4, sharey=True, sharex=True)
     for column, (title, labels) in enumerate(kinds.items()):
         best_softmax = multilabel_target(labels).mean(0)
         best_sigmoid = np.mean(labels, 0)
