@@ -494,6 +494,7 @@ def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Ten
         compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget._make((*tensors, ctx.rule))
         both = compute(grad, logits, *_for(ctx.impl, described), needs, ctx.divisor, True)
         _tell_if_in_place(both[0], logits)
+        both = _gradients(both, (logits, described.values))
     else:
         plain = _plain(grad, logits, *tensors)
         run: Any = _binary_backward if plain else torch.ops.crossent.binary_cross_entropy_backward.default

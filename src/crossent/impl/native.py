@@ -276,6 +276,8 @@ class _Elements(NamedTuple):
         order, strides = list(range(logits.dim())), list(logits.stride())
         if not logits.is_contiguous():
             order.sort(key=lambda d: (-strides[d], d))
+        if not logits.permute(order).is_contiguous():  # with gaps, or one in memory: to be copied
+            order.sort()
 
         def laid_out(w: Tensor | None) -> Tensor | None:
             return None if w is None else w.to(_wide(logits)).expand_as(logits).permute(order)
