@@ -13,12 +13,6 @@ from torch import Tensor
 
 MEGABYTES = 131  # as float32 logits (1024, 32000) are
 HUGE_PAGE = 1 << 21
-KINDS = {
-    "small": "fresh, in pages of 4 KB",
-    "huge": "fresh, in huge pages",
-    "again": "used again, after MADV_FREE",
-    "there": "there all the time",
-}
 
 
 def available() -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pages import KINDS
-
 CONTENDERS = {
     "eager": "torch eager",
     "compile": "torch.compile",
@@ -21,6 +19,12 @@ COLOURS = {  # told apart by colour-blind eyes too
     "crossent": "#0072b2",
     "fresh": "#9ecae8",
     "inplace": "#009e73",
+}
+KINDS = {  # of memory
+    "small": "fresh, in pages of 4 KB",
+    "huge": "fresh, in huge pages",
+    "again": "used again, after MADV_FREE",
+    "there": "there all the time",
 }
 HEADLINE = (
     "few-classes", "plain", "vocabulary-32k", "vocabulary-128k", "vocabulary-128k-bfloat16", "segmentation",
@@ -148,7 +152,7 @@ def headline(results: dict) -> str:
     lines = [[row["title"], *(figures(1e3 * row["ms"][name]) for name in ("eager", "crossent"))] for row in one]
     parts += ["Small calls, in µs:", table(["logits", CONTENDERS["eager"], CONTENDERS["crossent"]], lines)]
     for row in results["memory"][:1]:
-        above = ", ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
+        above = "; ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
         parts.append(
             f"Peak memory above the logits for {row['title']}, where logits and gradient are {row['logits']:.0f} MB each: {above}."
         )

@@ -43,6 +43,7 @@ void print_errors(uint32_t step) {
     try_all("expm1", -0.0f, -104.0f, step, [](float x) { return expm1_(x); }, [](double x) { return std::expm1(x); });
     try_all("log1p", 0.0f, 1e30f, step, [](float x) { return log1p_(x); }, [](double x) { return std::log1p(x); });
     try_all("log1p_unit", 0.0f, 1.0f, step, [](float x) { return log1p_unit(x); }, [](double x) { return std::log1p(x); });
+    try_all("inverse_unit", 0.0f, 1.0f, step, [](float x) { return inverse_unit(x); }, [](double x) { return 1 / (1 + x); });
     try_all("exp64", -0.0, -708.39, wide, [](double x) { return exp_(x); }, [](long double x) { return std::exp(x); });
     try_all("expm164", -0.0, -708.39, wide, [](double x) { return expm1_(x); }, [](long double x) { return std::expm1(x); });
     try_all("log1p64", 0.0, 1e300, wide, [](double x) { return log1p_(x); }, [](long double x) { return std::log1p(x); });

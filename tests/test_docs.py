@@ -1,13 +1,12 @@
 """The page ``docs/why-cross-entropy.md``: its code runs as doctests, and every other number on it is recomputed here.
 
 ``CLAIMS`` rebuilds the page's phrases from computed numbers. Each must stand on the page, and a number of the page outside
-all of them must be a setting, such as the ε of an example.
+all of them must be a setting, such as the ε of an example. ``test_performance.py`` does the like for the page on performance.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,21 +284,3 @@ def test_blank_line_ends_each_session():
     for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")
-
-
-def test_the_pages_quote_the_stored_run_of_the_benchmarks(monkeypatch):
-    root = DOCS.parent
-    monkeypatch.syspath_prepend(root / "benchmarks")
-    import report
-
-    results = json.loads((root / "benchmarks/results/results.json").read_text(encoding="utf-8"))
-    found = report.fragments(results)
-    assert report.make_markdown(results) == (root / "benchmarks/results/table.md").read_text(encoding="utf-8")
-    for path in (root / "README.md", DOCS / "performance.md"):
-        page = path.read_text(encoding="utf-8")
-        assert page.count("<!-- bench: ") >= 1
-        assert report.quote(page, found) == page
-    assert (
-        report.quote("<!-- bench: memory -->\n1 MB\n<!-- end -->", found)
-        == f"<!-- bench: memory -->\n\n{found['memory']}\n\n<!-- end -->"
-    )
