@@ -368,7 +368,7 @@ class Asymmetric(BinaryPenalty):
     """Focus on the negatives more than on the positives, and leave the easiest negatives out.
 
     With ``p = σ(x)``: yes costs ``-(1-p)^γ+ log p`` and no costs ``-p_m^γ- log(1-p_m)``, where ``p_m = max(p - clip, 0)``.
-    The gradient is that of this loss; the authors' code can hold the powers constant, which is the gradient of no loss.
+    The gradient is that of this loss; the authors' code can hold the powers constant, which is that of another.
 
     Args:
         gamma_pos: ``γ+``, at least 0.

@@ -569,7 +569,7 @@ def asymmetric(gamma_pos: float = 1.0, gamma_neg: float = 4.0, clip: float = 0.0
     With ``p = σ(x)``: yes costs ``-(1-p)^γ+ log p`` and no costs ``-p_m^γ- log(1-p_m)``, where ``p_m = max(p - clip, 0)``.
 
     The gradient is that of this loss. The authors' code can hold ``(1-p)^γ+`` and ``p_m^γ-`` constant in it
-    (``disable_torch_grad_focal_loss``), which is the gradient of no loss.
+    (``disable_torch_grad_focal_loss``), which is the gradient of another loss, the one with ``s = (1-p)^γ``.
 
     Ridnik et al., "Asymmetric Loss For Multi-Label Classification", 2021.
 
