@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from crossent import __version__, cli
-from crossent.train import DIGITS_LOSSES
+from crossent.train import JOBS
 
 COMMAND = [sys.executable, "-c", "from crossent.cli import main; main(prog_name='crossent')"]
 FILES = ("report.html", "digits.png", "results.json")
@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy(args):
 
 def test_help_names_every_loss():
     said = asked("train", "digits", "--help").output
-    for name, what in DIGITS_LOSSES.items():
+    for name, what in JOBS["digits"].losses.items():
         assert re.search(rf"^ +{name} +{re.escape(what)}$", said, re.MULTILINE)
 
 
@@ -90,7 +90,7 @@ def test_extras_are_those_of_the_package():
 def test_results_go_to_stdout_and_progress_to_stderr(quick):
     ran = quick[1]
     assert ran.exit_code == 0
-    for name in DIGITS_LOSSES:
+    for name in JOBS["digits"].losses:
         assert re.search(rf"^ {name} +[\d.]+ +\d+\.\d +[\d.]+ +[\d.]+ +(\d+|never)", ran.stdout, re.MULTILINE)
         assert re.search(rf"^{name} +rate [\d.]+ of 2 +validation +[\d.]+% +[\d.]+ s$", ran.stderr, re.MULTILINE)
     assert "validation  " not in ran.stdout
@@ -201,7 +201,7 @@ def test_an_interrupt_before_the_first_loss_keeps_nothing_and_says_so(tmp_path, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crossent.train.digits.train_loss", stop)
+    monkeypatch.setattr("crossent.train.run.train_loss", stop)
     ran = asked("train", "digits", "--quick", "--out", str(tmp_path / "never"))
     assert ran.exit_code == 1
     assert ran.stdout == ""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,19 +10,6 @@ from crossent.reference import Array
 Labels = NDArray[np.int64]
 
 BINS = 15
-
-
-class Scores(NamedTuple):
-    """What is reported of a model: a share in [0, 1], nats, and a share."""
-
-    accuracy: float
-    nll: float
-    calibration_error: float
-
-
-def score(log_p: Array, labels: Labels) -> Scores:
-    """Compute all three."""
-    return Scores(accuracy(log_p, labels), nll(log_p, labels), calibration_error(log_p, labels))
 
 
 def accuracy(log_p: Array, labels: Labels) -> float:

@@ -1,0 +1,57 @@
+"""What can be trained, as far as the command line must know it before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number that one job alone takes."""
+
+    name: str
+    default: float
+    least: float
+    most: float
+    help: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A job's name, the module whose ``JOB`` it is, its losses by the name a user types, and its defaults."""
+
+    name: str
+    module: str
+    summary: str
+    about: str
+    losses: dict[str, str]
+    epochs: int
+    seeds: int
+    options: tuple[Option, ...] = ()
+
+
+DIGITS_LOSSES = {
+    "ce": "cross entropy",
+    "ce-smooth": "cross entropy with label smoothing 0.1",
+    "bce": "binary cross entropy, one class against the rest",
+    "sigmoid-difference": "squash with a sigmoid and take the difference",
+    "hinge": "multi-class hinge",
+    "ce-after-softmax": "cross entropy of a softmax: the softmax twice",
+}
+
+JOBS = {
+    card.name: card
+    for card in (
+        Card(
+            "digits",
+            "digits",
+            "Losses side by side on handwritten digits.",
+            "Each loss has its learning rate chosen on validation images; accuracy, likelihood and calibration are of test "
+            "images that nothing has seen. Takes about a minute.",
+            DIGITS_LOSSES,
+            epochs=15,
+            seeds=3,
+        ),
+    )
+}
+"""The jobs of ``crossent train`` by name."""
