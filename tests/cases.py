@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import crossent
+from crossent import reference
 
 IMPLEMENTATIONS = [name for name, reason in crossent.implementations().items() if reason is None]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -150,7 +151,179 @@ def sigmoid_cases() -> list[Case]:
     ]
 
 
+PENALTIES = {
+    "focal 2": crossent.Focal(2.0),
+    "focal 0.5": crossent.Focal(0.5),
+    "focal 1.5": crossent.Focal(1.5),
+    "focal 0": crossent.Focal(0.0),
+    "poly1": crossent.Poly1(2.0),
+    "poly1 -0.5": crossent.Poly1(-0.5),
+    "gce": crossent.GCE(0.7),
+    "gce 0": crossent.GCE(0.0),
+    "mae": crossent.MAE(),
+    "sce": crossent.SCE(0.3, 0.7),
+    "sce, only reverse": crossent.SCE(0.0, 1.0),
+    "taylor": crossent.Taylor(3),
+    "taylor 1": crossent.Taylor(1),
+}
+
+
+def special_settings() -> dict[str, dict[str, Any]]:
+    """List what ``cross_entropy`` takes and torch's does not, for logits of shape (7, 5); class 2 may be masked."""
+    some = np.array([True, True, False, True, True])
+    each = (np.random.default_rng(8).random((7, 5)) < 0.7) | (np.arange(5) == np.arange(7)[:, None] % 5)
+    return {
+        **{name: {"penalty": penalty} for name, penalty in PENALTIES.items()},
+        "hot": {"temperature": 2.5},
+        "cold": {"temperature": 0.3},
+        "soft cap": {"softcap": 1.5},
+        "bias": {"logit_bias": _logits((5,), 1, 3)},
+        "bias of every logit": {"logit_bias": _logits((7, 5), 1, 3)},
+        "impossible class": {"logit_bias": np.array([0.0, 0.5, -INF, 0.0, 0.0])},
+        "margin": {"margin": 0.7},
+        "class mask": {"class_mask": some},
+        "class mask of every row": {"class_mask": each},
+        "z-loss": {"z_loss": 0.3},
+        "margin under a cap": {"margin": 0.7, "softcap": 2.0, "temperature": 0.5},
+        "everything": {
+            "temperature": 1.7, "softcap": 3.0, "logit_bias": _logits((7, 5), 1, 3), "margin": 0.4, "class_mask": some,
+            "z_loss": 0.2, "penalty": crossent.Focal(1.5),
+        },
+        "everything else": {
+            "temperature": 0.6, "logit_bias": _logits((5,), 1, 3), "class_mask": each, "z_loss": 0.01,
+            "penalty": crossent.GCE(0.4),
+        },
+    }  # fmt: skip
+
+
+SPECIAL = special_settings()
+
+
+def family_cases() -> list[Case]:
+    """List the calls of ``cross_entropy`` with every special setting, on indices and probabilities, plain and weighted."""
+    c5, u = _weights((5,)), _weights((7,), 6)
+    y = np.array([0, 1, -100, 3, 4, 0, 1])
+    t = _weights((7, 5)) * (np.arange(5) != 2)
+    more = {"weight": c5, "label_smoothing": 0.2, "sample_weight": u}
+    cases = []
+    for name, settings in SPECIAL.items():
+        cases += [Case(name, _logits((7, 5)), y, settings), Case(f"{name}, probabilities", _logits((7, 5)), t, settings)]
+        if name != "impossible class":
+            cases.append(Case(f"{name}, weighted", _logits((7, 5)), y, settings | more))
+        cases.append(Case(f"{name}, probabilities, weighted", _logits((7, 5)), t, settings | more | {"label_smoothing": 0.0}))
+        if name != "impossible class":
+            cases.append(Case(f"{name}, probabilities, smoothed", _logits((7, 5)), t, settings | more))
+    garbage = _logits((7, 5))
+    garbage[2], garbage[:, 2] = np.nan, [INF, -INF, np.nan, 1e30, np.nan, 0, INF]
+    mask = {"class_mask": np.arange(5) != 2}
+    sure = np.zeros((6, 5))
+    sure[np.arange(6), np.arange(6) % 5] = [5, 10, 15, 20, 30, 60]
+    cases += [
+        Case("garbage in masked classes and ignored rows", garbage, y, mask | {"label_smoothing": 0.1}),
+        Case("garbage, everything", garbage, y, mask | {"softcap": 5.0, "margin": 0.1, "z_loss": 0.1, "penalty": crossent.Focal()}),
+        Case("peaky everything", _logits((7, 5), 12), y, SPECIAL["everything"]),
+        Case("a row wants what it does not allow", _logits((4, 5)), np.array([2, 0, -100, 2]), mask),
+        Case("and pays little", _logits((4, 5)), np.array([2, 0, -100, 2]), mask | {"penalty": crossent.MAE()}),
+        Case("a row allows nothing", _logits((2, 5)), np.array([1, 0]), {"class_mask": np.array([[False] * 5, [True] * 5])}),
+        Case("one class is left", _logits((3, 5)), np.array([1, 1, 1]), {"class_mask": np.arange(5) == 1, "penalty": crossent.Focal(0.5)}),
+        Case("all ignored", _logits((3, 5)), np.full(3, -100), {"z_loss": 0.1, "penalty": crossent.GCE(), "label_smoothing": 0.1}),
+        Case("no rows", _logits((0, 5)), _labels((0,), 5), {"temperature": 2.0, "logit_bias": c5}),
+        Case("no rows, probabilities", _logits((0, 5)), _weights((0, 5)), {"class_mask": np.ones((0, 5), bool), "z_loss": 0.1}),
+        Case("unbatched", _logits((5,)), np.array(3), {"logit_bias": c5, "class_mask": np.arange(5) > 0, "margin": 0.5}),
+        Case("unbatched probabilities", _logits((5,)), _weights((5,)), {"logit_bias": c5, "margin": 0.5}),
+        Case("one class", _logits((4, 1)), np.zeros(4, np.int64), {"penalty": crossent.Focal(0.5), "z_loss": 0.1}),
+        Case("pixels", _logits((2, 5, 3, 4)), _labels((2, 3, 4), 5, 0.3), {
+            "logit_bias": _logits((2, 5, 3, 4), 1, 3), "class_mask": _weights((2, 5, 3, 4)) < 0.9, "penalty": crossent.MAE(), "weight": c5}),
+        Case("last dimension", _logits((2, 3, 5)), _labels((2, 3), 5, 0.3), {
+            "dim": -1, "logit_bias": _logits((2, 3, 5), 1, 3), "class_mask": np.arange(5) > -1, "penalty": crossent.Focal()}),
+        Case("first dimension, probabilities", _logits((5, 2, 3)), _weights((5, 2, 3)), {
+            "dim": 0, "logit_bias": c5, "class_mask": _weights((5, 2, 3)) < 2, "margin": 0.3, "label_smoothing": 0.1}),
+        Case("own denominator", _logits((7, 5)), y, {"denominator": 11.0, "penalty": crossent.Poly1(), "z_loss": 0.1}),
+        Case("zero for nothing", _logits((3, 5)), np.full(3, -100), {"empty": "zero", "penalty": crossent.Focal(), "margin": 1.0}),
+        Case("hopeless under a cap", np.array([[1e9, -1e9, 0.0], [-INF, 0.0, 1.0]]), np.array([1, 2]), {"softcap": 2.0}),
+        Case("infinitely far", np.array([[0.0, -INF, 1.0], [1e4, 0.0, -1e4]]), np.array([2, 0]), {"penalty": crossent.Taylor(), "z_loss": 0.1}),
+    ]  # fmt: skip
+    for name, penalty in PENALTIES.items():
+        cases += [
+            Case(f"confident, {name}", sure, np.arange(6) % 5, {"penalty": penalty}),
+            Case(f"confident and wrong, {name}", sure, (np.arange(6) + 1) % 5, {"penalty": penalty}),
+            Case(f"confident, one-hot, {name}", sure, np.eye(5)[np.arange(6) % 5], {"penalty": penalty}),
+            Case(f"extreme, {name}", _logits((7, 5), 1e4), np.arange(7) % 5, {"penalty": penalty, "label_smoothing": 0.1}),
+        ]
+    return cases
+
+
+BINARY_SPECIAL = {
+    **{name: {"penalty": penalty} for name, penalty in PENALTIES.items()},
+    "asymmetric": {"penalty": crossent.Asymmetric(0.5, 3.0, 0.05)},
+    "asymmetric, not clipped": {"penalty": crossent.Asymmetric(0.0, 1.0, 0.0)},
+    "asymmetric, only clipped": {"penalty": crossent.Asymmetric(0.0, 0.0, 0.3)},
+    "balanced focal": {"penalty": crossent.BalancedFocal(2.0, 0.25)},
+    "smoothed": {"label_smoothing": 0.2},
+    "masked": {"mask": _weights((4, 5), 9) < 0.6},
+    "masked rows": {"mask": np.array([[True], [False], [True], [True]])},
+    "ignored": {"ignore_index": -1.0},
+    "along dim": {"dim": 0, "pos_weight": 3 * _weights((4,))},
+    "binary everything": {
+        "label_smoothing": 0.1,
+        "mask": _weights((4, 5), 9) < 0.6,
+        "ignore_index": -1.0,
+        "weight": _weights((5,)),
+        "dim": 1,
+        "pos_weight": 3 * _weights((5,)),
+        "penalty": crossent.Asymmetric(),
+        "sample_weight": _weights((4,)),
+    },
+}
+
+
+def binary_family_cases() -> list[Case]:
+    """List the calls of ``binary_cross_entropy_with_logits`` with every special setting."""
+    extreme = np.array([[INF, -INF, 1e4, -1e4, 40.0]] * 4)
+    cases = []
+    for name, settings in BINARY_SPECIAL.items():
+        t = _weights((4, 5))
+        if "ignore_index" in settings:
+            t[0, 1:3] = -1
+        cases += [
+            Case(name, _logits((4, 5)), t, settings),
+            Case(f"{name}, extreme", extreme, np.array([[1.0, 0.0, 0.0, 1.0, 1.0]] * 4), settings),
+        ]
+    garbage = _logits((4, 5))
+    garbage[0, 1], garbage[2] = np.nan, INF
+    ignored = _weights((4, 5))
+    ignored[0, 1] = ignored[2] = 255
+    everything = {"ignore_index": 255.0, "label_smoothing": 0.1, "penalty": crossent.Focal(0.5), "pos_weight": np.full(1, 2.0)}
+    return [
+        *cases,
+        Case("ignored garbage", garbage, ignored, {"ignore_index": 255.0}),
+        Case("ignored garbage, everything", garbage, ignored, everything),
+        Case("all ignored", garbage, np.full((4, 5), 255.0), everything),
+        Case("all ignored, zero", garbage, np.full((4, 5), 255.0), everything | {"empty": "zero"}),
+        Case("number", _logits(()), _weights(()), {"penalty": crossent.Focal(), "mask": np.array(True)}),
+        Case("no rows", _logits((0, 5)), _weights((0, 5)), {"mask": np.ones(5, bool)}),
+        Case("channels", _logits((2, 5, 3)), _weights((2, 5, 3)), {"dim": 1, "pos_weight": _weights((5,)), "denominator": 7.0}),
+    ]  # fmt: skip
+
+
+def to_reference(settings: dict[str, Any]) -> dict[str, Any]:
+    """Write settings as the reference takes them: with its own penalties."""
+    penalty = settings.get("penalty")
+    if penalty is None:
+        return settings
+    if isinstance(penalty, crossent.BalancedFocal):
+        f = reference.focal(penalty.gamma)
+        theirs: Any = reference.BinaryPenalty(
+            reference.scaled(f, penalty.alpha), reference.scaled(f, 1 - penalty.alpha)
+        )
+    else:
+        numbers = [int(v) if isinstance(penalty, crossent.Taylor) else v for v in penalty.parameters]
+        theirs = getattr(reference, type(penalty).__name__.lower())(*numbers)
+    return settings | {"penalty": theirs}
+
+
 SOFTMAX, SIGMOID = softmax_cases(), sigmoid_cases()
+FAMILY, BINARY_FAMILY = family_cases(), binary_family_cases()
 
 
 def rounded(case: Case, dtype: torch.dtype) -> Case:

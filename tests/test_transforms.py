@@ -244,19 +244,26 @@ def test_operators_pass_opcheck():
     x, t, y, c = torch.randn(N, C, requires_grad=True), torch.rand(N, C), torch.tensor([0, 2, -100, 1]), torch.rand(C)
     forward, backward = torch.ops.crossent.cross_entropy_forward, torch.ops.crossent.cross_entropy_backward
     for target in (y, t):
-        arguments = (x.detach(), target, c, -100, 0.1)
+        said = (target, c, None, None, None)
+        rule = (-100, 0.1, 1.0, None, 0.0, 0.0, "", ())
         for impl in ("eager", crossent.choose_implementation(x)):
             for reduction in ("none", "sum", "mean"):
-                torch.library.opcheck(forward, (*arguments, reduction, impl))
-            _, total, lse = forward(*arguments, "mean", impl)
+                torch.library.opcheck(forward, (x.detach(), *said, *rule, reduction, impl))
+            _, total, lse = forward(x.detach(), *said, *rule, "mean", impl)
             needs = [True, target is t]
             for grad, divisor in ((torch.ones(N), None), (torch.ones(()), total)):
-                torch.library.opcheck(backward, (grad, divisor, *arguments[:3], lse, -100, 0.1, needs, impl))
-    torch.library.opcheck(torch.ops.crossent.binary_cross_entropy_forward, (x.detach(), t, c, None, True, 2.0, "eager"))
+                torch.library.opcheck(backward, (grad, divisor, x.detach(), *said, lse, *rule, needs, impl))
+        bias, mask, valid = torch.rand(C), torch.rand(N, C) < 0.8, torch.rand(N) < 0.8
+        said, rule = (target, c, bias, mask, valid), (-100, 0.1, 2.0, 30.0, 0.3, 0.1, "Focal", (2.0,))
+        torch.library.opcheck(forward, (x.detach(), *said, *rule, "none", "eager"))
+        lse = forward(x.detach(), *said, *rule, "none", "eager")[2]
+        torch.library.opcheck(backward, (torch.ones(N), None, x.detach(), *said, lse, *rule, [True, False], "eager"))
+    forward = torch.ops.crossent.binary_cross_entropy_forward
+    backward = torch.ops.crossent.binary_cross_entropy_backward
     ones = torch.ones(N, C)
-    torch.library.opcheck(
-        torch.ops.crossent.binary_cross_entropy_backward, (ones, 1.0, x.detach(), t, c, None, [True, True], "eager")
-    )
+    for said in ((t, c, None, None, None, 0.0, "", ()), (t, c, c, t > 0.5, -1.0, 0.1, "Asymmetric", (1.0, 4.0, 0.05))):
+        torch.library.opcheck(forward, (x.detach(), *said, True, 2.0, "eager"))
+        torch.library.opcheck(backward, (ones, 1.0, x.detach(), *said, [True, True], "eager"))
 
 
 COMPILED = {

@@ -9,8 +9,18 @@ from typing import Any
 from crossent._version import __version__
 
 _HOME = {
+    "Asymmetric": "penalties",
     "BCEWithLogitsLoss": "modules",
+    "BalancedFocal": "penalties",
+    "BinaryPenalty": "penalties",
     "CrossEntropyLoss": "modules",
+    "Focal": "penalties",
+    "GCE": "penalties",
+    "MAE": "penalties",
+    "Penalty": "penalties",
+    "Poly1": "penalties",
+    "SCE": "penalties",
+    "Taylor": "penalties",
     "binary_cross_entropy_with_logits": "functional",
     "choose_implementation": "impl",
     "cross_entropy": "functional",

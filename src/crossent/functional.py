@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent import ops
-from crossent.impl import choose_implementation
-from crossent.impl.eager import ordered_sum
-from crossent.targets import check_logits_dtype, describe, shape, type_error, under_autocast
+from crossent.impl import choose
+from crossent.impl.eager import ordered_sum, valid_elements
+from crossent.penalties import BinaryPenalty, Penalty
+from crossent.targets import (
+    BinaryTarget,
+    Target,
+    binary_rule,
+    check_logits_dtype,
+    describe,
+    shape,
+    type_error,
+    under_autocast,
+)
 
 Reduction = Literal["none", "sum", "mean"]
 
@@ -32,6 +42,13 @@ def cross_entropy(
     empty: Literal["nan", "zero"] = "nan",
     out_dtype: torch.dtype | None = None,
     dim: int | None = None,
+    penalty: Penalty | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    logit_bias: Tensor | None = None,
+    margin: float = 0.0,
+    class_mask: Tensor | None = None,
+    z_loss: float = 0.0,
     inplace_backward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
@@ -41,8 +58,13 @@ def cross_entropy(
 
         loss = Σ_k c_k t_k (-log p_k)        ∂loss/∂input = (Σ_k c_k t_k) p - c ∘ t
 
+    With a penalty ``(f, s)`` in the place of ``(-log p, 1)``, a z-loss ``λ``, and the logits ``x`` transformed first::
+
+        x' = (cap · tanh(x / cap) + bias - margin · t) / T, and -inf for masked classes        p = softmax(x')
+        loss = Σ_k c_k t_k f(p_k) + λ lse²        ∂loss/∂x' = mass · p - w ∘ t        w = c ∘ s(p)        mass = Σ_k w_k t_k + 2λ lse
+
     The positional arguments are those of :func:`torch.nn.functional.cross_entropy`, with its meaning; what follows the star
-    is this library's.
+    is this library's. All of it combines.
 
     Args:
         input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``, float32, float64, bfloat16 or float16.
@@ -62,6 +84,17 @@ def cross_entropy(
         empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
         out_dtype: dtype of the result.
         dim: the class dimension; by default 0 for logits of one dimension and 1 for more.
+        penalty: what a class costs by its probability, such as :class:`crossent.Focal`; by default ``-log p``. It sees the
+            probability, not the weighted loss.
+        temperature: ``T``, positive. The loss is not multiplied by it.
+        softcap: ``cap``, positive. A logit of ``-inf`` becomes ``-cap`` and so possible: use ``class_mask``, which comes later.
+        logit_bias: floating, ``(C)`` or of the logits' shape, such as the log of the classes' frequencies. Differentiable.
+        margin: ``m``, subtracted from the logit of the target class; with probabilities, ``m t_k`` from each. It is the target
+            before smoothing in either case.
+        class_mask: boolean, ``(C)`` or of the logits' shape, True for the classes that are allowed. The others have probability 0
+            and gradient 0 whatever their logits hold, and smoothing spreads over the allowed ones only. A row that wants a class
+            it does not allow pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has a loss of nan.
+        z_loss: ``λ``, at least 0, weighted like its row: by ``c[y]`` for indices, 1 for probabilities, and by ``sample_weight``.
         inplace_backward: allow the backward pass to write the gradient over the logits, which then takes no memory and the
             least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so
             for plain tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.
@@ -73,7 +106,7 @@ def cross_entropy(
         promoted from input, target and weight for probabilities; float32 under autocast. Sums are float32 or wider inside.
 
     Raises:
-        ValueError: bad ``reduction`` or ``empty``, batch sizes that differ.
+        ValueError: bad ``reduction`` or ``empty``, batch sizes that differ, a temperature, cap, margin or z-loss out of range.
         IndexError: a class index out of range.
         RuntimeError: other shapes and dtypes; ``label_smoothing`` above 1; a non-negative ``ignore_index`` with probabilities;
             a ``weight`` that requires grad with indices.
@@ -85,18 +118,34 @@ def cross_entropy(
     >>> loss.backward()
     >>> loss.item(), logits.grad.numpy().round(2)
     (2.3025851249694824, array([[-0.9,  0.7,  0.2]], dtype=float32))
+    >>> cross_entropy(torch.zeros(27), torch.tensor(5), class_mask=torch.arange(27) < 10)
+    tensor(2.3026)
 
     See also: :func:`binary_cross_entropy_with_logits` where classes do not exclude each other;
+    :func:`crossent.cross_entropy_stats` for what else a pass over the logits can tell;
     :class:`crossent.CrossEntropyLoss` for a module.
 
-    Source: PyTorch 2.13, ``torch.nn.CrossEntropyLoss``.
+    Source: PyTorch 2.13, ``torch.nn.CrossEntropyLoss``. Logit bias: Menon et al., "Long-tail learning via logit adjustment",
+    2021; margin: Wang et al., "Additive Margin Softmax for Face Verification", 2018; z-loss: Chowdhery et al., "PaLM", 2022;
+    soft cap: Gemma Team, "Gemma 2", 2024.
     """
-    if has_torch_function_variadic(input, target, weight):
+    if has_torch_function_variadic(input, target, weight, logit_bias, class_mask):
         return handle_torch_function(
-            cross_entropy, (input, target, weight), input, target, weight, size_average, ignore_index, reduce, reduction,
-            label_smoothing, sample_weight=sample_weight, denominator=denominator, empty=empty, out_dtype=out_dtype,
-            dim=dim, inplace_backward=inplace_backward, impl=impl,
+            cross_entropy, (input, target, weight, logit_bias, class_mask), input, target, weight, size_average,
+            ignore_index, reduce, reduction, label_smoothing, sample_weight=sample_weight, denominator=denominator,
+            empty=empty, out_dtype=out_dtype, dim=dim, penalty=penalty, temperature=temperature, softcap=softcap,
+            logit_bias=logit_bias, margin=margin, class_mask=class_mask, z_loss=z_loss,
+            inplace_backward=inplace_backward, impl=impl,
         )  # fmt: skip
+    ordinary = (
+        penalty is None
+        and softcap is None
+        and logit_bias is None
+        and class_mask is None
+        and temperature == 1.0
+        and margin == 0.0
+        and z_loss == 0.0
+    )
     if (
         (reduction == "mean" or reduction == "sum")
         and type(ignore_index) is int
@@ -106,6 +155,7 @@ def cross_entropy(
         and denominator is None
         and out_dtype is None
         and dim is None
+        and ordinary
         and impl is None
         and size_average is None
         and reduce is None
@@ -117,10 +167,40 @@ def cross_entropy(
         if quick is not None:
             return quick
     reduction = _reduction(reduction, size_average, reduce)
-    logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim)
-    _check_mean(reduction, denominator, empty)
+    special = None
+    if not ordinary:
+        special = {
+            "penalty": penalty, "temperature": temperature, "softcap": softcap, "logit_bias": logit_bias, "margin": margin,
+            "class_mask": class_mask, "z_loss": z_loss,
+        }  # fmt: skip
+    logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim, special)
     dtype = _result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    name = choose_implementation(logits, impl, target=described.values)
+    mean = Mean(sample_weight, denominator, empty)
+    return reduced_cross_entropy(input, logits, described, reduction, mean, dtype, inplace_backward, impl)
+
+
+class Mean(NamedTuple):
+    """How rows are weighed and averaged."""
+
+    sample_weight: Tensor | None = None
+    denominator: float | Tensor | None = None
+    empty: str = "nan"
+
+
+def reduced_cross_entropy(
+    input: Tensor,
+    logits: Tensor,
+    described: Target,
+    reduction: Reduction,
+    mean: Mean,
+    dtype: torch.dtype,
+    inplace_backward: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
+    sample_weight, denominator, empty = mean
+    _check_mean(reduction, denominator, empty)
+    name = choose(logits, impl, described.values, () if described.plain else described.special)
     _check_inplace(inplace_backward, input)
     torchs_mean = reduction == "mean" and denominator is None and empty == "nan"
     if sample_weight is None:
@@ -153,6 +233,11 @@ def binary_cross_entropy_with_logits(
     denominator: float | Tensor | None = None,
     empty: Literal["nan", "zero"] = "nan",
     out_dtype: torch.dtype | None = None,
+    ignore_index: float | None = None,
+    mask: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    dim: int | None = None,
+    penalty: Penalty | BinaryPenalty | None = None,
     inplace_backward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
@@ -162,7 +247,10 @@ def binary_cross_entropy_with_logits(
 
         loss = weight · (π t (-log p) + (1-t) (-log (1-p)))        ∂loss/∂input = weight · ((1-t) p - π t (1-p))
 
-    It is the softmax cross entropy over the two logits ``[x, 0]``, exactly.
+    It is the softmax cross entropy over the two logits ``[x, 0]``, exactly, with a penalty ``f`` in the place of ``-log p`` too.
+
+    Smoothing moves the target towards one half, ``t → (1-ε) t + ε/2``, as Keras and TensorFlow do. segmentation-models-pytorch
+    writes ``(1-2ε') t + ε'``, which is ``ε = 2ε'``. timm moves it towards ``1/C``, which is no ``ε`` of this convention for C > 2.
 
     The positional arguments are those of :func:`torch.nn.functional.binary_cross_entropy_with_logits`, with its meaning.
 
@@ -172,13 +260,19 @@ def binary_cross_entropy_with_logits(
         weight: a factor on each element, broadcast to that shape; the mean's divisor does not see it.
         size_average: deprecated, as in torch.
         reduce: deprecated, as in torch.
-        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the number of elements.
-        pos_weight: ``π``, broadcast to that shape from the last dimension.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the number of elements that count.
+        pos_weight: ``π``, broadcast to that shape from the last dimension, or ``(C)`` along ``dim``.
         sample_weight: a factor for each row, of the shape of the leading dimensions of ``input``; ``k`` is the row ``k`` times, in
             the mean's divisor too. Differentiable.
         denominator: a number or 0-d tensor that replaces what the mean divides by.
         empty: what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.
         out_dtype: dtype of the result.
+        ignore_index: elements with this target count for nothing: no loss, no gradient, no share in the mean.
+        mask: boolean, broadcast to that shape; False is ignored in the same way, whatever its logits hold.
+        label_smoothing: ``ε`` in [0, 1].
+        dim: the class dimension, along which a ``pos_weight`` of shape ``(C)`` lies.
+        penalty: what yes and no cost by their probability: a :class:`crossent.Penalty` for both or a pair of them, such as
+            :class:`crossent.Asymmetric`; by default ``-log p``.
         inplace_backward: allow the backward pass to write the gradient over the logits, which then takes no memory and the
             least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so
             for plain tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.
@@ -197,33 +291,46 @@ def binary_cross_entropy_with_logits(
 
     >>> binary_cross_entropy_with_logits(torch.tensor([-6.0]), torch.tensor([1.0]))
     tensor(6.0025)
+    >>> binary_cross_entropy_with_logits(torch.tensor([-6.0, 0.0]), torch.tensor([1.0, -1.0]), ignore_index=-1)
+    tensor(6.0025)
 
     See also: :func:`cross_entropy` where exactly one class is true; :class:`crossent.BCEWithLogitsLoss` for a module.
 
     Source: PyTorch 2.13, ``torch.nn.BCEWithLogitsLoss``.
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight):
+    if has_torch_function_variadic(input, target, weight, pos_weight, mask):
         return handle_torch_function(
-            binary_cross_entropy_with_logits, (input, target, weight, pos_weight), input, target, weight, size_average,
-            reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator, empty=empty,
-            out_dtype=out_dtype, inplace_backward=inplace_backward, impl=impl,
+            binary_cross_entropy_with_logits, (input, target, weight, pos_weight, mask), input, target, weight,
+            size_average, reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator,
+            empty=empty, out_dtype=out_dtype, ignore_index=ignore_index, mask=mask, label_smoothing=label_smoothing,
+            dim=dim, penalty=penalty, inplace_backward=inplace_backward, impl=impl,
         )  # fmt: skip
     reduction = _reduction(reduction, size_average, reduce)
+    if dim is not None:
+        pos_weight = _pos_weight_along(dim, input, pos_weight)
     _check_binary(input, target, weight, pos_weight)
+    described = BinaryTarget(target, weight, pos_weight)
+    if not (ignore_index is None and mask is None and label_smoothing == 0.0 and penalty is None):
+        rule = binary_rule(ignore_index, label_smoothing, penalty)
+        described = BinaryTarget(target, weight, pos_weight, _mask(mask, input), rule)
     _check_mean(reduction, denominator, empty)
     dtype = _result_dtype(target, (), out_dtype)
-    name = choose_implementation(input, impl, target=target)
+    name = choose(input, impl, target, () if described.plain else described.special)
     _check_inplace(inplace_backward, input)
+    valid = valid_elements(described)
     total = reduction != "none" and sample_weight is None
-    torchs_mean = total and reduction == "mean" and denominator is None and empty == "nan"
+    torchs_mean = total and reduction == "mean" and denominator is None and empty == "nan" and valid is None
     over = float(input.numel()) if torchs_mean else 1.0
-    loss = ops.binary_cross_entropy(input, target, weight, pos_weight, total, over, name, inplace_backward)
+    loss = ops.binary_cross_entropy(input, described, total, over, name, inplace_backward)
     divisor: float | Tensor = input.numel()
+    if valid is not None:
+        divisor = valid.expand_as(input).sum()
     if sample_weight is not None:
         u = _sample_weight(sample_weight, loss, whole=False)
         loss = loss * u
         if reduction != "none":
-            loss, divisor = ordered_sum(loss), ordered_sum(u.expand_as(input))
+            counted = u.expand_as(input) if valid is None else u * valid
+            loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))
     if reduction == "mean" and not torchs_mean:
         loss = _divide(loss, divisor if denominator is None else denominator, empty)
     return loss if loss.dtype == dtype else loss.to(dtype)
@@ -303,6 +410,42 @@ def _check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weig
             raise RuntimeError(f"{name} must broadcast to the logits' shape {shape(input)}, got {shape(value)}: {fix}")
 
 
+def _pos_weight_along(dim: object, input: object, pos_weight: Tensor | None) -> Tensor | None:
+    """Lay a pos_weight of shape ``(C)`` along the class dimension."""
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        type_error("dim", "an int or None", dim)
+    if not isinstance(input, Tensor) or not isinstance(pos_weight, Tensor):
+        return pos_weight
+    if not -input.dim() <= dim < input.dim():
+        raise IndexError(f"dim must lie in [{-input.dim()}, {input.dim()}) for logits of shape {shape(input)}, got {dim}")
+    if pos_weight.dim() != 1:
+        return pos_weight
+    if len(pos_weight) not in (1, input.shape[dim]):
+        raise RuntimeError(
+            f"pos_weight must have {input.shape[dim]} values along dimension {dim} of logits of shape {shape(input)}, "
+            f"got {shape(pos_weight)}: give one weight for every class"
+        )
+    return pos_weight.reshape([-1] + [1] * (input.dim() - 1 - dim % input.dim()))
+
+
+def _mask(mask: object, input: Tensor) -> Tensor | None:
+    """Hold a mask of elements to the logits' shape."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        type_error("mask", "a torch.Tensor that broadcasts to the logits' shape", mask)
+    if mask.dtype != torch.bool:
+        raise RuntimeError(
+            f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask.bool(), or the factors "
+            "as weight"
+        )
+    behind = zip(reversed(mask.shape), reversed(input.shape), strict=False)
+    if mask.dim() > input.dim() or any(a not in (1, b) for a, b in behind):
+        fix = "add the missing dimensions with mask.unsqueeze" if mask.dim() < input.dim() else "reshape it"
+        raise RuntimeError(f"mask must broadcast to the logits' shape {shape(input)}, got {shape(mask)}: {fix}")
+    return mask
+
+
 def _sample_weight(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
     """Check sample weights against the rows' shape, all of it or its leading part, and make them broadcast to it."""
     if not isinstance(sample_weight, Tensor):
@@ -330,12 +473,13 @@ def _result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: 
 
 
 def _divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
-    """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph."""
-    if empty == "zero":
-        if isinstance(divisor, Tensor):
-            divisor = divisor.to(total.dtype)
-            divisor = divisor.masked_fill(divisor == 0, torch.inf)
-        elif divisor == 0:
-            divisor = torch.inf
-    loss = total / divisor
-    return loss if loss.dtype == total.dtype else loss.to(total.dtype)
+    """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph, and the gradient is 0."""
+    if isinstance(divisor, Tensor):
+        divisor = divisor.to(total.dtype)
+        nothing = divisor == 0
+        loss = total / divisor.masked_fill(nothing, torch.inf)
+        return loss if empty == "zero" else loss.masked_fill(nothing, torch.nan)
+    if divisor == 0:
+        loss = total / torch.inf
+        return loss if empty == "zero" else loss + torch.nan
+    return total / divisor

@@ -23,7 +23,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.nn import Parameter
 
 from crossent.impl import eager, load
-from crossent.targets import UNDIFFERENTIABLE_WEIGHT, Target
+from crossent.targets import UNDIFFERENTIABLE_WEIGHT, BinaryRule, BinaryTarget, Rule, Target
 
 try:
     _native: Any = load("native")
@@ -91,13 +91,19 @@ def _like(g: Tensor | None, x: Tensor) -> Tensor:
 
 # --- softmax cross entropy --------------------------------------------------------------------------------------------
 
-_library.define(
-    "cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, int ignore_index, float label_smoothing, "
-    "str reduction, str impl) -> (Tensor loss, Tensor row_weight, Tensor lse)"
+# All that a call says beside its logits, in the order of Target and Rule.
+_TARGET = "Tensor target, Tensor? weight, Tensor? logit_bias, Tensor? class_mask, Tensor? valid"
+_RULE = (
+    "int ignore_index, float label_smoothing, float temperature, float? softcap, float margin, float z_loss, "
+    "str penalty, float[] parameters"
 )
 _library.define(
-    "cross_entropy_backward(Tensor grad, Tensor? divisor, Tensor logits, Tensor target, Tensor? weight, Tensor lse, "
-    "int ignore_index, float label_smoothing, bool[2] needs, str impl) -> (Tensor grad_logits, Tensor grad_target)"
+    f"cross_entropy_forward(Tensor logits, {_TARGET}, {_RULE}, str reduction, str impl) "
+    "-> (Tensor loss, Tensor row_weight, Tensor lse)"
+)
+_library.define(
+    f"cross_entropy_backward(Tensor grad, Tensor? divisor, Tensor logits, {_TARGET}, Tensor lse, {_RULE}, "
+    "bool[2] needs, str impl) -> (Tensor grad_logits, Tensor grad_target)"
 )
 
 
@@ -112,8 +118,13 @@ def _explained(compute: Any, logits: Tensor, target: Target, *arguments: Any) ->
         raise
 
 
-def _forward(logits, target, weight, ignore_index, label_smoothing, reduction, impl):
-    described = Target(target, weight, ignore_index, label_smoothing)
+def _described(tensors: Any, rule: Any) -> Target:
+    return Target(*tensors, Rule(*rule))
+
+
+def _forward(logits, *arguments):
+    *said, reduction, impl = arguments
+    described = _described(said[:5], said[5:])
     loss, row_weight, lse = _explained(load(impl).cross_entropy_forward, logits, described, reduction)
     return loss, row_weight if isinstance(row_weight, Tensor) else loss.new_full((), row_weight), lse
 
@@ -121,28 +132,29 @@ def _forward(logits, target, weight, ignore_index, label_smoothing, reduction, i
 _library.impl("cross_entropy_forward", _forward, _ANY_DEVICE)
 
 
-def _backward(grad, divisor, logits, target, weight, lse, ignore_index, label_smoothing, needs, impl):
-    described = Target(target, weight, ignore_index, label_smoothing)
+def _backward(grad, divisor, logits, *arguments):
+    *said, needs, impl = arguments
+    described, lse = _described(said[:5], said[6:]), said[5]
     divisor = 1.0 if divisor is None else divisor
-    grads = load(impl).cross_entropy_backward(grad, logits, described, lse, (*needs, False), divisor)
-    return _gradients(grads[:2], (logits, target))
+    grads = load(impl).cross_entropy_backward(grad, logits, described, lse, (*needs, False, False), divisor)
+    return _gradients(grads[:2], (logits, described.values))
 
 
 _library.impl("cross_entropy_backward", _backward, _ANY_DEVICE)
 
 
 @torch.library.register_fake("crossent::cross_entropy_forward", lib=_library)
-def _(logits, target, weight, ignore_index, label_smoothing, reduction, impl):
+def _(logits, target, *arguments):
     dtype = eager.compute_dtype(logits, target)
     rows = (logits.shape[0], *logits.shape[2:])
-    loss = logits.new_empty(rows if reduction == "none" else (), dtype=dtype)
+    loss = logits.new_empty(rows if arguments[-2] == "none" else (), dtype=dtype)
     return loss, torch.empty_like(loss), logits.new_empty((2, *rows), dtype=dtype)
 
 
 @torch.library.register_fake("crossent::cross_entropy_backward", lib=_library)
-def _(grad, divisor, logits, target, weight, lse, ignore_index, label_smoothing, needs, impl):
+def _(grad, divisor, logits, target, *arguments):
     return tuple(
-        torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((logits, target), needs, strict=True)
+        torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((logits, target), arguments[-2], strict=True)
     )
 
 
@@ -150,80 +162,88 @@ class _CompiledCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, ignore_index, label_smoothing, reduction, impl):
+    def forward(logits, target, weight, logit_bias, class_mask, valid, rule, reduction, impl):
         return torch.ops.crossent.cross_entropy_forward.default(
-            logits, target, weight, ignore_index, label_smoothing, reduction, impl
+            logits, target, weight, logit_bias, class_mask, valid, *rule, reduction, impl
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        logits, target, weight, ctx.ignore_index, ctx.label_smoothing, reduction, ctx.impl = inputs
+        *tensors, ctx.rule, reduction, ctx.impl = inputs
         _, row_weight, lse = output
         ctx.mark_non_differentiable(row_weight, lse)
-        ctx.save_for_backward(logits, target, weight, lse, row_weight if reduction == "mean" else None)
+        ctx.save_for_backward(*tensors, lse, row_weight if reduction == "mean" else None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 7
-        logits, target, weight, lse, divisor = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
-        if needs[2] or _differentiated(grad, logits, target, weight):
-            described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
+            return (None,) * 9
+        logits, *tensors, lse, divisor = ctx.saved_tensors
+        needs = (*ctx.needs_input_grad[:4],)
+        if needs[2] or needs[3] or _differentiated(grad, logits, *tensors):
             by = 1.0 if divisor is None else divisor
+            described = Target(*tensors, ctx.rule)
             grads: tuple[Tensor | None, ...] = eager.cross_entropy_backward(grad, logits, described, None, needs, by)
         else:
             both = torch.ops.crossent.cross_entropy_backward.default(
-                grad, divisor, logits, target, weight, lse, ctx.ignore_index, ctx.label_smoothing, needs[:2], ctx.impl
+                grad, divisor, logits, *tensors, lse, *ctx.rule, needs[:2], ctx.impl
             )
-            grads = (both[0] if needs[0] else None, both[1] if needs[1] else None, None)
-        return (*grads, None, None, None, None)
+            grads = (both[0] if needs[0] else None, both[1] if needs[1] else None, None, None)
+        return (*grads, None, None, None, None, None)
+
+
+class _Sealed:
+    """A rule in one piece: torch.func would take a tuple apart, and expect a gradient for every number in it."""
+
+    def __init__(self, rule: Any) -> None:
+        self.rule = rule
 
 
 class _TransformedCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, ignore_index, label_smoothing, reduce):
-        described = Target(target, weight, ignore_index, label_smoothing)
+    def forward(logits, target, weight, logit_bias, class_mask, valid, sealed, reduce):
+        described = Target(target, weight, logit_bias, class_mask, valid, sealed.rule)
         return eager.cross_entropy_forward(logits, described, "sum" if reduce else "none")[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        logits, target, weight, ctx.ignore_index, ctx.label_smoothing, ctx.reduce = inputs
-        ctx.save_for_backward(logits, target, weight)
-        ctx.save_for_forward(logits, target, weight)
+        *tensors, sealed, ctx.reduce = inputs
+        ctx.rule = sealed.rule
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 6
-        logits, target, weight = ctx.saved_tensors
-        described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
-        grads = eager.cross_entropy_backward(grad, logits, described, None, ctx.needs_input_grad[:3])
-        return (*grads, None, None, None)
+            return (None,) * 8
+        logits, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        grads = eager.cross_entropy_backward(grad, logits, Target(*tensors, ctx.rule), None, needs)
+        return (*grads, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        logits, target, weight = map(_primal, ctx.saved_tensors)
-        described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
+        logits, *tensors = map(_primal, ctx.saved_tensors[:6])
         with _set_fwd_grad_enabled(True):
-            return eager.cross_entropy_tangent(logits, described, ctx.reduce, (tangents[0], tangents[1], tangents[2]))
+            described = Target(*tensors, ctx.rule)
+            return eager.cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
 
 
 class CrossEntropy(Function):
     """Softmax cross entropy of plain tensors; the class is public for its name, which autograd shows."""
 
     @staticmethod
-    def forward(ctx, logits, target, weight, ignore_index, label_smoothing, reduction, impl, inplace):
-        described = Target(target, weight, ignore_index, label_smoothing)
+    def forward(ctx, logits, target, weight, logit_bias, class_mask, valid, rule, reduction, impl, inplace):
+        described = Target(target, weight, logit_bias, class_mask, valid, rule)
         loss, row_weight, lse = _explained(load(impl).cross_entropy_forward, logits, described, reduction)
-        ctx.ignore_index, ctx.label_smoothing, ctx.reduce = ignore_index, label_smoothing, reduction != "none"
+        ctx.rule, ctx.reduce = rule, reduction != "none"
         ctx.impl, ctx.inplace, ctx.mean = impl, inplace, reduction == "mean"
         ctx.divisor = row_weight if ctx.mean else 1.0
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, weight, lse)
-        ctx.save_for_forward(logits, target, weight)
+        ctx.save_for_backward(logits, target, weight, logit_bias, class_mask, valid, lse)
+        ctx.save_for_forward(logits, target, weight, logit_bias, class_mask, valid)
         if ctx.mean:
             return loss
         row_weight = row_weight if isinstance(row_weight, Tensor) else loss.new_full((), row_weight)
@@ -233,23 +253,24 @@ class CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 8
-        logits, target, weight, lse = ctx.saved_tensors
-        described = Target(target, weight, ctx.ignore_index, ctx.label_smoothing)
-        needs = ctx.needs_input_grad[:3]
+            return (None,) * 10
+        logits, *tensors, lse = ctx.saved_tensors
+        described = Target(*tensors, ctx.rule)
+        needs = ctx.needs_input_grad[:4]
         grads: tuple[Tensor | None, ...]
-        if needs[2] or _differentiated(grad, logits, target, weight):
+        if needs[2] or needs[3] or _differentiated(grad, logits, *tensors):
             grads = eager.cross_entropy_backward(grad, logits, described, None, needs, ctx.divisor)
-        elif _plain(grad, logits, target, weight):
+        elif _plain(grad, logits, *tensors):
             compute = load(ctx.impl).cross_entropy_backward
             grads = compute(grad, logits, described, lse, needs, ctx.divisor, ctx.inplace)
-            grads = (*(None if g is None else _like(g, x) for g, x in zip(grads, (logits, target), strict=False)), None)
+            grads = (None if g is None else _like(g, x) for g, x in zip(grads, (logits, tensors[0]), strict=False))
+            grads = (*grads, None, None)
         else:
             both = torch.ops.crossent.cross_entropy_backward.default(
-                grad / ctx.divisor, None, logits, target, weight, lse, *described[2:], needs[:2], ctx.impl
+                grad / ctx.divisor, None, logits, *tensors, lse, *ctx.rule, needs[:2], ctx.impl
             )
-            grads = (both[0] if needs[0] else None, both[1] if needs[1] else None, None)
-        return (*grads, None, None, None, None, None)
+            grads = (both[0] if needs[0] else None, both[1] if needs[1] else None, None, None)
+        return (*grads, None, None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -289,7 +310,7 @@ def _small_gradient(ctx: Any, grad: Tensor) -> Tensor:
     target, weight, ignore_index, label_smoothing, mean = ctx.settings
     if target._version != ctx.version:
         raise RuntimeError("target was modified in place between the forward and the backward pass: clone it before")
-    described = Target(target, weight, ignore_index, label_smoothing)
+    described = Target(target, weight, rule=Rule(ignore_index, label_smoothing))
     divisor = eager.row_weights(logits, described, True) if mean else 1.0
     gradient = eager.cross_entropy_backward(grad, logits, described, None, divisor=divisor)[0]
     assert gradient is not None
@@ -327,10 +348,10 @@ def quick_cross_entropy(
             loss, _ = _native.small_cross_entropy(logits, *settings, False)
             return loss
         except RuntimeError:
-            Target(*settings[:4]).raise_if_out_of_range(logits.shape[1])
+            Target(target, rule=Rule(ignore_index)).raise_if_out_of_range(logits.shape[1])
             raise
-    reduction = "mean" if mean else "sum"
-    result = CrossEntropy.apply(logits, target, weight, ignore_index, label_smoothing, reduction, "native", False)
+    rule, reduction = Rule(ignore_index, label_smoothing), "mean" if mean else "sum"
+    result = CrossEntropy.apply(logits, target, weight, None, None, None, rule, reduction, "native", False)
     loss = result if mean else result[0]
     return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
 
@@ -340,11 +361,11 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
     mean = reduction == "mean"
-    if _plain(logits, target.values, target.weight):
+    if _plain(logits, *target[:5]):
         result = CrossEntropy.apply(logits, *target, reduction, impl, inplace)
         return (result, None) if mean else result
     if _transformed():
-        loss = _TransformedCrossEntropy.apply(logits, *target, reduction != "none")
+        loss = _TransformedCrossEntropy.apply(logits, *target[:5], _Sealed(target.rule), reduction != "none")
         row_weight = eager.row_weights(logits, target, reduction != "none")
         return (loss / row_weight, None) if mean else (loss, row_weight)
     loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *target, reduction, impl)
@@ -353,41 +374,53 @@ def cross_entropy(
 
 # --- binary cross entropy ---------------------------------------------------------------------------------------------
 
-_library.define(
-    "binary_cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, bool reduce, "
-    "float divisor, str impl) -> Tensor"
+_BINARY = (
+    "Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? mask, "
+    "float? ignore_index, float label_smoothing, str penalty, float[] parameters"
 )
 _library.define(
-    "binary_cross_entropy_backward(Tensor grad, float divisor, Tensor logits, Tensor target, Tensor? weight, "
-    "Tensor? pos_weight, bool[2] needs, str impl) -> (Tensor grad_logits, Tensor grad_target)"
+    f"binary_cross_entropy_forward(Tensor logits, {_BINARY}, bool reduce, float divisor, str impl) -> Tensor"
+)
+_library.define(
+    f"binary_cross_entropy_backward(Tensor grad, float divisor, Tensor logits, {_BINARY}, bool[2] needs, str impl) "
+    "-> (Tensor grad_logits, Tensor grad_target)"
 )
 
 
-def _binary_forward(logits, target, weight, pos_weight, reduce, divisor, impl):
-    return load(impl).binary_cross_entropy_forward(logits, target, weight, pos_weight, reduce, divisor)
+def _for(impl: str, target: BinaryTarget) -> tuple[Any, ...]:
+    """Write a target as the implementation takes it: the kernels know torch's three tensors only."""
+    return target[:3] if impl == "native" else (target,)
+
+
+def _binary_forward(logits, *arguments):
+    *said, reduce, divisor, impl = arguments
+    described = BinaryTarget(*said[:4], BinaryRule(*said[4:]))
+    return load(impl).binary_cross_entropy_forward(logits, *_for(impl, described), reduce, divisor)
 
 
 _library.impl("binary_cross_entropy_forward", _binary_forward, _ANY_DEVICE)
 
 
-def _binary_backward(grad, divisor, logits, target, weight, pos_weight, needs, impl):
-    grads = load(impl).binary_cross_entropy_backward(grad, logits, target, weight, pos_weight, needs, divisor)
-    return _gradients(grads, (logits, target))
+def _binary_backward(grad, divisor, logits, *arguments):
+    *said, needs, impl = arguments
+    described = BinaryTarget(*said[:4], BinaryRule(*said[4:]))
+    grads = load(impl).binary_cross_entropy_backward(grad, logits, *_for(impl, described), needs, divisor)
+    return _gradients(grads, (logits, described.values))
 
 
 _library.impl("binary_cross_entropy_backward", _binary_backward, _ANY_DEVICE)
 
 
 @torch.library.register_fake("crossent::binary_cross_entropy_forward", lib=_library)
-def _(logits, target, weight, pos_weight, reduce, divisor, impl):
+def _(logits, target, *arguments):
     dtype = eager.compute_dtype(logits, target)
-    return logits.new_empty((), dtype=dtype) if reduce else torch.empty_like(logits, dtype=dtype)
+    return logits.new_empty((), dtype=dtype) if arguments[-3] else torch.empty_like(logits, dtype=dtype)
 
 
 @torch.library.register_fake("crossent::binary_cross_entropy_backward", lib=_library)
-def _(grad, divisor, logits, target, weight, pos_weight, needs, impl):
+def _(grad, divisor, logits, target, *arguments):
     return tuple(
-        torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((logits, target), needs, strict=True)
+        torch.empty_like(x) if need else x.new_empty(0) for x, need in zip((logits, target), arguments[-2], strict=True)
     )
 
 
@@ -395,37 +428,38 @@ class _CompiledBinaryCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, pos_weight, reduce, divisor, impl):
+    def forward(logits, target, weight, pos_weight, mask, rule, reduce, divisor, impl):
         return torch.ops.crossent.binary_cross_entropy_forward.default(
-            logits, target, weight, pos_weight, reduce, divisor, impl
+            logits, target, weight, pos_weight, mask, *rule, reduce, divisor, impl
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.reduce, ctx.divisor, ctx.impl = inputs
+        *tensors, rule, ctx.reduce, ctx.divisor, ctx.impl = inputs
+        ctx.rule = rule.rule if isinstance(rule, _Sealed) else rule
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         grads = _binary_gradients(ctx, grad, False)
-        return (*grads, None, None, None, None, None)
+        return (*grads, None, None, None, None, None, None, None)
 
 
 def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Tensor | None, Tensor | None]:
     if grad is None:
         return None, None
-    logits, target, weight, pos_weight = ctx.saved_tensors
+    logits, *tensors = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-    if _differentiated(grad, logits, target):
-        return eager.binary_cross_entropy_backward(grad, logits, target, weight, pos_weight, needs, ctx.divisor)
-    if inplace and _plain(grad, logits, target, weight, pos_weight):
-        compute = load(ctx.impl).binary_cross_entropy_backward
-        both = compute(grad, logits, target, weight, pos_weight, needs, ctx.divisor, True)
+    if _differentiated(grad, logits, tensors[0]):
+        return eager.binary_cross_entropy_backward(grad, logits, BinaryTarget(*tensors, ctx.rule), needs, ctx.divisor)
+    if inplace and _plain(grad, logits, *tensors):
+        compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget(*tensors, ctx.rule)
+        both = compute(grad, logits, *_for(ctx.impl, described), needs, ctx.divisor, True)
     else:
-        plain = _plain(grad, logits, target, weight, pos_weight)
+        plain = _plain(grad, logits, *tensors)
         run: Any = _binary_backward if plain else torch.ops.crossent.binary_cross_entropy_backward.default
-        both = run(grad, ctx.divisor, logits, target, weight, pos_weight, needs, ctx.impl)
+        both = run(grad, ctx.divisor, logits, *tensors, *ctx.rule, needs, ctx.impl)
     return both[0] if needs[0] else None, both[1] if needs[1] else None
 
 
@@ -433,14 +467,16 @@ class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, pos_weight, reduce, divisor, impl):
-        return eager.binary_cross_entropy_forward(logits, target, weight, pos_weight, reduce, divisor)
+    def forward(logits, target, weight, pos_weight, mask, sealed, reduce, divisor, impl):
+        described = BinaryTarget(target, weight, pos_weight, mask, sealed.rule)
+        return eager.binary_cross_entropy_forward(logits, described, reduce, divisor)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         with _set_fwd_grad_enabled(True):
-            logits, target, weight, pos_weight = map(_primal, ctx.saved_tensors)
-            along = eager.binary_cross_entropy_tangent(logits, target, weight, pos_weight, ctx.reduce, tangents[:4])
+            logits, *tensors = map(_primal, ctx.saved_tensors)
+            described = BinaryTarget(*tensors, ctx.rule)
+            along = eager.binary_cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
             return along / ctx.divisor if ctx.reduce else along
 
 
@@ -448,16 +484,16 @@ class BinaryCrossEntropy(Function):
     """Binary cross entropy of plain tensors; the class is public for its name, which autograd shows."""
 
     @staticmethod
-    def forward(ctx, logits, target, weight, pos_weight, reduce, divisor, impl, inplace):
+    def forward(ctx, logits, target, weight, pos_weight, mask, rule, reduce, divisor, impl, inplace):
         ctx.set_materialize_grads(False)
         ctx.inplace = inplace
-        arguments = (logits, target, weight, pos_weight, reduce, divisor, impl)
-        _CompiledBinaryCrossEntropy.setup_context(ctx, arguments, None)
-        return _binary_forward(*arguments)
+        tensors = (logits, target, weight, pos_weight, mask)
+        _CompiledBinaryCrossEntropy.setup_context(ctx, (*tensors, rule, reduce, divisor, impl), None)
+        return _binary_forward(*tensors, *rule, reduce, divisor, impl)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*_binary_gradients(ctx, grad, ctx.inplace), None, None, None, None, None, None)
+        return (*_binary_gradients(ctx, grad, ctx.inplace), None, None, None, None, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -467,21 +503,15 @@ class BinaryCrossEntropy(Function):
 
 
 def binary_cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    reduce: bool,
-    divisor: float,
-    impl: str,
-    inplace: bool = False,
+    logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float, impl: str, inplace: bool = False
 ) -> Tensor:
     """Compute the loss of every element, or the sum over a divisor."""
-    arguments = (logits, target, weight, pos_weight, reduce, divisor, impl)
     loss: Tensor
-    if _plain(logits, target, weight, pos_weight):
-        loss = BinaryCrossEntropy.apply(*arguments, inplace)
+    if _plain(logits, *target[:4]):
+        loss = BinaryCrossEntropy.apply(logits, *target, reduce, divisor, impl, inplace)
+    elif _transformed():
+        rule = _Sealed(target.rule)
+        loss = _TransformedBinaryCrossEntropy.apply(logits, *target[:4], rule, reduce, divisor, impl)
     else:
-        function: Any = _TransformedBinaryCrossEntropy if _transformed() else _CompiledBinaryCrossEntropy
-        loss = function.apply(*arguments)
+        loss = _CompiledBinaryCrossEntropy.apply(logits, *target, reduce, divisor, impl)
     return loss

@@ -5,10 +5,14 @@ Every refusal has the exception type torch has for it, and says which argument b
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
+from math import inf
+from numbers import Real
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+
+from crossent.penalties import Penalty, check_penalty, named, sides
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -18,17 +22,73 @@ UNDIFFERENTIABLE_WEIGHT = (
 )
 
 
+class Rule(NamedTuple):
+    """The numbers of a call of ``cross_entropy``: what is asked beside its tensors. By default that is nothing.
+
+    ``t`` is smoothed before ``c`` multiplies it. The penalty is named, "" for ``-log p``, with its parameters.
+    """
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+    softcap: float | None = None
+    margin: float = 0.0
+    z_loss: float = 0.0
+    penalty: str = ""
+    parameters: tuple[float, ...] = ()
+
+
+_NOTHING_SPECIAL = Rule()[2:]
+
+
 class Target(NamedTuple):
-    """What a row's ``c ∘ t`` is made of.
+    """All that a call of ``cross_entropy`` says about its logits ``(N, C, d1, ...)``: the one thing that implementations take.
 
     ``values`` holds class indices ``(N, d1, ...)`` as int64, or the weights ``t`` as floats ``(N, C, d1, ...)``; ``weight``
-    holds the class weights ``c`` as ``(C)``, or None for ones. ``t`` is smoothed before ``c`` multiplies it.
+    holds the class weights ``c`` as ``(C)``, or None for ones. ``logit_bias`` and ``class_mask`` (True for the classes that are
+    allowed) are ``(C)`` or of the logits' shape. ``valid``, ``(N, d1, ...)``, is True for the rows that count, beside which
+    those of ``ignore_index`` do not either.
     """
 
     values: Tensor
-    weight: Tensor | None
-    ignore_index: int
-    label_smoothing: float
+    weight: Tensor | None = None
+    logit_bias: Tensor | None = None
+    class_mask: Tensor | None = None
+    valid: Tensor | None = None
+    rule: Rule = Rule()
+
+    @property
+    def ignore_index(self) -> int:
+        """The index of rows that count for nothing."""
+        return self.rule.ignore_index
+
+    @property
+    def label_smoothing(self) -> float:
+        """``ε``."""
+        return self.rule.label_smoothing
+
+    @property
+    def penalty(self) -> Penalty | None:
+        """``(f, s)``, or None for ``(-log p, 1)``."""
+        penalty: Penalty | None = named(self.rule.penalty, self.rule.parameters)
+        return penalty
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is torch's cross entropy: class weights, smoothing and ignored indices, and nothing else."""
+        return (
+            self.logit_bias is None
+            and self.class_mask is None
+            and self.valid is None
+            and self.rule[2:] == _NOTHING_SPECIAL
+        )
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The settings in use that torch's loss does not have, by name."""
+        tensors = [name for name in ("logit_bias", "class_mask", "valid") if getattr(self, name) is not None]
+        usual = zip(Rule._fields[2:7], self.rule[2:], _NOTHING_SPECIAL, strict=False)
+        return (*(name for name, value, nothing in usual if value != nothing), *tensors)
 
     @property
     def indices(self) -> bool:
@@ -60,12 +120,78 @@ class Target(NamedTuple):
         )
 
 
+SPECIAL: dict[str, dict[str, Any]] = {
+    "cross_entropy": {
+        "penalty": None, "temperature": 1.0, "softcap": None, "logit_bias": None, "margin": 0.0, "class_mask": None, "z_loss": 0.0,
+    },
+    "binary_cross_entropy_with_logits": {"penalty": None, "ignore_index": None, "label_smoothing": 0.0, "mask": None},
+}
+
+
+def special_settings(loss: str, given: dict[str, Any]) -> tuple[str, ...]:
+    """Name the settings that are in use among those of a loss that torch does not have."""
+    known = SPECIAL[loss]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(known)}, not on {name}")
+    return tuple(k for k, v in given.items() if v is not None and (isinstance(v, Tensor) or v != known[k]))
+
+
+class BinaryRule(NamedTuple):
+    """The numbers of a call of ``binary_cross_entropy_with_logits``, as :class:`Rule`."""
+
+    ignore_index: float | None = None
+    label_smoothing: float = 0.0
+    penalty: str = ""
+    parameters: tuple[float, ...] = ()
+
+
+_NOTHING_BINARY = BinaryRule()
+
+
+class BinaryTarget(NamedTuple):
+    """All that a call of ``binary_cross_entropy_with_logits`` says about its logits.
+
+    ``values`` holds ``t``, of the logits' shape; ``weight``, ``pos_weight`` and ``mask`` (True for the elements that count)
+    broadcast to it.
+    """
+
+    values: Tensor
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+    mask: Tensor | None = None
+    rule: BinaryRule = _NOTHING_BINARY
+
+    @property
+    def penalties(self) -> tuple[Penalty, Penalty] | tuple[None, None]:
+        """``(f, s)`` of yes and of no, or None for ``(-log p, 1)``."""
+        return sides(self.rule.penalty, self.rule.parameters)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is torch's loss, and nothing else."""
+        return self.mask is None and self.rule == _NOTHING_BINARY
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The settings in use that torch's loss does not have, by name."""
+        usual = zip(BinaryRule._fields[:3], self.rule, _NOTHING_BINARY, strict=False)
+        return (*(name for name, value, nothing in usual if value != nothing), *(["mask"] if self.mask is not None else []))
+
+
 def describe(
-    logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, dim: int | None
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    dim: int | None,
+    special: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Target]:
     """Check what the caller gave and lay it out as the operators want it: logits ``(N, C, d1, ...)`` and a Target.
 
-    The class axis is ``dim``, or 0 for one axis and 1 for more; logits of one axis become a batch of one row.
+    The class axis is ``dim``, or 0 for one axis and 1 for more; logits of one axis become a batch of one row. ``special``
+    holds the settings that torch does not have, by their names in ``cross_entropy``.
     """
     _check_kinds(logits, target, weight, ignore_index)
     probabilities = target.shape == logits.shape
@@ -84,6 +210,12 @@ def describe(
         _check_index_shape(logits, target, axis, dim)
         _check_index_dtype(logits, target)
     weight = _class_weight(weight, num_classes, logits, probabilities)
+    rule, bias, mask = Rule(ignore_index, label_smoothing), None, None
+    if special is not None:
+        rule = special_rule(rule, **special)
+        bias, mask = special["logit_bias"], special["class_mask"]
+        bias = None if bias is None else _along(check_bias(bias), "logit_bias", logits, axis)
+        mask = None if mask is None else _along(check_mask(mask), "class_mask", logits, axis)
 
     if logits.dim() == 1:
         logits, target = logits.unsqueeze(0), target.reshape(1, -1) if probabilities else target.reshape(1)
@@ -91,7 +223,90 @@ def describe(
         logits = logits.movedim(axis, 1)
         target = target.movedim(axis, 1) if probabilities else target
     values = target if probabilities or target.dtype == torch.int64 else target.long()
-    return logits, Target(values, weight, ignore_index, label_smoothing)
+    return logits, Target(values, weight, bias, mask, None, rule)
+
+
+def special_rule(
+    rule: Rule,
+    *,
+    penalty: Any = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    margin: float = 0.0,
+    z_loss: float = 0.0,
+    logit_bias: object = None,
+    class_mask: object = None,
+) -> Rule:
+    """Check the settings that torch does not have, and add their numbers to a rule."""
+    temperature = _number("temperature", temperature)
+    if not 0.0 < temperature < inf:
+        raise ValueError(f"temperature must be positive, got {temperature}: it divides the logits")
+    if softcap is not None:
+        softcap = _number("softcap", softcap)
+        if not 0.0 < softcap < inf:
+            raise ValueError(f"softcap must be positive, got {softcap}: it bounds the logits; for none pass None")
+    z_loss = _number("z_loss", z_loss)
+    if not 0.0 <= z_loss < inf:
+        raise ValueError(f"z_loss must be at least 0, got {z_loss}: it is the factor of lse², such as 1e-4")
+    margin = _number("margin", margin)
+    if not -inf < margin < inf:
+        raise ValueError(f"margin must be finite, got {margin}: it is subtracted from the target's logit")
+    name, parameters = check_penalty(penalty, binary=False)
+    return Rule(rule.ignore_index, rule.label_smoothing, temperature, softcap, margin, z_loss, name, parameters)
+
+
+def binary_rule(ignore_index: float | None, label_smoothing: float, penalty: Any) -> BinaryRule:
+    """Check the numbers of a binary loss."""
+    if ignore_index is not None:
+        ignore_index = _number("ignore_index", ignore_index)
+    return BinaryRule(ignore_index, _smoothing(label_smoothing), *check_penalty(penalty, binary=True))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a plain number, got a tensor of shape {shape(value)}: the loss is not differentiable in it; "
+            f"pass {name}.item()" + (", or divide the logits by it yourself" if name == "temperature" else "")
+        )
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or isinstance(value, Real)):
+        type_error(name, "a number", value)
+    return float(value)
+
+
+def check_bias(bias: object) -> Tensor:
+    """Refuse a logit_bias that is not a floating tensor."""
+    if not isinstance(bias, Tensor):
+        type_error("logit_bias", "a torch.Tensor of shape (C,) or of the logits' shape", bias)
+    if not bias.is_floating_point():
+        raise RuntimeError(f"logit_bias must be floating, got {bias.dtype}: convert with logit_bias.float()")
+    return bias
+
+
+def check_mask(mask: object) -> Tensor:
+    """Refuse a class_mask that is not a boolean tensor."""
+    if not isinstance(mask, Tensor):
+        type_error("class_mask", "a torch.Tensor of shape (C,) or of the logits' shape", mask)
+    if mask.dtype != torch.bool:
+        fix = "pass class_mask == 0 if it is to be added" if mask.is_floating_point() else "pass class_mask.bool()"
+        raise RuntimeError(f"class_mask must be boolean, True for the classes allowed, got {mask.dtype}: {fix}")
+    return mask
+
+
+def _along(value: Tensor, name: str, logits: Tensor, axis: int) -> Tensor:
+    """Hold a tensor to the shape ``(C)`` or that of the logits, and lay it out as the logits will be."""
+    if value.shape == logits.shape[axis : axis + 1]:
+        return value
+    if value.shape == logits.shape:
+        return value.movedim(axis, 1)
+    fix = "give one value a class, or one a logit"
+    if value.dim() == logits.dim() and all(a in (1, b) for a, b in zip(value.shape, logits.shape, strict=True)):
+        fix = f"expand it with {name}.expand{shape(logits)}"
+    elif value.dim() == 1:
+        fix = f"it has {len(value)} values for {logits.shape[axis]} classes, which lie along dimension {axis}"
+    raise RuntimeError(
+        f"{name} must have shape {(logits.shape[axis],)} or {shape(logits)} for logits of shape {shape(logits)}, "
+        f"got {shape(value)}: {fix}"
+    )
 
 
 def shape(tensor: Tensor) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from crossent.impl import eager
+from crossent.targets import special_settings
 
 NAMES = ("eager", "native", "triton")
 _LOADED: dict[str, ModuleType] = {"eager": eager}
@@ -29,24 +31,46 @@ def implementations() -> dict[str, str | None]:
     return {name: _MISSING.get(name) for name in NAMES}
 
 
-def choose_implementation(logits: Tensor, impl: str | None = None, *, target: Tensor | None = None) -> str:
+def choose_implementation(
+    logits: Tensor,
+    impl: str | None = None,
+    *,
+    target: Tensor | None = None,
+    loss: str = "cross_entropy",
+    **settings: Any,
+) -> str:
     """Name the implementation that a call with these arguments runs; a name is obeyed or refused, never replaced.
+
+    Args:
+        logits: of the call.
+        impl: as in the call.
+        target: of the call; the dtype of probabilities matters.
+        loss: ``"cross_entropy"`` or ``"binary_cross_entropy_with_logits"``.
+        settings: those of the call that torch's loss does not have, such as ``penalty`` or ``class_mask``.
 
     Raises:
         ValueError: ``impl`` is no implementation's name.
         RuntimeError: it is one, but cannot run here or on these tensors.
+        TypeError: a setting on which the choice does not depend.
 
     >>> import torch
     >>> choose_implementation(torch.zeros(2, 3), "eager")
     'eager'
+    >>> choose_implementation(torch.zeros(2, 3), margin=0.35)
+    'eager'
     """
+    return choose(logits, impl, target, special_settings(loss, settings))
+
+
+def choose(logits: Tensor, impl: str | None, target: Tensor | None = None, special: tuple[str, ...] = ()) -> str:
+    """Name the implementation for logits, a target and the special settings of a call, by name."""
     if impl == "eager":
         return "eager"
     if impl is None:
-        return "eager" if "native" in _MISSING or load("native").refuses(logits, target) else "native"
+        return "eager" if "native" in _MISSING or load("native").refuses(logits, target, special) else "native"
     if impl not in NAMES:
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, NAMES))}, got {impl!r}")
-    reason = _MISSING.get(impl) or load(impl).refuses(logits, target)
+    reason = _MISSING.get(impl) or load(impl).refuses(logits, target, special)
     if reason:
         raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='eager' or leave it out")
     return impl

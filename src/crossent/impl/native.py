@@ -38,14 +38,16 @@ if os.environ.get("CROSSENT_ISA"):
     _native.use_isa(os.environ["CROSSENT_ISA"])
 
 
-def refuses(logits: Tensor, target: Tensor | None = None) -> str | None:
-    """Say why the kernels cannot take these logits and this target, or None if they can."""
+def refuses(logits: Tensor, target: Tensor | None = None, special: tuple[str, ...] = ()) -> str | None:
+    """Say why the kernels cannot take these logits, this target and these special settings, or None if they can."""
     if logits.device.type != "cpu":
         return f"the native kernels run on the CPU, and the logits are on {logits.device}"
     if target is not None and target.is_floating_point() and target.dtype != logits.dtype:
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         if target.dtype != wide:
             return f"the native kernels take probabilities in {logits.dtype} or {wide} for such logits, not in {target.dtype}"
+    for name in special:
+        return f"the native kernels do not take {name} yet, which goes to torch operations"
     return None
 
 
