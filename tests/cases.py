@@ -207,10 +207,15 @@ def family_cases() -> list[Case]:
     more = {"weight": c5, "label_smoothing": 0.2, "sample_weight": u}
     cases = []
     for name, settings in SPECIAL.items():
-        cases += [Case(name, _logits((7, 5)), y, settings), Case(f"{name}, probabilities", _logits((7, 5)), t, settings)]
+        cases += [
+            Case(name, _logits((7, 5)), y, settings),
+            Case(f"{name}, probabilities", _logits((7, 5)), t, settings),
+        ]
         if name != "impossible class":
             cases.append(Case(f"{name}, weighted", _logits((7, 5)), y, settings | more))
-        cases.append(Case(f"{name}, probabilities, weighted", _logits((7, 5)), t, settings | more | {"label_smoothing": 0.0}))
+        cases.append(
+            Case(f"{name}, probabilities, weighted", _logits((7, 5)), t, settings | more | {"label_smoothing": 0.0})
+        )
         if name != "impossible class":
             cases.append(Case(f"{name}, probabilities, smoothed", _logits((7, 5)), t, settings | more))
     garbage = _logits((7, 5))
@@ -220,35 +225,98 @@ def family_cases() -> list[Case]:
     sure[np.arange(6), np.arange(6) % 5] = [5, 10, 15, 20, 30, 60]
     cases += [
         Case("garbage in masked classes and ignored rows", garbage, y, mask | {"label_smoothing": 0.1}),
-        Case("garbage, everything", garbage, y, mask | {"softcap": 5.0, "margin": 0.1, "z_loss": 0.1, "penalty": crossent.Focal()}),
+        Case(
+            "garbage, everything",
+            garbage,
+            y,
+            mask | {"softcap": 5.0, "margin": 0.1, "z_loss": 0.1, "penalty": crossent.Focal()},
+        ),
         Case("peaky everything", _logits((7, 5), 12), y, SPECIAL["everything"]),
         Case("a row wants what it does not allow", _logits((4, 5)), np.array([2, 0, -100, 2]), mask),
         Case("and pays little", _logits((4, 5)), np.array([2, 0, -100, 2]), mask | {"penalty": crossent.MAE()}),
-        Case("a row allows nothing", _logits((2, 5)), np.array([1, 0]), {"class_mask": np.array([[False] * 5, [True] * 5])}),
-        Case("one class is left", _logits((3, 5)), np.array([1, 1, 1]), {"class_mask": np.arange(5) == 1, "penalty": crossent.Focal(0.5)}),
-        Case("all ignored", _logits((3, 5)), np.full(3, -100), {"z_loss": 0.1, "penalty": crossent.GCE(), "label_smoothing": 0.1}),
+        Case(
+            "a row allows nothing",
+            _logits((2, 5)),
+            np.array([1, 0]),
+            {"class_mask": np.array([[False] * 5, [True] * 5])},
+        ),
+        Case(
+            "one class is left",
+            _logits((3, 5)),
+            np.array([1, 1, 1]),
+            {"class_mask": np.arange(5) == 1, "penalty": crossent.Focal(0.5)},
+        ),
+        Case(
+            "all ignored",
+            _logits((3, 5)),
+            np.full(3, -100),
+            {"z_loss": 0.1, "penalty": crossent.GCE(), "label_smoothing": 0.1},
+        ),
         Case("no rows", _logits((0, 5)), _labels((0,), 5), {"temperature": 2.0, "logit_bias": c5}),
-        Case("no rows, probabilities", _logits((0, 5)), _weights((0, 5)), {"class_mask": np.ones((0, 5), bool), "z_loss": 0.1}),
-        Case("unbatched", _logits((5,)), np.array(3), {"logit_bias": c5, "class_mask": np.arange(5) > 0, "margin": 0.5}),
+        Case(
+            "no rows, probabilities",
+            _logits((0, 5)),
+            _weights((0, 5)),
+            {"class_mask": np.ones((0, 5), bool), "z_loss": 0.1},
+        ),
+        Case(
+            "unbatched", _logits((5,)), np.array(3), {"logit_bias": c5, "class_mask": np.arange(5) > 0, "margin": 0.5}
+        ),
         Case("unbatched probabilities", _logits((5,)), _weights((5,)), {"logit_bias": c5, "margin": 0.5}),
         Case("one class", _logits((4, 1)), np.zeros(4, np.int64), {"penalty": crossent.Focal(0.5), "z_loss": 0.1}),
-        Case("pixels", _logits((2, 5, 3, 4)), _labels((2, 3, 4), 5, 0.3), {
-            "logit_bias": _logits((2, 5, 3, 4), 1, 3), "class_mask": _weights((2, 5, 3, 4)) < 0.9, "penalty": crossent.MAE(), "weight": c5}),
-        Case("last dimension", _logits((2, 3, 5)), _labels((2, 3), 5, 0.3), {
-            "dim": -1, "logit_bias": _logits((2, 3, 5), 1, 3), "class_mask": np.arange(5) > -1, "penalty": crossent.Focal()}),
-        Case("first dimension, probabilities", _logits((5, 2, 3)), _weights((5, 2, 3)), {
-            "dim": 0, "logit_bias": c5, "class_mask": _weights((5, 2, 3)) < 2, "margin": 0.3, "label_smoothing": 0.1}),
+        Case(
+            "pixels",
+            _logits((2, 5, 3, 4)),
+            _labels((2, 3, 4), 5, 0.3),
+            {
+                "logit_bias": _logits((2, 5, 3, 4), 1, 3),
+                "class_mask": _weights((2, 5, 3, 4)) < 0.9,
+                "penalty": crossent.MAE(),
+                "weight": c5,
+            },
+        ),
+        Case(
+            "last dimension",
+            _logits((2, 3, 5)),
+            _labels((2, 3), 5, 0.3),
+            {
+                "dim": -1,
+                "logit_bias": _logits((2, 3, 5), 1, 3),
+                "class_mask": np.arange(5) > -1,
+                "penalty": crossent.Focal(),
+            },
+        ),
+        Case(
+            "first dimension, probabilities",
+            _logits((5, 2, 3)),
+            _weights((5, 2, 3)),
+            {"dim": 0, "logit_bias": c5, "class_mask": _weights((5, 2, 3)) < 2, "margin": 0.3, "label_smoothing": 0.1},
+        ),
         Case("own denominator", _logits((7, 5)), y, {"denominator": 11.0, "penalty": crossent.Poly1(), "z_loss": 0.1}),
-        Case("zero for nothing", _logits((3, 5)), np.full(3, -100), {"empty": "zero", "penalty": crossent.Focal(), "margin": 1.0}),
-        Case("hopeless under a cap", np.array([[1e9, -1e9, 0.0], [-INF, 0.0, 1.0]]), np.array([1, 2]), {"softcap": 2.0}),
-        Case("infinitely far", np.array([[0.0, -INF, 1.0], [1e4, 0.0, -1e4]]), np.array([2, 0]), {"penalty": crossent.Taylor(), "z_loss": 0.1}),
-    ]  # fmt: skip
+        Case(
+            "zero for nothing",
+            _logits((3, 5)),
+            np.full(3, -100),
+            {"empty": "zero", "penalty": crossent.Focal(), "margin": 1.0},
+        ),
+        Case(
+            "hopeless under a cap", np.array([[1e9, -1e9, 0.0], [-INF, 0.0, 1.0]]), np.array([1, 2]), {"softcap": 2.0}
+        ),
+        Case(
+            "infinitely far",
+            np.array([[0.0, -INF, 1.0], [1e4, 0.0, -1e4]]),
+            np.array([2, 0]),
+            {"penalty": crossent.Taylor(), "z_loss": 0.1},
+        ),
+    ]
     for name, penalty in PENALTIES.items():
         cases += [
             Case(f"confident, {name}", sure, np.arange(6) % 5, {"penalty": penalty}),
             Case(f"confident and wrong, {name}", sure, (np.arange(6) + 1) % 5, {"penalty": penalty}),
             Case(f"confident, one-hot, {name}", sure, np.eye(5)[np.arange(6) % 5], {"penalty": penalty}),
-            Case(f"extreme, {name}", _logits((7, 5), 1e4), np.arange(7) % 5, {"penalty": penalty, "label_smoothing": 0.1}),
+            Case(
+                f"extreme, {name}", _logits((7, 5), 1e4), np.arange(7) % 5, {"penalty": penalty, "label_smoothing": 0.1}
+            ),
         ]
     return cases
 
@@ -293,7 +361,12 @@ def binary_family_cases() -> list[Case]:
     garbage[0, 1], garbage[2] = np.nan, INF
     ignored = _weights((4, 5))
     ignored[0, 1] = ignored[2] = 255
-    everything = {"ignore_index": 255.0, "label_smoothing": 0.1, "penalty": crossent.Focal(0.5), "pos_weight": np.full(1, 2.0)}
+    everything = {
+        "ignore_index": 255.0,
+        "label_smoothing": 0.1,
+        "penalty": crossent.Focal(0.5),
+        "pos_weight": np.full(1, 2.0),
+    }
     return [
         *cases,
         Case("ignored garbage", garbage, ignored, {"ignore_index": 255.0}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +25,54 @@ from crossent.targets import (
 )
 
 Reduction = Literal["none", "sum", "mean"]
+
+
+class CrossEntropyModuleOptions(TypedDict, total=False):
+    """What :class:`crossent.CrossEntropyLoss` takes by keyword beside weight and penalty."""
+
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    denominator: float | Tensor | None
+    empty: Literal["nan", "zero"]
+    out_dtype: torch.dtype | None
+    dim: int | None
+    temperature: float
+    softcap: float | None
+    logit_bias: Tensor | None
+    margin: float
+    class_mask: Tensor | None
+    z_loss: float
+    inplace_backward: bool
+    impl: str | None
+
+
+class CrossEntropyOptions(CrossEntropyModuleOptions, total=False):
+    """What :func:`cross_entropy` takes by keyword beside weight and penalty."""
+
+    sample_weight: Tensor | None
+
+
+class BinaryModuleOptions(TypedDict, total=False):
+    """What :class:`crossent.BCEWithLogitsLoss` takes by keyword beside penalty and reduction."""
+
+    weight: Tensor | None
+    pos_weight: Tensor | None
+    denominator: float | Tensor | None
+    empty: Literal["nan", "zero"]
+    out_dtype: torch.dtype | None
+    ignore_index: float | None
+    label_smoothing: float
+    dim: int | None
+    inplace_backward: bool
+    impl: str | None
+
+
+class BinaryOptions(BinaryModuleOptions, total=False):
+    """What :func:`binary_cross_entropy_with_logits` takes by keyword beside penalty and reduction."""
+
+    sample_weight: Tensor | None
+    mask: Tensor | None
 
 
 def cross_entropy(
@@ -61,7 +109,8 @@ def cross_entropy(
     With a penalty ``(f, s)`` in the place of ``(-log p, 1)``, a z-loss ``λ``, and the logits ``x`` transformed first::
 
         x' = (cap · tanh(x / cap) + bias - margin · t) / T, and -inf for masked classes        p = softmax(x')
-        loss = Σ_k c_k t_k f(p_k) + λ lse²        ∂loss/∂x' = mass · p - w ∘ t        w = c ∘ s(p)        mass = Σ_k w_k t_k + 2λ lse
+        loss = Σ_k c_k t_k f(p_k) + λ lse²
+        ∂loss/∂x' = mass · p - w ∘ t        w = c ∘ s(p)        mass = Σ_k w_k t_k + 2λ lse
 
     The positional arguments are those of :func:`torch.nn.functional.cross_entropy`, with its meaning; what follows the star
     is this library's. All of it combines.
@@ -166,7 +215,7 @@ def cross_entropy(
         quick = ops.quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction == "mean")
         if quick is not None:
             return quick
-    reduction = _reduction(reduction, size_average, reduce)
+    reduction = read_reduction(reduction, size_average, reduce)
     special = None
     if not ordinary:
         special = {
@@ -174,7 +223,7 @@ def cross_entropy(
             "class_mask": class_mask, "z_loss": z_loss,
         }  # fmt: skip
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim, special)
-    dtype = _result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
+    dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
     mean = Mean(sample_weight, denominator, empty)
     return reduced_cross_entropy(input, logits, described, reduction, mean, dtype, inplace_backward, impl)
 
@@ -198,26 +247,38 @@ def reduced_cross_entropy(
     impl: str | None = None,
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
-    sample_weight, denominator, empty = mean
-    _check_mean(reduction, denominator, empty)
+    check_mean(reduction, mean)
     name = choose(logits, impl, described.values, () if described.plain else described.special)
     _check_inplace(inplace_backward, input)
-    torchs_mean = reduction == "mean" and denominator is None and empty == "nan"
-    if sample_weight is None:
-        how = reduction if torchs_mean or reduction == "none" else "sum"
-        loss, row_weight = ops.cross_entropy(logits, described, how, name, inplace_backward)
-    else:
-        loss, row_weight = ops.cross_entropy(logits, described, "none", name, inplace_backward)
-        assert row_weight is not None
-        u = _sample_weight(sample_weight, loss.squeeze(0) if input.dim() == 1 else loss, whole=True)
-        loss, row_weight = loss * u, row_weight * u
-        if reduction != "none":
-            loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
-    if reduction == "none" and input.dim() == 1:
-        loss = loss.squeeze(0)
-    if reduction == "mean" and row_weight is not None:
-        loss = _divide(loss, row_weight if denominator is None else denominator, empty)
+    how = reduction
+    if mean.sample_weight is not None:
+        how = "none"
+    elif reduction == "mean" and not (mean.denominator is None and mean.empty == "nan"):
+        how = "sum"
+    loss, row_weight = ops.cross_entropy(logits, described, how, name, inplace_backward)
+    if how == "none":
+        if input.dim() == 1:
+            loss = loss.squeeze(0)
+            row_weight = None if row_weight is None else row_weight.squeeze(0)
+        loss = reduce_rows(loss, row_weight, reduction, mean)
+    elif row_weight is not None and reduction == "mean":
+        loss = _divide(loss, row_weight if mean.denominator is None else mean.denominator, mean.empty)
     return loss if loss.dtype == dtype else loss.to(dtype)
+
+
+def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction, mean: Mean) -> Tensor:
+    """Weigh a loss a row, and sum or average; ``row_weight`` is what each row adds to the divisor."""
+    sample_weight, denominator, empty = mean
+    if sample_weight is not None:
+        u = weights_of_rows(sample_weight, loss, whole=True)
+        loss, row_weight = loss * u, None if row_weight is None else row_weight * u
+    if reduction == "none":
+        return loss
+    loss = ordered_sum(loss)
+    if reduction == "sum":
+        return loss
+    assert row_weight is not None
+    return _divide(loss, ordered_sum(row_weight) if denominator is None else denominator, empty)
 
 
 def binary_cross_entropy_with_logits(
@@ -305,7 +366,7 @@ def binary_cross_entropy_with_logits(
             empty=empty, out_dtype=out_dtype, ignore_index=ignore_index, mask=mask, label_smoothing=label_smoothing,
             dim=dim, penalty=penalty, inplace_backward=inplace_backward, impl=impl,
         )  # fmt: skip
-    reduction = _reduction(reduction, size_average, reduce)
+    reduction = read_reduction(reduction, size_average, reduce)
     if dim is not None:
         pos_weight = _pos_weight_along(dim, input, pos_weight)
     _check_binary(input, target, weight, pos_weight)
@@ -313,8 +374,8 @@ def binary_cross_entropy_with_logits(
     if not (ignore_index is None and mask is None and label_smoothing == 0.0 and penalty is None):
         rule = binary_rule(ignore_index, label_smoothing, penalty)
         described = BinaryTarget(target, weight, pos_weight, _mask(mask, input), rule)
-    _check_mean(reduction, denominator, empty)
-    dtype = _result_dtype(target, (), out_dtype)
+    check_mean(reduction, Mean(sample_weight, denominator, empty))
+    dtype = result_dtype(target, (), out_dtype)
     name = choose(input, impl, target, () if described.plain else described.special)
     _check_inplace(inplace_backward, input)
     valid = valid_elements(described)
@@ -326,7 +387,7 @@ def binary_cross_entropy_with_logits(
     if valid is not None:
         divisor = valid.expand_as(input).sum()
     if sample_weight is not None:
-        u = _sample_weight(sample_weight, loss, whole=False)
+        u = weights_of_rows(sample_weight, loss, whole=False)
         loss = loss * u
         if reduction != "none":
             counted = u.expand_as(input) if valid is None else u * valid
@@ -336,7 +397,7 @@ def binary_cross_entropy_with_logits(
     return loss if loss.dtype == dtype else loss.to(dtype)
 
 
-def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> Reduction:
+def read_reduction(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> Reduction:
     """Read ``reduction``, or the two deprecated arguments that override it."""
     if size_average is not None or reduce is not None:
         averaged = size_average is None or size_average
@@ -354,7 +415,9 @@ def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -
     raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r}{hint}")
 
 
-def _check_mean(reduction: Reduction, denominator: float | Tensor | None, empty: str) -> None:
+def check_mean(reduction: Reduction, mean: Mean) -> None:
+    """Refuse arguments of a mean that make no sense."""
+    _, denominator, empty = mean
     if empty not in ("nan", "zero"):
         raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
     if denominator is None:
@@ -417,7 +480,9 @@ def _pos_weight_along(dim: object, input: object, pos_weight: Tensor | None) -> 
     if not isinstance(input, Tensor) or not isinstance(pos_weight, Tensor):
         return pos_weight
     if not -input.dim() <= dim < input.dim():
-        raise IndexError(f"dim must lie in [{-input.dim()}, {input.dim()}) for logits of shape {shape(input)}, got {dim}")
+        raise IndexError(
+            f"dim must lie in [{-input.dim()}, {input.dim()}) for logits of shape {shape(input)}, got {dim}"
+        )
     if pos_weight.dim() != 1:
         return pos_weight
     if len(pos_weight) not in (1, input.shape[dim]):
@@ -446,7 +511,7 @@ def _mask(mask: object, input: Tensor) -> Tensor | None:
     return mask
 
 
-def _sample_weight(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
+def weights_of_rows(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
     """Check sample weights against the rows' shape, all of it or its leading part, and make them broadcast to it."""
     if not isinstance(sample_weight, Tensor):
         type_error("sample_weight", "a torch.Tensor of the rows' shape", sample_weight)
@@ -457,7 +522,7 @@ def _sample_weight(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tenso
     return sample_weight.to(rows.dtype).reshape(sample_weight.shape + (1,) * (rows.dim() - k))
 
 
-def _result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: torch.dtype | None) -> torch.dtype:
+def result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: torch.dtype | None) -> torch.dtype:
     """Decide the loss's dtype: what is asked, float32 for half precision under autocast, or torch's promotion."""
     if out_dtype is not None:
         if not isinstance(out_dtype, torch.dtype) or not out_dtype.is_floating_point:

@@ -119,7 +119,7 @@ def _explained(compute: Any, logits: Tensor, target: Target, *arguments: Any) ->
 
 
 def _described(tensors: Any, rule: Any) -> Target:
-    return Target(*tensors, Rule(*rule))
+    return Target._make((*tensors, Rule._make(rule)))
 
 
 def _forward(logits, *arguments):
@@ -147,8 +147,11 @@ _library.impl("cross_entropy_backward", _backward, _ANY_DEVICE)
 def _(logits, target, *arguments):
     dtype = eager.compute_dtype(logits, target)
     rows = (logits.shape[0], *logits.shape[2:])
+    lse = logits.new_empty((2, *rows), dtype=dtype)
+    if arguments[-2] == "statistics":
+        return logits.new_empty((4, *rows), dtype=dtype), torch.empty_like(lse), lse
     loss = logits.new_empty(rows if arguments[-2] == "none" else (), dtype=dtype)
-    return loss, torch.empty_like(loss), logits.new_empty((2, *rows), dtype=dtype)
+    return loss, torch.empty_like(loss), lse
 
 
 @torch.library.register_fake("crossent::cross_entropy_backward", lib=_library)
@@ -182,7 +185,7 @@ class _CompiledCrossEntropy(Function):
         needs = (*ctx.needs_input_grad[:4],)
         if needs[2] or needs[3] or _differentiated(grad, logits, *tensors):
             by = 1.0 if divisor is None else divisor
-            described = Target(*tensors, ctx.rule)
+            described = Target._make((*tensors, ctx.rule))
             grads: tuple[Tensor | None, ...] = eager.cross_entropy_backward(grad, logits, described, None, needs, by)
         else:
             both = torch.ops.crossent.cross_entropy_backward.default(
@@ -203,13 +206,13 @@ class _TransformedCrossEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, target, weight, logit_bias, class_mask, valid, sealed, reduce):
+    def forward(logits, target, weight, logit_bias, class_mask, valid, sealed, reduction):
         described = Target(target, weight, logit_bias, class_mask, valid, sealed.rule)
-        return eager.cross_entropy_forward(logits, described, "sum" if reduce else "none")[0]
+        return eager.cross_entropy_forward(logits, described, reduction)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, sealed, ctx.reduce = inputs
+        *tensors, sealed, ctx.reduction = inputs
         ctx.rule = sealed.rule
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -220,15 +223,15 @@ class _TransformedCrossEntropy(Function):
             return (None,) * 8
         logits, *tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
-        grads = eager.cross_entropy_backward(grad, logits, Target(*tensors, ctx.rule), None, needs)
+        grads = eager.cross_entropy_backward(grad, logits, Target._make((*tensors, ctx.rule)), None, needs)
         return (*grads, None, None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         logits, *tensors = map(_primal, ctx.saved_tensors[:6])
         with _set_fwd_grad_enabled(True):
-            described = Target(*tensors, ctx.rule)
-            return eager.cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
+            described = Target._make((*tensors, ctx.rule))
+            return eager.cross_entropy_tangent(logits, described, ctx.reduction, tangents[:4])
 
 
 class CrossEntropy(Function):
@@ -238,7 +241,7 @@ class CrossEntropy(Function):
     def forward(ctx, logits, target, weight, logit_bias, class_mask, valid, rule, reduction, impl, inplace):
         described = Target(target, weight, logit_bias, class_mask, valid, rule)
         loss, row_weight, lse = _explained(load(impl).cross_entropy_forward, logits, described, reduction)
-        ctx.rule, ctx.reduce = rule, reduction != "none"
+        ctx.rule, ctx.reduction = rule, reduction
         ctx.impl, ctx.inplace, ctx.mean = impl, inplace, reduction == "mean"
         ctx.divisor = row_weight if ctx.mean else 1.0
         ctx.set_materialize_grads(False)
@@ -255,7 +258,7 @@ class CrossEntropy(Function):
         if grad is None:
             return (None,) * 10
         logits, *tensors, lse = ctx.saved_tensors
-        described = Target(*tensors, ctx.rule)
+        described = Target._make((*tensors, ctx.rule))
         needs = ctx.needs_input_grad[:4]
         grads: tuple[Tensor | None, ...]
         if needs[2] or needs[3] or _differentiated(grad, logits, *tensors):
@@ -263,8 +266,8 @@ class CrossEntropy(Function):
         elif _plain(grad, logits, *tensors):
             compute = load(ctx.impl).cross_entropy_backward
             grads = compute(grad, logits, described, lse, needs, ctx.divisor, ctx.inplace)
-            grads = (None if g is None else _like(g, x) for g, x in zip(grads, (logits, tensors[0]), strict=False))
-            grads = (*grads, None, None)
+            pairs = zip(grads, (logits, tensors[0]), strict=False)
+            grads = (*(None if g is None else _like(g, x) for g, x in pairs), None, None)
         else:
             both = torch.ops.crossent.cross_entropy_backward.default(
                 grad / ctx.divisor, None, logits, *tensors, lse, *ctx.rule, needs[:2], ctx.impl
@@ -359,14 +362,20 @@ def quick_cross_entropy(
 def cross_entropy(
     logits: Tensor, target: Target, reduction: str, impl: str, inplace: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
+    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None.
+
+    With the reduction "statistics" it is the stacks that the eager implementation describes.
+    """
     mean = reduction == "mean"
     if _plain(logits, *target[:5]):
         result = CrossEntropy.apply(logits, *target, reduction, impl, inplace)
         return (result, None) if mean else result
     if _transformed():
-        loss = _TransformedCrossEntropy.apply(logits, *target[:5], _Sealed(target.rule), reduction != "none")
-        row_weight = eager.row_weights(logits, target, reduction != "none")
+        how = "sum" if mean else reduction
+        loss = _TransformedCrossEntropy.apply(logits, *target[:5], _Sealed(target.rule), how)
+        row_weight = eager.row_weights(logits, target, how == "sum")
+        if reduction == "statistics":
+            return loss, torch.stack([row_weight, eager.correct_logits(logits, target)])
         return (loss / row_weight, None) if mean else (loss, row_weight)
     loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *target, reduction, impl)
     return loss, None if mean else row_weight
@@ -394,7 +403,7 @@ def _for(impl: str, target: BinaryTarget) -> tuple[Any, ...]:
 
 def _binary_forward(logits, *arguments):
     *said, reduce, divisor, impl = arguments
-    described = BinaryTarget(*said[:4], BinaryRule(*said[4:]))
+    described = BinaryTarget._make((*said[:4], BinaryRule._make(said[4:])))
     return load(impl).binary_cross_entropy_forward(logits, *_for(impl, described), reduce, divisor)
 
 
@@ -403,7 +412,7 @@ _library.impl("binary_cross_entropy_forward", _binary_forward, _ANY_DEVICE)
 
 def _binary_backward(grad, divisor, logits, *arguments):
     *said, needs, impl = arguments
-    described = BinaryTarget(*said[:4], BinaryRule(*said[4:]))
+    described = BinaryTarget._make((*said[:4], BinaryRule._make(said[4:])))
     grads = load(impl).binary_cross_entropy_backward(grad, logits, *_for(impl, described), needs, divisor)
     return _gradients(grads, (logits, described.values))
 
@@ -452,9 +461,11 @@ def _binary_gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Ten
     logits, *tensors = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
     if _differentiated(grad, logits, tensors[0]):
-        return eager.binary_cross_entropy_backward(grad, logits, BinaryTarget(*tensors, ctx.rule), needs, ctx.divisor)
+        return eager.binary_cross_entropy_backward(
+            grad, logits, BinaryTarget._make((*tensors, ctx.rule)), needs, ctx.divisor
+        )
     if inplace and _plain(grad, logits, *tensors):
-        compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget(*tensors, ctx.rule)
+        compute, described = load(ctx.impl).binary_cross_entropy_backward, BinaryTarget._make((*tensors, ctx.rule))
         both = compute(grad, logits, *_for(ctx.impl, described), needs, ctx.divisor, True)
     else:
         plain = _plain(grad, logits, *tensors)
@@ -475,7 +486,7 @@ class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         with _set_fwd_grad_enabled(True):
             logits, *tensors = map(_primal, ctx.saved_tensors)
-            described = BinaryTarget(*tensors, ctx.rule)
+            described = BinaryTarget._make((*tensors, ctx.rule))
             along = eager.binary_cross_entropy_tangent(logits, described, ctx.reduce, tangents[:4])
             return along / ctx.divisor if ctx.reduce else along
 

@@ -122,7 +122,13 @@ class Target(NamedTuple):
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "cross_entropy": {
-        "penalty": None, "temperature": 1.0, "softcap": None, "logit_bias": None, "margin": 0.0, "class_mask": None, "z_loss": 0.0,
+        "penalty": None,
+        "temperature": 1.0,
+        "softcap": None,
+        "logit_bias": None,
+        "margin": 0.0,
+        "class_mask": None,
+        "z_loss": 0.0,
     },
     "binary_cross_entropy_with_logits": {"penalty": None, "ignore_index": None, "label_smoothing": 0.0, "mask": None},
 }
@@ -176,7 +182,10 @@ class BinaryTarget(NamedTuple):
     def special(self) -> tuple[str, ...]:
         """The settings in use that torch's loss does not have, by name."""
         usual = zip(BinaryRule._fields[:3], self.rule, _NOTHING_BINARY, strict=False)
-        return (*(name for name, value, nothing in usual if value != nothing), *(["mask"] if self.mask is not None else []))
+        return (
+            *(name for name, value, nothing in usual if value != nothing),
+            *(["mask"] if self.mask is not None else []),
+        )
 
 
 def describe(
@@ -197,7 +206,7 @@ def describe(
     probabilities = target.shape == logits.shape
     check_logits_dtype(logits)
     _check_probabilities(logits, target, probabilities)
-    axis = _class_axis(logits, dim)
+    axis = class_axis(logits, dim)
     num_classes = logits.shape[axis]
     label_smoothing = _smoothing(label_smoothing)
     if probabilities:
@@ -268,7 +277,7 @@ def _number(name: str, value: Any) -> float:
             f"{name} must be a plain number, got a tensor of shape {shape(value)}: the loss is not differentiable in it; "
             f"pass {name}.item()" + (", or divide the logits by it yourself" if name == "temperature" else "")
         )
-    if isinstance(value, bool) or not (isinstance(value, (int, float)) or isinstance(value, Real)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         type_error(name, "a number", value)
     return float(value)
 
@@ -363,7 +372,8 @@ def _check_index_dtype(logits: Tensor, target: Tensor) -> None:
         )
 
 
-def _class_axis(logits: Tensor, dim: int | None) -> int:
+def class_axis(logits: Tensor, dim: int | None) -> int:
+    """Find the class axis of logits: ``dim``, or 0 for one axis and 1 for more."""
     if logits.dim() == 0:
         raise IndexError("input must have a class dimension, got a tensor without dimensions: shape it (C,) or (N, C)")
     if dim is None:

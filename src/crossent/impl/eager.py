@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from crossent.penalties import Penalty
-from crossent.targets import BinaryTarget, Target
+from crossent.targets import BinaryTarget, Rule, Target
 
 _BLOCK = 4096
 
@@ -109,11 +109,8 @@ def uniform_share(target: Target, x: Tensor) -> float | Tensor:
 
 def smoothed_target(target: Target, x: Tensor) -> Tensor:
     """Write out ``t``, smoothed, in the shape of the logits; it is 0 in rows that do not count."""
-    if target.indices:
-        ignored, y, _ = index_weights(target, x)
-        t = is_class(y, x).to(x.dtype)
-    else:
-        ignored, t = ignored_rows(target), target.values.to(x.dtype)
+    ignored = ignored_rows(target)
+    t = (is_class(index_weights(target, x)[1], x) if target.indices else target.values).to(x.dtype)
     if target.label_smoothing > 0:
         t = (1 - target.label_smoothing) * t + target.label_smoothing * uniform_share(target, x)
     return t if ignored is None else t.masked_fill(ignored, 0.0)
@@ -133,6 +130,14 @@ def _row_weights(x: Tensor, target: Target) -> Tensor:
     return ones if target.valid is None else ones * target.valid.unsqueeze(1)
 
 
+def counted_rows(logits: Tensor, target: Target) -> Tensor:
+    """Mark the rows that count, as ``(N, d1, ...)``."""
+    ignored = ignored_rows(target)
+    if ignored is None:
+        return torch.ones_like(logits.select(1, 0) if logits.shape[1] else logits.sum(1), dtype=torch.bool)
+    return ~ignored.squeeze(1)
+
+
 class Transformed(NamedTuple):
     """What stands in the place of the logits, and what the chain rule needs to come back.
 
@@ -147,7 +152,8 @@ class Transformed(NamedTuple):
 
 def transform(x: Tensor, target: Target) -> Transformed:
     """Compute ``x' = (cap · tanh(x / cap) + bias - margin · t) / T``, in this order, then mask."""
-    rule, slope = target.rule, 1.0
+    rule = target.rule
+    slope: Tensor | float = 1.0
     ignored = ignored_rows(target)
     dead = masked = None if target.class_mask is None else ~as_logits(target.class_mask, x)
     if ignored is not None:
@@ -172,15 +178,17 @@ def transform(x: Tensor, target: Target) -> Transformed:
     return Transformed(x, slope, dead)
 
 
-def cost(penalty: Penalty | None, log_p: Tensor, differentiable: bool = False) -> Tensor:
-    """Compute ``f(p)``; with nothing to differentiate where p is 0, if it is to be differentiated."""
-    if penalty is None:
-        return -log_p
-    if not differentiable:
-        return penalty.f(log_p)
+def cost(penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``f(p)``."""
+    return -log_p if penalty is None else penalty.f(log_p)
+
+
+def weighted_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``weight · f(p)`` as a differentiable function; where p is 0 and f may be infinite, nothing is differentiated."""
     hopeless = log_p == -torch.inf
-    worst = penalty.f(torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
-    return torch.where(hopeless, worst.detach(), penalty.f(log_p.masked_fill(hopeless, -1.0)))
+    worst = cost(penalty, torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
+    each = weight * cost(penalty, log_p.masked_fill(hopeless, -1.0))
+    return torch.where(hopeless, times(torch.where(worst.isinf(), weight.sign(), weight), worst), each)
 
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,7 +196,8 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
 
     Returns ``(loss, row_weight, lse)``: the row weight is what the row adds to the divisor of a mean, ``c[y]`` for indices,
     0 where ignored, 1 for probabilities, and for a sum or mean it is their sum; lse is the pair, ``(2, N, d1, ...)``, of
-    the transformed logits.
+    the transformed logits. For the reduction "statistics" the loss is a stack of four for every row, loss, lse, the
+    target's log-probability and entropy, and the row weight a stack of two, the second being whether the row is correct.
     """
     x = logits.to(compute_dtype(logits, target.values))
     if x.numel() == 0:
@@ -196,11 +205,17 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     else:
         x = x if target.plain else transform(x, target).x
         top, log_sum = row_lse(x)
-        loss, row_weight = _index_loss(x, target, top, log_sum) if target.indices else _soft_loss(x, target, top, log_sum)
+        loss, row_weight = (
+            _index_loss(x, target, top, log_sum) if target.indices else _soft_loss(x, target, top, log_sum)
+        )
         if target.rule.z_loss:
             loss = loss + times(row_weight, target.rule.z_loss * (top + log_sum).square())
     lse = torch.stack([top.squeeze(1), log_sum.squeeze(1)])
     loss, row_weight = loss.squeeze(1), row_weight.squeeze(1)
+    if reduction == "statistics":
+        correct = correct_rows(x, target)
+        told = torch.cat([loss.unsqueeze(0), _statistics(x, target, top, log_sum)])
+        return told, torch.stack([row_weight, correct]), lse
     if reduction != "none":
         loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
     return loss / row_weight if reduction == "mean" else loss, row_weight, lse
@@ -242,27 +257,35 @@ def cross_entropy_backward(
 ) -> Gradients:
     """Compute the gradients for logits, target, class weights and logit bias from that of the loss, a number or one a row.
 
-    ``divisor`` is what a mean was divided by. With ``lse=None`` it is computed here, and the result is then a differentiable
-    function of every tensor given. ``inplace`` would save nothing here, where other tensors as large are formed.
+    The gradient of statistics is a stack, as they are. ``divisor`` is what a mean was divided by. With ``lse=None`` it is
+    computed here, and the result is then a differentiable function of every tensor given. ``inplace`` would save nothing
+    here, where other tensors as large are formed.
     """
     x = logits.to(compute_dtype(logits, target.values))
+    told = grad.unbind(0) if grad.dim() == logits.dim() else None
+    grad = grad if told is None else told[0]
     g = grad / divisor if grad.dim() == 0 else grad.unsqueeze(1)
     on_logits, on_target, on_weight, on_bias = needs = (*needs, False)[:4]
     if x.numel() == 0:
         wanted = (logits, target.values, target.weight, target.logit_bias)
         empty = [torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True)]
         return empty[0], empty[1], empty[2], empty[3]
-    slope, dead, rule = 1.0, None, target.rule
+    rule = target.rule
+    slope: Tensor | float = 1.0
+    dead = None
     if not target.plain:
         x, slope, dead = transform(x, target)
     elif target.indices and lse is None:
-        x = x.masked_fill(index_weights(target, x)[0], 0.0)  # or nan of an ignored row would reach the second derivative
+        ignored = index_weights(target, x)[0]
+        x = x.masked_fill(ignored, 0.0)  # or the nan of an ignored row would reach the second derivative
     top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     grad_logits = grad_target = grad_weight = grad_bias = None
     if on_logits or on_bias or (on_target and rule.margin):
         sparse = target.indices and (target.plain or rule.label_smoothing == 0)
         at_x = (_index_gradient if sparse else _soft_gradient)(g, log_p, target, top + log_sum if rule.z_loss else None)
+        if told is not None:
+            at_x = at_x + _statistics_gradient(told, log_p, target)
         if dead is not None:
             at_x = at_x.masked_fill(dead, 0.0)
         grad_logits = (at_x if target.plain else at_x * slope).to(logits.dtype) if on_logits else None
@@ -272,17 +295,20 @@ def cross_entropy_backward(
                 grad_bias = grad_bias.transpose(0, 1).reshape(x.shape[1], -1).sum(1)
             grad_bias = grad_bias.to(target.logit_bias.dtype)
     if (on_target and not target.indices) or (on_weight and target.weight is not None):
-        each = cost(target.penalty, log_p, lse is None)
+        weigh = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
         if on_target:
             c = class_weights(target.weight, x)
-            grad_target = times((1 - rule.label_smoothing) * g, each if c is None else times(c, each))
+            by = (1 - rule.label_smoothing) * g
+            grad_target = weigh(by if c is None else by * c, target.penalty, log_p)
+            if told is not None:
+                grad_target = grad_target - weigh(told[2].unsqueeze(1), None, log_p)
             if rule.margin:
                 grad_target = grad_target - (rule.margin / rule.temperature) * at_x
             if target.valid is not None:
                 grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
             grad_target = grad_target.to(target.values.dtype)
         if on_weight and target.weight is not None:
-            terms = g * times(smoothed_target(target, x), each)
+            terms = weigh(g * smoothed_target(target, x), target.penalty, log_p)
             grad_weight = terms.transpose(0, 1).reshape(x.shape[1], -1).sum(1).to(target.weight.dtype)
     return grad_logits, grad_target, grad_weight, grad_bias
 
@@ -331,30 +357,110 @@ def _index_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None
     return torch.where(true_class, at_y_gradient, gradient)
 
 
-def cross_entropy_tangent(logits: Tensor, target: Target, reduce: bool, tangents: tuple[Tensor | None, ...]) -> Tensor:
+def cross_entropy_tangent(
+    logits: Tensor, target: Target, reduction: str, tangents: tuple[Tensor | None, ...]
+) -> Tensor:
     """Compute the derivative of the loss along tangents of logits, target, class weights and bias (forward mode)."""
+    ones = torch.ones_like(logits.select(1, 0), dtype=compute_dtype(logits, target.values))
+    if reduction == "statistics":
+        unit = (torch.stack([ones if i == k else 0 * ones for i in range(4)]) for k in range(4))
+        return torch.stack([_tangent(grad, logits, target, tangents) for grad in unit])
+    tangent = _tangent(ones, logits, target, tangents)
+    return tangent if reduction == "none" else ordered_sum(tangent)
+
+
+def _tangent(grad: Tensor, logits: Tensor, target: Target, tangents: tuple[Tensor | None, ...]) -> Tensor:
+    """Compute for each row how much of the tangents its gradient, of this of its loss, lets through."""
     on_logits, on_target, on_weight, on_bias = tangents
-    dtype = compute_dtype(logits, target.values)
-    tangent = torch.zeros_like(logits.select(1, 0), dtype=dtype)
     needs = (on_logits is not None, on_target is not None, False, on_bias is not None)
-    # a bias for each logit, so that its gradient is not summed over the rows
-    at = target
-    if on_bias is not None and target.logit_bias is not None:
-        at = target._replace(logit_bias=as_logits(target.logit_bias, logits).expand_as(logits))
-    by_logits, by_target, _, by_bias = cross_entropy_backward(torch.ones_like(tangent), logits, at, None, needs)
-    for slope, along in ((by_logits, on_logits), (by_target, on_target), (by_bias, on_bias)):
+    bias = target.logit_bias
+    if bias is not None:  # one for each logit, so that its gradient is not summed over the rows
+        bias = as_logits(bias, logits).expand_as(logits)
+    slopes = cross_entropy_backward(grad, logits, target._replace(logit_bias=bias), None, needs)
+    tangent = torch.zeros_like(logits.select(1, 0), dtype=grad.dtype)
+    for slope, along in zip((slopes[0], slopes[1], slopes[3]), (on_logits, on_target, on_bias), strict=True):
         if slope is not None and along is not None:
             along = along if along.dim() == slope.dim() else as_logits(along, logits)
-            tangent = tangent + class_sum(times(along.to(dtype), slope.to(dtype))).squeeze(1)
+            tangent = tangent + class_sum(times(along.to(grad.dtype), slope.to(grad.dtype))).squeeze(1)
     if on_weight is not None:
-        x = transform(logits.to(dtype), target).x
+        g = grad[0] if grad.dim() == logits.dim() else grad
+        x = transform(logits.to(grad.dtype), target).x
         top, log_sum = row_lse(x)
-        terms = times(smoothed_target(target, x), cost(target.penalty, (x - top) - log_sum, True))
-        tangent = tangent + class_sum(terms * along_classes(on_weight.to(dtype), x)).squeeze(1)
+        terms = weighted_cost(smoothed_target(target, x), target.penalty, (x - top) - log_sum)
+        along_rows = class_sum(terms * along_classes(on_weight.to(grad.dtype), x))
         if target.rule.z_loss and target.indices:
-            _, _, along_rows = index_weights(target._replace(weight=on_weight), x)
-            tangent = tangent + (along_rows * (target.rule.z_loss * (top + log_sum).square())).squeeze(1)
-    return ordered_sum(tangent) if reduce else tangent
+            weight = index_weights(target._replace(weight=on_weight), x)[2]
+            along_rows = along_rows + weight * (target.rule.z_loss * (top + log_sum).square())
+        tangent = tangent + g * along_rows.squeeze(1)
+    return tangent
+
+
+# --- what else the logits tell ----------------------------------------------------------------------------------------
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Compute ``log p``, as exactly as the loss does, and differentiably."""
+    top, log_sum = row_lse(x)
+    return (x - top) - log_sum
+
+
+def row_entropy(log_p: Tensor) -> Tensor:
+    """Compute ``-Σ p log p``, to which a class without probability adds nothing."""
+    return -class_sum(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).squeeze(1)
+
+
+def distribution(logits: Tensor, valid: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute the probabilities of logits at a temperature and each row's entropy, 0 in rows that do not count."""
+    x = logits.to(compute_dtype(logits)) / temperature
+    if valid is not None:
+        x = x.masked_fill(~valid.unsqueeze(1), 0.0)
+    log_q = log_softmax(x) if x.numel() else x
+    q, entropy = log_q.exp(), row_entropy(log_q)
+    q = q.masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
+    return q, entropy if valid is None else entropy.masked_fill(~valid, 0.0)
+
+
+def correct_rows(x: Tensor, target: Target) -> Tensor:
+    """Tell whether the first largest of the transformed logits is that of the target's class, as 0 or 1; 0 where ignored."""
+    if x.numel() == 0:
+        return x.sum(1)
+    at = x.max(1, keepdim=True).indices
+    if target.indices:
+        hit = at == index_weights(target, x)[1]
+    else:
+        largest, where = target.values.max(1, keepdim=True)
+        hit = (at == where) & (largest > 0)
+    hit = hit & ~x.amax(1, keepdim=True).isnan()
+    ignored = ignored_rows(target)
+    return (hit if ignored is None else hit & ~ignored).to(x.dtype).squeeze(1)
+
+
+def correct_logits(logits: Tensor, target: Target) -> Tensor:
+    """Tell the same of logits that are not transformed yet."""
+    return correct_rows(transform(logits.detach().to(compute_dtype(logits, target.values)), target).x, target)
+
+
+def _statistics(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
+    """Compute lse, the target's log-probability and entropy, stacked; 0 for rows that are ignored."""
+    if x.numel() == 0:
+        return torch.stack([top.squeeze(1)] * 3)
+    log_p = (x - top) - log_sum
+    if target.indices:
+        log_prob = log_p.gather(1, index_weights(target, x)[1])
+    else:
+        log_prob = -class_sum(times(target.values.to(x.dtype), -log_p))
+    told = torch.stack([(top + log_sum).squeeze(1), log_prob.squeeze(1), row_entropy(log_p)])
+    ignored = ignored_rows(target)
+    return told if ignored is None else told.masked_fill(ignored.squeeze(1), 0.0)
+
+
+def _statistics_gradient(grads: tuple[Tensor, ...], log_p: Tensor, target: Target) -> Tensor:
+    """Compute ``∂lse/∂x = p``, ``∂ Σ t log p/∂x = t - mass·p`` and ``∂H/∂x = -p (log p + H)``, each times its gradient."""
+    _, on_lse, on_log_prob, on_entropy = (grad.unsqueeze(1) for grad in grads)
+    bare = Target(target.values, valid=target.valid, rule=Rule(target.ignore_index))
+    by_log_prob = (_index_gradient if target.indices else _soft_gradient)(-on_log_prob, log_p, bare, None)
+    p, finite = log_p.exp(), log_p.masked_fill(log_p == -torch.inf, 0.0)
+    return by_log_prob + p * (on_lse - on_entropy * (finite + row_entropy(log_p).unsqueeze(1)))
 
 
 # --- sigmoid ----------------------------------------------------------------------------------------------------------
@@ -430,11 +536,9 @@ def binary_cross_entropy_backward(
             grad_logits = grad_logits.masked_fill(ignored, 0.0)
         grad_logits = grad_logits.to(logits.dtype)
     if needs[1]:
-        yes, no = cost(on_yes, log_p, True), cost(on_no, log_not_p, True)
-        slope = (yes if pi is None else times(pi, yes)) - no
-        if target.rule.label_smoothing:
-            slope = (1 - target.rule.label_smoothing) * slope
-        grad_target = factor * slope
+        factor = ((1 - target.rule.label_smoothing) * factor).expand_as(x)
+        gain = weighted_cost(factor if pi is None else factor * pi, on_yes, log_p)
+        grad_target = gain - weighted_cost(factor, on_no, log_not_p)
         if ignored is not None:
             grad_target = grad_target.masked_fill(ignored, 0.0)
         grad_target = grad_target.to(target.values.dtype)
@@ -458,7 +562,7 @@ def binary_cross_entropy_tangent(
         each = binary_cross_entropy_forward(logits, target._replace(weight=None), False)
         tangent = tangent + on_weight * each
     if on_pos_weight is not None:
-        gain = times(t, cost(target.penalties[0], logsigmoid(x), True))
+        gain = weighted_cost(t, target.penalties[0], logsigmoid(x))
         gain = gain if ignored is None else gain.masked_fill(ignored, 0.0)
         tangent = tangent + on_pos_weight * (gain if target.weight is None else target.weight * gain)
     return ordered_sum(tangent) if reduce else tangent
