@@ -39,6 +39,12 @@ DIGITS_LOSSES = {
     "ce-after-softmax": "cross entropy of a softmax: the softmax twice",
 }
 
+SEGMENTATION_LOSSES = {
+    "plain": "cross entropy of every pixel",
+    "weighted": "the same with class weights against the frequency",
+    "focal": "focal loss, gamma 2",
+}
+
 JOBS = {
     card.name: card
     for card in (
@@ -49,6 +55,16 @@ JOBS = {
             "Each loss has its learning rate chosen on validation images; accuracy, likelihood and calibration are of test "
             "images that nothing has seen. Takes about a minute.",
             DIGITS_LOSSES,
+            epochs=15,
+            seeds=3,
+        ),
+        Card(
+            "digits-segmentation",
+            "segmentation",
+            "A class for every pixel, most of them background.",
+            "Three digits lie on a larger canvas, and the network says for each pixel which digit it belongs to, if any; "
+            "faint ink is ignored. Takes a minute or two.",
+            SEGMENTATION_LOSSES,
             epochs=15,
             seeds=3,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ def stratified_split(
     return [np.sort(np.concatenate(pieces)) for pieces in dealt]
 
 
+@cache
 def digits() -> tuple[Tensor, Tensor]:
     """Load scikit-learn's 1 797 handwritten digits: images ``(N, 8, 8)`` of ink from 0 to 16, and their labels."""
     from sklearn import datasets

@@ -285,6 +285,7 @@ JOB = Job(
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     quick_rates=(0.1, 1.0),
     words=Words(
+        row="image",
         rows="images",
         measured="accuracy",
         achieves="Of the {n} test images, {name} gets {score} right",

@@ -28,7 +28,10 @@ class Difference(NamedTuple):
 
 
 def compare(results: Results, a: LossResult, b: LossResult, key: str = "") -> Difference:
-    """Compare two losses on the same pieces of the test part, by the score that counts or another."""
+    """Compare two losses on the same pieces of the test part and with the same seeds, by the score that counts or another.
+
+    The variance of the difference is the sum of two: over the pieces, and over the seeds; both losses share each of them.
+    """
     key = key or results.job.measures[0].key
 
     def shares(loss: LossResult) -> Array:
@@ -36,8 +39,9 @@ def compare(results: Results, a: LossResult, b: LossResult, key: str = "") -> Di
 
     difference = shares(a) - shares(b)
     over_pieces = difference.var(ddof=1) / len(difference)
-    over_seeds = sum((loss.spread(key) or 0.0) ** 2 / len(loss.runs) for loss in (a, b))
-    return Difference(a.mean(key) - b.mean(key), math.sqrt(over_pieces + over_seeds))
+    by_seed = [one.scores[key] - other.scores[key] for one, other in zip(a.runs, b.runs, strict=True)]
+    over_seeds = np.var(by_seed, ddof=1) / len(by_seed) if len(by_seed) > 1 else 0.0
+    return Difference(float(np.mean(by_seed)), math.sqrt(over_pieces + over_seeds))
 
 
 def paragraph(results: Results) -> str:
@@ -92,7 +96,7 @@ def cost_of_one_rate(results: Results) -> str:
         )
     learnt = results.learnt
     costs = [
-        (loss.validated(loss.rate) - loss.validated(other.rate), loss, other)
+        (loss.at(loss.rate).score - loss.at(other.rate).score, loss, other)
         for loss in learnt
         for other in learnt
         if loss is not other
@@ -100,7 +104,7 @@ def cost_of_one_rate(results: Results) -> str:
     cost, loss, other = max(costs, key=lambda item: item[0], default=(0.0, None, None))
     if loss is None or other is None or cost <= 0:
         return ""
-    best = loss.validated(loss.rate)
+    best = loss.at(loss.rate).score
     there = words.validates.format(name=loss.name, score=percent(best - cost))
     return (
         f"One rate for all would have been no comparison: at {other.name}'s rate of {other.rate:g}, {there}, "
@@ -146,5 +150,17 @@ def points(difference: Difference) -> str:
     >>> points(Difference(-0.012, 0.004))
     '−1.2 points (two standard errors: 0.8)'
     """
-    number = f"{100 * difference.mean:+.1f}".replace("-", "−")
-    return f"{number} points (two standard errors: {200 * difference.error:.1f})"
+    return f"{_signed(difference)} points (two standard errors: {200 * difference.error:.1f})"
+
+
+def margin(difference: Difference) -> str:
+    """Write the same shorter, where it is said that ± is two standard errors.
+
+    >>> margin(Difference(-0.012, 0.004))
+    '−1.2 ± 0.8 points'
+    """
+    return f"{_signed(difference)} ± {200 * difference.error:.1f} points"
+
+
+def _signed(difference: Difference) -> str:
+    return f"{100 * difference.mean:+.1f}".replace("-", "−")

@@ -33,6 +33,7 @@ class Measure(NamedTuple):
 class Words(NamedTuple):
     """The words in which a job speaks of its rows and of the score that counts."""
 
+    row: str
     rows: str
     measured: str
     achieves: str
@@ -48,14 +49,19 @@ def no_record(loss: LossResult) -> dict[str, Any]:
     return {}
 
 
+def no_notes(candidate: Candidate, fitted: Fitted, split: Split) -> dict[str, float]:
+    """Note nothing of a model of the sweep."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that one job has of its own. Its first measure counts: rates are chosen and losses compared by it.
 
     ``load`` takes the settings and a run's seed, on which the training and validation part may depend, and the test part not.
     ``examine`` scores a trained model on the test part. A loss whose score is below ``learnt`` has not learnt the task.
-    ``reasons`` are tables that come before the scores in the report, ``details`` come after them. ``record`` adds to
-    the JSON of a loss.
+    ``note`` looks at every model of the sweep, and not at the test part. ``reasons`` are tables that come before the scores in
+    the report, ``details`` come after them. ``record`` adds to the JSON of a loss.
     """
 
     card: Card
@@ -79,5 +85,6 @@ class Job:
     reasons: tuple[Callable[[Results], Grid], ...] = ()
     details: tuple[Callable[[Results], Grid], ...] = ()
     record: Callable[[LossResult], dict[str, Any]] = no_record
+    note: Callable[[Candidate, Fitted, Split], dict[str, float]] = no_notes
     learnt: float = 0.5
     batch_size: int = 64

@@ -17,11 +17,15 @@ Shares = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Tried:
-    """A learning rate of the sweep, judged on the validation part; ``cost`` is nan if training diverged."""
+    """A learning rate of the sweep, judged on the validation part; ``cost`` is nan if training diverged.
+
+    ``noted`` is what this job alone notes of the trained model, of the training or the validation part.
+    """
 
     rate: float
     score: float
     cost: float
+    noted: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,9 @@ class LossResult:
         rates = [tried.rate for tried in self.sweep]
         return len(rates) > 2 and self.rate in (min(rates), max(rates))
 
-    def validated(self, rate: float) -> float:
-        """Look up the validation score at a rate of the sweep."""
-        return next(tried.score for tried in self.sweep if tried.rate == rate)
+    def at(self, rate: float) -> Tried:
+        """Look up a rate of the sweep."""
+        return next(tried for tried in self.sweep if tried.rate == rate)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def as_json(job: Job, loss: LossResult) -> dict[str, Any]:
         for run in loss.runs
     ]
     head = {"name": loss.name, "rate": loss.rate, "rate_at_end_of_sweep": loss.at_end_of_sweep}
-    sweep = [{"rate": tried.rate, headline: tried.score, job.cost: tried.cost} for tried in loss.sweep]
+    sweep = [{"rate": tried.rate, headline: tried.score, job.cost: tried.cost, **tried.noted} for tried in loss.sweep]
     written: dict[str, Any] = plain({**head, **summary, "sweep": sweep, "runs": runs, **job.record(loss)})
     return written
 

@@ -22,6 +22,7 @@ from crossent.train.catalogue import Card
 from crossent.train.data import Split
 from crossent.train.fit import Fitted, OnEpoch, Recipe, Task, choose, fit, one_thread, sweep
 from crossent.train.job import Job
+from crossent.train.losses import Candidate
 from crossent.train.progress import Watch
 from crossent.train.results import LossResult, Results, Settings, Tried, as_json, settings_as_json
 
@@ -75,7 +76,7 @@ def train_loss(
     return LossResult(
         name=name,
         rate=best.rate,
-        sweep=as_tried(tried) if settings.swept else (),
+        sweep=as_tried(job, candidate, tried, split_of(settings.seed)) if settings.swept else (),
         runs=tuple(job.examine(candidate, each, split_of(each.seed)) for each in fitted),
     )
 
@@ -85,9 +86,11 @@ def recipe(job: Job, settings: Settings) -> Recipe:
     return Recipe(settings.epochs, job.batch_size)
 
 
-def as_tried(runs: Sequence[Fitted]) -> tuple[Tried, ...]:
-    """Keep of a sweep what the choice is made by."""
-    return tuple(Tried(run.rate, run.validation_score[-1], run.validation_cost) for run in runs)
+def as_tried(job: Job, candidate: Candidate, runs: Sequence[Fitted], split: Split) -> tuple[Tried, ...]:
+    """Keep of a sweep what the choice is made by, and what the job notes besides."""
+    return tuple(
+        Tried(run.rate, run.validation_score[-1], run.validation_cost, job.note(candidate, run, split)) for run in runs
+    )
 
 
 def total_runs(settings: Settings) -> int:

@@ -35,14 +35,14 @@ def scores(results: Results) -> Grid:
         for loss in results.losses
     )
     columns = ("loss", "rate", *(measure.column for measure in job.measures), *(title for title, _ in job.columns))
-    title = f"Scores on the {results.sizes['test']} test {job.words.rows}{over_seeds(results)}"
+    title = f"Scores on the {results.sizes['test']} test {job.words.rows}{over_seeds(results, spread=True)}"
     return Grid(title, columns, rows, (_scored(results), *job.definitions(results)))
 
 
-def over_seeds(results: Results) -> str:
+def over_seeds(results: Results, spread: bool = False) -> str:
     """Say over how many seeds the numbers of a table are averaged."""
     seeds = results.settings.seeds
-    return f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
+    return f", mean{' ± standard deviation' * spread} over {seeds} seeds" if seeds > 1 else ", one seed"
 
 
 def _scored(results: Results) -> str:
@@ -74,7 +74,7 @@ def _rate_notes(results: Results) -> tuple[str, ...]:
     words = results.job.words
     notes = [
         f"* chosen: the best validation {words.measured}, among equals the lowest validation {words.cost}; seed "
-        f"{results.settings.seed}, no test {words.rows.removesuffix('s')} seen. –: the weights overflowed."
+        f"{results.settings.seed}, no test {words.row} seen. –: the weights overflowed."
     ]
     edge = [loss.name for loss in results.losses if loss.at_end_of_sweep]
     if edge:
