@@ -45,6 +45,14 @@ SEGMENTATION_LOSSES = {
     "focal": "focal loss, gamma 2",
 }
 
+NOISY_LOSSES = {
+    "ce": "cross entropy",
+    "ce-smooth": "cross entropy with label smoothing 0.1",
+    "gce": "generalised cross entropy, q 0.7",
+    "sce": "symmetric cross entropy, alpha 0.1, beta 1",
+    "mae": "mean absolute error of the probability",
+}
+
 JOBS = {
     card.name: card
     for card in (
@@ -67,6 +75,17 @@ JOBS = {
             SEGMENTATION_LOSSES,
             epochs=15,
             seeds=3,
+        ),
+        Card(
+            "digits-noisy",
+            "noisy",
+            "Training labels of which a share is wrong.",
+            "Part of the training and validation labels are flipped, the test labels are not. Shows what each loss learns "
+            "of the wrong ones, and lists the suspects. Takes about a minute.",
+            NOISY_LOSSES,
+            epochs=40,
+            seeds=5,
+            options=(Option("flipped", 0.4, 0.05, 0.85, "Share of the labels that are flipped."),),
         ),
     )
 }
