@@ -53,6 +53,13 @@ NOISY_LOSSES = {
     "mae": "mean absolute error of the probability",
 }
 
+IMBALANCED_LOSSES = {
+    "plain": "cross entropy",
+    "weighted": "cross entropy with class weights against the frequency",
+    "adjusted": "cross entropy with the log prior added to the logits",
+    "focal": "focal loss, gamma 2",
+}
+
 JOBS = {
     card.name: card
     for card in (
@@ -86,6 +93,17 @@ JOBS = {
             epochs=40,
             seeds=5,
             options=(Option("flipped", 0.4, 0.05, 0.85, "Share of the labels that are flipped."),),
+        ),
+        Card(
+            "digits-imbalanced",
+            "imbalanced",
+            "Classes of which some are rare.",
+            "The training images of the digits 0 to 9 get fewer and fewer; the test images do not. Shows how much of each "
+            "class each loss finds. Takes about a minute.",
+            IMBALANCED_LOSSES,
+            epochs=40,
+            seeds=10,
+            options=(Option("ratio", 50, 1, 100, "How many times rarer than 0 the digit 9 is."),),
         ),
     )
 }
