@@ -39,6 +39,12 @@ DIGITS_LOSSES = {
     "ce-after-softmax": "cross entropy of a softmax: the softmax twice",
 }
 
+MULTILABEL_LOSSES = {
+    "softmax": "softmax cross entropy with t = 1/M on each of M labels",
+    "bce": "binary cross entropy, every class for itself",
+    "focal": "sigmoid focal loss, gamma 2, alpha 0.25",
+}
+
 SEGMENTATION_LOSSES = {
     "plain": "cross entropy of every pixel",
     "weighted": "the same with class weights against the frequency",
@@ -71,6 +77,16 @@ JOBS = {
             "images that nothing has seen. Takes about a minute.",
             DIGITS_LOSSES,
             epochs=15,
+            seeds=3,
+        ),
+        Card(
+            "digits-multilabel",
+            "multilabel",
+            "Several labels a picture: softmax or sigmoid?",
+            "A canvas holds none to three digits, and the network says which. Train, validation and test canvases share no "
+            "digit. Takes a minute or two.",
+            MULTILABEL_LOSSES,
+            epochs=20,
             seeds=3,
         ),
         Card(
