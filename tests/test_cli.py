@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from crossent import __version__, cli
-from crossent.train import DIGITS_LOSSES
+from crossent.train import JOBS
 
 COMMAND = [sys.executable, "-c", "from crossent.cli import main; main(prog_name='crossent')"]
 FILES = ("report.html", "digits.png", "results.json")
@@ -37,7 +37,9 @@ def quick(tmp_path_factory):
 # --- help and info ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"], ["train", "digits", "-h"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["train", "--help"], *(["train", name, "-h"] for name in JOBS)], ids=" ".join
+)
 def test_help_imports_nothing_heavy(args):
     script = (
         "import sys\nfrom crossent.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
@@ -48,10 +50,21 @@ def test_help_imports_nothing_heavy(args):
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_help_names_every_loss():
-    said = asked("train", "digits", "--help").output
-    for name, what in DIGITS_LOSSES.items():
-        assert re.search(rf"^ +{name} +{re.escape(what)}$", said, re.MULTILINE)
+def test_help_lists_every_job():
+    said = asked("train", "--help").output
+    for name, card in JOBS.items():
+        assert re.search(rf"^  {name} +{re.escape(card.summary)}$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_names_every_loss_and_option(name):
+    said = asked("train", name, "--help").output
+    for loss, what in JOBS[name].losses.items():
+        assert re.search(rf"^ +{loss} +{re.escape(what)}$", said, re.MULTILINE)
+    for option in JOBS[name].options:
+        assert re.search(rf"^  --{option.name} X +{re.escape(option.help)}", said, re.MULTILINE)
+    assert f"[{JOBS[name].epochs}]" in said
+    assert f"[{JOBS[name].seeds}]" in said
 
 
 def test_version():
@@ -90,7 +103,7 @@ def test_extras_are_those_of_the_package():
 def test_results_go_to_stdout_and_progress_to_stderr(quick):
     ran = quick[1]
     assert ran.exit_code == 0
-    for name in DIGITS_LOSSES:
+    for name in JOBS["digits"].losses:
         assert re.search(rf"^ {name} +[\d.]+ +\d+\.\d +[\d.]+ +[\d.]+ +(\d+|never)", ran.stdout, re.MULTILINE)
         assert re.search(rf"^{name} +rate [\d.]+ of 2 +validation +[\d.]+% +[\d.]+ s$", ran.stderr, re.MULTILINE)
     assert "validation  " not in ran.stdout
@@ -160,6 +173,59 @@ def test_a_narrow_terminal_loses_no_number(tmp_path):
     assert "…" not in said
 
 
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "digits"])
+def test_every_job_writes_its_files_and_prints_its_tables(name, tmp_path):
+    *_, loss = JOBS[name].losses
+    options = ("--losses", loss, "--lr", "0.1", "--epochs", "1", "--out", str(tmp_path))
+    ran = asked("train", name, *options)
+    assert ran.exit_code == 0
+    files = ("report.html", f"{name}.png", "results.json")
+    assert ran.stdout.endswith("".join(["Written:\n", *(f"  {tmp_path / file}\n" for file in files)]))
+    assert all((tmp_path / file).stat().st_size > 1000 for file in files)
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert document["schema"] == f"crossent.{name}/1"
+    assert len(document["losses"][0]["runs"]) == JOBS[name].seeds
+    # the console breaks the paragraph into lines
+    assert re.sub(r"\s+", " ", document["findings"]) in re.sub(r"\s+", " ", ran.stdout)
+    table = ran.stdout.split("Written:")[0]
+    assert re.search(rf"^ {loss} +0\.1 +\d", table, re.MULTILINE)
+    assert max(map(len, table.splitlines())) <= 90
+    assert "…" not in table
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"), [("digits-noisy", "flipped", 0.2), ("digits-imbalanced", "ratio", 4)]
+)
+def test_a_jobs_own_option_is_obeyed(name, option, value, tmp_path):
+    args = ("--quick", "--json", "--lr", "0.1", "--epochs", "1", f"--{option}", str(value), "--out", str(tmp_path))
+    document = json.loads(asked("train", name, *args).stdout)
+    assert document["settings"][option] == value
+    run = document["losses"][0]["runs"][0]
+    if option == "flipped":
+        assert run["flipped"] / document["split"]["train"] == pytest.approx(value, abs=0.01)
+    else:
+        assert run["training_images"][0] / run["training_images"][9] == pytest.approx(value, rel=0.05)
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"crossent train {name} " in report
+    assert f"--{option} {value:g} " in report
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("digits-noisy", "--flipped", "1"), "--flipped"),
+        (("digits-imbalanced", "--ratio", "0"), "--ratio"),
+        (("digits", "--flipped", "0.4"), "No such option"),
+        (("digits-multilabel", "--losses", "ce"), "no loss is called 'ce'; choose from softmax, bce, focal"),
+        (("digits-nosy",), "No such command"),
+    ],
+)
+def test_what_a_job_does_not_take_is_refused(args, said):
+    ran = asked("train", *args)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert said in re.sub(r"\s+", " ", ran.stderr)
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +267,7 @@ def test_an_interrupt_before_the_first_loss_keeps_nothing_and_says_so(tmp_path, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crossent.train.digits.train_loss", stop)
+    monkeypatch.setattr("crossent.train.run.train_loss", stop)
     ran = asked("train", "digits", "--quick", "--out", str(tmp_path / "never"))
     assert ran.exit_code == 1
     assert ran.stdout == ""

@@ -15,15 +15,18 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from crossent import reference
-from crossent.train import DIGITS_LOSSES, MissingDependency, data, digits, findings, fit, metrics, require, tables
-from crossent.train.digits_report import command, html, notices, opening
-from crossent.train.figure import DARK, LIGHT, png, push_svg, spread_apart
-from crossent.train.losses import CANDIDATES, SURE_AND_WRONG, push_curve, push_when_wrong
+from crossent.train import JOBS, MissingDependency, data, findings, fit, metrics, require, tables
+from crossent.train.digits import CANDIDATES, JOB, gradients, opening
+from crossent.train.figure import DARK, LIGHT, png, spread_apart, svg
+from crossent.train.losses import SURE_AND_WRONG, push_curve, push_when_wrong
 from crossent.train.network import network
+from crossent.train.report import command, html, notices
 from crossent.train.results import LossResult, SeedResult, Settings, Tried
+from crossent.train.run import document
+from crossent.train.run import run as train
 from crossent.train.terminal import draw
 
-ALL = tuple(DIGITS_LOSSES)
+ALL = tuple(JOBS["digits"].losses)
 
 
 class Silent:
@@ -55,9 +58,14 @@ def split():
     return data.load_digits(0)
 
 
+def trained(split, **changed):
+    """Train on this split, whatever the settings ask for."""
+    return train(replace(JOB, load=lambda asked, seed: split), settings(**changed), Silent())
+
+
 @pytest.fixture(scope="module")
-def results(split):
-    return digits.run(settings(), split, Silent())
+def results():
+    return train(JOB, settings(), Silent())
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
@@ -136,10 +144,10 @@ def test_a_sure_and_right_model_is_calibrated():
 
 def test_scores_of_nan_are_nan_and_not_an_error():
     log_p = np.full((3, 4), np.nan)
-    scores = metrics.score(log_p, np.array([0, 1, 2]))
-    assert math.isnan(scores.nll)
-    assert math.isnan(scores.calibration_error)
-    assert 0 <= scores.accuracy <= 1
+    labels = np.array([0, 1, 2])
+    assert math.isnan(metrics.nll(log_p, labels))
+    assert math.isnan(metrics.calibration_error(log_p, labels))
+    assert 0 <= metrics.accuracy(log_p, labels) <= 1
 
 
 @pytest.mark.parametrize(
@@ -237,7 +245,7 @@ def quiet(epoch):
 
 
 def test_training_is_fixed_by_its_seed(split):
-    task = fit.Task(network, split.train, split.validation, fit.Recipe(1))
+    task = fit.Task(network, split.train, split.validation, fit.by_accuracy, fit.Recipe(1))
     before = torch.get_rng_state()
     with fit.one_thread():
         first, again, other = (fit.fit(task, CANDIDATES["ce"], 0.1, seed, quiet) for seed in (3, 3, 4))
@@ -259,14 +267,14 @@ def test_one_thread_gives_back_the_others():
 
 
 def test_a_diverged_run_keeps_its_length_and_is_never_preferred(split):
-    task = fit.Task(network, split.train, split.validation, fit.Recipe(3))
+    task = fit.Task(network, split.train, split.validation, fit.by_accuracy, fit.Recipe(3))
     told = []
-    run = fit.fit(task, CANDIDATES["ce"], 1e30, 0, told.append)
-    assert math.isnan(run.train_loss[-1])
-    assert math.isnan(run.validation_nll)
-    assert len(run.train_loss) == len(run.validation_accuracy) == len(told) == 3
-    better = replace(run, rate=0.1, validation_nll=5.0)
-    assert fit.choose([run, better]) is better
+    wild = fit.fit(task, CANDIDATES["ce"], 1e30, 0, told.append)
+    assert math.isnan(wild.train_loss[-1])
+    assert math.isnan(wild.validation_cost)
+    assert len(wild.train_loss) == len(wild.validation_score) == len(told) == 3
+    better = replace(wild, rate=0.1, validation_cost=5.0)
+    assert fit.choose([wild, better]) is better
 
 
 def fitted(rate, accuracy, nll):
@@ -281,48 +289,49 @@ def test_the_choice_is_by_the_last_validation_accuracy_then_by_nll():
 
 def test_the_choice_does_not_see_the_test_part(split, results):
     lies = split._replace(test=split.test._replace(labels=9 - split.test.labels))
-    again = digits.run(settings(losses=("ce", "bce")), lies, Silent())
+    again = trained(lies, losses=("ce", "bce"))
     for loss in again.losses:
         assert loss.rate == results[loss.name].rate
         assert loss.sweep == results[loss.name].sweep
-    assert again["ce"].accuracy < 0.3 < results["ce"].accuracy
+    assert again["ce"].mean("accuracy") < 0.3 < results["ce"].mean("accuracy")
 
 
 def test_the_choice_follows_the_validation_part(split):
     """With validation labels that only a model gone wrong can meet, the choice goes wrong too."""
     constant = split._replace(validation=split.validation._replace(labels=torch.zeros_like(split.validation.labels)))
-    chosen = digits.run(settings(losses=("ce",), epochs=1, seeds=1, rates=(0.1, 1e30)), constant, Silent())
+    chosen = trained(constant, losses=("ce",), epochs=1, seeds=1, rates=(0.1, 1e30))
     assert chosen["ce"].rate == 1e30
 
 
 def test_each_loss_has_its_own_rate_and_every_seed_its_run(results):
     for loss in results.losses:
         assert [tried.rate for tried in loss.sweep] == [0.1, 1.0]
-        assert loss.rate == max(loss.sweep, key=lambda tried: (tried.accuracy, -tried.nll)).rate
+        assert loss.rate == max(loss.sweep, key=lambda tried: (tried.score, -tried.cost)).rate
         assert [run.seed for run in loss.runs] == [0, 1]
-        assert loss.runs[0].validation_accuracy[-1] == max(tried.accuracy for tried in loss.sweep)
+        assert loss.runs[0].validation[-1] == max(tried.score for tried in loss.sweep)
     assert len({loss.rate for loss in results.losses}) > 1
 
 
 def test_the_same_job_gives_the_same_numbers(split, results):
-    again = digits.run(settings(losses=("sigmoid-difference", "ce-after-softmax")), split, Silent())
+    again = trained(split, losses=("sigmoid-difference", "ce-after-softmax"))
     assert again.losses == (results["sigmoid-difference"], results["ce-after-softmax"])
 
 
 def test_wrong_positions_are_where_the_test_part_is_missed(results):
     for loss in results.losses:
         for run in loss.runs:
-            assert set(run.wrong) <= set(results.test_index)
-            assert 1 - len(run.wrong) / len(results.test_index) == pytest.approx(run.test.accuracy)
+            wrong = run.details["wrong"]
+            assert set(wrong) <= set(results.test_index)
+            assert 1 - len(wrong) / len(results.test_index) == pytest.approx(run.scores["accuracy"])
 
 
-def test_an_interrupt_keeps_what_was_finished(split, results):
+def test_an_interrupt_keeps_what_was_finished(results):
     class Impatient(Silent):
         def start(self, name):
             if name == "bce":
                 raise KeyboardInterrupt
 
-    cut = digits.run(settings(), split, Impatient())
+    cut = train(JOB, settings(), Impatient())
     assert not cut.complete
     assert cut.losses == results.losses[:2]
     assert notices(cut) == [
@@ -343,15 +352,22 @@ def test_what_is_missing_is_named(monkeypatch):
 def result(name, wrong, rate=0.1, sweep=((0.1, 0.9, 0.3),), nll=0.1, loss=0.2) -> LossResult:
     """Make up a loss that gets ``wrong`` many of 400 test rows wrong with each of its seeds."""
     runs = tuple(
-        SeedResult(seed, metrics.Scores(1 - n / 400, nll, 0.02), tuple(range(n)), (loss,), (1 - n / 400,))
+        SeedResult(
+            seed,
+            {"accuracy": 1 - n / 400, "nll": nll, "calibration_error": 0.02},
+            {"accuracy": tuple([0.0] * n + [1.0] * (400 - n))},
+            (loss,),
+            (1 - n / 400,),
+            {"epochs_to_90_percent": None, "wrong": tuple(range(n))},
+        )
         for seed, n in enumerate(wrong)
     )
-    return LossResult(name, rate, tuple(Tried(*t) for t in sweep), runs, push_when_wrong(CANDIDATES[name]))
+    return LossResult(name, rate, tuple(Tried(*t) for t in sweep), runs)
 
 
 def made_up(results, *losses, **changed):
     asked = replace(results.settings, losses=tuple(loss.name for loss in losses), **changed)
-    return replace(results, settings=asked, losses=losses, test_index=tuple(range(400)))
+    return replace(results, settings=asked, losses=losses, sizes={**results.sizes, "test": 400})
 
 
 def test_losses_are_only_ranked_where_the_difference_is_clear(results):
@@ -409,9 +425,9 @@ def test_a_quick_run_claims_nothing(results):
 @pytest.mark.parametrize("name", ALL)
 def test_something_is_said_of_every_loss_alone(results, name):
     alone = replace(results, losses=(results[name],), settings=replace(results.settings, losses=(name,)))
-    assert findings.paragraph(alone).startswith(f"{name} gets ")
+    assert findings.paragraph(alone).startswith(f"Of the {results.sizes['test']} test images, {name} gets ")
     assert opening(alone).startswith("A network gives three classes the logits −1, 6 and −0.25")
-    assert len(tables.gradients(alone).rows) == len(tables.scores(alone).rows) == 1
+    assert len(gradients(alone).rows) == len(tables.scores(alone).rows) == 1
 
 
 def test_the_edge_of_the_sweep_is_admitted(results):
@@ -424,7 +440,7 @@ def test_the_edge_of_the_sweep_is_admitted(results):
 def test_a_diverged_seed_shows_as_a_dash_and_as_null(results):
     broken = made_up(results, result("ce", (12, 360), nll=math.nan, sweep=((0.1, 0.1, math.nan), (0.3, 0.9, 0.3))))
     assert tables.scores(broken).rows[0][3] == "–"
-    assert json.loads(json.dumps(digits.document(broken), allow_nan=False))["losses"][0]["test_nll_nats"] is None
+    assert json.loads(json.dumps(document(broken), allow_nan=False))["losses"][0]["test_nll_nats"] is None
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -462,17 +478,17 @@ def test_the_report_asks_for_nothing(results):
 def test_the_report_holds_the_numbers_of_the_run(results):
     page = html(results)
     assert page.index("sure, and wrong") < page.index("∂L/∂x") < page.index(findings.paragraph(results)[:40])
-    for grid in (tables.gradients(results), tables.scores(results), tables.rates(results)):
+    for grid in (gradients(results), tables.scores(results), tables.rates(results)):
         assert all(f">{cell}<" in page or f">{cell}*<" in page for row in grid.rows for cell in row)
-    assert command(results.settings) in page
+    assert command(JOBS["digits"], results.settings) in page
 
 
 def test_numbers_of_the_tables_are_those_of_the_runs(results):
     loss = results["ce"]
     row = tables.scores(results).rows[0]
-    accuracies = [100 * run.test.accuracy for run in loss.runs]
+    accuracies = [100 * run.scores["accuracy"] for run in loss.runs]
     assert row[2] == f"{np.mean(accuracies):.1f} ± {np.std(accuracies, ddof=1):.1f}"
-    assert row[3] == f"{np.mean([run.test.nll for run in loss.runs]):.3f}"
+    assert row[3] == f"{np.mean([run.scores['nll'] for run in loss.runs]):.3f}"
     assert row[1] == f"{loss.rate:g}"
 
 
@@ -484,12 +500,12 @@ def test_the_chosen_rate_is_starred_in_the_sweep(results):
 
 
 def test_the_document_is_versioned_and_complete(results):
-    document = json.loads(json.dumps(digits.document(results), allow_nan=False))
-    assert document["schema"] == "crossent.digits/1"
-    assert document["complete"] is True
-    assert [loss["name"] for loss in document["losses"]] == list(ALL)
-    assert document["split"]["train"] + document["split"]["validation"] + document["split"]["test"] == 1797
-    first = document["losses"][0]
+    written = json.loads(json.dumps(document(results), allow_nan=False))
+    assert written["schema"] == "crossent.digits/1"
+    assert written["complete"] is True
+    assert [loss["name"] for loss in written["losses"]] == list(ALL)
+    assert written["split"]["train"] + written["split"]["validation"] + written["split"]["test"] == 1797
+    first = written["losses"][0]
     assert len(first["runs"]) == 2
     assert len(first["runs"][0]["validation_accuracy"]) == 2
     assert first["gradient"]["grad"] == pytest.approx(first["gradient"]["autograd"])
@@ -497,8 +513,9 @@ def test_the_document_is_versioned_and_complete(results):
 
 def test_pictures_are_drawn_and_differ_by_theme(results):
     assert png(results).startswith(b"\x89PNG")
-    assert push_svg(results, LIGHT) == push_svg(results, LIGHT)
-    assert push_svg(results, LIGHT) != push_svg(results, DARK)
+    for panel in JOB.panels:
+        assert svg(panel, results, LIGHT) == svg(panel, results, LIGHT)
+        assert svg(panel, results, LIGHT) != svg(panel, results, DARK)
 
 
 def test_labels_are_spread_apart_and_moved_no_further_than_needed():

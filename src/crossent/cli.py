@@ -10,19 +10,21 @@ import json
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossent._version import __version__
-from crossent.train import DIGITS_LOSSES, MissingDependency
+from crossent.train import JOBS, MissingDependency
+from crossent.train.catalogue import Card, Option
 
 if TYPE_CHECKING:
+    from crossent.train.job import Job
     from crossent.train.results import Results, Settings
 
 EXTRAS = {"plot": ("matplotlib",), "demo": ("matplotlib", "scikit-learn")}
-DIGITS_EPOCHS, DIGITS_SEEDS = 15, 3
 QUICK_EPOCHS, QUICK_SEEDS = 3, 1
 
 
@@ -100,11 +102,12 @@ def train() -> None:
 
 def _loss_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     """Read comma-separated names, each once and in the order given."""
+    known = JOBS[ctx.command.name or ""].losses
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-    unknown = [name for name in names if name not in DIGITS_LOSSES]
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         what = f"no loss is called {', '.join(map(repr, unknown))}" if unknown else "no loss is named"
-        raise click.BadParameter(f"{what}; choose from {', '.join(DIGITS_LOSSES)}")
+        raise click.BadParameter(f"{what}; choose from {', '.join(known)}")
     return names
 
 
@@ -115,40 +118,67 @@ def _rate(ctx: click.Context, param: click.Parameter, value: float | None) -> fl
     return value
 
 
-_LOSS_LIST = "\b\nLosses:\n" + "\n".join(f"  {name:<20}{what}" for name, what in DIGITS_LOSSES.items())
+def _training(card: Card) -> click.Command:
+    """Make the command of a job from its card."""
+    whole, default = click.IntRange(1), f"crossent-{card.name}"
+    losses = "\n".join(f"  {name:<20}{what}" for name, what in card.losses.items())
+    options = [
+        click.Option(
+            ["--losses"],
+            callback=_loss_names,
+            default=",".join(card.losses),
+            metavar="NAME,NAME,...",
+            help="Some of the losses below.  [all]",
+        ),
+        *(_own(option) for option in card.options),
+        click.Option(["--epochs"], type=whole, metavar="N", help=f"Times through the training rows.  [{card.epochs}]"),
+        click.Option(["--seeds"], type=whole, metavar="N", help=f"Runs at the chosen rate.  [{card.seeds}]"),
+        click.Option(
+            ["--seed"],
+            type=click.IntRange(0, 1_000_000),
+            default=0,
+            metavar="N",
+            help="Fixes the split; the first run's.  [0]",
+        ),
+        click.Option(
+            ["--lr"],
+            type=float,
+            callback=_rate,
+            metavar="RATE",
+            help="One learning rate for all, instead of a sweep for each.",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the results as JSON instead of tables."),
+        click.Option(
+            ["--out"],
+            type=click.Path(file_okay=False, path_type=Path),
+            default=default,
+            metavar="DIR",
+            help=f"For report.html, {card.name}.png, results.json.  [{default}]",
+        ),
+        click.Option(["--quick"], is_flag=True, help="A few seconds, to see that it works; the figures mean nothing."),
+    ]
+    return click.Command(
+        card.name,
+        params=list[click.Parameter](options),
+        callback=partial(_train, card),
+        help=f"{card.summary}\n\n{card.about}",
+        epilog=f"\b\nLosses:\n{losses}",
+    )
 
 
-@train.command(epilog=_LOSS_LIST)
-@click.option(
-    "--losses",
-    callback=_loss_names,
-    default=",".join(DIGITS_LOSSES),
-    metavar="NAME,NAME,...",
-    help="Some of the losses below.  [all]",
-)
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help=f"Times through the images.  [{DIGITS_EPOCHS}]")
-@click.option("--seeds", type=click.IntRange(1), metavar="N", help=f"Runs at the chosen rate.  [{DIGITS_SEEDS}]")
-@click.option(
-    "--seed", type=click.IntRange(0, 1_000_000), default=0, metavar="N", help="Fixes the split; the first run's.  [0]"
-)
-@click.option(
-    "--lr", type=float, callback=_rate, metavar="RATE", help="One learning rate for all, instead of a sweep for each."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of tables.")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default="crossent-digits",
-    metavar="DIR",
-    help="For report.html, digits.png, results.json.  [crossent-digits]",
-)
-@click.option("--quick", is_flag=True, help="A few seconds, to see that it works; the figures mean nothing.")
-def digits(as_json: bool, out: Path, **asked: Any) -> None:
-    """Train a small network on handwritten digits with several losses, and show what each loss does to it.
+def _own(option: Option) -> click.Option:
+    """Make an option that one job alone takes."""
+    return click.Option(
+        [f"--{option.name}"],
+        type=click.FloatRange(option.least, option.most),
+        default=option.default,
+        metavar="X",
+        help=f"{option.help}  [{option.default:g}]",
+    )
 
-    Each loss has its learning rate chosen on validation images; accuracy, likelihood and calibration are of test images
-    that nothing has seen. Takes about a minute.
-    """
+
+def _train(card: Card, as_json: bool, out: Path, **asked: Any) -> None:
+    """Run a job, write its files and print its results."""
     from crossent.train import require
 
     try:
@@ -157,12 +187,12 @@ def digits(as_json: bool, out: Path, **asked: Any) -> None:
         raise click.ClickException(str(error)) from None
     _check_writable(out)
 
-    from crossent.train import data
-    from crossent.train.digits import run, total_runs
     from crossent.train.progress import Watch
+    from crossent.train.run import job_of, run, total_runs
 
-    settings = _settings(**asked)
-    results = run(settings, data.load_digits(settings.seed), Watch(total_runs(settings), settings.epochs))
+    job = job_of(card)
+    settings = _settings(job, **asked)
+    results = run(job, settings, Watch(total_runs(settings), settings.epochs))
     if not results.losses:
         raise click.ClickException("interrupted before the first loss was finished: nothing was kept")
     _show(results, out, as_json)
@@ -172,18 +202,25 @@ def digits(as_json: bool, out: Path, **asked: Any) -> None:
 
 
 def _settings(
-    losses: tuple[str, ...], epochs: int | None, seeds: int | None, seed: int, lr: float | None, quick: bool
+    job: Job,
+    losses: tuple[str, ...],
+    epochs: int | None,
+    seeds: int | None,
+    seed: int,
+    lr: float | None,
+    quick: bool,
+    **options: float,
 ) -> Settings:
-    from crossent.train.digits import QUICK_RATES, RATES
     from crossent.train.results import Settings
 
     return Settings(
         losses=losses,
-        epochs=epochs or (QUICK_EPOCHS if quick else DIGITS_EPOCHS),
-        seeds=seeds or (QUICK_SEEDS if quick else DIGITS_SEEDS),
+        epochs=epochs or (QUICK_EPOCHS if quick else job.card.epochs),
+        seeds=seeds or (QUICK_SEEDS if quick else job.card.seeds),
         seed=seed,
-        rates=(lr,) if lr is not None else QUICK_RATES if quick else RATES,
+        rates=(lr,) if lr is not None else job.quick_rates if quick else job.rates,
         quick=quick,
+        options=options,
     )
 
 
@@ -196,8 +233,8 @@ def _check_writable(out: Path) -> None:
 
 def _show(results: Results, out: Path, as_json: bool) -> None:
     """Write the files and print the results; the paths go with the results, or beside the JSON."""
-    from crossent.train.digits import document, write
-    from crossent.train.digits_report import notices
+    from crossent.train.report import notices
+    from crossent.train.run import document, write
     from crossent.train.terminal import show
 
     paths = write(results, out)
@@ -206,3 +243,7 @@ def _show(results: Results, out: Path, as_json: bool) -> None:
     else:
         show(results, notices(results))
     click.echo("\n".join(["Written:", *(f"  {path}" for path in paths)]), err=as_json)
+
+
+for _card in JOBS.values():
+    train.add_command(_training(_card))

@@ -1,7 +1,8 @@
-"""The data: a stratified split into training, validation and test, fixed by a seed."""
+"""The digits: a stratified split into training, validation and test, fixed by a seed."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,13 +47,19 @@ def stratified_split(
     return [np.sort(np.concatenate(pieces)) for pieces in dealt]
 
 
-def load_digits(seed: int) -> Split:
-    """Load scikit-learn's 1 797 handwritten digits, 8×8, centred and scaled by the training part's statistics."""
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    """Load scikit-learn's 1 797 handwritten digits: images ``(N, 8, 8)`` of ink from 0 to 16, and their labels."""
     from sklearn import datasets
 
     bunch = datasets.load_digits()
-    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1)
-    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    return torch.tensor(bunch.images, dtype=torch.float32), torch.tensor(bunch.target, dtype=torch.int64)
+
+
+def load_digits(seed: int) -> Split:
+    """Split the digits, centred and scaled by the training part's statistics."""
+    images, labels = digits()
+    images = images.unsqueeze(1)
     parts = [torch.from_numpy(index) for index in stratified_split(labels.numpy(), seed)]
     known = images[parts[0]]
     images = (images - known.mean()) / known.std()

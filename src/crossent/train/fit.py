@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossent.reference import Array
 from crossent.train import metrics
 from crossent.train.data import Part
-from crossent.train.losses import Candidate
+from crossent.train.losses import Candidate, Loss
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,17 @@ class Recipe:
     momentum: float = 0.9
 
 
+class Standing(NamedTuple):
+    """How a model does on the validation part: a score to be high and, among equal scores, a cost to be low."""
+
+    score: float
+    cost: float
+
+
+Judge = Callable[[Candidate, Tensor, Tensor], Standing]
+"""Judges the logits that a loss's model gives to some rows, beside their labels."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is trained on what: a fresh model, the rows to learn from, and the rows to choose by."""
@@ -33,7 +43,14 @@ class Task:
     build: Callable[[], nn.Module]
     train: Part
     validation: Part
+    judge: Judge
     recipe: Recipe
+
+
+def by_accuracy(candidate: Candidate, logits: Tensor, labels: Tensor) -> Standing:
+    """Judge a classifier by its accuracy and, among equals, by the mean of −log p(true)."""
+    log_p = candidate.log_probabilities(logits).numpy()
+    return Standing(metrics.accuracy(log_p, labels.numpy()), metrics.nll(log_p, labels.numpy()))
 
 
 class Epoch(NamedTuple):
@@ -42,19 +59,19 @@ class Epoch(NamedTuple):
     rate: float
     seed: int
     number: int
-    validation_accuracy: float
+    validation_score: float
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model and its history, an entry an epoch; ``validation_nll`` is nan if training diverged."""
+    """A trained model and its history, an entry an epoch; ``validation_cost`` is nan if training diverged."""
 
     model: nn.Module
     rate: float
     seed: int
     train_loss: tuple[float, ...]
-    validation_accuracy: tuple[float, ...]
-    validation_nll: float
+    validation_score: tuple[float, ...]
+    validation_cost: float
 
 
 OnEpoch = Callable[[Epoch], None]
@@ -78,22 +95,23 @@ def fit(task: Task, candidate: Candidate, rate: float, seed: int, on_epoch: OnEp
         model = task.build()
     order = torch.Generator().manual_seed(seed)
     epochs = task.recipe.epochs
+    loss = candidate.on(task.train)
     optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=task.recipe.momentum)
     decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: 1 - done / epochs)
     losses: list[float] = []
-    accuracies: list[float] = []
+    standings: list[Standing] = []
     for number in range(1, epochs + 1):
         # Weights of nan stay so: the epochs left would repeat the last one.
         if losses and math.isnan(losses[-1]):
             losses.append(losses[-1])
-            accuracies.append(accuracies[-1])
+            standings.append(standings[-1])
         else:
-            losses.append(train_epoch(model, candidate, optimiser, batches(task, order)))
+            losses.append(train_epoch(model, loss, optimiser, batches(task, order)))
             decay.step()
-            accuracies.append(metrics.accuracy(*predict(model, candidate, task.validation)))
-        on_epoch(Epoch(rate, seed, number, accuracies[-1]))
-    final = metrics.nll(*predict(model, candidate, task.validation))
-    return Fitted(model, rate, seed, tuple(losses), tuple(accuracies), final)
+            standings.append(task.judge(candidate, predict(model, task.validation), task.validation.labels))
+        on_epoch(Epoch(rate, seed, number, standings[-1].score))
+    scores = tuple(standing.score for standing in standings)
+    return Fitted(model, rate, seed, tuple(losses), scores, standings[-1].cost)
 
 
 def batches(task: Task, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -107,26 +125,24 @@ def batches(task: Task, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor
 
 
 def train_epoch(
-    model: nn.Module,
-    candidate: Candidate,
-    optimiser: torch.optim.Optimizer,
-    rows: Iterable[tuple[Tensor, Tensor]],
+    model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, rows: Iterable[tuple[Tensor, Tensor]]
 ) -> float:
     """Go through the rows once; return the mean of the batches' losses."""
     seen = []
     for inputs, labels in rows:
         optimiser.zero_grad()
-        loss = candidate.loss(model(inputs), labels)
-        loss.backward()
+        value = loss(model(inputs), labels)
+        value.backward()
         optimiser.step()
-        seen.append(loss.detach())
+        seen.append(value.detach())
     return float(torch.stack(seen).mean())
 
 
-def predict(model: nn.Module, candidate: Candidate, part: Part) -> tuple[Array, metrics.Labels]:
-    """Compute the log-probabilities that a loss's model gives to the rows of a part, beside their labels."""
+def predict(model: nn.Module, part: Part) -> Tensor:
+    """Compute a model's logits for the rows of a part."""
     with torch.no_grad():
-        return candidate.log_probabilities(model(part.inputs)).numpy(), part.labels.numpy()
+        logits: Tensor = model(part.inputs)
+    return logits
 
 
 def sweep(task: Task, candidate: Candidate, rates: Sequence[float], seed: int, on_epoch: OnEpoch) -> tuple[Fitted, ...]:
@@ -135,9 +151,9 @@ def sweep(task: Task, candidate: Candidate, rates: Sequence[float], seed: int, o
 
 
 def choose(fitted: Sequence[Fitted]) -> Fitted:
-    """Choose the run that ends with the best validation accuracy; among equals, the lowest validation NLL."""
+    """Choose the run that ends with the best validation score; among equals, the lowest validation cost."""
 
     def merit(run: Fitted) -> tuple[float, float]:
-        return run.validation_accuracy[-1], -math.inf if math.isnan(run.validation_nll) else -run.validation_nll
+        return run.validation_score[-1], -math.inf if math.isnan(run.validation_cost) else -run.validation_cost
 
     return max(fitted, key=merit)

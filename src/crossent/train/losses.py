@@ -1,14 +1,15 @@
-"""The losses put side by side: how each is trained, which probabilities of its model are scored, and what defines it.
+"""A loss put beside others: how it is trained, which probabilities of its model are scored, and what defines it.
 
 The definition is ``crossent.reference``; what is trained is written as a user would. That the two give the same
-gradient is shown in the report and held by the tests.
+gradient is held by the tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,55 +17,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
+from crossent import cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
+from crossent.train.data import Part
 
 Labels = NDArray[np.int64]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 SMOOTHING = 0.1
 SURE_AND_WRONG = (-1.0, 6.0, -0.25)
 """Logits of a confidently wrong prediction: the true class is the first."""
 
 
+def nothing(part: Part) -> dict[str, Any]:
+    """Give a loss nothing beside the logits and the labels."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One loss: of logits ``(N, C)`` and class indices ``(N)``, a mean over rows."""
+    """One loss: of logits ``(N, C, ...)`` and labels, a mean over rows.
+
+    ``given`` says what else the loss and its reference are given, such as weights, from the rows to be trained on.
+    """
 
     name: str
     formula: str
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     log_probabilities: Callable[[Tensor], Tensor]
     scored: str
-    reference: Callable[[Array, Labels], LossAndGradient]
+    reference: Callable[..., LossAndGradient]
+    given: Callable[[Part], dict[str, Any]] = nothing
+
+    def on(self, train: Part) -> Loss:
+        """Settle the loss for these training rows."""
+        return partial(self.loss, **self.given(train))
 
 
-# --- what is trained --------------------------------------------------------------------------------------------------
-
-
-def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
-    """Write class indices as rows of zeros and a one, in the shape and dtype of the logits."""
-    return F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-
-
-def smooth_ce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute cross entropy with label smoothing."""
-    return cross_entropy(logits, labels, label_smoothing=SMOOTHING)
-
-
-def one_vs_rest(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute binary cross entropy of each class against the rest."""
-    return binary_cross_entropy_with_logits(logits, one_hot(labels, logits))
-
-
-def sigmoid_difference(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squash, and take the difference: the mean of ``1 - σ(x)`` where t = 1 and ``σ(x)`` elsewhere."""
-    p = logits.sigmoid()
-    return torch.where(one_hot(labels, logits) == 1, 1 - p, p).mean()
-
-
-def ce_after_softmax(logits: Tensor, labels: Tensor) -> Tensor:
-    """Make the classic mistake: give probabilities to a loss that takes logits."""
-    return cross_entropy(logits.softmax(1), labels)
+def by_name(*candidates: Candidate) -> dict[str, Candidate]:
+    """List losses by the name a user types."""
+    return {candidate.name: candidate for candidate in candidates}
 
 
 # --- which probabilities are scored -----------------------------------------------------------------------------------
@@ -75,58 +67,35 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits.double().log_softmax(1)
 
 
+def log_sigmoid(logits: Tensor) -> Tensor:
+    """Compute the log of ``σ(x)`` in float64."""
+    return F.logsigmoid(logits.double())
+
+
 def log_normalised_sigmoid(logits: Tensor) -> Tensor:
     """Compute the log of ``σ(x_k) / Σ_j σ(x_j)`` in float64."""
-    return F.logsigmoid(logits.double()).log_softmax(1)
+    return log_sigmoid(logits).log_softmax(1)
 
 
-# --- what defines it --------------------------------------------------------------------------------------------------
+SOFTMAX = (log_softmax, "softmax of the logits")
+SIGMOID = (log_sigmoid, "σ of the logits")
+NORMALISED_SIGMOID = (log_normalised_sigmoid, "σ of the logits, divided by its sum over the classes")
 
 
-def _reference_one_vs_rest(x: Array, labels: Labels) -> LossAndGradient:
-    return reference.binary_cross_entropy_with_logits(x, reference.index_target(labels, x.shape[-1]))
+# --- what several jobs train ------------------------------------------------------------------------------------------
 
 
-def _reference_sigmoid_difference(x: Array, labels: Labels) -> LossAndGradient:
-    return reference.sigmoid_difference(x, reference.index_target(labels, x.shape[-1]))
+def smooth_ce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute cross entropy with label smoothing."""
+    return cross_entropy(logits, labels, label_smoothing=SMOOTHING)
 
 
-def _reference_after_softmax(x: Array, labels: Labels) -> LossAndGradient:
-    """Apply the chain rule through the inner softmax: ``∂L/∂x = p ∘ (g - Σ p g)`` with ``g = softmax(p) - t``."""
-    p = reference.softmax(x)
-    outer = reference.cross_entropy(p, labels)
-    return LossAndGradient(outer.loss, p * (outer.grad - (p * outer.grad).sum(-1, keepdims=True)))
+def _reference_smooth_ce(x: Array, labels: Labels) -> LossAndGradient:
+    return reference.cross_entropy(x, labels, label_smoothing=SMOOTHING)
 
 
-_SOFTMAX = (log_softmax, "softmax of the logits")
-_SIGMOID = (log_normalised_sigmoid, "σ of the logits, divided by its sum over the classes")
-
-CANDIDATES = {
-    c.name: c
-    for c in (
-        Candidate("ce", "−log p(true)", cross_entropy, *_SOFTMAX, reference.cross_entropy),
-        Candidate(
-            "ce-smooth", "CE with t = 0.9 · one-hot + 0.1/C", smooth_ce, *_SOFTMAX,
-            lambda x, labels: reference.cross_entropy(x, labels, label_smoothing=SMOOTHING),
-        ),
-        Candidate(
-            "bce", "mean over classes of −log σ(x) if true, −log σ(−x) if not", one_vs_rest, *_SIGMOID,
-            _reference_one_vs_rest,
-        ),
-        Candidate(
-            "sigmoid-difference", "mean over classes of 1 − σ(x) if true, σ(x) if not",
-            sigmoid_difference, *_SIGMOID, _reference_sigmoid_difference,
-        ),
-        Candidate(
-            "hinge", "1/C · sum over the others of max(0, 1 − x(true) + x)", F.multi_margin_loss,
-            *_SOFTMAX, reference.multiclass_hinge,
-        ),
-        Candidate(
-            "ce-after-softmax", "−log softmax(softmax(x))(true)", ce_after_softmax, log_softmax,
-            "the softmax the model ends with", _reference_after_softmax,
-        ),
-    )
-}  # fmt: skip
+CE = Candidate("ce", "−log p(true)", cross_entropy, *SOFTMAX, reference.cross_entropy)
+CE_SMOOTH = Candidate("ce-smooth", "CE with t = 0.9 · one-hot + 0.1/C", smooth_ce, *SOFTMAX, _reference_smooth_ce)
 
 
 # --- how hard each pushes ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from crossent.train.fit import Epoch
 
 
 class Watch:
-    """Shows the loss, rate, seed, epoch and validation accuracy while a job runs; used with ``with``."""
+    """Shows the loss, rate, seed, epoch and validation score while a job runs; used with ``with``."""
 
     def __init__(self, total_runs: int, epochs: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -47,13 +47,13 @@ class Watch:
         """Show a run's latest epoch."""
         said = (
             f"{self._name:<18}  rate {epoch.rate:<5g}  seed {epoch.seed}  epoch {epoch.number:>2}/{self._epochs}  "
-            f"val. {100 * epoch.validation_accuracy:5.1f}%"
+            f"val. {100 * epoch.validation_score:5.1f}%"
         )
         self._progress.update(self._task, advance=1, description=said)
 
-    def finish(self, rate: float, tried: int, validation_accuracy: float) -> None:
+    def finish(self, rate: float, tried: int, validation_score: float) -> None:
         """Leave a line about the loss that was finished."""
         seconds = time.perf_counter() - self._started
         chosen = f" of {tried}" if tried > 1 else ""
-        found = f"rate {f'{rate:g}{chosen}':<10}  validation {100 * validation_accuracy:5.1f}%"
+        found = f"rate {f'{rate:g}{chosen}':<10}  validation {100 * validation_score:5.1f}%"
         self._progress.console.print(f"{self._name:<18}  {found}  {seconds:5.1f} s", markup=False)

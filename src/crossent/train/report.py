@@ -1,10 +1,17 @@
-"""One self-contained HTML page: no script, no request, pictures inside, readable in the dark and on a telephone."""
+"""The report of a job: first the reason, then what comes of it, then how it was measured.
+
+It is one self-contained HTML page: no script, no request, pictures inside, readable in the dark and on a telephone.
+"""
 
 from __future__ import annotations
 
 import base64
 from html import escape
 
+from crossent.train import figure, findings, tables
+from crossent.train.catalogue import Card
+from crossent.train.fit import Recipe
+from crossent.train.results import Results, Settings
 from crossent.train.tables import Grid
 
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -34,11 +41,86 @@ td b { background: var(--mark); padding: .1rem .25rem; margin-right: -.25rem; bo
 .note, footer { color: var(--soft); font-size: .88rem; max-width: 48rem; margin: .4rem 0; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
 .pictures picture { flex: 1 1 19rem; min-width: 0; }
+.pictures picture.wide { flex-basis: 100%; }
 img { width: 100%; height: auto; display: block; }
 dt { color: var(--soft); font-size: .88rem; margin-top: .5rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere; }
 """
+
+
+def html(results: Results) -> str:
+    """Lay out the report."""
+    job = results.job
+    body = [
+        heading(job.title, 1),
+        prose(job.opening(results), "lead"),
+        *(prose(notice, "notice") for notice in notices(results)),
+        *(table(grid(results)) for grid in job.reasons),
+        _pictures(results),
+        heading("What comes of it"),
+        prose(findings.paragraph(results)),
+        table(tables.scores(results)),
+        *(table(grid(results)) for grid in job.details),
+    ]
+    if results.settings.swept:
+        body += [heading("The learning rate of each loss"), table(tables.rates(results))]
+    body += [heading("How this was measured"), facts(_facts(results))]
+    return page(f"crossent train {job.card.name}", body)
+
+
+def _pictures(results: Results) -> str:
+    names = ", ".join(loss.name for loss in results.losses)
+    shown = []
+    for panel in results.job.panels:
+        light, dark = (figure.svg(panel, results, theme) for theme in figure.THEMES)
+        shown.append((light, dark, panel.words.format(names=names), panel.wide))
+    return pictures(*shown) + prose(results.job.caption, "note")
+
+
+def _facts(results: Results) -> dict[str, str]:
+    job, settings, sizes = results.job, results.settings, results.sizes
+    words, recipe = job.words, Recipe(settings.epochs, job.batch_size)
+    seeds = ", ".join(str(settings.seed + i) for i in range(settings.seeds))
+    return {
+        "Data": words.data,
+        "Split": f"{sizes['train']} {words.rows} to train, {sizes['validation']} to choose the rate, {sizes['test']} to "
+        f"report; {words.split}",
+        "Network": ", ".join(str(layer) for layer in job.network().children()),
+        "Training": f"SGD, momentum {recipe.momentum:g}, batches of {recipe.batch_size}, {recipe.epochs} epochs, the "
+        "rate falling linearly to zero from epoch to epoch; the weights after the last epoch are scored",
+        "Learning rate": f"chosen for each loss on the validation {words.rows}, from the sweep above"
+        if settings.swept
+        else f"{settings.rates[0]:g}, given, the same for every loss",
+        "Seeds": f"{seeds}: each fixes {words.seeded}",
+        "Losses": "; ".join(f"{loss.name}: {job.candidates[loss.name].formula}" for loss in results.losses),
+        "Versions": ", ".join(f"{name} {number}" for name, number in results.versions.items()),
+        "Time": f"{results.seconds:.0f} s on one thread",
+        "Again": command(job.card, settings),
+    }
+
+
+def notices(results: Results) -> list[str]:
+    """Say what a reader must know before any number."""
+    said = []
+    if results.settings.quick:
+        said.append("A quick run: its figures are not meant to be compared.")
+    if not results.complete:
+        left = [name for name in results.settings.losses if name not in results]
+        said.append(f"Interrupted: only the finished losses are here. Missing: {', '.join(left)}.")
+    return said
+
+
+def command(card: Card, settings: Settings) -> str:
+    """Write the command that runs the job again."""
+    parts = [f"crossent train {card.name}", f"--losses {','.join(settings.losses)}", f"--epochs {settings.epochs}"]
+    parts += [f"--seeds {settings.seeds}", f"--seed {settings.seed}"]
+    parts += [f"--{name} {value:g}" for name, value in settings.options.items()]
+    parts += [] if settings.swept else [f"--lr {settings.rates[0]:g}"]
+    return " ".join(parts + ["--quick"] * settings.quick)
+
+
+# --- the parts of a page ----------------------------------------------------------------------------------------------
 
 
 def page(title: str, body: list[str]) -> str:
@@ -87,12 +169,15 @@ def _cells(grid: Grid, i: int) -> str:
     )
 
 
-def pictures(*shown: tuple[bytes, bytes, str]) -> str:
-    """Show SVG pictures beside each other where there is room; each is given for light, for dark, and in words."""
+def pictures(*shown: tuple[bytes, bytes, str, bool]) -> str:
+    """Show SVG pictures beside each other where there is room.
+
+    Each is given for light, for dark, in words, and whether it is wide.
+    """
     parts = (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
+        f'<picture{" class=wide" * wide}><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'
         f'<img src="{_uri(light)}" alt="{escape(words)}"></picture>'
-        for light, dark, words in shown
+        for light, dark, words, wide in shown
     )
     return f'<div class="pictures">{"".join(parts)}</div>'
 

@@ -4,41 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossent.train.losses import Push
-from crossent.train.metrics import Scores, epochs_to
+if TYPE_CHECKING:
+    from crossent.train.job import Job
 
-LEVEL = 0.9
-"""The validation accuracy whose first epoch is reported."""
+Shares = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A learning rate of the sweep, scored on the validation part; ``nll`` is nan if training diverged."""
+    """A learning rate of the sweep, judged on the validation part; ``cost`` is nan if training diverged.
+
+    ``noted`` is what this job alone notes of the trained model, of the training or the validation part.
+    """
 
     rate: float
-    accuracy: float
-    nll: float
+    score: float
+    cost: float
+    noted: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """One run at the chosen rate. ``wrong`` holds the data set's positions of the test rows it gets wrong."""
+    """One run at the chosen rate, scored on the test part.
+
+    ``shares`` says of a score how much of it each independent piece of the test part gives, a row or a block of rows, so that
+    their mean is the score; two losses are compared by them. ``details`` is what this job alone records.
+    """
 
     seed: int
-    test: Scores
-    wrong: tuple[int, ...]
+    scores: dict[str, float]
+    shares: dict[str, Shares]
     train_loss: tuple[float, ...]
-    validation_accuracy: tuple[float, ...]
-
-    @property
-    def epochs_to_level(self) -> int | None:
-        """Find the first epoch that ends at ``LEVEL`` on the validation part."""
-        return epochs_to(self.validation_accuracy, LEVEL)
+    validation: tuple[float, ...]
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,35 +52,18 @@ class LossResult:
     rate: float
     sweep: tuple[Tried, ...]
     runs: tuple[SeedResult, ...]
-    push: Push
 
-    def mean(self, measure: Callable[[SeedResult], float]) -> float:
+    def mean_of(self, measure: Callable[[SeedResult], float]) -> float:
         """Average over the seeds."""
         return float(np.mean([measure(run) for run in self.runs]))
 
-    def spread(self, measure: Callable[[SeedResult], float]) -> float | None:
-        """Compute the standard deviation over the seeds, if there are several."""
-        return float(np.std([measure(run) for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
+    def mean(self, key: str) -> float:
+        """Average a test score over the seeds."""
+        return self.mean_of(lambda run: run.scores[key])
 
-    @property
-    def accuracy(self) -> float:
-        """Average the test accuracy over the seeds."""
-        return self.mean(lambda run: run.test.accuracy)
-
-    @property
-    def nll(self) -> float:
-        """Average the test NLL over the seeds."""
-        return self.mean(lambda run: run.test.nll)
-
-    @property
-    def calibration_error(self) -> float:
-        """Average the test calibration error over the seeds."""
-        return self.mean(lambda run: run.test.calibration_error)
-
-    @property
-    def final_train_loss(self) -> float:
-        """Average the last epoch's training loss over the seeds."""
-        return self.mean(lambda run: run.train_loss[-1])
+    def spread(self, key: str) -> float | None:
+        """Compute a test score's standard deviation over the seeds, if there are several."""
+        return float(np.std([run.scores[key] for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
 
     @property
     def at_end_of_sweep(self) -> bool:
@@ -85,10 +71,14 @@ class LossResult:
         rates = [tried.rate for tried in self.sweep]
         return len(rates) > 2 and self.rate in (min(rates), max(rates))
 
+    def at(self, rate: float) -> Tried:
+        """Look up a rate of the sweep."""
+        return next(tried for tried in self.sweep if tried.rate == rate)
+
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked: enough to run it again."""
+    """What was asked: enough to run it again. ``options`` are those that one job alone takes."""
 
     losses: tuple[str, ...]
     epochs: int
@@ -96,6 +86,7 @@ class Settings:
     seed: int
     rates: tuple[float, ...]
     quick: bool
+    options: dict[str, float] = field(default_factory=dict)
 
     @property
     def swept(self) -> bool:
@@ -107,9 +98,10 @@ class Settings:
 class Results:
     """A whole job; ``complete`` is false if it was interrupted, and then only the finished losses are here."""
 
+    job: Job
     settings: Settings
     sizes: dict[str, int]
-    test_index: tuple[int, ...]
+    test_index: tuple[Any, ...]
     losses: tuple[LossResult, ...]
     complete: bool
     seconds: float
@@ -120,6 +112,15 @@ class Results:
 
     def __contains__(self, name: object) -> bool:
         return any(loss.name == name for loss in self.losses)
+
+    def score(self, loss: LossResult) -> float:
+        """Average the score that counts over the seeds."""
+        return loss.mean(self.job.measures[0].key)
+
+    @property
+    def learnt(self) -> tuple[LossResult, ...]:
+        """List the losses that have learnt the task; the other scores of those that have not are not compared."""
+        return tuple(loss for loss in self.losses if self.score(loss) >= self.job.learnt)
 
 
 def plain(value: Any) -> Any:
@@ -137,29 +138,31 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_json(loss: LossResult) -> dict[str, Any]:
+def as_json(job: Job, loss: LossResult) -> dict[str, Any]:
     """Write one loss for JSON, with the means and spreads of its runs."""
+    headline = job.measures[0].key
+    summary: dict[str, Any] = {}
+    for measure in job.measures:
+        name = f"test_{measure.key}{measure.unit}"
+        summary |= {name: loss.mean(measure.key), f"{name}_sd": loss.spread(measure.key)}
     runs = [
-        {**plain(run.test), "epochs_to_90_percent": run.epochs_to_level, **_record(run, leave="test")}
+        {
+            **run.scores,
+            **run.details,
+            "seed": run.seed,
+            "train_loss": run.train_loss,
+            f"validation_{headline}": run.validation,
+        }
         for run in loss.runs
     ]
-    summary = {
-        "test_accuracy": loss.accuracy,
-        "test_accuracy_sd": loss.spread(lambda run: run.test.accuracy),
-        "test_nll_nats": loss.nll,
-        "test_nll_nats_sd": loss.spread(lambda run: run.test.nll),
-        "test_calibration_error": loss.calibration_error,
-        "test_calibration_error_sd": loss.spread(lambda run: run.test.calibration_error),
-    }
     head = {"name": loss.name, "rate": loss.rate, "rate_at_end_of_sweep": loss.at_end_of_sweep}
-    return {
-        **head,
-        **plain(summary),
-        "sweep": [_record(tried) for tried in loss.sweep],
-        "runs": runs,
-        "gradient": plain(loss.push),
-    }
+    sweep = [{"rate": tried.rate, headline: tried.score, job.cost: tried.cost, **tried.noted} for tried in loss.sweep]
+    written: dict[str, Any] = plain({**head, **summary, "sweep": sweep, "runs": runs, **job.record(loss)})
+    return written
 
 
-def _record(value: Any, leave: str = "") -> dict[str, Any]:
-    return {key: plain(item) for key, item in asdict(value).items() if key != leave}
+def settings_as_json(settings: Settings) -> dict[str, Any]:
+    """Write the settings for JSON, those of one job among those of all."""
+    written = asdict(settings)
+    own = written.pop("options")
+    return {**written, **own}

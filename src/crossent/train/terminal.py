@@ -15,13 +15,13 @@ MOST = 100
 
 
 def show(results: Results, notices: list[str], console: Console | None = None) -> None:
-    """Print the sweep, the scores and what they show."""
+    """Print the sweep, the scores, the job's own tables and what they show."""
     console = console or Console(highlight=False)
     width = console.width = min(console.width, MOST)
     for notice in notices:
         console.print(Text(notice, style="bold"))
     grids = [tables.rates(results)] if results.settings.swept else []
-    for grid in (*grids, tables.scores(results)):
+    for grid in (*grids, tables.scores(results), *(own(results) for own in results.job.details)):
         console.print(Text(grid.title, style="bold"))
         # A table broken by a narrow terminal can still be read; one cut to fit it has lost its numbers.
         console.width = MOST
