@@ -11,6 +11,7 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -56,16 +57,22 @@ def instruction_sets():
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+class Numbers(NamedTuple):
+    """The program that tries csrc/numbers.h, and whether it has fused multiply-add."""
+
+    program: Path
+    fused: bool
+
+
 @pytest.fixture(scope="module", params=instruction_sets() or ["none"])
 def numbers(request, tmp_path_factory):
-    """Compile numbers.cpp as the kernels are compiled; return the program."""
+    """Compile numbers.cpp as the kernels are compiled."""
     if not COMPILER:
         pytest.skip("there is no C++ compiler")
     program = tmp_path_factory.mktemp("numbers") / "numbers"
     flags = flags_of(request.param)
     run(COMPILER, *STRICT, *options("arithmetic"), *flags, ROOT / "tests/numbers.cpp", "-o", program)
-    program.fused = "-mfma" in flags or platform.machine() in ("aarch64", "arm64")
-    return program
+    return Numbers(program, "-mfma" in flags or platform.machine() in ("aarch64", "arm64"))
 
 
 # The page on performance says how far off the floats may be; these are the largest errors over all of them, rounded up.
@@ -98,7 +105,7 @@ def check_errors(report, fused):
 
 
 def test_elementary_functions_are_as_exact_as_they_say(numbers):
-    check_errors(run(numbers, 1009), numbers.fused)
+    check_errors(run(numbers.program, 1009), numbers.fused)
 
 
 def test_what_the_header_says_is_what_the_page_says():
@@ -120,8 +127,8 @@ def test_elementary_functions_on_arm(tmp_path):
 
 
 def test_every_half_and_bfloat16_number_widens_and_narrows_back(numbers):
-    wide = np.frombuffer(run(numbers, "widen"), np.float32)
-    narrow = np.frombuffer(run(numbers, "narrow", input=wide.tobytes()), np.uint16).reshape(2, 65536, 2)
+    wide = np.frombuffer(run(numbers.program, "widen"), np.float32)
+    narrow = np.frombuffer(run(numbers.program, "narrow", input=wide.tobytes()), np.uint16).reshape(2, 65536, 2)
     patterns = torch.arange(65536).to(torch.uint16)
     for kind, dtype in enumerate((torch.float16, torch.bfloat16)):
         expected = patterns.view(dtype).float().numpy()
@@ -146,9 +153,9 @@ def test_narrowing_rounds_as_torch_does(numbers):
         inf = torch.full_like(tie, torch.inf)
         common += [value, tie, torch.nextafter(tie, inf), torch.nextafter(tie, -inf)]
     x = torch.cat(common)
-    ours = torch.from_numpy(np.frombuffer(run(numbers, "narrow", input=x.numpy().tobytes()), np.uint16).copy()).view(
-        -1, 2
-    )
+    ours = torch.from_numpy(
+        np.frombuffer(run(numbers.program, "narrow", input=x.numpy().tobytes()), np.uint16).copy()
+    ).view(-1, 2)
     for kind, dtype in enumerate((torch.float16, torch.bfloat16)):
         expected, got = x.to(dtype), ours[:, kind].contiguous().view(dtype)
         assert (got.isnan() == x.isnan()).all()
@@ -173,6 +180,7 @@ def compiled(compiler, isa, to, *more):
     return done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", instruction_sets() or ["none"])
 @pytest.mark.parametrize("compiler", COMPILERS or ["none"])
 def test_no_compiler_has_anything_to_say(compiler, isa, tmp_path):
@@ -190,7 +198,8 @@ def test_nor_about_the_binding(compiler, tmp_path):
         pytest.skip("there is no compiler or there are no headers of Python")
     paths = ["-isystem", nanobind.include_dir(), "-isystem", headers]
     source = ROOT / "csrc/binding.cpp"
-    assert run(compiler, "-std=c++17", *options("warnings"), "-Werror", "-fsyntax-only", *paths, source) == b""
+    flags = ["-std=c++17", "-fvisibility=hidden", *options("warnings"), "-Werror", "-fsyntax-only"]
+    assert run(compiler, *flags, *paths, source) == b""
 
 
 def build(to, *settings, **more):
