@@ -38,7 +38,7 @@ constexpr int32_t CPU = 1;
 }  // namespace dlpack
 
 // Borrowed: it lives no longer than the call it was made for.
-class View : public dlpack::Tensor {
+class __attribute__((visibility("hidden"))) View : public dlpack::Tensor {
   public:
     enum Check { COMPUTABLE, ANY };
 
