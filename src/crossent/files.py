@@ -181,7 +181,9 @@ def open_store(path: str) -> Store:
         if not os.path.exists(path):
             raise FileError(f"{path}: no such file")
         if suffix not in FORMATS:
-            raise FileError(f"{path}: what kind of file is {suffix or 'this'}? The name must end in one of {' '.join(FORMATS)}")
+            raise FileError(
+                f"{path}: what kind of file is {suffix or 'this'}? The name must end in one of {' '.join(FORMATS)}"
+            )
         if os.path.getsize(path) == 0:
             raise FileError(f"{path}: the file is empty")
         store = FORMATS[suffix](path)
@@ -224,7 +226,9 @@ def _first_line(error: object) -> str:
 
 def _numeric(path: str, dtype: np.dtype[Any]) -> None:
     if dtype.hasobject:
-        raise FileError(f"{path}: holds Python objects, a pickle, which can run code and is not read: save plain numbers")
+        raise FileError(
+            f"{path}: holds Python objects, a pickle, which can run code and is not read: save plain numbers"
+        )
     if dtype.kind not in "biuf":
         raise FileError(f"{path}: holds {dtype}, not real numbers")
 
@@ -382,9 +386,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _numbers(
-    path: str, delimiter: str, columns: Sequence[int] | None, width: int, names: Sequence[str] = ()
-) -> Table:
+def _numbers(path: str, delimiter: str, columns: Sequence[int] | None, width: int, names: Sequence[str] = ()) -> Table:
     """Read columns of a text, all if None, as an array; one column as an array of one axis. Names mean a first line to skip."""
 
     def rows() -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -448,7 +450,9 @@ def _parquet(path: str) -> Store:
     _starts_with(path, b"PAR1", "a parquet file")
     schema = pq.read_schema(path)
     lists = tuple(field.name for field in schema if kinds.is_list(field.type) or kinds.is_fixed_size_list(field.type))
-    plain = tuple(f.name for f in schema if kinds.is_integer(f.type) or kinds.is_floating(f.type) or kinds.is_boolean(f.type))
+    plain = tuple(
+        f.name for f in schema if kinds.is_integer(f.type) or kinds.is_floating(f.type) or kinds.is_boolean(f.type)
+    )
     names, rest, notes = _roles(path, plain)
     ignored = tuple(field.name for field in schema if field.name not in lists + plain)
     if ignored:
@@ -484,7 +488,7 @@ def _safetensors(path: str) -> Store:
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
-        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118: not a dict
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no dict)
 
     def table(key: str) -> Table:
         # NumPy has no bfloat16, and only there is torch needed.
@@ -528,7 +532,10 @@ def _pt(path: str) -> Store:
         half = tensor.dtype == torch.bfloat16
         dtype = str(tensor.dtype).removeprefix("torch.")
         return Table(
-            "", tuple(tensor.shape), dtype, lambda start, stop: (tensor[start:stop].float() if half else tensor[start:stop]).numpy()
+            "",
+            tuple(tensor.shape),
+            dtype,
+            lambda start, stop: (tensor[start:stop].float() if half else tensor[start:stop]).numpy(),
         )
 
     return Store(tuple(tensors), table)
