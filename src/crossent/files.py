@@ -14,6 +14,7 @@ import math
 import os
 import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,10 +74,14 @@ class Pair(NamedTuple):
 
 
 class Store(NamedTuple):
-    """The arrays of a file: their names, how to open one, and what was left out. A nameless array is called ``""``."""
+    """The arrays of a file and how to open one; a nameless array is called ``""``.
+
+    ``columns`` are what may be named beside, and ``notes`` say what was left out.
+    """
 
     names: tuple[str, ...]
     table: Callable[[str], Table]
+    columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -191,11 +196,10 @@ def open_store(path: str) -> Store:
 
 
 def _opened(path: str, store: Store, key: str) -> Table:
+    if key not in store.names + store.columns:
+        raise FileError(f"{path}: has no array {key!r}, only {_listed(store.names + store.columns)}")
     with reading(path):
-        try:
-            table = store.table(key)
-        except KeyError:
-            raise FileError(f"{path}: has no array {key!r}, only {_listed(store.names)}") from None
+        table = store.table(key)
     return replace(table, name=f"{path}::{key}" if key else path)
 
 
@@ -204,7 +208,7 @@ def reading(path: str) -> Iterator[None]:
     """Turn whatever a broken file makes its reader say into one sentence about that file."""
     try:
         yield
-    except (FileError, KeyError):
+    except FileError:
         raise
     except ImportError as error:
         package = (error.name or "a package").partition(".")[0]
@@ -221,7 +225,8 @@ def reading(path: str) -> Iterator[None]:
 
 def _first_line(error: object) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(".: ")
+    said = lines[0].partition(". ")[0][:160].rstrip(".: ")
+    return said if " " in said else type(error).__name__
 
 
 def _numeric(path: str, dtype: np.dtype[Any]) -> None:
@@ -247,11 +252,7 @@ def _starts_with(path: str, magic: bytes, kind: str) -> None:
 
 def _npy(path: str) -> Store:
     _starts_with(path, npy.MAGIC_PREFIX, "a NumPy array")
-    return Store(("",), lambda key: _mapped_npy(path, 0, os.path.getsize(path)) if key == "" else _missing(key))
-
-
-def _missing(key: str) -> Table:
-    raise KeyError(key)
+    return Store(("",), lambda key: _mapped_npy(path, 0, os.path.getsize(path)))
 
 
 def _mapped_npy(path: str, start: int, end: int) -> Table:
@@ -349,20 +350,21 @@ def _separated(path: str, delimiter: str) -> Store:
         raise FileError(f"{path}: holds no rows")
     header = None if all(_is_number(cell) for cell in first) else tuple(cell.strip() for cell in first)
     if header is None:
-        return Store(("",), lambda key: _numbers(path, delimiter, None, len(first)) if key == "" else _missing(key))
+        return Store(("",), lambda key: _numbers(path, delimiter, None, len(first)))
     names, rest, notes = _roles(path, header)
 
     def table(key: str) -> Table:
-        chosen = rest if key == "" and rest else (key,)
-        if not set(chosen) <= set(header):
-            raise KeyError(key)
+        chosen = (key,) if key else rest
         return _numbers(path, delimiter, [header.index(name) for name in chosen], len(header), chosen)
 
-    return Store(names, table, notes)
+    return Store(names, table, header, notes)
 
 
 def _roles(path: str, header: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Say of columns which are labels, which together are the nameless array, and which are left out."""
+    twice = sorted({name for name in header if list(header).count(name) > 1})
+    if twice:
+        raise FileError(f"{path}: has several columns called {', '.join(map(repr, twice))}")
     labels = tuple(name for name in header if name.lower() in LABELS)
     left = tuple(name for name in header if name.lower() in IDS)
     rest = tuple(name for name in header if name not in labels and name not in left)
@@ -423,7 +425,7 @@ def _jsonl(path: str) -> Store:
             except (ValueError, TypeError):
                 raise FileError(f"{path}: line {line} does not hold numbers, or lists of one length of them") from None
 
-    return Store(names, lambda key: _spooled(path, rows(key)) if key in names else _missing(key))
+    return Store(names, lambda key: _spooled(path, rows(key)))
 
 
 def _documents(path: str) -> Iterator[tuple[int, Any]]:
@@ -462,11 +464,9 @@ def _parquet(path: str) -> Store:
 
     def table(key: str) -> Table:
         chosen = (key,) if key else rest
-        if not set(chosen) <= set(lists + plain):
-            raise KeyError(key)
         return _spooled(path, _batches(path, chosen), chosen if len(chosen) > 1 else ())
 
-    return Store(lists + names, table, notes)
+    return Store(lists + names, table, plain, notes)
 
 
 def _batches(path: str, columns: Sequence[str]) -> Iterator[tuple[int, NDArray[np.float64]]]:
@@ -513,7 +513,9 @@ def _pt(path: str) -> Store:
         with open(path, "rb") as stream:
             zipped = stream.read(2) == b"PK"
         # only the archives that torch writes since 1.6 can be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of what it then refuses
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
         raise FileError(
             f"{path}: is damaged, or holds more than tensors: other Python objects can run code and are not read"
