@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crossent.train.job import Job
     from crossent.train.results import Results, Settings
 
-EXTRAS = {"plot": ("matplotlib",), "demo": ("matplotlib", "scikit-learn")}
+EXTRAS = {"plot": ("matplotlib",), "files": ("safetensors", "pyarrow"), "demo": ("matplotlib", "scikit-learn")}
 QUICK_EPOCHS, QUICK_SEEDS = 3, 1
 
 
