@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
+from crossent.check.command import command as check_command
+from crossent.check.command import rule_command
 from crossent.train import JOBS, MissingDependency
 from crossent.train.catalogue import Card, Option
 
@@ -247,3 +249,6 @@ def _show(results: Results, out: Path, as_json: bool) -> None:
 
 for _card in JOBS.values():
     train.add_command(_training(_card))
+
+main.add_command(check_command)
+main.add_command(rule_command)

@@ -1,6 +1,7 @@
 """``crossent.check_loss``: tries a loss that somebody wrote, on small inputs made for it, and says what it does.
 
-Only the values and gradients that the loss returns are looked at. What a loss does not take, such as ``ignore_index``, is not tried.
+Only the values and gradients that the loss returns are looked at. What a loss does not take, such as ``ignore_index``, is not
+tried.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.check.cards import REMARK, Findings, look
+from crossent.check.cards import Findings, Unable, look
 from crossent.check.rules import CUSTOM
+from crossent.check.rules.custom import INDICES, LABELS, ONE_LABEL
 from crossent.reference import Array
-
-INDICES, ONE_LABEL, LABELS = "class indices", "one-hot rows", "several labels a row"
 
 
 class Derivatives(NamedTuple):
@@ -26,10 +26,6 @@ class Derivatives(NamedTuple):
 
     value: Array
     grad: Array
-
-
-class Unable(Exception):
-    """The loss does not take what was tried."""
 
 
 class Trial(NamedTuple):
@@ -85,7 +81,8 @@ class Subject:
     """
 
     def __init__(self, fn: Callable[..., Any], classes: int, rows: int, ignore_index: int) -> None:
-        self.fn = fn.apply if isinstance(fn, type) and issubclass(fn, torch.autograd.Function) else fn
+        is_function = isinstance(fn, type) and issubclass(fn, torch.autograd.Function)
+        self.fn: Callable[..., Any] = fn.apply if is_function else fn  # type: ignore[attr-defined]
         self.classes, self.ignore_index = classes, ignore_index
         self.random = np.random.default_rng(0)
         self.x = self.random.normal(size=(rows, classes)) * 2
@@ -130,9 +127,11 @@ class Subject:
     def apply(self, leaf: Tensor, target: Tensor) -> Tensor:
         """Call the loss as a model would: with logits that are no leaf, so that even writing to them is possible."""
         try:
-            loss = self.fn(leaf * 1, target)
+            loss: Any = self.fn(leaf * 1, target)
         except Exception as error:  # whatever a stranger's code raises
-            raise Unable(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}") from None
+            raise Unable(
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            ) from None
         if not isinstance(loss, Tensor):
             raise Unable(f"it returns {type(loss).__name__}, not a tensor")
         return loss
@@ -140,8 +139,8 @@ class Subject:
     @staticmethod
     def tensor(target: Any, dtype: torch.dtype) -> Tensor:
         """Make a tensor of a target, class indices as integers."""
-        target = torch.as_tensor(np.array(target))
-        return target.to(dtype) if target.is_floating_point() else target.long()
+        values = torch.as_tensor(np.array(target))
+        return values.to(dtype) if values.is_floating_point() else values.long()
 
     def value(self, x: Any, target: Any) -> Array:
         """Compute the loss, of whatever shape it is."""
@@ -176,14 +175,14 @@ class Subject:
             return leaf, torch.autograd.grad(half, leaf, create_graph=create_graph)[0]
 
         h = self.step
-        differences = (gradient(self.x + h * v, False)[1] - gradient(self.x - h * v, False)[1]) / (2 * h)
         try:
+            differences = (gradient(self.x + h * v, False)[1] - gradient(self.x - h * v, False)[1]) / (2 * h)
             leaf, grad = gradient(self.x, True)
-            (second,) = torch.autograd.grad((grad * torch.from_numpy(v)).sum(), leaf, allow_unused=True)
+            (grad * torch.from_numpy(v)).sum().backward()
         except RuntimeError as error:
             raise Unable(f"raises: {str(error).splitlines()[0][:80]}") from None
-        second = torch.zeros_like(leaf) if second is None else second
-        return second.detach().numpy(), differences.numpy()
+        second = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        return second.numpy(), differences.numpy()
 
     @property
     def step(self) -> float:
@@ -272,7 +271,7 @@ def check_loss(
     """
     if num_classes < 3 or rows < 4 or rows == num_classes:
         raise ValueError(f"there must be 3 classes, 4 rows, and not as many of both, got {num_classes} and {rows}")
-    called = name or getattr(fn, "__name__", type(fn).__name__)
+    called = name or str(getattr(fn, "__name__", type(fn).__name__))
     subject = Subject(fn, num_classes, rows, ignore_index)
     if not subject.targets:
         raise ValueError(
@@ -284,15 +283,17 @@ def check_loss(
     findings = look(CUSTOM.values(), subject)
     found = {finding.rule for finding in findings}
     trials = tuple(
-        Trial(rule, rule in found, subject.measured[rule]) for rule in CUSTOM
+        Trial(rule, rule in found, subject.measured.get(rule, "not tried: its gradient cannot be computed"))
+        for rule in CUSTOM
     )
     return LossReport(called, _about(subject), findings, trials)
 
 
 def _about(subject: Subject) -> str:
     how = {"mean": "a mean over rows", "sum": "a sum over rows", "none": "not reduced", "": "neither mean nor sum"}
-    kind = "every logit for itself, as with a sigmoid" if subject.binary else "the classes of a row compete, as with a softmax"
+    kind = (
+        "every logit for itself, as with a sigmoid"
+        if subject.binary
+        else "the classes of a row compete, as with a softmax"
+    )
     return f"{kind}; {how[subject.reduction]}; takes {', '.join(subject.targets)}"
-
-
-__all__ = ["REMARK", "LossReport", "Trial", "check_loss"]

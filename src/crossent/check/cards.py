@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
+INDENT = 8
 REMARK = "No finding is not proof: a check sees values, not the code that made them."
 
 
@@ -41,6 +44,10 @@ class Seen:
     severity: Severity | None = None
     why: str | None = None
     fix: str | None = None
+
+
+class Unable(Exception):
+    """A rule cannot be tried on its subject."""
 
 
 class Rule(NamedTuple):
@@ -81,11 +88,19 @@ class Finding:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.rule} {self.severity}: {self.title}\n  seen: {self.seen}\n  why: {self.why}\n  fix: {self.fix}"
+        said = paragraphs((("seen", self.seen), ("why", self.why), ("fix", self.fix)), 88)
+        return "\n".join([f"{self.rule} {self.severity}: {self.title}", *(f"  {name:<6}{text}" for name, text in said)])
 
     def to_dict(self) -> dict[str, str]:
         """Give all of it as plain data."""
         return asdict(self)
+
+
+def paragraphs(parts: Iterable[tuple[str, str]], width: int) -> Iterator[tuple[str, str]]:
+    """Break named paragraphs into lines, which go on below their beginning in column ``INDENT``."""
+    for name, said in parts:
+        lines = textwrap.wrap(said, max(width - INDENT, 20), break_on_hyphens=False)
+        yield name, f"\n{' ' * INDENT}".join(lines)
 
 
 class Findings(list[Finding]):
@@ -106,21 +121,20 @@ class Findings(list[Finding]):
         return sum(finding.severity == severity for finding in self)
 
 
+def _finding(card: Card, seen: Seen) -> Finding:
+    severity = seen.severity or card.severity
+    return Finding(card.id, severity, card.title, seen.text, seen.why or card.why, seen.fix or card.fix)
+
+
 def look(rules: Iterable[Rule], subject: Any) -> Findings:
-    """Let rules look at their subject; errors come first, otherwise in the order of the rules."""
+    """Let rules look at their subject; errors come first, otherwise in the order of the rules.
+
+    A rule that raises :class:`Unable` has found what it has found.
+    """
     found = Findings()
     for card, see in rules:
-        for seen in see(subject):
-            seen = Seen(seen) if isinstance(seen, str) else seen
-            found.append(
-                Finding(
-                    card.id,
-                    seen.severity or card.severity,
-                    card.title,
-                    seen.text,
-                    seen.why or card.why,
-                    seen.fix or card.fix,
-                )
-            )
+        with suppress(Unable):
+            for seen in see(subject):
+                found.append(_finding(card, Seen(seen) if isinstance(seen, str) else seen))
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf, nan, prod
+from math import inf, nan, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ def numbers(row: Sequence[float] | NDArray[Any], most: int = 4) -> str:
     return said + (", …" if len(row) > most else "")
 
 
+def anywhere(mask: Bools) -> Bools:
+    """Mark the rows with something in them."""
+    return np.asarray(mask.any(1))
+
+
+def everywhere(mask: Bools) -> Bools:
+    """Mark the rows with nothing else in them."""
+    return np.asarray(mask.all(1))
+
+
 @dataclass
 class Piece:
     """Some rows, one after the other, with their target as class indices or as weights.
@@ -62,6 +72,8 @@ class Piece:
     def place(self, i: int) -> str:
         """Name a row as the user counts: by its index, or by several."""
         at = np.unravel_index(self.first + i, self.layout.rows)
+        if not at:
+            return "the row"
         return f"row {int(at[0])}" if len(at) == 1 else f"row ({', '.join(str(int(k)) for k in at)})"
 
     @cached_property
@@ -89,7 +101,7 @@ class Piece:
         """The rows that count."""
         if self.indices:
             return np.asarray(self.y >= 0)
-        return ~self.ignored.all(1) if self.raw is not None else np.ones(len(self.x), bool)
+        return ~everywhere(self.ignored) if self.raw is not None else np.ones(len(self.x), bool)
 
     @cached_property
     def cost(self) -> Array:
@@ -156,14 +168,14 @@ class LogitFacts:
         """Look at some rows."""
         x = piece.x
         is_nan, low = np.isnan(x), np.isneginf(x)
-        with_nan, closed = is_nan.any(1), low.all(1) & (x.shape[1] > 1)
+        with_nan, closed = anywhere(is_nan), everywhere(low) & (x.shape[1] > 1)
         self.nan.add(piece, with_nan, x)
         self.nan_counts += int((with_nan & piece.counts).sum())
         if with_nan.any():
-            columns = is_nan[with_nan].all(0)
+            columns = np.asarray(is_nan[with_nan].all(0))
             self.nan_columns = columns if self.nan_columns is None else self.nan_columns & columns
-        self.infinite.add(piece, np.isposinf(x).any(1), x)
-        self.masked.add(piece, low.any(1) & ~closed & piece.counts, x)
+        self.infinite.add(piece, anywhere(np.isposinf(x)), x)
+        self.masked.add(piece, anywhere(low) & ~closed & piece.counts, x)
         self.nothing.add(piece, closed & piece.counts, x)
         rows = x[piece.counts & ~with_nan]
         if len(rows) == 0:
@@ -218,19 +230,19 @@ class TargetFacts:
         self.outside.add(piece, ~counts & ~piece.ignored & ~broken, raw)
         np.add.at(self.counts, y[counts], 1)
         forbidden = np.isneginf(piece.x[np.arange(len(y)), y]) & counts
-        self.forbidden.add(piece, forbidden & ~np.isneginf(piece.x).all(1), raw)
+        self.forbidden.add(piece, forbidden & ~everywhere(np.isneginf(piece.x)), raw)
 
     def _add_weights(self, piece: Piece, raw: Array) -> None:
         t, low = piece.t, np.isneginf(piece.x) & ~np.isneginf(piece.x).all(1, keepdims=True)
         self.counts += t.sum(0)
         total = t.sum(1)
         self.sums = (min(self.sums[0], total.min(initial=inf)), max(self.sums[1], total.max(initial=-inf)))
-        self.broken.add(piece, (~np.isfinite(raw) & ~piece.ignored).any(1), raw)
-        self.outside.add(piece, ((t < 0) | (t > 1)).any(1), raw)
-        self.negative.add(piece, (t < 0).any(1), raw)
+        self.broken.add(piece, anywhere(~np.isfinite(raw) & ~piece.ignored), raw)
+        self.outside.add(piece, anywhere((t < 0) | (t > 1)), raw)
+        self.negative.add(piece, anywhere(t < 0), raw)
         self.off_sum.add(piece, np.abs(total - 1) > 0.01, raw)
-        self.forbidden.add(piece, (low & (t > 0)).any(1), raw)
-        self.masked.add(piece, (low & (t == 0)).any(1), piece.x)
+        self.forbidden.add(piece, anywhere(low & (t > 0)), raw)
+        self.masked.add(piece, anywhere(low & (t == 0)), piece.x)
 
 
 @dataclass
@@ -259,6 +271,10 @@ class Mean:
     def variance(self) -> float:
         """The square of its standard error."""
         return max(self.squares / self.n - self.value**2, 0.0) / self.n if self.n else inf
+
+    def above(self, other: Mean) -> float:
+        """How many standard errors it lies above another."""
+        return (self.value - other.value) / max(sqrt(self.variance + other.variance), 1e-12)
 
 
 @dataclass
@@ -379,7 +395,9 @@ def survey(logits: Table, target: Table | None, options: Options) -> Facts:
     return facts
 
 
-def blocks(logits: Table, target: Table | None, layout: Layout) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, int]]:
+def blocks(
+    logits: Table, target: Table | None, layout: Layout
+) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, int]]:
     """Read blocks along the leading axis, the classes moved to the end; whole, if those are the leading axis."""
     used = target if layout.kind else None
     rest = prod(layout.shape[1:])
@@ -400,7 +418,8 @@ def blocks(logits: Table, target: Table | None, layout: Layout) -> Iterator[tupl
 
 def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int) -> Iterator[Piece]:
     """Cut a block into rows, and those into pieces that a few copies of fit anywhere."""
-    options, near = facts.options, {}
+    options = facts.options
+    near: dict[int, Ints] = {}
     if options.task == "lm" and raw is not None and raw.ndim == x.ndim - 1 == 2:
         x, raw, near = _shifted(facts, x, raw, start)
     x, size = x.reshape(-1, facts.C), x.shape[-1]
@@ -419,7 +438,9 @@ def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int)
         yield Piece(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
 
 
-def _shifted(facts: Facts, x: NDArray[Any], y: NDArray[Any], start: int) -> tuple[NDArray[Any], NDArray[Any], dict[int, Ints]]:
+def _shifted(
+    facts: Facts, x: NDArray[Any], y: NDArray[Any], start: int
+) -> tuple[NDArray[Any], NDArray[Any], dict[int, Ints]]:
     """Pair the logits of a language model with its labels, and with those a position before and behind."""
     options, base = facts.options, int(facts.options.shift)
     length = y.shape[1] - base

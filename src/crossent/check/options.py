@@ -24,8 +24,8 @@ class Options:
     """How the loss is computed.
 
     Attributes:
-        task: ``"multiclass"``, a softmax, with class indices or probabilities; ``"binary"`` or ``"multilabel"``, a sigmoid for every
-            logit; ``"lm"``, a softmax over the last axis of ``(B, T, V)``, with token ids ``(B, T)``.
+        task: ``"multiclass"``, a softmax, with class indices or probabilities; ``"binary"`` or ``"multilabel"``, a sigmoid for
+            every logit; ``"lm"``, a softmax over the last axis of ``(B, T, V)``, with token ids ``(B, T)``.
         dim: the class axis; None is torch's, 1, or 0 for one axis, and the last for language models.
         weight: class weights ``(C)``.
         pos_weight: of the binary loss.
@@ -36,7 +36,7 @@ class Options:
         micro_batch: how many rows the loss is averaged over at a time.
         losses: values of the loss in the order of training.
         loss_dtype: the dtype in which the loss is computed, such as ``"float32"``; None is that of the logits.
-        trained: whether the model has been trained; the first batch of a run has not.
+        live: whether crossent is computing it right now, for a model that may not have been trained yet.
     """
 
     task: str = "multiclass"
@@ -50,7 +50,7 @@ class Options:
     micro_batch: int | None = None
     losses: Sequence[float] = ()
     loss_dtype: str | None = None
-    trained: bool = True
+    live: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -176,11 +176,13 @@ def _softmax(logits: Table, target: Table | None, options: Options) -> Layout:
         return layout
     outside, seen = layout.rows, f"a target of shape {target.shape} for logits of shape {shape}"
     if target.shape == shape:
-        misfit = Misfit(f"a target of dtype {target.dtype} that has the logits' shape", "target.float(), for probabilities")
-        return _with(layout, "weights", None if _floating(target) else misfit)
+        whole = Misfit(
+            f"a target of dtype {target.dtype} that has the logits' shape", "target.float(), for probabilities"
+        )
+        return _with(layout, "weights", None if _floating(target) else whole)
     if target.shape == outside or (len(shape) == 1 and target.shape == (1,)):
-        misfit = Misfit(f"class indices of dtype {target.dtype}", "target.long()") if _floating(target) else None
-        return _with(layout, "indices", misfit)
+        floating = Misfit(f"class indices of dtype {target.dtype}", "target.long()")
+        return _with(layout, "indices", floating if _floating(target) else None)
     if 1 in target.shape and _without_ones(target.shape) == _without_ones(outside):
         return _with(layout, "indices", Misfit(seen, f"drop the dimension of size 1 with target.reshape{outside}"))
     if options.dim is None and len(shape) > 2 and target.shape == shape[:-1]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossent.check.cards import Findings, Rule, look
+from crossent.check.cards import Findings, look
 from crossent.check.facts import survey
 from crossent.check.options import NAMES, Options
 from crossent.check.rules import VALUES
@@ -28,10 +27,10 @@ def check(logits: Any, target: Any = None, **settings: Any) -> Findings:
         target: class indices, or probabilities of the logits' shape, as for :func:`crossent.cross_entropy`; None to look at
             the logits alone.
         settings: how the loss is computed, :class:`crossent.check.options.Options`. ``task`` is ``"multiclass"``, ``"binary"`` (or
-            ``"multilabel"``) or ``"lm"``, logits ``(B, T, V)`` of tokens. ``weight``, ``pos_weight``, ``label_smoothing``, ``ignore_index``
-            and ``dim`` are those of the loss. ``shift`` says that the loss pairs position t with the label of t + 1, ``inputs``
-            are the token ids that the model saw. ``micro_batch`` is the number of rows the loss is averaged over at a time,
-            ``losses`` are values of the loss in the order of training, ``loss_dtype`` is the dtype it is computed in.
+            ``"multilabel"``) or ``"lm"``, logits ``(B, T, V)`` of tokens. ``weight``, ``pos_weight``, ``label_smoothing``,
+            ``ignore_index`` and ``dim`` are those of the loss. ``shift`` says that the loss pairs position t with the label of
+            t + 1, ``inputs`` are the token ids that the model saw. ``micro_batch`` is the number of rows the loss is averaged over
+            at a time, ``losses`` are values of the loss in the order of training, ``loss_dtype`` is the dtype it is computed in.
 
     Returns:
         A list of :class:`crossent.Finding`, errors first. Printed, it is text.
@@ -50,11 +49,6 @@ def check(logits: Any, target: Any = None, **settings: Any) -> Findings:
     """
     facts = survey(table("logits", logits), None if target is None else table("target", target), read(settings))
     return look(VALUES.values(), facts)
-
-
-def look_again(facts: Any, rules: Iterable[Rule]) -> Findings:
-    """Let some rules look at facts that are there."""
-    return look(rules, facts)
 
 
 def read(settings: dict[str, Any]) -> Options:
@@ -76,6 +70,7 @@ def read(settings: dict[str, Any]) -> Options:
 def table(name: str, value: Any) -> Table:
     """Let values in memory be read like a file."""
     values, dtype = array(name, value)
+    values = values.reshape(1) if values.ndim == 0 else values
     return Table(name, values.shape, dtype, lambda start, stop: values[start:stop])
 
 

@@ -1,4 +1,4 @@
-"""The rules. Those of ``VALUES`` look at facts about logits, targets and losses, those of ``CUSTOM`` at a loss that somebody wrote."""
+"""The rules: those of ``VALUES`` look at facts about logits, targets and losses, those of ``CUSTOM`` at a loss somebody wrote."""
 
 from crossent.check.rules import course, custom, logits, target
 

@@ -61,7 +61,7 @@ def _course(facts: Facts) -> str:
 
 def _alike(facts: Facts) -> bool:
     """Whether a model that has been trained predicts the same for all rows."""
-    return facts.options.trained and facts.loss.p_rows >= 20 and facts.loss.spread < 0.01
+    return not facts.options.live and facts.loss.p_rows >= 20 and facts.loss.spread < 0.01
 
 
 @rule(
@@ -70,11 +70,11 @@ def _alike(facts: Facts) -> bool:
         "CE117",
         "warning",
         "the first loss is far above ln C",
-        "A model that knows nothing should find all classes equally likely, a loss of ln C, or ln 2 for yes or no. Far above, it is "
-        "sure and wrong: the first steps only unlearn that, with large gradients.",
-        "Make the last layer start small (weights near 0, biases 0 or the log of the frequencies), normalise the inputs, and "
-        "look whether the labels belong to these rows.",
-        "A. Karpathy, \"A Recipe for Training Neural Networks\", 2019: verify loss @ init",
+        "A model that knows nothing should find all classes equally likely, a loss of ln C, or ln 2 for yes or no. "
+        "Far above, it is sure and wrong: the first steps only unlearn that, with large gradients.",
+        "Make the last layer start small (weights near 0, biases 0 or the log of the frequencies), normalise the "
+        "inputs, and look whether the labels belong to these rows.",
+        'A. Karpathy, "A Recipe for Training Neural Networks", 2019: verify loss @ init',
     ),
 )
 def first_loss_far_above(facts: Facts) -> Iterator[str]:
@@ -91,10 +91,12 @@ def first_loss_far_above(facts: Facts) -> Iterator[str]:
         "CE118",
         "warning",
         "the loss stays at ln C",
-        "ln C is the loss of a model for which all classes are equally likely. One that stays there learns nothing at all.",
-        "See that parameters change between two steps (zero_grad, backward, step; requires_grad), that the learning rate is neither 0 nor far "
-        "too large, that no ReLU is the last layer, and that the model can learn ten rows by heart.",
-        "discuss.pytorch.org, \"Cross entropy loss is not decreasing\"",
+        "ln C is the loss of a model for which all classes are equally likely. One that stays there learns nothing "
+        "at all.",
+        "See that parameters change between two steps (zero_grad, backward, step; requires_grad), that the learning "
+        "rate is neither 0 nor far too large, that no ReLU is the last layer, and that the model can learn ten rows "
+        "by heart.",
+        'discuss.pytorch.org, "Cross entropy loss is not decreasing"',
     ),
 )
 def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
@@ -104,7 +106,9 @@ def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
         yield Seen(f"{_course(facts)}; {said} = {start:.4f}")
     elif not facts.options.binary and _alike(facts) and np.abs(facts.loss.p * facts.C - 1).max() < 0.02:
         p = f"every p is 1/{facts.C} within 2% in all {facts.loss.p_rows:,} rows"
-        yield Seen(f"{p}: the loss is {said} = {start:.4f} for any labels; a model before its first step does that", "note")
+        yield Seen(
+            f"{p}: the loss is {said} = {start:.4f} for any labels; a model before its first step does that", "note"
+        )
 
 
 @rule(
@@ -113,10 +117,10 @@ def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
         "CE119",
         "warning",
         "the loss stays at the entropy of the labels",
-        "H(prior), the entropy of the labels' frequencies, is the best that a model can do which does not look at its input. It learned how "
-        "frequent the classes are, and nothing else.",
-        "See that inputs and labels belong together after shuffling, that inputs differ (no division to 0, no dead layer), and try a "
-        "smaller learning rate.",
+        "H(prior), the entropy of the labels' frequencies, is the best that a model can do which does not look at "
+        "its input. It learned how frequent the classes are, and nothing else.",
+        "See that inputs and labels belong together after shuffling, that inputs differ (no division to 0, no dead "
+        "layer), and try a smaller learning rate.",
         "crossent.prior_entropy",
     ),
 )
@@ -138,8 +142,8 @@ def stays_at_the_prior(facts: Facts) -> Iterator[Seen]:
         "CE120",
         "warning",
         "the loss stays at the floor of two softmaxes",
-        "ln(e + C − 1) − 1, 1.4612 for 10 classes, is the least that a cross entropy can be which is given probabilities instead of "
-        "logits; for a sigmoid, 0.3133 for every yes and 0.6931 for every no.",
+        "ln(e + C − 1) − 1, 1.4612 for 10 classes, is the least that a cross entropy can be which is given "
+        "probabilities instead of logits; for a sigmoid, 0.3133 for every yes and 0.6931 for every no.",
         "Leave out the softmax or sigmoid at the end of the model: the loss has its own.",
         "crossent.double_softmax_floor",
     ),

@@ -21,9 +21,9 @@ RULES: dict[str, Rule] = {}
         "CE101",
         "error",
         "softmax before the loss",
-        "The loss applies a softmax of its own. To probabilities it hardly reacts: they differ by 1 at most, so that the loss "
-        "cannot fall below ln(e + C − 1) − 1 (0.3133 for 2 classes, 1.4612 for 10, 5.9095 for 1000) and a class that is thought "
-        "impossible is hardly pulled. torch computes it without a word.",
+        "The loss applies a softmax of its own. To probabilities it hardly reacts: they differ by 1 at most, so "
+        "that the loss cannot fall below ln(e + C − 1) − 1 (0.3133 for 2 classes, 1.4612 for 10, 5.9095 for 1000) "
+        "and a class that is thought impossible is hardly pulled. torch computes it without a word.",
         "Give the loss the values before the softmax. Where only probabilities p are left, log(p) are logits.",
         "pytorch/pytorch issue 55902, open since 2021",
     ),
@@ -56,8 +56,8 @@ def _are_probabilities(facts: Facts) -> bool:
         "CE102",
         "note",
         "log-softmax before the loss",
-        "Harmless: the softmax of log-probabilities is those probabilities again, so loss and gradient are what they would "
-        "be. It costs one pass over the logits.",
+        "Harmless: the softmax of log-probabilities is those probabilities again, so loss and gradient are what "
+        "they would be. It costs one pass over the logits.",
         "Leave the log_softmax out, or keep it: nothing but speed depends on it.",
         "torch.nn.NLLLoss, which wants log-probabilities, against torch.nn.CrossEntropyLoss",
     ),
@@ -76,8 +76,9 @@ def log_softmax_before_the_loss(facts: Facts) -> Iterator[str]:
         "CE110",
         "warning",
         "sigmoid before the loss",
-        "The loss applies a sigmoid of its own. To values in [0, 1] its probability of yes is never below 0.5 and never above "
-        "0.73: every no costs ln 2 = 0.6931 at least, every yes 0.3133. torch computes it without a word.",
+        "The loss applies a sigmoid of its own. To values in [0, 1] its probability of yes is never below 0.5 and "
+        "never above 0.73: every no costs ln 2 = 0.6931 at least, every yes 0.3133. torch computes it without a "
+        "word.",
         "Give the loss the values before the sigmoid; BCEWithLogitsLoss is sigmoid and BCELoss in one.",
         "torch.nn.BCEWithLogitsLoss",
     ),
@@ -108,8 +109,8 @@ def sigmoid_before_the_loss(facts: Facts) -> Iterator[Seen]:
         "CE103",
         "error",
         "classes on another axis",
-        "torch takes axis 1 for the classes: (N, C) or (N, C, d1, ...). A language model gives (B, T, V). Where T = V torch "
-        "cannot notice, and trains the softmax over time.",
+        "torch takes axis 1 for the classes: (N, C) or (N, C, d1, ...). A language model gives (B, T, V). Where T = "
+        "V torch cannot notice, and trains the softmax over time.",
         "logits.movedim(-1, 1), or flatten both: logits.reshape(-1, V), labels.reshape(-1); crossent takes dim=-1.",
         "pytorch/pytorch issue 3947",
     ),
@@ -122,14 +123,14 @@ def classes_on_another_axis(facts: Facts) -> Iterator[Seen]:
     if not layout.square or options.dim is not None or facts.last_axis.n == 0:
         return
     here, there = facts.loss.loss, facts.last_axis
-    apart = (here.value - there.value) / max((here.variance + there.variance) ** 0.5, 1e-12)
+    apart = here.above(there)
     said = (
-        f"logits of shape {layout.shape} and labels of shape {layout.rows}: the loss is {here.value:.4f} with the classes on axis 1, "
-        f"as torch takes them, and {there.value:.4f} with them on the last"
+        f"logits of shape {layout.shape} and labels of shape {layout.rows}: the loss is {here.value:.4f} with the classes on "
+        f"axis 1, as torch takes them, and {there.value:.4f} with them on the last"
     )
     if apart > 5:
         yield Seen(said)
-    elif apart > -5 and not options.trained:
+    elif apart > -5 and options.live:
         yield Seen(f"{said}; an untrained model does not tell which is meant", "note")
 
 
@@ -139,8 +140,8 @@ def classes_on_another_axis(facts: Facts) -> Iterator[Seen]:
         "CE104",
         "error",
         "one logit a row",
-        "The softmax of one number is 1, so the loss is 0 and the gradient is 0 whatever the model says. torch computes it "
-        "without a word.",
+        "The softmax of one number is 1, so the loss is 0 and the gradient is 0 whatever the model says. torch "
+        "computes it without a word.",
         "For yes or no: binary_cross_entropy_with_logits, or two logits a row. For regression: another loss.",
         "pytorch/pytorch issue 56542",
     ),
@@ -160,10 +161,11 @@ def one_logit_a_row(facts: Facts) -> Iterator[str]:
         "CE107",
         "error",
         "a masked class is asked for",
-        "A logit of −inf says that a class is impossible. Label smoothing asks for a little of every class, and a target "
-        "on a masked class for all of it: the loss is inf. In torch a soft target of exactly 0 there is nan, 0 · (−inf).",
-        "Mask with class_mask= of crossent.cross_entropy, which smooths over the allowed classes only, or with a large negative "
-        "number such as −1e4 instead of −inf; and see that no row's own class is masked.",
+        "A logit of −inf says that a class is impossible. Label smoothing asks for a little of every class, and a "
+        "target on a masked class for all of it: the loss is inf. In torch a soft target of exactly 0 there is nan, "
+        "0 · (−inf).",
+        "Mask with class_mask= of crossent.cross_entropy, which smooths over the allowed classes only, or with a "
+        "large negative number such as −1e4 instead of −inf; and see that no row's own class is masked.",
         "google-deepmind/optax issue 896",
     ),
 )
@@ -187,10 +189,11 @@ def masked_class_asked_for(facts: Facts) -> Iterator[str | Seen]:
         "CE113",
         "error",
         "half precision",
-        "float16 holds nothing beyond 65504: larger logits are inf and the loss is nan, and torch's mean over 65520 rows or more "
-        "divides by inf, so that loss and gradients are 0 or nan. bfloat16 has 8 bits: a loss of 7.43 moves in steps of 0.03.",
-        "Compute the loss in float32: logits.float(), autocast, or out_dtype=torch.float32 of crossent, whose sums are float32 "
-        "whatever the logits are.",
+        "float16 holds nothing beyond 65504: larger logits are inf and the loss is nan, and torch's mean over 65520 "
+        "rows or more divides by inf, so that loss and gradients are 0 or nan. bfloat16 has 8 bits: a loss of 7.43 "
+        "moves in steps of 0.03.",
+        "Compute the loss in float32: logits.float(), autocast, or out_dtype=torch.float32 of crossent, whose sums "
+        "are float32 whatever the logits are.",
         "pytorch/pytorch issue 85791, google-deepmind/optax issue 1020",
     ),
 )
@@ -200,14 +203,20 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
     if dtype == "float16" and seen.infinite.count:
         yield f"float16 logits are +inf in {seen.infinite.of(facts.rows)}: they have overflowed"
     loss_dtype = facts.options.loss_dtype or dtype
-    if loss_dtype == "float16" and dtype == "float16" and facts.rows >= 65520 and facts.options.micro_batch is None:
+    if (
+        not facts.options.live
+        and loss_dtype == dtype == "float16"
+        and facts.rows >= 65520
+        and not facts.options.micro_batch
+    ):
         said = f"{facts.rows:,} rows of float16: torch's mean divides by a count that float16 cannot hold"
         yield Seen(said, "warning", fix=f"If these rows are one batch: {RULES['CE113'].card.fix}")
     loss = facts.loss.loss.value
     if loss_dtype == "bfloat16" and loss > 0:
         step = 2.0 ** (floor(log2(loss)) - 7)
         yield Seen(
-            f"the loss is {loss:.4f}; computed in bfloat16 it is {round(loss / step) * step:.6g}, in steps of {step:.2g}", "note"
+            f"the loss is {loss:.4f}; computed in bfloat16 it is {round(loss / step) * step:.6g}, in steps of {step:.2g}",
+            "note",
         )
 
 
@@ -217,7 +226,8 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
         "CE115",
         "error",
         "nan or inf in the logits",
-        "One nan makes the mean loss nan, and the next step every weight. A row whose largest logit is infinite has no softmax.",
+        "One nan makes the mean loss nan, and the next step every weight. A row whose largest logit is infinite has "
+        "no softmax.",
         "Look at the row named first: its input, the layer before it, the learning rate of the step before.",
         "torch.autograd.set_detect_anomaly",
     ),
@@ -251,11 +261,12 @@ def _nan_finding(facts: Facts, nan: Tally) -> Seen:
             fix="Nothing for crossent. For torch put 0 into ignored rows before the loss.",
         )
     if nan.count == total:
-        return Seen(f"{said}: likely the weights themselves are nan", fix="Go back to the last step with a finite loss.")
+        return Seen(
+            f"{said}: likely the weights themselves are nan", fix="Go back to the last step with a finite loss."
+        )
     if nan.at + nan.count == total and nan.count > 1:
         return Seen(f"{said}, and in every row after the first: likely the weights became nan there")
     if columns is not None and columns.any() and not columns.all():
         which = ", ".join(str(k) for k in columns.nonzero()[0][:4])
         return Seen(f"{said}, always in class {which}: likely the weights of that class, or a bias such as log 0")
     return Seen(f"{said}, while the rows between are finite: likely the inputs of these rows")
-

@@ -22,8 +22,9 @@ RULES: dict[str, Rule] = {}
         "CE114",
         "error",
         "labels that are no class",
-        "Class indices are 0 to C − 1. On the CPU torch raises an IndexError, on a GPU a device-side assert ends the process. "
-        "Labels that start at 1 go unnoticed while the last class is missing, or where the model has one logit too many.",
+        "Class indices are 0 to C − 1. On the CPU torch raises an IndexError, on a GPU a device-side assert ends "
+        "the process. Labels that start at 1 go unnoticed while the last class is missing, or where the model has "
+        "one logit too many.",
         "If labels start at 1, subtract 1. What is to be left out needs ignore_index=.",
         "pytorch/pytorch issues 1204 and 18014",
     ),
@@ -53,7 +54,11 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
                 f"class 0 never occurs in {n:,} labels, and every class from 1 to {C - 1} at least {rarest} times: "
                 f"do labels start at 1, for {C - 1} classes?"
             )
-            yield Seen(said, "warning", why="The model then has a logit that is only ever pushed down, and predicts one class too many.")
+            yield Seen(
+                said,
+                "warning",
+                why="The model then has a logit that is only ever pushed down, and predicts one class too many.",
+            )
 
 
 @rule(
@@ -62,9 +67,10 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
         "CE116",
         "error",
         "target of the wrong shape or dtype",
-        "torch reads a floating target of the logits' shape as probabilities and anything else as class indices, int64 or uint8, of "
-        "that shape without the class axis. What it says of others is hard to read.",
-        "Class indices: (N, d1, ...) and long. Probabilities: the logits' shape and floating. Binary: the logits' shape and floating.",
+        "torch reads a floating target of the logits' shape as probabilities and anything else as class indices, "
+        "int64 or uint8, of that shape without the class axis. What it says of others is hard to read.",
+        "Class indices: (N, d1, ...) and long. Probabilities: the logits' shape and floating. Binary: the logits' "
+        "shape and floating.",
         "torch.nn.CrossEntropyLoss",
     ),
 )
@@ -76,7 +82,9 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Seen]:
         yield Seen(f"{what} in {facts.target.broken.of(facts.target.rows)}", fix="Look where these rows were labelled.")
     if misfit is not None:
         # What a file stores is not yet what the loss is given; only a shape or a one-hot row will stay what it is.
-        yield Seen(misfit.seen, "warning" if misfit.fix in ("target.long()", "target.float()") else "error", fix=misfit.fix)
+        yield Seen(
+            misfit.seen, "warning" if misfit.fix in ("target.long()", "target.float()") else "error", fix=misfit.fix
+        )
 
 
 @rule(
@@ -85,10 +93,11 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Seen]:
         "CE105",
         "error",
         "soft targets that are no probabilities",
-        "Nothing holds probability targets to be probabilities: negative ones pay for being wrong, without a lower bound, and a row "
-        "that sums to M counts M times, with the gradient M · p − t. torch computes it without a word.",
-        "Divide each row by its sum: for several labels crossent.multilabel_cross_entropy does (t = 1/M). If classes do not exclude each "
-        "other, a sigmoid: binary_cross_entropy_with_logits.",
+        "Nothing holds probability targets to be probabilities: negative ones pay for being wrong, without a lower "
+        "bound, and a row that sums to M counts M times, with the gradient M · p − t. torch computes it without a "
+        "word.",
+        "Divide each row by its sum: for several labels crossent.multilabel_cross_entropy does (t = 1/M). If "
+        "classes do not exclude each other, a sigmoid: binary_cross_entropy_with_logits.",
         "pytorch/pytorch issue 152437",
     ),
 )
@@ -111,8 +120,8 @@ def soft_targets(facts: Facts) -> Iterator[str | Seen]:
         "CE106",
         "error",
         "every target is ignored",
-        "The mean over nothing is nan, in torch by design. Its gradient is 0, but a nan that is added to other losses or averaged "
-        "over micro-batches makes those nan as well.",
+        "The mean over nothing is nan, in torch by design. Its gradient is 0, but a nan that is added to other "
+        "losses or averaged over micro-batches makes those nan as well.",
         'empty="zero" of crossent.cross_entropy, or skip the batch. With accumulation: reduction="sum", divided by the count over '
         "all micro-batches (denominator=).",
         "pytorch/pytorch issues 70348 and 116349",
@@ -139,8 +148,8 @@ def every_target_ignored(facts: Facts) -> Iterator[str]:
         "CE121",
         "warning",
         "a mean of means",
-        "The mean over micro-batches of their means is not the mean over rows where they count different numbers of rows: a row "
-        "in a short one weighs more. Gradient accumulation and data parallelism do this without a word.",
+        "The mean over micro-batches of their means is not the mean over rows where they count different numbers of "
+        "rows: a row in a short one weighs more. Gradient accumulation and data parallelism do this without a word.",
         'reduction="sum" in every micro-batch, divided by the number of rows that count in all of them: denominator= of '
         "crossent.cross_entropy.",
         "huggingface/transformers pull request 34191",
@@ -169,9 +178,11 @@ def mean_of_means(facts: Facts) -> Iterator[str]:
         "CE108",
         "error",
         "labels of the wrong position",
-        "The logits at position t say which token comes at t + 1. Against the token at t a model that sees it learns to copy: "
-        "the loss falls to 0, and nothing was learned. Where data and loss both shift, it learns the token after the next.",
-        "Shift once: cross_entropy(logits[:, :-1], labels[:, 1:]). Models of transformers shift inside, and want labels = input_ids.",
+        "The logits at position t say which token comes at t + 1. Against the token at t a model that sees it "
+        "learns to copy: the loss falls to 0, and nothing was learned. Where data and loss both shift, it learns "
+        "the token after the next.",
+        "Shift once: cross_entropy(logits[:, :-1], labels[:, 1:]). Models of transformers shift inside, and want "
+        "labels = input_ids.",
         "transformers, ForCausalLMLoss",
     ),
 )
@@ -182,21 +193,26 @@ def labels_of_the_wrong_position(facts: Facts) -> Iterator[Seen]:
     if facts.pairs and facts.options.inputs is not None:
         yield from _against_inputs(facts)
         return
-    here, name = facts.loss.near[0], "pairs of logits at t and label at t + 1" if facts.options.shift else "pairs as given"
+    here, name = (
+        facts.loss.near[0],
+        "pairs of logits at t and label at t + 1" if facts.options.shift else "pairs as given",
+    )
     for k in (1, -1):
         there = facts.loss.near[k]
-        apart = (here.value - there.value) / max((here.variance + there.variance) ** 0.5, 1e-12)
-        if min(here.n, there.n) >= 20 and apart > 5 and there.value < 0.9 * here.value:
+        if min(here.n, there.n) >= 20 and here.above(there) > 5 and there.value < 0.9 * here.value:
             where = "one position later" if k > 0 else "one position earlier"
             fix = "The loss shifts and the data does too: let one of them do it." if facts.options.shift else None
             yield Seen(
-                f"the loss of {name} is {here.value:.4f}, with the labels {where} {there.value:.4f} ({here.n:,} tokens)", fix=fix
+                f"the loss of {name} is {here.value:.4f}, with the labels {where} {there.value:.4f} ({here.n:,} tokens)",
+                fix=fix,
             )
             return
     share = facts.loss.right / max(here.n, 1)
     if here.n >= 100 and share >= 0.99:
         said = f"{100 * share:.1f}% of {here.n:,} tokens are predicted: real text is not that predictable"
-        yield Seen(said, "note", fix="See that the labels are not the input: give inputs= as well, and it will be compared.")
+        yield Seen(
+            said, "note", fix="See that the labels are not the input: give inputs= as well, and it will be compared."
+        )
 
 
 def _against_inputs(facts: Facts) -> Iterator[Seen]:
@@ -222,10 +238,11 @@ def _against_inputs(facts: Facts) -> Iterator[Seen]:
         "CE109",
         "error",
         "class weights against label smoothing",
-        "The smoothed target is multiplied by the weights, so the ε/C that every class gets is worth more for a rare class. Once its "
-        "weight is more than 1 + C(1 − ε)/ε times that of a row's own class, the loss is least where the rare class wins that row too.",
-        "Smaller weights (their square root, or the effective number), less smoothing, or logit_bias= with the log of the frequencies "
-        "instead of weights.",
+        "The smoothed target is multiplied by the weights, so the ε/C that every class gets is worth more for a "
+        "rare class. Once its weight is more than 1 + C(1 − ε)/ε times that of a row's own class, the loss is least "
+        "where the rare class wins that row too.",
+        "Smaller weights (their square root, or the effective number), less smoothing, or logit_bias= with the log "
+        "of the frequencies instead of weights.",
         "pytorch/pytorch issue 104776, where accuracy fell to 0.0008",
     ),
 )
@@ -245,8 +262,9 @@ def weights_against_smoothing(facts: Facts) -> Iterator[str]:
         t[own] += 1 - smoothing
         best = weight * t / (weight * t).sum()
         yield (
-            f"the weight of class {rare} is {ratio:.4g} times that of class {own}, more than {limit:.4g} for label_smoothing="
-            f"{smoothing:g} and {C} classes: a row of class {own} costs least at p({own}) = {best[own]:.3f}, p({rare}) = {best[rare]:.3f}"
+            f"the weight of class {rare} is {ratio:.4g} times that of class {own}, more than {limit:.4g} for "
+            f"label_smoothing={smoothing:g} and {C} classes: a row of class {own} costs least at p({own}) = {best[own]:.3f}, "
+            f"p({rare}) = {best[rare]:.3f}"
         )
 
 
@@ -259,10 +277,10 @@ def weights_against_smoothing(facts: Facts) -> Iterator[str]:
         "CE111",
         "error",
         "binary targets outside [0, 1]",
-        "The loss (1 − t) x + ln(1 + e^−x) of a target t above 1 falls without end as x grows: at t = 255 it is −2540 for a logit of 10. "
-        "torch computes it without a word.",
-        "Masks of 0 and 255: divide by 255, or mask > 127. Labels of −1 and 1: (t + 1) / 2. What is to be left out needs ignore_index= "
-        "or mask= of crossent.binary_cross_entropy_with_logits.",
+        "The loss (1 − t) x + ln(1 + e^−x) of a target t above 1 falls without end as x grows: at t = 255 it is "
+        "−2540 for a logit of 10. torch computes it without a word.",
+        "Masks of 0 and 255: divide by 255, or mask > 127. Labels of −1 and 1: (t + 1) / 2. What is to be left out "
+        "needs ignore_index= or mask= of crossent.binary_cross_entropy_with_logits.",
         "pytorch/pytorch issues 110865 and 123339; milesial/Pytorch-UNet issue 65",
     ),
 )
@@ -287,10 +305,11 @@ def binary_targets_outside(facts: Facts) -> Iterator[Seen]:
         "CE112",
         "error",
         "pos_weight along the wrong axis",
-        "pos_weight broadcasts from the last axis, as everything in NumPy and torch. For images (N, C, H, W) a vector of C numbers lies "
-        "along W, and torch notices only if W is not C; for logits (N) a vector lies along the rows.",
-        "pos_weight.reshape(-1, 1, 1) for (N, C, H, W), or dim=1 of crossent.binary_cross_entropy_with_logits. For one logit a row "
-        "pos_weight is a single number.",
+        "pos_weight broadcasts from the last axis, as everything in NumPy and torch. For images (N, C, H, W) a "
+        "vector of C numbers lies along W, and torch notices only if W is not C; for logits (N) a vector lies along "
+        "the rows.",
+        "pos_weight.reshape(-1, 1, 1) for (N, C, H, W), or dim=1 of crossent.binary_cross_entropy_with_logits. For "
+        "one logit a row pos_weight is a single number.",
         "pytorch/pytorch issues 27936 and 82496",
     ),
 )
@@ -304,9 +323,14 @@ def pos_weight_along_the_wrong_axis(facts: Facts) -> Iterator[Seen]:
     if pos_weight.ndim > len(shape) or any(a not in (1, b) for a, b in behind):
         yield Seen(f"{given}: it does not broadcast, torch refuses it", fix=_reshaped(pos_weight.shape, shape))
     elif len(shape) == 1:
-        yield Seen(f"{given}: every row gets a weight of its own", fix="One logit a row has one pos_weight, a single number.")
+        yield Seen(
+            f"{given}: every row gets a weight of its own", fix="One logit a row has one pos_weight, a single number."
+        )
     elif len(shape) > 2 and pos_weight.shape == (shape[1],):
-        yield Seen(f"{given}: it lies along axis {len(shape) - 1}, not along the classes on axis 1", fix=_reshaped(pos_weight.shape, shape))
+        yield Seen(
+            f"{given}: it lies along axis {len(shape) - 1}, not along the classes on axis 1",
+            fix=_reshaped(pos_weight.shape, shape),
+        )
 
 
 def _reshaped(given: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
