@@ -1,4 +1,9 @@
 from crossent._version import __version__ as __version__
+from crossent.check.audit import LossReport as LossReport
+from crossent.check.audit import check_loss as check_loss
+from crossent.check.cards import Finding as Finding
+from crossent.check.debug import debug as debug
+from crossent.check.run import check as check
 from crossent.family import contrastive_cross_entropy as contrastive_cross_entropy
 from crossent.family import distillation_loss as distillation_loss
 from crossent.family import focal_loss as focal_loss
@@ -42,8 +47,10 @@ __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
     "DistillationLoss",
+    "Finding",
     "Focal",
     "FocalLoss",
+    "LossReport",
     "MultilabelCrossEntropyLoss",
     "Penalty",
     "Poly1",
@@ -51,11 +58,14 @@ __all__ = [
     "Taylor",
     "__version__",
     "binary_cross_entropy_with_logits",
+    "check",
+    "check_loss",
     "choose_implementation",
     "class_weights",
     "contrastive_cross_entropy",
     "cross_entropy",
     "cross_entropy_stats",
+    "debug",
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",

@@ -28,8 +28,8 @@ from crossent.targets import (
 
 Reduction = Literal["none", "sum", "mean"]
 
-watcher: Callable[[Tensor, Target | BinaryTarget, Tensor, bool], None] | None = None
-"""What ``crossent.debug`` puts here is shown every call: logits, described target, loss, and whether that is the plain mean."""
+watcher: Callable[[Tensor, Tensor, Target | BinaryTarget, Tensor, bool], None] | None = None
+"""``crossent.debug`` puts here what is shown every call: input, the same laid out, target, loss, and whether that is a mean."""
 
 
 class CrossEntropyModuleOptions(TypedDict, total=False):
@@ -271,9 +271,8 @@ def reduced_cross_entropy(
         loss = _divide(loss, row_weight if mean.denominator is None else mean.denominator, mean.empty)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
     if watcher is not None and not torch.compiler.is_compiling():
-        watcher(
-            logits, described, loss, reduction == "mean" and mean.sample_weight is None and mean.denominator is None
-        )
+        averaged = reduction == "mean" and mean.sample_weight is None and mean.denominator is None
+        watcher(input, logits, described, loss, averaged)
     return loss
 
 
@@ -407,7 +406,8 @@ def binary_cross_entropy_with_logits(
         loss = _divide(loss, divisor if denominator is None else denominator, empty)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
     if watcher is not None and not torch.compiler.is_compiling():
-        watcher(input, described, loss, reduction == "mean" and sample_weight is None and denominator is None)
+        averaged = reduction == "mean" and sample_weight is None and denominator is None
+        watcher(input, input, described, loss, averaged)
     return loss
 
 

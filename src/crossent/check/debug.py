@@ -81,27 +81,33 @@ class Debug:
     ) -> None:
         self.off()
 
-    def __call__(self, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, is_mean: bool) -> None:
-        """See one call: the logits, the description of its target, and the loss, a mean over what counts or not."""
+    def __call__(
+        self, input: Tensor, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, averaged: bool
+    ) -> None:
+        """See one call: the logits as they came and laid out, the description of the target, and the loss, a mean or not."""
         if not _plain(logits, target.values, loss):
             return
         kind = "binary" if isinstance(target, BinaryTarget) else "indices" if target.indices else "weights"
         site = _site(kind)
         known = self._courses.setdefault(site, Course())
         known.calls += 1
-        if is_mean and target.plain and loss.dim() == 0:
+        if averaged and target.plain and loss.dim() == 0:
             known.losses.append(float(loss.detach()))
         if known.calls <= self.first_n:
-            self._look(site, known, logits, target, loss)
+            # an axis that was named need not be guessed
+            self._look(site, known, logits, target, loss, None if input is logits else 1)
         elif known.facts is not None and _again(len(known.losses)):
             known.facts.options = replace(known.facts.options, losses=known.losses)
             self._tell(site, known, look(STAYS, known.facts))
 
-    def _look(self, site: Site, known: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor) -> None:
+    def _look(
+        self, site: Site, known: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None
+    ) -> None:
         """Look at the values of one call."""
         x, t = _rows(logits, target)
         if x.numel():
             options = _options(target, loss, known.losses if known.calls == 1 else [])
+            options = replace(options, dim=dim if x.shape == logits.shape else None)
             known.facts = survey(run.table("logits", x), run.table("target", t), options)
             self._tell(site, known, look(VALUES.values(), known.facts))
         if known.calls == self.first_n and not known.said:
