@@ -562,6 +562,13 @@ def test_a_first_loss_far_above():
     assert check(normal(64, 27), y, losses=[3.9, 3.1, 2.0]) == []
 
 
+def test_a_loss_that_never_comes_down():
+    (finding,) = check(normal(64, 10), labels(64, 10), losses=falling(2.4, 30.0))
+    assert finding.rule == "CE117"
+    assert "learning rate ten times smaller" in finding.fix
+    assert check(normal(64, 10), labels(64, 10), losses=falling(2.4, 3.0)) == []
+
+
 @pytest.mark.parametrize(
     ("level", "rule"), [(np.log(10), "CE118"), (1.3, "CE119"), (reference.double_softmax_floor(10), "CE120")]
 )
@@ -575,6 +582,18 @@ def test_a_loss_that_stays(level, rule):
     assert f"{level:.4f}" in finding.seen
     assert check(normal(100, 10), y, losses=falling(2.31, level * 0.9)) == []
     assert check(normal(100, 10), y, losses=np.linspace(2.4, 2 * level - 2.4, 40)) == []  # only passes by
+
+
+def test_a_run_through_two_softmaxes_that_makes_mistakes_stays_above_the_floor():
+    floor, mistakes = reference.double_softmax_floor(10), np.random.default_rng(0).binomial(64, 0.08, 300) / 64
+    x, y = torch.tensor([[60.0] + [0.0] * 9]), torch.tensor([0, 1])
+    right, wrong = (F.cross_entropy(x.softmax(1), y[k : k + 1]).item() for k in (0, 1))
+    assert (right, wrong - right) == pytest.approx((floor, 1.0), abs=1e-6)  # a mistake costs 1 and no more
+    batches = falling(1.0, 0.0, 300) - 0.005 * normal(300, seed=9) + floor + mistakes
+    (finding,) = check(normal(64, 10), labels(64, 10), losses=batches)
+    assert finding.rule == "CE120"
+    assert "none is below the floor" in finding.seen
+    assert check(normal(64, 10), labels(64, 10), losses=batches + 0.1 * normal(300)) == []  # no wall
 
 
 def test_a_binary_loss_that_stays():

@@ -298,7 +298,7 @@ class LossFacts:
     near: dict[int, Mean] = field(default_factory=lambda: {k: Mean() for k in OFFSETS})
     parts: list[Part] = field(default_factory=list)  # micro-batches
 
-    def add(self, piece: Piece, micro_batch: int | None) -> None:
+    def add(self, piece: Piece, options: Options) -> None:
         """Look at some rows."""
         good = piece.counts & np.isfinite(piece.cost).any(1)
         p = np.exp(-piece.cost[good])
@@ -315,8 +315,8 @@ class LossFacts:
         for k, labels in piece.near.items():
             there = np.flatnonzero(labels >= 0)
             self.near[k].add(piece.cost[there, labels[there]])
-        if micro_batch is not None:
-            self._add_parts(piece, micro_batch)
+        if options.micro_batch is not None:
+            self._add_parts(piece, options.micro_batch)
 
     def _add_parts(self, piece: Piece, micro_batch: int) -> None:
         part = (piece.first + np.arange(len(piece.x))) // piece.layout.row_size // micro_batch
@@ -391,7 +391,7 @@ def survey(logits: Table, target: Table | None, options: Options) -> Facts:
         for piece in _pieces(facts, x, raw, start):
             facts.logits.add(piece)
             facts.target.add(piece)
-            facts.loss.add(piece, options.micro_batch)
+            facts.loss.add(piece, options)
     return facts
 
 

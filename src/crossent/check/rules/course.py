@@ -53,10 +53,17 @@ def stays_at(losses: Sequence[float], level: float | None) -> bool:
     return bool(near and np.abs(tail - level).max() <= 10 * CLOSE * level)
 
 
+def _tail(facts: Facts) -> float:
+    losses = facts.options.losses
+    return float(np.mean(losses[len(losses) // 2 :]))
+
+
 def _course(facts: Facts) -> str:
     losses = facts.options.losses
-    tail = losses[len(losses) // 2 :]
-    return f"the last {len(tail)} of {len(losses)} values of the loss are {np.mean(tail):.4f} on average, from {losses[0]:.4f}"
+    many = len(losses) - len(losses) // 2
+    return (
+        f"the last {many} of {len(losses)} values of the loss are {_tail(facts):.4f} on average, from {losses[0]:.4f}"
+    )
 
 
 def _alike(facts: Facts) -> bool:
@@ -69,7 +76,7 @@ def _alike(facts: Facts) -> bool:
     Card(
         "CE117",
         "warning",
-        "the first loss is far above ln C",
+        "the loss is far above ln C",
         "A model that knows nothing should find all classes equally likely, a loss of ln C, or ln 2 for yes or no. "
         "Far above, it is sure and wrong: the first steps only unlearn that, with large gradients.",
         "Make the last layer start small (weights near 0, biases 0 or the log of the frequencies), normalise the "
@@ -77,12 +84,18 @@ def _alike(facts: Facts) -> bool:
         'A. Karpathy, "A Recipe for Training Neural Networks", 2019: verify loss @ init',
     ),
 )
-def first_loss_far_above(facts: Facts) -> Iterator[str]:
-    """A first value that is more than a nat, and more than a quarter, above."""
-    losses = facts.options.losses
-    start = levels(facts).start
-    if losses and losses[0] > start + max(1.0, 0.25 * start):
-        yield f"the first loss is {losses[0]:.4f}; {levels(facts).said} = {start:.4f}"
+def far_above(facts: Facts) -> Iterator[str | Seen]:
+    """A first value, or a second half, that is more than a nat, and more than a quarter, above."""
+    losses, (start, _, _, said) = facts.options.losses, levels(facts)
+    limit = start + max(1.0, 0.25 * start)
+    if losses and losses[0] > limit:
+        yield f"the first loss is {losses[0]:.4f}; {said} = {start:.4f}"
+    elif len(losses) >= LEAST and _tail(facts) > limit:
+        yield Seen(
+            f"{_course(facts)}; {said} = {start:.4f}",
+            why="It is worse than knowing nothing: the model is sure and wrong, and steps make it worse.",
+            fix="A learning rate ten times smaller; and see that the loss is minimised, not maximised.",
+        )
 
 
 @rule(
@@ -127,7 +140,7 @@ def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
 def stays_at_the_prior(facts: Facts) -> Iterator[Seen]:
     """A course that stays, or a model that predicts the frequencies for every row."""
     start, prior, _, _ = levels(facts)
-    if prior is None or abs(prior - start) <= 2 * CLOSE * start:
+    if prior is None or abs(prior - start) <= 2 * CLOSE * start:  # the same place, and said already
         return
     if stays_at(facts.options.losses, prior):
         yield Seen(f"{_course(facts)}; H(prior) = {prior:.4f}")
@@ -149,7 +162,19 @@ def stays_at_the_prior(facts: Facts) -> Iterator[Seen]:
     ),
 )
 def stays_at_the_floor(facts: Facts) -> Iterator[str]:
-    """A course that stays."""
-    floor = levels(facts).floor
-    if stays_at(facts.options.losses, floor):
+    """A course that stays there, or a little above: by as much as there are mistakes; and never falls below."""
+    losses, (_, prior, floor, _) = facts.options.losses, levels(facts)
+    if floor is None or stays_at(losses, prior):
+        return
+    if stays_at(losses, floor):
         yield f"{_course(facts)}; the floor is {floor:.4f}"
+    elif not facts.options.binary and _is_wall(losses, floor):
+        yield f"{_course(facts)}, and none is below the floor, {floor:.4f}: the least is {min(losses):.4f}"
+
+
+def _is_wall(losses: Sequence[float], floor: float) -> bool:
+    """Whether a course has come down to a floor, to 5% for the best batch, and goes on above it."""
+    if len(losses) < LEAST or not np.all(np.isfinite(losses)) or not 0.999 * floor <= min(losses) <= 1.05 * floor:
+        return False
+    before, after = (half.mean() for half in np.array_split(np.asarray(losses[len(losses) // 2 :]), 2))
+    return bool(abs(before - after) <= 2 * CLOSE * floor and after <= floor + 0.25)

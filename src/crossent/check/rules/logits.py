@@ -217,6 +217,7 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
         yield Seen(
             f"the loss is {loss:.4f}; computed in bfloat16 it is {round(loss / step) * step:.6g}, in steps of {step:.2g}",
             "note",
+            why="bfloat16 has 8 bits: progress smaller than a step is not seen, and sums lose more than that.",
         )
 
 
