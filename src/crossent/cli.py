@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
+from crossent.explain.command import explain
 from crossent.train import JOBS, MissingDependency
 from crossent.train.catalogue import Card, Option
 
@@ -91,6 +92,10 @@ def _extras() -> dict[str, str]:
         said[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
     return said
 
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+main.add_command(explain)
 
 # --- train ------------------------------------------------------------------------------------------------------------
 

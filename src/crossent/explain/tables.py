@@ -1,0 +1,212 @@
+"""An explanation as words and tables of strings, made once and shown in the terminal or in a notebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from crossent.train.tables import Grid
+
+if TYPE_CHECKING:
+    from crossent.explain.explanation import Explanation, LossExplanation
+
+MOST_CLASSES = 12
+MOST_LABELS = 6
+BAR = 12
+UP, DOWN, LITTLE_UP, LITTLE_DOWN = "▲", "▼", "△", "▽"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def heading(e: Explanation) -> str:
+    """Say what is explained."""
+    return f"{len(e.logits)} classes, target: {target(e)}"
+
+
+def legend(e: Explanation) -> str:
+    """Say how to read the tables."""
+    return (
+        f"L sums the terms of the classes. Descent moves each logit against ∂L/∂x: {UP} raises it, {DOWN} lowers it, all bars in "
+        f"one scale ({LITTLE_UP}{LITTLE_DOWN}: less than half a sign). p after: one step, x − {general(e.step)} · ∂L/∂x."
+    )
+
+
+def target(e: Explanation) -> str:
+    """Name the target.
+
+    >>> from crossent.explain.explanation import explain
+    >>> target(explain([0.0, 0.0, 0.0], {0, 2}, class_names=["cat", "dog", "fish"]))
+    'cat and fish (t = 1/2 each where p is the softmax)'
+    """
+    if e.labels is None:
+        shares = [f"{name(e, k)} {weight(e.weights[k])}" for k in range(len(e.logits)) if e.weights[k]]
+        return f"weights {_listed(shares)}"
+    named = [name(e, k) if e.class_names[k] != str(k) else f"class {k}" for k in e.labels]
+    each = f" (t = 1/{len(named)} each where p is the softmax)" if len(named) > 1 else ""
+    return f"{_listed(named) or 'no class'}{each}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown, more = names[:MOST_LABELS], len(names) - MOST_LABELS
+    last = f"{more} more" if more > 0 else shown[-1] if names else ""
+    head = shown if more > 0 else shown[:-1]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def total(loss: LossExplanation) -> str:
+    """Write the loss, in nats and bits if it has a unit."""
+    if loss.bits is None:
+        return number(loss.loss)
+    return f"{number(loss.loss)} nats = {number(loss.bits)} bits"
+
+
+def references(e: Explanation) -> str:
+    """Say what the losses can be compared with."""
+    count, r = len(e.logits), e.references
+    said = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all {count} classes are equally likely"
+    if r.prior_entropy is not None:
+        said += (
+            f", H(prior) = {number(r.prior_entropy)} what it costs on average if only the class frequencies are known"
+        )
+    return f"{said}; ce-after-softmax never falls below ln(e+C−1)−1 = {number(r.double_softmax_floor)}."
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
+    """Tabulate the classes that matter, the others together, and in the last row the sums."""
+    classes, scale = shown(e), _scale(e)
+    rows = [_class_row(e, loss, k, scale) for k in classes]
+    rest = sorted(set(range(len(e.logits))) - set(classes))
+    if rest:
+        rows.append(_sums(f"{len(rest)} others", loss, rest))
+    rows.append(_sums("Σ", loss, range(len(e.logits))))
+    card = loss.card
+    p = "σ(x)" if card.link == "sigmoid" else "p"
+    columns = ("class", "x", p, "t", "term", "∂L/∂x", "push", f"{p.removesuffix('(x)')} after")
+    marked = frozenset((i, 0) for i, k in enumerate(classes) if e.weights[k])
+    notes = (f"L = {card.formula} = {total(loss)}", f"∂L/∂x = {card.gradient}. {card.why}")
+    return Grid(f"{loss.name}  {card.about}", columns, tuple(rows), notes, marked)
+
+
+def comparison(e: Explanation) -> Grid:
+    """Tabulate the losses side by side: what each does for the class that counts most."""
+    k = focus(e)
+    rows = tuple(
+        (
+            loss.name,
+            number(loss.loss),
+            signed(loss.gradient[k]),
+            bar(loss.gradient[k], _scale(e)),
+            number(loss.p[k]),
+            number(loss.p_after[k]),
+            _sum_text(loss.gradient),
+        )
+        for loss in e.losses
+    )
+    which = f"{'true' if e.weights[k] else 'likeliest'} class {name(e, k)}"
+    columns = ("loss", "L", "∂L/∂x", "push", "p", "p after", "Σ ∂L/∂x")
+    return Grid(f"Side by side, for the {which}", columns, rows)
+
+
+def focus(e: Explanation) -> int:
+    """Choose the class that counts most: of the largest weight, or without a target of the largest logit."""
+    best = e.weights if any(e.weights) else e.logits
+    return max(range(len(best)), key=best.__getitem__)
+
+
+def shown(e: Explanation) -> list[int]:
+    """Choose the classes that matter: all of a few; of many the labels first, then the largest logits. In their order."""
+    count = len(e.logits)
+    if count <= MOST_CLASSES:
+        return list(range(count))
+    by_weight = sorted((k for k in range(count) if e.weights[k]), key=lambda k: -e.weights[k])[:MOST_LABELS]
+    by_logit = sorted(set(range(count)) - set(by_weight), key=lambda k: (-e.logits[k], k))
+    return sorted(by_weight + by_logit[: MOST_CLASSES - 2 - len(by_weight)])
+
+
+def _class_row(e: Explanation, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
+    g = loss.gradient[k]
+    numbers = (number(loss.p[k]), weight(loss.t[k]), number(loss.terms[k]), signed(g))
+    return name(e, k), general(e.logits[k]), *numbers, bar(g, scale), number(loss.p_after[k])
+
+
+def _sums(title: str, loss: LossExplanation, classes: Iterable[int]) -> tuple[str, ...]:
+    p, t, terms, gradient, after = (
+        [column[k] for k in classes] for column in (loss.p, loss.t, loss.terms, loss.gradient, loss.p_after)
+    )
+    return title, "", number(sum(p)), weight(sum(t)), number(sum(terms)), _sum_text(gradient), "", number(sum(after))
+
+
+def _sum_text(gradient: Sequence[float]) -> str:
+    """Write a sum, which is 0 if it is rounding."""
+    added, largest = math.fsum(gradient), max(map(abs, gradient), default=0.0)
+    return signed(added if abs(added) > 1e-12 * largest else 0.0)
+
+
+def _scale(e: Explanation) -> float:
+    """Find the largest derivative of all losses: a whole bar."""
+    return max((abs(g) for loss in e.losses for g in loss.gradient if math.isfinite(g)), default=0.0)
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def bar(gradient: float, scale: float) -> str:
+    """Draw a push: as many signs as it is parts of the scale.
+
+    >>> bar(-0.9, 0.9), bar(0.2, 0.9), bar(0.001, 0.9), bar(0.0, 0.9)
+    ('▲▲▲▲▲▲▲▲▲▲▲▲', '▼▼▼', '▽', '')
+    """
+    if not gradient or not math.isfinite(gradient) or not scale:
+        return ""
+    whole = round(BAR * abs(gradient) / scale)
+    if gradient < 0:
+        return UP * whole or LITTLE_UP
+    return DOWN * whole or LITTLE_DOWN
+
+
+def number(value: float) -> str:
+    """Write a number with four decimals, or one digit of a power of ten where that would be 0.
+
+    >>> number(0.25), number(3e-7), number(0.0), number(-1.5), number(-math.inf)
+    ('0.2500', '3e−07', '0', '−1.5000', '−∞')
+    """
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else f"{value:+}".replace("inf", "∞").replace("-", "−").removeprefix("+")
+    if not value:
+        return "0"
+    if abs(value) < 5e-5:
+        return f"{value:.0e}".replace("-", "−")
+    return (f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}").replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Write a number with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def weight(value: float) -> str:
+    """Write a target weight, which is mostly whole.
+
+    >>> weight(1.0), weight(0.1 / 3)
+    ('1', '0.0333')
+    """
+    return number(value) if value % 1 else general(value)
+
+
+def general(value: float) -> str:
+    """Write a number as short as four digits allow.
+
+    >>> general(2.0), general(-0.123456), general(1 / 3)
+    ('2', '−0.1235', '0.3333')
+    """
+    return f"{value:.4g}".replace("-", "−").replace("inf", "∞")
+
+
+def name(e: Explanation, k: int) -> str:
+    """Write a class name so that it can do no harm in a terminal: control and direction signs as their codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in e.class_names[k])
