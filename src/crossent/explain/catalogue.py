@@ -54,8 +54,8 @@ CARDS = {
             DIGITS_LOSSES["ce-smooth"],
             "−Σ t log p",
             "p − t",
-            "t = 0.9 · target + 0.1/C. As ce, towards a little of every class: a class with p < 0.1/C is pulled up, and a true class beyond "
-            "p = 0.9 + 0.1/C is pushed down.",
+            "t = 0.9 · target + 0.1/C. As ce, towards a little of every class: a class with p < 0.1/C is pulled up, and a "
+            "true class beyond p = 0.9 + 0.1/C is pushed down.",
             nats=True,
         ),
         Card(

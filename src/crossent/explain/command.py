@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,26 +12,24 @@ from crossent.explain.catalogue import ALIASES, CARDS, DEFAULT
 if TYPE_CHECKING:
     from crossent.files import Table
 
-T = TypeVar("T")
 _LOSSES = "\n".join(f"  {name:<20}{card.about}" for name, card in CARDS.items())
+_EXAMPLES = """\
+  crossent explain --logits 2,1,.1 --target 0
+  crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist
+  crossent explain preds.npz --row 17"""
 _ALIASES = "\n".join(f"  {alias:<20}{name}" for alias, name in ALIASES.items())
 
 
-def split(text: str) -> list[str]:
-    """Split at commas and spaces."""
-    return text.replace(",", " ").split()
+def reading(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Make a callback that reads an option's text, and refuses it in the words of the ValueError."""
 
-
-def option(name: str, read: Callable[[str], Any], metavar: str, text: str) -> Callable[[T], T]:
-    """Declare an option whose text is read by a function that may raise ValueError."""
-
-    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    def callback(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
         try:
-            return None if value is None else read(value)
+            return None if text is None else read(text)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
 
-    return click.option(name, callback=callback, metavar=metavar, help=text)
+    return callback
 
 
 def read_numbers(text: str) -> list[float]:
@@ -40,7 +38,7 @@ def read_numbers(text: str) -> list[float]:
     >>> read_numbers("-6,6, -inf")
     [-6.0, 6.0, -inf]
     """
-    return [float(word) for word in split(text)]
+    return [float(word) for word in text.replace(",", " ").split()]
 
 
 def read_target(text: str) -> Any:
@@ -66,19 +64,28 @@ def read_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-@click.command(
-    epilog=f"\b\nLosses:\n{_LOSSES}\n\n\b\nOther names:\n{_ALIASES}\n\n\b\nExamples:\n  crossent explain --logits 2,1,.1 --target 0\n"
-    "  crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist\n  crossent explain preds.npz --row 17"
-)
+@click.command(epilog=f"\b\nLosses:\n{_LOSSES}\n\n\b\nOther names:\n{_ALIASES}\n\n\b\nExamples:\n{_EXAMPLES}")
 @click.argument("file", required=False)
 @click.argument("labels", required=False)
-@option("--logits", read_numbers, "X,X,...", "The logits of one row, instead of a file.")
-@option("--target", read_target, "T", "A class index or name; several: 0,2; or one weight for each class: 0.9,0.1,0.")
+@click.option(
+    "--logits", callback=reading(read_numbers), metavar="X,X,...", help="The logits of one row, instead of a FILE."
+)
+@click.option(
+    "--target",
+    callback=reading(read_target),
+    metavar="T",
+    help="A class index or name; several: 0,2; or one weight for each class: 0.9,0.1,0.",
+)
 @click.option("--row", type=click.IntRange(0), metavar="N", help="The row of the FILE, the first being 0.")
 @click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
-@option("--class-names", read_names, "NAME,...", "One name for each class.")
+@click.option("--class-names", callback=reading(read_names), metavar="NAME,...", help="One name for each class.")
 @click.option("--step", type=float, default=1.0, metavar="X", help="Size of the gradient step.  [1]")
-@option("--prior", read_numbers, "N,N,...", "How many examples each class has.  [the labels of the file]")
+@click.option(
+    "--prior",
+    callback=reading(read_numbers),
+    metavar="N,N,...",
+    help="How many examples each class has.  [counted in the labels of the FILE]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
 def explain(
     file: str | None, labels: str | None, row: int | None, losses: str | None, as_json: bool, **said: Any

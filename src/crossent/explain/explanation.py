@@ -190,10 +190,10 @@ def explain(
 
     Args:
         logits: ``(C)``, a list, array or tensor; finite, or -inf for a class that is impossible.
-        target: a class index or name; several of them in a set, or in a list whose length is not C; or C weights, a soft label or zeros
-            and ones. Softmax losses give each of M labels ``t = 1/M``.
-        losses: names, as in ``crossent.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train digits``,
-            for those of them that can take the row.
+        target: a class index or name; several of them in a set, or in a list whose length is not C; or C weights, a soft label
+            or zeros and ones. Softmax losses give each of M labels ``t = 1/M``.
+        losses: names, as in ``crossent.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train digits``, for
+            those of them that can take the row.
         class_names: C names.
         step: the size of the gradient step.
         prior: ``(C)``, how many examples or what share each class has, for the reference ``H(prior)``.
@@ -239,8 +239,12 @@ def _explain_loss(card: Card, x: Array, target: Target, step: float) -> LossExpl
         t, terms, gradient = compute(card, x, target)
         after = x - step * gradient
         p, p_after = probabilities(card, x), probabilities(card, after)
-    columns = (tuple(column.tolist()) for column in (p, t, terms, gradient, after, p_after))
-    return LossExplanation(card.name, *columns, loss=_sum(terms.tolist()))
+    columns = {"p": p, "t": t, "terms": terms, "gradient": gradient, "logits_after": after, "p_after": p_after}
+    return LossExplanation(
+        name=card.name,
+        loss=_sum(terms.tolist()),
+        **{column: tuple(values.tolist()) for column, values in columns.items()},
+    )
 
 
 # --- the arguments ----------------------------------------------------------------------------------------------------

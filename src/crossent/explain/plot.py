@@ -10,7 +10,7 @@ from crossent.explain.explanation import Explanation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.container import BarContainer
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 WIDEST_NAME = 14
 
@@ -28,7 +28,7 @@ class ExplanationDisplay:
     """
 
     ax_: Axes
-    figure_: Figure
+    figure_: Figure | SubFigure | None
     bars_: list[BarContainer]
 
     def __init__(self, explanation: Explanation) -> None:
