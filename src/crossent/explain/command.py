@@ -131,11 +131,11 @@ def _from_file(path: str, labels: str | None, row: int | None) -> dict[str, Any]
         click.echo(note, err=True)
     if len(pair.logits.shape) != 2:
         raise FileError(f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}")
-    if row is None or row >= len(pair.logits):
-        raise FileError(
-            f"--row must name one of the {len(pair.logits)} rows of {pair.logits.name}, counted from 0, got {row}"
-        )
-    found: dict[str, Any] = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
+    count = len(pair.logits)
+    if row is None or row >= count:
+        got = "none" if row is None else row
+        raise FileError(f"--row must name one of the {count} rows of {pair.logits.name}, counted from 0, got {got}")
+    found = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
     if pair.labels is not None:
         found["target"] = pair.labels.rows(row, row + 1)[0]
         found["prior"] = _counts(pair.labels, pair.logits.shape[1])

@@ -12,7 +12,7 @@ import numpy as np
 
 from crossent import reference
 from crossent.explain.catalogue import CARDS, DEFAULT, Card, cards
-from crossent.explain.losses import compute, objection, probabilities
+from crossent.explain.losses import add, compute, objection, probabilities
 from crossent.explain.target import Target, plain, read_target
 from crossent.reference import Array
 
@@ -62,7 +62,7 @@ class LossExplanation:
     @property
     def gradient_sum(self) -> float:
         """``Σ ∂L/∂x``: 0 where what one class gains, the others lose."""
-        return _sum(self.gradient)
+        return add(self.gradient)
 
     @property
     def push(self) -> tuple[str, ...]:
@@ -242,7 +242,7 @@ def _explain_loss(card: Card, x: Array, target: Target, step: float) -> LossExpl
     columns = {"p": p, "t": t, "terms": terms, "gradient": gradient, "logits_after": after, "p_after": p_after}
     return LossExplanation(
         name=card.name,
-        loss=_sum(terms.tolist()),
+        loss=add(terms.tolist()),
         **{column: tuple(values.tolist()) for column, values in columns.items()},
     )
 
@@ -318,11 +318,6 @@ def _loss_document(loss: LossExplanation) -> dict[str, Any]:
         "gradient_sum": loss.gradient_sum,
         **{key: list(getattr(loss, key)) for key in ("p", "t", "terms", "gradient", "push", "logits_after", "p_after")},
     }
-
-
-def _sum(values: Sequence[float]) -> float:
-    """Add without rounding in between, so that what cancels is 0; ``fsum`` refuses to add inf."""
-    return math.fsum(values) if all(map(math.isfinite, values)) else float(np.sum(values))
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +56,18 @@ def objection(card: Card, x: Array, target: Target) -> str | None:
 def probabilities(card: Card, x: Array) -> Array:
     """Compute what the loss, or for the hinge who uses its model, takes as probabilities."""
     return reference.sigmoid(x) if card.link == "sigmoid" else reference.softmax(x)
+
+
+def add(values: Sequence[float]) -> float:
+    """Add without rounding in between, so that what cancels is 0, unless that overflows.
+
+    >>> add([0.1, 0.2, -0.3]), sum([1e16, 1.0, -1e16]), add([1e16, 1.0, -1e16])
+    (2.7755575615628914e-17, 0.0, 1.0)
+    """
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # of numbers near the largest, of inf and -inf
+        return float(sum(values))
 
 
 def _softmax(name: str, x: Array, t: Array) -> tuple[Array, Array]:

@@ -65,9 +65,7 @@ class ExplanationDisplay:
 
     def _name(self, k: int) -> str:
         e = self.explanation
-        name = tables.name(e, k)
-        name = name if len(name) <= WIDEST_NAME else name[: WIDEST_NAME - 1] + "…"
-        return f"{name}\nx = {tables.general(e.logits[k])}"
+        return f"{tables.brief(tables.name(e, k), WIDEST_NAME)}\nx = {tables.general(e.logits[k])}"
 
 
 def _new_axes(classes: int, losses: int) -> Axes:

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from crossent.explain.losses import add
 from crossent.train.tables import Grid
 
 if TYPE_CHECKING:
     from crossent.explain.explanation import Explanation, LossExplanation
 
 MOST_CLASSES = 12
-MOST_LABELS = 6
+OF_MANY = 8
+MOST_LABELS = 5
+LONGEST = 30
 BAR = 12
 UP, DOWN, LITTLE_UP, LITTLE_DOWN = "▲", "▼", "△", "▽"
 
@@ -22,7 +25,8 @@ UP, DOWN, LITTLE_UP, LITTLE_DOWN = "▲", "▼", "△", "▽"
 
 def heading(e: Explanation) -> str:
     """Say what is explained."""
-    return f"{len(e.logits)} classes, target: {target(e)}"
+    count = len(e.logits)
+    return f"{count} class{'es' * (count > 1)}, target: {target(e)}"
 
 
 def legend(e: Explanation) -> str:
@@ -41,11 +45,9 @@ def target(e: Explanation) -> str:
     'cat and fish (t = 1/2 each where p is the softmax)'
     """
     if e.labels is None:
-        shares = [f"{name(e, k)} {weight(e.weights[k])}" for k in range(len(e.logits)) if e.weights[k]]
-        return f"weights {_listed(shares)}"
-    named = [name(e, k) if e.class_names[k] != str(k) else f"class {k}" for k in e.labels]
-    each = f" (t = 1/{len(named)} each where p is the softmax)" if len(named) > 1 else ""
-    return f"{_listed(named) or 'no class'}{each}"
+        return f"weights {_listed([f'{weight(w)} for {called(e, k)}' for k, w in enumerate(e.weights) if w])}"
+    each = f" (t = 1/{len(e.labels)} each where p is the softmax)" if len(e.labels) > 1 else ""
+    return f"{_listed([called(e, k) for k in e.labels]) or 'no class'}{each}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -64,8 +66,8 @@ def total(loss: LossExplanation) -> str:
 
 def references(e: Explanation) -> str:
     """Say what the losses can be compared with."""
-    count, r = len(e.logits), e.references
-    said = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all {count} classes are equally likely"
+    r = e.references
+    said = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all classes are equally likely"
     if r.prior_entropy is not None:
         said += (
             f", H(prior) = {number(r.prior_entropy)} what it costs on average if only the class frequencies are known"
@@ -107,15 +109,22 @@ def comparison(e: Explanation) -> Grid:
         )
         for loss in e.losses
     )
-    which = f"{'true' if e.weights[k] else 'likeliest'} class {name(e, k)}"
     columns = ("loss", "L", "∂L/∂x", "push", "p", "p after", "Σ ∂L/∂x")
-    return Grid(f"Side by side, for the {which}", columns, rows)
+    return Grid(f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}", columns, rows)
 
 
 def focus(e: Explanation) -> int:
     """Choose the class that counts most: of the largest weight, or without a target of the largest logit."""
     best = e.weights if any(e.weights) else e.logits
     return max(range(len(best)), key=best.__getitem__)
+
+
+def _focus_is(e: Explanation) -> str:
+    if not any(e.weights):
+        return "likeliest class"
+    if e.labels is None:
+        return "class of the largest weight"
+    return "true class" if len(e.labels) == 1 else "first of the true classes"
 
 
 def shown(e: Explanation) -> list[int]:
@@ -125,7 +134,7 @@ def shown(e: Explanation) -> list[int]:
         return list(range(count))
     by_weight = sorted((k for k in range(count) if e.weights[k]), key=lambda k: -e.weights[k])[:MOST_LABELS]
     by_logit = sorted(set(range(count)) - set(by_weight), key=lambda k: (-e.logits[k], k))
-    return sorted(by_weight + by_logit[: MOST_CLASSES - 2 - len(by_weight)])
+    return sorted(by_weight + by_logit[: OF_MANY - len(by_weight)])
 
 
 def _class_row(e: Explanation, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
@@ -138,12 +147,12 @@ def _sums(title: str, loss: LossExplanation, classes: Iterable[int]) -> tuple[st
     p, t, terms, gradient, after = (
         [column[k] for k in classes] for column in (loss.p, loss.t, loss.terms, loss.gradient, loss.p_after)
     )
-    return title, "", number(sum(p)), weight(sum(t)), number(sum(terms)), _sum_text(gradient), "", number(sum(after))
+    return title, "", number(add(p)), weight(add(t)), number(add(terms)), _sum_text(gradient), "", number(add(after))
 
 
 def _sum_text(gradient: Sequence[float]) -> str:
     """Write a sum, which is 0 if it is rounding."""
-    added, largest = math.fsum(gradient), max(map(abs, gradient), default=0.0)
+    added, largest = add(gradient), max(map(abs, gradient), default=0.0)
     return signed(added if abs(added) > 1e-12 * largest else 0.0)
 
 
@@ -170,18 +179,23 @@ def bar(gradient: float, scale: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with four decimals, or one digit of a power of ten where that would be 0.
+    """Write a number with four decimals, or one digit of a power of ten where that would be 0, in at most nine signs.
 
-    >>> number(0.25), number(3e-7), number(0.0), number(-1.5), number(-math.inf)
-    ('0.2500', '3e−07', '0', '−1.5000', '−∞')
+    >>> number(0.25), number(3e-7), number(0.0), number(-1.5), number(-123456.7), number(-math.inf)
+    ('0.2500', '3e−07', '0', '−1.5000', '−123457', '−∞')
     """
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else f"{value:+}".replace("inf", "∞").replace("-", "−").removeprefix("+")
     if not value:
         return "0"
-    if abs(value) < 5e-5:
-        return f"{value:.0e}".replace("-", "−")
-    return (f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}").replace("-", "−")
+    size = abs(value)
+    if size < 5e-5:
+        text = f"{value:.0e}"
+    elif size < 1e6:
+        text = f"{value:.{4 if size < 100 else 1 if size < 1000 else 0}f}"
+    else:
+        text = f"{value:.2e}"
+    return text.replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -205,6 +219,20 @@ def general(value: float) -> str:
     ('2', '−0.1235', '0.3333')
     """
     return f"{value:.4g}".replace("-", "−").replace("inf", "∞")
+
+
+def called(e: Explanation, k: int) -> str:
+    """Name a class in a sentence."""
+    return brief(name(e, k), LONGEST) if e.class_names[k] != str(k) else f"class {k}"
+
+
+def brief(text: str, most: int) -> str:
+    """Cut what is too long.
+
+    >>> brief("hippopotamus", 6)
+    'hippo…'
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def name(e: Explanation, k: int) -> str:

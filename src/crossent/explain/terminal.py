@@ -51,13 +51,13 @@ def parts(e: Explanation) -> Iterator[Text | Table]:
         grid = tables.comparison(e)
         yield Text(f"\n{grid.title}", style="bold")
         yield draw(grid)
-    yield Text(f"{chr(10) * (len(e.losses) == 1)}{tables.references(e)}", style="dim")
+    yield Text(f"\n{tables.references(e)}", style="dim")
 
 
 def draw(grid: Grid, sums: bool = False) -> Table:
     """Draw a grid: what is marked is bold, pushes are coloured, and the last row may be sums below a line."""
     body, last = (grid.rows[:-1], grid.rows[-1]) if sums else (grid.rows, ("",) * len(grid.columns))
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), show_footer=sums)
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_footer=sums)
     for title, foot in zip(grid.columns, last, strict=True):
         table.add_column(
             Text(title),
