@@ -155,12 +155,20 @@ def test_what_is_said_of_the_pull_is_so():
     """The catalogue's s(p), read off its words, is the pull on the true class over 1 - p."""
     said = {name: re.match(r"s\(p\) = (.*?):", card.why) for name, card in CARDS.items()}
     read = {name: found[1] for name, found in said.items() if found}
-    assert set(read) == {"gce", "mae", "sce", "poly1", "taylor"}
+    assert set(read) == {"focal", "gce", "mae", "sce", "poly1", "taylor"}
     for name, formula in read.items():
-        code = formula.replace("−", "-").replace("^", "**").replace("²", "**2").replace("4p", "4*p")
+        code = formula.replace("−", "-").replace("^", "**").replace("²", "**2").replace("log p", "log(p)")
+        code = re.sub(r"(?<=[\dp)]) ?(?=[p(l])", "*", code)  # 4p, and a product of brackets
         for p in (0.01, 0.4, 0.99):
             loss = crossent.explain(np.log([p, 1 - p]), 0, name)[name]
-            assert math.isclose(-loss.gradient[0] / (1 - p), eval(code, {"p": p}), rel_tol=1e-9)
+            assert math.isclose(-loss.gradient[0] / (1 - p), eval(code, {"p": p, "log": math.log}), rel_tol=1e-9)
+
+
+def test_the_gradient_formula_counts_the_target():
+    assert crossent.explain(ASKED, 0, "ce")["ce"].gradient_formula == "p − t"
+    ce = crossent.explain(ASKED, [0.5, 2.5, 0.0], "ce")["ce"]
+    assert ce.gradient_formula == "m · p − t with m = Σ t"
+    np.testing.assert_allclose(ce.gradient, 3 * np.array(ce.p) - ce.t, rtol=1e-12)
 
 
 def test_the_catalogue_is_complete_and_speaks_as_the_training_jobs_do():
@@ -341,7 +349,7 @@ FROZEN = {
         {
             "name": "sigmoid-difference",
             "about": "squash with a sigmoid and take the difference",
-            "formula": "Σ 1 − σ(x) if t = 1, else σ(x)",
+            "formula": "Σ [1 − σ(x) if t = 1, else σ(x)]",
             "gradient_formula": "∓σ(x)(1 − σ(x))",
             "probabilities": "sigmoid",
             "loss": 1.0,
@@ -434,7 +442,7 @@ def test_tables_hold_the_numbers():
     assert re.search(r"^0 +−2\.303 +0\.1000 +1 +2\.3026 +−0\.9000 +▲{12} +0\.3248$", text, re.MULTILINE)
     assert re.search(r"^1 +−0\.3567 +0\.7000 +0 +0 +\+0\.7000 +▼{9} +0\.4590$", text, re.MULTILINE)
     assert re.search(r"^Σ +1\.0000 +1 +2\.3026 +0 +1\.0000$", text, re.MULTILINE)
-    assert "L = −Σ t log p = 2.3026 nats = 3.3219 bits" in text
+    assert "L = 2.3026 nats = 3.3219 bits = −Σ t log p\n" in text
     assert "Side by side" not in text
     assert "ln C = 1.0986 nats" in text
     assert "H(prior)" not in text

@@ -35,7 +35,7 @@ class Card:
     nats: bool = False
 
 
-_IDENTITY = "mass · p − s(p) · t"
+_IDENTITY = "m · p − s(p) · t with m = Σ s(p) · t"
 
 CARDS = {
     card.name: card
@@ -61,7 +61,7 @@ CARDS = {
         Card(
             "bce",
             DIGITS_LOSSES["bce"],
-            "−Σ t log σ(x) + (1 − t) log σ(−x)",
+            "−Σ [t log σ(x) + (1 − t) log σ(−x)]",
             "σ(x) − t",
             "Every class for itself: neither must the pushes balance nor σ(x) sum to 1. Torch's mean is 1/C of all this.",
             link="sigmoid",
@@ -70,7 +70,7 @@ CARDS = {
         Card(
             "sigmoid-difference",
             DIGITS_LOSSES["sigmoid-difference"],
-            "Σ 1 − σ(x) if t = 1, else σ(x)",
+            "Σ [1 − σ(x) if t = 1, else σ(x)]",
             "∓σ(x)(1 − σ(x))",
             "It vanishes where the model is sure, also where it is sure and wrong.",
             link="sigmoid",
@@ -90,8 +90,8 @@ CARDS = {
             DIGITS_LOSSES["ce-after-softmax"],
             "−Σ t log softmax(p)",
             "p ∘ (g − Σ p g)",
-            "g = softmax(p) − t. A class with little probability is hardly pushed, not even the true one; and the loss cannot "
-            "come near 0.",
+            "g: ∂L/∂x of ce with p for x. A class with little probability is hardly pushed, not even the true one; and the "
+            "loss cannot come near 0.",
             nats=True,
         ),
         Card(
@@ -99,7 +99,7 @@ CARDS = {
             SEGMENTATION_LOSSES["focal"],
             "−Σ t (1 − p)² log p",
             _IDENTITY,
-            "What is known already pulls less; what is thought impossible pulls as in ce.",
+            "s(p) = (1 − p)² − 2p(1 − p) log p: what is known already pulls less, what is thought impossible as in ce.",
         ),
         Card(
             "gce",
@@ -140,17 +140,17 @@ CARDS = {
         Card(
             "sigmoid-focal",
             "sigmoid focal loss, gamma 2, alpha 0.25",
-            "Σ 0.25 t f(σ(x)) + 0.75 (1 − t) f(σ(−x))",
-            "as bce, times s(p) and 0.25 or 0.75",
-            "f(p) = −(1 − p)² log p. Every class for itself, and what is known already hardly pushes.",
+            "Σ [0.25 t f(σ(x)) + 0.75 (1 − t) f(σ(−x))]",
+            "0.75 (1 − t) s(σ(−x)) σ(x) − 0.25 t s(σ(x)) σ(−x)",
+            "f(p) = −(1 − p)² log p, s as in focal. Every class for itself, and what is known already hardly pushes.",
             link="sigmoid",
         ),
         Card(
             "asymmetric",
             "asymmetric loss, gamma 1 and 4, clip 0.05",
-            "−Σ t (1 − σ(x)) log σ(x) + (1 − t) q⁴ log(1 − q)",
-            "as bce, times s(p)",
-            "q = max(σ(x) − 0.05, 0). Every class for itself; one that is false and has σ(x) ≤ 0.05 is left alone.",
+            "−Σ [t (1 − σ(x)) log σ(x) + (1 − t) q⁴ log(1 − q)]",
+            "(1 − t) s₋ σ(x) − t s₊ σ(−x)",
+            "q = max(σ(x) − 0.05, 0), s = −p f'(p) of either part. Every class for itself; one that is false and has σ(x) ≤ 0.05 is left alone.",
             link="sigmoid",
         ),
     )

@@ -65,6 +65,12 @@ class LossExplanation:
         return add(self.gradient)
 
     @property
+    def gradient_formula(self) -> str:
+        """The formula of the gradient; ``p - t`` is short for ``Σt · p - t``."""
+        formula, whole = self.card.gradient, math.isclose(add(self.t), 1)
+        return f"m · {formula} with m = Σ t" if formula == "p − t" and not whole else formula
+
+    @property
     def push(self) -> tuple[str, ...]:
         """Which way descent moves each logit: ``"up"``, ``"down"`` or ``"none"``."""
         return tuple("up" if g < 0 else "down" if g > 0 else "none" for g in self.gradient)
@@ -310,7 +316,7 @@ def _loss_document(loss: LossExplanation) -> dict[str, Any]:
         "name": loss.name,
         "about": card.about,
         "formula": card.formula,
-        "gradient_formula": card.gradient,
+        "gradient_formula": loss.gradient_formula,
         "probabilities": card.link,
         "loss": loss.loss,
         "unit": "nats" if card.nats else None,

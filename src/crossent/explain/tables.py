@@ -31,10 +31,14 @@ def heading(e: Explanation) -> str:
 
 def legend(e: Explanation) -> str:
     """Say how to read the tables."""
-    return (
-        f"L sums the terms of the classes. Descent moves each logit against ∂L/∂x: {UP} raises it, {DOWN} lowers it, all bars in "
-        f"one scale ({LITTLE_UP}{LITTLE_DOWN}: less than half a sign). p after: one step, x − {general(e.step)} · ∂L/∂x."
+    said = (
+        "x: logit, p: probability, t: target, term: the class's part of the loss L. One step of gradient descent, "
+        f"x − {general(e.step)} · ∂L/∂x, raises a logit ({UP}) or lowers it ({DOWN}) and leads to p after."
     )
+    if len(e.losses) > 1:
+        said += " All bars have one scale."
+    drawn = {bar(loss.gradient[k], _scale(e)) for loss in e.losses for k in shown(e)}
+    return said + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
 
 
 def target(e: Explanation) -> str:
@@ -72,7 +76,7 @@ def references(e: Explanation) -> str:
         said += (
             f", H(prior) = {number(r.prior_entropy)} what it costs on average if only the class frequencies are known"
         )
-    return f"{said}; ce-after-softmax never falls below ln(e+C−1)−1 = {number(r.double_softmax_floor)}."
+    return f"{said}; a softmax too many keeps it above ln(e+C−1)−1 = {number(r.double_softmax_floor)}."
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
     p = "σ(x)" if card.link == "sigmoid" else "p"
     columns = ("class", "x", p, "t", "term", "∂L/∂x", "push", f"{p.removesuffix('(x)')} after")
     marked = frozenset((i, 0) for i, k in enumerate(classes) if e.weights[k])
-    notes = (f"L = {card.formula} = {total(loss)}", f"∂L/∂x = {card.gradient}. {card.why}")
+    notes = (f"L = {total(loss)} = {card.formula}", f"∂L/∂x = {loss.gradient_formula}. {card.why}")
     return Grid(f"{loss.name}  {card.about}", columns, tuple(rows), notes, marked)
 
 
