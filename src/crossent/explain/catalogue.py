@@ -150,7 +150,8 @@ CARDS = {
             "asymmetric loss, gamma 1 and 4, clip 0.05",
             "−Σ [t (1 − σ(x)) log σ(x) + (1 − t) q⁴ log(1 − q)]",
             "(1 − t) s₋ σ(x) − t s₊ σ(−x)",
-            "q = max(σ(x) − 0.05, 0), s = −p f'(p) of either part. Every class for itself; one that is false and has σ(x) ≤ 0.05 is left alone.",
+            "q = max(σ(x) − 0.05, 0); s₊, s₋: −p f'(p) of either part. Every class for itself, and one that is false and has "
+            "σ(x) ≤ 0.05 is left alone.",
             link="sigmoid",
         ),
     )
