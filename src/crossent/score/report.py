@@ -212,7 +212,7 @@ class Scoring:
 
     def _settings(self) -> dict[str, Any]:
         options = asdict(self.options)
-        del options["class_names"], options["top"]
+        del options["class_names"]
         options["class_dim"] = self.layout.axis
         options["weight"] = None if self.options.weight is None else list(self.options.weight)
         return {"logits": str(self.reader.logits), "labels": str(self.reader.labels), **options}
