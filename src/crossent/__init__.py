@@ -48,7 +48,9 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")
-    value = getattr(import_module(f"crossent.{_HOME[name]}"), name)
+    value = import_module(f"crossent.{_HOME[name]}")
+    if _HOME[name] != name:  # else the package is the function
+        value = getattr(value, name)
     globals()[name] = value
     return value
 
