@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
+from crossent.score.command import command as score
 from crossent.train import JOBS, MissingDependency
 from crossent.train.catalogue import Card, Option
 
@@ -36,6 +37,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+main.add_command(score)
 
 
 # --- info -------------------------------------------------------------------------------------------------------------

@@ -26,15 +26,18 @@ def show(report: Report, console: Console | None = None) -> None:
     for grid in grids(report):
         console.print()
         console.print(Text(grid.title, style="bold"))
-        width, console.width = console.width, MOST
-        console.print(_draw(grid))
-        console.width = width
+        if grid.rows:
+            width, console.width = console.width, MOST
+            console.print(_draw(grid))
+            console.width = width
         for note in grid.notes:
             console.print(Text(note.replace("\n", " "), style="dim"))
 
 
 def _draw(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_header=any(grid.columns))
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), show_header=any(grid.columns)
+    )
     for j, column in enumerate(grid.columns):
         left = j in grid.text
         table.add_column(Text(column), justify="left" if left else "right", no_wrap=not left, overflow="fold")
@@ -50,7 +53,8 @@ def markdown(report: Report) -> str:
     for grid in grids(report):
         rule = ["---" if j in grid.text else "---:" for j in range(len(grid.columns))]
         lines += ["", f"### {grid.title}", ""]
-        lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in (grid.columns, rule, *grid.rows)]
+        if grid.rows:
+            lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in (grid.columns, rule, *grid.rows)]
         lines += ["", *(note.replace("\n", " ") for note in grid.notes)] if grid.notes else []
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crossent.score.measures import ClassRow, Example
@@ -17,7 +18,7 @@ class Grid:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     notes: tuple[str, ...] = ()
     text: tuple[int, ...] = (0,)
 
@@ -30,7 +31,7 @@ def grids(report: Report) -> list[Grid]:
     said.append(_classes(report))
     if report.worst:
         said.append(_examples(report, "Worst examples, by loss", report.worst))
-    if report.suspects:
+    if report.numbers["suspected_label_errors"] is not None:
         said.append(_suspects(report))
     return said
 
@@ -38,14 +39,17 @@ def grids(report: Report) -> list[Grid]:
 def heading(report: Report) -> str:
     """Say of what the scores are, in a line."""
     n = report.numbers
-    counted = [f"{n['rows']:,} rows"]
-    if n["decisions"] != n["rows"]:
-        each = "tokens" if report.settings["task"] == "lm" else "decisions"
-        counted.append(f"{n['decisions']:,} {each}")
-    if n["ignored"]:
-        counted.append(f"{n['ignored']:,} ignored")
-    counted.append(f"{n['classes']:,} classes")
+    each = "token" if report.settings["task"] == "lm" else "decision"
+    counted = [_count(n["rows"], "row")]
+    counted += [_count(n["decisions"], each)] if n["decisions"] != n["rows"] else []
+    counted += [f"{n['ignored']:,} ignored"] if n["ignored"] else []
+    counted.append(_count(n["classes"], "class"))
     return f"{', '.join(counted)}; the values are read as {report.settings['input']}"
+
+
+def _count(number: float | None, what: str) -> str:
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
 def _loss(report: Report) -> Grid:
@@ -95,20 +99,27 @@ def _scores(report: Report) -> Grid:
     line("macro-F1", "macro_f1", plain("macro_f1", 4), "the mean of the classes' F1")
     squared = "mean of (p - t)², 0 to 1" if report.columns else "mean of Σ (p - t)² over classes, 0 to 2"
     line("Brier score", "brier", plain("brier", 4), squared)
-    line("calibration error", "calibration_error", plain("calibration_error", 4), "most probable class, 15 equal-width bins")
+    line(
+        "calibration error",
+        "calibration_error",
+        plain("calibration_error", 4),
+        "most probable class, 15 equal-width bins",
+    )
     return Grid("Scores", ("", "", ""), rows, text=(0, 2))
 
 
 def _temperature(report: Report) -> Grid:
     n = report.numbers
     temperature = n["temperature"] or math.nan
-    too = "too sure" if temperature > 1 else "not sure enough"
     rows = [
         (name, number(n[f"{key}_before"] or 0.0, 4), number(n[f"{key}_after"] or 0.0, 4))
-        for name, key in (("cross entropy, nats", "odd_rows_nll_nats"), ("calibration error", "odd_rows_calibration_error"))
+        for name, key in (
+            ("cross entropy, nats", "odd_rows_nll_nats"),
+            ("calibration error", "odd_rows_calibration_error"),
+        )
     ]
     return Grid(
-        f"Temperature {temperature:.3f}: the model is {too}",
+        f"Temperature {temperature:.3f} (a model that is too sure needs more than 1)",
         (f"the {n['decisions_odd_rows']:,} decisions of odd rows", "as they are", f"at {temperature:.3f}"),
         rows,
         ("Fitted on the even rows (0, 2, ...), tried on the others. It changes no decision.",),
@@ -149,7 +160,10 @@ def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
 
 def _suspects(report: Report) -> Grid:
     found = report.numbers["suspected_label_errors"] or 0
-    title = f"Suspected label errors: {len(report.suspects)} of {found:,}"
+    if not found:
+        return Grid("Suspected label errors: none", (), ())
+    shown = len(report.suspects)
+    title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if shown < found else "")
     note = (
         "The model gives another class more than it gives that class where it is the label, on average. Only worth reading\n"
         "if the model was not trained on these rows."
@@ -160,13 +174,14 @@ def _suspects(report: Report) -> Grid:
 
 def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
     ids, names = bool(report.ids), report.class_names
+    place = "token" if report.settings["task"] == "lm" else "at"
     several = not report.columns and report.numbers["decisions"] != report.numbers["rows"]
-    columns = ["row"] + ["at"] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
+    columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
     columns += [] if report.columns else ["predicted", "p(predicted)"]
     columns.append("loss, nats")
     rows = []
     for e in examples:
-        cells = [str(e.row)] + [str(e.position)] * several + [report.ids.get(e.row, "")] * ids
+        cells = [str(e.row)] + [_place(report, e.position)] * several + [report.ids.get(e.row, "")] * ids
         if report.columns:
             cells += [names[e.position], "yes" if e.true else "no", number(e.p_true, 4)]
         else:
@@ -174,6 +189,15 @@ def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
         rows.append((*cells, number(e.loss_nats, 4)))
     words = {"id", "class", "true", "predicted"}
     return Grid(title, tuple(columns), rows, (), tuple(k for k, name in enumerate(columns) if name in words))
+
+
+def _place(report: Report, position: int) -> str:
+    """Write where in a row a decision is: one number for each axis."""
+    at = []
+    for size in reversed(report.settings["positions"]):
+        position, here = divmod(position, size)
+        at.append(str(here))
+    return ",".join(reversed(at))
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,7 +237,8 @@ class Classes:
     def __init__(self, classes: int, columns: bool) -> None:
         self._columns, self._size = columns, classes
         self._there, self._named, self._both, self._about = np.zeros((4, classes), np.int64)
-        self._cost, self._p, self._p_true = np.zeros((3, classes))
+        self._cost, self._p = np.zeros((2, classes))
+        self._usual = np.zeros((2, classes, 2 if columns else 1))  # how often a label, and with how much probability
         small = not columns and classes <= CONFUSED
         self._confused = np.zeros((classes, classes), np.int64) if small else None
 
@@ -261,16 +261,19 @@ class Classes:
         self._about += count(of)
         self._both += count(of[yes & named])
         self._cost += count(of, block.nll)
-        self._p_true += count(of[yes], block.p_true[yes])
+        width = self._usual.shape[2]
+        cell = block.position * width + block.y if self._columns else block.y
+        for total, weight in zip(self._usual, (None, block.p_true), strict=True):
+            total += np.bincount(cell, weight, total.size).reshape(total.shape)
         if self._confused is not None:
             flat = np.bincount(block.y * self._size + block.predicted, minlength=self._size**2)
             self._confused += flat.reshape(self._size, self._size)
 
-    @property
-    def mean_p_true(self) -> Array:
-        """The mean probability of the class where it is right; nan where it never is."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self._p_true / self._there)
+    def usual_p(self, example: Example) -> float:
+        """Compute the mean probability of what an example is taken for where that is the label; nan where it never is."""
+        cell = (example.position, example.predicted) if self._columns else (example.predicted, 0)
+        count, total = self._usual[(slice(None), *cell)]
+        return float(total / count) if count else float("nan")
 
     @property
     def prior_entropy(self) -> float:
@@ -391,6 +394,6 @@ class Suspects:
         """Whether there was room for all candidates."""
         return len(self._candidates) < CANDIDATES
 
-    def found(self, mean_p_true: Sequence[float] | Array) -> list[Example]:
-        """Return those that say more for the other class than its own examples do."""
-        return [e for e in self._candidates.examples() if not e.p_predicted < mean_p_true[e.predicted]]
+    def found(self, classes: Classes) -> list[Example]:
+        """Return those that say as much for the other class as its own examples do."""
+        return [e for e in self._candidates.examples() if e.p_predicted >= classes.usual_p(e)]

@@ -196,7 +196,7 @@ class Scoring:
             raise FileError(
                 f"{self.reader.labels.name}: every label is ignore_index={self.options.ignore_index}; nothing to score"
             )
-        suspects = self.suspects.found(self.classes.mean_p_true if not self.columns else [0.5, 0.5])
+        suspects = self.suspects.found(self.classes)
         numbers = {**self._counts(), **self._losses(), **self._decisions(), **self._probabilities()}
         numbers["suspected_label_errors"] = None if self.options.task == "lm" else len(suspects)
         return Report(
@@ -214,6 +214,7 @@ class Scoring:
         options = asdict(self.options)
         del options["class_names"]
         options["class_dim"] = self.layout.axis
+        options["positions"] = list(self.layout.positions)
         options["weight"] = None if self.options.weight is None else list(self.options.weight)
         return {"logits": str(self.reader.logits), "labels": str(self.reader.labels), **options}
 
@@ -238,7 +239,7 @@ class Scoring:
             "infinite": self.loss.infinite,
             "loss_nats_mean": trained.value if trained else None,
             "loss_nats_standard_error": trained.standard_error if trained else None,
-            "perplexity": float(np.exp(min(nll, 709.0))) if nll < 709 else math.inf,
+            "perplexity": None if self.columns else math.exp(nll) if nll < 709 else math.inf,
             "bits_per_token": nll / bit if lm else None,
             "bits_per_byte": nll * self.loss.decisions / bit / length if length else None,
             "uniform_nll_nats": uniform,

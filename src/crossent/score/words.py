@@ -48,7 +48,8 @@ def ids_of(given: str, wanted: Set[int], rows: int) -> dict[int, str]:
     """
     path, column = split(given)
     found, count = {}, 0
-    for count, (row, word) in enumerate(_lines(path, column), 1):
+    for row, word in _lines(path, column):
+        count += 1
         if row in wanted:
             found[row] = word
     if count != rows:
