@@ -271,8 +271,8 @@ class Classes:
 
     def usual_p(self, example: Example) -> float:
         """Compute the mean probability of what an example is taken for where that is the label; nan where it never is."""
-        cell = (example.position, example.predicted) if self._columns else (example.predicted, 0)
-        count, total = self._usual[(slice(None), *cell)]
+        k, at = (example.position, example.predicted) if self._columns else (example.predicted, 0)
+        count, total = self._usual[:, k, at]
         return float(total / count) if count else float("nan")
 
     @property
