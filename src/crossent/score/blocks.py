@@ -76,6 +76,11 @@ class Block:
         """Whether the first of the most probable classes is the right one."""
         return np.asarray(self.predicted == self.y)
 
+    @property
+    def broken(self) -> Bools:
+        """Whether a decision has no softmax: a nan or +inf among its logits, or -inf everywhere."""
+        return np.asarray(~np.isfinite(self.x.max(1)))
+
     @staticmethod
     def of(values: Array, classes: Ints) -> Array:
         """Take one class of every decision."""
@@ -128,7 +133,7 @@ class Reader:
         for _, piece in self._pieces(chosen):
             y, keep = self._classes(piece)
             block = Block(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
-            yield block.where(~np.isnan(block.cost[:, 0]))
+            yield block.where(~block.broken)
 
     def _pieces(self, chosen: Choice | None) -> Iterator[tuple[int, Piece]]:
         """Read a few rows at a time, as many as make a piece; with each piece comes how many rows have been read."""
@@ -216,14 +221,14 @@ class Reader:
 
 
 class Broken:
-    """Decisions without a softmax: a nan or +inf among the logits, or -inf everywhere."""
+    """Counts the decisions without a softmax, and remembers the rows of the first."""
 
     def __init__(self, name: str) -> None:
         self.name, self.count, self.first = name, 0, list[int]()
 
     def found_in(self, block: Block) -> bool:
-        """Note the rows that have no softmax."""
-        bad = np.isnan(block.cost[:, 0])  # it is so in every class or in none
+        """Note those of a block, and say whether there are any."""
+        bad = block.broken
         self.count += int(bad.sum())
         for row in block.row[bad][:5].tolist():
             if len(self.first) < 5 and row not in self.first:

@@ -7,7 +7,7 @@ Neural Networks", 2017.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 
@@ -41,17 +41,22 @@ def fit(reader: Reader, watch: Callable[[int], None]) -> float | None:
     def chosen(row: Ints, position: Ints) -> Bools:
         return np.asarray(even(row, position) & ((row // 2 * per_row + position) % stride == 0))
 
-    low, high, beta = 1 / LIMITS[1], 1 / LIMITS[0], 1.0
+    low, high, beta, last = 1 / LIMITS[1], 1 / LIMITS[0], 1.0, inf
     for step in range(STEPS):
         slope, curvature, count = _slope(reader, chosen, beta)
         watch(step + 1)
         if not count or not np.isfinite(slope):
             return None
-        low, high = (beta, high) if slope < 0 else (low, beta)
-        newton = beta - slope / curvature if curvature > 0 else -1.0
-        following = newton if low < newton < high else sqrt(low * high)
-        if abs(following - beta) <= EXACT * beta or high <= low * (1 + EXACT):
-            return 1 / following
+        if slope == 0 and beta == 1:
+            return 1.0  # no temperature changes anything
+        low, high = (beta, high) if slope <= 0 else (low, beta)
+        newton = beta - slope / curvature if curvature > 0 else inf
+        # Newton's steps do not shrink where the slope decays like an exponential, as it does if no decision is wrong
+        shrinks = abs(newton - beta) < last / 2
+        following = newton if low < newton < high and shrinks else sqrt(low * high)
+        last = abs(following - beta)
+        if last <= EXACT * beta:
+            break
         beta = following
     return 1 / beta
 
