@@ -372,6 +372,11 @@ def test_remarks_say_what_no_number_does():
     assert score(X / 3, Y).remarks == ["1 of the 8 classes do not occur among the labels."]
 
 
+def test_logits_too_far_apart_for_float64_cost_infinitely_much():
+    assert numbers([[1e308, -1e308]] * 4, [1, 0, 0, 0])["nll_nats_mean"] == math.inf
+    assert numbers([[1e308, -1e308]] * 4, [0, 0, 0, 0])["nll_nats_mean"] == 0
+
+
 def test_every_number_is_defined_and_every_definition_used():
     assert set(numbers(X, Y)) == set(DEFINITIONS)
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from crossent.score.report import DEFINITIONS, score
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
 LOGITS = np.round(3 * np.eye(3)[LABELS] + RNG.normal(size=(60, 3)), 4)
-LABELS[7] = (LABELS[7] + 1) % 3  # the label error to be suspected
+WRONG = LOGITS[np.arange(60), LABELS].argmax()
+LABELS[WRONG] = (LABELS[WRONG] + 1) % 3  # the label error to be suspected
 NAMES = ("cat", "dog", "bird")
 
 
@@ -330,8 +332,10 @@ def test_a_progress_bar_comes_after_a_while_and_goes(monkeypatch):
         with progress.Bar(Console(file=out, force_terminal=True, width=80)) as bar:
             bar("fitting the temperature", 1, 0)
             bar("scoring", 30, 60)
+            time.sleep(0.2)
         return out.getvalue()
 
     assert shown(3600.0) == ""
-    assert "scoring" in shown(-1.0)
-    assert shown(-1.0).rindex("\x1b[?25h") > shown(-1.0).rindex("\x1b[?25l")
+    drawn = shown(0.0)
+    assert "scoring" in drawn
+    assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")

@@ -48,7 +48,7 @@ def _draw(grid: Grid) -> Table:
 
 def markdown(report: Report) -> str:
     """Write the tables of a report in Markdown."""
-    lines = [f"**crossent score** {report.settings['logits']}: {heading(report)}"]
+    lines = [f"**crossent score** {report.settings['logits']['name']}: {heading(report)}"]
     lines += [f"> {remark}" for remark in report.remarks]
     for grid in grids(report):
         rule = ["---" if j in grid.text else "---:" for j in range(len(grid.columns))]

@@ -89,11 +89,13 @@ def _scores(report: Report) -> Grid:
         return "" if n[key] is None else number(n[key] or 0.0, digits)
 
     error = n["accuracy_standard_error"] or 0.0
+    right = "of every yes and no" if report.columns else "the most probable class is the label"
+    sure = f"{'yes or no' if report.columns else 'most probable class'}, 15 equal-width bins"
     line("perplexity", "perplexity", plain("perplexity", 4), "e to the cross entropy")
     line("bits per token", "bits_per_token", plain("bits_per_token", 4), "the cross entropy in bits")
     line("bits per byte", "bits_per_byte", plain("bits_per_byte", 4), "of all tokens, over the bytes given")
     spread = f" ± {100 * error:.2f}" if math.isfinite(error) else ""
-    line("accuracy", "accuracy", per_cent("accuracy") + spread, "the most probable class is the label")
+    line("accuracy", "accuracy", per_cent("accuracy") + spread, right)
     line("top-5 accuracy", "top5_accuracy", per_cent("top5_accuracy"), "the label is among the five most probable")
     line("exact match", "exact_match", per_cent("exact_match"), "every yes and no of a row is right")
     line("macro-F1", "macro_f1", plain("macro_f1", 4), "the mean of the classes' F1")
@@ -103,7 +105,7 @@ def _scores(report: Report) -> Grid:
         "calibration error",
         "calibration_error",
         plain("calibration_error", 4),
-        "most probable class, 15 equal-width bins",
+        sure,
     )
     return Grid("Scores", ("", "", ""), rows, text=(0, 2))
 
@@ -165,8 +167,8 @@ def _suspects(report: Report) -> Grid:
     shown = len(report.suspects)
     title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if shown < found else "")
     note = (
-        "The model gives another class more than it gives that class where it is the label, on average. Only worth reading\n"
-        "if the model was not trained on these rows."
+        "The model gives another class at least as much as it does on average where that is the label. Only worth reading\n"
+        "if it was not trained on these rows."
     )
     grid = _examples(report, title, report.suspects)
     return Grid(grid.title, grid.columns, grid.rows, (note,), grid.text)

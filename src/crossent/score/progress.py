@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from threading import Timer
 from types import TracebackType
 
 from rich.console import Console
@@ -22,23 +22,24 @@ class Bar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("")
-        self._since, self._shown = time.perf_counter(), False
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task = self._progress.add_task("reading", total=None)
+        self._timer = Timer(PATIENCE, self._progress.start) if console.is_terminal else None
 
     def __enter__(self) -> Bar:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._shown:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
             self._progress.stop()
 
     def __call__(self, doing: str, done: int, of: int) -> None:
-        """Show the progress, if it has taken long enough."""
-        if not self._shown and time.perf_counter() - self._since > PATIENCE:
-            self._progress.start()
-            self._shown = True
-        if self._shown:
-            self._progress.update(self._task, description=doing, completed=done, total=of or None)
+        """Say what is being done now."""
+        self._progress.update(self._task, description=doing, completed=done, total=of or None)

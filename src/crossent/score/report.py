@@ -54,7 +54,7 @@ DEFINITIONS = {
     "odd_rows_nll_nats_after": "cross entropy of the odd rows at T",
     "odd_rows_calibration_error_before": "expected calibration error of the odd rows as they are",
     "odd_rows_calibration_error_after": "expected calibration error of the odd rows at T",
-    "suspected_label_errors": "decisions where another class has more probability than it has on average where it is the label",
+    "suspected_label_errors": "labels where another class has most probability, and as much as it has on average where it is the label",
 }
 
 
@@ -187,10 +187,11 @@ class Scoring:
         parts: list[Any] = [self.loss, self.accuracy, self.brier, self.calibration, self.classes]
         parts += [self.tempered] if self.tempered else []
         parts += [self.suspects] if self.options.task != "lm" else []
-        for block in self.reader.blocks(lambda done: self.watch("scoring", done, rows)):
-            for part in parts:
-                part.add(block)
-            self.worst.add(block, block.nll)
+        with np.errstate(over="ignore"):  # logits further apart than float64 reaches cost inf
+            for block in self.reader.blocks(lambda done: self.watch("scoring", done, rows)):
+                for part in parts:
+                    part.add(block)
+                self.worst.add(block, block.nll)
         self.accuracy.finish()
         if not self.loss.decisions:
             raise FileError(
@@ -216,7 +217,7 @@ class Scoring:
         options["class_dim"] = self.layout.axis
         options["positions"] = list(self.layout.positions)
         options["weight"] = None if self.options.weight is None else list(self.options.weight)
-        return {"logits": str(self.reader.logits), "labels": str(self.reader.labels), **options}
+        return {"logits": _described(self.reader.logits), "labels": _described(self.reader.labels), **options}
 
     def _counts(self) -> dict[str, float | int | None]:
         return {
@@ -293,6 +294,10 @@ class Scoring:
         if not self.suspects.complete:
             said.append("There are more suspected label errors than were counted.")
         return said
+
+
+def _described(table: Table) -> dict[str, Any]:
+    return {"name": table.name, "shape": list(table.shape), "dtype": table.dtype}
 
 
 def _class_names(logits: Table, options: Options, size: int) -> tuple[str, ...]:

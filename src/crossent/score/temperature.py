@@ -66,8 +66,8 @@ def _slope(reader: Reader, chosen: Callable[[Ints, Ints], Bools], beta: float) -
     slope = curvature = 0.0
     count = 0
     for block in reader.sample(chosen):
-        p = block.tempered(1 / beta).p
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            p = block.tempered(1 / beta).p
             above = np.where(p > 0, block.x - block.of(block.x, block.y)[:, None], 0.0)  # inf where p_y = 0
             mean = (p * above).sum(1)
             slope += float(mean.sum())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossent.files import FORMATS, FileError, open_store, reading, split
+from crossent.files import FORMATS, FileError, choose, open_store, reading, split
 
 
 def words(given: str) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def numbers(given: str) -> tuple[float, ...]:
     path, key = split(given)
     if Path(path).suffix.lower() in FORMATS:
         store = open_store(path)
-        table = store.table(key if key is not None else store.names[0])
+        table = store.table(choose(path, store, key, ("weights", "weight"), "weights"))
         return tuple(float(value) for value in np.ravel(table.rows(0, len(table))))
     try:
         return tuple(float(word) for word in given.split(","))
