@@ -137,6 +137,16 @@ def test_bfloat16_is_read_as_float32(tmp_path):
         np.testing.assert_array_equal(logits.rows(2, 9), half[2:9].float().numpy())
 
 
+def test_eight_bits_are_read_as_float32(tmp_path):
+    tiny = torch.tensor(LOGITS).to(torch.float8_e4m3fn)
+    safetensors.torch.save_file({"logits": tiny}, tmp_path / "tiny.safetensors")
+    torch.save(tiny, tmp_path / "tiny.pt")
+    for name, dtype in (("tiny.safetensors", "f8_e4m3"), ("tiny.pt", "float8_e4m3fn")):
+        logits = open_pair(str(tmp_path / name)).logits
+        assert logits.dtype == dtype
+        np.testing.assert_array_equal(logits.rows(0, N), tiny.float().numpy())
+
+
 def test_whole_numbers_of_a_text_are_integers_wherever_the_first_fraction_comes(tmp_path):
     whole = ["1"] * (BLOCK + 3)
     (tmp_path / "y.csv").write_text("\n".join(whole))

@@ -54,7 +54,7 @@ DEFINITIONS = {
     "odd_rows_nll_nats_after": "cross entropy of the odd rows at T",
     "odd_rows_calibration_error_before": "expected calibration error of the odd rows as they are",
     "odd_rows_calibration_error_after": "expected calibration error of the odd rows at T",
-    "suspected_label_errors": "labels where another class has most probability, and as much as it has on average where it is the label",
+    "suspected_label_errors": "labels where another class has most, and no less than it has on average where it is the label",
 }
 
 
