@@ -31,7 +31,7 @@ def show(report: Report, console: Console | None = None) -> None:
             console.print(_draw(grid))
             console.width = width
         for note in grid.notes:
-            console.print(Text(note.replace("\n", " "), style="dim"))
+            console.print(Text(note, style="dim"))
 
 
 def _draw(grid: Grid) -> Table:
@@ -55,7 +55,7 @@ def markdown(report: Report) -> str:
         lines += ["", f"### {grid.title}", ""]
         if grid.rows:
             lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in (grid.columns, rule, *grid.rows)]
-        lines += ["", *(note.replace("\n", " ") for note in grid.notes)] if grid.notes else []
+        lines += ["", *grid.notes] if grid.notes else []
     return "\n".join(lines) + "\n"
 
 

@@ -69,7 +69,7 @@ def _loss(report: Report) -> Grid:
     uniform = "all classes alike, ln 2" if report.columns else "all classes alike, ln C"
     rows.append(line(uniform, n["uniform_nll_nats"], None, n["skill_over_uniform"]))
     rows.append(line("class frequencies, H(prior)", n["prior_nll_nats"], None, n["skill_over_prior"]))
-    notes = ["± one standard error; a row is one draw. Skill: 1 - cross entropy / that of the line."]
+    notes = ["± one standard error over rows. Skill: 1 − cross entropy / this line."]
     if n["loss_nats_mean"] is not None:
         notes.append("As trained: with the class weights and label smoothing given. All else is without.")
     return Grid("Loss", ("", "nats", "bits", "skill"), rows, tuple(notes))
@@ -99,7 +99,7 @@ def _scores(report: Report) -> Grid:
     line("top-5 accuracy", "top5_accuracy", per_cent("top5_accuracy"), "the label is among the five most probable")
     line("exact match", "exact_match", per_cent("exact_match"), "every yes and no of a row is right")
     line("macro-F1", "macro_f1", plain("macro_f1", 4), "the mean of the classes' F1")
-    squared = "mean of (p - t)², 0 to 1" if report.columns else "mean of Σ (p - t)² over classes, 0 to 2"
+    squared = "mean of (p − t)², 0 to 1" if report.columns else "mean of Σ (p − t)² over classes, 0 to 2"
     line("Brier score", "brier", plain("brier", 4), squared)
     line(
         "calibration error",
@@ -124,7 +124,7 @@ def _temperature(report: Report) -> Grid:
         f"Temperature {temperature:.3f} (a model that is too sure needs more than 1)",
         (f"the {n['decisions_odd_rows']:,} decisions of odd rows", "as they are", f"at {temperature:.3f}"),
         rows,
-        ("Fitted on the even rows (0, 2, ...), tried on the others. It changes no decision.",),
+        ("Fitted on the even rows (0, 2, ...), tried on the odd. It changes no decision.",),
     )
 
 
@@ -136,14 +136,12 @@ def _classes(report: Report) -> Grid:
         title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
     taken = any(row.taken_for is not None for row in shown)
     labels = "yes" if report.columns else "labels"
-    columns = ("class", labels, "recall", "precision", "F1", "nats", "of loss", "p - freq.", "taken for")
-    notes = (
-        "Nats: mean cross entropy" + (" of its yes and no." if report.columns else " where it is the label.") + " "
-        "P - freq.: its mean probability less its frequency,\nabove 0 if the model says it too readily."
-        + (" Taken for: what it is most often called instead." if taken else ""),
-    )
+    columns = ("class", labels, "recall", "precision", "F1", "nats", "of loss", "p − freq.", "taken for")
+    notes = ["Nats: mean cross entropy" + (" of its yes and no." if report.columns else " where it is the label.")]
+    notes.append("p − freq.: mean probability − frequency, above 0 if it is named too readily.")
+    notes += ["Taken for: what it is most often called instead."] * taken
     rows = [_class(report, row)[: 8 + taken] for row in shown]
-    return Grid(title, columns[: 8 + taken], rows, notes, (0, 8))
+    return Grid(title, columns[: 8 + taken], rows, tuple(notes), (0, 8))
 
 
 def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
@@ -155,7 +153,7 @@ def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
         number(row.f1, 3),
         number(row.nll_nats_mean, 4),
         percent(row.loss_share, 1),
-        f"{row.p_mean - row.frequency:+.4f}" if math.isfinite(row.p_mean) else "–",
+        f"{row.p_mean - row.frequency:+.4f}".replace("-", "−") if math.isfinite(row.p_mean) else "–",
         "" if row.taken_for is None else report.class_names[row.taken_for],
     )
 
@@ -167,8 +165,8 @@ def _suspects(report: Report) -> Grid:
     shown = len(report.suspects)
     title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if shown < found else "")
     note = (
-        "The model gives another class at least as much as it does on average where that is the label. Only worth reading\n"
-        "if it was not trained on these rows."
+        "The model gives another class at least as much as it does on average where that is the label. Only worth "
+        "reading if it was not trained on these rows."
     )
     grid = _examples(report, title, report.suspects)
     return Grid(grid.title, grid.columns, grid.rows, (note,), grid.text)

@@ -39,14 +39,14 @@ DEFINITIONS = {
     "bits_per_byte": "the cross entropy of all tokens in bits, divided by the bytes given",
     "uniform_nll_nats": "cross entropy if all classes are equally likely: ln C, and ln 2 for yes or no",
     "prior_nll_nats": "cross entropy of these labels' own frequencies, H(prior)",
-    "skill_over_uniform": "1 - cross entropy / uniform",
-    "skill_over_prior": "1 - cross entropy / H(prior): 0 knows the frequencies only, 1 knows everything",
+    "skill_over_uniform": "1 − cross entropy / uniform",
+    "skill_over_prior": "1 − cross entropy / H(prior): 0 knows the frequencies only, 1 knows everything",
     "accuracy": "how often the most probable class is the true one",
     "accuracy_standard_error": "of that mean",
     "top5_accuracy": "how often the true class is among the five most probable",
     "exact_match": "rows of which every yes and no is right",
     "macro_f1": "the mean over classes of 2·precision·recall / (precision + recall); classes that occur or are predicted",
-    "brier": "the mean of Σ_k (p_k - t_k)², from 0 to 2; with several labels a row of (p - t)², from 0 to 1",
+    "brier": "the mean of Σ_k (p_k − t_k)², from 0 to 2; with several labels a row of (p − t)², from 0 to 1",
     "calibration_error": "expected calibration error: of the most probable class, in 15 equal-width bins",
     "temperature": "the T with the lowest cross entropy of softmax(x / T), fitted on the even rows",
     "decisions_odd_rows": "decisions of the odd rows, on which T is tried",
@@ -287,7 +287,12 @@ class Scoring:
         if temperature is None and len(self.reader.logits) > 1 and not numbers["infinite"]:
             said.append("No temperature could be fitted: the even rows hold no labels that count.")
         elif temperature is not None and not LIMITS[0] * 1.001 < temperature < LIMITS[1] * 0.999:
-            said.append(f"The temperature ran into its limit of {temperature:g}: the even rows would take any further.")
+            why = (
+                "on the even rows being surer always pays"
+                if temperature < 1
+                else "on the even rows equal chances do better"
+            )
+            said.append(f"The temperature ran into its limit of {temperature:g}: {why}.")
         missing = sum(row.decisions == 0 for row in self.classes.rows())
         if missing and self.options.task != "lm":
             said.append(f"{missing} of the {self.size} classes do not occur among the labels.")
