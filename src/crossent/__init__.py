@@ -41,6 +41,7 @@ _HOME = {
     "implementations": "impl",
     "multilabel_cross_entropy": "family",
     "prior_entropy": "helpers",
+    "score": "score",
     "sigmoid_focal_loss": "family",
 }
 
