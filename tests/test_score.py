@@ -381,8 +381,12 @@ def test_every_number_is_defined_and_every_definition_used():
     assert set(numbers(X, Y)) == set(DEFINITIONS)
 
 
-def test_the_package_can_be_called():
-    assert crossent.score(X, Y).numbers == numbers(X, Y)
+def test_the_package_can_be_called_and_its_report_printed():
+    report = crossent.score(X, Y)
+    assert report.numbers == numbers(X, Y)
+    assert repr(report) == f"<Report: 400 decisions, {report.numbers['nll_nats_mean']:.4f} nats, accuracy 0.4075>"
+    assert str(report).startswith("400 rows, 8 classes; the values are read as logits\n\nLoss\n")
+    assert max(map(len, str(report).splitlines())) <= 80
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

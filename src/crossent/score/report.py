@@ -58,9 +58,9 @@ DEFINITIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """The scores of a file of logits.
+    """The scores of a file of logits; ``print`` shows its tables.
 
     Attributes:
         settings: where the numbers came from and how they were read.
@@ -83,6 +83,15 @@ class Report:
     suspects: list[Example]
     remarks: list[str]
     ids: dict[int, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from crossent.score.faces import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        n = self.numbers
+        return f"<Report: {n['decisions']} decisions, {n['nll_nats_mean']:.4f} nats, accuracy {n['accuracy']:.4f}>"
 
     @property
     def columns(self) -> bool:
