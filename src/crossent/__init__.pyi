@@ -1,4 +1,6 @@
 from crossent._version import __version__ as __version__
+from crossent.explain.explanation import Explanation as Explanation
+from crossent.explain.explanation import explain as explain
 from crossent.family import contrastive_cross_entropy as contrastive_cross_entropy
 from crossent.family import distillation_loss as distillation_loss
 from crossent.family import focal_loss as focal_loss
@@ -43,6 +45,7 @@ __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
     "DistillationLoss",
+    "Explanation",
     "Focal",
     "FocalLoss",
     "MultilabelCrossEntropyLoss",
@@ -60,6 +63,7 @@ __all__ = [
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",
+    "explain",
     "focal_loss",
     "implementations",
     "multilabel_cross_entropy",
