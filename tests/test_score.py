@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -379,6 +380,11 @@ def test_logits_too_far_apart_for_float64_cost_infinitely_much():
 
 def test_every_number_is_defined_and_every_definition_used():
     assert set(numbers(X, Y)) == set(DEFINITIONS)
+
+
+def test_the_page_has_every_definition():
+    page = (Path(__file__).parent.parent / "docs" / "tools.md").read_text("utf-8")
+    assert "\n".join(f"| `{key}` | {what} |" for key, what in DEFINITIONS.items()) in page
 
 
 def test_the_package_can_be_called_and_its_report_printed():
