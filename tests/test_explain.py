@@ -1,4 +1,4 @@
-"""``crossent.explain``: its numbers against finite differences and torch, its target, its plain data, and its faces."""
+"""``crossent.explain``: its numbers against finite differences and torch, its target, and its plain data."""
 
 from __future__ import annotations
 

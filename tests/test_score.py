@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,8 +382,17 @@ def test_every_number_is_defined_and_every_definition_used():
     assert set(numbers(X, Y)) == set(DEFINITIONS)
 
 
-def test_the_package_can_be_called():
-    assert crossent.score(X, Y).numbers == numbers(X, Y)
+def test_the_page_has_every_definition():
+    page = (Path(__file__).parent.parent / "docs" / "tools.md").read_text("utf-8")
+    assert "\n".join(f"| `{key}` | {what} |" for key, what in DEFINITIONS.items()) in page
+
+
+def test_the_package_can_be_called_and_its_report_printed():
+    report = crossent.score(X, Y)
+    assert report.numbers == numbers(X, Y)
+    assert repr(report) == f"<Report: 400 decisions, {report.numbers['nll_nats_mean']:.4f} nats, accuracy 0.4075>"
+    assert str(report).startswith("400 rows, 8 classes; the values are read as logits\n\nLoss\n")
+    assert max(map(len, str(report).splitlines())) <= 80
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -193,6 +193,17 @@ def test_tokens_and_several_labels():
     assert re.search(r"^ *\d+ +(cat|dog|bird) +(yes|no) +0\.", said, re.MULTILINE)
 
 
+def test_ignored_rows_have_no_places():
+    ran = asked("preds.npz", "--ignore-index", "2", "--top", "0")
+    assert re.match(r"60 rows, \d+ decisions, \d+ ignored, 3 classes", ran.stdout)
+    assert "Worst" not in ran.stdout
+    assert re.search(r"^row +true +p\(true\)", asked("preds.npz", "--ignore-index", "2").stdout, re.MULTILINE)
+    np.savez("masks.npz", logits=LOGITS.reshape(5, 3, 4, 3).transpose(0, 3, 1, 2), labels=LABELS.reshape(5, 3, 4))
+    worst = score(LOGITS, LABELS).worst[0].row
+    place = f"{worst // 12} +{worst % 12 // 4},{worst % 4} "
+    assert re.search(rf"^ *row +at +true .*\n.*\n *{place}", asked("masks.npz").stdout, re.MULTILINE)
+
+
 def test_of_many_classes_the_costliest_are_shown():
     np.savez("many.npz", logits=RNG.normal(size=(200, 50)), labels=RNG.integers(0, 50, 200))
     said = asked("many.npz", "--top", "4").stdout

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
-from crossent.explain.command import command as explain
-from crossent.score.command import command as score
+from crossent.explain.command import explain
+from crossent.score.command import score
 from crossent.train import JOBS, MissingDependency
 from crossent.train.catalogue import Card, Option
 
@@ -38,10 +38,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-
-
-main.add_command(explain)
-main.add_command(score)
 
 
 # --- info -------------------------------------------------------------------------------------------------------------
@@ -97,6 +93,11 @@ def _extras() -> dict[str, str]:
         said[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
     return said
 
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+main.add_command(explain)
+main.add_command(score)
 
 # --- train ------------------------------------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ def read_target(text: str) -> Any:
 @click.option("--step", type=float, default=1.0, metavar="X", help="Size of the gradient step.  [1]")
 @click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
-def command(file: str | None, labels: str | None, row: int | None, as_json: bool, **said: Any) -> None:
+def explain(file: str | None, labels: str | None, row: int | None, as_json: bool, **said: Any) -> None:
     """Show what each loss tells each class of one row.
 
     For every class: the probability p, the target t, its term of the loss, the gradient, which way that pushes the logit, and p
@@ -59,7 +59,7 @@ def command(file: str | None, labels: str | None, row: int | None, as_json: bool
     Give the row as --logits and --target, or a FILE with logits, and LABELS unless they are in the same file, and --row. Files are
     read as by crossent score.
     """
-    from crossent.explain.explanation import explain
+    from crossent.explain.explanation import explain as compute
 
     if (file is None) == (said["logits"] is None):
         raise click.UsageError("give either --logits or a FILE" + ", not both" * (file is not None))
@@ -70,7 +70,7 @@ def command(file: str | None, labels: str | None, row: int | None, as_json: bool
         arguments = {**(_from_file(file, labels, row) if file is not None else {}), **given}
         if arguments.get("target") is None:
             raise click.UsageError("which class is true? Give --target, or a file with labels")
-        explanation = explain(**arguments)
+        explanation = compute(**arguments)
     except ValueError as error:  # FileError is one
         raise _Unreadable(str(error)) from None
     _show(explanation, as_json)

@@ -71,7 +71,7 @@ def _face(name: str, what: str) -> Callable[[Any], Any]:
 @_face("json", "Print one JSON object.")
 @_face("csv", "Print comma-separated values.")
 @_face("md", "Print Markdown.")
-def command(
+def score(
     logits: str, labels: str | None, fail_if: tuple[str, ...], ids: str | None, face: str | None, **options: Any
 ) -> None:
     """Score predictions against labels: cross entropy, accuracy, calibration, and the examples that hurt.
@@ -113,12 +113,12 @@ def _report(logits: str, labels: str | None, ids: str | None, options: dict[str,
 
     from crossent.score import words
     from crossent.score.progress import Bar
-    from crossent.score.report import score
+    from crossent.score.report import score as scored
 
     for name, read in (("weight", words.numbers), ("class_names", words.words)):
         options[name] = None if options[name] is None else read(options[name])
     with Bar() as bar:
-        report = score(*_open(logits, labels), watch=bar, **options)
+        report = scored(*_open(logits, labels), watch=bar, **options)
     if ids is None:
         return report
     mentioned = {example.row for example in (*report.worst, *report.suspects)}

@@ -34,6 +34,13 @@ def show(report: Report, console: Console | None = None) -> None:
             console.print(Text(note, style="dim"))
 
 
+def text(report: Report) -> str:
+    """Write a report as it stands in a terminal of 80 columns without colour."""
+    out = io.StringIO()
+    show(report, Console(file=out, width=80, color_system=None, highlight=False, legacy_windows=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
 def _draw(grid: Grid) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), show_header=any(grid.columns)

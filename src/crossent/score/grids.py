@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from crossent.score.measures import ClassRow, Example
 from crossent.score.report import Report
@@ -76,61 +77,55 @@ def _loss(report: Report) -> Grid:
 
 
 def _scores(report: Report) -> Grid:
-    n, rows = report.numbers, list[tuple[str, ...]]()
-
-    def line(name: str, key: str, cell: str, what: str) -> None:
-        if n[key] is not None:
-            rows.append((name, cell, what))
-
-    def per_cent(key: str) -> str:
-        return "" if n[key] is None else percent(n[key], 2)
-
-    def plain(key: str, digits: int) -> str:
-        return "" if n[key] is None else number(n[key] or 0.0, digits)
-
-    error = n["accuracy_standard_error"] or 0.0
-    right = "of every yes and no" if report.columns else "the most probable class is the label"
-    sure = f"{'yes or no' if report.columns else 'most probable class'}, 15 equal-width bins"
-    line("perplexity", "perplexity", plain("perplexity", 4), "e to the cross entropy")
-    line("bits per token", "bits_per_token", plain("bits_per_token", 4), "the cross entropy in bits")
-    line("bits per byte", "bits_per_byte", plain("bits_per_byte", 4), "of all tokens, over the bytes given")
+    n: dict[str, Any] = report.numbers
+    error = n["accuracy_standard_error"]
     spread = f" ± {100 * error:.2f}" if math.isfinite(error) else ""
-    line("accuracy", "accuracy", per_cent("accuracy") + spread, right)
-    line("top-5 accuracy", "top5_accuracy", per_cent("top5_accuracy"), "the label is among the five most probable")
-    line("exact match", "exact_match", per_cent("exact_match"), "every yes and no of a row is right")
-    line("macro-F1", "macro_f1", plain("macro_f1", 4), "the mean of the classes' F1")
-    squared = "mean of (p − t)², 0 to 1" if report.columns else "mean of Σ (p − t)² over classes, 0 to 2"
-    line("Brier score", "brier", plain("brier", 4), squared)
-    line(
-        "calibration error",
-        "calibration_error",
-        plain("calibration_error", 4),
-        sure,
-    )
+    several = report.columns
+    lines: list[tuple[str, str, Callable[[float], str], str]] = [
+        ("perplexity", "perplexity", _plain, "e to the cross entropy"),
+        ("bits per token", "bits_per_token", _plain, "the cross entropy in bits"),
+        ("bits per byte", "bits_per_byte", _plain, "of all tokens, over the bytes given"),
+        (
+            "accuracy",
+            "accuracy",
+            lambda share: percent(share, 2) + spread,
+            "of every yes and no" if several else "the most probable class is the label",
+        ),
+        ("top-5 accuracy", "top5_accuracy", _share, "the label is among the five most probable"),
+        ("exact match", "exact_match", _share, "every yes and no of a row is right"),
+        ("macro-F1", "macro_f1", _plain, "the mean of the classes' F1"),
+        (
+            "Brier score",
+            "brier",
+            _plain,
+            "mean of (p − t)², 0 to 1" if several else "mean of Σ (p − t)² over classes, 0 to 2",
+        ),
+        (
+            "calibration error",
+            "calibration_error",
+            _plain,
+            f"{'yes or no' if several else 'most probable class'}, 15 equal-width bins",
+        ),
+    ]
+    rows = [(name, write(n[key]), what) for name, key, write, what in lines if n[key] is not None]
     return Grid("Scores", ("", "", ""), rows, text=(0, 2))
 
 
 def _temperature(report: Report) -> Grid:
-    n = report.numbers
-    temperature = n["temperature"] or math.nan
-    rows = [
-        (name, number(n[f"{key}_before"] or 0.0, 4), number(n[f"{key}_after"] or 0.0, 4))
-        for name, key in (
-            ("cross entropy, nats", "odd_rows_nll_nats"),
-            ("calibration error", "odd_rows_calibration_error"),
-        )
-    ]
+    n: dict[str, Any] = report.numbers
+    at = f"at {n['temperature']:.3f}"
+    named = (("cross entropy, nats", "odd_rows_nll_nats"), ("calibration error", "odd_rows_calibration_error"))
     return Grid(
-        f"Temperature {temperature:.3f} (a model that is too sure needs more than 1)",
-        (f"the {n['decisions_odd_rows']:,} decisions of odd rows", "as they are", f"at {temperature:.3f}"),
-        rows,
+        f"Temperature {n['temperature']:.3f} (a model that is too sure needs more than 1)",
+        (f"the {n['decisions_odd_rows']:,} decisions of odd rows", "as they are", at),
+        [(name, _plain(n[f"{key}_before"]), _plain(n[f"{key}_after"])) for name, key in named],
         ("Fitted on the even rows (0, 2, ...), tried on the odd. It changes no decision.",),
     )
 
 
 def _classes(report: Report) -> Grid:
     shown, title = report.classes, "Classes"
-    top = report.settings["top"]
+    top = max(report.settings["top"], 1)
     if len(shown) > FEW:
         shown = sorted(shown, key=lambda row: -row.loss_share if math.isfinite(row.loss_share) else 0.0)[:top]
         title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
@@ -163,7 +158,7 @@ def _suspects(report: Report) -> Grid:
     if not found:
         return Grid("Suspected label errors: none", (), ())
     shown = len(report.suspects)
-    title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if shown < found else "")
+    title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if 0 < shown < found else "")
     note = (
         "The model gives another class at least as much as it does on average where that is the label. Only worth "
         "reading if it was not trained on these rows."
@@ -175,7 +170,7 @@ def _suspects(report: Report) -> Grid:
 def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
     ids, names = bool(report.ids), report.class_names
     place = "token" if report.settings["task"] == "lm" else "at"
-    several = not report.columns and report.numbers["decisions"] != report.numbers["rows"]
+    several = not report.columns and bool(report.settings["positions"])
     columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
     columns += [] if report.columns else ["predicted", "p(predicted)"]
     columns.append("loss, nats")
@@ -216,6 +211,14 @@ def number(value: float, digits: int) -> str:
     if value and abs(value) < 0.5 * 10**-digits:
         return f"{value:.1e}"
     return f"{value:.{digits}f}" if abs(value) < 10_000 else f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.3e}"
+
+
+def _plain(value: float) -> str:
+    return number(value, 4)
+
+
+def _share(value: float) -> str:
+    return percent(value, 2)
 
 
 def percent(value: float | None, digits: int) -> str:

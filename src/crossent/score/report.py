@@ -45,7 +45,7 @@ DEFINITIONS = {
     "accuracy_standard_error": "of that mean",
     "top5_accuracy": "how often the true class is among the five most probable",
     "exact_match": "rows of which every yes and no is right",
-    "macro_f1": "the mean over classes of 2·precision·recall / (precision + recall); classes that occur or are predicted",
+    "macro_f1": "the mean over classes of 2·precision·recall / (precision + recall); classes that occur or are named",
     "brier": "the mean of Σ_k (p_k − t_k)², from 0 to 2; with several labels a row of (p − t)², from 0 to 1",
     "calibration_error": "expected calibration error: of the most probable class, in 15 equal-width bins",
     "temperature": "the T with the lowest cross entropy of softmax(x / T), fitted on the even rows",
@@ -58,9 +58,9 @@ DEFINITIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
-    """The scores of a file of logits.
+    """The scores of a file of logits; ``print`` shows its tables.
 
     Attributes:
         settings: where the numbers came from and how they were read.
@@ -83,6 +83,15 @@ class Report:
     suspects: list[Example]
     remarks: list[str]
     ids: dict[int, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        from crossent.score.faces import text
+
+        return text(self)
+
+    def __repr__(self) -> str:
+        n = self.numbers
+        return f"<Report: {n['decisions']} decisions, {n['nll_nats_mean']:.4f} nats, accuracy {n['accuracy']:.4f}>"
 
     @property
     def columns(self) -> bool:
