@@ -4,6 +4,8 @@ from crossent.check.audit import check_loss as check_loss
 from crossent.check.cards import Finding as Finding
 from crossent.check.debug import debug as debug
 from crossent.check.run import check as check
+from crossent.explain.explanation import Explanation as Explanation
+from crossent.explain.explanation import explain as explain
 from crossent.family import contrastive_cross_entropy as contrastive_cross_entropy
 from crossent.family import distillation_loss as distillation_loss
 from crossent.family import focal_loss as focal_loss
@@ -33,6 +35,7 @@ from crossent.penalties import Focal as Focal
 from crossent.penalties import Penalty as Penalty
 from crossent.penalties import Poly1 as Poly1
 from crossent.penalties import Taylor as Taylor
+from crossent.score.report import score as score
 from crossent.stats import CrossEntropyStats as CrossEntropyStats
 from crossent.stats import cross_entropy_stats as cross_entropy_stats
 
@@ -47,6 +50,7 @@ __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
     "DistillationLoss",
+    "Explanation",
     "Finding",
     "Focal",
     "FocalLoss",
@@ -69,9 +73,11 @@ __all__ = [
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",
+    "explain",
     "focal_loss",
     "implementations",
     "multilabel_cross_entropy",
     "prior_entropy",
+    "score",
     "sigmoid_focal_loss",
 ]

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
-from crossent.check.command import command as check_command
-from crossent.check.command import rule_command
+from crossent.check.command import check, rule
+from crossent.explain.command import explain
+from crossent.score.command import score
 from crossent.train import JOBS, MissingDependency
 from crossent.train.catalogue import Card, Option
 
@@ -93,6 +94,13 @@ def _extras() -> dict[str, str]:
         said[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
     return said
 
+
+# --- explain, check, score --------------------------------------------------------------------------------------------
+
+main.add_command(explain)
+main.add_command(check)
+main.add_command(rule)
+main.add_command(score)
 
 # --- train ------------------------------------------------------------------------------------------------------------
 
@@ -249,6 +257,3 @@ def _show(results: Results, out: Path, as_json: bool) -> None:
 
 for _card in JOBS.values():
     train.add_command(_training(_card))
-
-main.add_command(check_command)
-main.add_command(rule_command)

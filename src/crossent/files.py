@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -259,16 +259,21 @@ def _mapped_npy(path: str, start: int, end: int) -> Table:
     """Map the array whose header and values lie between two offsets of a file."""
     with open(path, "rb") as stream:
         stream.seek(start)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-        shape, fortran, dtype = read_header(stream)
+        shape, order, dtype = _npy_header(path, stream, end - start)
         offset = stream.tell()
+    return _table(np.memmap(path, dtype, "r", offset, shape, order) if math.prod(shape) else np.empty(shape, dtype))
+
+
+def _npy_header(path: str, stream: Any, size: int) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
+    """Read what comes before the values; it must not promise more than the bytes hold."""
+    start = stream.tell()
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+    shape, fortran, dtype = read_header(stream)
     _numeric(path, dtype)
-    needed, there = dtype.itemsize * math.prod(shape), end - offset
+    needed, there = dtype.itemsize * math.prod(shape), start + size - stream.tell()
     if min(shape, default=0) < 0 or needed > there:
         raise FileError(f"{path}: is cut short: {shape} {dtype} needs {needed} bytes, {max(there, 0)} are there")
-    if needed == 0:
-        return _table(np.empty(shape, dtype))
-    return _table(np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C"))
+    return shape, "F" if fortran else "C", dtype
 
 
 def _table(array: NDArray[Any]) -> Table:
@@ -288,7 +293,9 @@ def _npz(path: str) -> Store:
             start = _start_of_member(path, info)
             return _mapped_npy(path, start, start + info.file_size)
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
-            return _table(_whole_npy(path, stream, info.file_size))
+            # compressed: its rows cannot be found without what comes before them
+            shape, order, dtype = _npy_header(path, stream, info.file_size)
+            return _table(np.frombuffer(stream.read(), dtype, math.prod(shape)).reshape(shape, order=order))
 
     return Store(tuple(members), table)
 
@@ -302,17 +309,6 @@ def _start_of_member(path: str, info: zipfile.ZipInfo) -> int:
         raise FileError(f"{path}: is damaged: {info.filename} is not where its directory says")
     name, extra = struct.unpack("<HH", header[26:30])
     return int(info.header_offset + 30 + name + extra)
-
-
-def _whole_npy(path: str, stream: Any, size: int) -> NDArray[Any]:
-    """Read a compressed array, whose rows cannot be found without what comes before them."""
-    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-    shape, fortran, dtype = read_header(stream)
-    _numeric(path, dtype)
-    if min(shape, default=0) < 0 or dtype.itemsize * math.prod(shape) > size:
-        raise FileError(f"{path}: is cut short: {shape} {dtype} needs more than the {size} bytes that are there")
-    values = np.frombuffer(stream.read(), dtype, math.prod(shape))
-    return values.reshape(shape, order="F" if fortran else "C")
 
 
 # --- text and parquet: read once into a temporary file ----------------------------------------------------------------
@@ -491,14 +487,15 @@ def _safetensors(path: str) -> Store:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no dict)
 
     def table(key: str) -> Table:
-        # NumPy has no bfloat16, and only there is torch needed.
-        half = kinds[key] == "BF16"
-        part = safe_open(path, "pt" if half else "np").__enter__().get_slice(key)
-        if half:
-            return Table("", tuple(part.get_shape()), "bfloat16", lambda start, stop: part[start:stop].float().numpy())
-        one = part[:0]
-        _numeric(path, one.dtype)
-        return Table("", tuple(part.get_shape()), one.dtype.name, lambda start, stop: part[start:stop])
+        kind = kinds[key]
+        narrow = kind == "BF16" or kind.startswith("F8")  # NumPy has none of them, and only there is torch needed
+        part = safe_open(path, "pt" if narrow else "np").__enter__().get_slice(key)
+        if narrow:
+            dtype = "bfloat16" if kind == "BF16" else kind.lower()
+            return Table("", tuple(part.get_shape()), dtype, lambda start, stop: part[start:stop].float().numpy())
+        none = part[:0]
+        _numeric(path, none.dtype)
+        return Table("", tuple(part.get_shape()), none.dtype.name, lambda start, stop: part[start:stop])
 
     return Store(tuple(kinds), table)
 
@@ -531,14 +528,13 @@ def _pt(path: str) -> Store:
         tensor = tensors[key]
         if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
             raise FileError(f"{path}: holds a tensor of {tensor.dtype} and {tensor.layout}, not plain real numbers")
-        half = tensor.dtype == torch.bfloat16
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return Table(
-            "",
-            tuple(tensor.shape),
-            dtype,
-            lambda start, stop: (tensor[start:stop].float() if half else tensor[start:stop]).numpy(),
-        )
+        narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
+
+        def read(start: int, stop: int) -> NDArray[Any]:
+            part = tensor[start:stop]
+            return np.asarray((part.float() if narrow else part).numpy())
+
+        return Table("", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
 
     return Store(tuple(tensors), table)
 

@@ -61,7 +61,7 @@ class Unreadable(click.ClickException):
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(logits: str, labels: str | None, strict: bool, as_json: bool, **options: Any) -> None:
+def check(logits: str, labels: str | None, strict: bool, as_json: bool, **options: Any) -> None:
     """Find the usual mistakes around a cross entropy in the values it is given.
 
     LOGITS and LABELS are .npy, .npz, .csv, .tsv, .jsonl, .safetensors, .pt or .parquet files. One file may hold both, under
@@ -90,13 +90,15 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.check.facts import survey
     from crossent.check.rules import VALUES
     from crossent.check.run import read
+    from crossent.score.progress import Bar
 
     for name in ("weight", "pos_weight", "inputs", "losses"):
         if options[name] is not None:
             options[name] = _numbers(options[name], options["task"] if name == "inputs" else "")
     if options["losses"] is not None:
         options["losses"] = options["losses"].reshape(-1)
-    facts = survey(pair.logits, pair.labels, read(options))
+    with Bar() as bar:
+        facts = survey(pair.logits, pair.labels, read(options), bar)
     return facts, look(VALUES.values(), facts)
 
 
@@ -169,7 +171,7 @@ def _finite(value: float | None) -> float | None:
 @click.command("rule")
 @click.argument("name", metavar="[ID]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def rule_command(name: str | None, as_json: bool) -> None:
+def rule(name: str | None, as_json: bool) -> None:
     """Explain a rule of check or check_loss, or list them all."""
     from crossent.check.rules import CARDS
 

@@ -6,7 +6,7 @@ time. The cost of a class is that of ``crossent.reference``, without class weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, nan, prod, sqrt
@@ -374,8 +374,10 @@ class Facts:
         return self.layout.kind != ""
 
 
-def survey(logits: Table, target: Table | None, options: Options) -> Facts:
-    """Read everything once."""
+def survey(
+    logits: Table, target: Table | None, options: Options, watch: Callable[[str, int, int], None] | None = None
+) -> Facts:
+    """Read everything once; ``watch`` is told how far."""
     layout = layout_of(logits, target, options)
     facts = Facts(
         options,
@@ -386,6 +388,8 @@ def survey(logits: Table, target: Table | None, options: Options) -> Facts:
         LossFacts(np.zeros(layout.num_classes), np.zeros(layout.num_classes)),
     )
     for x, raw, start in blocks(logits, target, layout):
+        if watch is not None:
+            watch("reading", start, len(logits))
         if layout.square:
             _add_last_axis(facts, x, raw)
         for piece in _pieces(facts, x, raw, start):
