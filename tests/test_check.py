@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -545,6 +546,13 @@ def test_infinite_rows():
     assert "every logit is −inf in 1 of 40 rows (row 5" in second.seen
 
 
+def test_a_course_that_becomes_nan():
+    x, y = learned(40, 4)
+    (finding,) = check(x, y, losses=[1.4, 1.2, NAN, NAN])
+    assert finding.rule == "CE115"
+    assert "the loss is nan from value 2 of 4 on, counted from 0; before it was 1.2" in finding.seen
+
+
 # --- where a loss starts and stays ------------------------------------------------------------------------------------
 
 
@@ -702,9 +710,41 @@ def test_settings_are_checked():
             check(normal(2, 2), [0, 1], **wrong)
     with pytest.raises(ValueError):
         check(np.zeros((0, 3)), [])
+    x, tokens = sentence()
+    with pytest.raises(ValueError, match="inputs must have the shape"):
+        check(x, tokens, task="lm", inputs=tokens[:, :4])
+    with pytest.raises(ValueError, match="token ids"):
+        check(x, reference.softmax(x), task="lm", shift=True)
     with pytest.raises(TypeError, match="real numbers"):
         check([["a"]], [0])
     assert "task" in NAMES
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_comes_is_answered_or_refused_with_a_reason(data):
+    sizes = st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple)
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shape = data.draw(sizes)
+    x = random.choice([0.0, 0.3, -2.0, 1e5, NAN, INF, -INF], size=shape)
+    of = data.draw(st.sampled_from([shape, shape[:-1], shape[:1] + shape[2:], data.draw(sizes)]))
+    target = random.choice([-100.0, 0.0, 1.0, 2.0, 0.5, 255.0, NAN], size=of)
+    given = {
+        "task": data.draw(st.sampled_from(["multiclass", "binary", "lm"])),
+        "dim": data.draw(st.sampled_from([None, None, 0, -1, 2])),
+        "weight": data.draw(st.sampled_from([None, random.random(3)])),
+        "pos_weight": data.draw(st.sampled_from([None, random.random(data.draw(sizes))])),
+        "label_smoothing": data.draw(st.sampled_from([0.0, 0.1])),
+        "micro_batch": data.draw(st.sampled_from([None, 2])),
+        "losses": data.draw(st.sampled_from([None, random.random(20), [NAN] * 9])),
+    }
+    if given["task"] == "lm":
+        given |= {"shift": data.draw(st.booleans()), "inputs": data.draw(st.sampled_from([None, target]))}
+    try:
+        said = str(check(x, data.draw(st.sampled_from([target, target.round(), None])), **given))
+    except ValueError as error:
+        said = str(error)
+    assert re.search(r"^CE\d\d\d|Nothing found|must|needs|is for", said)
 
 
 def test_every_rule_has_a_card_that_says_everything():

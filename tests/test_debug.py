@@ -117,6 +117,16 @@ def test_only_the_first_batches_are_looked_at():
     assert seen(lambda: crossent.cross_entropy(next(calls), y), first_n=2, times=4)[1] == []
 
 
+def test_the_first_batch_with_nan_is_looked_at():
+    x, y = batch()
+    broken = x.clone()
+    broken[17] = float("nan")
+    calls = iter([x] * 6 + [broken] * 3)
+    said, rules = seen(lambda: crossent.cross_entropy(next(calls), y), first_n=2, times=9)
+    assert rules == ["CE115"]
+    assert "row 17" in said[0]
+
+
 def test_a_loss_that_stays_is_seen_later():
     _, y = batch(256)
     quiet = torch.zeros(256, 10)

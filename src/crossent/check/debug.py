@@ -12,6 +12,7 @@ import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -50,6 +51,7 @@ class Course:
     """What is known of the calls at one site."""
 
     calls: int = 0
+    broken: bool = False  # a loss was nan or inf, and was looked at
     losses: array[float] = field(default_factory=lambda: array("d"))
     facts: Facts | None = None
     said: set[str] = field(default_factory=set)
@@ -91,9 +93,11 @@ class Debug:
         site = _site(kind)
         known = self._courses.setdefault(site, Course())
         known.calls += 1
+        value = float(loss.detach()) if loss.dim() == 0 else 0.0
         if averaged and target.plain and loss.dim() == 0:
-            known.losses.append(float(loss.detach()))
-        if known.calls <= self.first_n:
+            known.losses.append(value)
+        if known.calls <= self.first_n or (not isfinite(value) and not known.broken):
+            known.broken |= not isfinite(value)
             # an axis that was named need not be guessed
             self._look(site, known, logits, target, loss, None if input is logits else 1)
         elif known.facts is not None and _again(len(known.losses)):
@@ -131,7 +135,7 @@ def debug(first_n: int = 3) -> Debug:
 
     What is found is a :class:`crossent.check.debug.CheckWarning` at the line that called the loss, once for each rule. After the
     first batches only the value of the loss is read: whether it stays at ``ln C``, at the entropy of the labels, or at the floor
-    of two softmaxes. ``CROSSENT_DEBUG=3`` in the environment does the same without a change to the code.
+    of two softmaxes; and a batch whose loss is the first to be nan or inf is looked at. ``CROSSENT_DEBUG=3`` in the environment does the same without a change to the code.
 
     Args:
         first_n: how many calls of every line to look at.

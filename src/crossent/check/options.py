@@ -133,6 +133,10 @@ def layout_of(logits: Table, target: Table | None, options: Options) -> Layout:
     if not logits.shape or 0 in logits.shape:
         raise ValueError(f"logits must have a value at least, got shape {logits.shape}")
     layout = _binary(logits, target, options) if options.binary else _softmax(logits, target, options)
+    if options.inputs is not None and target is not None and options.inputs.shape != target.shape:
+        raise ValueError(f"inputs must have the shape of the labels {target.shape}, got {options.inputs.shape}")
+    if options.shift and layout.kind == "weights":
+        raise ValueError(f"shift=True is for token ids (B, T), got a target of the logits' shape {layout.shape}")
     if options.shift and layout.kind:
         return replace(layout, rows=(layout.rows[0], layout.rows[1] - 1))
     return layout

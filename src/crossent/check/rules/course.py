@@ -34,7 +34,7 @@ def levels(facts: Facts) -> Levels:
         floor = reference.double_softmax_floor(facts.C) if known else None
         return Levels(reference.expected_initial_loss(facts.C), prior, floor, f"ln {facts.C}")
     start = reference.expected_initial_loss(2)
-    if not known or facts.target.outside.count:
+    if not known or facts.target.outside.count or facts.loss.loss.n == 0:
         return Levels(start, None, None, "ln 2")
     each = facts.loss.loss.n / facts.C
     prior = float(np.mean([reference.prior_entropy([yes, each - yes]) for yes in counts]))
@@ -88,6 +88,8 @@ def far_above(facts: Facts) -> Iterator[str | Seen]:
     """A first value, or a second half, that is more than a nat, and more than a quarter, above."""
     losses, (start, _, _, said) = facts.options.losses, levels(facts)
     limit = start + max(1.0, 0.25 * start)
+    if start == 0:  # one class, which is another rule's
+        return
     if losses and losses[0] > limit:
         yield f"the first loss is {losses[0]:.4f}; {said} = {start:.4f}"
     elif len(losses) >= LEAST and _tail(facts) > limit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import floor, log2
+from math import floor, isfinite, log2
 
 from crossent import reference
 from crossent.check.cards import Card, Rule, Seen, rule
@@ -164,8 +164,9 @@ def one_logit_a_row(facts: Facts) -> Iterator[str]:
         "A logit of −inf says that a class is impossible. Label smoothing asks for a little of every class, and a "
         "target on a masked class for all of it: the loss is inf. In torch a soft target of exactly 0 there is nan, "
         "0 · (−inf).",
-        "Mask with class_mask= of crossent.cross_entropy, which smooths over the allowed classes only, or with a "
-        "large negative number such as −1e4 instead of −inf; and see that no row's own class is masked.",
+        "Mask with class_mask= of crossent.cross_entropy, which smooths over the allowed classes only and takes "
+        "soft targets, and see that no row's own class is masked. A large negative number instead of −inf only "
+        "makes a large loss of an infinite one.",
         "google-deepmind/optax issue 896",
     ),
 )
@@ -235,7 +236,12 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
 )
 def not_a_number(facts: Facts) -> Iterator[Seen]:
     """Where the first nan is, and what that says about its origin."""
-    seen, total = facts.logits, facts.rows
+    seen, total, losses = facts.logits, facts.rows, facts.options.losses
+    broken = [k for k, loss in enumerate(losses) if not isfinite(loss)]
+    if broken and not facts.options.live:
+        k = broken[0]
+        before = f"; before it was {losses[k - 1]:.4g}" if k else ""
+        yield Seen(f"the loss is {losses[k]} from value {k} of {len(losses)} on, counted from 0{before}")
     if seen.nan.count:
         yield _nan_finding(facts, seen.nan)
     if seen.infinite.count and facts.dtype != "float16":
