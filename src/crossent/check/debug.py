@@ -135,7 +135,8 @@ def debug(first_n: int = 3) -> Debug:
 
     What is found is a :class:`crossent.check.debug.CheckWarning` at the line that called the loss, once for each rule. After the
     first batches only the value of the loss is read: whether it stays at ``ln C``, at the entropy of the labels, or at the floor
-    of two softmaxes; and a batch whose loss is the first to be nan or inf is looked at. ``CROSSENT_DEBUG=3`` in the environment does the same without a change to the code.
+    of two softmaxes; and the first batch with a loss of nan or inf is looked at. ``CROSSENT_DEBUG=1`` in the environment does the
+    same without a change to the code, a larger number is ``first_n``.
 
     Args:
         first_n: how many calls of every line to look at.
