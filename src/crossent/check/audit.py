@@ -6,6 +6,7 @@ tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,11 +112,6 @@ class Subject:
         """The target that is used where one is enough."""
         return next(iter(self.targets.values()))
 
-    @property
-    def one_label(self) -> Any:
-        """The target with one label a row."""
-        return self.targets.get(INDICES, self.targets.get(ONE_LABEL, self.target))
-
     def labels(self, y: Any) -> Any:
         """Write class indices as the loss takes them."""
         return np.asarray(y) if INDICES in self.targets else np.eye(self.classes)[np.asarray(y)]
@@ -218,13 +214,19 @@ class Subject:
         self.measured[rule] = said
 
     def _reduction(self) -> tuple[str, float]:
+        """Find out how rows are put together, by giving them twice."""
         once, target = self.value(self.x, self.target), self.target
         if once.size > 1:
             return "none", 1.0
-        twice = self.total(np.concatenate([self.x, self.x]), np.concatenate([target, target])) / float(once.sum())
-        names = {1: "mean", 2: "sum"}
-        near = round(twice) if np.isfinite(twice) and abs(twice - round(twice)) < 1e-3 else 0
-        return names.get(near, ""), twice
+        try:
+            both = self.total(np.concatenate([self.x, self.x]), np.concatenate([target, target]))
+        except Unable:
+            return "", math.nan
+        twice = both / float(once.sum())
+        for name, ratio in (("mean", 1), ("sum", 2)):
+            if abs(twice - ratio) < 1e-3:
+                return name, twice
+        return "", twice
 
     def _binary(self) -> bool:
         """Find out whether the gradient of a logit depends on the others of its row."""
@@ -282,10 +284,7 @@ def check_loss(
         raise ValueError(f"{called} differs from call to call: fix its seed, or leave out what is random, to audit it")
     findings = look(CUSTOM.values(), subject)
     found = {finding.rule for finding in findings}
-    trials = tuple(
-        Trial(rule, rule in found, subject.measured.get(rule, "not tried: its gradient cannot be computed"))
-        for rule in CUSTOM
-    )
+    trials = tuple(Trial(rule, rule in found, subject.measured.get(rule, "not tried: it raises")) for rule in CUSTOM)
     return LossReport(called, _about(subject), findings, trials)
 
 
