@@ -77,13 +77,7 @@ def _left_to_eager(target: Target, soft: bool) -> str | None:
         return "a logit_bias that requires grad"
     if rule.penalty not in _PENALTIES:
         return f"the penalty {rule.penalty}"
-    if rule.penalty and (soft or rule.label_smoothing):
-        return f"a penalty with {'probabilities' if soft else 'label_smoothing'}"
-    if soft and rule.margin:
-        return "a margin with probabilities"
-    if soft and mask is not None and rule.label_smoothing:
-        return "a class_mask with probabilities and label_smoothing"
-    return None
+    return "a margin with probabilities" if soft and rule.margin else None
 
 
 def _penalty(rule: Rule) -> tuple[int, float, float]:
@@ -186,20 +180,25 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
 
 
 def cross_entropy_statistics(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Compute of each row, in one pass, the stacks of the eager implementation's statistics, for class indices."""
+    """Compute of each row, in one pass, the stacks of the eager implementation's statistics."""
     dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
     told, row_weights = torch.empty((4, *rows), dtype=dtype), torch.empty((2, *rows), dtype=dtype)
     lse, correct = _new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
     loss, _, target_log_prob, entropy = told
     weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
-    for x in (logits, logits.contiguous()):
+    values = target.values.contiguous() if target.indices else target.values
+    for copied in (False, True):
+        if copied:
+            logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            x, target.values.contiguous(), weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
+            logits, values, weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
             members, (entropy, target_log_prob, correct),
         )  # fmt: skip
         if total is not None:
             break
-    torch.add(lse[0], lse[1], out=told[1]).masked_fill_(target.values == target.ignore_index, 0.0)
+    torch.add(lse[0], lse[1], out=told[1])
+    if target.indices:
+        told[1].masked_fill_(target.values == target.ignore_index, 0.0)
     row_weights[1] = correct
     return told, row_weights
 
