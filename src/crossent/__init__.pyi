@@ -1,4 +1,5 @@
 from crossent._version import __version__ as __version__
+from crossent.blocks import Teacher as Teacher
 from crossent.family import contrastive_cross_entropy as contrastive_cross_entropy
 from crossent.family import distillation_loss as distillation_loss
 from crossent.family import focal_loss as focal_loss
@@ -12,10 +13,15 @@ from crossent.helpers import expected_initial_loss as expected_initial_loss
 from crossent.helpers import prior_entropy as prior_entropy
 from crossent.impl import choose_implementation as choose_implementation
 from crossent.impl import implementations as implementations
+from crossent.linear import LinearPlan as LinearPlan
+from crossent.linear import linear_cross_entropy as linear_cross_entropy
+from crossent.linear import linear_cross_entropy_stats as linear_cross_entropy_stats
+from crossent.linear import linear_plan as linear_plan
 from crossent.modules import BCEWithLogitsLoss as BCEWithLogitsLoss
 from crossent.modules import CrossEntropyLoss as CrossEntropyLoss
 from crossent.modules import DistillationLoss as DistillationLoss
 from crossent.modules import FocalLoss as FocalLoss
+from crossent.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from crossent.modules import MultilabelCrossEntropyLoss as MultilabelCrossEntropyLoss
 from crossent.modules import SigmoidFocalLoss as SigmoidFocalLoss
 from crossent.penalties import GCE as GCE
@@ -44,11 +50,14 @@ __all__ = [
     "DistillationLoss",
     "Focal",
     "FocalLoss",
+    "LinearCrossEntropyLoss",
+    "LinearPlan",
     "MultilabelCrossEntropyLoss",
     "Penalty",
     "Poly1",
     "SigmoidFocalLoss",
     "Taylor",
+    "Teacher",
     "__version__",
     "binary_cross_entropy_with_logits",
     "choose_implementation",
@@ -61,6 +70,9 @@ __all__ = [
     "expected_initial_loss",
     "focal_loss",
     "implementations",
+    "linear_cross_entropy",
+    "linear_cross_entropy_stats",
+    "linear_plan",
     "multilabel_cross_entropy",
     "prior_entropy",
     "sigmoid_focal_loss",
