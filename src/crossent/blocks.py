@@ -9,7 +9,7 @@ out of the products. Nothing here knows autograd.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil, prod
+from math import ceil, isqrt, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from crossent.targets import Target
 
 _WORTHWHILE = 16  # rows are left out where at least one in so many is ignored
 _EAGER_COPIES = 6  # tensors in float32 as large as the logits that torch operations make on their way
+_MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 8 << 20  # bytes of a piece of the head's gradient that is widened at a time
 
 
@@ -150,11 +151,17 @@ def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: 
 
 
 class Gradients:
-    """The gradients of hidden states, matrix and bias, as far as they are needed, added up over blocks."""
+    """The gradients of hidden states, matrix and bias, as far as they are needed, added up over ``count`` blocks.
 
-    def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, several: bool, skipping: bool) -> None:
+    Each block's share of a head's gradient is rounded as it is added. Where there are so many that this would show, those of
+    some blocks are added up first, in a second piece of memory.
+    """
+
+    def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, count: int, skipping: bool) -> None:
         self.head, self.needs, self.impl = head, needs, impl
-        self.wide = torch.promote_types(head.weight.dtype, torch.float32) if several else head.weight.dtype
+        self.wide = torch.promote_types(head.weight.dtype, torch.float32) if count > 1 else head.weight.dtype
+        self.group, self.added = isqrt(count) if count > _MANY and self.wide == head.weight.dtype else 0, 0
+        self.sums: Tensor | None = None
         self.input = new(impl, tuple(head.input.shape), head.input) if needs[0] else None
         if self.input is not None and skipping:
             self.input.zero_()
@@ -179,6 +186,10 @@ class Gradients:
         first = self.weight is None
         if self.weight is None:
             self.weight = new(self.impl, tuple(self.head.weight.shape), self.head.weight, self.wide)
+        elif self.group and self.added % self.group == 0:
+            self.sums = self.weight.clone() if self.sums is None else self.sums.add_(self.weight)
+            first = True
+        self.added += 1
         if self.wide == g.dtype:
             if first:
                 torch.mm(g.t(), x, out=self.weight)
@@ -194,6 +205,8 @@ class Gradients:
         """Return the gradients in the dtype of what they belong to; zeros where no row counted."""
         head = self.head
         weight = torch.zeros_like(head.weight) if self.needs[1] and self.weight is None else self.weight
+        if weight is not None and self.sums is not None:
+            weight = self.sums.add_(weight)
         bias = self.bias
         if head.bias is not None and self.needs[2]:
             bias = torch.zeros_like(head.bias) if bias is None else bias.to(head.bias.dtype)
@@ -203,7 +216,7 @@ class Gradients:
 def _gradients_for(head: Head, plan: Plan, needs: tuple[bool, ...]) -> Gradients:
     keep = counted(head, plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
-    return Gradients(head, needs, plan.impl, size > block_size(head, plan, size), keep is not None)
+    return Gradients(head, needs, plan.impl, ceil(size / block_size(head, plan, size)), keep is not None)
 
 
 def loss_and_gradients(

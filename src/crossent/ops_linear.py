@@ -149,7 +149,8 @@ class LinearCrossEntropy(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None, None, None, *ctx.rest)
-        inputs, formed = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        saved = ctx.saved_tensors  # once: a checkpoint that recomputes hands them out no more often
+        inputs, formed = saved[:3], saved[3:]
         if not torch.compiler.is_compiling() and _differentiated(grad, *inputs):
             return (*ctx.again.gradients(grad, inputs, ctx.needs), *ctx.rest)
         found = iter(_scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
