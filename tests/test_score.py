@@ -431,6 +431,7 @@ BAD = np.where(np.arange(N)[:, None] % 150 == 7, np.nan, X)
             r"labels: has shape \(400,\), but --task multilabel needs zeros and ones of shape",
         ),
         (X, 2 * np.eye(C)[Y], {"task": "multilabel"}, "has label 2, but --task multilabel takes 0 and 1"),
+        (Y, X, {}, r"labels: has shape \(400, 8\), and logits only \(400,\): logits first, then labels"),
         (X[:, 0], Y, {}, "logits: has one logit a row, which is no softmax but a yes or no: --task multilabel"),
         (X[:, :1], Y, {}, "logits: has one logit a row"),
         (X.reshape(10, 40, C), Y.reshape(10, 40), {}, r"labels of shape \(10, 8\): --class-dim names another axis"),

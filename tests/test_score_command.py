@@ -209,6 +209,20 @@ def test_of_many_classes_the_costliest_are_shown():
     said = asked("many.npz", "--top", "4").stdout
     assert "Classes: the 4 of 50 with the largest share of the loss" in said
     assert len(json.loads(asked("many.npz", "--top", "4", "--json").stdout)["classes"]) == 50
+    np.savez("more.npz", logits=RNG.normal(size=(20, 1001)), labels=RNG.integers(0, 1001, 20))
+    shares = [row["loss_share"] for row in json.loads(asked("more.npz", "--json").stdout)["classes"]]
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 1 / 20
+
+
+def test_long_names_are_folded_and_numbers_are_not():
+    names = [f"{name} of the kind that nobody has ever seen before" for name in NAMES]
+    said = asked("preds.npz", "--class-names", ",".join(names)).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    assert "…" not in said
+    numbers = re.findall(r"\d+\.\d+", asked("preds.npz").stdout)
+    assert re.findall(r"\d+\.\d+", said) == numbers
 
 
 # --- gates ------------------------------------------------------------------------------------------------------------

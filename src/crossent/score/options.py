@@ -96,6 +96,10 @@ def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
     """
     if options.task == "multilabel":
         return _multilabel(logits, labels)
+    if len(labels.shape) > len(logits.shape):
+        raise FileError(
+            f"{labels.name}: has shape {labels.shape}, and {logits.name} only {logits.shape}: logits first, then labels"
+        )
     if len(logits.shape) < 2 or logits.shape == (len(logits), 1):
         raise FileError(
             f"{logits.name}: has one logit a row, which is no softmax but a yes or no: --task multilabel scores it with a sigmoid"

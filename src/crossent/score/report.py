@@ -14,7 +14,18 @@ from numpy.typing import ArrayLike
 from crossent.files import FileError, Table
 from crossent.reference import expected_initial_loss
 from crossent.score.blocks import Reader
-from crossent.score.measures import Accuracy, Bin, Brier, Calibration, Classes, ClassRow, Example, Loss, Suspects
+from crossent.score.measures import (
+    Accuracy,
+    Bin,
+    Brier,
+    Calibration,
+    Classes,
+    ClassRow,
+    ExactMatch,
+    Example,
+    Loss,
+    Suspects,
+)
 from crossent.score.measures import Largest as Worst
 from crossent.score.options import Options, layout_of
 from crossent.score.temperature import LIMITS, BeforeAndAfter, fit
@@ -98,15 +109,22 @@ class Report:
         """Whether a row has several labels, and an example is the yes or no of one class."""
         return bool(self.settings["task"] == "multilabel")
 
+    def costliest(self, most: int) -> list[ClassRow]:
+        """Return the classes; of more than so many the first ``top`` by their share of the loss."""
+        if len(self.classes) <= most:
+            return self.classes
+        shares = np.nan_to_num([row.loss_share for row in self.classes])
+        return [self.classes[k] for k in np.argsort(-shares, kind="stable")[: max(self.settings["top"], 1)]]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain data, with None for what is not finite."""
+        """Return everything as plain data, with None for what is not finite; of more than 1000 classes the costliest."""
         document = {
             "schema": SCHEMA,
             "settings": self.settings,
             "numbers": self.numbers,
             "definitions": {key: DEFINITIONS[key] for key in self.numbers},
             "remarks": self.remarks,
-            "classes": [{"name": self.class_names[row.label], **row._asdict()} for row in self.classes],
+            "classes": [{"name": self.class_names[row.label], **row._asdict()} for row in self.costliest(1000)],
             "calibration_bins": [each._asdict() for each in self.bins],
             "worst": [{"id": self.ids.get(each.row), **each._asdict()} for each in self.worst],
             "suspected_label_errors": [{"id": self.ids.get(each.row), **each._asdict()} for each in self.suspects],
@@ -183,7 +201,9 @@ class Scoring:
         if options.weight is not None and len(options.weight) != self.size:
             raise FileError(f"weight: has {len(options.weight)} numbers, but {logits.name} has {self.size} classes")
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
-        self.classes, self.worst, self.suspects = Classes(self.size, self.columns), Worst(options.top), Suspects()
+        self.classes, self.worst = Classes(self.size, self.columns), Worst(options.top)
+        self.exact = ExactMatch() if self.columns else None
+        self.suspects = Suspects() if options.task != "lm" else None  # a token is what was written
         self.tempered: BeforeAndAfter | None = None
 
     def report(self) -> Report:
@@ -193,22 +213,27 @@ class Scoring:
             fit(self.reader, lambda step: self.watch("fitting the temperature", step, 0)) if rows > 1 else None
         )
         self.tempered = None if temperature is None else BeforeAndAfter(temperature)
-        parts: list[Any] = [self.loss, self.accuracy, self.brier, self.calibration, self.classes]
-        parts += [self.tempered] if self.tempered else []
-        parts += [self.suspects] if self.options.task != "lm" else []
+        optional = (self.exact, self.suspects, self.tempered)
+        parts: list[Any] = [
+            self.loss,
+            self.accuracy,
+            self.brier,
+            self.calibration,
+            self.classes,
+            *filter(None, optional),
+        ]
         with np.errstate(over="ignore"):  # logits further apart than float64 reaches cost inf
             for block in self.reader.blocks(lambda done: self.watch("scoring", done, rows)):
                 for part in parts:
                     part.add(block)
                 self.worst.add(block, block.nll)
-        self.accuracy.finish()
         if not self.loss.decisions:
             raise FileError(
                 f"{self.reader.labels.name}: every label is ignore_index={self.options.ignore_index}; nothing to score"
             )
-        suspects = self.suspects.found(self.classes)
+        suspects = self.suspects.found(self.classes) if self.suspects else []
         numbers = {**self._counts(), **self._losses(), **self._decisions(), **self._probabilities()}
-        numbers["suspected_label_errors"] = None if self.options.task == "lm" else len(suspects)
+        numbers["suspected_label_errors"] = len(suspects) if self.suspects else None
         return Report(
             settings=self._settings(),
             numbers=numbers,
@@ -264,7 +289,7 @@ class Scoring:
             "accuracy": accuracy.first.value,
             "accuracy_standard_error": accuracy.first.standard_error,
             "top5_accuracy": accuracy.top5.value if self.layout.choices > 5 else None,
-            "exact_match": accuracy.exact.value if self.columns else None,
+            "exact_match": self.exact.share if self.exact else None,
             "macro_f1": self.classes.macro_f1,
         }
 
@@ -302,10 +327,10 @@ class Scoring:
                 else "on the even rows equal chances do better"
             )
             said.append(f"The temperature ran into its limit of {temperature:g}: {why}.")
-        missing = sum(row.decisions == 0 for row in self.classes.rows())
+        missing = self.classes.missing
         if missing and self.options.task != "lm":
             said.append(f"{missing} of the {self.size} classes do not occur among the labels.")
-        if not self.suspects.complete:
+        if self.suspects and not self.suspects.complete:
             said.append("There are more suspected label errors than were counted.")
         return said
 
