@@ -186,6 +186,14 @@ def test_pixels_tokens_and_one_hot_rows_are_decisions():
             assert found[key] == pytest.approx(plain[key], rel=1e-6), key
 
 
+def test_an_axis_that_is_not_clear_is_said():
+    square = X[:64].reshape(8, 8, C)
+    said = "The classes could lie in axis 1 or 2; axis {} was taken."
+    assert said.format(1) in score(square, Y[:64].reshape(8, 8)[:, :8]).remarks[-2]
+    assert said.format(2) in score(square, Y[:64].reshape(8, 8), task="lm").remarks
+    assert not any("could lie" in remark for remark in score(square, Y[:64].reshape(8, 8), class_dim=2).remarks)
+
+
 def test_a_place_in_a_row_is_where_it_was():
     images, masks = X.reshape(10, 5, 8, C).transpose(0, 3, 1, 2), Y.reshape(10, 5, 8)
     for worst in score(images, masks).worst:
@@ -434,10 +442,15 @@ BAD = np.where(np.arange(N)[:, None] % 150 == 7, np.nan, X)
         (Y, X, {}, r"labels: has shape \(400, 8\), and logits only \(400,\): logits first, then labels"),
         (X[:, 0], Y, {}, "logits: has one logit a row, which is no softmax but a yes or no: --task multilabel"),
         (X[:, :1], Y, {}, "logits: has one logit a row"),
-        (X.reshape(10, 40, C), Y.reshape(10, 40), {}, r"labels of shape \(10, 8\): --class-dim names another axis"),
+        (X.reshape(10, 40, C), Y.reshape(10, 40), {}, r"labels of shape \(10, 8\): --class-dim 2 would fit"),
         (X, Y, {"task": "lm", "shift": True}, r"--shift needs logits of shape \(N, T, V\)"),
-        (X, Y, {"weight": [1.0, 2.0]}, "weight: has 2 numbers, but logits has 8 classes"),
-        (X, Y, {"class_names": ("a", "b")}, "class names: there are 2, but logits has 8 classes"),
+        (
+            X.T,
+            Y,
+            {},
+            r"labels of shape \(8,\): the classes seem to come first, where the rows belong; save the logits transposed",
+        ),
+        (X, Y[:5], {}, r"labels: has shape \(5,\), but logits of shape \(400, 8\) .* need labels of shape \(400,\)$"),
         (X[:0], Y[:0], {}, "logits: must hold at least one row"),
         (X.astype(complex), Y, {}, "logits: holds complex128, not real numbers"),
     ],
@@ -459,6 +472,8 @@ def test_files_that_cannot_be_scored(logits, labels, options, said):
         ({"shift": True}, "shift is for tokens: it needs task lm"),
         ({"class_dim": 0}, r"class_dim must lie between 1 and 1 for logits of shape \(400, 8\)"),
         ({"class_dim": 1, "task": "multilabel"}, "class_dim is for the softmax"),
+        ({"weight": [1.0, 2.0]}, "weight has 2 numbers, but logits has 8 classes"),
+        ({"class_names": ("a", "b")}, "class_names names 2, but logits has 8 classes"),
         ({"top": -1}, "top must be 0 or more"),
         ({"bytes": 0}, "bytes must be 1 or more"),
     ],

@@ -87,7 +87,7 @@ def score(
         report = _report(logits, labels, ids, options)
         failed = [gate for gate in gates if gate.holds(report)]
     except OptionError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.BadParameter(error.problem, param_hint=f"'--{error.option.replace('_', '-')}'") from None
     except FileError as error:
         raise _Unreadable(str(error)) from None
     for remark in report.remarks:

@@ -27,7 +27,7 @@ from crossent.score.measures import (
     Suspects,
 )
 from crossent.score.measures import Largest as Worst
-from crossent.score.options import Options, layout_of
+from crossent.score.options import OptionError, Options, class_axes, layout_of
 from crossent.score.temperature import LIMITS, BeforeAndAfter, fit
 
 SCHEMA = "crossent.score/1"
@@ -199,7 +199,7 @@ class Scoring:
         self.size = self.layout.per_row if self.columns else self.layout.choices
         self.names = _class_names(logits, options, self.size)
         if options.weight is not None and len(options.weight) != self.size:
-            raise FileError(f"weight: has {len(options.weight)} numbers, but {logits.name} has {self.size} classes")
+            raise OptionError("weight", f"has {len(options.weight)} numbers, but {logits.name} has {self.size} classes")
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
         self.classes, self.worst = Classes(self.size, self.columns), Worst(options.top)
         self.exact = ExactMatch() if self.columns else None
@@ -327,6 +327,11 @@ class Scoring:
                 else "on the even rows equal chances do better"
             )
             said.append(f"The temperature ran into its limit of {temperature:g}: {why}.")
+        axes = [axis for axis in class_axes(self.reader.logits, self.reader.labels) if axis > 0]
+        if len(axes) > 1 and self.options.class_dim is None and self.layout.axis is not None:
+            said.append(
+                f"The classes could lie in axis {' or '.join(map(str, axes))}; axis {self.layout.axis} was taken."
+            )
         missing = self.classes.missing
         if missing and self.options.task != "lm":
             said.append(f"{missing} of the {self.size} classes do not occur among the labels.")
@@ -344,5 +349,5 @@ def _class_names(logits: Table, options: Options, size: int) -> tuple[str, ...]:
     if names is None:
         return tuple(map(str, range(size)))
     if len(names) != size:
-        raise FileError(f"class names: there are {len(names)}, but {logits.name} has {size} classes")
+        raise OptionError("class_names", f"names {len(names)}, but {logits.name} has {size} classes")
     return tuple(names)
