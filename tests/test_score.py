@@ -25,7 +25,8 @@ from crossent import reference
 from crossent.files import FileError
 from crossent.score import blocks, measures, temperature
 from crossent.score.options import OptionError
-from crossent.score.report import DEFINITIONS, score
+from crossent.score.report import DEFINITIONS
+from crossent.score.scoring import score
 
 N, C = 400, 8
 RNG = np.random.default_rng(0)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from crossent import cli
 from crossent.score import gates, progress
-from crossent.score.report import DEFINITIONS, score
+from crossent.score.report import DEFINITIONS
+from crossent.score.scoring import score
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
@@ -315,6 +316,16 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(args, said):
 
 
 # --- time and space ---------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom crossent.cli import main\ntry:\n    main(['score', '--help'])\nexcept SystemExit:\n"
+        "    print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.endswith("\n[]\n")
+    assert max(map(len, ran.stdout.splitlines())) <= 80
 
 
 def test_neither_torch_nor_matplotlib_is_imported():

@@ -30,7 +30,7 @@ from crossent.penalties import Focal as Focal
 from crossent.penalties import Penalty as Penalty
 from crossent.penalties import Poly1 as Poly1
 from crossent.penalties import Taylor as Taylor
-from crossent.score.report import score as score
+from crossent.score.scoring import score as score
 from crossent.stats import CrossEntropyStats as CrossEntropyStats
 from crossent.stats import cross_entropy_stats as cross_entropy_stats
 

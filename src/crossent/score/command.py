@@ -113,7 +113,7 @@ def _report(logits: str, labels: str | None, ids: str | None, options: dict[str,
 
     from crossent.score import words
     from crossent.score.progress import Bar
-    from crossent.score.report import score as scored
+    from crossent.score.scoring import score as scored
 
     for name, read in (("weight", words.numbers), ("class_names", words.words)):
         options[name] = None if options[name] is None else read(options[name])
