@@ -380,6 +380,8 @@ def test_remarks_say_what_no_number_does():
         in score(np.tile(prior + 0.01 * RNG.normal(size=C), (N, 1)), Y).remarks[0]
     )
     assert score(X / 3, Y).remarks == ["1 of the 8 classes do not occur among the labels."]
+    assert not any("temperature" in remark for remark in score(X[:1], Y[:1]).remarks)
+    assert "No temperature could be fitted" in score(X, np.where(np.arange(N) % 2, Y, -100)).remarks[-2]
 
 
 def test_logits_too_far_apart_for_float64_cost_infinitely_much():

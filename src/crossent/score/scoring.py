@@ -185,9 +185,11 @@ class Scoring:
         elif numbers["nll_nats_mean"] > numbers["prior_nll_nats"]:
             said.append("The cross entropy is above H(prior): the class frequencies alone would do better.")
         temperature = numbers["temperature"]
-        if temperature is None and not numbers["infinite"]:
+        if len(self.reader.logits) < 2 or numbers["infinite"]:
+            pass  # nothing to fit
+        elif temperature is None:
             said.append("No temperature could be fitted: the even rows hold no labels that count.")
-        elif temperature is not None and not LIMITS[0] * 1.001 < temperature < LIMITS[1] * 0.999:
+        elif not LIMITS[0] * 1.001 < temperature < LIMITS[1] * 0.999:
             why = "being surer always pays" if temperature < 1 else "equal chances would do better"
             said.append(f"The temperature ran into its limit of {temperature:g}: on the even rows {why}.")
         axes = [axis for axis in class_axes(self.reader.logits, self.reader.labels) if axis > 0]
