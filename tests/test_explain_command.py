@@ -48,7 +48,7 @@ def test_a_row_is_explained():
     ("args", "call"),
     [
         (["--logits", "-6,6,0", "--target", "0", "--losses", "ce,bce"], ([-6, 6, 0], 0, "ce,bce")),
-        (["--logits=-6 6  0", "--target", "0,2", "--losses=all"], ([-6, 6, 0], {0, 2}, "all")),
+        (["--logits=-6, 6,0", "--target", "0,2", "--losses=all"], ([-6, 6, 0], {0, 2}, "all")),
         (["--logits", "-inf,1", "--target", "1,0", "--losses=ce"], ([-np.inf, 1], {0}, "ce")),
         (["--logits", "1,2", "--target", ".5,.5"], ([1, 2], [0.5, 0.5])),
         (["--logits", "1,2", "--target", ""], ([1, 2], [])),
@@ -88,6 +88,15 @@ def test_options_stand_above_the_file(files):
     assert document["references"]["prior_entropy"] == pytest.approx(np.log(3))
 
 
+def test_names_and_counts_of_classes_may_be_files(files, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\nfish\n")
+    np.save("counts.npy", [1, 1, 2])
+    given = ("--class-names", "names.txt", "--prior", "counts.npy")
+    document = json.loads(asked("preds.npz", "--row", "1", "--json", *given).stdout)
+    assert document["class_names"] == ["cat", "dog", "fish"]
+    assert document["references"]["prior_entropy"] == pytest.approx(1.5 * np.log(2))
+
+
 def test_soft_labels_and_columns_of_a_file(files):
     document = json.loads(asked("x.npy", "soft.npy", "--row", "0", "--json").stdout)
     assert document["target"] == {"labels": None, "weights": [0.5, 0.5, 0.0]}
@@ -104,7 +113,7 @@ def test_soft_labels_and_columns_of_a_file(files):
         (["x.npy", "--logits", "1,2"], "give either --logits or a FILE, not both"),
         (["--logits", "1,2"], "which class is true? Give --target"),
         (["--logits", "1,2", "--target", "0", "--row", "1"], "--row is the row of a FILE"),
-        (["--logits", "1,x", "--target", "0"], "'--logits': could not convert string to float: 'x'"),
+        (["--logits", "1,x", "--target", "0"], "'1,x' is neither a file of numbers nor numbers with commas between"),
         (["--logits", "1,2", "--target", "2"], "target must lie in [0, 2), got 2: labels start at 0"),
         (["--logits", "1,2,3", "--target", ".5,.5"], "one weight for each of the 3 classes"),
         (["--logits", "1,2", "--target", "0", "--losses", "cee"], "no loss is called 'cee': did you mean 'ce'?"),

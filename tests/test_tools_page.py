@@ -28,7 +28,7 @@ def sessions() -> list[tuple[str, str]]:
 def place(tmp_path_factory):
     """Make the files of the page's first block."""
     folder = tmp_path_factory.mktemp("tools")
-    (block,) = re.findall(r"```python\n((?!>>>).*?)```", PAGE, flags=re.DOTALL)
+    block = re.findall(r"```python\n((?!>>>).*?)```", PAGE, flags=re.DOTALL)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(compile(block, "docs/tools.md", "exec"), {})

@@ -45,8 +45,8 @@ CARDS = {
             DIGITS_LOSSES["ce"],
             "−Σ t log p",
             "p − t",
-            "The true class is pulled up by the probability that it lacks, every other class is pushed down by its own "
-            "probability: together they sum to 0.",
+            "Every class is pushed from p towards t: up by what it lacks, down by what it has too much, which is all of p for "
+            "a class that is not true. The pushes sum to 0.",
             nats=True,
         ),
         Card(

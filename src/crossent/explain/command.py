@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,27 +20,6 @@ _EXAMPLES = """\
 _ALIASES = "\n".join(f"  {alias:<20}{name}" for alias, name in ALIASES.items())
 
 
-def reading(read: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Make a callback that reads an option's text, and refuses it in the words of the ValueError."""
-
-    def callback(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        try:
-            return None if text is None else read(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-
-    return callback
-
-
-def read_numbers(text: str) -> list[float]:
-    """Read numbers.
-
-    >>> read_numbers("-6,6, -inf")
-    [-6.0, 6.0, -inf]
-    """
-    return [float(word) for word in text.replace(",", " ").split()]
-
-
 def read_target(text: str) -> Any:
     """Read a class index, several, or weights; what is no number is a class name.
 
@@ -48,78 +27,72 @@ def read_target(text: str) -> Any:
     (2, [0, 2], [0.5, 0.5, 0.0], 'cat')
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    values: list[Any]
-    try:
-        values = [int(word) for word in words]
-    except ValueError:
-        try:
-            values = [float(word) for word in words]
-        except ValueError:
-            values = words
-    return values[0] if len(values) == 1 else values
+    for kind in (int, float, str):
+        with suppress(ValueError):
+            values = [kind(word) for word in words]
+            return values[0] if len(values) == 1 else values
 
 
-def read_names(text: str) -> list[str]:
-    """Read names with commas between them."""
-    return [name.strip() for name in text.split(",")]
-
-
-@click.command(epilog=f"\b\nLosses:\n{_LOSSES}\n\n\b\nOther names:\n{_ALIASES}\n\n\b\nExamples:\n{_EXAMPLES}")
+@click.command(
+    "explain", epilog=f"\b\nLosses:\n{_LOSSES}\n\n\b\nOther names:\n{_ALIASES}\n\n\b\nExamples:\n{_EXAMPLES}"
+)
 @click.argument("file", required=False)
 @click.argument("labels", required=False)
-@click.option(
-    "--logits", callback=reading(read_numbers), metavar="X,X,...", help="The logits of one row, instead of a FILE."
-)
+@click.option("--logits", metavar="X,X,...", help="The logits of one row, instead of a FILE.")
 @click.option(
     "--target",
-    callback=reading(read_target),
     metavar="T",
-    help="A class index or name; several: 0,2; or one weight for each class: 0.9,0.1,0.",
+    help="A class index or name; several: 0,2; or one weight for each class: 0.9,0.1,0.  [the label in the FILE]",
 )
 @click.option("--row", type=click.IntRange(0), metavar="N", help="The row of the FILE, the first being 0.")
 @click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
-@click.option("--class-names", callback=reading(read_names), metavar="NAME,...", help="One name for each class.")
+@click.option("--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line.")
 @click.option("--step", type=float, default=1.0, metavar="X", help="Size of the gradient step.  [1]")
-@click.option(
-    "--prior",
-    callback=reading(read_numbers),
-    metavar="N,N,...",
-    help="How many examples each class has.  [counted in the labels of the FILE]",
-)
+@click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
-def explain(
-    file: str | None, labels: str | None, row: int | None, losses: str | None, as_json: bool, **said: Any
-) -> None:
+def explain(file: str | None, labels: str | None, row: int | None, as_json: bool, **said: Any) -> None:
     """Show what each loss tells each class of one row.
 
     For every class: the probability p, the target t, its term of the loss, the gradient, which way that pushes the logit, and p
     after one gradient step.
 
-    Give the row as --logits and --target, or a FILE with logits, and LABELS unless they are in the same file, and --row.
+    Give the row as --logits and --target, or a FILE with logits, and LABELS unless they are in the same file, and --row. Files are
+    read as by crossent score.
     """
     from crossent.explain.explanation import explain as compute
-    from crossent.files import FileError
 
-    given = (said["logits"] is not None) + (file is not None)
-    if given != 1:
-        raise click.UsageError("give either --logits or a FILE" + (", not both" if given else ""))
+    if (file is None) == (said["logits"] is None):
+        raise click.UsageError("give either --logits or a FILE" + ", not both" * (file is not None))
+    if file is None and row is not None:
+        raise click.UsageError("--row is the row of a FILE")
     try:
-        if file is not None:
-            said = {**said, **{key: value for key, value in _from_file(file, labels, row).items() if said[key] is None}}
-        elif row is not None:
-            raise click.UsageError("--row is the row of a FILE")
-        if said["target"] is None:
+        given = {key: value for key, value in _read(**said).items() if value is not None}
+        arguments = {**(_from_file(file, labels, row) if file is not None else {}), **given}
+        if arguments.get("target") is None:
             raise click.UsageError("which class is true? Give --target, or a file with labels")
-        explanation = compute(losses=losses, **said)
-    except (FileError, ValueError) as error:
-        raise Unreadable(str(error)) from None
+        explanation = compute(**arguments)
+    except ValueError as error:  # FileError is one
+        raise _Unreadable(str(error)) from None
     _show(explanation, as_json)
 
 
-class Unreadable(click.ClickException):
-    """Input that cannot be explained: one sentence, and exit code 2."""
-
+class _Unreadable(click.ClickException):
     exit_code = 2
+
+
+def _read(
+    logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
+) -> dict[str, Any]:
+    """Read the texts of the options."""
+    from crossent.score.words import numbers, words
+
+    return {
+        "logits": None if logits is None else numbers(logits),
+        "target": None if target is None else read_target(target),
+        "class_names": None if class_names is None else words(class_names),
+        "prior": None if prior is None else numbers(prior),
+        **others,
+    }
 
 
 def _from_file(path: str, labels: str | None, row: int | None) -> dict[str, Any]:

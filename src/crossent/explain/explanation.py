@@ -143,7 +143,7 @@ class Explanation:
 
     def to_json(self, indent: int | None = 1) -> str:
         """Write ``to_dict`` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def __str__(self) -> str:
         from crossent.explain.terminal import text

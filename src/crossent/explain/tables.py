@@ -37,7 +37,8 @@ def legend(e: Explanation) -> str:
     )
     if len(e.losses) > 1:
         said += " All bars have one scale."
-    drawn = {bar(loss.gradient[k], _scale(e)) for loss in e.losses for k in shown(e)}
+    classes, scale = shown(e), _scale(e)
+    drawn = {bar(loss.gradient[k], scale) for loss in e.losses for k in classes}
     return said + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
 
 
@@ -100,13 +101,13 @@ def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
 
 def comparison(e: Explanation) -> Grid:
     """Tabulate the losses side by side: what each does for the class that counts most."""
-    k = focus(e)
+    k, scale = focus(e), _scale(e)
     rows = tuple(
         (
             loss.name,
             number(loss.loss),
             signed(loss.gradient[k]),
-            bar(loss.gradient[k], _scale(e)),
+            bar(loss.gradient[k], scale),
             number(loss.p[k]),
             number(loss.p_after[k]),
             _sum_text(loss.gradient),
