@@ -16,6 +16,7 @@ _HOME = {
     "CrossEntropyLoss": "modules",
     "CrossEntropyStats": "stats",
     "DistillationLoss": "modules",
+    "Explanation": "explain.explanation",
     "Focal": "penalties",
     "FocalLoss": "modules",
     "GCE": "penalties",
@@ -38,6 +39,7 @@ _HOME = {
     "distillation_loss": "family",
     "double_softmax_floor": "helpers",
     "expected_initial_loss": "helpers",
+    "explain": "explain",
     "focal_loss": "family",
     "implementations": "impl",
     "linear_cross_entropy": "linear",
@@ -45,6 +47,7 @@ _HOME = {
     "linear_plan": "linear",
     "multilabel_cross_entropy": "family",
     "prior_entropy": "helpers",
+    "score": "score",
     "sigmoid_focal_loss": "family",
 }
 
@@ -54,7 +57,9 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'crossent' has no attribute {name!r}")
-    value = getattr(import_module(f"crossent.{_HOME[name]}"), name)
+    value = import_module(f"crossent.{_HOME[name]}")
+    if _HOME[name] != name:  # else the package is the function
+        value = getattr(value, name)
     globals()[name] = value
     return value
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
+from crossent.explain.command import explain
+from crossent.score.command import score
 from crossent.train import JOBS, MissingDependency
 from crossent.train.catalogue import Card, Option
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from crossent.train.job import Job
     from crossent.train.results import Results, Settings
 
-EXTRAS = {"plot": ("matplotlib",), "demo": ("matplotlib", "scikit-learn")}
+EXTRAS = {"plot": ("matplotlib",), "files": ("safetensors", "pyarrow"), "demo": ("matplotlib", "scikit-learn")}
 QUICK_EPOCHS, QUICK_SEEDS = 3, 1
 
 
@@ -91,6 +93,11 @@ def _extras() -> dict[str, str]:
         said[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
     return said
 
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+main.add_command(explain)
+main.add_command(score)
 
 # --- train ------------------------------------------------------------------------------------------------------------
 

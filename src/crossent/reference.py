@@ -1057,6 +1057,17 @@ def sigmoid_difference(logits: ArrayLike, target: ArrayLike, reduction: str = "m
     return LossAndGradient(loss, factor * sign * sigmoid(x) * sigmoid(-x))
 
 
+def hinge_terms(logits: ArrayLike, target: ArrayLike, margin: float = 1.0) -> Array:
+    """What each class adds to the hinge: ``(1/C) max(0, margin - x_y + x_k)`` for ``k ≠ y``, and nothing for ``y``.
+
+    >>> hinge_terms([1.0, 2.0, -3.0], 0).round(4)
+    array([0.    , 0.6667, 0.    ])
+    """
+    x = np.asarray(logits, np.float64)
+    t = index_target(target, x.shape[-1])
+    return np.asarray(np.maximum(margin - (x * t).sum(-1, keepdims=True) + x, 0.0) * (1 - t) / x.shape[-1])
+
+
 def multiclass_hinge(
     logits: ArrayLike, target: ArrayLike, reduction: str = "mean", margin: float = 1.0
 ) -> LossAndGradient:
@@ -1067,9 +1078,23 @@ def multiclass_hinge(
     >>> multiclass_hinge([[1.0, 2.0, -3.0]], [0])
     LossAndGradient(loss=np.float64(0.6666666666666666), grad=array([[-0.33333333,  0.33333333,  0.        ]]), target_grad=None)
     """
-    x = np.asarray(logits, np.float64)
-    t = index_target(target, x.shape[-1])
-    excess = (margin - (x * t).sum(-1, keepdims=True) + x) * (1 - t)
-    active = (excess > 0) / x.shape[-1]
-    factor, loss = reduce_rows((excess * active).sum(-1), np.ones(x.shape[:-1]), Settings(reduction=reduction))
+    terms = hinge_terms(logits, target, margin)
+    active = (terms > 0) / terms.shape[-1]
+    factor, loss = reduce_rows(terms.sum(-1), np.ones(terms.shape[:-1]), Settings(reduction=reduction))
+    t = index_target(target, terms.shape[-1])
     return LossAndGradient(loss, factor[..., None] * (active - active.sum(-1, keepdims=True) * t))
+
+
+def cross_entropy_after_softmax(logits: ArrayLike, target: ArrayLike, reduction: str = "mean") -> LossAndGradient:
+    """The classic mistake: probabilities given to a loss that takes logits, ``-log softmax(softmax(x))_y``.
+
+    ``∂L/∂x = p ∘ (g - Σ p g)`` with ``p = softmax(x)`` and ``g = softmax(p) - t``. The factor p switches off a class that the
+    model finds impossible, and ``p ≤ 1`` keeps the loss above :func:`double_softmax_floor`. The classes are the last axis.
+
+    >>> loss, grad, _ = cross_entropy_after_softmax([[0.0, 1000.0]], [1])
+    >>> loss.round(4), grad
+    (np.float64(0.3133), array([[0., 0.]]))
+    """
+    p = softmax(logits)
+    loss, g, cost = cross_entropy(p, target, reduction=reduction, dim=-1)
+    return LossAndGradient(loss, p * (g - (p * g).sum(-1, keepdims=True)), cost)
