@@ -18,6 +18,7 @@ from crossent.functional import (
     Mean,
     Reduction,
     check_mean,
+    cross_entropy,
     divide,
     read_reduction,
     reduce_rows,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_BYTES = 128 << 20  # of a block of logits
-FEW = 1 << 16  # logits so few that they are formed at once
+FEW = 1 << 20  # logits so few that they are formed at once
 
 
 class LinearOptions(TypedDict, total=False):
@@ -137,7 +138,7 @@ def linear_cross_entropy(
         options: accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.
         shift: 1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.
             Nothing is copied. The unreduced loss has that many positions less.
-        max_bytes: how large the logits of a block may be.
+        max_bytes: how large the logits of a block may be. The rest of what is made on the way is small.
         more: ``sample_weight``, ``denominator``, ``empty``, ``out_dtype``, ``penalty``, ``temperature``, ``softcap``,
             ``logit_bias``, ``margin``, ``class_mask``, ``z_loss`` and ``impl``, as in :func:`crossent.cross_entropy`.
 
@@ -169,6 +170,13 @@ def linear_cross_entropy(
             linear_cross_entropy, tensors, input, linear_weight, target, linear_bias=linear_bias, weight=weight,
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
             max_bytes=max_bytes, **more,
+        )  # fmt: skip
+    if not more and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
+        assert isinstance(target, Tensor)
+        ignored = -100 if ignore_index is None else ignore_index
+        return cross_entropy(
+            F.linear(input, linear_weight, linear_bias), target, weight, ignore_index=ignored, reduction=reduction,
+            label_smoothing=label_smoothing,
         )  # fmt: skip
     reduction = read_reduction(reduction)
     call = _understand(
@@ -418,9 +426,26 @@ def _at_once(call: _Call) -> str:
         return why
     if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
         return "probabilities, class weights or a logit_bias that require grad"
-    if head.input.shape[0] * prod(head.shape) <= FEW and call.max_bytes >= MAX_BYTES:
-        return "few logits"
-    return ""
+    return "few logits" if _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes) else ""
+
+
+def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
+    return logits <= FEW and logits * input.dtype.itemsize <= max_bytes
+
+
+def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -> bool:
+    """Recognise a call of few logits with nothing unusual about it, where understanding it would take longer than the rest."""
+    return (
+        type(target) is Tensor
+        and isinstance(input, Tensor)
+        and isinstance(weight, Tensor)
+        and input.dim() == weight.dim() == 2
+        and input.shape[1] == weight.shape[1]
+        and target.dim() == 1
+        and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
+        and type(max_bytes) is int
+        and _few(input.shape[0] * weight.shape[0], input, max_bytes)
+    )
 
 
 def _logits(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Target]:
