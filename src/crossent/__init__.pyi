@@ -1,5 +1,10 @@
 from crossent._version import __version__ as __version__
 from crossent.blocks import Teacher as Teacher
+from crossent.check.audit import LossReport as LossReport
+from crossent.check.audit import check_loss as check_loss
+from crossent.check.cards import Finding as Finding
+from crossent.check.debug import debug as debug
+from crossent.check.run import check as check
 from crossent.explain.explanation import Explanation as Explanation
 from crossent.explain.explanation import explain as explain
 from crossent.family import contrastive_cross_entropy as contrastive_cross_entropy
@@ -52,10 +57,12 @@ __all__ = [
     "CrossEntropyStats",
     "DistillationLoss",
     "Explanation",
+    "Finding",
     "Focal",
     "FocalLoss",
     "LinearCrossEntropyLoss",
     "LinearPlan",
+    "LossReport",
     "MultilabelCrossEntropyLoss",
     "Penalty",
     "Poly1",
@@ -64,11 +71,14 @@ __all__ = [
     "Teacher",
     "__version__",
     "binary_cross_entropy_with_logits",
+    "check",
+    "check_loss",
     "choose_implementation",
     "class_weights",
     "contrastive_cross_entropy",
     "cross_entropy",
     "cross_entropy_stats",
+    "debug",
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent._version import __version__
+from crossent.check.command import check, rule
 from crossent.explain.command import explain
 from crossent.score.command import score
 from crossent.train import JOBS, MissingDependency
@@ -94,9 +95,11 @@ def _extras() -> dict[str, str]:
     return said
 
 
-# --- explain ----------------------------------------------------------------------------------------------------------
+# --- explain, check, score --------------------------------------------------------------------------------------------
 
 main.add_command(explain)
+main.add_command(check)
+main.add_command(rule)
 main.add_command(score)
 
 # --- train ------------------------------------------------------------------------------------------------------------
