@@ -38,8 +38,9 @@ struct Softmax {
     double cap, margin, per_temperature, z_loss;
     const void* bias;  // R, one a class, or null; if some are masked, -inf for those
     bool masked;
-    int64_t penalty;   // a Penalty and its parameters, for class indices without smoothing
+    int64_t penalty;  // a Penalty and its parameters
     double penalty_a, penalty_b;
+    bool penalises_all() const { return penalty != NO_PENALTY && (index_type < 0 || smoothing != 0); }
     bool transformed() const { return cap != 0 || margin != 0 || per_temperature != 1 || bias; }
 
     void *top, *log_sum;  // R, one a row: written forward, read backward
@@ -48,8 +49,8 @@ struct Softmax {
     void *loss, *row_weight;  // R, one a row; or null, and then
     double* partial;          // two sums a tile
     std::atomic<bool>* out_of_range;
-    void *entropy, *target_log_prob;  // R, one a row: statistics of rows with a class index; all three, or null
-    uint8_t* correct;                 // whether that class is the first of the most probable ones
+    void *entropy, *target_log_prob;  // R, one a row: statistics; all three, or null
+    uint8_t* correct;                 // whether the target's class is the first of the most probable ones
 
     // backward
     const void* grad;  // R, one a row or one number

@@ -30,9 +30,15 @@ INLINE int64_t block_size(int64_t classes, int64_t k) {
     return left <= BLOCK ? left : left < BLOCK + LANES ? BLOCK - LANES : BLOCK;
 }
 
-// c ∘ t, smoothed, of a probability target's classes [k, k + n).
+// c ∘ t, smoothed, of the classes [k, k + n); where the target is indices, the part of it that smoothing spreads.
 template <class R, class T>
 INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n, R* scratch, Block<R>& w) {
+    const R *weight = static_cast<const R*>(p.weight), *spread = static_cast<const R*>(p.spread ? p.spread : p.weight);
+    const R keep = R(1 - p.smoothing), share = R(p.share);
+    if (!target) {
+        for (int64_t i = 0; i < n; i++) scratch[i] = spread ? share * spread[k + i] : share;
+        return w.load(scratch, n, scratch);
+    }
     const int64_t step = p.target_at.classes;
     if (step == 1) {
         w.load(target + k, n, scratch);
@@ -40,17 +46,22 @@ INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n
         for (int64_t i = 0; i < n; i++) scratch[i] = widen(target[(k + i) * step]);
         w.load(scratch, n, scratch);
     }
-    if (p.smoothing == 0 && !p.weight) return;
-    const R keep = R(1 - p.smoothing), share = R(p.share);
-    Block<R> c;
-    c.load(p.weight ? static_cast<const R*>(p.weight) + k : w.x, n, scratch);
-    const bool weighted = p.weight;
+    if (p.smoothing == 0 && !weight) return;
+    Block<R> c, even;
+    c.load(weight ? weight + k : w.x, n, scratch), even.load(p.spread ? spread + k : w.x, n, scratch);  // w.x stands for nothing
     for (int64_t i = 0; i < padded(n); i += LANES) {
-        const R *from = w.run(i), *factor = c.run(i);
+        const R* from = w.run(i);
         R* to = i < w.whole ? scratch + i : w.last;
         R run[LANES];
-        for (int l = 0; l < LANES; l++) run[l] = keep * from[l] + share;
-        for (int l = 0; weighted && l < LANES; l++) run[l] *= factor[l];
+        for (int l = 0; l < LANES; l++) run[l] = keep * from[l] + (p.spread ? R(0) : share);
+        if (weight) {
+            const R* factor = c.run(i);
+            for (int l = 0; l < LANES; l++) run[l] *= factor[l];
+        }
+        if (p.spread) {
+            const R* add = even.run(i);
+            for (int l = 0; l < LANES; l++) run[l] += share * add[l];
+        }
         for (int l = 0; l < LANES; l++) to[l] = run[l];
     }
     w.x = scratch;
@@ -60,7 +71,7 @@ INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n
 template <class R> INLINE void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t y, R* scratch) {
     const Transform<R> transform(p);
     Block<R> bias;
-    if (p.bias) bias.load(static_cast<const R*>(p.bias) + k, block.n, scratch);
+    bias.load(p.bias ? static_cast<const R*>(p.bias) + k : block.x, block.n, scratch);  // block.x stands for nothing
     for (int64_t i = 0; i < block.whole; i += LANES) transform.template run<true>(block.x + i, p.bias ? bias.x + i : nullptr, scratch + i);
     if (block.whole < block.n) transform.template run<true>(block.last, p.bias ? bias.last : nullptr, block.last);
     block.x = scratch;
@@ -166,6 +177,92 @@ template <class R> INLINE void store_statistics(const Softmax& p, int64_t row, R
     p.correct[row] = correct;
 }
 
+// log p, f and s of a block's classes, run by run.
+template <class R> struct Penalised {
+    alignas(64) R log_p[BLOCK + LANES], f[BLOCK + LANES], s[BLOCK + LANES];
+
+    void set(const Softmax& p, const Block<R>& block, R top, R log_sum) {
+        block.each([&](const R* x, int64_t k) {
+            for (int l = 0; l < LANES; l++) log_p[k + l] = (x[l] - top) - log_sum;
+            penalise<LANES>(p, log_p + k, f + k, s + k);
+        });
+    }
+    // w ∘ s in the place of w.
+    void weigh(Block<R>& w, R* scratch) const {
+        for (int64_t k = 0; k < padded(w.n); k += LANES) {
+            const R* from = w.run(k);
+            R* to = k < w.whole ? scratch + k : w.last;
+            for (int l = 0; l < LANES; l++) to[l] = from[l] * s[k + l];
+        }
+        w.x = scratch;
+    }
+};
+
+// A second look at a row whose p is known, from a cache: do something with each block of x' and the place where it begins.
+template <class R, class S, class F> INLINE void look_again(const Softmax& p, const S* x, int64_t y, F&& f) {
+    alignas(64) R buffer[BLOCK];
+    Block<R> block;
+    for (int64_t k = 0, n; k < p.classes; k += n) {
+        n = block_size(p.classes, k);
+        block.load(x + k, n, buffer);
+        if (p.transformed()) transform_block(p, block, k, y, buffer);
+        f(block, k);
+    }
+}
+
+// Σ w f(p) and Σ w s(p), where every class has a weight; the latter also without the class, if there is one, that has more than
+// half of p: it may be all that counts, and is not to be subtracted again.
+template <class R> struct PenalisedSums {
+    double cost = 0, mass = 0, rest = 0;
+
+    template <class S, class T> PenalisedSums(const Softmax& p, const S* x, const T* t, int64_t y, R top, R log_sum) {
+        alignas(64) R scratch[BLOCK];
+        Penalised<R> at;
+        Block<R> w;
+        look_again<R>(p, x, y, [&](const Block<R>& block, int64_t k) {
+            load_weights(p, t, k, block.n, scratch, w);
+            w.fill(R(0));
+            at.set(p, block, top, log_sum);
+            alignas(64) R costs[LANES] = {}, masses[LANES] = {}, rests[LANES] = {};
+            w.each([&](const R* weight, int64_t i) {
+                for (int l = 0; l < LANES; l++) {
+                    const R pull = weight[l] * at.s[i + l];
+                    costs[l] += times(weight[l], at.f[i + l]), masses[l] += pull;
+                    rests[l] += pick(at.log_p[i + l] > LOG_HALF<R>, R(0), pull);
+                }
+            });
+            cost += fold(costs), mass += fold(masses), rest += fold(rests);
+        });
+    }
+};
+
+// The statistics of a probability target: Σ t log p before smoothing, and whether its largest class is the likeliest.
+template <class R, class S, class T>
+static void soft_statistics(const Softmax& p, int64_t row, const S* x, const T* t, R log_sum, R entropy, int64_t likeliest) {
+    Softmax bare = p;
+    bare.smoothing = 0, bare.weight = bare.spread = nullptr;
+    const R top = static_cast<const R*>(p.top)[row];
+    alignas(64) R scratch[BLOCK];
+    Block<R> w;
+    R most = R(0);
+    int64_t wanted = -1;
+    double cost = 0, mass = 0;
+    look_again<R>(p, x, -1, [&](const Block<R>& block, int64_t k) {
+        load_weights(bare, t, k, block.n, scratch, w);
+        add_cost(w.x, block.x, w.whole, top, cost, mass);
+        if (w.whole < w.n) add_cost(w.last + w.seen, block.last + w.seen, LANES - w.seen, top, cost, mass);
+        alignas(64) R lane[LANES];
+        for (int l = 0; l < LANES; l++) lane[l] = most;
+        w.each([&](const R* weight, int64_t) {
+            for (int l = 0; l < LANES; l++) lane[l] = pick(weight[l] > lane[l], weight[l], lane[l]);
+        });
+        const R high = fold_max(lane);
+        if (high > most) most = high, wanted = k + first_of(w, high);
+    });
+    const R log_p = -R(cost + mass * double(log_sum));
+    store_statistics(p, row, entropy, log_p, wanted == likeliest && wanted >= 0 && log_sum == log_sum);
+}
+
 template <class R, class S, class T> static void row_forward(const Softmax& p, int64_t row, double* sums) {
     const S* x = at_row<const S>(p, p.logits, p.at, row);
     const T* t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
@@ -208,6 +305,12 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     if (label.valid) {
         others += ties > 1 ? ties - 1 : 0;
         log_sum = log1p_(R(others)) + (top - top);
+        if (p.penalises_all()) {
+            const PenalisedSums<R> sum(p, x, t, label.y, top, log_sum);
+            cost = sum.cost, mass = 0;
+        } else if (!t) {
+            cost *= p.share, mass *= p.share;
+        }
         if (t) {
             loss = R(cost + mass * double(log_sum));
         } else {
@@ -216,7 +319,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
             penalise_one(p, log_p, f, s);
             store_statistics(p, row, log_sum + R(moment / (1 + others)), log_p, likeliest == label.y && log_p == log_p);
             loss = times(label.weight, f);
-            if (p.smoothing != 0) loss = R(1 - p.smoothing) * loss + R(p.share * (cost + mass * double(log_sum)));
+            if (p.smoothing != 0) loss = R(1 - p.smoothing) * loss + R(cost + mass * double(log_sum));
         }
         if (p.z_loss != 0) loss += times(label.weight, R(p.z_loss) * (top + log_sum) * (top + log_sum));
     } else {
@@ -225,6 +328,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     }
     static_cast<R*>(p.top)[row] = top;
     static_cast<R*>(p.log_sum)[row] = log_sum;
+    if (t && p.entropy) soft_statistics(p, row, x, t, log_sum, log_sum + R(moment / (1 + others)), likeliest);
     if (p.loss) {
         static_cast<R*>(p.loss)[row] = loss;
         static_cast<R*>(p.row_weight)[row] = label.weight;
@@ -236,6 +340,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
 // out = scale · p - less, scale = g (mass + extra), and - g w where there are weights; where p may be near one, 1 - p is formed by expm1.
 template <class R> struct RowSlopes {
     R top, log_sum, g, mass, scale, less, extra;
+    R rest;  // the mass without that of a class with p > 1/2; nan where that is mass - w
 
     template <class S, class T>
     void operator()(const Block<R>& block, const Block<R>* w, R* out, const S* next, const T* next_target, const S* to) const {
@@ -249,7 +354,8 @@ template <class R> struct RowSlopes {
             if (near_one) {
                 const R* weight = w->run(k);
                 for (int l = 0; l < LANES; l++) {
-                    const R log_p = (x[l] - top) - log_sum, near = scale * expm1_(log_p) + g * (mass + extra - weight[l]);
+                    const R log_p = (x[l] - top) - log_sum, others = pick(rest == rest, rest, mass - weight[l]);
+                    const R near = scale * expm1_(log_p) + g * (others + extra);
                     slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l] - g * weight[l]);
                 }
             } else if (w) {
@@ -272,13 +378,15 @@ template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x
     }
 }
 
-// g c (-log p) for the classes [k, k + n) of a probability target.
+// g c f(p) for the classes [k, k + n) of a probability target; f is -log p where none is given.
 template <class R, class T>
-INLINE void store_target_slopes(const Softmax& p, const RowSlopes<R>& row, const Block<R>& block, T* out, int64_t k) {
+INLINE void store_target_slopes(const Softmax& p, const RowSlopes<R>& row, const Block<R>& block, const R* f, T* out, int64_t k) {
     const R* c = static_cast<const R*>(p.weight);
     const R keep = row.g * R(1 - p.smoothing);
     for (int64_t j = 0; j < block.n; j++) {
-        const R x = j < block.whole ? block.x[j] : block.last[j - block.whole + block.seen], cost = (row.top - x) + row.log_sum;
+        const int64_t again = j < block.whole ? 0 : block.seen;
+        const R x = j < block.whole ? block.x[j] : block.last[j - block.whole + again];
+        const R cost = f ? f[j + again] : (row.top - x) + row.log_sum;
         narrow(times(keep, c ? times(c[k + j], cost) : cost), out[(k + j) * p.grad_target_at.classes]);
     }
 }
@@ -294,13 +402,19 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
 
     alignas(64) R buffer[BLOCK], scratch[BLOCK], slope[BLOCK + LANES];
     Block<R> block, w;
+    Penalised<R> penalised;
     const R* c = static_cast<const R*>(p.spread ? p.spread : p.weight);
-    const R share = R(p.share), total = R(p.weight_sum);
+    const R share = R(p.share);
+    const bool all = p.penalises_all();
+    R spread = share * R(p.weight_sum);  // the mass of what smoothing spreads
     RowSlopes<R> slopes{
         static_cast<const R*>(p.top)[row], static_cast<const R*>(p.log_sum)[row],
-        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], R(1 - p.smoothing) * label.weight + share * total, 0, 0, 0
+        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], 0, 0, 0, 0, std::numeric_limits<R>::quiet_NaN()
     };
-    if (t) {
+    if (all) {
+        const PenalisedSums<R> sum(p, x, t, label.y, slopes.top, slopes.log_sum);
+        slopes.mass = spread = R(sum.mass), slopes.rest = R(sum.rest);
+    } else if (t) {
         double mass = 0, unused = 0;
         for (int64_t k = 0, n; k < classes; k += n) {
             n = block_size(classes, k);
@@ -316,26 +430,25 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         const R log_p = (target_logit<R>(p, x, label.y) - slopes.top) - slopes.log_sum;
         R f, s;
         penalise_one(p, log_p, f, s);
-        if (p.penalty != NO_PENALTY) slopes.mass = label.weight * s;
+        const R own = R(1 - p.smoothing) * label.weight * s;
+        slopes.mass = own + spread;
         at_y = (slopes.mass == R(0) ? R(0) : slopes.g * slopes.mass) * expm1_(log_p);
-        if (share != R(0)) at_y += slopes.g * (share * (total - (c ? c[label.y] : R(1))));
+        if (share != R(0)) at_y += slopes.g * (all && log_p > LOG_HALF<R> ? slopes.rest : spread - share * (c ? c[label.y] : R(1)) * s);
+        slopes.rest += own;
         if (extra != R(0)) at_y += slopes.g * extra * exp_(log_p);
     }
     slopes.scale = slopes.mass + extra == R(0) ? R(0) : slopes.g * (slopes.mass + extra);
-    if (!t && !c) slopes.less = slopes.g * share;
+    const bool weighted = t || all || (c && share != R(0));
+    if (!weighted) slopes.less = slopes.g * share;
     for (int64_t k = 0, n; k < classes; k += n) {
         n = block_size(classes, k);
         block.load(x + k, n, buffer);
         if (p.transformed()) transform_block(p, block, k, label.y, buffer);
-        if (out_target) store_target_slopes(p, slopes, block, out_target, k);
+        if (all) penalised.set(p, block, slopes.top, slopes.log_sum);
+        if (out_target) store_target_slopes(p, slopes, block, all ? penalised.f : nullptr, out_target, k);
         if (!out) continue;
-        const bool weighted = t || (c && share != R(0));
-        if (t) {
-            load_weights(p, t, k, n, scratch, w);
-        } else if (weighted) {
-            for (int64_t i = 0; i < n; i++) scratch[i] = share * c[k + i];
-            w.load(scratch, n, scratch);
-        }
+        if (weighted) load_weights(p, t, k, n, scratch, w);
+        if (all) penalised.weigh(w, scratch);
         const T* next_target = t && p.target_at.classes == 1 ? t + k + n : nullptr;
         slopes(block, weighted ? &w : nullptr, slope, x + k + n, next_target, out + k);
         const int64_t y = label.y - k, repeated = y - (n - LANES);

@@ -156,19 +156,19 @@ template <class R> struct Labels {
 template <class R, class S, class T>
 INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, int64_t n, Tile<R>& tile) {
     if (!here.t && p.smoothing == 0) return false;
-    const void* by = here.t || !p.spread ? p.weight : p.spread;
-    const R* c = by ? static_cast<const R*>(by) + k : nullptr;
+    const R* weight = static_cast<const R*>(p.weight);
+    const R* spread = static_cast<const R*>(p.spread ? p.spread : p.weight);
     const R keep = R(1 - p.smoothing), share = R(p.share);
     if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here.rows);
     else tile.lay_out(p.target_at, n);
     for (int64_t j = 0; j < n; j++) {
-        const R weight = c ? c[j] : R(1);
+        const R own = weight ? keep * weight[k + j] : keep, even = spread ? share * spread[k + j] : share;
         for (int64_t q = 0; q < ROWS / LANES; q++) {
             R* to = tile.at(q) + j * tile.pitch;
             if (here.t)
-                for (int l = 0; l < LANES; l++) to[l] = weight * (keep * to[l] + share);
+                for (int l = 0; l < LANES; l++) to[l] = own * to[l] + even;
             else
-                for (int l = 0; l < LANES; l++) to[l] = weight * share;
+                for (int l = 0; l < LANES; l++) to[l] = even;
         }
     }
     return true;
@@ -258,6 +258,64 @@ template <class R> struct Sums {
     }
 };
 
+// A second look at a tile whose p is known: do something with x' (where it is wanted) and w of LANES rows and one class at a
+// time. `labels` gives a panel's.
+template <class R, class S, class T, class L, class F>
+INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&& labels, F&& f) {
+    Tile<R> logits, weights;
+    for (int64_t k = 0; k < p.classes; k += CLASSES) {
+        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+        logits.lay_out(p.at, n);
+        if (wanted) logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        tile_weights(p, here, k, n, weights);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            if (wanted && p.transformed()) transform_panel(p, logits.at(q), logits.pitch, labels(q), k, n);
+            for (int64_t j = 0; j < n; j++) f(q, k + j, logits.at(q) + j * logits.pitch, weights.at(q) + j * weights.pitch);
+        }
+    }
+}
+
+// Put Σ w f(p) in the place of Σ w (-log p), where every class has a weight.
+template <class R, class S, class T>
+static void penalise_costs(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, Sums<R>* sum) {
+    R log_sum[ROWS / LANES][LANES];
+    for (int64_t q = 0; q < here.panels(); q++) {
+        sum[q].log_sum(log_sum[q]);
+        for (int l = 0; l < LANES; l++) sum[q].cost[l] = sum[q].mass[l] = 0;
+    }
+    look_again<R>(p, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; }, [&](int64_t q, int64_t, const R* x, const R* w) {
+        R log_p[LANES], f[LANES], s[LANES];
+        for (int l = 0; l < LANES; l++) log_p[l] = (x[l] - sum[q].top[l]) - log_sum[q][l];
+        penalise<LANES>(p, log_p, f, s);
+        for (int l = 0; l < LANES; l++) sum[q].cost[l] += times(w[l], f[l]);
+    });
+}
+
+// The statistics of probability targets: Σ t log p before smoothing, and whether the largest class is the likeliest.
+template <class R, class S, class T>
+static void soft_statistics(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, const Sums<R>* sum) {
+    Softmax bare = p;
+    bare.smoothing = bare.share = 0, bare.weight = bare.spread = nullptr;
+    R log_sum[ROWS / LANES][LANES], log_p[ROWS / LANES][LANES] = {}, most[ROWS / LANES][LANES] = {}, wanted[ROWS / LANES][LANES];
+    for (int64_t q = 0; q < here.panels(); q++) {
+        sum[q].log_sum(log_sum[q]);
+        for (int l = 0; l < LANES; l++) wanted[q][l] = R(-2);
+    }
+    look_again<R>(bare, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; }, [&](int64_t q, int64_t k, const R* x, const R* t) {
+        for (int l = 0; l < LANES; l++) {
+            log_p[q][l] += times(t[l], (x[l] - sum[q].top[l]) - log_sum[q][l]);
+            wanted[q][l] = pick(t[l] > most[q][l], R(k), wanted[q][l]);
+            most[q][l] = pick(t[l] > most[q][l], t[l], most[q][l]);
+        }
+    });
+    for (int64_t q = 0; q < here.panels(); q++)
+        for (int64_t l = 0; l < here.rows_of(q); l++) {
+            const R rest = R(sum[q].others[l]) + sum[q].ties[l], entropy = log_sum[q][l] + sum[q].moment[l] / rest;
+            const bool hit = wanted[q][l] == sum[q].likeliest[l] && log_sum[q][l] == log_sum[q][l];
+            store_statistics(p, here.first_of(q) + l, entropy, log_p[q][l], hit);
+        }
+}
+
 // Finish LANES rows: their loss from the sums, and what backward needs of them.
 template <class R, class S, class T>
 static void finish(
@@ -266,7 +324,7 @@ static void finish(
     const int64_t row = here.first_of(q), rows = here.rows_of(q);
     R log_sum[LANES], loss[LANES];
     sum.log_sum(log_sum);
-    const R keep = R(1 - p.smoothing), spread = R(p.share * p.weight_sum);
+    const R keep = R(1 - p.smoothing), spread = p.penalises_all() ? R(0) : R(p.share * p.weight_sum);
     if (here.t) {
         for (int l = 0; l < LANES; l++) loss[l] = sum.cost[l] + sum.mass[l] * log_sum[l];
     } else {
@@ -280,7 +338,7 @@ static void finish(
         }
         for (int l = 0; l < LANES; l++) {
             const R own = keep * times(label.weight[l], f[l]);
-            loss[l] = own + (spread == R(0) ? R(0) : sum.cost[l] + spread * log_sum[l]);
+            loss[l] = own + (p.smoothing == 0 ? R(0) : sum.cost[l] + times(spread, log_sum[l]));
         }
     }
     for (int l = 0; p.z_loss != 0 && l < LANES; l++) {
@@ -318,6 +376,8 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
             if (weighted) sum[q].add_cost(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
         }
     }
+    if (p.penalises_all()) penalise_costs(p, here, label, sum);
+    if (here.t && p.entropy) soft_statistics(p, here, label, sum);
     for (int64_t q = 0; q < here.panels(); q++) finish(p, here, q, label[q], sum[q], sums);
 }
 
@@ -325,6 +385,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
 template <class R> struct Slopes {
     Labels<R> label;
     alignas(64) R top[LANES], log_sum[LANES], g[LANES], mass[LANES], scale[LANES], spread[LANES], extra[LANES];
+    alignas(64) R rest[LANES];  // as in RowSlopes
 
     template <class S, class T> void set(const Softmax& p, const Rows<S, T>& here, int64_t q) {
         const int64_t row = here.first_of(q), rows = here.rows_of(q);
@@ -337,9 +398,10 @@ template <class R> struct Slopes {
         for (int l = 0; l < LANES; l++) {
             const R valid = label.valid[l];
             g[l] = pick(valid == R(0), R(0), g[l]), mass[l] = valid * (keep * label.weight[l] + share * total);
+            rest[l] = std::numeric_limits<R>::quiet_NaN();
             extra[l] = p.z_loss == 0 ? R(0) : valid * label.weight[l] * R(2 * p.z_loss) * (top[l] + log_sum[l]);
         }
-        if (p.penalty != NO_PENALTY) set_penalised_mass(p, here, q);
+        if (p.penalty != NO_PENALTY && !here.t) set_penalised_mass(p, here, q);
         const R* by = static_cast<const R*>(p.spread);
         for (int l = 0; l < LANES; l++) {
             const R own = by && label.valid[l] != R(0) && !here.t ? by[label.y[l]] : p.weight ? label.weight[l] : R(1);
@@ -347,7 +409,7 @@ template <class R> struct Slopes {
         }
         set_scale();
     }
-    // mass = c_y s(p_y), from the true class's logit as it lies in memory.
+    // mass = (1 - ε) c_y s(p_y), from the true class's logit as it lies in memory.
     template <class S, class T> void set_penalised_mass(const Softmax& p, const Rows<S, T>& here, int64_t q) {
         const Transform<R> transform(p);
         const R* bias = static_cast<const R*>(p.bias);
@@ -358,7 +420,7 @@ template <class R> struct Slopes {
             log_p[l] = (moved - top[l]) - log_sum[l];
         }
         penalise<LANES>(p, log_p, f, s);
-        for (int l = 0; l < LANES; l++) mass[l] = pick(label.valid[l] == R(0), R(0), label.weight[l] * s[l]);
+        for (int l = 0; l < LANES; l++) mass[l] = pick(label.valid[l] == R(0), R(0), R(1 - p.smoothing) * label.weight[l] * s[l]);
     }
     void set_scale() {
         for (int l = 0; l < LANES; l++) scale[l] = pick(mass[l] + extra[l] == R(0), R(0), g[l] * (mass[l] + extra[l]));
@@ -374,14 +436,14 @@ template <class R> struct Slopes {
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = pick(label.valid[l] == R(0), R(0), slope[l]);
         }
     }
-    void minus_weights(const R* x, int64_t pitch, const R* w, int64_t w_pitch, bool soft, R* out, int64_t to_pitch, int64_t n) const {
+    void minus_weights(const R* x, int64_t pitch, const R* w, int64_t w_pitch, bool near_one, R* out, int64_t to_pitch, int64_t n) const {
         for (int64_t j = 0; j < n; j++) {
             R slope[LANES];
             const R* weight = w + j * w_pitch;
             for (int l = 0; l < LANES; l++) slope[l] = out[j * to_pitch + l] - g[l] * weight[l];
-            for (int l = 0; soft && l < LANES; l++) {
-                const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l];
-                const R near = scale[l] * expm1_(log_p) + g[l] * (mass[l] + extra[l] - weight[l]);
+            for (int l = 0; near_one && l < LANES; l++) {
+                const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l], others = pick(rest[l] == rest[l], rest[l], mass[l] - weight[l]);
+                const R near = scale[l] * expm1_(log_p) + g[l] * (others + extra[l]);
                 slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l]);
             }
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = slope[l];
@@ -400,28 +462,52 @@ template <class R> struct Slopes {
             if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
     }
 
-    void of_target(const R* x, int64_t pitch, const R* c, R keep, R* out, int64_t to_pitch, int64_t n) const {
+    // f and s of LANES rows and one class.
+    void penalties(const Softmax& p, const R* x, R* f, R* s) const {
+        R log_p[LANES];
+        for (int l = 0; l < LANES; l++) log_p[l] = (x[l] - top[l]) - log_sum[l];
+        penalise<LANES>(p, log_p, f, s);
+    }
+    // w ∘ s(p) in the place of w.
+    void weigh(const Softmax& p, const Tile<R>& logits, Tile<R>& weights, int64_t q, int64_t n) const {
+        R f[LANES], s[LANES];
         for (int64_t j = 0; j < n; j++) {
-            R slope[LANES];
+            R* w = weights.at(q) + j * weights.pitch;
+            penalties(p, logits.at(q) + j * logits.pitch, f, s);
+            for (int l = 0; l < LANES; l++) w[l] *= s[l];
+        }
+    }
+    void of_target(const Softmax& p, const R* x, int64_t pitch, const R* c, R* out, int64_t to_pitch, int64_t n) const {
+        const R keep = R(1 - p.smoothing);
+        for (int64_t j = 0; j < n; j++) {
+            R cost[LANES], unused[LANES];
             const R weight = c ? c[j] : R(1);
-            for (int l = 0; l < LANES; l++) slope[l] = times(keep * g[l], times(weight, (top[l] - x[j * pitch + l]) + log_sum[l]));
-            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = slope[l];
+            if (p.penalty != NO_PENALTY) penalties(p, x + j * pitch, cost, unused);
+            else for (int l = 0; l < LANES; l++) cost[l] = (top[l] - x[j * pitch + l]) + log_sum[l];
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = times(keep * g[l], times(weight, cost[l]));
         }
     }
 };
 
-// The mass of c ∘ t of a tile's rows, for a probability target.
-template <class R, class S, class T>
-static void set_masses(const Softmax& p, const Rows<S, T>& here, Tile<R>& weights, Slopes<R>* slopes) {
+// The mass of a tile's rows where it is a sum over classes: of c ∘ t, or of c ∘ t ∘ s(p) where there is a penalty. What
+// smoothing spreads over other classes than a row's own is kept beside it.
+template <class R, class S, class T> static void set_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
     for (int64_t q = 0; q < here.panels(); q++)
-        for (int l = 0; l < LANES; l++) slopes[q].mass[l] = 0;
-    for (int64_t k = 0; k < p.classes; k += CLASSES) {
-        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        tile_weights(p, here, k, n, weights);
-        for (int64_t q = 0; q < here.panels(); q++)
-            for (int64_t j = 0; j < n; j++)
-                for (int l = 0; l < LANES; l++) slopes[q].mass[l] += weights.at(q)[j * weights.pitch + l];
-    }
+        for (int l = 0; l < LANES; l++) {
+            R& own = slopes[q].mass[l];
+            slopes[q].spread[l] = 0, own = here.t ? R(0) : own;
+            if (p.penalty != NO_PENALTY) slopes[q].rest[l] = own;
+        }
+    const auto label = [&](int64_t q) -> const Labels<R>& { return slopes[q].label; };
+    look_again<R>(p, here, p.penalty != NO_PENALTY, label, [&](int64_t q, int64_t k, const R* x, const R* w) {
+        Slopes<R>& to = slopes[q];
+        R log_p[LANES], f[LANES], s[LANES];
+        for (int l = 0; l < LANES; l++) s[l] = 1, log_p[l] = (x[l] - to.top[l]) - to.log_sum[l];
+        if (p.penalty != NO_PENALTY) penalise<LANES>(p, log_p, f, s);
+        for (int l = 0; l < LANES; l++) s[l] = pick(to.label.valid[l] == R(0), R(0), w[l] * s[l]);
+        for (int l = 0; l < LANES; l++) to.mass[l] += s[l], to.rest[l] += pick(log_p[l] > LOG_HALF<R>, R(0), s[l]);
+        for (int l = 0; !here.t && l < LANES; l++) to.spread[l] += to.label.y[l] == k ? R(0) : to.g[l] * s[l];
+    });
     for (int64_t q = 0; q < here.panels(); q++) slopes[q].set_scale();
 }
 
@@ -430,7 +516,8 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
     Tile<R> logits, weights, result, raw;
     Slopes<R> slopes[ROWS / LANES];
     for (int64_t q = 0; q < here.panels(); q++) slopes[q].set(p, here, q);
-    if (here.t) set_masses(p, here, weights, slopes);
+    const bool all = p.penalises_all();
+    if (here.t || all) set_masses(p, here, slopes);
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
         logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
@@ -442,18 +529,19 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
             const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
             result.lay_out(p.grad_target_at, n);
             for (int64_t q = 0; q < here.panels(); q++)
-                slopes[q].of_target(logits.at(q), logits.pitch, c, R(1 - p.smoothing), result.at(q), result.pitch, n);
+                slopes[q].of_target(p, logits.at(q), logits.pitch, c, result.at(q), result.pitch, n);
             result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here.rows);
         }
         if (!here.out) continue;
         const bool weighted = tile_weights(p, here, k, n, weights);
+        for (int64_t q = 0; all && q < here.panels(); q++) slopes[q].weigh(p, logits, weights, q, n);
         result.lay_out(p.grad_at, n);
         for (int64_t q = 0; q < here.panels(); q++) {
             const Ahead next(here.x + k * p.at.classes, p.at, n, q), next_out(here.out + k * p.grad_at.classes, p.grad_at, n, q);
             slopes[q].template of_logits<S>(logits.at(q), logits.pitch, result.at(q), result.pitch, n, next, next_out);
             if (weighted)
                 slopes[q].minus_weights(
-                    logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t, result.at(q), result.pitch, n
+                    logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t || all, result.at(q), result.pitch, n
                 );
             if (!here.t) slopes[q].true_classes(p, logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
             if (p.transformed())

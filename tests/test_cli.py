@@ -285,7 +285,13 @@ def test_an_interrupt_keeps_the_finished_losses_and_gives_the_cursor_back(tmp_pa
     terminal, inner = pty.openpty()
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     process = subprocess.Popen(
-        [*COMMAND, "train", "digits", *options], stdin=inner, stdout=inner, stderr=inner, env=environ
+        [*COMMAND, "train", "digits", *options],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env=environ,
+        # a background job of a shell has the signal ignored, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(inner)
     shown = b""

@@ -239,6 +239,7 @@ BROKEN = {
     "header-only.csv": (b"cat,dog\n", "holds no rows"),
     "ragged.csv": (b"1,2,3\n4,5\n", "line 2 has 2 columns, the first line 3"),
     "word.csv": (b"1,2\n3,cat\n", "line 2: 'cat' is not a number"),
+    "semicolons.csv": (b"cat;dog\n1;2\n", "line 2: '1;2' is not a number; cells are separated by ','"),
     "blank.csv": (b"1,2\n3,\n", "line 2: '' is not a number"),
     "binary.csv": (b"\xff\xfe\x00\x81" * 9, "is not text in UTF-8"),
     "twice.csv": (b"a,a\n1,2\n", "has several columns called 'a'"),

@@ -25,7 +25,8 @@ from crossent import reference
 from crossent.files import FileError
 from crossent.score import blocks, measures, temperature
 from crossent.score.options import OptionError
-from crossent.score.report import DEFINITIONS, score
+from crossent.score.report import DEFINITIONS
+from crossent.score.scoring import score
 
 N, C = 400, 8
 RNG = np.random.default_rng(0)
@@ -184,6 +185,14 @@ def test_pixels_tokens_and_one_hot_rows_are_decisions():
             "prior_nll_nats",
         ):
             assert found[key] == pytest.approx(plain[key], rel=1e-6), key
+
+
+def test_an_axis_that_is_not_clear_is_said():
+    square = X[:64].reshape(8, 8, C)
+    said = "The classes could lie in axis 1 or 2; axis {} was taken."
+    assert said.format(1) in score(square, Y[:64].reshape(8, 8)[:, :8]).remarks[-2]
+    assert said.format(2) in score(square, Y[:64].reshape(8, 8), task="lm").remarks
+    assert not any("could lie" in remark for remark in score(square, Y[:64].reshape(8, 8), class_dim=2).remarks)
 
 
 def test_a_place_in_a_row_is_where_it_was():
@@ -371,6 +380,8 @@ def test_remarks_say_what_no_number_does():
         in score(np.tile(prior + 0.01 * RNG.normal(size=C), (N, 1)), Y).remarks[0]
     )
     assert score(X / 3, Y).remarks == ["1 of the 8 classes do not occur among the labels."]
+    assert not any("temperature" in remark for remark in score(X[:1], Y[:1]).remarks)
+    assert "No temperature could be fitted" in score(X, np.where(np.arange(N) % 2, Y, -100)).remarks[-2]
 
 
 def test_logits_too_far_apart_for_float64_cost_infinitely_much():
@@ -431,12 +442,18 @@ BAD = np.where(np.arange(N)[:, None] % 150 == 7, np.nan, X)
             r"labels: has shape \(400,\), but --task multilabel needs zeros and ones of shape",
         ),
         (X, 2 * np.eye(C)[Y], {"task": "multilabel"}, "has label 2, but --task multilabel takes 0 and 1"),
+        (Y, X, {}, r"labels: has shape \(400, 8\), and logits only \(400,\): logits first, then labels"),
         (X[:, 0], Y, {}, "logits: has one logit a row, which is no softmax but a yes or no: --task multilabel"),
         (X[:, :1], Y, {}, "logits: has one logit a row"),
-        (X.reshape(10, 40, C), Y.reshape(10, 40), {}, r"labels of shape \(10, 8\): --class-dim names another axis"),
+        (X.reshape(10, 40, C), Y.reshape(10, 40), {}, r"labels of shape \(10, 8\): --class-dim 2 would fit"),
         (X, Y, {"task": "lm", "shift": True}, r"--shift needs logits of shape \(N, T, V\)"),
-        (X, Y, {"weight": [1.0, 2.0]}, "weight: has 2 numbers, but logits has 8 classes"),
-        (X, Y, {"class_names": ("a", "b")}, "class names: there are 2, but logits has 8 classes"),
+        (
+            X.T,
+            Y,
+            {},
+            r"labels of shape \(8,\): the classes seem to come first, where the rows belong; save the logits transposed",
+        ),
+        (X, Y[:5], {}, r"labels: has shape \(5,\), but logits of shape \(400, 8\) .* need labels of shape \(400,\)$"),
         (X[:0], Y[:0], {}, "logits: must hold at least one row"),
         (X.astype(complex), Y, {}, "logits: holds complex128, not real numbers"),
     ],
@@ -458,6 +475,8 @@ def test_files_that_cannot_be_scored(logits, labels, options, said):
         ({"shift": True}, "shift is for tokens: it needs task lm"),
         ({"class_dim": 0}, r"class_dim must lie between 1 and 1 for logits of shape \(400, 8\)"),
         ({"class_dim": 1, "task": "multilabel"}, "class_dim is for the softmax"),
+        ({"weight": [1.0, 2.0]}, "weight has 2 numbers, but logits has 8 classes"),
+        ({"class_names": ("a", "b")}, "class_names names 2, but logits has 8 classes"),
         ({"top": -1}, "top must be 0 or more"),
         ({"bytes": 0}, "bytes must be 1 or more"),
     ],

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from crossent import cli
 from crossent.score import gates, progress
-from crossent.score.report import DEFINITIONS, score
+from crossent.score.report import DEFINITIONS
+from crossent.score.scoring import score
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
@@ -209,6 +210,20 @@ def test_of_many_classes_the_costliest_are_shown():
     said = asked("many.npz", "--top", "4").stdout
     assert "Classes: the 4 of 50 with the largest share of the loss" in said
     assert len(json.loads(asked("many.npz", "--top", "4", "--json").stdout)["classes"]) == 50
+    np.savez("more.npz", logits=RNG.normal(size=(20, 1001)), labels=RNG.integers(0, 1001, 20))
+    shares = [row["loss_share"] for row in json.loads(asked("more.npz", "--json").stdout)["classes"]]
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 1 / 20
+
+
+def test_long_names_are_folded_and_numbers_are_not():
+    names = [f"{name} of the kind that nobody has ever seen before" for name in NAMES]
+    said = asked("preds.npz", "--class-names", ",".join(names)).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    assert "…" not in said
+    numbers = re.findall(r"\d+\.\d+", asked("preds.npz").stdout)
+    assert re.findall(r"\d+\.\d+", said) == numbers
 
 
 # --- gates ------------------------------------------------------------------------------------------------------------
@@ -275,16 +290,16 @@ def test_a_gate_that_cannot_be_is_refused(gate, said):
         ),
         (
             ("preds.npz", "--class-names", "a,b"),
-            "Error: class names: there are 2, but preds.npz::logits has 3 classes\n",
+            "Invalid value for '--class-names': names 2, but preds.npz::logits has 3 classes\n",
         ),
         (
             ("preds.npz", "--weight", "1,x"),
             "Error: '1,x' is neither a file of numbers nor numbers with commas between\n",
         ),
-        (("preds.npz", "--weight", "1,-1,1"), "weight must hold finite numbers, none negative"),
-        (("preds.npz", "--label-smoothing", "2"), "label_smoothing must lie in [0, 1], got 2.0"),
+        (("preds.npz", "--weight", "1,-1,1"), "Invalid value for '--weight': must hold finite numbers, none negative"),
+        (("preds.npz", "--label-smoothing", "2"), "Invalid value for '--label-smoothing': must lie in [0, 1], got 2.0"),
         (("preds.npz", "--input", "probabilities"), "--input"),
-        (("preds.npz", "--shift"), "shift is for tokens: it needs task lm"),
+        (("preds.npz", "--shift"), "Invalid value for '--shift': is for tokens: it needs task lm"),
         (("preds.npz", "--fast"), "No such option"),
         ((), "Missing argument 'LOGITS'"),
     ],
@@ -301,6 +316,16 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(args, said):
 
 
 # --- time and space ---------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom crossent.cli import main\ntry:\n    main(['score', '--help'])\nexcept SystemExit:\n"
+        "    print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.endswith("\n[]\n")
+    assert max(map(len, ran.stdout.splitlines())) <= 80
 
 
 def test_neither_torch_nor_matplotlib_is_imported():

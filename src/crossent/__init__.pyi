@@ -1,4 +1,5 @@
 from crossent._version import __version__ as __version__
+from crossent.blocks import Teacher as Teacher
 from crossent.check.audit import LossReport as LossReport
 from crossent.check.audit import check_loss as check_loss
 from crossent.check.cards import Finding as Finding
@@ -19,10 +20,15 @@ from crossent.helpers import expected_initial_loss as expected_initial_loss
 from crossent.helpers import prior_entropy as prior_entropy
 from crossent.impl import choose_implementation as choose_implementation
 from crossent.impl import implementations as implementations
+from crossent.linear import LinearPlan as LinearPlan
+from crossent.linear import linear_cross_entropy as linear_cross_entropy
+from crossent.linear import linear_cross_entropy_stats as linear_cross_entropy_stats
+from crossent.linear import linear_plan as linear_plan
 from crossent.modules import BCEWithLogitsLoss as BCEWithLogitsLoss
 from crossent.modules import CrossEntropyLoss as CrossEntropyLoss
 from crossent.modules import DistillationLoss as DistillationLoss
 from crossent.modules import FocalLoss as FocalLoss
+from crossent.modules import LinearCrossEntropyLoss as LinearCrossEntropyLoss
 from crossent.modules import MultilabelCrossEntropyLoss as MultilabelCrossEntropyLoss
 from crossent.modules import SigmoidFocalLoss as SigmoidFocalLoss
 from crossent.penalties import GCE as GCE
@@ -35,7 +41,7 @@ from crossent.penalties import Focal as Focal
 from crossent.penalties import Penalty as Penalty
 from crossent.penalties import Poly1 as Poly1
 from crossent.penalties import Taylor as Taylor
-from crossent.score.report import score as score
+from crossent.score.scoring import score as score
 from crossent.stats import CrossEntropyStats as CrossEntropyStats
 from crossent.stats import cross_entropy_stats as cross_entropy_stats
 
@@ -54,12 +60,15 @@ __all__ = [
     "Finding",
     "Focal",
     "FocalLoss",
+    "LinearCrossEntropyLoss",
+    "LinearPlan",
     "LossReport",
     "MultilabelCrossEntropyLoss",
     "Penalty",
     "Poly1",
     "SigmoidFocalLoss",
     "Taylor",
+    "Teacher",
     "__version__",
     "binary_cross_entropy_with_logits",
     "check",
@@ -76,6 +85,9 @@ __all__ = [
     "explain",
     "focal_loss",
     "implementations",
+    "linear_cross_entropy",
+    "linear_cross_entropy_stats",
+    "linear_plan",
     "multilabel_cross_entropy",
     "prior_entropy",
     "score",

@@ -399,7 +399,8 @@ def _numbers(path: str, delimiter: str, columns: Sequence[int] | None, width: in
                 row = np.array([float(cell) for cell in wanted])
             except ValueError:
                 wrong = next(cell for cell in wanted if not _is_number(cell))
-                raise FileError(f"{path}: line {line}: {wrong[:40]!r} is not a number") from None
+                hint = f"; cells are separated by {delimiter!r}" if set(wrong) & set(";,\t") else ""
+                raise FileError(f"{path}: line {line}: {wrong[:40]!r} is not a number{hint}") from None
             yield line, row[0] if len(row) == 1 else row
 
     return _spooled(path, rows(), names if len(names) > 1 else ())

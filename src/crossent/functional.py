@@ -268,7 +268,7 @@ def reduced_cross_entropy(
             row_weight = None if row_weight is None else row_weight.squeeze(0)
         loss = reduce_rows(loss, row_weight, reduction, mean)
     elif row_weight is not None and reduction == "mean":
-        loss = _divide(loss, row_weight if mean.denominator is None else mean.denominator, mean.empty)
+        loss = divide(loss, row_weight if mean.denominator is None else mean.denominator, mean.empty)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
     if watcher is not None and not torch.compiler.is_compiling():
         averaged = reduction == "mean" and mean.sample_weight is None and mean.denominator is None
@@ -288,7 +288,7 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction, m
     if reduction == "sum":
         return loss
     assert row_weight is not None
-    return _divide(loss, ordered_sum(row_weight) if denominator is None else denominator, empty)
+    return divide(loss, ordered_sum(row_weight) if denominator is None else denominator, empty)
 
 
 def binary_cross_entropy_with_logits(
@@ -403,7 +403,7 @@ def binary_cross_entropy_with_logits(
             counted = u.expand_as(input) if valid is None else u * valid
             loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))
     if reduction == "mean" and not torchs_mean:
-        loss = _divide(loss, divisor if denominator is None else denominator, empty)
+        loss = divide(loss, divisor if denominator is None else denominator, empty)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
     if watcher is not None and not torch.compiler.is_compiling():
         averaged = reduction == "mean" and sample_weight is None and denominator is None
@@ -551,7 +551,7 @@ def result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: t
     return dtype
 
 
-def _divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
+def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
     """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph, and the gradient is 0."""
     if isinstance(divisor, Tensor):
         divisor = divisor.to(total.dtype)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crossent.family import distillation_loss, multilabel_cross_entropy, sigmoid_focal
 from crossent.functional import binary_cross_entropy_with_logits, cross_entropy
+from crossent.linear import MAX_BYTES, linear_cross_entropy
 from crossent.penalties import BinaryPenalty, Focal, Penalty
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from crossent.blocks import Teacher
     from crossent.functional import BinaryModuleOptions, CrossEntropyModuleOptions
+    from crossent.linear import LinearOptions
 
 
 class _Extras:
@@ -455,4 +459,97 @@ class DistillationLoss(nn.Module):
         said += [f"dim={self.dim}"] if self.dim is not None else []
         said += ["teacher_grad=True"] if self.teacher_grad else []
         said += [f"impl={self.impl!r}"] if self.impl is not None else []
+        return ", ".join(said)
+
+
+_TorchsLinear: Any = getattr(nn, "LinearCrossEntropyLoss", nn.modules.loss._WeightedLoss)  # torch has it from 2.13 on
+
+
+class LinearCrossEntropyLoss(_TorchsLinear):
+    """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
+
+    The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
+    :func:`crossent.linear_cross_entropy`; what belongs to a batch may be given anew at each call.
+
+    >>> loss = LinearCrossEntropyLoss(8, 27, shift=1)
+    >>> loss
+    LinearCrossEntropyLoss(
+      in_features=8, num_classes=27, shift=1
+      (linear): Linear(in_features=8, out_features=27, bias=False)
+    )
+    >>> hidden, tokens = torch.zeros(2, 5, 8), torch.randint(27, (2, 5))
+    >>> round(loss(hidden, tokens).item(), 4)
+    3.2958
+    """
+
+    weight: Tensor | None
+    logit_bias: Tensor | None
+    class_mask: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: object = None,
+        shift: int = 0,
+        max_bytes: int = MAX_BYTES,
+        **more: Unpack[LinearOptions],
+    ) -> None:
+        if weight is not None and weight.shape != (num_classes,):
+            raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise RuntimeError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
+        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
+        self.shift, self.max_bytes = shift, max_bytes
+        self.linear = nn.Linear(
+            in_features, prod(out_features, start=num_classes), bias=bias, device=device, dtype=dtype
+        )
+        self.register_buffer("logit_bias", more.pop("logit_bias", None), persistent=False)
+        self.register_buffer("class_mask", more.pop("class_mask", None), persistent=False)
+        self.more: LinearOptions = more
+
+    def forward(self, input: Tensor, target: Tensor | Teacher, **more: Unpack[LinearOptions]) -> Tensor:
+        """Compute the loss; see :func:`crossent.linear_cross_entropy`."""
+        classes, bias = (self.num_classes, *self.out_features), self.linear.bias
+        settings: Any = {"logit_bias": self.logit_bias, "class_mask": self.class_mask, **self.more, **more}
+        return linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*classes, -1),
+            target,
+            linear_bias=None if bias is None else bias.reshape(classes),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+            shift=self.shift,
+            max_bytes=self.max_bytes,
+            **settings,
+        )
+
+    def extra_repr(self) -> str:
+        """Say the settings that are not the usual ones."""
+        usual = {
+            "out_features": (),
+            "reduction": "mean",
+            "ignore_index": None,
+            "label_smoothing": 0.0,
+            "shift": 0,
+            "max_bytes": MAX_BYTES,
+        }
+        said = [f"in_features={self.linear.in_features}", f"num_classes={self.num_classes}"]
+        said += [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
+        said += [f"weight of {len(self.weight)} classes"] if self.weight is not None else []
+        said += [f"{name}={value!r}" for name, value in self.more.items()]
         return ", ".join(said)

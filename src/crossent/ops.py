@@ -396,13 +396,13 @@ def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> tuple[
         logits.requires_grad or any(t is not None and t.requires_grad for t in target[:5])
     )
     plain = _plain(logits, *target[:5]) and forward_ad._current_level < 0 and not torch.compiler.is_compiling()
-    if impl == "native" and target.indices and logits.numel() and plain and not differentiable:
+    if impl == "native" and logits.numel() and plain and not differentiable:
         both: tuple[Tensor, Tensor] = _explained(_native.cross_entropy_statistics, logits, target)
         return both
     if impl == "native" and named:
         raise RuntimeError(
-            "impl='native' cannot run here: the native kernels give statistics of class indices, where nothing is to be "
-            "differentiated; use impl='eager' or leave it out"
+            "impl='native' cannot run here: the native kernels give statistics where nothing is to be differentiated; "
+            "use impl='eager' or leave it out"
         )
     return cross_entropy(logits, target, "statistics", "eager")
 

@@ -945,6 +945,43 @@ def cross_entropy_stats_gradients(
     return StatsGradients(*(np.moveaxis(np.where(rows.live, rows.slope * g, 0.0), -1, rows.axis) for g in at_x))
 
 
+# --- a head and its loss ----------------------------------------------------------------------------------------------
+
+
+class LinearLoss(NamedTuple):
+    """A loss with its gradients for hidden states, matrix and bias."""
+
+    loss: Array
+    input_grad: Array
+    weight_grad: Array
+    bias_grad: Array
+
+
+def linear_cross_entropy(
+    input: ArrayLike, linear_weight: ArrayLike, target: ArrayLike, linear_bias: ArrayLike = 0.0, **options: Any
+) -> LinearLoss:
+    """Compute ``cross_entropy`` of the logits ``x = h Wᵀ + b``: ``∂L/∂h = ∂L/∂x W``, ``∂L/∂W = (∂L/∂x)ᵀ h``, ``∂L/∂b = Σ ∂L/∂x``.
+
+    Args:
+        input: ``h``, ``(..., D)``.
+        linear_weight: ``W``, ``(C, D)``.
+        target: class indices ``(...)`` or weights ``(..., C)``.
+        linear_bias: ``b``, ``(C)``.
+        options: those of ``cross_entropy``. With ``reduction="none"`` the gradients are those of the rows' sum.
+
+    >>> linear_cross_entropy(np.eye(2), np.zeros((27, 2)), [5, 6]).loss.round(4)
+    np.float64(3.2958)
+    """
+    h, W = np.asarray(input, np.float64), np.asarray(linear_weight, np.float64)
+    rows = h.reshape(-1, h.shape[-1])
+    x = rows @ W.T + np.asarray(linear_bias, np.float64)
+    target = np.asarray(target)
+    soft = target.shape == (*h.shape[:-1], len(W))
+    loss, grad, _ = cross_entropy(x, target.reshape(x.shape if soft else -1), dim=1, **options)
+    loss = loss.reshape(h.shape[:-1]) if loss.ndim else loss
+    return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ rows, grad.sum(0))
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from crossent import ops
-from crossent.functional import Mean, check_mean, read_reduction, reduce_rows, result_dtype, weights_of_rows
+from crossent.functional import Mean, Reduction, check_mean, read_reduction, reduce_rows, result_dtype, weights_of_rows
 from crossent.impl import choose, eager
 from crossent.penalties import Penalty
-from crossent.targets import describe
+from crossent.targets import Target, describe
 
 
 class CrossEntropyStats(NamedTuple):
@@ -111,25 +111,38 @@ def cross_entropy_stats(
     }  # fmt: skip
     logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim, special)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    mean, by_count = Mean(sample_weight, denominator, empty), Mean(None, None, empty)
+    mean = Mean(sample_weight, denominator, empty)
     check_mean(reduction, mean)
-    told, row_weights = ops.statistics(
-        logits, described, choose(logits, impl, described.values, described), impl is not None
-    )
-    assert row_weights is not None
-    row_weight, correct = row_weights.detach().unbind(0)
-    counted = eager.counted_rows(logits, described)
+    told, row_weights = statistics_of(logits, described, impl)
+    parts = (told, row_weights[0], row_weights[1], eager.counted_rows(logits, described))
     if input.dim() == 1:
-        told, row_weight, correct, counted = (
-            told.squeeze(1),
-            row_weight.squeeze(0),
-            correct.squeeze(0),
-            counted.squeeze(0),
-        )
+        parts = parts[0].squeeze(1), parts[1].squeeze(0), parts[2].squeeze(0), parts[3].squeeze(0)
+    return reduced_statistics(*parts, reduction, mean, dtype)
+
+
+def statistics_of(logits: Tensor, described: Target, impl: str | None) -> tuple[Tensor, Tensor]:
+    """Compute of each row the stack of loss, lse, log-probability and entropy, and that of its weight and correctness."""
+    name = choose(logits, impl, described.values, described)
+    told, row_weights = ops.statistics(logits, described, name, impl is not None)
+    assert row_weights is not None
+    return told, row_weights.detach()
+
+
+def reduced_statistics(
+    told: Tensor,
+    row_weight: Tensor,
+    correct: Tensor,
+    counted: Tensor,
+    reduction: Reduction,
+    mean: Mean,
+    dtype: torch.dtype,
+) -> CrossEntropyStats:
+    """Reduce the statistics of rows."""
+    sample_weight, by_count = mean.sample_weight, Mean(None, None, mean.empty)
     loss = reduce_rows(told[0], row_weight, reduction, mean).to(dtype)
     if sample_weight is not None:
         row_weight = row_weight * weights_of_rows(sample_weight, row_weight, whole=True).detach()
     if reduction == "none":
         return CrossEntropyStats(loss, told[1], told[2], told[3], correct.bool(), counted.long(), row_weight)
     of_model = [reduce_rows(rows, counted.to(rows.dtype), reduction, by_count) for rows in (*told[1:], correct)]
-    return CrossEntropyStats._make((loss, *of_model, counted.sum(), eager.ordered_sum(row_weight)))
+    return CrossEntropyStats._make((loss, *of_model, counted.long().sum(), eager.ordered_sum(row_weight)))

@@ -77,13 +77,7 @@ def _left_to_eager(target: Target, soft: bool) -> str | None:
         return "a logit_bias that requires grad"
     if rule.penalty not in _PENALTIES:
         return f"the penalty {rule.penalty}"
-    if rule.penalty and (soft or rule.label_smoothing):
-        return f"a penalty with {'probabilities' if soft else 'label_smoothing'}"
-    if soft and rule.margin:
-        return "a margin with probabilities"
-    if soft and mask is not None and rule.label_smoothing:
-        return "a class_mask with probabilities and label_smoothing"
-    return None
+    return "a margin with probabilities" if soft and rule.margin else None
 
 
 def _penalty(rule: Rule) -> tuple[int, float, float]:
@@ -133,7 +127,7 @@ _DLPACK_CODE = {torch.bfloat16: 4}
 _RECYCLES = _native.RECYCLES and os.environ.get("CROSSENT_RECYCLE", "1") != "0"
 
 
-def _new(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor:
+def new(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor:
     """Return an empty tensor, a large one in recycled memory, whose pages are there already."""
     if _RECYCLES and prod(shape) * dtype.itemsize >= _LARGE:
         strides = torch.empty(shape, device="meta").stride() if strides is None else strides
@@ -146,7 +140,7 @@ def _new(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: torch.d
 def _new_like(x: Tensor) -> Tensor:
     if x.nbytes < _LARGE:
         return torch.empty_like(x)
-    return _new(x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
+    return new(x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
 
 
 def _gradient(x: Tensor, inplace: bool) -> Tensor:
@@ -166,7 +160,7 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     none = reduction == "none"
     loss = torch.empty(rows if none else (), dtype=dtype)
     row_weight = torch.empty(rows, dtype=dtype) if none else None
-    lse = _new((2, *rows), None, dtype)
+    lse = new((2, *rows), None, dtype)
     if logits.numel() == 0:
         nothing = torch.nan if reduction == "mean" else 0.0
         return loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse.zero_()
@@ -186,20 +180,25 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
 
 
 def cross_entropy_statistics(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Compute of each row, in one pass, the stacks of the eager implementation's statistics, for class indices."""
+    """Compute of each row, in one pass, the stacks of the eager implementation's statistics."""
     dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
     told, row_weights = torch.empty((4, *rows), dtype=dtype), torch.empty((2, *rows), dtype=dtype)
-    lse, correct = _new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
+    lse, correct = new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
     loss, _, target_log_prob, entropy = told
     weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
-    for x in (logits, logits.contiguous()):
+    values = target.values.contiguous() if target.indices else target.values
+    for copied in (False, True):
+        if copied:
+            logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            x, target.values.contiguous(), weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
+            logits, values, weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
             members, (entropy, target_log_prob, correct),
         )  # fmt: skip
         if total is not None:
             break
-    torch.add(lse[0], lse[1], out=told[1]).masked_fill_(target.values == target.ignore_index, 0.0)
+    torch.add(lse[0], lse[1], out=told[1])
+    if target.indices:
+        told[1].masked_fill_(target.values == target.ignore_index, 0.0)
     row_weights[1] = correct
     return told, row_weights
 
@@ -309,7 +308,7 @@ def binary_cross_entropy_forward(
             else torch.empty_like(logits, dtype=dtype)
         )
     given = _Elements.of(logits, target, weight, pos_weight)
-    loss = torch.empty((), dtype=dtype) if reduce else _new(given.logits.shape, None, dtype)
+    loss = torch.empty((), dtype=dtype) if reduce else new(given.logits.shape, None, dtype)
     if not _native.binary_forward(*given[:4], reduce, divisor, loss):
         _native.binary_forward(*given.contiguous()[:4], reduce, divisor, loss)
     return loss if reduce else given.back(loss)

@@ -87,7 +87,7 @@ def score(
         report = _report(logits, labels, ids, options)
         failed = [gate for gate in gates if gate.holds(report)]
     except OptionError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.BadParameter(error.problem, param_hint=f"'--{error.option.replace('_', '-')}'") from None
     except FileError as error:
         raise _Unreadable(str(error)) from None
     for remark in report.remarks:
@@ -113,7 +113,7 @@ def _report(logits: str, labels: str | None, ids: str | None, options: dict[str,
 
     from crossent.score import words
     from crossent.score.progress import Bar
-    from crossent.score.report import score as scored
+    from crossent.score.scoring import score as scored
 
     for name, read in (("weight", words.numbers), ("class_names", words.words)):
         options[name] = None if options[name] is None else read(options[name])

@@ -15,7 +15,10 @@ from rich.text import Text
 from crossent.score.grids import Grid, grids, heading
 from crossent.score.report import Report
 
-MOST = 100  # columns; a table broken by a narrower terminal can still be read, one cut to fit it has lost its numbers
+LEAST, MOST = (
+    80,
+    100,
+)  # columns; a table broken by a narrow terminal can still be read, one cut to fit it has lost its numbers
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -27,7 +30,7 @@ def show(report: Report, console: Console | None = None) -> None:
         console.print()
         console.print(Text(grid.title, style="bold"))
         if grid.rows:
-            width, console.width = console.width, MOST
+            width, console.width = console.width, max(console.width, LEAST)
             console.print(_draw(grid))
             console.width = width
         for note in grid.notes:

@@ -38,7 +38,7 @@ class Gate(NamedTuple):
         """
         value = report.numbers[self.key]
         if value is None or math.isnan(value):
-            raise OptionError(f"fail-if {self.said!r}: this report has no {self.key}")
+            raise OptionError("fail_if", f"{self.said!r}: this report has no {self.key}")
         return bool(COMPARISONS[self.comparison](value, self.bound))
 
 
@@ -60,4 +60,4 @@ def gate(said: str) -> Gate:
     except ValueError:
         pass
     names = ", ".join([*SHORT, *(key for key in DEFINITIONS if key not in SHORT.values())])
-    raise OptionError(f"fail-if must read like 'nll>0.5', got {said!r}; what can be compared: {names}")
+    raise OptionError("fail_if", f"must read like 'nll>0.5', got {said!r}; what can be compared: {names}")

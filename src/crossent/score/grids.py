@@ -124,10 +124,8 @@ def _temperature(report: Report) -> Grid:
 
 
 def _classes(report: Report) -> Grid:
-    shown, title = report.classes, "Classes"
-    top = max(report.settings["top"], 1)
-    if len(shown) > FEW:
-        shown = sorted(shown, key=lambda row: -row.loss_share if math.isfinite(row.loss_share) else 0.0)[:top]
+    shown, title = report.costliest(FEW), "Classes"
+    if len(shown) < len(report.classes):
         title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
     taken = any(row.taken_for is not None for row in shown)
     labels = "yes" if report.columns else "labels"

@@ -130,29 +130,39 @@ class Loss:
 
 
 class Accuracy:
-    """How often the first of the most probable classes is right, or one of the first five; and every decision of a row."""
+    """How often the first of the most probable classes is right, or one of the first five."""
 
     def __init__(self) -> None:
-        self.first, self.top5, self.exact = Mean(), Mean(), Mean()
-        self._wrong = ByRow(1)
+        self.first, self.top5 = Mean(), Mean()
 
     def add(self, block: Block) -> None:
-        """Add decisions."""
+        """Add decisions; of equally probable classes the first comes first."""
         self.first.add(block.row, np.asarray(block.right, np.float64))
         cost, classes = block.nll[:, None], np.arange(block.x.shape[1])
         before = (block.cost < cost) | ((block.cost == cost) & (classes < block.y[:, None]))
-        self.top5.add(block.row, (before.sum(1) < 5).astype(np.float64))
-        self._rows(self._wrong.add(block.row, np.asarray(~block.right[:, None], np.float64)))
+        self.top5.add(block.row, np.asarray(before.sum(1) < 5, np.float64))
 
-    def finish(self) -> None:
-        """Count the last row."""
-        self._rows(self._wrong.open)
 
-    def _rows(self, wrong: Array) -> None:
-        self.exact.add(np.arange(len(wrong)) + self.exact_rows, (wrong[:, 0] == 0) * 1.0)
-        self.exact_rows += len(wrong)
+class ExactMatch:
+    """How often every decision of a row is right."""
 
-    exact_rows = 0
+    def __init__(self) -> None:
+        self._wrong, self._right, self._rows = ByRow(1), 0, 0
+
+    def add(self, block: Block) -> None:
+        """Add decisions."""
+        self._count(self._wrong.add(block.row, np.asarray(~block.right[:, None], np.float64)))
+
+    def _count(self, wrong: Array) -> None:
+        self._right += int((wrong == 0).sum())
+        self._rows += len(wrong)
+
+    @property
+    def share(self) -> float:
+        """The share of the rows, when all have been seen."""
+        self._count(self._wrong.open)
+        self._wrong = ByRow(1)
+        return self._right / self._rows
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------
@@ -286,6 +296,11 @@ class Classes:
             if of
         ]
         return float(sum(each) / self._about.sum())
+
+    @property
+    def missing(self) -> int:
+        """How many classes are never a label."""
+        return int((self._there == 0).sum())
 
     @property
     def macro_f1(self) -> float:

@@ -14,7 +14,16 @@ TASKS = ("multiclass", "multilabel", "lm")
 
 
 class OptionError(ValueError):
-    """An option that cannot be, or does not fit the file; the command ends with exit code 2."""
+    """An option that cannot be, or does not fit the file; the command ends with exit code 2.
+
+    Attributes:
+        option: its name.
+        problem: the rest of the sentence.
+    """
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option} {problem}")
+        self.option, self.problem = option, problem
 
 
 @dataclass(frozen=True)
@@ -49,24 +58,26 @@ class Options:
         _one_of("input", self.input, INPUTS)
         _one_of("task", self.task, TASKS)
         if not 0 <= self.label_smoothing <= 1:
-            raise OptionError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
+            raise OptionError("label_smoothing", f"must lie in [0, 1], got {self.label_smoothing}")
         if self.weight is not None and not all(0 <= w < inf for w in self.weight):
-            raise OptionError(f"weight must hold finite numbers, none negative, got {list(self.weight)!s:.60}")
+            raise OptionError("weight", f"must hold finite numbers, none negative, got {list(self.weight)!s:.60}")
         if self.weight is not None and self.task == "multilabel":
-            raise OptionError("weight belongs to the softmax, one label a row; leave it out for task multilabel")
+            raise OptionError("weight", "belongs to the softmax, one label a row; leave it out for task multilabel")
         if self.shift and self.task != "lm":
-            raise OptionError("shift is for tokens: it needs task lm")
+            raise OptionError("shift", "is for tokens: it needs task lm")
         if self.class_dim is not None and self.task == "multilabel":
-            raise OptionError("class_dim is for the softmax; task multilabel takes labels of the shape of the logits")
+            raise OptionError(
+                "class_dim", "is for the softmax; task multilabel takes labels of the shape of the logits"
+            )
         if self.top < 0:
-            raise OptionError(f"top must be 0 or more, got {self.top}")
+            raise OptionError("top", f"must be 0 or more, got {self.top}")
         if self.bytes is not None and self.bytes < 1:
-            raise OptionError(f"bytes must be 1 or more, got {self.bytes}")
+            raise OptionError("bytes", f"must be 1 or more, got {self.bytes}")
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise OptionError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise OptionError(name, f"must be one of {', '.join(known)}, got {value!r}")
 
 
 class Layout(NamedTuple):
@@ -96,6 +107,10 @@ def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
     """
     if options.task == "multilabel":
         return _multilabel(logits, labels)
+    if len(labels.shape) > len(logits.shape):
+        raise FileError(
+            f"{labels.name}: has shape {labels.shape}, and {logits.name} only {logits.shape}: logits first, then labels"
+        )
     if len(logits.shape) < 2 or logits.shape == (len(logits), 1):
         raise FileError(
             f"{logits.name}: has one logit a row, which is no softmax but a yes or no: --task multilabel scores it with a sigmoid"
@@ -106,7 +121,7 @@ def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
     if not one_hot and _squeezed(labels.shape, outside) != outside:
         raise FileError(
             f"{labels.name}: has shape {labels.shape}, but logits of shape {logits.shape} with the classes in axis {axis} need "
-            f"labels of shape {outside}: --class-dim names another axis"
+            f"labels of shape {outside}{_advice(logits, labels)}"
         )
     positions = outside[1:]
     if options.shift:
@@ -114,6 +129,20 @@ def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
             raise FileError(f"{logits.name}: --shift needs logits of shape (N, T, V) with T ≥ 2, got {logits.shape}")
         positions = (positions[0] - 1,)
     return Layout(axis, logits.shape[axis], positions, one_hot, options.shift)
+
+
+def class_axes(logits: Table, labels: Table) -> list[int]:
+    """Find the axes of the logits that the labels do not have."""
+    shape = logits.shape
+    outside = [shape[:k] + shape[k + 1 :] for k in range(len(shape))]
+    return [k for k, left in enumerate(outside) if _squeezed(labels.shape, left) == left]
+
+
+def _advice(logits: Table, labels: Table) -> str:
+    fits = class_axes(logits, labels)
+    if 0 in fits:
+        return ": the classes seem to come first, where the rows belong; save the logits transposed"
+    return "".join(f": --class-dim {k} would fit" for k in fits[-1:])
 
 
 def _multilabel(logits: Table, labels: Table) -> Layout:
@@ -132,8 +161,8 @@ def _class_axis(logits: Table, options: Options) -> int:
     axis = options.class_dim + len(logits.shape) * (options.class_dim < 0)
     if not 1 <= axis <= last:
         raise OptionError(
-            f"class_dim must lie between 1 and {last} for logits of shape {logits.shape}, where axis 0 are the rows, got "
-            f"{options.class_dim}"
+            "class_dim",
+            f"must lie between 1 and {last} for logits of shape {logits.shape}, where axis 0 are the rows, got {options.class_dim}",
         )
     return axis
 
