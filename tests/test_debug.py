@@ -72,6 +72,7 @@ def test_each_is_said_once_a_line():
         (lambda x, y: crossent.sigmoid_focal_loss(x.sigmoid(), (x > 0).float()), "CE110"),
         (lambda x, y: crossent.multilabel_cross_entropy(x.softmax(1), (x > 0).float()), "CE101"),
         (lambda x, y: crossent.distillation_loss(x.softmax(1), x), "CE101"),
+        (lambda x, y: crossent.linear_cross_entropy(20 * x, torch.eye(10), y), "CE117"),
     ],
 )
 def test_every_loss_is_looked_at(call, rule):

@@ -185,9 +185,8 @@ class LogitFacts:
         finite = rows[np.isfinite(rows)]
         self.low, self.high = min(self.low, finite.min(initial=inf)), max(self.high, finite.max(initial=-inf))
         self.unit &= bool(rows.min() >= -1e-6 and rows.max() <= 1 + 1e-6)
-        with np.errstate(invalid="ignore"):
-            self.unit_error = max(self.unit_error, float(np.abs(rows.sum(1) - 1).max()))
-            lse = reference.log_sum_exp(rows)
+        self.unit_error = max(self.unit_error, float(np.abs(rows.sum(1) - 1).max()))
+        lse = reference.log_sum_exp(rows)
         self.log_error = max(self.log_error, float(np.nan_to_num(np.abs(lse), nan=inf).max()))
 
 
@@ -310,8 +309,7 @@ class LossFacts:
             rows = np.flatnonzero(piece.counts)
             y = piece.y[rows]
             self.right += int((piece.x[rows].argmax(1) == y).sum())
-            with np.errstate(divide="ignore", invalid="ignore"):
-                self.as_probabilities.add(-np.log(piece.x[rows, y]))
+            self.as_probabilities.add(-np.log(piece.x[rows, y]))
         for k, labels in piece.near.items():
             there = np.flatnonzero(labels >= 0)
             self.near[k].add(piece.cost[there, labels[there]])
@@ -392,10 +390,12 @@ def survey(
             watch("reading", start, len(logits))
         if layout.square:
             _add_last_axis(facts, x, raw)
-        for piece in _pieces(facts, x, raw, start):
-            facts.logits.add(piece)
-            facts.target.add(piece)
-            facts.loss.add(piece, options)
+        # whatever the values are, inf - inf is an answer here
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            for piece in _pieces(facts, x, raw, start):
+                facts.logits.add(piece)
+                facts.target.add(piece)
+                facts.loss.add(piece, options)
     return facts
 
 
