@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from crossent import cli
-from crossent.score import gates, progress
+from crossent import bar, cli
+from crossent.score import gates
 from crossent.score.report import DEFINITIONS
 from crossent.score.scoring import score
 
@@ -363,11 +363,11 @@ def test_a_file_larger_than_the_memory_allowed():
 
 def test_a_progress_bar_comes_after_a_while_and_goes(monkeypatch):
     def shown(patience):
-        monkeypatch.setattr(progress, "PATIENCE", patience)
+        monkeypatch.setattr(bar, "PATIENCE", patience)
         out = io.StringIO()
-        with progress.Bar(Console(file=out, force_terminal=True, width=80)) as bar:
-            bar("fitting the temperature", 1, 0)
-            bar("scoring", 30, 60)
+        with bar.Bar(Console(file=out, force_terminal=True, width=80)) as tell:
+            tell("fitting the temperature", 1, 0)
+            tell("scoring", 30, 60)
             time.sleep(0.2)
         return out.getvalue()
 
