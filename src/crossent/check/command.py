@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossent.unreadable import Unreadable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,12 +28,6 @@ Examples:
   crossent check lm.safetensors --task lm --shift --losses losses.csv
   crossent rule CE101
 """
-
-
-class Unreadable(click.ClickException):
-    """A file that cannot be read."""
-
-    exit_code = 2
 
 
 @click.command("check", epilog=EPILOG)
@@ -86,11 +82,11 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
 
 
 def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
+    from crossent.bar import Bar
     from crossent.check.cards import look
     from crossent.check.facts import survey
     from crossent.check.rules import VALUES
     from crossent.check.run import read
-    from crossent.score.progress import Bar
 
     for name in ("weight", "pos_weight", "inputs", "losses"):
         if options[name] is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent.explain.catalogue import ALIASES, CARDS, DEFAULT
+from crossent.unreadable import Unreadable
 
 if TYPE_CHECKING:
     from crossent.files import Table
@@ -72,19 +73,15 @@ def explain(file: str | None, labels: str | None, row: int | None, as_json: bool
             raise click.UsageError("which class is true? Give --target, or a file with labels")
         explanation = compute(**arguments)
     except ValueError as error:  # FileError is one
-        raise _Unreadable(str(error)) from None
+        raise Unreadable(str(error)) from None
     _show(explanation, as_json)
-
-
-class _Unreadable(click.ClickException):
-    exit_code = 2
 
 
 def _read(
     logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
 ) -> dict[str, Any]:
     """Read the texts of the options."""
-    from crossent.score.words import numbers, words
+    from crossent.words import numbers, words
 
     return {
         "logits": None if logits is None else numbers(logits),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossent.unreadable import Unreadable
+
 if TYPE_CHECKING:
     from crossent.files import Table
     from crossent.score.gates import Gate
@@ -89,17 +91,13 @@ def score(
     except OptionError as error:
         raise click.BadParameter(error.problem, param_hint=f"'--{error.option.replace('_', '-')}'") from None
     except FileError as error:
-        raise _Unreadable(str(error)) from None
+        raise Unreadable(str(error)) from None
     for remark in report.remarks:
         click.echo(f"Warning: {remark}", err=True)
     _print(report, face)
     for gate in failed:
         click.echo(f"Failed: {gate.key} is {report.numbers[gate.key]:.6g}, and --fail-if says {gate.said}", err=True)
     click.get_current_context().exit(1 if failed else 0)
-
-
-class _Unreadable(click.ClickException):
-    exit_code = 2
 
 
 def _gates(said: tuple[str, ...]) -> list[Gate]:
@@ -111,8 +109,8 @@ def _gates(said: tuple[str, ...]) -> list[Gate]:
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
     from dataclasses import replace
 
+    from crossent.bar import Bar
     from crossent.score import words
-    from crossent.score.progress import Bar
     from crossent.score.scoring import score as scored
 
     for name, read in (("weight", words.numbers), ("class_names", words.words)):
