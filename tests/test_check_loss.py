@@ -184,7 +184,7 @@ WRONG = {
     "CE207": (lambda x, t: -(x.softmax(1).gather(1, t[:, None]) + 1e-8).log().mean(), "−log p"),
     "CE208": (lambda x, t: (F.cross_entropy(x, t, reduction="none") * torch.arange(len(x))).mean(), "dim=1"),
     "CE209": (lambda x, t: F.cross_entropy(x, t, reduction="sum") / len(t), "ignore_index"),
-    "CE210": (lambda x, t: F.cross_entropy(x, t, reduction="sum") / len(t) ** 2, "the sum over rows"),
+    "CE210": (lambda x, t: F.cross_entropy(x, t, reduction="sum") / len(t) ** 2, "the sum over rows or by their mean"),
     "CE211": (lambda x, t: -(x.exp() / x.exp().sum(1, keepdim=True)).log().gather(1, t[:, None]).mean(), "log_softmax"),
     "CE212": (lambda x, t: -(F.one_hot(t, 5) * x.log_softmax(1)).sum(1).mean(), "torch.where"),
     "CE213": (writes, "copy"),

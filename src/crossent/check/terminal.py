@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
@@ -43,13 +42,6 @@ def show_cards(cards: Iterable[Card], console: Console | None = None) -> None:
     console = _console(console)
     for card in cards:
         console.print(_heading(card.id, card.severity, card.title, style=""))
-
-
-def text(findings: Findings, looked_at: str, rules: int) -> str:
-    """Write what is shown in 80 columns, without colour."""
-    out = io.StringIO()
-    show(findings, looked_at, rules, Console(file=out, width=80, color_system=None, force_terminal=False))
-    return out.getvalue()
 
 
 def _console(console: Console | None) -> Console:

@@ -158,7 +158,8 @@ def stays_at_the_prior(facts: Facts) -> Iterator[Seen]:
         "warning",
         "the loss stays at the floor of two softmaxes",
         "ln(e + C − 1) − 1, 1.4612 for 10 classes, is the least that a cross entropy can be which is given "
-        "probabilities instead of logits; for a sigmoid, 0.3133 for every yes and 0.6931 for every no.",
+        "probabilities instead of logits, and a mistake costs 1 more at most; for a sigmoid it is 0.3133 for every "
+        "yes and 0.6931 for every no.",
         "Leave out the softmax or sigmoid at the end of the model: the loss has its own.",
         "crossent.double_softmax_floor",
     ),

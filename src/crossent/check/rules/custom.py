@@ -98,8 +98,7 @@ def _repair(loss: Subject, target: Array, grad: Array, differences: Array) -> st
         "error",
         "the backward pass ignores what comes in",
         "backward(ctx, grad_output) must multiply by grad_output. Without it the gradient of 3 · loss is that of "
-        "the loss: loss weights, gradient accumulation (loss / n) and the scaler of mixed precision have no effect, "
-        "or half of one.",
+        "the loss: loss weights, gradient accumulation (loss / n) and the scaler of mixed precision have no effect.",
         "Return grad_output * (p − t) / N.",
         "torch.autograd.Function",
     ),
@@ -358,7 +357,7 @@ def ignored_rows(loss: Subject) -> Iterator[str]:
         "The loss of a batch should be what its parts give, weighted by their rows: then gradient accumulation and "
         "data parallelism train the same model. A loss that mixes rows, or divides by something else than rows, "
         "does not.",
-        "Reduce by the sum over rows, or by the mean over rows; divide by neither classes nor squares of N.",
+        "Reduce by the sum over rows or by their mean. Nothing else may depend on how many rows there are.",
         "huggingface/transformers pull request 34191",
     ),
 )
