@@ -14,7 +14,7 @@ from crossent.train.tables import Grid
 COLOURS = {tables.UP: "#0a84c1", tables.LITTLE_UP: "#0a84c1", tables.DOWN: "#d5532b", tables.LITTLE_DOWN: "#d5532b"}
 _TABLE = "border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap;margin:1em 0 .4em"
 _CAPTION = "caption-side:top;text-align:left;white-space:normal;color:inherit;padding:.2em 0"
-_LINE = "border-top:1px solid currentColor;"
+_LINE = "border-top:1px solid #888;"  # of one colour, also over a bar
 _PLAIN, _BOLD = "font-weight:normal;", "font-weight:bold;"
 
 
