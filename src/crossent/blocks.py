@@ -166,6 +166,7 @@ class Gradients:
         if self.input is not None and skipping:
             self.input.zero_()
         self.weight: Tensor | None = None
+        self.piece: Tensor | None = None
         self.bias: Tensor | None = None
 
     def add(self, block: Block, at_logits: Tensor) -> None:
@@ -197,9 +198,14 @@ class Gradients:
                 self.weight.addmm_(g.t(), x)
             return
         # The product of a block, rounded to half precision, would lose what the sum over blocks is to keep.
-        x, step = x.to(self.wide), max(1, _PIECE // (self.wide.itemsize * max(1, g.shape[0])))
+        if self.piece is None:  # for all pieces: malloc would find new memory for each, and keep the old
+            step = max(1, _PIECE // (self.wide.itemsize * max(1, g.shape[0])))
+            self.piece = g.new_empty((g.shape[0], min(step, g.shape[1])), dtype=self.wide)
+        x, step = x.to(self.wide), self.piece.shape[1]
         for k in range(0, g.shape[1], step):
-            self.weight[k : k + step].addmm_(g[:, k : k + step].to(self.wide).t(), x, beta=0.0 if first else 1.0)
+            part = g[:, k : k + step]
+            wide = self.piece[: part.shape[0], : part.shape[1]].copy_(part)
+            self.weight[k : k + step].addmm_(wide.t(), x, beta=0.0 if first else 1.0)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients in the dtype of what they belong to; zeros where no row counted."""
