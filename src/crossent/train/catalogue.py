@@ -51,12 +51,6 @@ SEGMENTATION_LOSSES = {
     "focal": "focal loss, gamma 2",
 }
 
-SEGMENTATION_LOSSES = {
-    "plain": "cross entropy of every pixel",
-    "weighted": "the same with class weights against the frequency",
-    "focal": "focal loss, gamma 2",
-}
-
 NOISY_LOSSES = {
     "ce": "cross entropy",
     "ce-smooth": "cross entropy with label smoothing 0.1",
@@ -93,16 +87,6 @@ JOBS = {
             "digit. Takes a minute or two.",
             MULTILABEL_LOSSES,
             epochs=20,
-            seeds=3,
-        ),
-        Card(
-            "digits-segmentation",
-            "segmentation",
-            "A class for every pixel, most of them background.",
-            "Three digits lie on a larger canvas, and the network says for each pixel which digit it belongs to, if any; "
-            "faint ink is ignored. Takes a minute or two.",
-            SEGMENTATION_LOSSES,
-            epochs=12,
             seeds=3,
         ),
         Card(
