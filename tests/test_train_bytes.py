@@ -50,6 +50,10 @@ def trained(bar=None, **changed):
     return run.run(asked, split("a text", PROSE), bar or Silent())
 
 
+def png_of(results):
+    return together(PANELS, results).startswith(b"\x89PNG")
+
+
 @pytest.fixture(scope="module")
 def results():
     return trained()
@@ -274,6 +278,13 @@ def test_minutes_end_the_training(unmeasured):
     assert ended.curve[-1].step == len(ended.steps)
 
 
+def test_one_step_is_enough(unmeasured):
+    ended = trained(steps=1)
+    assert len(ended.steps) == ended.settings.compared == ended.curve[-1].step == 1
+    assert ended.ways[1].median("seconds") == ended.steps[0].seconds
+    assert png_of(ended)
+
+
 def test_an_interrupt_keeps_the_model_as_it_was_and_before_the_comparison_nothing(results, unmeasured):
     class Impatient(Silent):
         def __init__(self, steps):
@@ -365,7 +376,7 @@ def test_time_and_memory_have_their_ratio(results):
     faster = told(results, our_steps=(Step(8.0, 0.09, 0.01, 8.0),) * 20)
     assert (
         time(faster)
-        == "They take 20.0 ms and 10.0 ms, 0.50 times as long; with linear_cross_entropy that is 11% of a step."
+        == "They take 20.0 ms of a step with the logits and 10.0 ms without, 0.50 times as long, which is 11% of that step."
     )
     assert "as long" not in time(told(results))
     assert (
@@ -454,15 +465,15 @@ def test_the_report_asks_for_nothing_and_holds_the_numbers(results, words):
 
 def test_pictures_are_drawn_and_differ_by_theme(results):
     for each in (results, told(results, peaks=(None, None))):
-        assert together(PANELS, each).startswith(b"\x89PNG")
+        assert png_of(each)
     for panel in PANELS:
         assert svg(panel, results, LIGHT) != svg(panel, results, DARK)
 
 
 def test_the_command_says_how_to_run_it_again(results):
     assert command(results.settings) == "crossent train bytes --vocab bytes --steps 12 --seed 0 --quick"
-    long = Settings(vocab="words", text="a.txt", minutes=2.5)
-    assert command(long) == "crossent train bytes --vocab words --minutes 2.5 --seed 0 --text a.txt"
+    long = Settings(vocab="words", text="a b.txt", minutes=2.5)
+    assert command(long) == "crossent train bytes --vocab words --minutes 2.5 --seed 0 --text 'a b.txt'"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -534,7 +545,7 @@ def test_help_says_what_it_is_and_takes():
     said = asked("--help").output
     for option in ("--text FILE", "--vocab", "--steps N", "--minutes X", "--seed N", "--json", "--out DIR", "--quick"):
         assert option in said
-    assert f"[{run.STEPS}]" in said
+    assert "[{bytes}; {words} of words]".format(**run.STEPS) in said
     assert (
         "A small language model, with and without its logits." in CliRunner().invoke(cli.main, ["train", "-h"]).output
     )

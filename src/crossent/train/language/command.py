@@ -43,7 +43,7 @@ def _bytes(
     from crossent.train.language.text import MOST, QUICK_MOST, TextError, read_text
     from crossent.train.progress import Bar
 
-    steps = steps or (QUICK_STEPS if quick else STEPS)
+    steps = steps or (QUICK_STEPS if quick else STEPS[vocab])
     settings = Settings(vocab, None if text is None else str(text), steps, minutes, quick=quick, **asked)
     try:
         results = run(settings, read_text(text, QUICK_MOST if quick else MOST), Bar(1.0))
@@ -73,7 +73,7 @@ bytes_ = click.Command(
             default="bytes",
             help="Classes: the 256 bytes, or thousands of words besides.  [bytes]",
         ),
-        click.Option(["--steps"], type=click.IntRange(1), metavar="N", help="Steps of training.  [1000]"),
+        click.Option(["--steps"], type=click.IntRange(1), metavar="N", help="Steps of training.  [1000; 300 of words]"),
         click.Option(
             ["--minutes"],
             type=float,
@@ -90,7 +90,7 @@ A causal transformer learns the documentation that comes with Python, or a text 
 many bits it needs for a byte, beside what zlib, bz2 and lzma need, and what the frequencies of bytes and of pairs tell.
 
 The first steps are trained twice, with the logits of all tokens (F.linear and F.cross_entropy) and with linear_cross_entropy: the
-losses agree, and time and memory of the two are shown side by side. Takes about two minutes, with words four.
+losses agree, and time and memory of the two are shown side by side. Takes about two minutes.
 
 Words are pieces of the text that occur twice or more in the part to learn from; what is no such piece is written byte by byte, so
 that bits per byte can be compared. With --vocab words the logits are large enough for the memory to matter.""",

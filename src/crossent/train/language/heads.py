@@ -54,15 +54,22 @@ def measure_peaks(shape: Shape) -> dict[str, int | None]:
 
     Each way has a fresh process, for a peak never falls; None where the system does not tell.
     """
-    threads = torch.get_num_threads()
     processes = {
         way: subprocess.Popen(
-            [sys.executable, "-m", __name__, way, *map(str, shape), str(threads)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __name__, way, *map(str, shape), str(torch.get_num_threads())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for way in WAYS
     }
-    said = {way: process.communicate()[0] for way, process in processes.items()}
-    return {way: int(line) if line.strip() else None for way, line in said.items()}
+    peaks: dict[str, int | None] = {}
+    for way, process in processes.items():
+        said, wrong = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"the memory of {CALLS[way]} could not be measured: {wrong.strip()}")
+        peaks[way] = int(said) if said.strip() else None
+    return peaks
 
 
 def peak_of(way: str, shape: Shape) -> int | None:

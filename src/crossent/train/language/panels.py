@@ -25,21 +25,14 @@ def curve_panel(axes: Axes, results: LanguageResults, theme: Theme) -> None:
     width = min(SMOOTHED, len(losses))
     smooth = np.convolve(losses, np.ones(width) / width, "valid")
     axes.plot(seconds[width - 1 :], smooth, color=theme.tints[1], linewidth=1.2)
-    axes.plot(
-        [p.seconds for p in results.curve],
-        [p.bits for p in results.curve],
-        "o-",
-        color=model,
-        linewidth=2,
-        clip_on=False,
-        zorder=3,
-    )
+    times, bits = [point.seconds for point in results.curve], [point.bits for point in results.curve]
+    axes.plot(times, bits, "o-", color=model, linewidth=2, clip_on=False, zorder=3)
     known = results.frequencies
     lines = [(each.after, f"{each.name} {each.after:.2f}") for each in results.compressed]
     lines += [(known.bigram, f"pairs of bytes {known.bigram:.2f}"), (known.unigram, f"bytes {known.unigram:.2f}")]
     for height, _ in lines:
         axes.axhline(height, color=yardstick, linewidth=1, linestyle=(0, (4, 2)))
-    axes.set_xlim(0, seconds[-1])
+    axes.set_xlim(0, max(seconds[-1], times[-1]))
     heights = [results.bits, *(height for height, _ in lines)]
     axes.set_ylim(0.9 * min(heights), max(known.unigram, results.bits) + 0.4)
     finish(axes, theme, "What a byte costs", "bits per byte; dots: held-out text; thin: training batches")

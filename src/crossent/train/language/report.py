@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -93,7 +94,7 @@ def command(settings: Settings) -> str:
     """Write the command that runs the job again."""
     length = f"--steps {settings.steps}" if settings.minutes is None else f"--minutes {settings.minutes:g}"
     parts = [f"crossent train {NAME} --vocab {settings.vocab} {length} --seed {settings.seed}"]
-    parts += [] if settings.text is None else [f"--text {settings.text}"]
+    parts += [] if settings.text is None else [f"--text {shlex.quote(settings.text)}"]
     return " ".join(parts + ["--quick"] * settings.quick)
 
 
