@@ -48,15 +48,19 @@ _WIDTH, _HEIGHT = 5.8, 4.9
 class Panel(NamedTuple):
     """A part of the picture: how it is drawn, and what it shows for those who do not see it."""
 
-    draw: Callable[[Axes, Results, Theme], None]
+    draw: Callable[[Axes, Any, Theme], None]
     words: str
     wide: bool = False
     height: float = _HEIGHT
 
 
 def png(results: Results, theme: Theme = LIGHT) -> bytes:
-    """Draw all panels: two a row, a wide one alone."""
-    panels = results.job.panels
+    """Draw all panels of a job."""
+    return together(results.job.panels, results, theme)
+
+
+def together(panels: Sequence[Panel], results: Any, theme: Theme = LIGHT) -> bytes:
+    """Draw panels: two a row, a wide one alone."""
     places: list[tuple[int, slice]] = []
     row, column = 0, 0
     for panel in panels:
@@ -73,7 +77,7 @@ def png(results: Results, theme: Theme = LIGHT) -> bytes:
     return _written(figure, "png")
 
 
-def svg(panel: Panel, results: Results, theme: Theme) -> bytes:
+def svg(panel: Panel, results: Any, theme: Theme) -> bytes:
     """Draw one panel alone."""
     figure = _figure(2 * _WIDTH if panel.wide else _WIDTH, panel.height, theme)
     panel.draw(figure.subplots(), results, theme)
@@ -202,14 +206,19 @@ def spread_apart(values: list[float], gap: float) -> list[float]:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, LossResult]], theme: Theme) -> None:
-    """Write each curve's name beside its right end, where it covers nothing."""
+    """Write each loss's name beside the right end of its curve."""
+    label_values(axes, [(value, loss.name, colour(loss, theme)) for value, loss in ends], theme)
+
+
+def label_values(axes: Axes, ends: Sequence[tuple[float, str, str]], theme: Theme) -> None:
+    """Write names beside the right ends of curves, where they cover nothing; each is given as height, name and colour."""
     ends = sorted(ends, key=lambda end: end[0])
     low, high = axes.get_ylim()
     gap = 0.062
-    heights = spread_apart([(value - low) / (high - low) for value, _ in ends], gap)
-    for i, ((value, loss), height) in enumerate(zip(ends, heights, strict=True)):
+    heights = spread_apart([(value - low) / (high - low) for value, *_ in ends], gap)
+    for i, ((value, name, tint), height) in enumerate(zip(ends, heights, strict=True)):
         axes.annotate(
-            loss.name,
+            name,
             xy=(axes.get_xlim()[1], value),
             xytext=(1.06, min(height, 1 - gap * (len(ends) - 1 - i))),
             textcoords="axes fraction",
@@ -217,8 +226,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, LossResult]], theme: Them
             color=theme.ink,
             annotation_clip=False,
             arrowprops={
-                "arrowstyle": "-", "color": colour(loss, theme), "linewidth": 1.4, "shrinkA": 1, "shrinkB": 0,
-                "relpos": (0, 0.5),
+                "arrowstyle": "-", "color": tint, "linewidth": 1.4, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5),
             },
         )  # fmt: skip
 

@@ -14,6 +14,11 @@ import numpy as np
 from crossent.reference import Array
 from crossent.train.results import LossResult, Results
 
+QUICK = (
+    "This was a quick run, which only shows that everything works: its figures are not meant to be compared. "
+    "Run it without --quick for figures that are."
+)
+
 
 class Difference(NamedTuple):
     """How much higher one loss scores than another, and its standard error over the test part and the seeds."""
@@ -49,10 +54,7 @@ def paragraph(results: Results) -> str:
     if not results.losses:
         return "No loss was finished, so there is nothing to say."
     if results.settings.quick:
-        return (
-            "This was a quick run, which only shows that everything works: its figures are not meant to be compared. "
-            "Run it without --quick for figures that are."
-        )
+        return QUICK
     return " ".join(filter(None, (sentence(results) for sentence in results.job.sentences)))
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from crossent.train.fit import Epoch
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Watch:
-    """Shows the loss, rate, seed, epoch and validation score while a job runs; used with ``with``."""
 
-    def __init__(self, total_runs: int, epochs: int, console: Console | None = None) -> None:
+class Bar:
+    """A live line with a bar where a person watches, and lines that stay; used with ``with``."""
+
+    def __init__(self, total: float, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -24,12 +28,9 @@ class Watch:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=total_runs * epochs)
-        self._epochs = epochs
-        self._name = ""
-        self._started = time.perf_counter()
+        self._task = self._progress.add_task("", total=total)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -38,6 +39,28 @@ class Watch:
     ) -> None:
         self._progress.stop()
 
+    def advance(self, said: str) -> None:
+        """Go on by one, and say where it stands."""
+        self._progress.update(self._task, advance=1, description=said)
+
+    def reach(self, done: float, said: str) -> None:
+        """Come so far, and say where it stands."""
+        self._progress.update(self._task, completed=done, description=said)
+
+    def leave(self, line: str) -> None:
+        """Leave a line."""
+        self._progress.console.print(line, markup=False)
+
+
+class Watch(Bar):
+    """Shows the loss, rate, seed, epoch and validation score while a job runs."""
+
+    def __init__(self, total_runs: int, epochs: int, console: Console | None = None) -> None:
+        super().__init__(total_runs * epochs, console)
+        self._epochs = epochs
+        self._name = ""
+        self._started = time.perf_counter()
+
     def start(self, name: str) -> None:
         """Begin a loss."""
         self._name = name
@@ -45,15 +68,14 @@ class Watch:
 
     def epoch(self, epoch: Epoch) -> None:
         """Show a run's latest epoch."""
-        said = (
+        self.advance(
             f"{self._name:<18}  rate {epoch.rate:<5g}  seed {epoch.seed}  epoch {epoch.number:>2}/{self._epochs}  "
             f"val. {100 * epoch.validation_score:5.1f}%"
         )
-        self._progress.update(self._task, advance=1, description=said)
 
     def finish(self, rate: float, tried: int, validation_score: float) -> None:
         """Leave a line about the loss that was finished."""
         seconds = time.perf_counter() - self._started
         chosen = f" of {tried}" if tried > 1 else ""
         found = f"rate {f'{rate:g}{chosen}':<10}  validation {100 * validation_score:5.1f}%"
-        self._progress.console.print(f"{self._name:<18}  {found}  {seconds:5.1f} s", markup=False)
+        self.leave(f"{self._name:<18}  {found}  {seconds:5.1f} s")

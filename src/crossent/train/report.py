@@ -6,14 +6,18 @@ It is one self-contained HTML page: no script, no request, pictures inside, read
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from crossent.train import figure, findings, tables
 from crossent.train.catalogue import Card
+from crossent.train.figure import Panel
 from crossent.train.fit import Recipe
 from crossent.train.results import Results, Settings
 from crossent.train.tables import Grid
 
+QUICK = "A quick run: its figures are not meant to be compared."
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _STYLE = """
@@ -43,21 +47,23 @@ td b { background: var(--mark); padding: .1rem .25rem; margin-right: -.25rem; bo
 .pictures picture { flex: 1 1 19rem; min-width: 0; }
 .pictures picture.wide { flex-basis: 100%; }
 img { width: 100%; height: auto; display: block; }
+pre { padding: .6rem .8rem; border: 1px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere; }
 dt { color: var(--soft); font-size: .88rem; margin-top: .5rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
-code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere; }
+code, pre { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere; }
 """
 
 
 def html(results: Results) -> str:
     """Lay out the report."""
     job = results.job
+    names = ", ".join(loss.name for loss in results.losses)
     body = [
         heading(job.title, 1),
         prose(job.opening(results), "lead"),
         *(prose(notice, "notice") for notice in notices(results)),
         *(table(grid(results)) for grid in job.reasons),
-        _pictures(results),
+        pictures_of(job.panels, results, names) + prose(job.caption, "note"),
         heading("What comes of it"),
         prose(findings.paragraph(results)),
         table(tables.scores(results)),
@@ -67,15 +73,6 @@ def html(results: Results) -> str:
         body += [heading("The learning rate of each loss"), table(tables.rates(results))]
     body += [heading("How this was measured"), facts(_facts(results))]
     return page(f"crossent train {job.card.name}", body)
-
-
-def _pictures(results: Results) -> str:
-    names = ", ".join(loss.name for loss in results.losses)
-    shown = []
-    for panel in results.job.panels:
-        light, dark = (figure.svg(panel, results, theme) for theme in figure.THEMES)
-        shown.append((light, dark, panel.words.format(names=names), panel.wide))
-    return pictures(*shown) + prose(results.job.caption, "note")
 
 
 def _facts(results: Results) -> dict[str, str]:
@@ -104,7 +101,7 @@ def notices(results: Results) -> list[str]:
     """Say what a reader must know before any number."""
     said = []
     if results.settings.quick:
-        said.append("A quick run: its figures are not meant to be compared.")
+        said.append(QUICK)
     if not results.complete:
         left = [name for name in results.settings.losses if name not in results]
         said.append(f"Interrupted: only the finished losses are here. Missing: {', '.join(left)}.")
@@ -151,6 +148,11 @@ def prose(text: str, style: str = "") -> str:
     return f'<p class="{style}">{escape(text)}</p>' if style else f"<p>{escape(text)}</p>"
 
 
+def preformatted(text: str) -> str:
+    """Write a text with its own lines."""
+    return f"<pre>{escape(text)}</pre>"
+
+
 def table(grid: Grid) -> str:
     """Write a grid with its notes; what is marked is bold and has its star."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in grid.columns)
@@ -167,6 +169,15 @@ def _cells(grid: Grid, i: int) -> str:
         f"<td><b>{escape(cell)}*</b></td>" if (i, j) in grid.marked else f"<td>{escape(cell)}</td>"
         for j, cell in enumerate(grid.rows[i])
     )
+
+
+def pictures_of(panels: Sequence[Panel], results: Any, names: str = "") -> str:
+    """Draw each panel in light and in dark, and show them."""
+    shown = []
+    for panel in panels:
+        light, dark = (figure.svg(panel, results, theme) for theme in figure.THEMES)
+        shown.append((light, dark, panel.words.format(names=names), panel.wide))
+    return pictures(*shown)
 
 
 def pictures(*shown: tuple[bytes, bytes, str, bool]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from crossent.train.data import Split
 from crossent.train.fit import Fitted, OnEpoch, Recipe, Task, choose, fit, one_thread, sweep
 from crossent.train.job import Job
 from crossent.train.losses import Candidate
+from crossent.train.output import Output
 from crossent.train.progress import Watch
 from crossent.train.results import LossResult, Results, Settings, Tried, as_json, settings_as_json
 
@@ -55,7 +54,7 @@ def run(job: Job, settings: Settings, watch: Watch) -> Results:
         losses=tuple(finished),
         complete=len(finished) == len(settings.losses),
         seconds=time.perf_counter() - started,
-        versions=versions(),
+        versions=versions("scikit-learn"),
     )
 
 
@@ -98,14 +97,14 @@ def total_runs(settings: Settings) -> int:
     return len(settings.losses) * (len(settings.rates) + settings.seeds - 1)
 
 
-def versions() -> dict[str, str]:
-    """Name what the figures depend on."""
+def versions(*packages: str) -> dict[str, str]:
+    """Name what the figures depend on: these packages besides."""
     return {
         "crossent": f"{__version__} ({choose_implementation(torch.zeros(1, 10))})",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "scikit-learn": version("scikit-learn"),
+        **{package: version(package) for package in packages},
         "machine": f"{platform.system()} {platform.machine()}",
     }
 
@@ -133,11 +132,16 @@ def document(results: Results) -> dict[str, Any]:
     }
 
 
-def write(results: Results, out: Path) -> list[Path]:
-    """Write the report, the picture and the numbers; return their paths."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in ("report.html", f"{results.job.card.name}.png", "results.json")]
-    paths[0].write_text(report.html(results), encoding="utf-8")
-    paths[1].write_bytes(figure.png(results))
-    paths[2].write_text(json.dumps(document(results), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return paths
+def output(results: Results) -> Output:
+    """Lay the results out: the sweep, the scores, the job's own tables, and what they show."""
+    grids = [tables.rates(results)] if results.settings.swept else []
+    grids += [tables.scores(results), *(own(results) for own in results.job.details)]
+    return Output(
+        name=results.job.card.name,
+        notices=report.notices(results),
+        grids=grids,
+        paragraphs=[findings.paragraph(results)],
+        document=document(results),
+        page=report.html(results),
+        picture=figure.png(results),
+    )

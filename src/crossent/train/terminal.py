@@ -7,21 +7,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossent.train import findings, tables
-from crossent.train.results import Results
+from crossent.train.output import Output
 from crossent.train.tables import Grid
 
 MOST = 100
 
 
-def show(results: Results, notices: list[str], console: Console | None = None) -> None:
-    """Print the sweep, the scores, the job's own tables and what they show."""
+def show(output: Output, console: Console | None = None) -> None:
+    """Print the notices, the tables and what they show."""
     console = console or Console(highlight=False)
     width = console.width = min(console.width, MOST)
-    for notice in notices:
+    for notice in output.notices:
         console.print(Text(notice, style="bold"))
-    grids = [tables.rates(results)] if results.settings.swept else []
-    for grid in (*grids, tables.scores(results), *(own(results) for own in results.job.details)):
+    for grid in output.grids:
         console.print(Text(grid.title, style="bold"))
         # A table broken by a narrow terminal can still be read; one cut to fit it has lost its numbers.
         console.width = MOST
@@ -30,8 +28,9 @@ def show(results: Results, notices: list[str], console: Console | None = None) -
         for note in grid.notes:
             console.print(Text(note, style="dim"))
         console.print()
-    console.print(Text(findings.paragraph(results)))
-    console.print()
+    for paragraph in output.paragraphs:
+        console.print(Text(paragraph))
+        console.print()
 
 
 def draw(grid: Grid) -> Table:
