@@ -4,10 +4,13 @@ import itertools
 import json
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import crossent
@@ -333,6 +336,89 @@ def test_checkpointing_and_tied_weights():
     torch.testing.assert_close(grad, expected)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("what", ["soft", "weight", "logit_bias", "sample_weight", "denominator"])
+def test_forward_mode_along_anything(what, reduction):
+    h, W, _, t = (torch.tensor(a) for a in problem(soft=True))
+    if what == "denominator" and reduction == "none":
+        return
+    of = {"soft": t, "denominator": torch.tensor(3.0, **DOUBLE), "sample_weight": torch.rand(N, **DOUBLE)}
+    at = of.get(what, torch.rand(C, **DOUBLE))
+
+    def tangent(loss):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(at, torch.ones_like(at))
+            target, options = (dual, {}) if what == "soft" else (t, {what: dual})
+            return torch.autograd.forward_ad.unpack_dual(loss(target, reduction=reduction, **options)).tangent
+
+    ours_ = tangent(lambda target, **options: linear_cross_entropy(h, W, target, **options))
+    torch.testing.assert_close(
+        ours_, tangent(lambda target, **options: crossent.cross_entropy(h @ W.t(), target, **options))
+    )
+    assert ours_.abs().max() > 0
+
+
+def test_gradients_of_float16_outlive_a_loss_scaler():
+    torch.manual_seed(0)
+    h, W = torch.randn(2048, 16).half().requires_grad_(), (torch.randn(3000, 16) / 16).half().requires_grad_()
+    y = torch.randint(3000, (2048,))
+
+    def errors(loss):
+        grads = torch.autograd.grad(loss * 65536, (h, W))
+        return [((a.double() - e).norm() / e.norm()).item() for a, e in zip(grads, exact, strict=True)]
+
+    exact = torch.autograd.grad(F.cross_entropy(F.linear(h.double(), W.double()), y) * 65536, (h, W))
+    exact = [e.double() for e in exact]
+    usual = errors(crossent.cross_entropy(F.linear(h, W), y, out_dtype=torch.float32))
+    for error, limit in zip(errors(linear_cross_entropy(h, W, y, out_dtype=torch.float32)), usual, strict=True):
+        assert error <= 1.2 * limit
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("what", ["target", "sample_weight"])
+def test_what_is_modified_before_backward_raises(what, reduction, create_graph):
+    h, W, _ = tensors(*problem()[:3])
+    given = {"target": torch.zeros(N, dtype=torch.long), "sample_weight": torch.ones(N, **DOUBLE)}
+    loss = linear_cross_entropy(h, W, reduction=reduction, **given).sum()
+    given[what].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, h, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_loss_that_is_kept_keeps_nothing_after_backward(reduction):
+    h, W, _, t = problem(soft=True)
+    (leaf, W), t = tensors(h, W), torch.tensor(t)
+    h = leaf * 1
+    gone = [weakref.ref(h), weakref.ref(t)]
+    loss = linear_cross_entropy(h, W, t, reduction=reduction)
+    loss.sum().backward()
+    del h, t
+    assert [ref() for ref in gone] == [None, None]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_fake_and_traced(reduction):
+    def gradients(h, W):
+        loss = linear_cross_entropy(h, W, torch.zeros(N, dtype=torch.long), reduction=reduction)
+        return torch.autograd.grad(loss.sum(), (h, W))
+
+    with FakeTensorMode():
+        fake = gradients(torch.randn(N, D, requires_grad=True), torch.randn(C, D, requires_grad=True))
+    assert [g.shape for g in fake] == [(N, D), (C, D)]
+    h, W, _ = tensors(*problem()[:3])
+    for a, e in zip(make_fx(gradients)(h, W)(h, W), gradients(h, W), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_an_exported_module_gives_the_loss(reduction):
+    module = crossent.LinearCrossEntropyLoss(D, C, bias=True, reduction=reduction)
+    h, y = torch.randn(N, D), torch.randint(C, (N,))
+    torch.testing.assert_close(torch.export.export(module, (h, y)).module()(h, y), module(h, y))
+
+
 # --- targets, rows and shapes -----------------------------------------------------------------------------------------
 
 
@@ -388,6 +474,59 @@ def test_a_teacher_is_its_probabilities(size, reduction):
     torch.testing.assert_close(
         few, crossent.cross_entropy(F.linear(h, W), t, dim=-1, temperature=2.0, reduction="none")
     )
+
+
+@pytest.mark.parametrize("behind", [(), (2, 3)])
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_teacher_of_any_shape(n, behind):
+    torch.manual_seed(0)
+    h, W = torch.randn(n, D, requires_grad=True), torch.randn(C, *behind, D, requires_grad=True)
+    teacher = Teacher(torch.randn(n, 4), torch.randn(C, *behind, 4), torch.randn(C, *behind), 2.0)
+    z = F.linear(teacher.input, teacher.weight.flatten(0, -2), teacher.bias.flatten()).view(n, C, *behind)
+    loss = linear_cross_entropy(h, W, teacher, reduction="sum", max_bytes=1)
+    dense = linear_cross_entropy(h, W, z.div(2.0).softmax(1), reduction="sum", max_bytes=1)
+    torch.testing.assert_close(loss, dense)
+    torch.testing.assert_close(*(torch.autograd.grad(x, W)[0] for x in (loss, dense)))
+
+
+@pytest.mark.parametrize("few", [0, 1 << 20])
+def test_a_teacher_learns_nothing(few, monkeypatch):
+    monkeypatch.setattr("crossent.linear.FEW", few)
+    h, W, _ = tensors(*problem()[:3])
+    teacher = Teacher(torch.randn(N, 4, **DOUBLE).requires_grad_(), torch.randn(C, 4, **DOUBLE).requires_grad_())
+    linear_cross_entropy(h, W, teacher).backward()
+    assert teacher.input.grad is None
+    assert teacher.weight.grad is None
+
+
+def test_a_teacher_under_autocast():
+    h, W, _ = tensors(*problem()[:3], dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        teacher = Teacher(torch.randn(N, 4).bfloat16(), torch.randn(C, 4))
+        loss = linear_cross_entropy(h, W, teacher)
+        expected = crossent.cross_entropy(F.linear(h, W), F.linear(*teacher[:2]).float().softmax(-1))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("few", [0, 1 << 20])
+def test_an_index_out_of_range_is_found_in_the_callers_target(few, monkeypatch):
+    monkeypatch.setattr("crossent.linear.FEW", few)
+    h, W, y = torch.randn(3, 4, D), torch.randn(C, D), torch.zeros(3, 4, dtype=torch.long)
+    y[1, 2] = C
+    for shift, call in itertools.product((0, 1), (linear_cross_entropy, linear_cross_entropy_stats)):
+        with pytest.raises(IndexError, match=r"got 40 at target\[1, 2\]:"):
+            call(h, W, y, shift=shift)
+
+
+def test_one_ignored_row_in_many_may_hold_anything():
+    h, W, _ = tensors(np.full((N * 4, D), 0.5), *problem()[1:3])
+    with torch.no_grad():
+        h[3] = torch.nan
+    y = torch.zeros(N * 4, dtype=torch.long)
+    y[3] = -100
+    for reduction in ("none", "mean"):
+        loss = linear_cross_entropy(h, W, y, reduction=reduction).sum()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (h, W)))
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3)])
@@ -559,6 +698,8 @@ REFUSED = {
     "a smoothing above 1": (RuntimeError, "label_smoothing", (h, W, y), {"label_smoothing": 1.5}),
     "integers for states": (NotImplementedError, "float", (h.long(), W.long(), y), {}),
     "an array": (TypeError, "torch.Tensor", (h.numpy(), W, y), {}),
+    "an array of indices": (TypeError, "target must be", (h, W, y.numpy()), {}),
+    "a teacher with another bias": (RuntimeError, "bias must", (h, W, Teacher(h, W, torch.randn(3))), {}),
 }  # fmt: skip
 
 
@@ -588,6 +729,12 @@ def test_the_module_is_torchs():
     torch.testing.assert_close(masked(h, y), expected)
     assert "temperature=2.0" in repr(masked)
     assert masked.half().class_mask.dtype == torch.bool
+    with pytest.raises(TypeError, match="takes no argument 'gamma'"):
+        crossent.LinearCrossEntropyLoss(D, C, gamma=2.0)
+
+
+def test_any_number_of_bytes():
+    torch.testing.assert_close(linear_cross_entropy(h, W, y, max_bytes=1 << 70), F.cross_entropy(F.linear(h, W), y))
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from torch import Tensor
 from crossent.impl import load
 from crossent.targets import Target
 
-_WORTHWHILE = 16  # rows are left out where at least one in so many is ignored
 _EAGER_COPIES = 6  # tensors in float32 as large as the logits that torch operations make on their way
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 8 << 20  # bytes of a piece of the head's gradient that is widened at a time
@@ -29,8 +28,8 @@ class Teacher(NamedTuple):
 
     Attributes:
         input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
-        weight: head ``W``, ``(C, D)``.
-        bias: ``b``, ``(C)``.
+        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.
+        bias: ``b``, of the shape of ``W`` without its last dimension.
         temperature: ``T``, positive.
     """
 
@@ -98,8 +97,7 @@ def counted(head: Head, target: Target) -> Tensor | None:
     valid = target.values != target.ignore_index
     if valid.dim() > 1:
         valid = valid.flatten(1).any(1)
-    size, most = valid.shape[0], int(valid.sum())
-    return None if (size - most) * _WORTHWHILE < size else valid.nonzero().squeeze(1)
+    return None if valid.all() else valid.nonzero().squeeze(1)
 
 
 def block_size(head: Head, plan: Plan, size: int) -> int:
@@ -145,7 +143,7 @@ def _target_of(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) 
 
 def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Compute ``softmax(z / T)`` of the teacher's logits, in float32 or wider."""
-    z = torch.nn.functional.linear(take(teacher.input, rows), teacher.weight, teacher.bias).view(-1, *shape)
+    z = torch.nn.functional.linear(take(teacher.input, rows), *teacher[1:3]).view(-1, *shape)
     wide = torch.promote_types(z.dtype, torch.float32)
     return z.to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
 
