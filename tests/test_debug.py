@@ -73,6 +73,12 @@ def test_each_is_said_once_a_line():
         (lambda x, y: crossent.multilabel_cross_entropy(x.softmax(1), (x > 0).float()), "CE101"),
         (lambda x, y: crossent.distillation_loss(x.softmax(1), x), "CE101"),
         (lambda x, y: crossent.linear_cross_entropy(20 * x, torch.eye(10), y), "CE117"),
+        (lambda x, y: crossent.linear_cross_entropy(20 * x, torch.eye(10), y, max_bytes=1), "CE117"),
+        (
+            lambda x, y: crossent.linear_cross_entropy(x.softmax(1), torch.eye(10), y, max_bytes=1, reduction="none"),
+            "CE101",
+        ),
+        (lambda x, y: crossent.linear_cross_entropy(x, torch.eye(10), torch.full_like(y, -100), max_bytes=1), "CE106"),
     ],
 )
 def test_every_loss_is_looked_at(call, rule):
@@ -96,6 +102,8 @@ def test_every_loss_is_looked_at(call, rule):
         lambda x, y: crossent.binary_cross_entropy_with_logits(x, (x > 0).float(), pos_weight=torch.ones(10), dim=1),
         lambda x, y: crossent.cross_entropy(x.reshape(8, 8, 10)[:, :, :8], y.reshape(8, 8).clamp(max=7), dim=-1),
         lambda x, y: crossent.contrastive_cross_entropy(x, x),
+        lambda x, y: crossent.linear_cross_entropy(x, torch.eye(10), y.masked_fill(y > 1, -100), max_bytes=1),
+        lambda x, y: crossent.linear_cross_entropy(x[:0], torch.eye(10), y[:0], max_bytes=1),
         lambda x, y: crossent.cross_entropy(x[:0], y[:0]),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import crossent
-from crossent import blocks, linear
+from crossent import linear
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "linear.md").read_text("utf-8")
@@ -82,10 +82,8 @@ def test_constants():
     for claim in (
         f"N · V is at most {linear.FEW:,}",
         "by default 128 MB (2²⁷ bytes)",
-        "at least one in sixteen is",
     ):
         assert claim in TEXT, claim
-    assert blocks._WORTHWHILE == 16
 
 
 def test_reasons_are_those_of_the_table():

@@ -128,10 +128,11 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
             torch.mm(x, head.weight.t(), out=logits)
         else:
             torch.addmm(head.bias, x, head.weight.t(), out=logits)
-        yield Block(rows, x, logits.view(-1, *head.shape), _target_of(plan, rows, head.shape))
+        yield Block(rows, x, logits.view(-1, *head.shape), block_target(plan, rows, head.shape))
 
 
-def _target_of(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
+def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
+    """Describe the target of some rows."""
     target = plan.target
     values = target.values if plan.teacher is None else teacher_probabilities(plan.teacher, rows, shape)
     values = take(values, rows) if plan.teacher is None else values

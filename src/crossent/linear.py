@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from crossent.blocks import Head, Plan, Teacher, block_size, counted, teacher_probabilities
+from crossent import functional
+from crossent.blocks import Head, Plan, Teacher, block_size, block_target, counted, take, teacher_probabilities
 from crossent.functional import (
     Mean,
     Reduction,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_BYTES = 128 << 20  # of a block of logits
+SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once
 
 
@@ -482,8 +484,27 @@ def _loss(call: _Call, reduction: Reduction) -> Tensor:
     if reduction == "none" or scaled_later or _wants_grad(call.mean.sample_weight):
         rows = _rows(call, False)[0][0]
         loss = reduce_rows(rows, _row_weights(call), reduction, call.mean).to(call.dtype)
-        return call.rows_back(loss) if reduction == "none" else loss
-    return _reduced(call, reduction).to(call.dtype)
+        loss = call.rows_back(loss) if reduction == "none" else loss
+    else:
+        loss = _reduced(call, reduction).to(call.dtype)
+    if functional.watcher is not None and not torch.compiler.is_compiling():
+        _show(call, loss, reduction)
+    return loss
+
+
+def _show(call: _Call, loss: Tensor, reduction: Reduction) -> None:
+    """Show whoever looks on the loss of all rows and the logits of some, evenly spread over those that count."""
+    assert functional.watcher is not None
+    head, target = call.head, call.target
+    rows = counted(head, target)
+    if rows is None or len(rows) == 0:
+        rows = torch.arange(head.input.shape[0], device=head.input.device)
+    rows = rows[:: ceil(len(rows) / SHOWN) or 1]
+    with torch.no_grad():
+        logits = F.linear(take(head.input, rows), head.weight, head.bias).view(-1, *head.shape)
+    described = block_target(call.plan(), rows, head.shape)
+    averaged = reduction == "mean" and call.mean.sample_weight is None and call.mean.denominator is None
+    functional.watcher(logits, logits, described, loss, averaged)
 
 
 def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:

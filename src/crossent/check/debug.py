@@ -1,8 +1,8 @@
 """``crossent.debug``: looks at the first batches of a training run, and at where its loss goes.
 
 It is off unless asked for, here or by ``CROSSENT_DEBUG=1`` in the environment. It looks at plain tensors of eager calls only: not
-inside ``torch.compile``, transforms or fake tensors, nor at logits that are never there: ``linear_cross_entropy`` is seen where it
-forms them at once. Reading values waits for a GPU; nothing else of a run changes.
+inside ``torch.compile``, transforms or fake tensors. Of ``linear_cross_entropy`` it sees the loss, and the logits of some rows.
+Reading values waits for a GPU; nothing else of a run changes.
 """
 
 from __future__ import annotations
