@@ -89,8 +89,8 @@ def test_constants():
 
 
 def test_reasons_are_those_of_the_table():
-    h, W, y = torch.randn(100, 8), torch.randn(1000, 8), torch.randint(1000, (100,))
-    t = torch.rand(100, 1000, requires_grad=True)
+    h, W, y = torch.randn(300, 8), torch.randn(1000, 8), torch.randint(1000, (300,))
+    t = torch.rand(300, 1000, requires_grad=True)
 
     def why(*arguments: torch.Tensor, **settings: object) -> str:
         return crossent.linear_plan(*arguments, **settings).why

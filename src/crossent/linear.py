@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_BYTES = 128 << 20  # of a block of logits
-FEW = 1 << 16  # logits so few that they are formed at once
+FEW = 1 << 18  # logits so few that they are formed at once: a block takes longer to set up than it saves
 
 
 class LinearOptions(TypedDict, total=False):
