@@ -27,7 +27,7 @@ def child(contender: str, rows: int, dtype: str, backward: bool) -> dict:
 
     case = Case("", rows, FEATURES, CLASSES, getattr(torch, dtype), (contender,), backward)
     (f,) = contenders(case).values()
-    small = case._replace(rows=64, features=64, classes=2048)
+    small = case._replace(rows=256, features=64, classes=2048)
     training(f, *draw(small))()  # what libraries and threads take once does not count
     h, w, y = draw(case)
     with contextlib.suppress(OSError):  # forget peaks of the past where the kernel lets us

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 128 << 20  # of a block of logits
 SHOWN = 256  # rows whose logits are shown to crossent.debug
-FEW = 1 << 20  # logits so few that they are formed at once
+FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
 
 
 class LinearOptions(TypedDict, total=False):
