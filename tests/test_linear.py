@@ -690,6 +690,7 @@ REFUSED = {
     "weights of another length": (RuntimeError, "weight must have shape", (h, W, y), {"weight": torch.rand(C + 1)}),
     "an index to ignore in probabilities": (RuntimeError, "ignore_index", (h, W, torch.rand(4, C)), {"ignore_index": -100}),
     "no bytes": (TypeError, "max_bytes", (h, W, y), {"max_bytes": 0}),
+    "a shift that is no number": (TypeError, "shift", (h, W, y), {"shift": True}),
     "a negative shift": (TypeError, "shift", (h, W, y), {"shift": -1}),
     "a shift past the end": (ValueError, "shift", (h, W, y), {"shift": 4}),
     "a shift of probabilities": (RuntimeError, "shift moves class indices", (h, W, torch.rand(4, C)), {"shift": 1}),
@@ -703,8 +704,10 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("few", [0, 1 << 20])
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusals(name):
+def test_refusals(name, few, monkeypatch):
+    monkeypatch.setattr("crossent.linear.FEW", few)
     error, message, arguments, options = REFUSED[name]
     with pytest.raises(error, match=message):
         linear_cross_entropy(*arguments, **options)

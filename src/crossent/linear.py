@@ -182,9 +182,8 @@ def linear_cross_entropy(
             label_smoothing=label_smoothing,
         )  # fmt: skip
     reduction = read_reduction(reduction)
-    call = _understand(
-        input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more
-    )
+    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
+    call = _understand(_Asked._make(asked))
     check_mean(reduction, call.mean)
     try:
         return _loss(call, reduction)
@@ -203,6 +202,7 @@ def linear_cross_entropy_stats(
     reduction: str = "none",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options: object = None,
     shift: int = 0,
     max_bytes: int = MAX_BYTES,
     **more: Unpack[LinearOptions],
@@ -218,9 +218,8 @@ def linear_cross_entropy_stats(
     tensor([True, True])
     """
     reduction = read_reduction(reduction)
-    call = _understand(
-        input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more
-    )
+    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
+    call = _understand(_Asked._make(asked))
     check_mean(reduction, call.mean)
     try:
         told, correct = _statistics_at_once(call) if _at_once(call) else _rows(call, True)
@@ -245,21 +244,24 @@ def linear_plan(
     target: Tensor | Teacher,
     *,
     linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options: object = None,
     shift: int = 0,
     max_bytes: int = MAX_BYTES,
     **more: Unpack[LinearOptions],
 ) -> LinearPlan:
-    """Say how :func:`linear_cross_entropy` takes a call apart.
+    """Say how :func:`linear_cross_entropy` takes a call with these arguments apart.
 
     >>> h, W = torch.zeros(4096, 8), torch.zeros(50257, 8)
     >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
     (22, 187, 37592236)
     """
-    call = _understand(
-        input, linear_weight, target, linear_bias, None, ignore_index, label_smoothing, shift, max_bytes, more
-    )
+    read_reduction(reduction)
+    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
+    call = _understand(_Asked._make(asked))
     why = _at_once(call)
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
@@ -271,11 +273,24 @@ def linear_plan(
 # --- understanding ----------------------------------------------------------------------------------------------------
 
 
-def _understand(
-    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, linear_bias: Tensor | None, weight: Tensor | None,
-    ignore_index: int | None, label_smoothing: float, shift: int, max_bytes: int, more: Any,
-) -> _Call:  # fmt: skip
+class _Asked(NamedTuple):
+    """The arguments of a call as they came."""
+
+    input: Tensor
+    linear_weight: Tensor
+    target: Tensor | Teacher
+    linear_bias: Tensor | None
+    weight: Tensor | None
+    ignore_index: int | None
+    label_smoothing: float
+    shift: int
+    max_bytes: int
+    more: Any
+
+
+def _understand(asked: _Asked) -> _Call:
     """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
+    input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more = asked
     _check_head(input, linear_weight, linear_bias)
     check_names(more)
     more = {**_DEFAULTS, **more}
@@ -406,7 +421,7 @@ def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teach
 
 def _shifted(target: Tensor, lead: tuple[int, ...], shift: int, ignore_index: int) -> Tensor:
     """Move class indices ``shift`` positions to the front; what has no label any more is ignored."""
-    if not isinstance(shift, int) or shift < 0:
+    if not isinstance(shift, int) or isinstance(shift, bool) or shift < 0:
         type_error("shift", "an int of at least 0", shift)
     if shift == 0:
         return target
@@ -469,6 +484,7 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
         and isinstance(weight, Tensor)
         and input.dim() == weight.dim() == 2
         and input.shape[1] == weight.shape[1]
+        and input.dtype == weight.dtype
         and target.dim() == 1
         and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
         and type(max_bytes) is int
