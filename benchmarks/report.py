@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from layout import figures, noise, table, thread_words
+from report_linear import linear_fragments, linear_markdown
+
 CONTENDERS = {
     "eager": "torch eager",
     "compile": "torch.compile",
@@ -30,19 +33,6 @@ HEADLINE = (
     "few-classes", "plain", "vocabulary-32k", "vocabulary-128k", "vocabulary-128k-bfloat16", "segmentation",
     "segmentation-channels-last", "binary",
 )  # fmt: skip
-
-
-def figures(value: float | None) -> str:
-    """Write a number with two or three significant digits, a missing one as a dash."""
-    if value is None:
-        return "–"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """Lay out a Markdown table, its first column to the left and the rest to the right."""
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def ratios(row: dict) -> list[str]:
@@ -185,19 +175,6 @@ def machine_text(results: dict) -> str:
     return text
 
 
-def noise(rows: list[dict]) -> str:
-    """Say how far the rounds scatter."""
-    spreads = sorted(max(row["spread"].values()) for row in rows)
-    return (
-        f"The quartiles of a contender's times lie up to {spreads[len(spreads) // 2]:.0%} of the median apart in half of the "
-        f"rows, {spreads[-1]:.0%} in the noisiest."
-    )
-
-
-def thread_words(threads: int) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
-
-
 def large_text(rows: list[dict]) -> str:
     return (
         "Forward and backward of the mean, with a new gradient each time. The contenders' times are in copies: how many "
@@ -232,7 +209,7 @@ def fragments(results: dict) -> dict[str, str]:
         found["headline"] = headline(results)
     if results["memory"]:
         found["memory"] = memory_table(results["memory"])
-    return found
+    return found | linear_fragments(results["linear"])
 
 
 def quote(page: str, found: dict[str, str]) -> str:
@@ -262,6 +239,7 @@ def make_markdown(results: dict) -> str:
         ]
     if results.get("members"):
         parts += ["## The members of the family, relative to cross entropy in the same kernels", found["members"]]
+    parts += linear_markdown(results["linear"])
     if results.get("pages"):
         size = f"{results['pages'][0]['megabytes']} MB"
         parts += [f"## A copy of {size} by the memory it goes to, in copies", found["pages"]]
@@ -341,7 +319,7 @@ def write_report(results: dict, out: Path) -> list[Path]:
 
 def write_pages(results: dict, root: Path) -> list[Path]:
     """Put the figures into the pages of the repository that quote them; return their paths."""
-    written = [root / "README.md", root / "docs" / "performance.md"]
+    written = [root / "README.md", root / "docs" / "performance.md", root / "docs" / "linear.md"]
     for path in written:
         path.write_text(quote(path.read_text(encoding="utf-8"), fragments(results)), encoding="utf-8")
     return written

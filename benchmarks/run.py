@@ -1,19 +1,26 @@
 """Time crossent beside torch and torch.compile, and weigh the memory they take.
 
 Peers run in one process, interleaved round by round, forward and backward, and each problem in a fresh one; what counts is
-the median over the rounds and the ratios. The unit is one plain copy of the logits. A full run writes its figures into the
-pages that quote them, too; ``--from-json`` writes table, plot and pages again from stored results.
+the median over the rounds and the ratios. The unit is one plain copy of the logits, or the bare matrix products for a head and
+its loss. A full run writes its figures into the pages that quote them, too; ``--from-json`` writes table, plots and pages again
+from stored results.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import torch
 from cases import CASES, Case
+from linear import CASES as LINEAR
+from linear import measure_linear
+from linear_accuracy import measure_accuracy
+from linear_memory import measure_linear_memory
 from machine import describe_machine
 from measure import measure_alone
 from members import measure_members
@@ -23,15 +30,16 @@ from report import write_pages, write_report
 
 HERE = Path(__file__).resolve().parent
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each problem and number of threads, where five rounds fit into it
+OTHERS = ("memory", "pages", "members", "linear-memory", "linear-accuracy")  # names beside those of problems
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few problems, a moment each, with all threads")
+    known = [*(case.name for case in (*CASES, *LINEAR)), *OTHERS]
     parser.add_argument(
-        "--only", action="append", metavar="NAME",
-        help=f"problems whose name contains NAME, repeatable: {', '.join(case.name for case in CASES)}, memory, pages, members",
-    )  # fmt: skip
+        "--only", action="append", metavar="NAME", help=f"what contains NAME, repeatable: {', '.join(known)}"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder to write to; benchmarks/results, but build/bench for a --quick or --only run"
     )
@@ -40,16 +48,18 @@ def parse() -> argparse.Namespace:
     if args.out is None:
         args.out = HERE.parent / "build" / "bench" if args.quick or args.only else HERE / "results"
     args.names = args.only or [""]
-    if not any(
-        name in known for name in args.names for known in [*(case.name for case in CASES), "memory", "pages", "members"]
-    ):
+    if not any(name in each for name in args.names for each in known):
         parser.error(f"no problem is called {', '.join(args.names)}")
     return args
 
 
 def chosen(names: list[str], quick: bool) -> list[Case]:
     """Return the problems to measure."""
-    return [case for case in CASES if any(name in case.name for name in names) and (case.quick or not quick)]
+    return [case for case in CASES if wanted(case.name, names) and (case.quick or not quick)]
+
+
+def wanted(each: str, names: list[str]) -> bool:
+    return any(name in each for name in names)
 
 
 def say(row: dict) -> None:
@@ -60,6 +70,16 @@ def say(row: dict) -> None:
         print(f"    {name} did not run: {why}", flush=True)
 
 
+def measure_head(names: list[str], quick: bool, threads: int) -> dict:
+    """Measure what was asked for of a head and its loss, with all threads."""
+    cases = [case for case in LINEAR if wanted(case.name, names) and (case.quick or not quick)]
+    return {
+        "rows": measure_linear(cases, threads),
+        "memory": measure_linear_memory(quick) if wanted("linear-memory", names) else [],
+        "accuracy": measure_accuracy() if wanted("linear-accuracy", names) else [],
+    }
+
+
 def measure_all(args: argparse.Namespace) -> dict:
     """Measure everything that was asked for."""
     machine = describe_machine()
@@ -67,23 +87,24 @@ def measure_all(args: argparse.Namespace) -> dict:
     if not machine["idle"]:
         print("The machine is not idle: read the ratios with care, and do not publish them.")
     start, threads = time.perf_counter(), machine["threads"]
-    memory = measure_memory(args.quick) if any(name in "memory" for name in args.names) else []
+    memory = measure_memory(args.quick) if wanted("memory", args.names) else []
     seconds = QUICK_SECONDS if args.quick else SECONDS
     counts = [threads] if args.quick else sorted({1, threads})
     pages = []
-    if any(name in "pages" for name in args.names) and available():
+    if wanted("pages", args.names) and available():
         pages = [measure_pages(count, seconds) for count in counts]
     members = []
-    if any(name in "members" for name in args.names):
+    if wanted("members", args.names):
         members = [row for count in counts for row in measure_members(count, seconds)]
     rows = []
     for case in chosen(args.names, args.quick):
         for count in counts:
             rows.append(measure_alone(case, count, seconds))
             say(rows[-1])
+    linear = measure_head(args.names, args.quick, threads)
     torch.set_num_threads(threads)
     return {
-        "schema": "crossent.bench/2",
+        "schema": "crossent.bench/3",
         "machine": machine,
         "partial": bool(args.quick or args.only),
         "seconds": time.perf_counter() - start,
@@ -91,6 +112,7 @@ def measure_all(args: argparse.Namespace) -> dict:
         "memory": memory,
         "pages": pages,
         "members": members,
+        "linear": linear,
     }
 
 
@@ -106,6 +128,7 @@ def main() -> None:
     written = [path, *write_report(results, args.out)]
     if args.out.resolve() == HERE / "results":
         written += write_pages(results, HERE.parent)
+        subprocess.run([sys.executable, HERE.parent / "docs" / "figures_linear.py"], check=True)
     for file in written:
         print(file)
 

@@ -439,7 +439,7 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
     }
     slopes.scale = slopes.mass + extra == R(0) ? R(0) : slopes.g * (slopes.mass + extra);
     const bool weighted = t || all || (c && share != R(0));
-    if (!weighted) slopes.less = slopes.g * share;
+    if (!weighted && share != R(0)) slopes.less = slopes.g * share;  // g of a mean over nothing is infinite
     for (int64_t k = 0, n; k < classes; k += n) {
         n = block_size(classes, k);
         block.load(x + k, n, buffer);

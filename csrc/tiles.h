@@ -450,13 +450,13 @@ template <class R> struct Slopes {
         }
     }
     // The true classes' entries, of p - 1 = expm1(log p).
-    void true_classes(const Softmax& p, const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
+    void true_classes(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
         R at_y[LANES] = {};
         for (int64_t l = 0; l < LANES; l++)
             if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
         for (int l = 0; l < LANES; l++) {
             const R log_p = (at_y[l] - top[l]) - log_sum[l], by = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
-            at_y[l] = by * expm1_(log_p) + spread[l] + (p.z_loss == 0 ? R(0) : g[l] * extra[l] * exp_(log_p));
+            at_y[l] = by * expm1_(log_p) + spread[l] + pick(extra[l] == R(0), R(0), g[l] * extra[l] * exp_(log_p));
         }
         for (int64_t l = 0; l < LANES; l++)
             if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
@@ -543,7 +543,7 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
                 slopes[q].minus_weights(
                     logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t || all, result.at(q), result.pitch, n
                 );
-            if (!here.t) slopes[q].true_classes(p, logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
+            if (!here.t) slopes[q].true_classes(logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
             if (p.transformed())
                 for (int64_t j = 0; j < n; j++)
                     Transform<R>(p).template chain<false>(

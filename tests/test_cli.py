@@ -39,7 +39,13 @@ def quick(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["--version"], ["train", "--help"], *(["train", name, "-h"] for name in (*JOBS, "bytes"))],
+    [
+        ["--help"],
+        ["--version"],
+        ["explain", "-h"],
+        ["train", "--help"],
+        *(["train", name, "-h"] for name in (*JOBS, "bytes")),
+    ],
     ids=" ".join,
 )
 def test_help_imports_nothing_heavy(args):

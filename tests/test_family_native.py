@@ -191,3 +191,15 @@ def test_what_the_kernels_leave_goes_to_torch_operations(name, monkeypatch):
     for kernel in ("cross_entropy_forward", "cross_entropy_backward", "small_cross_entropy"):
         monkeypatch.setattr(native, kernel, launched)
     assert not crossent.cross_entropy(x, target, **settings).isnan()
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 2.0}, {"z_loss": 0.1}, {"penalty": penalties.Focal(1.0)}])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_where_no_target_weighs_anything_the_gradient_of_the_mean_is_zero(shape, settings):
+    x = torch.randn(shape, requires_grad=True)
+    weight = torch.ones(shape[1])
+    weight[2] = 0
+    target = torch.full((shape[0], *shape[2:]), 2)
+    loss = crossent.cross_entropy(x, target, weight, impl="native", **settings)
+    assert loss.isnan()
+    assert (torch.autograd.grad(loss, x)[0] == 0).all()

@@ -312,7 +312,7 @@ def test_large_gradients_come_in_memory_that_is_used_again():
 
 def test_recycled_memory_is_an_ordinary_tensor():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        new = native._new((1024, 1100), (1, 1024), dtype)
+        new = native.new((1024, 1100), (1, 1024), dtype)
         assert (new.shape, new.stride(), new.dtype, new.device.type) == ((1024, 1100), (1, 1024), dtype, "cpu")
         new.fill_(1)
         assert new.sum(dtype=torch.float64) == 1024 * 1100

@@ -1,4 +1,4 @@
-"""The page ``docs/performance.md``: figures of stored measurements, calls that run what it says, constants of the kernels."""
+"""The page ``docs/performance.md``: calls that run what it says, constants of the kernels; and what all pages quote."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import crossent
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/performance.md").read_text("utf-8")
+QUOTING = ["README.md", "docs/performance.md", "docs/linear.md"]
 RESULTS = json.loads((ROOT / "benchmarks/results/results.json").read_text("utf-8"))
 
 
@@ -21,7 +22,9 @@ RESULTS = json.loads((ROOT / "benchmarks/results/results.json").read_text("utf-8
 def report():
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # where its neighbours are
+        spec.loader.exec_module(module)
     return module
 
 
@@ -34,7 +37,7 @@ def table(head: str) -> list[list[str]]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+@pytest.mark.parametrize("name", QUOTING)
 def test_pages_quote_the_stored_measurements(name, report):
     page = (ROOT / name).read_text("utf-8")
     assert report.quote(page, report.fragments(RESULTS)) == page, "write them again: benchmarks/run.py --from-json"
@@ -46,7 +49,7 @@ def test_the_table_holds_the_stored_measurements(report):
 
 
 def test_every_fragment_is_quoted_somewhere(report):
-    quoted = re.findall(r"<!-- bench: (\w+) -->", PAGE + (ROOT / "README.md").read_text("utf-8"))
+    quoted = re.findall(r"<!-- bench: (\w+) -->", "".join((ROOT / name).read_text("utf-8") for name in QUOTING))
     assert sorted(quoted) == sorted(report.fragments(RESULTS))
 
 

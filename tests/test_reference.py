@@ -117,12 +117,28 @@ def test_sigmoid_gradients_are_finite_differences(case, reduction):
     np.testing.assert_allclose(got.target_grad, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("loss", [reference.sigmoid_difference, reference.multiclass_hinge])
+@pytest.mark.parametrize(
+    "loss", [reference.sigmoid_difference, reference.multiclass_hinge, reference.cross_entropy_after_softmax]
+)
 def test_comparison_gradients_are_finite_differences(loss):
     x = np.random.default_rng(0).normal(size=(6, 4)) * 2
     target = np.eye(4)[[0, 1, 2, 3, 0, 1]] if loss is reference.sigmoid_difference else [0, 1, 2, 3, 0, 1]
     expected = finite_differences(lambda x: loss(x, target).loss, x)
     np.testing.assert_allclose(loss(x, target).grad, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_second_softmax_cannot_go_below_its_floor():
+    for num_classes in (2, 10, 1000):
+        x = 1e3 * np.eye(num_classes)[0]
+        loss = reference.cross_entropy_after_softmax(x, 0).loss
+        np.testing.assert_allclose(loss, reference.double_softmax_floor(num_classes), rtol=1e-14)
+
+
+def test_terms_of_the_hinge_add_up_to_it():
+    x, y = np.random.default_rng(0).normal(size=(6, 4)) * 2, [0, 1, 2, 3, 0, 1]
+    terms = reference.hinge_terms(x, y)
+    np.testing.assert_allclose(terms.sum(1), reference.multiclass_hinge(x, y, "none").loss, rtol=1e-15)
+    assert (terms[range(6), y] == 0).all()
 
 
 def test_torch_in_float64():

@@ -1,5 +1,12 @@
 from crossent._version import __version__ as __version__
 from crossent.blocks import Teacher as Teacher
+from crossent.check.audit import LossReport as LossReport
+from crossent.check.audit import check_loss as check_loss
+from crossent.check.cards import Finding as Finding
+from crossent.check.debug import debug as debug
+from crossent.check.run import check as check
+from crossent.explain.explanation import Explanation as Explanation
+from crossent.explain.explanation import explain as explain
 from crossent.family import contrastive_cross_entropy as contrastive_cross_entropy
 from crossent.family import distillation_loss as distillation_loss
 from crossent.family import focal_loss as focal_loss
@@ -34,6 +41,7 @@ from crossent.penalties import Focal as Focal
 from crossent.penalties import Penalty as Penalty
 from crossent.penalties import Poly1 as Poly1
 from crossent.penalties import Taylor as Taylor
+from crossent.score.scoring import score as score
 from crossent.stats import CrossEntropyStats as CrossEntropyStats
 from crossent.stats import cross_entropy_stats as cross_entropy_stats
 
@@ -48,10 +56,13 @@ __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
     "DistillationLoss",
+    "Explanation",
+    "Finding",
     "Focal",
     "FocalLoss",
     "LinearCrossEntropyLoss",
     "LinearPlan",
+    "LossReport",
     "MultilabelCrossEntropyLoss",
     "Penalty",
     "Poly1",
@@ -60,14 +71,18 @@ __all__ = [
     "Teacher",
     "__version__",
     "binary_cross_entropy_with_logits",
+    "check",
+    "check_loss",
     "choose_implementation",
     "class_weights",
     "contrastive_cross_entropy",
     "cross_entropy",
     "cross_entropy_stats",
+    "debug",
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",
+    "explain",
     "focal_loss",
     "implementations",
     "linear_cross_entropy",
@@ -75,5 +90,6 @@ __all__ = [
     "linear_plan",
     "multilabel_cross_entropy",
     "prior_entropy",
+    "score",
     "sigmoid_focal_loss",
 ]

@@ -9,7 +9,7 @@ out of the products. Nothing here knows autograd.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil, prod
+from math import ceil, isqrt, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from crossent.impl import load
 from crossent.targets import Target
 
-_WORTHWHILE = 16  # rows are left out where at least one in so many is ignored
 _EAGER_COPIES = 6  # tensors in float32 as large as the logits that torch operations make on their way
+_MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 8 << 20  # bytes of a piece of the head's gradient that is widened at a time
 
 
@@ -28,8 +28,8 @@ class Teacher(NamedTuple):
 
     Attributes:
         input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
-        weight: head ``W``, ``(C, D)``.
-        bias: ``b``, ``(C)``.
+        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.
+        bias: ``b``, of the shape of ``W`` without its last dimension.
         temperature: ``T``, positive.
     """
 
@@ -97,8 +97,7 @@ def counted(head: Head, target: Target) -> Tensor | None:
     valid = target.values != target.ignore_index
     if valid.dim() > 1:
         valid = valid.flatten(1).any(1)
-    size, most = valid.shape[0], int(valid.sum())
-    return None if (size - most) * _WORTHWHILE < size else valid.nonzero().squeeze(1)
+    return None if valid.all() else valid.nonzero().squeeze(1)
 
 
 def block_size(head: Head, plan: Plan, size: int) -> int:
@@ -129,10 +128,11 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
             torch.mm(x, head.weight.t(), out=logits)
         else:
             torch.addmm(head.bias, x, head.weight.t(), out=logits)
-        yield Block(rows, x, logits.view(-1, *head.shape), _target_of(plan, rows, head.shape))
+        yield Block(rows, x, logits.view(-1, *head.shape), block_target(plan, rows, head.shape))
 
 
-def _target_of(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
+def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
+    """Describe the target of some rows."""
     target = plan.target
     values = target.values if plan.teacher is None else teacher_probabilities(plan.teacher, rows, shape)
     values = take(values, rows) if plan.teacher is None else values
@@ -144,21 +144,28 @@ def _target_of(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) 
 
 def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Compute ``softmax(z / T)`` of the teacher's logits, in float32 or wider."""
-    z = torch.nn.functional.linear(take(teacher.input, rows), teacher.weight, teacher.bias).view(-1, *shape)
+    z = torch.nn.functional.linear(take(teacher.input, rows), *teacher[1:3]).view(-1, *shape)
     wide = torch.promote_types(z.dtype, torch.float32)
     return z.to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
 
 
 class Gradients:
-    """The gradients of hidden states, matrix and bias, as far as they are needed, added up over blocks."""
+    """The gradients of hidden states, matrix and bias, as far as they are needed, added up over ``count`` blocks.
 
-    def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, several: bool, skipping: bool) -> None:
+    Each block's share of a head's gradient is rounded as it is added. Where there are so many that this would show, those of
+    some blocks are added up first, in a second piece of memory.
+    """
+
+    def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, count: int, skipping: bool) -> None:
         self.head, self.needs, self.impl = head, needs, impl
-        self.wide = torch.promote_types(head.weight.dtype, torch.float32) if several else head.weight.dtype
+        self.wide = torch.promote_types(head.weight.dtype, torch.float32) if count > 1 else head.weight.dtype
+        self.group, self.added = isqrt(count) if count > _MANY and self.wide == head.weight.dtype else 0, 0
+        self.sums: Tensor | None = None
         self.input = new(impl, tuple(head.input.shape), head.input) if needs[0] else None
         if self.input is not None and skipping:
             self.input.zero_()
         self.weight: Tensor | None = None
+        self.piece: Tensor | None = None
         self.bias: Tensor | None = None
 
     def add(self, block: Block, at_logits: Tensor) -> None:
@@ -179,6 +186,10 @@ class Gradients:
         first = self.weight is None
         if self.weight is None:
             self.weight = new(self.impl, tuple(self.head.weight.shape), self.head.weight, self.wide)
+        elif self.group and self.added % self.group == 0:
+            self.sums = self.weight.clone() if self.sums is None else self.sums.add_(self.weight)
+            first = True
+        self.added += 1
         if self.wide == g.dtype:
             if first:
                 torch.mm(g.t(), x, out=self.weight)
@@ -186,14 +197,21 @@ class Gradients:
                 self.weight.addmm_(g.t(), x)
             return
         # The product of a block, rounded to half precision, would lose what the sum over blocks is to keep.
-        x, step = x.to(self.wide), max(1, _PIECE // (self.wide.itemsize * max(1, g.shape[0])))
+        if self.piece is None:  # for all pieces: malloc would find new memory for each, and keep the old
+            step = max(1, _PIECE // (self.wide.itemsize * max(1, g.shape[0])))
+            self.piece = g.new_empty((g.shape[0], min(step, g.shape[1])), dtype=self.wide)
+        x, step = x.to(self.wide), self.piece.shape[1]
         for k in range(0, g.shape[1], step):
-            self.weight[k : k + step].addmm_(g[:, k : k + step].to(self.wide).t(), x, beta=0.0 if first else 1.0)
+            part = g[:, k : k + step]
+            wide = self.piece[: part.shape[0], : part.shape[1]].copy_(part)
+            self.weight[k : k + step].addmm_(wide.t(), x, beta=0.0 if first else 1.0)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients in the dtype of what they belong to; zeros where no row counted."""
         head = self.head
         weight = torch.zeros_like(head.weight) if self.needs[1] and self.weight is None else self.weight
+        if weight is not None and self.sums is not None:
+            weight = self.sums.add_(weight)
         bias = self.bias
         if head.bias is not None and self.needs[2]:
             bias = torch.zeros_like(head.bias) if bias is None else bias.to(head.bias.dtype)
@@ -203,7 +221,7 @@ class Gradients:
 def _gradients_for(head: Head, plan: Plan, needs: tuple[bool, ...]) -> Gradients:
     keep = counted(head, plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
-    return Gradients(head, needs, plan.impl, size > block_size(head, plan, size), keep is not None)
+    return Gradients(head, needs, plan.impl, ceil(size / block_size(head, plan, size)), keep is not None)
 
 
 def loss_and_gradients(

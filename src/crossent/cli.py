@@ -12,9 +12,12 @@ import sys
 import click
 
 from crossent._version import __version__
+from crossent.check.command import check, rule
+from crossent.explain.command import explain
+from crossent.score.command import score
 from crossent.train.command import train
 
-EXTRAS = {"plot": ("matplotlib",), "demo": ("matplotlib", "scikit-learn")}
+EXTRAS = {"plot": ("matplotlib",), "files": ("safetensors", "pyarrow"), "demo": ("matplotlib", "scikit-learn")}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,4 +84,5 @@ def _extras() -> dict[str, str]:
     return said
 
 
-main.add_command(train)
+for command in (explain, check, rule, score, train):
+    main.add_command(command)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypedDict
 
 import torch
@@ -25,6 +27,9 @@ from crossent.targets import (
 )
 
 Reduction = Literal["none", "sum", "mean"]
+
+watcher: Callable[[Tensor, Tensor, Target | BinaryTarget, Tensor, bool], None] | None = None
+"""``crossent.debug`` puts here what is shown every call: input, the same laid out, target, loss, and whether that is a mean."""
 
 
 class CrossEntropyModuleOptions(TypedDict, total=False):
@@ -210,6 +215,7 @@ def cross_entropy(
         and reduce is None
         and empty == "nan"
         and not inplace_backward
+        and watcher is None
         and not torch.compiler.is_compiling()
     ):
         quick = ops.quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction == "mean")
@@ -263,7 +269,11 @@ def reduced_cross_entropy(
         loss = reduce_rows(loss, row_weight, reduction, mean)
     elif row_weight is not None and reduction == "mean":
         loss = divide(loss, row_weight if mean.denominator is None else mean.denominator, mean.empty)
-    return loss if loss.dtype == dtype else loss.to(dtype)
+    loss = loss if loss.dtype == dtype else loss.to(dtype)
+    if watcher is not None and not torch.compiler.is_compiling():
+        averaged = reduction == "mean" and mean.sample_weight is None and mean.denominator is None
+        watcher(input, logits, described, loss, averaged)
+    return loss
 
 
 def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction, mean: Mean) -> Tensor:
@@ -394,7 +404,11 @@ def binary_cross_entropy_with_logits(
             loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))
     if reduction == "mean" and not torchs_mean:
         loss = divide(loss, divisor if denominator is None else denominator, empty)
-    return loss if loss.dtype == dtype else loss.to(dtype)
+    loss = loss if loss.dtype == dtype else loss.to(dtype)
+    if watcher is not None and not torch.compiler.is_compiling():
+        averaged = reduction == "mean" and sample_weight is None and denominator is None
+        watcher(input, input, described, loss, averaged)
+    return loss
 
 
 def read_reduction(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> Reduction:
@@ -548,3 +562,9 @@ def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
         loss = total / torch.inf
         return loss if empty == "zero" else loss + torch.nan
     return total / divisor
+
+
+if os.environ.get("CROSSENT_DEBUG"):
+    from crossent.check.debug import from_environment
+
+    from_environment()

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from crossent.blocks import Head, Plan, Teacher, block_size, counted, teacher_probabilities
+from crossent import functional
+from crossent.blocks import Head, Plan, Teacher, block_size, block_target, counted, take, teacher_probabilities
 from crossent.functional import (
     Mean,
     Reduction,
     check_mean,
+    cross_entropy,
     divide,
     read_reduction,
     reduce_rows,
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 MAX_BYTES = 128 << 20  # of a block of logits
-FEW = 1 << 16  # logits so few that they are formed at once
+SHOWN = 256  # rows whose logits are shown to crossent.debug
+FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
 
 
 class LinearOptions(TypedDict, total=False):
@@ -122,22 +125,23 @@ def linear_cross_entropy(
         ∂L/∂h = ∂L/∂x W        ∂L/∂W = Σ_blocks (∂L/∂x)ᵀ h        ∂L/∂b = Σ_rows ∂L/∂x
 
     A sum or a mean forms the gradients together with the loss: three products. ``reduction="none"`` forms the logits of each
-    block once more in backward: four.
+    block once more in backward: four. So do sums and means of float16, whose gradients are too small for it before backward
+    brings the factor of a loss scaler.
 
     Args:
         input: hidden states ``h``, ``(..., D)``.
         linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``.
         target: class indices ``(..., d1, ...)`` of any integer dtype, probabilities ``(..., C, d1, ...)``, or the
-            :class:`crossent.Teacher` whose probabilities are to be learned.
+            :class:`crossent.Teacher` whose probabilities are to be learned, and who learns nothing.
         linear_bias: ``b``, of the shape of ``W`` without its last dimension.
         weight: class weights, ``(C)``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``.
-        ignore_index: rows with this index count for nothing, and are left out of the products where they are many; by default -100.
+        ignore_index: rows with this index count for nothing, and on a CPU are left out of the products; by default -100.
         label_smoothing: ``ε``.
         options: accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.
         shift: 1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.
             Nothing is copied. The unreduced loss has that many positions less.
-        max_bytes: how large the logits of a block may be.
+        max_bytes: how large the logits of a block may be. The rest of what is made on the way is small.
         more: ``sample_weight``, ``denominator``, ``empty``, ``out_dtype``, ``penalty``, ``temperature``, ``softcap``,
             ``logit_bias``, ``margin``, ``class_mask``, ``z_loss`` and ``impl``, as in :func:`crossent.cross_entropy`.
 
@@ -170,19 +174,23 @@ def linear_cross_entropy(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
             max_bytes=max_bytes, **more,
         )  # fmt: skip
+    if not more and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
+        assert isinstance(target, Tensor)
+        ignored = -100 if ignore_index is None else ignore_index
+        return cross_entropy(
+            F.linear(input, linear_weight, linear_bias), target, weight, ignore_index=ignored, reduction=reduction,
+            label_smoothing=label_smoothing,
+        )  # fmt: skip
     reduction = read_reduction(reduction)
     call = _understand(
         input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more
     )
     check_mean(reduction, call.mean)
-    if _at_once(call):
-        loss = _loss_at_once(call, reduction, *call.head[:3])
-        return call.rows_back(loss) if reduction == "none" else loss
-    if reduction == "none" or _wants_grad(call.mean.sample_weight):
-        rows = _rows(call, False)[0][0]
-        loss = reduce_rows(rows, _row_weights(call), reduction, call.mean).to(call.dtype)
-        return call.rows_back(loss) if reduction == "none" else loss
-    return _reduced(call, reduction).to(call.dtype)
+    try:
+        return _loss(call, reduction)
+    except IndexError:
+        _say_where(target, call)
+        raise
 
 
 def linear_cross_entropy_stats(
@@ -214,10 +222,11 @@ def linear_cross_entropy_stats(
         input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more
     )
     check_mean(reduction, call.mean)
-    if _at_once(call):
-        told, correct = _statistics_at_once(call, *call.head[:3])
-    else:
-        told, correct = _rows(call, True)
+    try:
+        told, correct = _statistics_at_once(call) if _at_once(call) else _rows(call, True)
+    except IndexError:
+        _say_where(target, call)
+        raise
     row_weight = _row_weights(call)
     valid = call.target.values != call.target.ignore_index if call.target.indices else row_weight > 0
     parts = (told, row_weight, correct.detach(), valid)
@@ -268,9 +277,8 @@ def _understand(
 ) -> _Call:  # fmt: skip
     """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
     _check_head(input, linear_weight, linear_bias)
+    check_names(more)
     more = {**_DEFAULTS, **more}
-    if unknown := sorted(more.keys() - _DEFAULTS.keys()):
-        raise TypeError(f"linear_cross_entropy takes no argument {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}")
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
         type_error("max_bytes", "a positive int, the bytes of a block of logits", max_bytes)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
@@ -278,9 +286,11 @@ def _understand(
     like = input.new_empty(()).expand(lead + classes)
     teacher = target if isinstance(target, Teacher) else None
     if teacher is not None:
-        _check_teacher(teacher, input, classes)
+        teacher = _teacher(teacher, input, classes)
         target = like.detach()
-    elif isinstance(target, Tensor) and target.shape == like.shape and ignore_index is not None:
+    elif not isinstance(target, Tensor):
+        type_error("target", "a torch.Tensor or a crossent.Teacher", target)
+    elif target.shape == like.shape and ignore_index is not None:
         raise RuntimeError("ignore_index cannot be specified when target holds probabilities: leave it out")
     ignored = -100 if ignore_index is None else ignore_index
     assert isinstance(target, Tensor)
@@ -289,7 +299,6 @@ def _understand(
     _, described = describe(like, target, weight, ignored, label_smoothing, len(lead), special)
     size = prod(lead)
     if teacher is not None:
-        teacher = teacher._replace(input=teacher.input.detach().reshape(size, -1))
         values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
     else:
         values = target.to(described.values.dtype).reshape((size, *(classes if not described.indices else classes[1:])))
@@ -299,16 +308,21 @@ def _understand(
     )  # fmt: skip
     mean = Mean(_row_factors(more["sample_weight"], like, lead, classes, shift), more["denominator"], more["empty"])
     dtype = result_dtype(like, (described.values, weight) if not described.indices else (), more["out_dtype"])
-    columns = prod(classes)
-    bias = None if linear_bias is None else linear_bias.reshape(columns)
-    head = Head(input.reshape(size, input.shape[-1]), linear_weight.reshape(columns, -1), bias, classes)
+    head = Head(*_side_by_side(input, linear_weight, linear_bias), classes)
     impl = choose(like.reshape(size, *classes), more["impl"], described.values, described)
+    max_bytes = min(max_bytes, 1 << 62)  # what the operators can be told
     return _Call(head, described, teacher, mean, lead, shift, max_bytes, impl, more["impl"] is not None, dtype)
 
 
 _DEFAULTS: dict[str, Any] = {
     **SPECIAL["cross_entropy"], "sample_weight": None, "denominator": None, "empty": "nan", "out_dtype": None, "impl": None
 }  # fmt: skip
+
+
+def check_names(more: Any) -> None:
+    """Refuse keywords that are no arguments."""
+    if unknown := sorted(more.keys() - _DEFAULTS.keys()):
+        raise TypeError(f"linear_cross_entropy takes no argument {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}")
 
 
 def _check_head(input: object, weight: object, bias: object) -> None:
@@ -354,7 +368,24 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
-def _check_teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> None:
+def _say_where(target: Tensor | Teacher, call: _Call) -> None:
+    """Raise the IndexError of a class out of range with its place in the caller's target, whose rows were laid side by side."""
+    if isinstance(target, Tensor) and call.target.indices:
+        values = target.long()
+        if call.shift:
+            values = values.clone()
+            values[..., : call.shift] = call.target.ignore_index  # labels of no row
+        call.target._replace(values=values).raise_if_out_of_range(call.head.shape[0])
+
+
+def _side_by_side(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Lay hidden states out as ``(N, D)``, and the matrix and bias of all classes as ``(C·d1·..., D)`` and one dimension."""
+    rows, columns, features = prod(input.shape[:-1]), prod(weight.shape[:-1]), input.shape[-1]
+    return input.reshape(rows, features), weight.reshape(columns, features), None if bias is None else bias.reshape(-1)
+
+
+def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teacher:
+    """Check a teacher and lay it out as the student's head; it is a constant, whatever it requires."""
     if teacher.input.shape[:-1] != input.shape[:-1] or tuple(teacher.weight.shape[:-1]) != classes:
         raise RuntimeError(
             f"the teacher must have input of shape {(*input.shape[:-1], 'D')} and weight of shape {(*classes, 'D')}, got "
@@ -367,6 +398,10 @@ def _check_teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) ->
         )
     if not teacher.temperature > 0:
         raise ValueError(f"the teacher's temperature must be positive, got {teacher.temperature}")
+    if teacher.bias is not None and tuple(teacher.bias.shape) != classes:
+        raise RuntimeError(f"the teacher's bias must have shape {classes}, got {shape(teacher.bias)}")
+    head = _side_by_side(*_autocast(*(None if t is None else t.detach() for t in teacher[:3])))
+    return Teacher(*head, teacher.temperature)
 
 
 def _shifted(target: Tensor, lead: tuple[int, ...], shift: int, ignore_index: int) -> Tensor:
@@ -413,32 +448,81 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 def _at_once(call: _Call) -> str:
     """Say why the logits of all rows are formed at once, in operations that autograd knows; "" if they are not."""
-    head, target = call.head, call.target
-    if why := transformed(*head[:3]):
+    head, target, denominator = call.head, call.target, call.mean.denominator
+    given = (*head[:3], *target[:4], call.mean.sample_weight, denominator if isinstance(denominator, Tensor) else None)
+    if why := transformed(*given):
         return why
     if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
         return "probabilities, class weights or a logit_bias that require grad"
-    if head.input.shape[0] * prod(head.shape) <= FEW and call.max_bytes >= MAX_BYTES:
-        return "few logits"
-    return ""
+    return "few logits" if _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes) else ""
 
 
-def _logits(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Target]:
+def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
+    return logits <= FEW and logits * input.dtype.itemsize <= max_bytes
+
+
+def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -> bool:
+    """Recognise a call of few logits with nothing unusual about it, where understanding it would take longer than the rest."""
+    return (
+        type(target) is Tensor
+        and isinstance(input, Tensor)
+        and isinstance(weight, Tensor)
+        and input.dim() == weight.dim() == 2
+        and input.shape[1] == weight.shape[1]
+        and target.dim() == 1
+        and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
+        and type(max_bytes) is int
+        and _few(input.shape[0] * weight.shape[0], input, max_bytes)
+    )
+
+
+def _loss(call: _Call, reduction: Reduction) -> Tensor:
+    if _at_once(call):
+        loss = _loss_at_once(call, reduction)
+        return call.rows_back(loss) if reduction == "none" else loss
+    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
+    if reduction == "none" or scaled_later or _wants_grad(call.mean.sample_weight):
+        rows = _rows(call, False)[0][0]
+        loss = reduce_rows(rows, _row_weights(call), reduction, call.mean).to(call.dtype)
+        loss = call.rows_back(loss) if reduction == "none" else loss
+    else:
+        loss = _reduced(call, reduction).to(call.dtype)
+    if functional.watcher is not None and not torch.compiler.is_compiling():
+        _show(call, loss, reduction)
+    return loss
+
+
+def _show(call: _Call, loss: Tensor, reduction: Reduction) -> None:
+    """Show whoever looks on the loss of all rows and the logits of some, evenly spread over those that count."""
+    assert functional.watcher is not None
+    head, target = call.head, call.target
+    rows = counted(head, target)
+    if rows is None or len(rows) == 0:
+        rows = torch.arange(head.input.shape[0], device=head.input.device)
+    rows = rows[:: ceil(len(rows) / SHOWN) or 1]
+    with torch.no_grad():
+        logits = F.linear(take(head.input, rows), head.weight, head.bias).view(-1, *head.shape)
+    described = block_target(call.plan(), rows, head.shape)
+    averaged = reduction == "mean" and call.mean.sample_weight is None and call.mean.denominator is None
+    functional.watcher(logits, logits, described, loss, averaged)
+
+
+def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
     """Form all logits, and a target for them."""
-    logits = F.linear(input, weight, bias).view(-1, *call.head.shape)
-    if call.teacher is None:
-        return logits, call.target
-    return logits, call.target._replace(values=teacher_probabilities(call.teacher, None, call.head.shape))
+    logits = F.linear(*head[:3]).view(-1, *head.shape)
+    if plan.teacher is None:
+        return logits, plan.target
+    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape))
 
 
-def _loss_at_once(call: _Call, reduction: Reduction, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits, described = _logits(call, input, weight, bias)
+def _loss_at_once(call: _Call, reduction: Reduction) -> Tensor:
+    logits, described = _logits(call.head, call.plan())
     impl = call.impl if call.named else None
     return reduced_cross_entropy(logits, logits, described, reduction, call.mean, call.dtype, False, impl)
 
 
-def _statistics_at_once(call: _Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    told, row_weights = statistics_of(*_logits(call, input, weight, bias), call.impl if call.named else None)
+def _statistics_at_once(call: _Call) -> tuple[Tensor, Tensor]:
+    told, row_weights = statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
     return told, row_weights[1]
 
 
@@ -456,15 +540,24 @@ def _row_weights(call: _Call) -> Tensor:
 
 def _rows(call: _Call, statistics: bool) -> tuple[Tensor, Tensor]:
     """Compute the stack of the rows' losses or statistics, in blocks."""
-
-    def again(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if statistics:
-            return _statistics_at_once(call, input, weight, bias)[0]
-        plain = call._replace(mean=Mean(), dtype=torch.promote_types(call.head.input.dtype, torch.float32))
-        return _loss_at_once(plain, "none", input, weight, bias).unsqueeze(0)
-
-    rows: tuple[Tensor, Tensor] = LinearRows.apply(*flat(call.head, call.plan()), Again(again), statistics)
+    again = Again(_statistics_again if statistics else _rows_again)
+    rows: tuple[Tensor, Tensor] = LinearRows.apply(*flat(call.head, call.plan()), again, statistics)
     return rows
+
+
+def _rows_again(head: Head, plan: Plan, sample_weight: Tensor | None = None, reduction: Reduction = "none") -> Tensor:
+    logits, described = _logits(head, plan)
+    dtype, mean = torch.promote_types(logits.dtype, torch.float32), Mean(sample_weight)
+    loss = reduced_cross_entropy(logits, logits, described, reduction, mean, dtype)
+    return loss.unsqueeze(0) if reduction == "none" else loss
+
+
+def _statistics_again(head: Head, plan: Plan) -> Tensor:
+    return statistics_of(*_logits(head, plan), None)[0]
+
+
+def _sum_again(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
+    return _rows_again(head, plan, factor, "sum") / divisor
 
 
 def _reduced(call: _Call, reduction: Reduction) -> Tensor:
@@ -482,12 +575,8 @@ def _reduced(call: _Call, reduction: Reduction) -> Tensor:
     nothing = divisor == 0
     by = divisor.masked_fill(nothing, torch.inf)
 
-    def again(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        summed = call._replace(mean=Mean(factor), dtype=wide)
-        return _loss_at_once(summed, "sum", input, weight, bias) / by
-
     needs = tuple(_wants_grad(t) for t in call.head[:3])
-    loss: Tensor = LinearCrossEntropy.apply(*flat(call.head, call.plan()), factor, by, Again(again), needs)[0]
+    loss: Tensor = LinearCrossEntropy.apply(*flat(call.head, call.plan()), factor, by, Again(_sum_again), needs)[0]
     if later:
         assert given is not None
         return divide(loss, given, empty)

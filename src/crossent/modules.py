@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from crossent.family import distillation_loss, multilabel_cross_entropy, sigmoid_focal
 from crossent.functional import binary_cross_entropy_with_logits, cross_entropy
-from crossent.linear import MAX_BYTES, linear_cross_entropy
+from crossent.linear import MAX_BYTES, check_names, linear_cross_entropy
 from crossent.penalties import BinaryPenalty, Focal, Penalty
 
 if TYPE_CHECKING:
@@ -508,6 +508,7 @@ class LinearCrossEntropyLoss(_TorchsLinear):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
         if not 0.0 <= label_smoothing <= 1.0:
             raise RuntimeError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+        check_names(more)
         nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
         self.num_classes, self.out_features = num_classes, tuple(out_features)
         self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options

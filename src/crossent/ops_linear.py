@@ -16,7 +16,7 @@ from torch.autograd import Function, forward_ad
 
 from crossent import blocks
 from crossent.blocks import Head, Plan, Teacher
-from crossent.ops import _ANY_DEVICE, _RULE, _TARGET, _differentiated, _library, _transformed
+from crossent.ops import _ANY_DEVICE, _RULE, _TARGET, _differentiated, _library, _plain, _transformed
 from crossent.targets import Rule, Target
 
 _HEAD = "Tensor input, Tensor weight, Tensor? bias, SymInt[] shape"
@@ -53,9 +53,9 @@ def _wanted(head: Head, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 
 
 def _explained(compute: Callable[..., Any], head: Head, plan: Plan, *arguments: Any) -> Any:
-    """Run forward; an index out of range is found there for nothing, and explained only then."""
+    """Run without autocast and autograd; an index out of range is found there for nothing, and explained only then."""
     try:
-        with torch.autocast(head.input.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(head.input.device.type, enabled=False):
             return compute(head, plan, *arguments)
     except RuntimeError:
         plan.target.raise_if_out_of_range(head.shape[0])
@@ -74,7 +74,7 @@ def _linear_rows(*said):
 
 def _linear_rows_backward(*said):
     head, plan = _understood(said)
-    return _wanted(head, blocks.rows_backward(head, plan, *said[_SIZE:]))
+    return _wanted(head, _explained(blocks.rows_backward, head, plan, *said[_SIZE:]))
 
 
 _library.impl("linear_cross_entropy", _linear_cross_entropy, _ANY_DEVICE)
@@ -117,17 +117,33 @@ def transformed(*tensors: Tensor | None) -> str:
 
 
 class Again:
-    """How a loss is computed from hidden states, matrix and bias in operations that autograd knows; sealed for torch.func."""
+    """How a loss is computed of a head and a plan in operations that autograd knows; it holds no tensor, autograd saves them."""
 
-    def __init__(self, compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+    def __init__(self, compute: Callable[..., Tensor]) -> None:
         self.compute = compute
 
-    def gradients(self, grad: Tensor, inputs: tuple[Any, ...], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-        """Compute gradients that can be differentiated."""
+    def gradients(self, grad: Tensor, needs: tuple[bool, ...], head: Head, plan: Plan, *more: Any) -> tuple[Any, ...]:
+        """Compute gradients for a head that can be differentiated."""
         with torch.enable_grad():
+            inputs: tuple[Any, ...] = head[:3]
             wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
-            found = iter(torch.autograd.grad(self.compute(*inputs), wanted, grad, create_graph=True))
+            found = iter(torch.autograd.grad(self.compute(head, plan, *more), wanted, grad, create_graph=True))
         return tuple(next(found) if need else None for need in needs)
+
+
+def _save(ctx: Any, said: tuple[Any, ...], *formed: Tensor) -> None:
+    """Save what was said, so that autograd frees it after backward and refuses what was modified in place before."""
+    ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in said)
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in said), *formed)
+
+
+def _saved(ctx: Any) -> tuple[list[Any], list[Tensor]]:
+    """Return what was said and what was formed."""
+    tensors, size = (
+        ctx.saved_tensors,
+        len(ctx.numbers),
+    )  # once: a checkpoint that recomputes hands them out no more often
+    return [x if t is None else t for t, x in zip(tensors, ctx.numbers, strict=False)], list(tensors[size:])
 
 
 class LinearCrossEntropy(Function):
@@ -140,25 +156,26 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.again, ctx.needs, ctx.rest = inputs[-2], inputs[-1], (None,) * (len(inputs) - 3)
+        *said, ctx.again, ctx.needs = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:3], *output[1:])
+        _save(ctx, tuple(said), *output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        rest = (None,) * (len(ctx.numbers) - 1)
         if grad is None:
-            return (None, None, None, *ctx.rest)
-        inputs, formed = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        if not torch.compiler.is_compiling() and _differentiated(grad, *inputs):
-            return (*ctx.again.gradients(grad, inputs, ctx.needs), *ctx.rest)
+            return (None, None, None, *rest)
+        said, formed = _saved(ctx)
+        if not torch.compiler.is_compiling() and _differentiated(grad, *said[:3]):
+            return (*ctx.again.gradients(grad, ctx.needs, *_understood(said), *said[_SIZE:]), *rest)
         found = iter(_scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
-        return (*(next(found) if need else None for need in ctx.needs), *ctx.rest)
+        return (*(next(found) if need else None for need in ctx.needs), *rest)
 
 
 def _scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
     """Multiply gradients by what arrives: in their own memory where nobody will ask for them again."""
-    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+    if not _plain(grad, *formed) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [g * grad for g in formed]
     if grad.device.type == "cpu" and not grad.is_meta and grad.item() == 1:
         return formed
@@ -175,20 +192,18 @@ class LinearRows(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.again, said = inputs[-2], inputs[:_SIZE]
-        ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in said)
+        *said, ctx.again, _ = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in said))
+        _save(ctx, tuple(said))
 
     @staticmethod
     def backward(ctx: Any, grads: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         rest = (None,) * (_SIZE - 1)
         if grads is None:
             return (None, None, None, *rest)
-        said = [x if t is None else t for t, x in zip(ctx.saved_tensors, ctx.numbers, strict=True)]
-        inputs, needs = tuple(said[:3]), ctx.needs_input_grad[:3]
-        if not torch.compiler.is_compiling() and _differentiated(grads, *inputs):
-            return (*ctx.again.gradients(grads, inputs, needs), *rest)
+        said, needs = _saved(ctx)[0], ctx.needs_input_grad[:3]
+        if not torch.compiler.is_compiling() and _differentiated(grads, *said[:3]):
+            return (*ctx.again.gradients(grads, needs, *_understood(said)), *rest)
         found = torch.ops.crossent.linear_rows_backward.default(*said, grads, needs)
         return (*(g if need else None for g, need in zip(found, needs, strict=True)), *rest)

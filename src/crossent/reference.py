@@ -945,6 +945,43 @@ def cross_entropy_stats_gradients(
     return StatsGradients(*(np.moveaxis(np.where(rows.live, rows.slope * g, 0.0), -1, rows.axis) for g in at_x))
 
 
+# --- a head and its loss ----------------------------------------------------------------------------------------------
+
+
+class LinearLoss(NamedTuple):
+    """A loss with its gradients for hidden states, matrix and bias."""
+
+    loss: Array
+    input_grad: Array
+    weight_grad: Array
+    bias_grad: Array
+
+
+def linear_cross_entropy(
+    input: ArrayLike, linear_weight: ArrayLike, target: ArrayLike, linear_bias: ArrayLike = 0.0, **options: Any
+) -> LinearLoss:
+    """Compute ``cross_entropy`` of the logits ``x = h Wᵀ + b``: ``∂L/∂h = ∂L/∂x W``, ``∂L/∂W = (∂L/∂x)ᵀ h``, ``∂L/∂b = Σ ∂L/∂x``.
+
+    Args:
+        input: ``h``, ``(..., D)``.
+        linear_weight: ``W``, ``(C, D)``.
+        target: class indices ``(...)`` or weights ``(..., C)``.
+        linear_bias: ``b``, ``(C)``.
+        options: those of ``cross_entropy``. With ``reduction="none"`` the gradients are those of the rows' sum.
+
+    >>> linear_cross_entropy(np.eye(2), np.zeros((27, 2)), [5, 6]).loss.round(4)
+    np.float64(3.2958)
+    """
+    h, W = np.asarray(input, np.float64), np.asarray(linear_weight, np.float64)
+    rows = h.reshape(-1, h.shape[-1])
+    x = rows @ W.T + np.asarray(linear_bias, np.float64)
+    target = np.asarray(target)
+    soft = target.shape == (*h.shape[:-1], len(W))
+    loss, grad, _ = cross_entropy(x, target.reshape(x.shape if soft else -1), dim=1, **options)
+    loss = loss.reshape(h.shape[:-1]) if loss.ndim else loss
+    return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ rows, grad.sum(0))
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
@@ -1020,6 +1057,17 @@ def sigmoid_difference(logits: ArrayLike, target: ArrayLike, reduction: str = "m
     return LossAndGradient(loss, factor * sign * sigmoid(x) * sigmoid(-x))
 
 
+def hinge_terms(logits: ArrayLike, target: ArrayLike, margin: float = 1.0) -> Array:
+    """What each class adds to the hinge: ``(1/C) max(0, margin - x_y + x_k)`` for ``k ≠ y``, and nothing for ``y``.
+
+    >>> hinge_terms([1.0, 2.0, -3.0], 0).round(4)
+    array([0.    , 0.6667, 0.    ])
+    """
+    x = np.asarray(logits, np.float64)
+    t = index_target(target, x.shape[-1])
+    return np.asarray(np.maximum(margin - (x * t).sum(-1, keepdims=True) + x, 0.0) * (1 - t) / x.shape[-1])
+
+
 def multiclass_hinge(
     logits: ArrayLike, target: ArrayLike, reduction: str = "mean", margin: float = 1.0
 ) -> LossAndGradient:
@@ -1030,9 +1078,23 @@ def multiclass_hinge(
     >>> multiclass_hinge([[1.0, 2.0, -3.0]], [0])
     LossAndGradient(loss=np.float64(0.6666666666666666), grad=array([[-0.33333333,  0.33333333,  0.        ]]), target_grad=None)
     """
-    x = np.asarray(logits, np.float64)
-    t = index_target(target, x.shape[-1])
-    excess = (margin - (x * t).sum(-1, keepdims=True) + x) * (1 - t)
-    active = (excess > 0) / x.shape[-1]
-    factor, loss = reduce_rows((excess * active).sum(-1), np.ones(x.shape[:-1]), Settings(reduction=reduction))
+    terms = hinge_terms(logits, target, margin)
+    active = (terms > 0) / terms.shape[-1]
+    factor, loss = reduce_rows(terms.sum(-1), np.ones(terms.shape[:-1]), Settings(reduction=reduction))
+    t = index_target(target, terms.shape[-1])
     return LossAndGradient(loss, factor[..., None] * (active - active.sum(-1, keepdims=True) * t))
+
+
+def cross_entropy_after_softmax(logits: ArrayLike, target: ArrayLike, reduction: str = "mean") -> LossAndGradient:
+    """The classic mistake: probabilities given to a loss that takes logits, ``-log softmax(softmax(x))_y``.
+
+    ``∂L/∂x = p ∘ (g - Σ p g)`` with ``p = softmax(x)`` and ``g = softmax(p) - t``. The factor p switches off a class that the
+    model finds impossible, and ``p ≤ 1`` keeps the loss above :func:`double_softmax_floor`. The classes are the last axis.
+
+    >>> loss, grad, _ = cross_entropy_after_softmax([[0.0, 1000.0]], [1])
+    >>> loss.round(4), grad
+    (np.float64(0.3133), array([[0., 0.]]))
+    """
+    p = softmax(logits)
+    loss, g, cost = cross_entropy(p, target, reduction=reduction, dim=-1)
+    return LossAndGradient(loss, p * (g - (p * g).sum(-1, keepdims=True)), cost)

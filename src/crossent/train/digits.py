@@ -71,13 +71,6 @@ def _reference_sigmoid_difference(x: Array, labels: Labels) -> LossAndGradient:
     return reference.sigmoid_difference(x, reference.index_target(labels, x.shape[-1]))
 
 
-def _reference_after_softmax(x: Array, labels: Labels) -> LossAndGradient:
-    """Apply the chain rule through the inner softmax: ``∂L/∂x = p ∘ (g - Σ p g)`` with ``g = softmax(p) - t``."""
-    p = reference.softmax(x)
-    outer = reference.cross_entropy(p, labels)
-    return LossAndGradient(outer.loss, p * (outer.grad - (p * outer.grad).sum(-1, keepdims=True)))
-
-
 CANDIDATES = by_name(
     CE,
     CE_SMOOTH,
@@ -95,7 +88,7 @@ CANDIDATES = by_name(
     ),
     Candidate(
         "ce-after-softmax", "−log softmax(softmax(x))(true)", ce_after_softmax, log_softmax,
-        "the softmax the model ends with", _reference_after_softmax,
+        "the softmax the model ends with", reference.cross_entropy_after_softmax,
     ),
 )  # fmt: skip
 

@@ -1,0 +1,140 @@
+"""What a rule says, and what it finds."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+INDENT = 8
+REMARK = "No finding is not proof: a check sees values, not the code that made them."
+
+
+@dataclass(frozen=True)
+class Card:
+    """A rule in words.
+
+    Attributes:
+        id: such as ``"CE101"``.
+        severity: ``"error"``, the loss is not what is meant; ``"warning"``, it probably is not; ``"note"``, worth knowing.
+        title: the mistake.
+        why: what it does, in torch too.
+        fix: what to do.
+        source: where it is described or asked about.
+    """
+
+    id: str
+    severity: Severity
+    title: str
+    why: str
+    fix: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rule saw. Where the case is a special one, it replaces what the card says."""
+
+    text: str
+    severity: Severity | None = None
+    why: str | None = None
+    fix: str | None = None
+
+
+class Unable(Exception):
+    """A rule cannot be tried on its subject."""
+
+
+class Rule(NamedTuple):
+    """A card and the function that looks."""
+
+    card: Card
+    look: Callable[[Any], Iterable[str | Seen]]
+
+
+def rule(rules: dict[str, Rule], card: Card) -> Callable[[Any], Any]:
+    """Register a function under a card."""
+
+    def register(look: Callable[[Any], Iterable[str | Seen]]) -> Callable[[Any], Iterable[str | Seen]]:
+        rules[card.id] = Rule(card, look)
+        return look
+
+    return register
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes:
+        rule: the card's id, which ``crossent rule`` explains.
+        severity: ``"error"``, ``"warning"`` or ``"note"``.
+        title: the mistake.
+        seen: what was seen, with rows and values.
+        why: why it matters.
+        fix: what to do.
+    """
+
+    rule: str
+    severity: Severity
+    title: str
+    seen: str
+    why: str
+    fix: str
+
+    def __str__(self) -> str:
+        said = paragraphs((("seen", self.seen), ("why", self.why), ("fix", self.fix)), 88)
+        return "\n".join([f"{self.rule} {self.severity}: {self.title}", *(f"  {name:<6}{text}" for name, text in said)])
+
+    def to_dict(self) -> dict[str, str]:
+        """Give all of it as plain data."""
+        return asdict(self)
+
+
+def paragraphs(parts: Iterable[tuple[str, str]], width: int) -> Iterator[tuple[str, str]]:
+    """Break named paragraphs into lines, which go on below their beginning in column ``INDENT``."""
+    for name, said in parts:
+        lines = textwrap.wrap(said, max(width - INDENT, 20), break_on_hyphens=False)
+        yield name, f"\n{' ' * INDENT}".join(lines)
+
+
+class Findings(list[Finding]):
+    """A list of findings that can be read when it is printed."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self)) if self else f"Nothing found. {REMARK}"
+
+    __str__ = __repr__
+
+    @property
+    def errors(self) -> bool:
+        """Whether there is an error among them."""
+        return any(finding.severity == "error" for finding in self)
+
+    def count(self, severity: object) -> int:
+        """Count those of a severity."""
+        return sum(finding.severity == severity for finding in self)
+
+
+def _finding(card: Card, seen: Seen) -> Finding:
+    severity = seen.severity or card.severity
+    return Finding(card.id, severity, card.title, seen.text, seen.why or card.why, seen.fix or card.fix)
+
+
+def look(rules: Iterable[Rule], subject: Any) -> Findings:
+    """Let rules look at their subject; errors come first, otherwise in the order of the rules.
+
+    A rule that raises :class:`Unable` has found what it has found.
+    """
+    found = Findings()
+    for card, see in rules:
+        with suppress(Unable):
+            for seen in see(subject):
+                found.append(_finding(card, Seen(seen) if isinstance(seen, str) else seen))
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return found

@@ -1,0 +1,248 @@
+"""``crossent.check_loss``: losses that are right come out clean, and of wrong ones it is said what to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import crossent
+from crossent import check_loss
+from crossent.check.cards import REMARK
+from crossent.check.rules import CUSTOM
+from crossent.train import digits
+
+
+def rules(report):
+    return {finding.rule for finding in report.findings}
+
+
+def found(report, rule):
+    (finding,) = [finding for finding in report.findings if finding.rule == rule]
+    return finding
+
+
+# --- right ------------------------------------------------------------------------------------------------------------
+
+RIGHT = {
+    "torch": F.cross_entropy,
+    "torch, a module": torch.nn.CrossEntropyLoss(),
+    "torch, the sum": lambda x, t: F.cross_entropy(x, t, reduction="sum"),
+    "torch, each row": lambda x, t: F.cross_entropy(x, t, reduction="none"),
+    "torch, in float32": lambda x, t: F.cross_entropy(x.float(), t if t.dtype == torch.long else t.float()),
+    "torch, in two steps": lambda x, t: F.nll_loss(x.log_softmax(1), t),
+    "torch, binary": F.binary_cross_entropy_with_logits,
+    "torch, binary, a module": torch.nn.BCEWithLogitsLoss(),
+    "torch, hinge": F.multi_margin_loss,
+    "crossent": crossent.cross_entropy,
+    "crossent, a module": crossent.CrossEntropyLoss(),
+    "crossent, eager": lambda x, t: crossent.cross_entropy(x, t, impl="eager"),
+    "crossent, binary": crossent.binary_cross_entropy_with_logits,
+    "crossent, focal": crossent.focal_loss,
+    "crossent, sigmoid focal": crossent.sigmoid_focal_loss,
+    "crossent, several labels": crossent.multilabel_cross_entropy,
+    "crossent, poly": lambda x, t: crossent.cross_entropy(x, t, penalty=crossent.Poly1(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_loss_comes_out_clean(name):
+    report = check_loss(RIGHT[name])
+    assert report.findings == []
+    assert report.ok
+    assert len(report.trials) == len(CUSTOM)
+    assert REMARK in str(report)
+
+
+def test_the_kind_of_loss_is_measured():
+    assert "as with a softmax; a mean over rows; takes class indices, one-hot rows, several" in str(
+        check_loss(F.cross_entropy)
+    )
+    said = str(check_loss(F.binary_cross_entropy_with_logits))
+    assert (
+        "every logit for itself, as with a sigmoid; a mean over rows; takes one-hot rows, several labels a row" in said
+    )
+    assert "a sum over rows" in str(check_loss(RIGHT["torch, the sum"]))
+    assert "not reduced" in str(check_loss(RIGHT["torch, each row"]))
+
+
+# --- the three of the digits demo -------------------------------------------------------------------------------------
+
+
+class Blog(torch.autograd.Function):
+    """The implementation that is copied from page to page."""
+
+    @staticmethod
+    def forward(ctx, x, target):
+        y = x.exp() / x.exp().sum(1, keepdim=True)
+        ctx.save_for_backward(y, target)
+        return -(target * y.log()).sum() / len(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        y, target = ctx.saved_tensors
+        return (y - target) / len(target), None
+
+
+def test_the_blog_implementation_is_wrong_for_several_labels_and_unstable():
+    report = check_loss(Blog)
+    assert not report.ok
+    gradient = found(report, "CE201")
+    assert "several labels a row" in gradient.seen  # and only there: with one label a row it is right
+    assert "M · p − t" in gradient.fix
+    assert "t = 1/M" in gradient.fix
+    assert "several labels a row" in found(report, "CE205").seen
+    assert "100, −100" in found(report, "CE211").seen
+    assert "nan" in found(report, "CE211").seen
+    assert "log_softmax" in found(report, "CE211").fix
+    assert "nan" in found(report, "CE212").seen
+    assert "1 times" in found(report, "CE202").seen  # it ignores grad_output as well
+
+
+def test_the_blog_implementation_is_right_for_one_label():
+    x = torch.randn(7, 5, dtype=torch.double, requires_grad=True)
+    t = F.one_hot(torch.arange(7) % 5, 5).double()
+    grads = [torch.autograd.grad(loss(x, t), x)[0] for loss in (Blog.apply, F.cross_entropy)]
+    torch.testing.assert_close(*grads)
+
+
+def squash_and_subtract(logits, target):
+    p = logits.sigmoid()
+    return torch.where(target == 1, 1 - p, p).mean()
+
+
+def test_sigmoid_and_difference_does_not_pull_where_it_is_wrong():
+    finding = found(check_loss(squash_and_subtract), "CE207")
+    assert "sigmoid and difference" in finding.seen
+    assert "−log p" in finding.fix
+    assert "binary_cross_entropy_with_logits" in finding.fix
+
+
+def test_cross_entropy_after_a_softmax():
+    report = check_loss(lambda x, t: F.cross_entropy(x.softmax(1), t))
+    inside = found(report, "CE206")
+    assert f"{crossent.double_softmax_floor(5):.4f}" in inside.seen
+    assert "as they are" in inside.fix
+    assert "CE207" in rules(report)
+
+
+@pytest.mark.parametrize("loss", digits.JOB.candidates.values(), ids=lambda loss: loss.name)
+def test_the_losses_of_the_digits_job(loss):
+    wrong = {"sigmoid-difference": {"CE207"}, "ce-after-softmax": {"CE206", "CE207"}, "ce-smooth": {"CE212"}}
+    assert rules(check_loss(loss.loss)) == wrong.get(loss.name, set())
+
+
+# --- one wrong loss for every rule ------------------------------------------------------------------------------------
+
+
+class Forgets(torch.autograd.Function):
+    """A stable softmax cross entropy whose backward pass can be made wrong."""
+
+    @staticmethod
+    def forward(ctx, x, target):
+        ctx.save_for_backward(x.softmax(1), target)
+        return -(target * x.log_softmax(1)).sum() / len(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        p, target = ctx.saved_tensors
+        return grad_output * (target.sum(1, keepdim=True) * p - target) / len(p), None
+
+
+class ForgetsN(Forgets):
+    @staticmethod
+    def backward(ctx, grad_output):
+        p, target = ctx.saved_tensors
+        return grad_output * (target.sum(1, keepdim=True) * p - target), None
+
+
+class ForgetsGradOutput(Forgets):
+    @staticmethod
+    def backward(ctx, grad_output):
+        return Forgets.backward(ctx, torch.ones_like(grad_output))
+
+
+def writes(x, t):
+    x.sub_(x.max(1, keepdim=True).values.detach())
+    return F.cross_entropy(x, t)
+
+
+def writes_labels(x, t):
+    loss = F.cross_entropy(x, t)
+    t.zero_()
+    return loss
+
+
+WRONG = {
+    "CE201": (ForgetsN, "7 times the derivative"),
+    "CE202": (ForgetsGradOutput, "grad_output"),
+    "CE203": (Forgets, "once_differentiable"),
+    "CE204": (lambda x, t: F.cross_entropy(x, t) + 0.01 * x.square().mean(), "dim=1"),
+    "CE205": (lambda x, t: F.cross_entropy(x, t) + 0.01 * x.mean(), "mass"),
+    "CE206": (lambda x, t: F.binary_cross_entropy_with_logits(x.sigmoid(), t), "as they are"),
+    "CE207": (lambda x, t: -(x.softmax(1).gather(1, t[:, None]) + 1e-8).log().mean(), "−log p"),
+    "CE208": (lambda x, t: (F.cross_entropy(x, t, reduction="none") * torch.arange(len(x))).mean(), "dim=1"),
+    "CE209": (lambda x, t: F.cross_entropy(x, t, reduction="sum") / len(t), "ignore_index"),
+    "CE210": (lambda x, t: F.cross_entropy(x, t, reduction="sum") / len(t) ** 2, "the sum over rows or by their mean"),
+    "CE211": (lambda x, t: -(x.exp() / x.exp().sum(1, keepdim=True)).log().gather(1, t[:, None]).mean(), "log_softmax"),
+    "CE212": (lambda x, t: -(F.one_hot(t, 5) * x.log_softmax(1)).sum(1).mean(), "torch.where"),
+    "CE213": (writes, "copy"),
+}
+
+
+@pytest.mark.parametrize("rule", CUSTOM)
+def test_every_rule_sees_a_wrong_loss(rule):
+    loss, fix = WRONG[rule]
+    assert fix in found(check_loss(loss), rule).fix
+
+
+def test_a_softmax_over_the_batch_mixes_rows():
+    report = check_loss(lambda x, t: F.nll_loss(x.log_softmax(0), t))
+    assert {"CE204", "CE205", "CE210"} <= rules(report)
+
+
+def test_labels_that_are_written_to():
+    report = check_loss(writes_labels)
+    assert "the target" in found(report, "CE213").seen
+    assert "modified by an inplace operation" in found(report, "CE201").seen
+    assert "not tried: it raises" in str(report)
+
+
+def test_no_second_derivative_is_better_than_a_wrong_one():
+    class Once(Forgets):
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad_output):
+            p, target = ctx.saved_tensors
+            return grad_output * (target.sum(1, keepdim=True) * p - target) / len(p), None
+
+    report = check_loss(Once)
+    assert "CE203" not in rules(report)
+    assert "raises" in str(report)
+
+
+def test_losses_against_wrong_labels_get_a_warning_that_names_them():
+    finding = found(check_loss(lambda x, t: crossent.cross_entropy(x, t, penalty=crossent.MAE())), "CE207")
+    assert finding.severity == "warning"
+    assert "on purpose" in finding.fix
+
+
+# --- what is taken ----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_audited_is_refused():
+    with pytest.raises(ValueError, match="takes neither class indices"):
+        check_loss(lambda x, t: F.mse_loss(x, t[:, :3, None]))
+    with pytest.raises(ValueError, match="differs from call to call"):
+        check_loss(lambda x, t: F.cross_entropy(F.dropout(x, 0.5), t))
+    with pytest.raises(ValueError, match="not as many of both"):
+        check_loss(F.cross_entropy, num_classes=7)
+
+
+def test_other_sizes_and_labels():
+    assert check_loss(F.cross_entropy, num_classes=3, rows=10).ok
+    assert (
+        check_loss(lambda x, t: F.cross_entropy(x, t, ignore_index=0 - 1), ignore_index=-1, name="mine").name == "mine"
+    )
+    assert np.all([trial.result for trial in check_loss(F.cross_entropy).trials])
