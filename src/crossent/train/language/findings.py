@@ -57,7 +57,8 @@ def agreement(results: LanguageResults) -> str:
     rounding = "rounding" if difference <= ROUNDING else "more than rounding explains"
     return (
         f"From the same weights the losses with and without logits differ by at most {difference:.1g} bits per byte in the first "
-        f"{steps} steps, {rounding}; trained each by itself from the same seed, by at most {results.drift:.1g}."
+        f"{steps} steps, {rounding}; trained each by itself from the same seed, where rounding grows from step to step, by at "
+        f"most {results.drift:.1g}."
     )
 
 

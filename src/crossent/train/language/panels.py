@@ -34,7 +34,7 @@ def curve_panel(axes: Axes, results: LanguageResults, theme: Theme) -> None:
         axes.axhline(height, color=yardstick, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_xlim(0, max(seconds[-1], times[-1]))
     heights = [results.bits, *(height for height, _ in lines)]
-    axes.set_ylim(0.9 * min(heights), max(known.unigram, results.bits) + 0.4)
+    axes.set_ylim(0.9 * min(*heights, smooth.min()), max(known.unigram, results.bits) + 0.4)
     finish(axes, theme, "What a byte costs", "bits per byte; dots: held-out text; thin: training batches")
     axes.set_xlabel("seconds of training", color=theme.ink)
     ends = [(height, name, yardstick) for height, name in lines]

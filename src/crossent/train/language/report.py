@@ -76,7 +76,7 @@ def _facts(results: LanguageResults) -> dict[str, str]:
     return {
         "Text": f"{text.name}; SHA-256 {text.sha256}",
         "Split": f"the first {len(text.train)} bytes to learn from ({results.tokens[0]} tokens), the last {len(text.tail)} held "
-        f"out ({results.tokens[1]} tokens); scored during training, but nothing is chosen by it",
+        f"out ({results.tokens[1]} tokens); scored during training, and no run chooses anything by it",
         "Classes": f"{shape.classes}: {classes}",
         "Model": f"causal transformer, {model.LAYERS} layers of {model.FEATURES} features and {model.HEADS} heads, context "
         f"{model.CONTEXT}, its inputs the last {model.RECENT} classes; {results.parameters} weights",

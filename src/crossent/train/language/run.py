@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crossent import linear_cross_entropy
+from crossent.train.fit import one_thread
 from crossent.train.language import heads, model, yardsticks
 from crossent.train.language.heads import CROSSENT, TORCH, WAYS, Shape
 from crossent.train.language.model import CONTEXT, LanguageModel
@@ -214,6 +215,7 @@ class Corpus:
         return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
 
 
+@one_thread()
 def run(settings: Settings, text: Text, bar: Bar) -> LanguageResults | None:
     """Train, and score beside the yardsticks; None if it was interrupted before the two ways were compared."""
     started = time.perf_counter()
