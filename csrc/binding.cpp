@@ -426,6 +426,39 @@ bool binary_backward(
     return true;
 }
 
+// --- the product of a block that is added to a sum in float --------------------------------------------------------------
+
+constexpr int64_t TILE = 48;  // as WIDE_TILE in product.h
+
+// X as tiles of TILE features, each of pairs of rows; 0 where there are none.
+std::vector<uint32_t> paired(const View& x) {
+    const int64_t rows = x.shape[0], features = x.shape[1], pairs = (rows + 1) / 2, tiles = (features + TILE - 1) / TILE;
+    std::vector<uint32_t> to(size_t(tiles * pairs * TILE), 0);
+    const uint16_t* from = static_cast<const uint16_t*>(x.pointer());
+    for (int64_t tile = 0; tile < tiles; tile++)
+        for (int64_t row = 0; row < rows; row++) {
+            const uint16_t* line = from + row * x.strides[0] + tile * TILE;
+            uint32_t* out = to.data() + (tile * pairs + row / 2) * TILE;
+            const int64_t n = std::min(TILE, features - tile * TILE);
+            for (int64_t i = 0; i < n; i++) out[i] |= uint32_t(line[i]) << 16 * (row % 2);
+        }
+    return to;
+}
+
+// Add gᵀ x to sums, or put it there; return whether this processor can. g and x are bfloat16 with their rows' numbers side by
+// side, sums are float and contiguous.
+bool accumulate(nb::handle g_, nb::handle x_, nb::handle sums_, bool first) {
+    if (!kernels->accumulate) return false;
+    const View g(g_), x(x_), sums(sums_);
+    const std::vector<uint32_t> right = paired(x);
+    const Product p{
+        static_cast<const uint16_t*>(g.pointer()), g.strides[0], right.data(), static_cast<float*>(sums.pointer()), g.shape[0],
+        g.shape[1], x.shape[1], first
+    };
+    share(p.groups(), g.numel(), [&](int64_t begin, int64_t end) { kernels->accumulate(p, begin, end); });
+    return true;
+}
+
 void use_isa(const char* wanted) {
     const std::string name = wanted;
     for (const Kernels* found : available_kernels())
@@ -454,6 +487,7 @@ NB_MODULE(_native, m) {
     m.def("kind_of", &kind_of, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
     m.def("softmax_small", &softmax_small, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "mean"_a,
           "loss"_a, "grad_logits"_a.none());
+    m.def("accumulate", &accumulate, "g"_a, "x"_a, "sums"_a, "first"_a);
     m.def("scale", &scale, "grad"_a, "factor"_a);
     m.def("recycled", [](const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int code, int bits) {
         return recycled(shape, strides, uint8_t(code), uint8_t(bits));

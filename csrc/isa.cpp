@@ -1,6 +1,7 @@
 // The kernels for one instruction set, named by the macro ISA; compiled once for each with that set's flags.
 
 #include "kernels.h"
+#include "product.h"
 
 #define PASTE(a, b) a##b
 #define TABLE(isa) PASTE(kernels_, isa)
@@ -13,4 +14,5 @@ const Kernels TABLE(ISA) = {
     {softmax_forward<float>, softmax_forward<double>, softmax_forward<bf16>, softmax_forward<half>},
     {softmax_backward<float>, softmax_backward<double>, softmax_backward<bf16>, softmax_backward<half>},
     {binary<float>, binary<double>, binary<bf16>, binary<half>},
+    ACCUMULATE,
 };

@@ -83,10 +83,24 @@ struct Binary {
     int64_t blocks() const { return outer * blocks_per_outer(); }
 };
 
+// sums (columns, features) += Gᵀ X of G (rows, columns) and X (rows, features), or = where `first`. X comes as tiles of features
+// of pairs of rows; see binding.cpp.
+struct Product {
+    const uint16_t* g;
+    int64_t g_step;
+    const uint32_t* x;
+    float* sums;
+    int64_t rows, columns, features;
+    bool first;
+
+    int64_t groups() const { return (columns + 31) / 32; }
+};
+
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (Binary) [begin, end).
 struct Kernels {
     const char* name;
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*binary[DTYPES])(const Binary&, int64_t begin, int64_t end);
+    void (*accumulate)(const Product&, int64_t begin, int64_t end);  // or null
 };

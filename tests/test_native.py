@@ -319,3 +319,22 @@ def test_recycled_memory_is_an_ordinary_tensor():
         view = new[:3]
         del new
         assert view.sum() == 3 * 1100  # the view keeps it
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "features"), [(1, 1, 1), (2, 33, 48), (5, 100, 50), (64, 40, 770), (2049, 40, 49)]
+)
+def test_the_product_of_a_block_is_added_in_float32(rows, columns, features):
+    torch.manual_seed(0)
+    g, x = torch.randn(rows, columns).bfloat16(), torch.randn(rows, features).bfloat16()
+    exact, sums = g.double().t() @ x.double(), torch.randn(columns, features)
+    before = sums.double()
+    if not native.accumulate(g, x, sums, False):
+        assert native._native.isa() != "avx512bf16"
+        pytest.skip("this instruction set has no product of bfloat16")
+    close = {"rtol": 0, "atol": 1e-6 * float(exact.abs().max() + before.abs().max())}
+    torch.testing.assert_close(sums.double(), before + exact, **close)
+    native.accumulate(g, x.t().contiguous().t(), sums, True)
+    torch.testing.assert_close(sums.double(), exact, **close)
+    assert not native.accumulate(g.float(), x, sums, True)
+    assert not native.accumulate(g.t().contiguous().t(), x, sums, True) or columns == 1 or rows == 1

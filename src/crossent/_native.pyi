@@ -32,6 +32,7 @@ def softmax_backward(
     grad_target: Tensor | None,
     members: tuple[object, ...] | None = None,
 ) -> bool: ...
+def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool: ...
 def softmax_small(
     logits: Tensor,
     target: Tensor,

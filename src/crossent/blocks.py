@@ -197,6 +197,8 @@ class Gradients:
                 self.weight.addmm_(g.t(), x)
             return
         # The product of a block, rounded to half precision, would lose what the sum over blocks is to keep.
+        if self.impl == "native" and load("native").accumulate(g, x, self.weight, first):
+            return
         if self.piece is None:  # for all pieces: malloc would find new memory for each, and keep the old
             step = max(1, _PIECE // (self.wide.itemsize * max(1, g.shape[0])))
             self.piece = g.new_empty((g.shape[0], min(step, g.shape[1])), dtype=self.wide)

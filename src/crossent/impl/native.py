@@ -258,6 +258,13 @@ def small_cross_entropy(
 scale = _native.scale
 
 
+def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:
+    """Add ``gᵀ x`` of bfloat16 matrices to sums in float32, or put it there; False where the processor has no such product."""
+    if g.dtype != torch.bfloat16 or g.stride(1) != 1:
+        return False
+    return _native.accumulate(g, x if x.stride(1) == 1 else x.contiguous(), sums, first)
+
+
 # --- sigmoid ----------------------------------------------------------------------------------------------------------
 
 
