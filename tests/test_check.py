@@ -118,6 +118,8 @@ def test_sigmoid_before_a_softmax():
     assert finding.rule == "CE110"
     assert f"{reference.double_softmax_floor(12):.4f}" in finding.why
     assert check(3 * reference.sigmoid(3 * x), y) == []
+    (finding,) = check(np.minimum(np.maximum(x, 0) / 10, 0.8), y)
+    assert "ReLU" in finding.fix
 
 
 # --- the class axis ---------------------------------------------------------------------------------------------------
@@ -163,6 +165,8 @@ def test_one_logit_a_row():
     assert F.cross_entropy(torch.tensor(x), torch.ones(8, 1, dtype=torch.double)).item() == 0
     assert rules(check(x, np.zeros(8, int))) == ["CE104"]
     assert "CE104" in rules(check(x, np.ones((8, 1))))
+    many = check(normal(40, 1), np.arange(40) % 2)  # labels of a yes or no: not also "no class", nor "stays at ln 1"
+    assert rules(many) == ["CE104"]
     assert check(x, np.zeros((8, 1)), task="binary") == []
     assert check(normal(8, 2), np.zeros(8, int)) == []
 
@@ -318,6 +322,16 @@ def test_targets_of_the_wrong_kind(shape, target, said):
         F.cross_entropy(torch.tensor(x), torch.tensor(target))
     (finding,) = (finding for finding in check(x, target) if finding.rule == "CE116")
     assert said in finding.fix
+
+
+def test_whole_targets_of_yes_and_no():
+    x, t = normal(30), np.arange(30) % 2
+    with pytest.raises(RuntimeError):
+        F.binary_cross_entropy_with_logits(torch.tensor(x), torch.tensor(t))
+    (finding,) = check(x, t, task="binary")
+    assert (finding.rule, finding.severity, finding.fix) == ("CE116", "warning", "target.float()")
+    assert "indices" not in finding.why  # the binary loss takes none
+    assert "task binary" in next(finding for finding in check(x, t) if finding.rule == "CE116").fix
 
 
 def test_targets_of_the_right_kind():
@@ -705,7 +719,14 @@ def test_blocks_do_not_change_what_is_found(monkeypatch):
 def test_settings_are_checked():
     with pytest.raises(TypeError, match="did you mean label_smoothing"):
         check(normal(2, 2), [0, 1], label_smooting=0.1)
-    for wrong in ({"task": "lm2"}, {"label_smoothing": 2}, {"micro_batch": 0}, {"shift": True}, {"dim": 5}):
+    for wrong in (
+        {"task": "lm2"},
+        {"label_smoothing": 2},
+        {"micro_batch": 0},
+        {"shift": True},
+        {"dim": 5},
+        {"weight": [1, 2, 3]},
+    ):
         with pytest.raises(ValueError):
             check(normal(2, 2), [0, 1], **wrong)
     with pytest.raises(ValueError):

@@ -47,6 +47,12 @@ def test_nothing_found(files):
     assert "logits: good.npz::logits, 200 × 5 float32" in ran.stderr
 
 
+def test_ignored_labels_are_counted(files):
+    n = int((np.load("y.npy") == 3).sum())
+    assert n > 0
+    assert f"200 rows of 5 classes ({n} labels ignored)" in asked("check", "good.npz", "--ignore-index", "3").stdout
+
+
 def test_a_finding_says_what_was_seen_why_and_what_to_do(files):
     ran = asked("check", "soft.npz")
     assert ran.exit_code == 1

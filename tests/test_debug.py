@@ -145,6 +145,14 @@ def test_a_loss_that_stays_is_seen_later():
     assert "the last 50 of 100 values" in said[0].replace("\n        ", " ")
 
 
+def test_a_loss_that_goes_up_is_seen_later():
+    x, y = batch(256)
+    scale = iter([0.1] * 10 + [30.0] * 90)
+    said, rules = seen(lambda: crossent.cross_entropy(next(scale) * x, y), times=100)
+    assert rules == ["CE117"]
+    assert "learning rate" in said[0]
+
+
 def test_a_loss_that_falls_is_not():
     x, y = batch(256)
     x.requires_grad_()

@@ -99,6 +99,13 @@ def test_labels_and_rivals_are_both_among_the_classes_shown():
     assert "class 0, class 1, class 2, class 3, class 4 and 45 more (t = 1/50 each" in " ".join(str(e).split())
 
 
+def test_lines_of_a_table_have_the_colour_of_the_text():
+    text = crossent.explain(ASKED, 0)._repr_html_()
+    coloured = [tag for tag in re.findall("<[^>]*>", text) if ";color:" in tag or '"color:' in tag]
+    assert any(tag.startswith("<span") for tag in coloured)
+    assert not any("border" in tag for tag in coloured)
+
+
 def test_rich_shows_pushes_in_colour_and_by_sign():
     from rich.console import Console
 
@@ -153,7 +160,7 @@ class Page(HTMLParser):
 
 def test_html_is_static_and_escapes_everything():
     page = Page(crossent.explain(ASKED, 0, "all", class_names=HOSTILE)._repr_html_())
-    assert page.tags == {"div", "p", "table", "caption", "b", "br", "tr", "th", "td"}
+    assert page.tags == {"div", "p", "table", "caption", "b", "br", "tr", "th", "td", "span"}
     assert page.attributes == {"style", "scope"}
     assert HOSTILE[0] in page.cells
     assert HOSTILE[2] in page.cells

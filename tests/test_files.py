@@ -117,6 +117,15 @@ def test_arrays_can_be_named(tmp_path):
         open_pair(f"{path}::c")
 
 
+def test_what_may_be_labels_under_another_name_is_pointed_at(tmp_path):
+    path = str(tmp_path / "masks.npz")
+    np.savez(path, logits=LOGITS, masks=LABELS)
+    pair = open_pair(path)
+    assert pair.labels is None
+    assert pair.notes[1] == f"{path}: nothing is called labels; if masks holds them, say {path}::masks as well"
+    assert len(open_pair(path, f"{path}::masks").notes) == 2
+
+
 def test_columns_have_names_and_what_is_left_out_is_said(tmp_path):
     write_csv(tmp_path / "pets.csv")
     path = str(tmp_path / "pets.csv")
@@ -258,7 +267,11 @@ BROKEN = {
     "evil-archive.pt": (torch_saved(Evil()), "holds more than tensors: other Python objects can run code"),
     "cut.pt": (torch_saved(BOTH)[:400], "is damaged or not a .pt file"),
     "junk.pt": (b"hello world", "is damaged or not a .pt file"),
-    "number.pt": (torch_saved({"epoch": 3}), "holds no tensors"),
+    "names.csv": (
+        b"cat,dog,label\n1,2,cat\n",
+        "line 2: 'cat' is not a number, but the column 'label' needs class numbers",
+    ),
+    "number.pt": (torch_saved({"epoch": 3}), "holds no tensors at its top level, only epoch: save"),
     "sparse.pt": (torch_saved(torch.eye(3).to_sparse()), "not plain real numbers"),
     "cut.parquet": (PARQUET[:300], "is damaged or not a .parquet file"),
     "junk.parquet": (b"hello world", "is not a parquet file"),

@@ -443,7 +443,7 @@ BAD = np.where(np.arange(N)[:, None] % 150 == 7, np.nan, X)
         ),
         (X, 2 * np.eye(C)[Y], {"task": "multilabel"}, "has label 2, but --task multilabel takes 0 and 1"),
         (Y, X, {}, r"labels: has shape \(400, 8\), and logits only \(400,\): logits first, then labels"),
-        (X[:, 0], Y, {}, "logits: has one logit a row, which is no softmax but a yes or no: --task multilabel"),
+        (X[:, 0], Y, {}, "logits: has one logit a row, which is no softmax but a yes or no: --task binary"),
         (X[:, :1], Y, {}, "logits: has one logit a row"),
         (X.reshape(10, 40, C), Y.reshape(10, 40), {}, r"labels of shape \(10, 8\): --class-dim 2 would fit"),
         (X, Y, {"task": "lm", "shift": True}, r"--shift needs logits of shape \(N, T, V\)"),
@@ -468,7 +468,7 @@ def test_files_that_cannot_be_scored(logits, labels, options, said):
     ("options", "said"),
     [
         ({"input": "probabilities"}, "input must be one of logits, probs, logprobs, got 'probabilities'"),
-        ({"task": "binary"}, "task must be one of multiclass, multilabel, lm"),
+        ({"task": "ordinal"}, "task must be one of multiclass, binary, multilabel, lm"),
         ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
         ({"weight": (1.0, -1.0)}, "weight must hold finite numbers, none negative"),
         ({"weight": (1.0,) * C, "task": "multilabel"}, "weight belongs to the softmax"),

@@ -194,6 +194,24 @@ def test_tokens_and_several_labels():
     assert re.search(r"^ *\d+ +(cat|dog|bird) +(yes|no) +0\.", said, re.MULTILINE)
 
 
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+def test_yes_and_no_in_one_column(shape):
+    x, t = LOGITS[:, 0], (LABELS == 0).astype(int)
+    np.savez("binary.npz", logits=x.reshape(shape), labels=t)
+    number = json.loads(asked("binary.npz", "--task", "binary", "--json").stdout)["numbers"]
+    assert number["nll_nats_mean"] == pytest.approx(np.mean(np.logaddexp(0, x) - t * x), rel=1e-6)
+    assert number["accuracy"] == pytest.approx(np.mean((x > 0) == t))
+    same = json.loads(asked("binary.npz", "--task", "multilabel", "--json").stdout)["numbers"]
+    assert same == number
+
+
+def test_a_small_standard_error_is_not_written_as_0():
+    rng = np.random.default_rng(0)
+    np.savez("sure.npz", logits=14 * np.eye(3)[LABELS] + rng.normal(size=(60, 3)), labels=LABELS)
+    said = asked("sure.npz", "--top", "0").stdout
+    assert re.search(r"^cross entropy +\S+e-06 ± \S+e-0\d", said, re.MULTILINE)
+
+
 def test_ignored_rows_have_no_places():
     ran = asked("preds.npz", "--ignore-index", "2", "--top", "0")
     assert re.match(r"60 rows, \d+ decisions, \d+ ignored, 3 classes", ran.stdout)

@@ -103,7 +103,8 @@ def open_pair(logits: str, labels: str | None = None) -> Pair:
     """
     path, key = split(logits)
     store = open_store(path)
-    first = store.table(choose(path, store, key, LOGITS, "logits"))
+    key = choose(path, store, key, LOGITS, "logits")
+    first = store.table(key)
     second, notes = None, list(store.notes)
     if labels is not None:
         path, key = split(labels)
@@ -112,6 +113,10 @@ def open_pair(logits: str, labels: str | None = None) -> Pair:
         notes += [note for note in other.notes if note not in notes]
     elif found := _known(store, LABELS):
         second = store.table(found)
+    elif others := [name for name in store.names if name != key]:
+        notes.append(
+            f"{path}: nothing is called labels; if {_listed(others)} holds them, say {path}::{others[0]} as well"
+        )
     _check(first, second)
     notes.insert(0, f"logits: {first}")
     if second is not None:
@@ -400,6 +405,8 @@ def _numbers(path: str, delimiter: str, columns: Sequence[int] | None, width: in
             except ValueError:
                 wrong = next(cell for cell in wanted if not _is_number(cell))
                 hint = f"; cells are separated by {delimiter!r}" if set(wrong) & set(";,\t") else ""
+                if len(names) == 1 and names[0].lower() in LABELS and wrong:
+                    hint = f", but the column {names[0]!r} needs class numbers, from 0 on"
                 raise FileError(f"{path}: line {line}: {wrong[:40]!r} is not a number{hint}") from None
             yield line, row[0] if len(row) == 1 else row
 
@@ -523,7 +530,8 @@ def _pt(path: str) -> Store:
     named = loaded if isinstance(loaded, dict) else {"": loaded}
     tensors = {str(key): value.detach() for key, value in named.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise FileError(f"{path}: holds no tensors")
+        hint = f", only {_listed(map(str, named))}: save the logits as a tensor of its own" if named else ""
+        raise FileError(f"{path}: holds no tensors at its top level{hint}")
 
     def table(key: str) -> Table:
         tensor = tensors[key]

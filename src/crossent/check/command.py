@@ -125,9 +125,9 @@ def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document(pair, facts, findings), indent=1, allow_nan=False))
         return
-    show(
-        findings, f"{facts.rows:,} rows of {facts.C:,} classes" if facts.C > 1 else f"{facts.rows:,} rows", len(VALUES)
-    )
+    size = f"{facts.rows:,} rows" + (f" of {facts.C:,} classes" if facts.C > 1 else "")
+    ignored = f" ({facts.target.ignored:,} labels ignored)" if facts.target.ignored else ""
+    show(findings, size + ignored, len(VALUES))
 
 
 def document(pair: Pair, facts: Facts, findings: Findings) -> dict[str, Any]:

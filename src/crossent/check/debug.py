@@ -103,7 +103,7 @@ class Debug:
             self._look(site, known, logits, target, loss, None if input is logits else 1)
         elif known.facts is not None and _again(len(known.losses)):
             known.facts.options = replace(known.facts.options, losses=known.losses)
-            self._tell(site, known, look(STAYS, known.facts))
+            self._tell(site, known, look(course.RULES.values(), known.facts))
 
     def _look(
         self, site: Site, known: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None
@@ -128,16 +128,13 @@ class Debug:
                 warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
 
 
-STAYS = [rule for name, rule in course.RULES.items() if name != "CE117"]  # the first loss comes with the first batch
-
-
 def debug(first_n: int = 3) -> Debug:
     """Check the first batches that every loss of this library is called with, and follow where the loss goes.
 
     What is found is a :class:`crossent.check.debug.CheckWarning` at the line that called the loss, once for each rule. After the
     first batches only the value of the loss is read: whether it stays at ``ln C``, at the entropy of the labels, or at the floor
-    of two softmaxes; and the first batch with a loss of nan or inf is looked at. ``CROSSENT_DEBUG=1`` in the environment does the
-    same without a change to the code, a larger number is ``first_n``.
+    of two softmaxes, or far above them; and the first batch with a loss of nan or inf is looked at. ``CROSSENT_DEBUG=1`` in the
+    environment does the same without a change to the code, a larger number is ``first_n``.
 
     Args:
         first_n: how many calls of every line to look at.

@@ -133,6 +133,10 @@ def layout_of(logits: Table, target: Table | None, options: Options) -> Layout:
     if not logits.shape or 0 in logits.shape:
         raise ValueError(f"logits must have a value at least, got shape {logits.shape}")
     layout = _binary(logits, target, options) if options.binary else _softmax(logits, target, options)
+    if options.weight is not None and not options.binary and len(options.weight) != layout.num_classes:
+        raise ValueError(
+            f"weight must have shape (C,), one number for each of the {layout.num_classes} classes, got {len(options.weight)}"
+        )
     if options.inputs is not None and target is not None and options.inputs.shape != target.shape:
         raise ValueError(f"inputs must have the shape of the labels {target.shape}, got {options.inputs.shape}")
     if options.shift and layout.kind == "weights":
@@ -180,9 +184,10 @@ def _softmax(logits: Table, target: Table | None, options: Options) -> Layout:
         return layout
     outside, seen = layout.rows, f"a target of shape {target.shape} for logits of shape {shape}"
     if target.shape == shape:
-        whole = Misfit(
-            f"a target of dtype {target.dtype} that has the logits' shape", "target.float(), for probabilities"
-        )
+        fix = "target.float(), for probabilities"
+        if len(shape) == 1:
+            fix = "one logit for each label is a yes or no: binary_cross_entropy_with_logits; check it with task binary"
+        whole = Misfit(f"a target of dtype {target.dtype} that has the logits' shape", fix)
         return _with(layout, "weights", None if _floating(target) else whole)
     if target.shape == outside or (len(shape) == 1 and target.shape == (1,)):
         floating = Misfit(f"class indices of dtype {target.dtype}", "target.long()")

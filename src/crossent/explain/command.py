@@ -100,10 +100,13 @@ def _from_file(path: str, labels: str | None, row: int | None) -> dict[str, Any]
     for note in pair.notes:
         click.echo(note, err=True)
     if len(pair.logits.shape) != 2:
-        raise FileError(f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}")
+        raise FileError(
+            f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}: "
+            "give the logits of one token or pixel to --logits, or save each as a row"
+        )
     count = len(pair.logits)
     if row is None or row >= count:
-        got = "none" if row is None else row
+        got = "none: say --row 0 for the first" if row is None else row
         raise FileError(f"--row must name one of the {count} rows of {pair.logits.name}, counted from 0, got {got}")
     found = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
     if pair.labels is not None:

@@ -51,6 +51,8 @@ def _table(grid: Grid, value: str = "", sums: bool = False) -> str:
 
 def _cell(tag: str, column: str, text: str, style: str = "", scope: str = "") -> str:
     side = "left" if column in ("class", "loss", "push") else "right"
-    colour = f"color:{COLOURS[text[0]]};" if text[:1] in COLOURS else ""
+    written = escape(text)
+    if text[:1] in COLOURS:  # the sign alone: the cell may have a line of the colour of its text
+        written = f'<span style="color:{COLOURS[text[0]]}">{written}</span>'
     scope = f' scope="{scope}"' if scope else ""
-    return f'<{tag}{scope} style="{style}{colour}padding:.15em .7em;text-align:{side}">{escape(text)}</{tag}>'
+    return f'<{tag}{scope} style="{style}padding:.15em .7em;text-align:{side}">{written}</{tag}>'

@@ -56,9 +56,9 @@ def _face(name: str, what: str) -> Callable[[Any], Any]:
 )
 @click.option(
     "--task",
-    type=click.Choice(["multiclass", "multilabel", "lm"]),
+    type=click.Choice(["multiclass", "binary", "multilabel", "lm"]),
     default="multiclass",
-    help="One label a row, any number of them, or one a token.  [multiclass]",
+    help="One label a row, yes or no for each logit (binary, multilabel), or one a token.  [multiclass]",
 )
 @click.option("--shift", is_flag=True, help="The logits of a token are about the next one (--task lm).")
 @click.option("--class-dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]")

@@ -59,7 +59,8 @@ def _loss(report: Report) -> Grid:
     def line(name: str, nats: float | None, error: float | None = None, skill: float | None = None) -> tuple[str, ...]:
         nats = math.nan if nats is None else nats
         cells = [
-            number(scale * nats, 4) + ("" if error is None or not math.isfinite(error) else f" ± {scale * error:.4f}")
+            number(scale * nats, 4)
+            + ("" if error is None or not math.isfinite(error) else f" ± {number(scale * error, 4)}")
             for scale in (1.0, 1 / math.log(2))
         ]
         return (name, *cells, "" if skill is None else percent(skill, 1))

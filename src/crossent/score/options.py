@@ -10,7 +10,7 @@ from typing import NamedTuple
 from crossent.files import FileError, Table
 
 INPUTS = ("logits", "probs", "logprobs")
-TASKS = ("multiclass", "multilabel", "lm")
+TASKS = ("multiclass", "binary", "multilabel", "lm")
 
 
 class OptionError(ValueError):
@@ -32,7 +32,8 @@ class Options:
 
     Attributes:
         input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
-        task: ``"multiclass"``, one label a row; ``"multilabel"``, any number of labels a row; ``"lm"``, one label a token.
+        task: ``"multiclass"``, one label a row; ``"multilabel"``, any number of labels a row,
+            or ``"binary"``, the same; ``"lm"``, one label a token.
         shift: whether the logits of a token are about the next one: the first label and the last logits are dropped.
         class_dim: the axis of the classes; None is 1, and the last for language models.
         ignore_index: what has this label counts for nothing.
@@ -57,6 +58,8 @@ class Options:
     def __post_init__(self) -> None:
         _one_of("input", self.input, INPUTS)
         _one_of("task", self.task, TASKS)
+        if self.task == "binary":  # another word for it, as in check
+            object.__setattr__(self, "task", "multilabel")
         if not 0 <= self.label_smoothing <= 1:
             raise OptionError("label_smoothing", f"must lie in [0, 1], got {self.label_smoothing}")
         if self.weight is not None and not all(0 <= w < inf for w in self.weight):
@@ -113,7 +116,7 @@ def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
         )
     if len(logits.shape) < 2 or logits.shape == (len(logits), 1):
         raise FileError(
-            f"{logits.name}: has one logit a row, which is no softmax but a yes or no: --task multilabel scores it with a sigmoid"
+            f"{logits.name}: has one logit a row, which is no softmax but a yes or no: --task binary scores it with a sigmoid"
         )
     axis = _class_axis(logits, options)
     outside = logits.shape[:axis] + logits.shape[axis + 1 :]
@@ -147,7 +150,8 @@ def _advice(logits: Table, labels: Table) -> str:
 
 def _multilabel(logits: Table, labels: Table) -> Layout:
     shape = logits.shape if len(logits.shape) > 1 else (len(logits), 1)
-    if _squeezed(labels.shape, logits.shape) != logits.shape and labels.shape != shape:
+    one_class = labels.shape == (len(logits),) and shape == (len(logits), 1)
+    if _squeezed(labels.shape, logits.shape) != logits.shape and labels.shape != shape and not one_class:
         raise FileError(
             f"{labels.name}: has shape {labels.shape}, but --task multilabel needs zeros and ones of shape {logits.shape}"
         )

@@ -109,14 +109,16 @@ def far_above(facts: Facts) -> Iterator[str | Seen]:
         "ln C is the loss of a model for which all classes are equally likely. One that stays there learns nothing "
         "at all.",
         "See that parameters change between two steps (zero_grad, backward, step; requires_grad), that the learning "
-        "rate is neither 0 nor far too large, that no ReLU is the last layer, and that the model can learn ten rows "
-        "by heart.",
+        "rate is not 0, far too small or far too large, that no ReLU is the last layer, and that the model can learn "
+        "ten rows by heart.",
         'discuss.pytorch.org, "Cross entropy loss is not decreasing"',
     ),
 )
 def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
     """A course that stays, or a model whose every p is 1/C."""
     start, _, _, said = levels(facts)
+    if start == 0:  # one class, which is another rule's
+        return
     if stays_at(facts.options.losses, start):
         yield Seen(f"{_course(facts)}; {said} = {start:.4f}")
     elif not facts.options.binary and _alike(facts) and np.abs(facts.loss.p * facts.C - 1).max() < 0.02:

@@ -97,7 +97,10 @@ def sigmoid_before_the_loss(facts: Facts) -> Iterator[Seen]:
         return
     low = reference.double_softmax_floor(columns)
     why = f"A softmax of values that differ by 1 at most hardly tells classes apart: the loss cannot fall below {low:.4f}."
-    yield Seen(f"{said} ({seen.example})", why=why, fix="Give the loss the values before the sigmoid.")
+    fix = "Give the loss the values before the sigmoid."
+    if seen.low == 0 and seen.high < 0.9:  # a sigmoid is not 0 where it does not come near 1 either
+        fix = "The exact 0 looks like a ReLU as last layer: give the loss the values before it."
+    yield Seen(f"{said} ({seen.example})", why=why, fix=fix)
 
 
 # --- the class axis ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from crossent.check.cards import Card, Rule, Seen, rule
+from crossent.check.cards import Card, Rule, Seen, Severity, rule
 from crossent.check.facts import Facts, numbers
 
 RULES: dict[str, Rule] = {}
@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {}
 def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
     """Labels out of range, or from 1 to C."""
     target, C = facts.target, facts.C
-    if facts.layout.kind != "indices":
+    if facts.layout.kind != "indices" or C == 1:  # one class is another rule's
         return
     if target.outside.count:
         low, high = int(target.low), int(target.high)
@@ -82,9 +82,9 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Seen]:
         yield Seen(f"{what} in {facts.target.broken.of(facts.target.rows)}", fix="Look where these rows were labelled.")
     if misfit is not None:
         # What a file stores is not yet what the loss is given; only a shape or a one-hot row will stay what it is.
-        yield Seen(
-            misfit.seen, "warning" if misfit.fix in ("target.long()", "target.float()") else "error", fix=misfit.fix
-        )
+        severity: Severity = "warning" if misfit.fix in ("target.long()", "target.float()") else "error"
+        why = "torch takes a floating target of the logits' shape and raises a RuntimeError or ValueError for others."
+        yield Seen(misfit.seen, severity, why if facts.options.binary else None, misfit.fix)
 
 
 @rule(
