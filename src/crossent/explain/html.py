@@ -36,7 +36,7 @@ def _said(text: str, bold: bool = False) -> str:
 
 
 def _table(grid: Grid, value: str = "", sums: bool = False) -> str:
-    caption = f"<b>{escape(grid.title)}</b>" + f"<br>{escape(value)}" * bool(value)
+    caption = f"<b>{escape(grid.title.replace('  ', ': '))}</b>" + f"<br>{escape(value)}" * bool(value)
     head = "".join(_cell("th", column, column, _BOLD, "col") for column in grid.columns)
     rows = [f"<tr>{head}</tr>"]
     for i, row in enumerate(grid.rows):
