@@ -125,7 +125,7 @@ def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document(pair, facts, findings), indent=1, allow_nan=False))
         return
-    size = f"{facts.rows:,} rows" + (f" of {facts.C:,} classes" if facts.C > 1 else "")
+    size = f"{facts.rows:,} row{'s' * (facts.rows != 1)}" + (f" of {facts.C:,} classes" if facts.C > 1 else "")
     ignored = f" ({facts.target.ignored:,} labels ignored)" if facts.target.ignored else ""
     show(findings, size + ignored, len(VALUES))
 

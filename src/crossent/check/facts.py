@@ -142,7 +142,13 @@ class Tally:
 
     def of(self, total: int) -> str:
         """Say it: how many of how many, and the first."""
-        many = f"{self.count:,} of {total:,} rows" if self.count < total else f"all {total:,} rows"
+        many = (
+            f"{self.count:,} of {total:,} rows"
+            if self.count < total
+            else f"all {total:,} rows"
+            if total > 1
+            else "the row"
+        )
         more = "; …" if self.count > len(self.first) else ""
         return f"{many} ({'; '.join(self.first)}{more})"
 

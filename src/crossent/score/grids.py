@@ -162,6 +162,8 @@ def _suspects(report: Report) -> Grid:
         "The model gives another class at least as much as it does on average where that is the label. Only worth "
         "reading if it was not trained on these rows."
     )
+    if not shown:
+        return Grid(title, (), (), (note,))
     grid = _examples(report, title, report.suspects)
     return Grid(grid.title, grid.columns, grid.rows, (note,), grid.text)
 
