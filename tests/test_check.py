@@ -268,7 +268,7 @@ def test_the_target_itself_is_masked():
     assert (finding.rule, finding.severity) == ("CE107", "error")
     assert "row 3" in finding.seen
     (finding,) = check(x[3], 3)
-    assert "the row (the row: 3)" in finding.seen
+    assert "the only row (the row: 3)" in finding.seen
 
 
 @pytest.mark.parametrize(

@@ -142,13 +142,8 @@ class Tally:
 
     def of(self, total: int) -> str:
         """Say it: how many of how many, and the first."""
-        many = (
-            f"{self.count:,} of {total:,} rows"
-            if self.count < total
-            else f"all {total:,} rows"
-            if total > 1
-            else "the row"
-        )
+        all_of_them = f"all {total:,} rows" if total > 1 else "the only row"
+        many = f"{self.count:,} of {total:,} rows" if self.count < total else all_of_them
         more = "; …" if self.count > len(self.first) else ""
         return f"{many} ({'; '.join(self.first)}{more})"
 
