@@ -242,12 +242,14 @@ template <class R> struct Sums {
     }
 
     void add_cost(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
+        R costs[LANES] = {}, masses[LANES] = {};  // of these classes: sums of few numbers, added to the sums of many
         for (int64_t j = 0; j < n; j++)
             for (int l = 0; l < LANES; l++) {
                 const R weight = w[j * w_pitch + l];
-                cost[l] += times(weight, level[l] - x[j * pitch + l]);
-                mass[l] += weight;
+                costs[l] += times(weight, level[l] - x[j * pitch + l]);
+                masses[l] += weight;
             }
+        for (int l = 0; l < LANES; l++) cost[l] += costs[l], mass[l] += masses[l];
     }
 
     void log_sum(R* to) const {
