@@ -319,7 +319,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
             penalise_one(p, log_p, f, s);
             store_statistics(p, row, log_sum + R(moment / (1 + others)), log_p, likeliest == label.y && log_p == log_p);
             loss = times(label.weight, f);
-            if (p.smoothing != 0) loss = R(1 - p.smoothing) * loss + R(cost + mass * double(log_sum));
+            if (p.smoothing != 0) loss = times(R(1 - p.smoothing), loss) + R(cost + mass * double(log_sum));
         }
         if (p.z_loss != 0) loss += times(label.weight, R(p.z_loss) * (top + log_sum) * (top + log_sum));
     } else {

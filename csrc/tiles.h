@@ -339,7 +339,7 @@ static void finish(
             store_statistics(p, row + l, valid ? log_sum[l] + sum.moment[l] / rest : R(0), valid ? log_p[l] : R(0), valid && hit);
         }
         for (int l = 0; l < LANES; l++) {
-            const R own = keep * times(label.weight[l], f[l]);
+            const R own = times(keep * label.weight[l], f[l]);
             loss[l] = own + (p.smoothing == 0 ? R(0) : sum.cost[l] + times(spread, log_sum[l]));
         }
     }
