@@ -94,3 +94,10 @@ def test_out_of_range_is_told_whatever_the_settings():
     compiled = torch.compile(crossent.cross_entropy, fullgraph=True, backend="eager")
     with pytest.raises(IndexError, match=r"got 7 at target\[1\]"):
         compiled(X[:3], wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint32])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_an_index_out_of_range_is_named_whatever_the_integer(dtype, reduction):
+    with pytest.raises(IndexError, match=r"got 7 at target\[1\]"):
+        crossent.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 7]).to(dtype), reduction=reduction)

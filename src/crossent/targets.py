@@ -99,7 +99,7 @@ class Target(NamedTuple):
         """Raise an IndexError that names the first class index outside ``[0, C)``, if there is one to be read."""
         if not self.indices or self.values.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(self.values):
             return
-        values = self.values
+        values = self.values.long()  # torch does not compare every integer
         wrong = (values != self.ignore_index) & ((values < 0) | (values >= num_classes))
         where = wrong.nonzero()
         if len(where) == 0:
