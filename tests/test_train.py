@@ -13,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
+from training import Silent
 
 from crossent import reference
 from crossent.train import JOBS, MissingDependency, data, findings, fit, metrics, require, tables
@@ -27,25 +28,6 @@ from crossent.train.run import run as train
 from crossent.train.terminal import draw
 
 ALL = tuple(JOBS["digits"].losses)
-
-
-class Silent:
-    """Watches without a word."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def start(self, name):
-        pass
-
-    def epoch(self, epoch):
-        pass
-
-    def finish(self, rate, tried, validation_accuracy):
-        pass
 
 
 def settings(**changed) -> Settings:
