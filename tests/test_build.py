@@ -290,7 +290,7 @@ def test_without_a_compiler_the_package_is_installed_and_eager(tmp_path):
 import crossent, torch
 x = torch.zeros(2, 3)
 print(crossent.choose_implementation(x), f"{crossent.cross_entropy(x, torch.tensor([0, 1])):.4f}")
-from crossent.cli import main
+from crossent.tools.cli import main
 main(["info"])
 """
     said = python(install(wheel, tmp_path / "environment"), smoke, tmp_path)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import crossent
 from crossent import reference
-from crossent.check.cards import REMARK, SEVERITIES
-from crossent.check.options import NAMES
-from crossent.check.rules import CARDS, VALUES
+from crossent.tools.check.cards import REMARK, SEVERITIES
+from crossent.tools.check.options import NAMES
+from crossent.tools.check.rules import CARDS, VALUES
 
 check = crossent.check
 INF, NAN = float("inf"), float("nan")
@@ -709,7 +709,7 @@ def test_blocks_do_not_change_what_is_found(monkeypatch):
     x, y = learned(500, 10)
     y[100:104], x[321, 4] = 17, NAN
     whole = check(x, y, micro_batch=4, losses=[9.0])
-    monkeypatch.setattr("crossent.check.facts.ELEMENTS", 64)
+    monkeypatch.setattr("crossent.tools.check.facts.ELEMENTS", 64)
     assert check(x, y, micro_batch=4, losses=[9.0]) == whole
     x, tokens = sentence()
     assert rules(check(x, tokens, task="lm")) == ["CE108"]
@@ -820,7 +820,7 @@ def test_every_rule_fires_and_says_all_of_it(rule):
 def test_checking_arrays_imports_no_torch():
     script = (
         "import sys, crossent\nassert crossent.check([[0.9, 0.1]], [0])[0].rule == 'CE101'\n"
-        "import crossent.check\nassert crossent.check([[0.9, 0.1]], [0])[0].rule == 'CE101'\n"
+        "import crossent.tools.check\nassert crossent.check([[0.9, 0.1]], [0])[0].rule == 'CE101'\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

@@ -12,11 +12,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from crossent import cli, reference
-from crossent.check.cards import REMARK
-from crossent.check.rules import CARDS, VALUES
+from crossent import reference
+from crossent.tools import cli
+from crossent.tools.check.cards import REMARK
+from crossent.tools.check.rules import CARDS, VALUES
 
-RUN = "import sys\nfrom crossent.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    code = stop.code\n"
+RUN = (
+    "import sys\nfrom crossent.tools.cli import main\n"
+    "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    code = stop.code\n"
+)
 
 
 def asked(*args, **environ):
@@ -176,7 +180,7 @@ def test_json_is_one_object_and_its_schema_is_frozen(files):
 
 
 def test_more_rows_than_fit_into_a_piece(files, monkeypatch):
-    monkeypatch.setattr("crossent.check.facts.ELEMENTS", 50)
+    monkeypatch.setattr("crossent.tools.check.facts.ELEMENTS", 50)
     assert "all 200 rows" in asked("check", "soft.npz").stdout
     assert asked("check", "good.npz").exit_code == 0
 
@@ -184,9 +188,9 @@ def test_more_rows_than_fit_into_a_piece(files, monkeypatch):
 def test_memory_does_not_grow_with_the_file(tmp_path):
     import tracemalloc
 
-    from crossent.check.facts import survey
-    from crossent.check.options import Options
-    from crossent.files import open_pair
+    from crossent.tools.check.facts import survey
+    from crossent.tools.check.options import Options
+    from crossent.tools.files import open_pair
 
     shape = (400_000, 20)
     x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape)

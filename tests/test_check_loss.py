@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import crossent
 from crossent import check_loss
-from crossent.check.cards import REMARK
-from crossent.check.rules import CUSTOM
-from crossent.train import digits
+from crossent.tools.check.cards import REMARK
+from crossent.tools.check.rules import CUSTOM
+from crossent.tools.train import digits
 
 
 def rules(report):

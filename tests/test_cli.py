@@ -14,10 +14,11 @@ from importlib.metadata import requires
 import pytest
 from click.testing import CliRunner
 
-from crossent import __version__, cli
-from crossent.train import JOBS
+from crossent import __version__
+from crossent.tools import cli
+from crossent.tools.train import JOBS
 
-COMMAND = [sys.executable, "-c", "from crossent.cli import main; main(prog_name='crossent')"]
+COMMAND = [sys.executable, "-c", "from crossent.tools.cli import main; main(prog_name='crossent')"]
 FILES = ("report.html", "digits.png", "results.json")
 
 
@@ -50,7 +51,7 @@ def quick(tmp_path_factory):
 )
 def test_help_imports_nothing_heavy(args):
     script = (
-        "import sys\nfrom crossent.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "import sys\nfrom crossent.tools.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
         "    heavy = {'torch', 'numpy', 'matplotlib', 'sklearn', 'rich'} & set(sys.modules)\n"
         "    sys.exit(str(heavy) if heavy else stop.code)\n"
     )
@@ -259,7 +260,7 @@ def test_wrong_use_exits_with_2_and_says_why(args, said):
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("crossent.train.find_spec", lambda name: None if name == "sklearn" else object())
+    monkeypatch.setattr("crossent.tools.train.find_spec", lambda name: None if name == "sklearn" else object())
     ran = asked("train", "digits", "--quick")
     assert ran.exit_code == 1
     assert ran.stderr == "Error: this job needs scikit-learn: pip install 'crossent[demo]'\n"
@@ -275,7 +276,7 @@ def test_an_interrupt_before_the_first_loss_keeps_nothing_and_says_so(tmp_path, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crossent.train.run.train_loss", stop)
+    monkeypatch.setattr("crossent.tools.train.run.train_loss", stop)
     ran = asked("train", "digits", "--quick", "--out", str(tmp_path / "never"))
     assert ran.exit_code == 1
     assert ran.stdout == ""

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import crossent
-from crossent import functional
-from crossent.check.debug import CheckWarning, from_environment
+from crossent.losses import softmax as functional
+from crossent.tools.check.debug import CheckWarning, from_environment
 
 
 @pytest.fixture(autouse=True)

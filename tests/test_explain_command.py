@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 import crossent
-from crossent import cli
-from crossent.explain.catalogue import ALIASES, CARDS
+from crossent.tools import cli
+from crossent.tools.explain.catalogue import ALIASES, CARDS
 
 
 def asked(*args, **environ):
@@ -154,7 +154,7 @@ def test_output_has_colour_only_where_it_is_wanted():
 
 def test_no_torch_is_imported(files):
     code = (
-        "import sys\nfrom crossent.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "import sys\nfrom crossent.tools.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
         "    heavy = {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "    sys.exit(str(heavy) if heavy else stop.code)\n"
     )

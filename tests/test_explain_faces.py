@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import crossent
-from crossent.explain import tables
+from crossent.tools.explain import tables
 
 ASKED = np.log([0.1, 0.7, 0.2])
 HOSTILE = ("</script><img src=x onerror=alert(1)>", "\x1b[31mred\x1b[0m\r\n\u202e", "[bold]$x^2$[/bold] & <b>")
@@ -122,7 +122,7 @@ def test_rich_shows_pushes_in_colour_and_by_sign():
 def test_a_narrow_terminal_loses_no_number():
     from rich.console import Console
 
-    from crossent.explain.terminal import show
+    from crossent.tools.explain.terminal import show
 
     console = Console(width=40, color_system=None)
     with console.capture() as captured:

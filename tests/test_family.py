@@ -28,6 +28,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import crossent
 from crossent import reference
+from crossent.core.target import SPECIAL
 
 implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
@@ -674,11 +675,7 @@ def test_statistics(case, dtype):
 
 @law([case for case in STATISTICS if case.logits.size])
 def test_gradients_of_statistics(case):
-    options = {
-        k: v
-        for k, v in case.settings.items()
-        if k in ("ignore_index", "dim", *crossent.targets.SPECIAL["cross_entropy"])
-    }
+    options = {k: v for k, v in case.settings.items() if k in ("ignore_index", "dim", *SPECIAL["cross_entropy"])}
     theirs = reference.cross_entropy_stats_gradients(case.logits, case.target, **to_reference(options))
     x, t, settings = tensors(case._replace(settings=options), torch.float64)
     ours = crossent.cross_entropy_stats(x, t, **settings)

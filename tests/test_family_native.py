@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import crossent
-from crossent import penalties, reference
+from crossent import reference
+from crossent.core import penalties
 
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
 

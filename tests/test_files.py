@@ -18,7 +18,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from crossent.files import BLOCK, FileError, open_pair
+from crossent.tools.files import BLOCK, FileError, open_pair
 
 N, C = 23, 4
 LOGITS = np.random.default_rng(0).normal(size=(N, C)).astype(np.float32)
@@ -180,7 +180,7 @@ def test_numpy_and_text_need_neither_torch_nor_extras(tmp_path):
     for name in names:
         WRITERS[name](tmp_path / name)
     script = (
-        "import sys\nfrom crossent.files import open_pair\nfor path in sys.argv[1:]:\n    open_pair(path)\n"
+        "import sys\nfrom crossent.tools.files import open_pair\nfor path in sys.argv[1:]:\n    open_pair(path)\n"
         "print(sorted({'torch', 'pyarrow', 'safetensors'} & set(sys.modules)))"
     )
     paths = [str(tmp_path / name) for name in names]

@@ -14,7 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 import crossent
-from crossent import Focal, Teacher, blocks, linear_cross_entropy, linear_cross_entropy_stats, linear_plan, reference
+from crossent import Focal, Teacher, linear_cross_entropy, linear_cross_entropy_stats, linear_plan, reference
+from crossent.core.target import Target
+from crossent.impl import head as blocks
 from crossent.impl import implementations
 
 IMPLS = [name for name, why in implementations().items() if why is None]
@@ -25,7 +27,7 @@ DOUBLE = {"dtype": torch.float64}
 
 @pytest.fixture(autouse=True)
 def no_logits_are_few(monkeypatch):
-    monkeypatch.setattr("crossent.linear.FEW", 0)
+    monkeypatch.setattr("crossent.losses.linear.FEW", 0)
 
 
 def problem(seed=0, soft=False, peaky=1.0):
@@ -287,11 +289,11 @@ def test_compiles_to_one_graph(reduction):
 
 
 def test_the_operators_keep_their_promises():
-    from crossent.ops_linear import flat
+    from crossent.ops.linear import flat
 
     h, W, b, y = problem()
     head = blocks.Head(torch.tensor(h), torch.tensor(W), torch.tensor(b), (C,))
-    plan = blocks.Plan(crossent.targets.Target(torch.tensor(y)), None, 1 << 20, "eager")
+    plan = blocks.Plan(Target(torch.tensor(y)), None, 1 << 20, "eager")
     said = flat(head, plan)
     for op, arguments in {
         "linear_cross_entropy": (None, torch.ones((), **DOUBLE), (True, True, True)),
@@ -492,7 +494,7 @@ def test_a_teacher_of_any_shape(n, behind):
 
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_a_teacher_learns_nothing(few, monkeypatch):
-    monkeypatch.setattr("crossent.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.linear.FEW", few)
     h, W, _ = tensors(*problem()[:3])
     teacher = Teacher(torch.randn(N, 4, **DOUBLE).requires_grad_(), torch.randn(C, 4, **DOUBLE).requires_grad_())
     linear_cross_entropy(h, W, teacher).backward()
@@ -511,7 +513,7 @@ def test_a_teacher_under_autocast():
 
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_an_index_out_of_range_is_found_in_the_callers_target(few, monkeypatch):
-    monkeypatch.setattr("crossent.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.linear.FEW", few)
     h, W, y = torch.randn(3, 4, D), torch.randn(C, D), torch.zeros(3, 4, dtype=torch.long)
     y[1, 2] = C
     for shift, call in itertools.product((0, 1), (linear_cross_entropy, linear_cross_entropy_stats)):
@@ -708,7 +710,7 @@ REFUSED = {
 @pytest.mark.parametrize("few", [0, 1 << 20])
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name, few, monkeypatch):
-    monkeypatch.setattr("crossent.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.linear.FEW", few)
     error, message, arguments, options = REFUSED[name]
     with pytest.raises(error, match=message):
         linear_cross_entropy(*arguments, **options)

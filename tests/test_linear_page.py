@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import crossent
-from crossent import linear
+from crossent.losses import linear
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "linear.md").read_text("utf-8")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import crossent
-from crossent import blocks
+from crossent.impl import head as blocks
 
 pytestmark = pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="tells what torch 2.13 does")
 
@@ -36,7 +36,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def no_logits_are_few(monkeypatch):
-    monkeypatch.setattr("crossent.linear.FEW", 0)
+    monkeypatch.setattr("crossent.losses.linear.FEW", 0)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import crossent
-from crossent.targets import Rule, Target
+from crossent.core.target import Rule, Target
 
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
 _native = native._native

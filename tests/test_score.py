@@ -22,11 +22,11 @@ from sklearn.metrics import (
 
 import crossent
 from crossent import reference
-from crossent.files import FileError
-from crossent.score import blocks, measures, temperature
-from crossent.score.options import OptionError
-from crossent.score.report import DEFINITIONS
-from crossent.score.scoring import score
+from crossent.tools.files import FileError
+from crossent.tools.score import blocks, measures, temperature
+from crossent.tools.score.options import OptionError
+from crossent.tools.score.report import DEFINITIONS
+from crossent.tools.score.scoring import score
 
 N, C = 400, 8
 RNG = np.random.default_rng(0)

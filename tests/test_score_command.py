@@ -16,10 +16,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from crossent import bar, cli
-from crossent.score import gates
-from crossent.score.report import DEFINITIONS
-from crossent.score.scoring import score
+from crossent.tools import cli
+from crossent.tools import progress as bar
+from crossent.tools.score import gates
+from crossent.tools.score.report import DEFINITIONS
+from crossent.tools.score.scoring import score
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
@@ -338,7 +339,7 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(args, said):
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys\nfrom crossent.cli import main\ntry:\n    main(['score', '--help'])\nexcept SystemExit:\n"
+        "import sys\nfrom crossent.tools.cli import main\ntry:\n    main(['score', '--help'])\nexcept SystemExit:\n"
         "    print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))\n"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -348,7 +349,7 @@ def test_help_imports_nothing_heavy():
 
 def test_neither_torch_nor_matplotlib_is_imported():
     script = (
-        "import sys\nfrom crossent.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "import sys\nfrom crossent.tools.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
         "    print(stop.code, sorted({'torch', 'matplotlib', 'sklearn'} & set(sys.modules)), file=sys.stderr)\n"
     )
     for args in (["preds.npz"], ["logits.npy", "labels.npy", "--json"], ["preds.csv", "--md"], ["preds.npz", "--csv"]):
@@ -367,7 +368,7 @@ def test_a_file_larger_than_the_memory_allowed():
     np.save("large-labels.npy", np.arange(len(logits)) % 500)
     script = (
         f"import resource, sys\nresource.setrlimit(resource.RLIMIT_DATA, ({allowed}, {allowed}))\n"
-        "from crossent.cli import main\nmain(sys.argv[1:])\n"
+        "from crossent.tools.cli import main\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", script, "score", "large.npy", "large-labels.npy", "--json"]
     single = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from crossent import cli
+from crossent.tools import cli
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tools.md").read_text("utf-8")
 ENVIRON = {"COLUMNS": "80", "NO_COLOR": None, "FORCE_COLOR": None}

@@ -16,16 +16,16 @@ from torch import nn
 from training import Silent
 
 from crossent import reference
-from crossent.train import JOBS, MissingDependency, data, findings, fit, metrics, require, tables
-from crossent.train.digits import CANDIDATES, JOB, gradients, opening
-from crossent.train.figure import DARK, LIGHT, png, spread_apart, svg
-from crossent.train.losses import SURE_AND_WRONG, push_curve, push_when_wrong
-from crossent.train.network import network
-from crossent.train.report import command, html, notices
-from crossent.train.results import LossResult, SeedResult, Settings, Tried
-from crossent.train.run import document
-from crossent.train.run import run as train
-from crossent.train.terminal import draw
+from crossent.tools.train import JOBS, MissingDependency, data, findings, fit, metrics, require, tables
+from crossent.tools.train.digits import CANDIDATES, JOB, gradients, opening
+from crossent.tools.train.figure import DARK, LIGHT, png, spread_apart, svg
+from crossent.tools.train.losses import SURE_AND_WRONG, push_curve, push_when_wrong
+from crossent.tools.train.network import network
+from crossent.tools.train.report import command, html, notices
+from crossent.tools.train.results import LossResult, SeedResult, Settings, Tried
+from crossent.tools.train.run import document
+from crossent.tools.train.run import run as train
+from crossent.tools.train.terminal import draw
 
 ALL = tuple(JOBS["digits"].losses)
 
@@ -323,7 +323,7 @@ def test_an_interrupt_keeps_what_was_finished(results):
 
 def test_what_is_missing_is_named(monkeypatch):
     require("sklearn", "matplotlib")
-    monkeypatch.setattr("crossent.train.find_spec", lambda name: None)
+    monkeypatch.setattr("crossent.tools.train.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r"needs scikit-learn and matplotlib: pip install 'crossent\[demo\]'"):
         require("sklearn", "matplotlib")
 

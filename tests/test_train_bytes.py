@@ -16,15 +16,15 @@ import torch
 from click.testing import CliRunner
 from training import CSP, Links
 
-from crossent import cli
-from crossent.train.figure import DARK, LIGHT, svg, together
-from crossent.train.findings import QUICK
-from crossent.train.language import heads, model, run, tables, text, yardsticks
-from crossent.train.language.findings import against_compressors, agreement, learnt, memory, paragraph, time
-from crossent.train.language.panels import PANELS
-from crossent.train.language.report import command, document, html, notices
-from crossent.train.language.run import Corpus, Point, Settings, Step
-from crossent.train.language.text import Text, TextError, Vocabulary, read_text, split
+from crossent.tools import cli
+from crossent.tools.train.figure import DARK, LIGHT, svg, together
+from crossent.tools.train.findings import QUICK
+from crossent.tools.train.language import heads, model, run, tables, text, yardsticks
+from crossent.tools.train.language.findings import against_compressors, agreement, learnt, memory, paragraph, time
+from crossent.tools.train.language.panels import PANELS
+from crossent.tools.train.language.report import command, document, html, notices
+from crossent.tools.train.language.run import Corpus, Point, Settings, Step
+from crossent.tools.train.language.text import Text, TextError, Vocabulary, read_text, split
 
 PROSE = ("The quick brown fox jumps over the lazy dog.\n   Pack my box with five dozen jugs: 12 of é.\n" * 80).encode()
 

@@ -11,9 +11,9 @@ from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
 from training import only, settings, told, trained
 
-from crossent.train import data, metrics
-from crossent.train.findings import paragraph
-from crossent.train.imbalanced import CANDIDATES, JOB, by_class, counts, opening, thin, training_images
+from crossent.tools.train import data, metrics
+from crossent.tools.train.findings import paragraph
+from crossent.tools.train.imbalanced import CANDIDATES, JOB, by_class, counts, opening, thin, training_images
 
 
 @pytest.fixture(scope="module")

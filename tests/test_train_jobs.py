@@ -11,11 +11,11 @@ import pytest
 import torch
 from training import CSP, Links, Silent, only, settings, small, told, trained
 
-from crossent.train import JOBS, findings, metrics, tables
-from crossent.train.figure import DARK, LIGHT, TINTS, png, svg
-from crossent.train.findings import Difference, compare
-from crossent.train.report import command, html, notices
-from crossent.train.run import document, job_of, run
+from crossent.tools.train import JOBS, findings, metrics, tables
+from crossent.tools.train.figure import DARK, LIGHT, TINTS, png, svg
+from crossent.tools.train.findings import Difference, compare
+from crossent.tools.train.report import command, html, notices
+from crossent.tools.train.run import document, job_of, run
 
 NAMES = tuple(JOBS)
 OWN = tuple(name for name in NAMES if name != "digits")

@@ -8,10 +8,10 @@ import torch
 from sklearn.metrics import average_precision_score
 from training import only, settings, small, told, trained
 
-from crossent.train import data, metrics
-from crossent.train.canvases import BLOCKS
-from crossent.train.findings import paragraph
-from crossent.train.multilabel import CANDIDATES, by_number, draw
+from crossent.tools.train import data, metrics
+from crossent.tools.train.canvases import BLOCKS
+from crossent.tools.train.findings import paragraph
+from crossent.tools.train.multilabel import CANDIDATES, by_number, draw
 
 
 @pytest.fixture(scope="module")

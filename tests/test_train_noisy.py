@@ -10,9 +10,9 @@ import torch
 from sklearn.datasets import load_digits
 from training import only, settings, told, trained
 
-from crossent.train import data, metrics
-from crossent.train.findings import paragraph
-from crossent.train.noisy import (
+from crossent.tools.train import data, metrics
+from crossent.tools.train.findings import paragraph
+from crossent.tools.train.noisy import (
     CANDIDATES,
     JOB,
     best_finder,
@@ -25,7 +25,7 @@ from crossent.train.noisy import (
     sorting,
     truth,
 )
-from crossent.train.results import Tried
+from crossent.tools.train.results import Tried
 
 TRUE = load_digits().target
 

@@ -9,10 +9,10 @@ from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, re
 from training import only, settings, small, told, trained
 
 from crossent import reference
-from crossent.train import data, metrics
-from crossent.train.canvases import BLOCKS
-from crossent.train.findings import paragraph
-from crossent.train.segmentation import (
+from crossent.tools.train import data, metrics
+from crossent.tools.train.canvases import BLOCKS
+from crossent.tools.train.findings import paragraph
+from crossent.tools.train.segmentation import (
     BACKGROUND,
     CANDIDATES,
     FAINT,

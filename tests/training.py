@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from crossent.train import JOBS
-from crossent.train.results import Results, Settings
-from crossent.train.run import job_of, run
+from crossent.tools.train import JOBS
+from crossent.tools.train.results import Results, Settings
+from crossent.tools.train.run import job_of, run
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

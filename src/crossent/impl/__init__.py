@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from crossent.core.target import BinaryTarget, Target, described_settings
 from crossent.impl import eager
-from crossent.targets import BinaryTarget, Target, described_settings
 
 NAMES = ("eager", "native", "triton")
 _LOADED: dict[str, ModuleType] = {"eager": eager}

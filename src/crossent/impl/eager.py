@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from crossent.penalties import Penalty
-from crossent.targets import BinaryTarget, Rule, Target
+from crossent.core.penalties import Penalty
+from crossent.core.target import BinaryTarget, Rule, Target
 
 _BLOCK = 4096
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from crossent import _native
-from crossent.targets import BinaryTarget, Rule, Target
+from crossent.core.target import BinaryTarget, Rule, Target
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

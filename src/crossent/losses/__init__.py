@@ -1,0 +1,1 @@
+"""What people call: the losses as functions and as modules."""

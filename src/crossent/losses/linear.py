@@ -1,0 +1,599 @@
+"""``linear_cross_entropy``: a linear head and its loss without the logits of all rows, the largest tensor of a language model.
+
+Here the arguments are understood and the way is chosen; impl/head.py computes, ops/linear.py tells autograd.
+"""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from crossent.core.penalties import Penalty
+from crossent.core.target import SPECIAL, Target, check_logits_dtype, describe, shape, type_error, under_autocast
+from crossent.impl import choose
+from crossent.impl.eager import ordered_sum
+from crossent.impl.head import Head, Plan, Teacher, block_size, block_target, counted, take, teacher_probabilities
+from crossent.losses import softmax as functional
+from crossent.losses.softmax import (
+    Mean,
+    Reduction,
+    check_mean,
+    cross_entropy,
+    divide,
+    read_reduction,
+    reduce_rows,
+    reduced_cross_entropy,
+    result_dtype,
+    weights_of_rows,
+)
+from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
+from crossent.ops.linear import Again, LinearCrossEntropy, LinearRows, flat, transformed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MAX_BYTES = 128 << 20  # of a block of logits
+SHOWN = 256  # rows whose logits are shown to crossent.debug
+FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
+
+
+class LinearOptions(TypedDict, total=False):
+    """What :func:`linear_cross_entropy` takes by keyword beside torch's arguments, as :func:`crossent.cross_entropy` does."""
+
+    sample_weight: Tensor | None
+    denominator: float | Tensor | None
+    empty: Literal["nan", "zero"]
+    out_dtype: torch.dtype | None
+    penalty: Penalty | None
+    temperature: float
+    softcap: float | None
+    logit_bias: Tensor | None
+    margin: float
+    class_mask: Tensor | None
+    z_loss: float
+    impl: str | None
+
+
+class LinearPlan(NamedTuple):
+    """How a call of :func:`linear_cross_entropy` is taken apart.
+
+    Attributes:
+        blocks: how many blocks of rows there are; 0 where the logits are formed at once, in operations that autograd knows.
+        rows: of a block.
+        bytes: of a block's logits.
+        impl: what computes the loss of a block.
+        why: why the logits are formed at once, or "".
+    """
+
+    blocks: int
+    rows: int
+    bytes: int
+    impl: str
+    why: str
+
+
+class _Call(NamedTuple):
+    """A call understood: the head with its rows side by side, and what is asked of them."""
+
+    head: Head
+    target: Target  # values are empty where there is a teacher
+    teacher: Teacher | None
+    mean: Mean  # with sample weights (N, d1, ...)
+    lead: tuple[int, ...]  # the dimensions that were flattened into rows
+    shift: int
+    max_bytes: int
+    impl: str
+    named: bool
+    dtype: torch.dtype
+
+    def rows_back(self, rows: Tensor) -> Tensor:
+        """Give the values of rows the dimensions that the caller's rows have."""
+        rows = rows.reshape(self.lead + self.head.shape[1:])
+        return rows if self.shift == 0 else rows[..., : self.lead[-1] - self.shift]
+
+    def plan(self) -> Plan:
+        """Return what the operators are told."""
+        return Plan(self.target, self.teacher, self.max_bytes, self.impl)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | Teacher,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object = None,
+    shift: int = 0,
+    max_bytes: int = MAX_BYTES,
+    **more: Unpack[LinearOptions],
+) -> Tensor:
+    r"""Compute the cross entropy of the logits ``h Wᵀ + b``, in nats, a block of rows at a time.
+
+    The result and the gradients are those of :func:`torch.nn.functional.linear` and :func:`crossent.cross_entropy`, with all that
+    the latter takes, but the logits of all rows never exist: neither forward, nor backward, nor in evaluation. With
+    ``∂L/∂x = mass · p - w ∘ t`` of a block of logits::
+
+        ∂L/∂h = ∂L/∂x W        ∂L/∂W = Σ_blocks (∂L/∂x)ᵀ h        ∂L/∂b = Σ_rows ∂L/∂x
+
+    A sum or a mean forms the gradients together with the loss: three products. ``reduction="none"`` forms the logits of each
+    block once more in backward: four. So do sums and means of float16, whose gradients are too small for it before backward
+    brings the factor of a loss scaler.
+
+    Args:
+        input: hidden states ``h``, ``(..., D)``.
+        linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``.
+        target: class indices ``(..., d1, ...)`` of any integer dtype, probabilities ``(..., C, d1, ...)``, or the
+            :class:`crossent.Teacher` whose probabilities are to be learned, and who learns nothing.
+        linear_bias: ``b``, of the shape of ``W`` without its last dimension.
+        weight: class weights, ``(C)``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``.
+        ignore_index: rows with this index count for nothing, and on a CPU are left out of the products; by default -100.
+        label_smoothing: ``ε``.
+        options: accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.
+        shift: 1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.
+            Nothing is copied. The unreduced loss has that many positions less.
+        max_bytes: how large the logits of a block may be. The rest of what is made on the way is small.
+        more: ``sample_weight``, ``denominator``, ``empty``, ``out_dtype``, ``penalty``, ``temperature``, ``softcap``,
+            ``logit_bias``, ``margin``, ``class_mask``, ``z_loss`` and ``impl``, as in :func:`crossent.cross_entropy`.
+
+    Returns:
+        The loss, 0-d, or of the rows' shape with ``reduction="none"``; in the dtype of the input for indices, float32 under
+        autocast. It is computed in float32 or wider, and so is the sum of ``∂L/∂W`` over blocks, whatever the inputs.
+
+    Where the logits are needed as a whole they are formed: few of them, forward mode, ``torch.func``, ``create_graph``, and
+    gradients for probabilities, their class weights or ``logit_bias``. :func:`linear_plan` says what a call does.
+
+    Raises:
+        ValueError: another ``reduction``; a batch size of the target that is not the input's; a ``shift`` that leaves nothing.
+        IndexError: a class index outside ``[0, C)``.
+        RuntimeError: other shapes and dtypes.
+        TypeError: an argument of another type.
+
+    >>> h, W = torch.eye(2, 3), torch.tensor([[2.0, 0.5, 0], [1.0, 2.5, 0], [0.1, 0.3, 0]])
+    >>> linear_cross_entropy(h, W, torch.tensor([0, 1]))
+    tensor(0.3185)
+
+    See also: :func:`linear_cross_entropy_stats`; :class:`crossent.LinearCrossEntropyLoss` for a module.
+
+    Source: PyTorch 2.13, ``torch.nn.functional.linear_cross_entropy``; Wijmans et al., "Cut Your Losses in Large-Vocabulary
+    Language Models", 2024.
+    """
+    tensors = (input, linear_weight, target, linear_bias, weight)
+    if has_torch_function_variadic(*(t for t in tensors if not isinstance(t, Teacher))):
+        return handle_torch_function(
+            linear_cross_entropy, tensors, input, linear_weight, target, linear_bias=linear_bias, weight=weight,
+            reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
+            max_bytes=max_bytes, **more,
+        )  # fmt: skip
+    if not more and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
+        assert isinstance(target, Tensor)
+        ignored = -100 if ignore_index is None else ignore_index
+        return cross_entropy(
+            F.linear(input, linear_weight, linear_bias), target, weight, ignore_index=ignored, reduction=reduction,
+            label_smoothing=label_smoothing,
+        )  # fmt: skip
+    reduction = read_reduction(reduction)
+    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
+    call = _understand(_Asked._make(asked))
+    check_mean(reduction, call.mean)
+    try:
+        return _loss(call, reduction)
+    except IndexError:
+        _say_where(target, call)
+        raise
+
+
+def linear_cross_entropy_stats(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | Teacher,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "none",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object = None,
+    shift: int = 0,
+    max_bytes: int = MAX_BYTES,
+    **more: Unpack[LinearOptions],
+) -> CrossEntropyStats:
+    """Compute the loss of a head with what else its logits can tell, a block of rows at a time.
+
+    The arguments are those of :func:`linear_cross_entropy`, the result that of :func:`crossent.cross_entropy_stats`: loss, lse,
+    log-probability of the target, entropy, whether the likeliest class is the target's, and the counts to average by. The
+    loss and the three numbers after it are differentiable.
+
+    >>> h, W = torch.eye(2, 3), torch.tensor([[2.0, 0.5, 0], [1.0, 2.5, 0], [0.1, 0.3, 0]])
+    >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
+    tensor([True, True])
+    """
+    reduction = read_reduction(reduction)
+    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
+    call = _understand(_Asked._make(asked))
+    check_mean(reduction, call.mean)
+    try:
+        told, correct = _statistics_at_once(call) if _at_once(call) else _rows(call, True)
+    except IndexError:
+        _say_where(target, call)
+        raise
+    row_weight = _row_weights(call)
+    valid = call.target.values != call.target.ignore_index if call.target.indices else row_weight > 0
+    parts = (told, row_weight, correct.detach(), valid)
+    if reduction == "none":
+        told, row_weight, correct, valid = torch.stack([*map(call.rows_back, told)]), *map(call.rows_back, parts[1:])
+        parts, u = (told, row_weight, correct, valid), call.mean.sample_weight
+        return reduced_statistics(
+            *parts, reduction, call.mean._replace(sample_weight=None if u is None else call.rows_back(u)), call.dtype
+        )
+    return reduced_statistics(*parts, reduction, call.mean, call.dtype)
+
+
+def linear_plan(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | Teacher,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object = None,
+    shift: int = 0,
+    max_bytes: int = MAX_BYTES,
+    **more: Unpack[LinearOptions],
+) -> LinearPlan:
+    """Say how :func:`linear_cross_entropy` takes a call with these arguments apart.
+
+    >>> h, W = torch.zeros(4096, 8), torch.zeros(50257, 8)
+    >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
+    (22, 187, 37592236)
+    """
+    read_reduction(reduction)
+    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
+    call = _understand(_Asked._make(asked))
+    why = _at_once(call)
+    keep = counted(call.head, call.target)
+    size = call.head.input.shape[0] if keep is None else keep.shape[0]
+    rows = size if why else block_size(call.head, call.plan(), size)
+    bytes_of = rows * prod(call.head.shape) * call.head.input.dtype.itemsize
+    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why)
+
+
+# --- understanding ----------------------------------------------------------------------------------------------------
+
+
+class _Asked(NamedTuple):
+    """The arguments of a call as they came."""
+
+    input: Tensor
+    linear_weight: Tensor
+    target: Tensor | Teacher
+    linear_bias: Tensor | None
+    weight: Tensor | None
+    ignore_index: int | None
+    label_smoothing: float
+    shift: int
+    max_bytes: int
+    more: Any
+
+
+def _understand(asked: _Asked) -> _Call:
+    """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
+    input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more = asked
+    _check_head(input, linear_weight, linear_bias)
+    check_names(more)
+    more = {**_DEFAULTS, **more}
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        type_error("max_bytes", "a positive int, the bytes of a block of logits", max_bytes)
+    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    lead, classes = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
+    like = input.new_empty(()).expand(lead + classes)
+    teacher = target if isinstance(target, Teacher) else None
+    if teacher is not None:
+        teacher = _teacher(teacher, input, classes)
+        target = like.detach()
+    elif not isinstance(target, Tensor):
+        type_error("target", "a torch.Tensor or a crossent.Teacher", target)
+    elif target.shape == like.shape and ignore_index is not None:
+        raise RuntimeError("ignore_index cannot be specified when target holds probabilities: leave it out")
+    ignored = -100 if ignore_index is None else ignore_index
+    assert isinstance(target, Tensor)
+    target = _shifted(target, lead, shift, ignored)
+    special = {name: more[name] for name in SPECIAL["cross_entropy"]}
+    _, described = describe(like, target, weight, ignored, label_smoothing, len(lead), special)
+    size = prod(lead)
+    if teacher is not None:
+        values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
+    else:
+        values = target.to(described.values.dtype).reshape((size, *(classes if not described.indices else classes[1:])))
+    described = described._replace(
+        values=values, logit_bias=_rows_of(described.logit_bias, more["logit_bias"], size, classes),
+        class_mask=_rows_of(described.class_mask, more["class_mask"], size, classes),
+    )  # fmt: skip
+    mean = Mean(_row_factors(more["sample_weight"], like, lead, classes, shift), more["denominator"], more["empty"])
+    dtype = result_dtype(like, (described.values, weight) if not described.indices else (), more["out_dtype"])
+    head = Head(*_side_by_side(input, linear_weight, linear_bias), classes)
+    impl = choose(like.reshape(size, *classes), more["impl"], described.values, described)
+    max_bytes = min(max_bytes, 1 << 62)  # what the operators can be told
+    return _Call(head, described, teacher, mean, lead, shift, max_bytes, impl, more["impl"] is not None, dtype)
+
+
+_DEFAULTS: dict[str, Any] = {
+    **SPECIAL["cross_entropy"], "sample_weight": None, "denominator": None, "empty": "nan", "out_dtype": None, "impl": None
+}  # fmt: skip
+
+
+def check_names(more: Any) -> None:
+    """Refuse keywords that are no arguments."""
+    if unknown := sorted(more.keys() - _DEFAULTS.keys()):
+        raise TypeError(f"linear_cross_entropy takes no argument {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}")
+
+
+def _check_head(input: object, weight: object, bias: object) -> None:
+    for name, value in (("input", input), ("linear_weight", weight)):
+        if not isinstance(value, Tensor):
+            type_error(name, "a torch.Tensor", value)
+    assert isinstance(input, Tensor)
+    assert isinstance(weight, Tensor)
+    if input.dim() < 1 or weight.dim() < 2:
+        raise RuntimeError(
+            f"input must have shape (..., D) and linear_weight (C, D) or (C, d1, ..., D), got {shape(input)} and {shape(weight)}"
+        )
+    if input.shape[-1] != weight.shape[-1]:
+        fix = (
+            "transpose it with linear_weight.t()" if weight.shape[0] == input.shape[-1] else "they are the features, D"
+        )
+        raise RuntimeError(
+            f"input and linear_weight must have the same last dimension, got {shape(input)} and {shape(weight)}: {fix}"
+        )
+    if weight.dim() > 2 and input.dim() == 1:
+        raise RuntimeError(
+            f"linear_weight of shape {shape(weight)} needs a batch, (N, {input.shape[0]}), got {shape(input)}"
+        )
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:-1]):
+        got = shape(bias) if isinstance(bias, Tensor) else type(bias).__name__
+        raise RuntimeError(
+            f"linear_bias must have shape {tuple(weight.shape[:-1])} for such a linear_weight, got {got}"
+        )
+    check_logits_dtype(input)
+    for name, value in (("linear_weight", weight), ("linear_bias", bias)):
+        if isinstance(value, Tensor) and value.dtype != input.dtype and not under_autocast(input.device):
+            raise RuntimeError(
+                f"{name} must have the dtype of input, {input.dtype}, got {value.dtype}: convert one of them"
+            )
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """Cast as autocast would for the product."""
+    device = tensors[0].device if tensors[0] is not None else torch.device("cpu")
+    if not under_autocast(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device.type)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _say_where(target: Tensor | Teacher, call: _Call) -> None:
+    """Raise the IndexError of a class out of range with its place in the caller's target, whose rows were laid side by side."""
+    if isinstance(target, Tensor) and call.target.indices:
+        values = target.long()
+        if call.shift:
+            values = values.clone()
+            values[..., : call.shift] = call.target.ignore_index  # labels of no row
+        call.target._replace(values=values).raise_if_out_of_range(call.head.shape[0])
+
+
+def _side_by_side(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Lay hidden states out as ``(N, D)``, and the matrix and bias of all classes as ``(C·d1·..., D)`` and one dimension."""
+    rows, columns, features = prod(input.shape[:-1]), prod(weight.shape[:-1]), input.shape[-1]
+    return input.reshape(rows, features), weight.reshape(columns, features), None if bias is None else bias.reshape(-1)
+
+
+def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teacher:
+    """Check a teacher and lay it out as the student's head; it is a constant, whatever it requires."""
+    if teacher.input.shape[:-1] != input.shape[:-1] or tuple(teacher.weight.shape[:-1]) != classes:
+        raise RuntimeError(
+            f"the teacher must have input of shape {(*input.shape[:-1], 'D')} and weight of shape {(*classes, 'D')}, got "
+            f"{shape(teacher.input)} and {shape(teacher.weight)}"
+        )
+    if teacher.input.shape[-1] != teacher.weight.shape[-1]:
+        raise RuntimeError(
+            "the teacher's input and weight must have the same last dimension, got "
+            f"{shape(teacher.input)} and {shape(teacher.weight)}"
+        )
+    if not teacher.temperature > 0:
+        raise ValueError(f"the teacher's temperature must be positive, got {teacher.temperature}")
+    if teacher.bias is not None and tuple(teacher.bias.shape) != classes:
+        raise RuntimeError(f"the teacher's bias must have shape {classes}, got {shape(teacher.bias)}")
+    head = _side_by_side(*_autocast(*(None if t is None else t.detach() for t in teacher[:3])))
+    return Teacher(*head, teacher.temperature)
+
+
+def _shifted(target: Tensor, lead: tuple[int, ...], shift: int, ignore_index: int) -> Tensor:
+    """Move class indices ``shift`` positions to the front; what has no label any more is ignored."""
+    if not isinstance(shift, int) or isinstance(shift, bool) or shift < 0:
+        type_error("shift", "an int of at least 0", shift)
+    if shift == 0:
+        return target
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != torch.Size(lead) or not lead:
+        raise RuntimeError(
+            f"shift moves class indices of shape {lead} along their last dimension, got a target of shape "
+            f"{shape(target)} and dtype {target.dtype}: leave shift out where the target belongs to each row already"
+        )
+    if shift >= lead[-1]:
+        raise ValueError(f"shift must be less than the {lead[-1]} positions of input, got {shift}")
+    return F.pad(target.long()[..., shift:], (0, shift), value=ignore_index)
+
+
+def _rows_of(laid_out: Tensor | None, given: Tensor | None, size: int, classes: tuple[int, ...]) -> Tensor | None:
+    """Lay a bias or mask of the logits' shape out by rows; one of ``(C)`` is that already."""
+    if laid_out is None or given is None:
+        return None
+    return given if given.dim() == 1 and given.shape == classes[:1] else given.reshape(size, *classes)
+
+
+def _row_factors(
+    u: Tensor | None, like: Tensor, lead: tuple[int, ...], classes: tuple[int, ...], shift: int
+) -> Tensor | None:
+    if u is None:
+        return None
+    rows = like.select(len(lead), 0)
+    if shift:
+        rows = rows[..., : lead[-1] - shift]
+    u = weights_of_rows(u, rows.to(torch.promote_types(like.dtype, torch.float32)), whole=True)
+    return (F.pad(u, (0, shift)) if shift else u).reshape(prod(lead), *classes[1:])
+
+
+# --- ways -------------------------------------------------------------------------------------------------------------
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _at_once(call: _Call) -> str:
+    """Say why the logits of all rows are formed at once, in operations that autograd knows; "" if they are not."""
+    head, target, denominator = call.head, call.target, call.mean.denominator
+    given = (*head[:3], *target[:4], call.mean.sample_weight, denominator if isinstance(denominator, Tensor) else None)
+    if why := transformed(*given):
+        return why
+    if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
+        return "probabilities, class weights or a logit_bias that require grad"
+    return "few logits" if _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes) else ""
+
+
+def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
+    return logits <= FEW and logits * input.dtype.itemsize <= max_bytes
+
+
+def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -> bool:
+    """Recognise a call of few logits with nothing unusual about it, where understanding it would take longer than the rest."""
+    return (
+        type(target) is Tensor
+        and isinstance(input, Tensor)
+        and isinstance(weight, Tensor)
+        and input.dim() == weight.dim() == 2
+        and input.shape[1] == weight.shape[1]
+        and input.dtype == weight.dtype
+        and target.dim() == 1
+        and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
+        and type(max_bytes) is int
+        and _few(input.shape[0] * weight.shape[0], input, max_bytes)
+    )
+
+
+def _loss(call: _Call, reduction: Reduction) -> Tensor:
+    if _at_once(call):
+        loss = _loss_at_once(call, reduction)
+        return call.rows_back(loss) if reduction == "none" else loss
+    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
+    if reduction == "none" or scaled_later or _wants_grad(call.mean.sample_weight):
+        rows = _rows(call, False)[0][0]
+        loss = reduce_rows(rows, _row_weights(call), reduction, call.mean).to(call.dtype)
+        loss = call.rows_back(loss) if reduction == "none" else loss
+    else:
+        loss = _reduced(call, reduction).to(call.dtype)
+    if functional.watcher is not None and not torch.compiler.is_compiling():
+        _show(call, loss, reduction)
+    return loss
+
+
+def _show(call: _Call, loss: Tensor, reduction: Reduction) -> None:
+    """Show whoever looks on the loss of all rows and the logits of some, evenly spread over those that count."""
+    assert functional.watcher is not None
+    head, target = call.head, call.target
+    rows = counted(head, target)
+    if rows is None or len(rows) == 0:
+        rows = torch.arange(head.input.shape[0], device=head.input.device)
+    rows = rows[:: ceil(len(rows) / SHOWN) or 1]
+    with torch.no_grad():
+        logits = F.linear(take(head.input, rows), head.weight, head.bias).view(-1, *head.shape)
+    described = block_target(call.plan(), rows, head.shape)
+    averaged = reduction == "mean" and call.mean.sample_weight is None and call.mean.denominator is None
+    functional.watcher(logits, logits, described, loss, averaged)
+
+
+def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
+    """Form all logits, and a target for them."""
+    logits = F.linear(*head[:3]).view(-1, *head.shape)
+    if plan.teacher is None:
+        return logits, plan.target
+    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape))
+
+
+def _loss_at_once(call: _Call, reduction: Reduction) -> Tensor:
+    logits, described = _logits(call.head, call.plan())
+    impl = call.impl if call.named else None
+    return reduced_cross_entropy(logits, logits, described, reduction, call.mean, call.dtype, False, impl)
+
+
+def _statistics_at_once(call: _Call) -> tuple[Tensor, Tensor]:
+    told, row_weights = statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
+    return told, row_weights[1]
+
+
+def _row_weights(call: _Call) -> Tensor:
+    """Compute what each row adds to the divisor of a mean."""
+    target, dtype = call.target, torch.promote_types(call.head.input.dtype, torch.float32)
+    if not target.indices:
+        return torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
+    valid = target.values != target.ignore_index
+    if target.weight is None:
+        return valid.to(dtype)
+    y = target.values.clamp(0, call.head.shape[0] - 1)
+    return target.weight.to(dtype)[y].masked_fill(~valid, 0.0)
+
+
+def _rows(call: _Call, statistics: bool) -> tuple[Tensor, Tensor]:
+    """Compute the stack of the rows' losses or statistics, in blocks."""
+    again = Again(_statistics_again if statistics else _rows_again)
+    rows: tuple[Tensor, Tensor] = LinearRows.apply(*flat(call.head, call.plan()), again, statistics)
+    return rows
+
+
+def _rows_again(head: Head, plan: Plan, sample_weight: Tensor | None = None, reduction: Reduction = "none") -> Tensor:
+    logits, described = _logits(head, plan)
+    dtype, mean = torch.promote_types(logits.dtype, torch.float32), Mean(sample_weight)
+    loss = reduced_cross_entropy(logits, logits, described, reduction, mean, dtype)
+    return loss.unsqueeze(0) if reduction == "none" else loss
+
+
+def _statistics_again(head: Head, plan: Plan) -> Tensor:
+    return statistics_of(*_logits(head, plan), None)[0]
+
+
+def _sum_again(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
+    return _rows_again(head, plan, factor, "sum") / divisor
+
+
+def _reduced(call: _Call, reduction: Reduction) -> Tensor:
+    """Compute a sum or a mean in blocks, with the gradients on the way."""
+    factor, given, empty = call.mean
+    wide = torch.promote_types(call.head.input.dtype, torch.float32)
+    divisor = torch.ones((), dtype=wide, device=call.head.input.device)
+    later = isinstance(given, Tensor) and given.requires_grad
+    if reduction == "mean" and not later:
+        if given is None:
+            weights = _row_weights(call)
+            divisor = ordered_sum(weights if factor is None else weights * factor)
+        else:
+            divisor = torch.as_tensor(given, dtype=wide, device=divisor.device)
+    nothing = divisor == 0
+    by = divisor.masked_fill(nothing, torch.inf)
+
+    needs = tuple(_wants_grad(t) for t in call.head[:3])
+    loss: Tensor = LinearCrossEntropy.apply(*flat(call.head, call.plan()), factor, by, Again(_sum_again), needs)[0]
+    if later:
+        assert given is not None
+        return divide(loss, given, empty)
+    return loss if reduction == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)

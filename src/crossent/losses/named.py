@@ -1,0 +1,366 @@
+"""The family's members that have names of their own: a few lines each, over the two losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossent.core.penalties import BalancedFocal, Focal
+from crossent.core.target import SPECIAL, check_logits_dtype, class_axis, describe, shape, type_error
+from crossent.impl.eager import compute_dtype, distribution, ignored_rows, row_weights
+from crossent.losses.softmax import (
+    Mean,
+    binary_cross_entropy_with_logits,
+    check_mean,
+    cross_entropy,
+    read_reduction,
+    reduce_rows,
+    reduced_cross_entropy,
+    result_dtype,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from crossent.losses.softmax import BinaryOptions, CrossEntropyOptions
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    **options: Unpack[CrossEntropyOptions],
+) -> Tensor:
+    """Compute the softmax focal loss, ``-(1-p)^γ log p`` of the target's class: cross entropy that cares less about what is known.
+
+    ``cross_entropy`` with ``penalty=Focal(γ)``. A class weight multiplies the loss and leaves ``p`` what it is, soft targets
+    mix the losses of the classes, and ``γ < 1`` is as finite as any.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        target: class indices or probabilities, as in :func:`crossent.cross_entropy`.
+        gamma: ``γ``, at least 0, where it is cross entropy.
+        weight: ``(C)``, the paper's ``α``, one number a class.
+        options: what :func:`crossent.cross_entropy` takes by keyword.
+
+    Returns:
+        The loss, as :func:`crossent.cross_entropy` returns it.
+
+    >>> focal_loss(torch.tensor([[0.1, 0.7, 0.2]]).log(), torch.tensor([1]))
+    tensor(0.0321)
+
+    See also: :func:`sigmoid_focal_loss` for object detection; :class:`crossent.Focal`; :class:`crossent.FocalLoss`.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", 2017.
+    """
+    return cross_entropy(input, target, weight, penalty=Focal(gamma), **options)
+
+
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    **options: Unpack[BinaryOptions],
+) -> Tensor:
+    """Compute the focal loss of object detection: ``α t f(σ(x)) + (1-α) (1-t) f(σ(-x))`` with ``f = -(1-p)^γ log p``.
+
+    The arguments are torchvision's, with its default of no reduction. For targets strictly between 0 and 1, where torchvision
+    mixes the probabilities before it takes the power, this is the mixture of the losses.
+
+    Args:
+        input: logits of any shape.
+        target: the probability of "yes" for each, floating, of the same shape.
+        alpha: ``α`` in [0, 1]; None or, as in torchvision, a negative number for none.
+        gamma: ``γ``, at least 0.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``. Object detectors divide the sum by the number of boxes:
+            ``reduction="mean"`` with ``denominator``.
+        options: what :func:`crossent.binary_cross_entropy_with_logits` takes by keyword.
+
+    Returns:
+        The loss of every element, or 0-d, in the dtype of the target.
+
+    >>> sigmoid_focal_loss(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))
+    tensor([0.0433, 1.2376])
+
+    See also: :func:`focal_loss` where exactly one class is true; :class:`crossent.SigmoidFocalLoss`.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", 2017; ``torchvision.ops.sigmoid_focal_loss``.
+    """
+    penalty = sigmoid_focal(alpha, gamma)
+    return binary_cross_entropy_with_logits(input, target, reduction=reduction, penalty=penalty, **options)
+
+
+def sigmoid_focal(alpha: float | None, gamma: float) -> Focal | BalancedFocal:
+    """Make the penalty of the sigmoid focal loss; None or, as in torchvision, a negative ``α`` is none."""
+    return Focal(gamma) if alpha is None or alpha < 0 else BalancedFocal(gamma, alpha)
+
+
+def multilabel_cross_entropy(
+    input: Tensor,
+    labels: Tensor | Sequence[Iterable[int]],
+    weight: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    out_dtype: torch.dtype | None = None,
+    dim: int | None = None,
+    inplace_backward: bool = False,
+    impl: str | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Compute the softmax cross entropy of rows with several labels: ``t = 1/M`` on each of a row's M labels.
+
+    Classes compete for one probability, so an image of two things is best described by one half each. Rows without a label are
+    ignored: no loss, no gradient whatever their logits hold, no share in the mean.
+
+    Args:
+        input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        labels: zeros and ones of the logits' shape and any dtype, or any amounts, of which ``t`` is the share; or for logits
+            ``(N, C)`` a list of N lists of class indices, of any length.
+        weight: class weights ``c``, ``(C)``.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, over the rows that have labels.
+        label_smoothing: ``ε`` in [0, 1].
+        sample_weight: a factor for each row, in the mean's divisor too.
+        denominator: replaces what the mean divides by.
+        empty: what the mean over nothing is, ``"nan"`` or ``"zero"``.
+        out_dtype: dtype of the result.
+        dim: the class dimension.
+        inplace_backward: as in :func:`crossent.cross_entropy`.
+        impl: as in :func:`crossent.cross_entropy`.
+        settings: ``penalty``, ``temperature``, ``softcap``, ``logit_bias``, ``margin``, ``class_mask``, ``z_loss`` of
+            :func:`crossent.cross_entropy`.
+
+    Returns:
+        The loss, 0-d, or of the shape of the rows for ``reduction="none"``, in the dtype of the logits (promoted with labels that
+        are floating).
+
+    Raises:
+        IndexError: a label out of range.
+        RuntimeError: labels of another shape.
+
+    >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.3, 0.3, 0.4]]).log()
+    >>> multilabel_cross_entropy(logits, [[0, 2], []])
+    tensor(1.9560)
+    >>> multilabel_cross_entropy(logits, torch.tensor([[1, 0, 1], [0, 0, 0]]))
+    tensor(1.9560)
+
+    See also: :func:`crossent.binary_cross_entropy_with_logits`, in which classes do not compete;
+    :class:`crossent.MultilabelCrossEntropyLoss`.
+
+    Source: Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", 2018.
+    """
+    if not isinstance(input, Tensor):
+        type_error("input", "a torch.Tensor", input)
+    check_logits_dtype(input)
+    reduction = read_reduction(reduction)
+    axis = class_axis(input, dim)
+    labels = labels if isinstance(labels, Tensor) else _multi_hot(labels, input)
+    if labels.shape != input.shape:
+        raise RuntimeError(
+            f"labels must have the shape of the logits {shape(input)}, one number for every class, got {shape(labels)}: "
+            "for class indices give a list with a list of them for every row"
+        )
+    amounts = labels.to(compute_dtype(input, labels))
+    total = amounts.sum(axis, keepdim=True)
+    t = amounts / total.masked_fill(total == 0, 1.0)
+    special = _special(**settings) if settings else None
+    logits, described = describe(input, t, weight, -100, label_smoothing, dim, special)
+    labelled = labels != 0
+    described = described._replace(valid=labelled.any(axis, keepdim=input.dim() == 1))
+    floating = (labels,) if labels.is_floating_point() else ()
+    dtype = result_dtype(input, (*floating, weight), out_dtype)
+    mean = Mean(sample_weight, denominator, empty)
+    return reduced_cross_entropy(input, logits, described, reduction, mean, dtype, inplace_backward, impl)
+
+
+def _special(**settings: Any) -> dict[str, Any]:
+    """Complete the settings of cross entropy that torch does not have."""
+    known = SPECIAL["cross_entropy"]
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"there is no argument {name!r}: beside those of torch there are {', '.join(known)}")
+    return known | settings
+
+
+def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
+    """Write one list of class indices a row as a row of zeros and ones."""
+    if logits.dim() != 2 or isinstance(labels, (str, bytes)):
+        raise RuntimeError(
+            f"labels must be a tensor of the logits' shape {shape(logits)}: lists are for logits of shape (N, C) only"
+        )
+    num_rows, num_classes = logits.shape
+    rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in labels]
+    if len(rows) != num_rows:
+        raise RuntimeError(
+            f"labels must have a list for every row of the logits {shape(logits)}, got {len(rows)} lists"
+        )
+    at = [(i, int(k)) for i, row in enumerate(rows) for k in row]
+    for i, k in at:
+        if not 0 <= k < num_classes:
+            raise IndexError(
+                f"labels must lie in [0, {num_classes}) for logits with {num_classes} classes; got {k} in row {i}: "
+                "leave out what is no label"
+            )
+    hot = torch.zeros(num_rows, num_classes, dtype=torch.bool)
+    if at:
+        hot[tuple(torch.tensor(at).unbind(1))] = True
+    return hot.to(logits.device)
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    target: Tensor | None = None,
+    alpha: float = 0.5,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    out_dtype: torch.dtype | None = None,
+    dim: int | None = None,
+    teacher_grad: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    """Compute how far a student is from its teacher: ``T² KL(q‖p)``, ``q = softmax(teacher / T)``, ``p = softmax(student / T)``.
+
+    The gradient is ``T (p - q)``: the factor ``T²`` keeps its size while T is tuned. A row is summed over its classes and the mean
+    is over rows, as ``"batchmean"`` of ``torch.nn.KLDivLoss``, whose ``"mean"`` divides by the number of classes as well; here no
+    ``log_softmax`` is forgotten on one side and no factor on the other.
+
+    With a target it is ``α`` times that plus ``1 - α`` times the cross entropy of the student with the target, at temperature 1.
+
+    Args:
+        student_logits: ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+        teacher_logits: of the same shape and any floating dtype. Taken as constant, whether or not they require grad, unless
+            ``teacher_grad``: a teacher that is trained towards its student is rarely meant.
+        temperature: ``T``, positive, of the first part.
+        target: class indices or probabilities, of the second part.
+        alpha: ``α`` in [0, 1], the share of the first part if there is a second.
+        weight: class weights of the second part, whose mean they divide.
+        ignore_index: rows with this index count for nothing, in both parts.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``, of both parts. The first part's mean is over the rows that count.
+        label_smoothing: ``ε`` of the second part.
+        sample_weight: a factor for each row, in both parts.
+        denominator: replaces what both means divide by.
+        empty: what the mean over nothing is, ``"nan"`` or ``"zero"``.
+        out_dtype: dtype of the result.
+        dim: the class dimension.
+        teacher_grad: differentiate in the teacher's logits too.
+        impl: as in :func:`crossent.cross_entropy`.
+
+    Returns:
+        The loss, 0-d, or of the shape of the rows for ``reduction="none"``, in the dtype of the student's logits.
+
+    >>> distillation_loss(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.1, 0.9]]).log())
+    tensor(0.3681)
+
+    See also: :func:`crossent.cross_entropy` with the teacher's probabilities as target: the same gradient, at T = 1, and a value
+    that is larger by the teacher's entropy; :class:`crossent.DistillationLoss`.
+
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    for name, value in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
+        if not isinstance(value, Tensor):
+            type_error(name, "a torch.Tensor", value)
+    if teacher_logits.shape != student_logits.shape:
+        raise ValueError(
+            f"teacher_logits must have the shape of student_logits {shape(student_logits)}, got {shape(teacher_logits)}"
+        )
+    if not teacher_logits.is_floating_point():
+        raise RuntimeError(f"teacher_logits must be floating, got {teacher_logits.dtype}: give class indices as target")
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}: it is the share of the teacher's part")
+    reduction, mean = read_reduction(reduction), Mean(sample_weight, denominator, empty)
+    check_mean(reduction, mean)
+    special = _special(temperature=temperature)
+    axis, dtype = class_axis(student_logits, dim), result_dtype(student_logits, (), out_dtype)
+    logits, described = describe(student_logits, student_logits, None, -100, 0.0, dim, special)
+    teacher = teacher_logits if teacher_grad else teacher_logits.detach()
+    teacher = teacher.unsqueeze(0) if teacher.dim() == 1 else teacher.movedim(axis, 1)
+    valid = None
+    if target is not None:
+        _, hard = describe(student_logits, target, weight, ignore_index, label_smoothing, dim)
+        ignored = ignored_rows(hard)
+        valid = None if ignored is None else ~ignored.squeeze(1)
+    q, entropy = distribution(teacher, valid, described.rule.temperature)
+    described = described._replace(values=q, valid=valid)
+    cross = reduced_cross_entropy(logits, logits, described, "none", Mean(), q.dtype, False, impl)
+    rows, row_weight = temperature**2 * (cross - entropy), row_weights(logits, described, False)
+    if student_logits.dim() == 1:
+        rows, row_weight = rows.squeeze(0), row_weight.squeeze(0)
+    loss = reduce_rows(rows, row_weight, reduction, mean)
+    if target is not None:
+        hard_loss = cross_entropy(
+            student_logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+            sample_weight=sample_weight, denominator=denominator, empty=empty, out_dtype=loss.dtype, dim=dim, impl=impl,
+        )  # fmt: skip
+        loss = alpha * loss + (1 - alpha) * hard_loss
+    return loss.to(dtype)
+
+
+def contrastive_cross_entropy(
+    a: Tensor,
+    b: Tensor,
+    scale: float | Tensor = 1.0,
+    offset: int = 0,
+    *,
+    label_smoothing: float = 0.0,
+    impl: str | None = None,
+) -> Tensor:
+    """Find every vector's partner: the cross entropy of the logits ``scale · a bᵀ``, where row i belongs to column ``i + offset``.
+
+    As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
+    vectors against everybody's, ``offset`` vectors before its own): the rows only; exchange the two sets yourself and average.
+
+    Args:
+        a: ``(N, D)``, usually of length 1: ``torch.nn.functional.normalize(a, dim=-1)``.
+        b: ``(M, D)`` with ``M >= N``.
+        scale: one over the temperature; a 0-d tensor to learn it, such as ``log_scale.exp()``.
+        offset: the column of the first row's partner.
+        label_smoothing: ``ε`` in [0, 1].
+        impl: as in :func:`crossent.cross_entropy`.
+
+    Returns:
+        The mean loss, 0-d, in the dtype of the logits.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        IndexError: partners beyond the columns.
+
+    >>> contrastive_cross_entropy(torch.eye(3), torch.eye(3), scale=10.0)
+    tensor(9.0796e-05)
+
+    See also: :func:`crossent.cross_entropy` with ``logit_bias`` for negatives that are sampled with known frequencies.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+    """
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Tensor):
+            type_error(name, "a torch.Tensor of shape (N, D)", value)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have shapes (N, D) and (M, D), got {shape(a)} and {shape(b)}: one vector a row")
+    if not 0 <= offset <= b.shape[0] - a.shape[0]:
+        raise IndexError(
+            f"the partners of the {a.shape[0]} rows of a must lie among the {b.shape[0]} rows of b, "
+            f"got offset={offset}: it is the number of rows in b before the partner of a's first"
+        )
+    partner = torch.arange(offset, offset + a.shape[0], device=a.device)
+    logits = scale * (a @ b.T)
+    loss = cross_entropy(logits, partner, label_smoothing=label_smoothing, impl=impl)
+    if a.shape[0] != b.shape[0]:
+        return loss
+    return (loss + cross_entropy(logits.T, partner, label_smoothing=label_smoothing, impl=impl)) / 2

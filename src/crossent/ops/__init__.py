@@ -1,0 +1,1 @@
+"""The ``torch.library`` operators and the autograd Functions over them; nothing else knows them."""

@@ -1,0 +1,1 @@
+"""The tools for people: what ``crossent`` does on a command line, and the functions behind it."""

@@ -1,0 +1,191 @@
+"""``crossent check`` and ``crossent rule``. It imports click and nothing else until one runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossent.tools.errors import Unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crossent.tools.check.cards import Findings
+    from crossent.tools.check.facts import Facts
+    from crossent.tools.files import Pair
+
+EPILOG = """\b
+Exit codes: 0 nothing wrong was found, 1 an error was (with --strict a warning
+is enough), 2 wrong use or a file that cannot be read.
+
+\b
+Examples:
+  crossent check preds.npz
+  crossent check logits.npy labels.npy --weight 1,1,200 --label-smoothing 0.1
+  crossent check mask_logits.npy masks.npy --task binary
+  crossent check lm.safetensors --task lm --shift --losses losses.csv
+  crossent rule CE101
+"""
+
+
+@click.command("check", epilog=EPILOG)
+@click.argument("logits", metavar="LOGITS")
+@click.argument("labels", metavar="[LABELS]", required=False)
+@click.option(
+    "--task",
+    type=click.Choice(["multiclass", "binary", "multilabel", "lm"]),
+    default="multiclass",
+    help="A softmax a row, a sigmoid a logit (binary, multilabel), or a softmax a token of (B, T, V).  [multiclass]",
+)
+@click.option("--class-dim", "dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]")
+@click.option(
+    "--ignore-index", type=float, metavar="N", help="The label that counts for nothing.  [-100; none for binary]"
+)
+@click.option("--weight", metavar="W,W,...", help="Class weights of the loss, or a file of them.")
+@click.option("--pos-weight", metavar="W,W,...", help="The same of the binary loss.")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1), metavar="E", help="Of the loss.  [0]")
+@click.option("--shift", is_flag=True, help="The loss pairs position t with the label of t + 1 (lm).")
+@click.option("--inputs", metavar="FILE", help="The token ids that the model saw (lm).")
+@click.option(
+    "--micro-batch", type=click.IntRange(1), metavar="N", help="Rows that the loss is averaged over at a time."
+)
+@click.option("--losses", metavar="FILE", help="Values of the loss in the order of training.")
+@click.option(
+    "--loss-dtype", metavar="NAME", help="Such as float32, where the loss is not computed in the logits' dtype."
+)
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(logits: str, labels: str | None, strict: bool, as_json: bool, **options: Any) -> None:
+    """Find the usual mistakes around a cross entropy in the values it is given.
+
+    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .jsonl, .safetensors, .pt or .parquet files. One file may hold both, under
+    their usual names or as FILE::NAME. A file larger than memory is fine. What is found was seen; no finding is not proof.
+    """
+    from crossent.tools.files import FileError, open_pair
+
+    try:
+        pair = open_pair(logits, labels)
+        for note in pair.notes:
+            click.echo(note, err=True)
+        facts, findings = _checked(pair, options)
+    except FileError as error:
+        raise Unreadable(str(error)) from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if pair.labels is None:
+        click.echo("There are no labels: only rules about the logits alone can find anything.", err=True)
+    _print(pair, facts, findings, as_json)
+    failed = findings.errors or (strict and findings.count("warning") > 0)
+    click.get_current_context().exit(int(failed))
+
+
+def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
+    from crossent.tools.check.cards import look
+    from crossent.tools.check.facts import survey
+    from crossent.tools.check.rules import VALUES
+    from crossent.tools.check.run import read
+    from crossent.tools.progress import Bar
+
+    for name in ("weight", "pos_weight", "inputs", "losses"):
+        if options[name] is not None:
+            options[name] = _numbers(options[name], options["task"] if name == "inputs" else "")
+    if options["losses"] is not None:
+        options["losses"] = options["losses"].reshape(-1)
+    with Bar() as bar:
+        facts = survey(pair.logits, pair.labels, read(options), bar)
+    return facts, look(VALUES.values(), facts)
+
+
+def _numbers(said: str, task: str) -> Any:
+    """Read numbers separated by commas, or the one array of a file."""
+    import numpy as np
+
+    from crossent.tools.files import LABELS, FileError, choose, open_store, split
+
+    try:
+        return np.array([float(value) for value in said.split(",")])
+    except ValueError:
+        pass
+    if "." not in said:
+        raise FileError(f"{said!r}: neither numbers separated by commas nor a file")
+    path, key = split(said)
+    store = open_store(path)
+    table = store.table(
+        choose(path, store, key, ("input_ids", "inputs", *LABELS) if task else ("loss", "losses"), "numbers")
+    )
+    return table.rows(0, len(table))
+
+
+def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:
+    from crossent.tools.check.rules import VALUES
+    from crossent.tools.check.terminal import show
+
+    if as_json:
+        click.echo(json.dumps(document(pair, facts, findings), indent=1, allow_nan=False))
+        return
+    size = f"{facts.rows:,} row{'s' * (facts.rows != 1)}" + (f" of {facts.C:,} classes" if facts.C > 1 else "")
+    ignored = f" ({facts.target.ignored:,} labels ignored)" if facts.target.ignored else ""
+    show(findings, size + ignored, len(VALUES))
+
+
+def document(pair: Pair, facts: Facts, findings: Findings) -> dict[str, Any]:
+    """Give findings and the numbers behind them as one object of plain data."""
+    from crossent.tools.check.cards import REMARK, SEVERITIES
+    from crossent.tools.check.rules import VALUES
+    from crossent.tools.check.rules.course import levels
+
+    of_labels = levels(facts)
+    return {
+        "schema": "crossent.check/1",
+        "logits": {"name": pair.logits.name, "shape": list(pair.logits.shape), "dtype": pair.logits.dtype},
+        "labels": None
+        if pair.labels is None
+        else {"name": pair.labels.name, "shape": list(pair.labels.shape), "dtype": pair.labels.dtype},
+        "task": facts.options.task,
+        "rows": facts.rows,
+        "classes": facts.C,
+        "ignored": facts.target.ignored,
+        "nll_nats_mean": _finite(facts.loss.loss.value),
+        "ln_classes": _finite(of_labels.start),
+        "prior_entropy": _finite(of_labels.prior),
+        "double_softmax_floor": _finite(of_labels.floor),
+        "rules": list(VALUES),
+        "counts": {kind: findings.count(kind) for kind in SEVERITIES},
+        "findings": [finding.to_dict() for finding in findings],
+        "remark": REMARK,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    from math import isfinite
+
+    return value if value is not None and isfinite(value) else None
+
+
+@click.command("rule")
+@click.argument("name", metavar="[ID]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rule(name: str | None, as_json: bool) -> None:
+    """Explain a rule of check or check_loss, or list them all."""
+    from crossent.tools.check.rules import CARDS
+
+    if name is not None and name.upper() not in CARDS:
+        raise click.BadParameter(f"no rule is called {name!r}; there are {', '.join(CARDS)}", param_hint="ID")
+    cards = list(CARDS.values()) if name is None else [CARDS[name.upper()]]
+    if as_json:
+        from dataclasses import asdict
+
+        click.echo(json.dumps({"schema": "crossent.rule/1", "rules": [asdict(card) for card in cards]}, indent=1))
+        return
+    _print_cards(cards, all=name is None)
+
+
+def _print_cards(cards: Sequence[Any], all: bool) -> None:
+    from crossent.tools.check.terminal import show_card, show_cards
+
+    if all:
+        show_cards(cards)
+    else:
+        show_card(cards[0])

@@ -1,0 +1,217 @@
+"""``crossent.debug``: looks at the first batches of a training run, and at where its loss goes.
+
+It is off unless asked for, here or by ``CROSSENT_DEBUG=1`` in the environment. It looks at plain tensors of eager calls only: not
+inside ``torch.compile``, transforms or fake tensors. Of ``linear_cross_entropy`` it sees the loss, and the logits of some rows.
+Reading values waits for a GPU; nothing else of a run changes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import crossent.losses.softmax as functional
+from crossent.core.target import BinaryTarget, Target
+from crossent.tools.check import run
+from crossent.tools.check.cards import REMARK, Findings, look
+from crossent.tools.check.facts import Facts, survey
+from crossent.tools.check.options import Options
+from crossent.tools.check.rules import VALUES, course
+
+AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
+_HERE = str(Path(__file__).parents[2])  # of the whole package
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class CheckWarning(UserWarning):
+    """What ``crossent.debug`` found."""
+
+
+class Site(NamedTuple):
+    """Where a loss is called, with which kind of target, and whether gradients are wanted there."""
+
+    file: str
+    line: int
+    kind: str
+    training: bool
+
+
+@dataclass
+class Course:
+    """What is known of the calls at one site."""
+
+    calls: int = 0
+    broken: bool = False  # a loss was nan or inf, and was looked at
+    losses: array[float] = field(default_factory=lambda: array("d"))
+    facts: Facts | None = None
+    said: set[str] = field(default_factory=set)
+
+
+class Debug:
+    """Looks on while it is switched on; a context manager that switches off at its end.
+
+    Attributes:
+        findings: what was found so far.
+    """
+
+    def __init__(self, first_n: int) -> None:
+        self.first_n = first_n
+        self.findings = Findings()
+        self._courses: dict[Site, Course] = {}
+        self._before = functional.watcher
+        functional.watcher = self
+
+    def off(self) -> None:
+        """Stop looking; whoever looked before does again."""
+        functional.watcher = self._before
+
+    def __enter__(self) -> Debug:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.off()
+
+    def __call__(
+        self, input: Tensor, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, averaged: bool
+    ) -> None:
+        """See one call: the logits as they came and laid out, the description of the target, and the loss, a mean or not."""
+        if not _plain(logits, target.values, loss):
+            return
+        kind = "binary" if isinstance(target, BinaryTarget) else "indices" if target.indices else "weights"
+        site = _site(kind)
+        known = self._courses.setdefault(site, Course())
+        known.calls += 1
+        value = float(loss.detach()) if loss.dim() == 0 else 0.0
+        if averaged and target.plain and loss.dim() == 0:
+            known.losses.append(value)
+        if known.calls <= self.first_n or (not isfinite(value) and not known.broken):
+            known.broken |= not isfinite(value)
+            # an axis that was named need not be guessed
+            self._look(site, known, logits, target, loss, None if input is logits else 1)
+        elif known.facts is not None and _again(len(known.losses)):
+            known.facts.options = replace(known.facts.options, losses=known.losses)
+            self._tell(site, known, look(course.RULES.values(), known.facts))
+
+    def _look(
+        self, site: Site, known: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None
+    ) -> None:
+        """Look at the values of one call."""
+        x, t = _rows(logits, target)
+        if x.numel():
+            options = _options(target, loss, known.losses if known.calls == 1 else [])
+            options = replace(options, dim=dim if x.shape == logits.shape else None)
+            known.facts = survey(run.table("logits", x), run.table("target", t), options)
+            self._tell(site, known, look(VALUES.values(), known.facts))
+        if known.calls == self.first_n and not known.said:
+            many = f"{self.first_n} batches" if self.first_n > 1 else "batch"
+            print(f"{site.file}:{site.line}: crossent found nothing in the first {many}. {REMARK}", file=sys.stderr)
+
+    def _tell(self, site: Site, known: Course, findings: Findings) -> None:
+        """Warn of what was not found here before."""
+        for finding in findings:
+            if finding.rule not in known.said:
+                known.said.add(finding.rule)
+                self.findings.append(finding)
+                warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
+
+
+def debug(first_n: int = 3) -> Debug:
+    """Check the first batches that every loss of this library is called with, and follow where the loss goes.
+
+    What is found is a :class:`crossent.tools.check.debug.CheckWarning` at the line that called the loss, once for each rule.
+    After the first batches only the value of the loss is read: whether it stays at ``ln C``, at the entropy of the labels, or
+    at the floor of two softmaxes, or far above them; and the first batch with a loss of nan or inf is looked at.
+    ``CROSSENT_DEBUG=1`` in the environment does the same without a change to the code, a larger number is ``first_n``.
+
+    Args:
+        first_n: how many calls of every line to look at.
+
+    Returns:
+        What looks, until its ``off()`` or, in a ``with`` statement, to the end of that.
+
+    >>> import crossent, warnings
+    >>> with warnings.catch_warnings(), crossent.debug() as seen:
+    ...     warnings.simplefilter("ignore")
+    ...     loss = crossent.cross_entropy(torch.randn(8, 3).softmax(1), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
+    >>> [finding.title for finding in seen.findings]
+    ['softmax before the loss']
+
+    See also: :func:`crossent.check` for arrays that are at hand.
+    """
+    if isinstance(first_n, bool) or not isinstance(first_n, int) or first_n < 1:
+        raise ValueError(f"first_n must be at least 1, got {first_n!r}: it is how many batches to look at")
+    return Debug(first_n)
+
+
+def from_environment() -> Debug | None:
+    """Read ``CROSSENT_DEBUG``."""
+    said = os.environ.get("CROSSENT_DEBUG", "").strip().lower()
+    if said in ("", "0", "false", "off", "no"):
+        return None
+    return Debug(int(said) if said.isdigit() and said != "1" else 3)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether these are tensors with values, outside of every transform."""
+    kinds = (Tensor, torch.nn.Parameter)
+    return all(type(t) in kinds and not t.is_meta for t in tensors) and not torch._C._are_functorch_transforms_active()
+
+
+def _rows(logits: Tensor, target: Target | BinaryTarget) -> tuple[Tensor, Tensor]:
+    """Give logits and target without what a mask leaves out; the elements of a binary loss are marked as ignored."""
+    values = target.values
+    if isinstance(target, BinaryTarget):
+        if target.mask is not None:
+            values = values.masked_fill(~target.mask.expand(values.shape), _ignored(target))
+        return logits, values
+    if target.valid is None:
+        return logits, values
+    rows = values if target.indices else values.movedim(1, -1)
+    return logits.movedim(1, -1)[target.valid], rows[target.valid]
+
+
+def _ignored(target: BinaryTarget) -> float:
+    return -100.0 if target.rule.ignore_index is None else target.rule.ignore_index
+
+
+def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float]) -> Options:
+    """Write what a call says as options of a check."""
+    rule = target.rule
+    settings: dict[str, Any] = {
+        "label_smoothing": rule.label_smoothing,
+        "ignore_index": rule.ignore_index,
+        "loss_dtype": str(loss.dtype).removeprefix("torch."),
+        "losses": losses,
+        "live": True,
+    }
+    if isinstance(target, Target):
+        return run.read({**settings, "weight": target.weight})
+    ignored = rule.ignore_index if target.mask is None else _ignored(target)
+    return run.read({**settings, "task": "binary", "pos_weight": target.pos_weight, "ignore_index": ignored})
+
+
+def _again(n: int) -> bool:
+    """Whether this is the hundredth value, or the two hundredth, and so on."""
+    return n >= AFTER and n % AFTER == 0 and (n // AFTER) & (n // AFTER - 1) == 0
+
+
+def _site(kind: str) -> Site:
+    """Find the line outside of this library and of torch that called the loss."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_HERE, _TORCH)) and frame.f_back is not None:
+        frame = frame.f_back
+    assert frame is not None
+    return Site(frame.f_code.co_filename, frame.f_lineno, kind, torch.is_grad_enabled())

@@ -1,0 +1,9 @@
+"""The rules: those of ``VALUES`` look at facts about logits, targets and losses, those of ``CUSTOM`` at a loss somebody wrote."""
+
+from crossent.tools.check.rules import course, custom, logits, target
+
+VALUES = dict(sorted({**logits.RULES, **target.RULES, **course.RULES}.items()))
+CUSTOM = custom.RULES
+CARDS = {name: rule.card for name, rule in (VALUES | CUSTOM).items()}
+
+__all__ = ["CARDS", "CUSTOM", "VALUES"]

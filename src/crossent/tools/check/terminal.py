@@ -1,0 +1,63 @@
+"""Findings and cards in the terminal, as wide as that is unless it is wider than is pleasant to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from crossent.tools.check.cards import REMARK, SEVERITIES, Card, Findings, paragraphs
+
+MOST = 100
+COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+
+
+def show(findings: Findings, looked_at: str, rules: int, console: Console | None = None) -> None:
+    """Print findings, and how many of what; or that nothing was found, which is no proof."""
+    console = _console(console)
+    for finding in findings:
+        console.print(_heading(finding.rule, finding.severity, finding.title))
+        for part in _parts(console, ("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)):
+            console.print(part)
+        console.print()
+    if findings:
+        said = ", ".join(_many(findings.count(kind), kind) for kind in SEVERITIES)
+        console.print(Text(f"{said} in {looked_at}."))
+    else:
+        console.print(Text(f"Nothing found in {looked_at} by {rules} rules."))
+        console.print(Text(REMARK, style="dim"))
+
+
+def show_card(card: Card, console: Console | None = None) -> None:
+    """Print a rule."""
+    console = _console(console)
+    console.print(_heading(card.id, card.severity, card.title))
+    for part in _parts(console, ("why", card.why), ("fix", card.fix), ("from", card.source)):
+        console.print(part)
+
+
+def show_cards(cards: Iterable[Card], console: Console | None = None) -> None:
+    """Print a line for every rule."""
+    console = _console(console)
+    for card in cards:
+        console.print(_heading(card.id, card.severity, card.title, style=""))
+
+
+def _console(console: Console | None) -> Console:
+    console = console or Console(highlight=False)
+    console.width = min(console.width, MOST)
+    return console
+
+
+def _many(n: int, kind: str) -> str:
+    return f"{n} {kind}{'' if n == 1 else 's'}"
+
+
+def _heading(rule: str, severity: str, title: str, style: str = "bold") -> Text:
+    return Text.assemble((rule, style), "  ", (f"{severity:<7}", COLOURS[severity]), "  ", (title, style))
+
+
+def _parts(console: Console, *parts: tuple[str, str]) -> Iterator[Text]:
+    for name, said in paragraphs(parts, console.width):
+        yield Text.assemble((f"  {name:<6}", "dim"), said)

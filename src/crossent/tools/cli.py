@@ -1,0 +1,88 @@
+"""The command line. It imports click and nothing else until a command runs, so that ``--help`` answers at once.
+
+Results go to the standard output, progress and notices to the standard error. Exit codes: 0 fine, 1 failed or
+interrupted, 2 used wrongly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from crossent._version import __version__
+from crossent.tools.check.command import check, rule
+from crossent.tools.explain.command import explain
+from crossent.tools.score.command import score
+from crossent.tools.train.command import train
+
+EXTRAS = {"plot": ("matplotlib",), "files": ("safetensors", "pyarrow"), "demo": ("matplotlib", "scikit-learn")}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="crossent")
+def main() -> None:
+    """The cross-entropy family for PyTorch: exact, fast, and able to explain itself."""
+    # A terminal that cannot write σ shows a question mark; that is no reason to lose a result.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+# --- info -------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+def info() -> None:
+    """Say which versions, implementations and extras are here, and why others are not."""
+    for title, facts in (("", _versions()), ("implementations", _implementations()), ("extras", _extras())):
+        if title:
+            click.echo(f"\n{title}")
+        for name, fact in facts.items():
+            click.echo(f"{'  ' if title else ''}{name:<{12 - 2 * bool(title)}}  {fact}")
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import numpy as np
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "crossent": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",
+        "GPU": torch.cuda.get_device_name() if cuda else "none that torch can use",
+    }
+
+
+def _implementations() -> dict[str, str]:
+    from crossent import implementations
+
+    return {name: "available" if why is None else f"no: {why}" for name, why in implementations().items()}
+
+
+def _extras() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    def missing(package: str) -> bool:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return True
+        return False
+
+    said = {}
+    for extra, packages in EXTRAS.items():
+        lacking = [package for package in packages if missing(package)]
+        said[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
+    return said
+
+
+for command in (explain, check, rule, score, train):
+    main.add_command(command)

@@ -1,0 +1,143 @@
+"""``crossent explain``: the losses of one row, typed in or taken from a file. It imports click and nothing else until it runs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossent.tools.errors import Unreadable
+from crossent.tools.explain.catalogue import ALIASES, CARDS, DEFAULT
+
+if TYPE_CHECKING:
+    from crossent.tools.files import Table
+
+_LOSSES = "\n".join(f"  {name:<20}{card.about}" for name, card in CARDS.items())
+_EXAMPLES = """\
+  crossent explain --logits 2,1,.1 --target 0
+  crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist
+  crossent explain preds.npz --row 17"""
+_ALIASES = "\n".join(f"  {alias:<20}{name}" for alias, name in ALIASES.items())
+
+
+def read_target(text: str) -> Any:
+    """Read a class index, several, or weights; what is no number is a class name.
+
+    >>> read_target("2"), read_target("0,2"), read_target("0.5,0.5,0"), read_target("cat")
+    (2, [0, 2], [0.5, 0.5, 0.0], 'cat')
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    for kind in (int, float, str):
+        with suppress(ValueError):
+            values = [kind(word) for word in words]
+            return values[0] if len(values) == 1 else values
+
+
+@click.command(
+    "explain", epilog=f"\b\nLosses:\n{_LOSSES}\n\n\b\nOther names:\n{_ALIASES}\n\n\b\nExamples:\n{_EXAMPLES}"
+)
+@click.argument("file", required=False)
+@click.argument("labels", required=False)
+@click.option("--logits", metavar="X,X,...", help="The logits of one row, instead of a FILE.")
+@click.option(
+    "--target",
+    metavar="T",
+    help="A class index or name; several: 0,2; or one weight for each class: 0.9,0.1,0.  [the label in the FILE]",
+)
+@click.option("--row", type=click.IntRange(0), metavar="N", help="The row of the FILE, the first being 0.")
+@click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
+@click.option("--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line.")
+@click.option("--step", type=float, default=1.0, metavar="X", help="Size of the gradient step.  [1]")
+@click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
+def explain(file: str | None, labels: str | None, row: int | None, as_json: bool, **said: Any) -> None:
+    """Show what each loss tells each class of one row.
+
+    For every class: the probability p, the target t, its term of the loss, the gradient, which way that pushes the logit, and p
+    after one gradient step.
+
+    Give the row as --logits and --target, or a FILE with logits, and LABELS unless they are in the same file, and --row. Files are
+    read as by crossent score.
+    """
+    from crossent.tools.explain.explanation import explain as compute
+
+    if (file is None) == (said["logits"] is None):
+        raise click.UsageError("give either --logits or a FILE" + ", not both" * (file is not None))
+    if file is None and row is not None:
+        raise click.UsageError("--row is the row of a FILE")
+    try:
+        given = {key: value for key, value in _read(**said).items() if value is not None}
+        arguments = {**(_from_file(file, labels, row) if file is not None else {}), **given}
+        if arguments.get("target") is None:
+            raise click.UsageError("which class is true? Give --target, or a file with labels")
+        explanation = compute(**arguments)
+    except ValueError as error:  # FileError is one
+        raise Unreadable(str(error)) from None
+    _show(explanation, as_json)
+
+
+def _read(
+    logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
+) -> dict[str, Any]:
+    """Read the texts of the options."""
+    from crossent.tools.words import numbers, words
+
+    return {
+        "logits": None if logits is None else numbers(logits),
+        "target": None if target is None else read_target(target),
+        "class_names": None if class_names is None else words(class_names),
+        "prior": None if prior is None else numbers(prior),
+        **others,
+    }
+
+
+def _from_file(path: str, labels: str | None, row: int | None) -> dict[str, Any]:
+    """Read a row's logits and its label, and how often each label occurs; say what was chosen."""
+    from crossent.tools.files import FileError, open_pair
+
+    pair = open_pair(path, labels)
+    for note in pair.notes:
+        click.echo(note, err=True)
+    if len(pair.logits.shape) != 2:
+        raise FileError(
+            f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}: "
+            "give the logits of one token or pixel to --logits, or save each as a row"
+        )
+    count = len(pair.logits)
+    if row is None or row >= count:
+        got = "none: say --row 0 for the first" if row is None else row
+        raise FileError(f"--row must name one of the {count} rows of {pair.logits.name}, counted from 0, got {got}")
+    found = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
+    if pair.labels is not None:
+        found["target"] = pair.labels.rows(row, row + 1)[0]
+        found["prior"] = _counts(pair.labels, pair.logits.shape[1])
+    return found
+
+
+def _counts(labels: Table, num_classes: int) -> Any:
+    """Count class indices a block at a time, those in range; None where labels are something else."""
+    import numpy as np
+
+    if len(labels.shape) != 1:
+        return None
+    counts = np.zeros(num_classes, np.int64)
+    for start in range(0, len(labels), 1 << 20):
+        block = labels.rows(start, start + (1 << 20))
+        with np.errstate(invalid="ignore"):
+            index = block.astype(np.int64)
+        if (index != block).any():
+            return None
+        counts += np.bincount(index[(index >= 0) & (index < num_classes)], minlength=num_classes)
+    return counts if counts.any() else None
+
+
+def _show(explanation: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(explanation.to_json())
+        return
+    from rich.console import Console
+
+    from crossent.tools.explain.terminal import show
+
+    show(explanation, Console(highlight=False))

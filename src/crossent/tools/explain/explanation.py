@@ -1,0 +1,334 @@
+"""``explain`` and what it returns: the numbers of every loss for one row, plain data that can be shown in several ways."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crossent import reference
+from crossent.reference import Array
+from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
+from crossent.tools.explain.losses import add, compute, objection, probabilities
+from crossent.tools.explain.target import Target, plain, read_target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import RenderableType
+
+    from crossent.tools.explain.plot import ExplanationDisplay
+
+SCHEMA = "crossent.explanation/1"
+
+
+@dataclass(frozen=True)
+class LossExplanation:
+    """One loss on one row; tuples have one number a class.
+
+    Attributes:
+        name: of the loss, as in ``crossent.explain.catalogue``.
+        p: what the loss takes as probabilities: softmax or sigmoid of the logits.
+        t: the target, as this loss uses it.
+        terms: what each class adds to the loss.
+        gradient: ``∂L/∂x``. Descent raises a logit whose derivative is negative.
+        logits_after: ``x - step · ∂L/∂x``.
+        p_after: their probabilities.
+        loss: the sum of the terms, in nats if the loss is a logarithm.
+    """
+
+    name: str
+    p: tuple[float, ...]
+    t: tuple[float, ...]
+    terms: tuple[float, ...]
+    gradient: tuple[float, ...]
+    logits_after: tuple[float, ...]
+    p_after: tuple[float, ...]
+    loss: float
+
+    @property
+    def card(self) -> Card:
+        """The loss in words."""
+        return CARDS[self.name]
+
+    @property
+    def bits(self) -> float | None:
+        """The loss in bits; None for a loss that is no logarithm."""
+        return self.loss / math.log(2) if self.card.nats else None
+
+    @property
+    def gradient_sum(self) -> float:
+        """``Σ ∂L/∂x``: 0 where what one class gains, the others lose."""
+        return add(self.gradient)
+
+    @property
+    def gradient_formula(self) -> str:
+        """The formula of the gradient; ``p - t`` is short for ``Σt · p - t``."""
+        formula, whole = self.card.gradient, math.isclose(add(self.t), 1)
+        return f"m · {formula} with m = Σ t" if formula == "p − t" and not whole else formula
+
+    @property
+    def push(self) -> tuple[str, ...]:
+        """Which way descent moves each logit: ``"up"``, ``"down"`` or ``"none"``."""
+        return tuple("up" if g < 0 else "down" if g > 0 else "none" for g in self.gradient)
+
+
+@dataclass(frozen=True)
+class References:
+    """Losses to compare with, in nats.
+
+    Attributes:
+        ln_classes: ``ln C``, where all classes are equally likely.
+        prior_entropy: ``H(π)`` of the class frequencies, if they were given: the best without looking at the input.
+        double_softmax_floor: ``ln(e + C - 1) - 1``, below which cross entropy after a softmax cannot fall.
+    """
+
+    ln_classes: float
+    prior_entropy: float | None
+    double_softmax_floor: float
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """What each loss tells each class of one row, and what one gradient step makes of it.
+
+    ``print`` it, end a notebook cell with it, ``plot`` it, or take its numbers: ``explanation["ce"].gradient``.
+
+    Attributes:
+        logits: ``x``.
+        class_names: one for each class.
+        labels: the classes that are true, or None if the target is weights.
+        weights: the target as one weight a class, before a loss makes its ``t`` of it.
+        step: the size of the gradient step.
+        losses: one for each loss.
+        references: losses to compare with.
+        notes: what was left out, and why.
+    """
+
+    logits: tuple[float, ...]
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...] | None
+    weights: tuple[float, ...]
+    step: float
+    losses: tuple[LossExplanation, ...]
+    references: References
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> LossExplanation:
+        (card,) = cards([name])
+        for loss in self.losses:
+            if loss.name == card.name:
+                return loss
+        raise KeyError(f"{name} was not explained, only {', '.join(loss.name for loss in self.losses)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write everything as plain data with a versioned schema; what is not finite is None."""
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "computed_by": "crossent.reference, float64",
+            "classes": len(self.logits),
+            "class_names": list(self.class_names),
+            "logits": list(self.logits),
+            "target": {"labels": None if self.labels is None else list(self.labels), "weights": list(self.weights)},
+            "step": self.step,
+            "references": asdict(self.references),
+            "losses": [_loss_document(loss) for loss in self.losses],
+            "notes": list(self.notes),
+        }
+        finite: dict[str, Any] = _finite(document)
+        return finite
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """Write ``to_dict`` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def __str__(self) -> str:
+        from crossent.tools.explain.terminal import text
+
+        return text(self)
+
+    __repr__ = __str__
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        from crossent.tools.explain.terminal import parts
+
+        return Group(*parts(self))
+
+    def _repr_html_(self) -> str:
+        from crossent.tools.explain.html import page
+
+        return page(self)
+
+    def plot(self, ax: Axes | None = None) -> ExplanationDisplay:
+        """Draw the push of each loss on each class, as scikit-learn's displays do.
+
+        Args:
+            ax: matplotlib axes to draw on; None makes a figure.
+
+        Returns:
+            The display, with ``ax_`` and ``figure_``.
+
+        Raises:
+            ImportError: matplotlib is missing.
+        """
+        from crossent.tools.explain.plot import ExplanationDisplay
+
+        return ExplanationDisplay(self).plot(ax)
+
+
+def explain(
+    logits: Any,
+    target: Any,
+    losses: str | Iterable[str] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    step: float = 1.0,
+    prior: Any = None,
+) -> Explanation:
+    """Explain what losses do to one row: ``p``, ``t``, each class's term and ``∂L/∂x``, and ``p`` after ``x - step · ∂L/∂x``.
+
+    The losses are those of one row: sums over its classes, not means, except for the hinge, which has its ``1/C``.
+
+    Args:
+        logits: ``(C)``, a list, array or tensor; finite, or -inf for a class that is impossible.
+        target: a class index or name; several of them in a set, or in a list whose length is not C; or C weights, a soft label
+            or zeros and ones. Softmax losses give each of M labels ``t = 1/M``.
+        losses: names, as in ``crossent.tools.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train
+            digits``, for those of them that can take the row.
+        class_names: C names.
+        step: the size of the gradient step.
+        prior: ``(C)``, how many examples or what share each class has, for the reference ``H(prior)``.
+
+    Returns:
+        The numbers, as plain data that prints itself.
+
+    Raises:
+        ValueError: an argument that cannot be understood, or a loss that cannot take the row.
+
+    >>> e = explain(np.log([0.1, 0.7, 0.2]), 0)
+    >>> [round(g, 4) for g in e["ce"].gradient], [round(p, 3) for p in e["ce"].p_after]
+    ([-0.9, 0.7, 0.2], [0.325, 0.459, 0.216])
+    >>> round(explain([-6.0, 6.0, 0.0], 0)["mnist"].gradient[0], 4)
+    -0.0025
+
+    See also: ``crossent explain`` on the command line.
+    """
+    x = _logits(logits)
+    names = _class_names(class_names, len(x))
+    understood = read_target(target, len(x), names)
+    if not (isinstance(step, (int, float)) and 0 <= step < math.inf):
+        raise ValueError(f"step must be a finite number, not negative, got {step!r}")
+    chosen, notes = _choose(losses, x, understood)
+    return Explanation(
+        logits=tuple(x.tolist()),
+        class_names=names,
+        labels=understood.labels,
+        weights=tuple(understood.weights.tolist()),
+        step=float(step),
+        losses=tuple(_explain_loss(card, x, understood, step) for card in chosen),
+        references=References(
+            reference.expected_initial_loss(len(x)),
+            None if prior is None else reference.prior_entropy(_prior(prior, len(x))),
+            reference.double_softmax_floor(len(x)),
+        ),
+        notes=notes,
+    )
+
+
+def _explain_loss(card: Card, x: Array, target: Target, step: float) -> LossExplanation:
+    with np.errstate(over="ignore", invalid="ignore"):  # of a step that leads out of float64
+        t, terms, gradient = compute(card, x, target)
+        after = x - step * gradient
+        p, p_after = probabilities(card, x), probabilities(card, after)
+    columns = {"p": p, "t": t, "terms": terms, "gradient": gradient, "logits_after": after, "p_after": p_after}
+    return LossExplanation(
+        name=card.name,
+        loss=add(terms.tolist()),
+        **{column: tuple(values.tolist()) for column, values in columns.items()},
+    )
+
+
+# --- the arguments ----------------------------------------------------------------------------------------------------
+
+
+def _logits(logits: Any) -> Array:
+    try:
+        x = np.asarray(plain(logits), np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"logits must be numbers, one a class, got {logits!r:.80}") from None
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"logits must be one row of shape (C,), got {x.shape}: pass logits[i] and target[i]")
+    wrong = np.flatnonzero(np.isnan(x) | (x == np.inf))
+    if len(wrong):
+        raise ValueError(
+            f"logits must be finite, or -inf for an impossible class, got {x[wrong[0]]} for class {wrong[0]}"
+        )
+    if not np.isfinite(x).any():
+        raise ValueError("logits must be finite for at least one class, got -inf for all: such a row has no softmax")
+    return x
+
+
+def _class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, range(num_classes)))
+    listed = [names] if isinstance(names, str) else list(names)
+    if len(listed) != num_classes:
+        raise ValueError(f"class_names must hold one name for each of the {num_classes} classes, got {len(listed)}")
+    return tuple(map(str, listed))
+
+
+def _prior(prior: Any, num_classes: int) -> Array:
+    counts = np.asarray(plain(prior), np.float64)
+    if counts.shape != (num_classes,) or not np.isfinite(counts).all() or counts.min() < 0 or not counts.any():
+        raise ValueError(
+            f"prior must hold how many examples or what share each of the {num_classes} classes has, none negative and not "
+            f"all zero, got {str(prior).strip():.60}"
+        )
+    return counts
+
+
+def _choose(losses: str | Iterable[str] | None, x: Array, target: Target) -> tuple[list[Card], tuple[str, ...]]:
+    """Look the losses up. One asked for by name must be able to take the row; of the default ones, or all, those that can."""
+    optional = {None: DEFAULT, "all": tuple(CARDS)}.get(losses) if isinstance(losses, (str, type(None))) else None
+    chosen, notes = [], []
+    for card in cards(optional or losses or ()):
+        why = objection(card, x, target)
+        if why is None:
+            chosen.append(card)
+        elif optional:
+            notes.append(f"Left out: {why}.")
+        else:
+            raise ValueError(why)
+    return chosen, tuple(notes)
+
+
+# --- plain data -------------------------------------------------------------------------------------------------------
+
+
+def _loss_document(loss: LossExplanation) -> dict[str, Any]:
+    card = loss.card
+    return {
+        "name": loss.name,
+        "about": card.about,
+        "formula": card.formula,
+        "gradient_formula": loss.gradient_formula,
+        "probabilities": card.link,
+        "loss": loss.loss,
+        "unit": "nats" if card.nats else None,
+        "bits": loss.bits,
+        "gradient_sum": loss.gradient_sum,
+        **{key: list(getattr(loss, key)) for key in ("p", "t", "terms", "gradient", "push", "logits_after", "p_after")},
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

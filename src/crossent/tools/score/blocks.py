@@ -1,0 +1,273 @@
+"""Decisions, a block at a time: what is read from the file becomes rows of ``-log p`` with the class that is right.
+
+A decision is a choice among classes: a row, a pixel, a token; or, with several labels a row, the yes or no of one class, which is
+the softmax over ``[0, x]``. Everything that is measured is measured on blocks of decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent import reference
+from crossent.reference import Array, Bools
+from crossent.tools.files import FileError, Table
+from crossent.tools.score.options import Layout, Options
+
+Ints = NDArray[np.int64]
+Choice = Callable[[Ints, Ints], Bools]  # which decisions, from their rows and positions
+
+ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
+
+
+class Block:
+    """Decisions that count: in which row and where in it, the logits ``x`` of each, and the class ``y`` that is right."""
+
+    def __init__(self, row: Ints, position: Ints, x: Array, y: Ints) -> None:
+        self.row, self.position, self.x, self.y = row, position, x, y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def where(self, keep: Bools) -> Block:
+        """Keep some of the decisions."""
+        return self if keep.all() else Block(self.row[keep], self.position[keep], self.x[keep], self.y[keep])
+
+    def tempered(self, temperature: float) -> Block:
+        """Divide the logits by a temperature."""
+        return Block(self.row, self.position, self.x / temperature, self.y)
+
+    @cached_property
+    def cost(self) -> Array:
+        """``-log p`` of every class."""
+        return reference.surprisal(self.x)
+
+    @cached_property
+    def p(self) -> Array:
+        """The probability of every class."""
+        return np.exp(-self.cost)
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """The first of the most probable classes."""
+        return np.asarray(self.x.argmax(1))
+
+    @cached_property
+    def nll(self) -> Array:
+        """``-log p`` of the class that is right."""
+        return self.of(self.cost, self.y)
+
+    @cached_property
+    def p_true(self) -> Array:
+        """The probability of the class that is right."""
+        return self.of(self.p, self.y)
+
+    @cached_property
+    def p_predicted(self) -> Array:
+        """The largest probability."""
+        return self.of(self.p, self.predicted)
+
+    @cached_property
+    def right(self) -> Bools:
+        """Whether the first of the most probable classes is the right one."""
+        return np.asarray(self.predicted == self.y)
+
+    @property
+    def broken(self) -> Bools:
+        """Whether a decision has no softmax: a nan or +inf among its logits, or -inf everywhere."""
+        return np.asarray(~np.isfinite(self.x.max(1)))
+
+    @staticmethod
+    def of(values: Array, classes: Ints) -> Array:
+        """Take one class of every decision."""
+        return np.asarray(np.take_along_axis(values, classes[:, None], 1)[:, 0])
+
+
+class Piece(NamedTuple):
+    """A part of the file on its way to a block: values as given, one decision a line, and their labels."""
+
+    row: Ints
+    position: Ints
+    values: Array
+    labels: NDArray[Any]
+
+
+class Reader:
+    """Reads two tables in blocks of decisions, and notes what looks wrong on the way.
+
+    Args:
+        logits: the values.
+        labels: the labels.
+        layout: how the two belong together.
+        options: how to read them.
+    """
+
+    def __init__(self, logits: Table, labels: Table, layout: Layout, options: Options) -> None:
+        self.logits, self.labels, self.layout, self.options = logits, labels, layout, options
+        self.ignored, self.looks = 0, Looks(options)
+
+    def blocks(self, watch: Callable[[int], None]) -> Iterator[Block]:
+        """Read everything; ``watch`` is told how many rows are done.
+
+        Raises:
+            FileError: labels that are no classes, or, after the last block, decisions without a softmax.
+        """
+        self.ignored, self.looks = 0, Looks(self.options)
+        broken = Broken(self.logits.name)
+        for stop, piece in self._pieces(None):
+            y, keep = self._classes(piece)
+            self.ignored += int((~keep).sum())
+            self.looks.add(piece.values[keep])
+            block = Block(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
+            if not broken.found_in(block):
+                yield block
+            watch(stop)
+        broken.refuse()
+
+    def sample(self, chosen: Choice) -> Iterator[Block]:
+        """Read some of the decisions, leaving out what :meth:`blocks` refuses."""
+        for _, piece in self._pieces(chosen):
+            y, keep = self._classes(piece)
+            block = Block(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
+            yield block.where(~block.broken)
+
+    def _pieces(self, chosen: Choice | None) -> Iterator[tuple[int, Piece]]:
+        """Read a few rows at a time, as many as make a piece; with each piece comes how many rows have been read."""
+        step = max(1, ELEMENTS // (self.layout.per_row * self.layout.choices))
+        for start in range(0, len(self.logits), step):
+            stop = min(start + step, len(self.logits))
+            for piece in self._cut(start, stop, chosen):
+                yield stop, piece
+
+    def _cut(self, start: int, stop: int, chosen: Choice | None) -> Iterator[Piece]:
+        """Cut rows of the file into pieces of decisions, one line each, that fit into memory whatever a row is."""
+        axis, per_row = self.layout.axis, self.layout.per_row
+        values, labels = self.logits.rows(start, stop), self.labels.rows(start, stop)
+        if axis is None:
+            values = values.reshape(-1, 1)
+        else:
+            values = np.moveaxis(values, axis, -1)
+            labels = np.moveaxis(labels, axis, -1) if self.layout.one_hot else labels
+        if self.layout.shift:
+            values, labels = values[:, :-1], labels[:, 1:]
+        lines = (stop - start) * per_row
+        values = values.reshape(lines, -1)
+        labels = labels.reshape((lines, -1) if self.layout.one_hot else lines)
+        step = max(1, ELEMENTS // self.layout.choices)
+        for first in range(0, lines, step):
+            at = np.arange(first, min(first + step, lines))
+            row, position = start + at // per_row, at % per_row
+            if chosen is not None:
+                wanted = chosen(row, position)
+                at, row, position = at[wanted], row[wanted], position[wanted]
+            if len(at):
+                part: Any = slice(first, first + step) if chosen is None else at
+                yield Piece(row, position, values[part].astype(np.float64), labels[part])
+
+    def _classes(self, piece: Piece) -> tuple[Ints, Bools]:
+        """Read labels as class indices, and say which of them count."""
+        labels, name = piece.labels, self.labels.name
+        if self.layout.one_hot:
+            wrong = (labels.sum(1) != 1) | ((labels != 0) & (labels != 1)).any(1)
+            if wrong.any():
+                raise FileError(
+                    f"{name}: row {piece.row[wrong.argmax()]} is not one-hot; --task multilabel scores several labels a row"
+                )
+            return labels.argmax(1), np.ones(len(labels), bool)
+        keep = labels != self.options.ignore_index
+        y = np.where(keep, labels, 0)
+        if y.dtype.kind == "f" and not np.all(np.rint(y) == y):
+            at = (np.rint(y) != y).argmax()
+            raise FileError(f"{name}: row {piece.row[at]} has label {y[at]:g}, which is no class number")
+        outside = (y < 0) | (y >= self.layout.choices)
+        if outside.any():
+            self._refuse(piece, y, int(outside.argmax()))
+        return y.astype(np.int64), np.asarray(keep)
+
+    def _refuse(self, piece: Piece, y: NDArray[Any], at: int) -> None:
+        classes, said = self.layout.choices, f"{self.labels.name}: row {piece.row[at]} has label {y[at]:.0f}"
+        if self.layout.axis is None:
+            raise FileError(f"{said}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
+        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes else ""
+        raise FileError(
+            f"{said}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
+        )
+
+    def _logits(self, piece: Piece, keep: Bools) -> Array:
+        """Turn what was given into logits: probabilities are ``e^x`` of theirs, so that their softmax is theirs again."""
+        given, x = self.options.input, piece.values
+        if given == "probs":
+            outside = ~((x >= 0) & (x <= 1 + 1e-3)).all(1) & keep & ~np.isnan(x).any(1)
+            if outside.any():
+                at = outside.argmax()
+                raise FileError(
+                    f"{self.logits.name}: row {piece.row[at]} goes from {x[at].min():.4g} to {x[at].max():.4g}, which are no "
+                    "probabilities: leave out --input probs"
+                )
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x = np.log(x)
+        if self.layout.axis is not None:
+            return x
+        if given == "logits":
+            no = np.zeros_like(x)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                no = np.log(-np.expm1(np.minimum(x, 0)))  # log (1 - p)
+        return np.concatenate([no, x], 1)
+
+
+class Broken:
+    """Counts the decisions without a softmax, and remembers the rows of the first."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.count, self.first = name, 0, list[int]()
+
+    def found_in(self, block: Block) -> bool:
+        """Note those of a block, and say whether there are any."""
+        bad = block.broken
+        self.count += int(bad.sum())
+        for row in block.row[bad][:5].tolist():
+            if len(self.first) < 5 and row not in self.first:
+                self.first.append(row)
+        return bool(bad.any())
+
+    def refuse(self) -> None:
+        """Raise if there were any, with where the first are."""
+        if self.count:
+            rows = ", ".join(map(str, self.first))
+            raise FileError(
+                f"{self.name}: {self.count} {'has' if self.count == 1 else 'have'} no softmax (nan, +inf, or only -inf), first in "
+                f"row {rows}: a mean without them would flatter"
+            )
+
+
+class Looks:
+    """What the values look like, against which the ``input`` option is held; nothing is decided by it."""
+
+    def __init__(self, options: Options) -> None:
+        self.input, self.alone = options.input, options.task == "multilabel"
+        self.low, self.high, self.off = np.inf, -np.inf, -np.inf
+
+    def add(self, values: Array) -> None:
+        """See the range of the values, and how far the sums of the rows are from 1."""
+        if len(values):
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.low, self.high = min(self.low, values.min()), max(self.high, values.max())
+                summed = np.exp(values) if self.input == "logprobs" else values
+                self.off = max(self.off, np.abs(summed.sum(1) - 1).max())
+
+    def warnings(self) -> list[str]:
+        """Say where the values look like something else than what they were said to be."""
+        if self.input == "logits" and self.low >= 0 and self.high <= 1 and (self.alone or self.off < 1e-2):
+            sums = "" if self.alone else " and every row sums to 1"
+            return [f"All values lie in [0, 1]{sums}: if they are probabilities, say --input probs."]
+        if self.input != "logits" and not self.alone and self.off > 1e-2:
+            what = "probabilities" if self.input == "probs" else "exponentials of the log-probabilities"
+            return [
+                f"The {what} of a row sum to anything up to {self.off:.3g} away from 1; rows were divided by their sum."
+            ]
+        return []

@@ -1,0 +1,144 @@
+"""``crossent score``. It imports click and nothing else until it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossent.tools.errors import Unreadable
+
+if TYPE_CHECKING:
+    from crossent.tools.files import Table
+    from crossent.tools.score.gates import Gate
+    from crossent.tools.score.report import Report
+
+EPILOG = """\b
+The numbers, under the names they have in --json and --fail-if:
+  nll_nats_mean      cross entropy, the mean of -ln p(true); its standard
+                     error counts a row of the file as one draw
+  skill_over_prior   1 - cross entropy / H(prior), the entropy of the labels'
+                     own frequencies; skill_over_uniform the same with ln C
+  brier              mean of the sum over classes of (p - t)^2, from 0 to 2
+  calibration_error  expected calibration error: of the most probable class,
+                     in 15 equal-width bins
+  temperature        T with the lowest cross entropy of softmax(x / T), fitted
+                     on the even rows; odd_rows_... are before and after, on
+                     the others
+  --fail-if also knows nll, loss, bits, top5, f1, ece, skill.
+
+\b
+Exit codes: 0 fine, 1 a --fail-if holds, 2 wrong use or a file that cannot
+be read.
+
+\b
+Examples:
+  crossent score preds.npz
+  crossent score logits.npy labels.npy --class-names cat,dog,bird
+  crossent score preds.csv --input probs --fail-if "nll>0.5" --json
+  crossent score lm.safetensors --task lm --shift --bytes 51234
+"""
+
+
+def _face(name: str, what: str) -> Callable[[Any], Any]:
+    return click.option(f"--{name}", "face", flag_value=name, help=what)
+
+
+@click.command("score", epilog=EPILOG)
+@click.argument("logits", metavar="LOGITS")
+@click.argument("labels", metavar="[LABELS]", required=False)
+@click.option(
+    "--input",
+    type=click.Choice(["logits", "probs", "logprobs"]),
+    default="logits",
+    help="What the values are; never guessed.  [logits]",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["multiclass", "binary", "multilabel", "lm"]),
+    default="multiclass",
+    help="One label a row, yes or no for each logit (binary, multilabel), or one a token.  [multiclass]",
+)
+@click.option("--shift", is_flag=True, help="The logits of a token are about the next one (--task lm).")
+@click.option("--class-dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]")
+@click.option("--ignore-index", type=int, default=-100, metavar="N", help="Leaves out what has this label.  [-100]")
+@click.option("--weight", metavar="W,W,...", help="Class weights of the training loss, or a file of them.")
+@click.option("--label-smoothing", type=float, default=0.0, metavar="E", help="Of the training loss.  [0]")
+@click.option("--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line.")
+@click.option("--ids", metavar="FILE", help="Names of the rows: a text with one a line, or FILE.csv::COLUMN.")
+@click.option("--top", type=click.IntRange(0), default=10, metavar="N", help="How many examples to show.  [10]")
+@click.option("--bytes", type=click.IntRange(1), metavar="N", help="The length of the tokens' text, for bits per byte.")
+@click.option("--fail-if", multiple=True, metavar="CONDITION", help="Such as 'nll>0.5': exit with 1 if it holds.")
+@_face("json", "Print one JSON object.")
+@_face("csv", "Print comma-separated values.")
+@_face("md", "Print Markdown.")
+def score(
+    logits: str, labels: str | None, fail_if: tuple[str, ...], ids: str | None, face: str | None, **options: Any
+) -> None:
+    """Score predictions against labels: cross entropy, accuracy, calibration, and the examples that hurt.
+
+    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .jsonl, .safetensors, .pt or .parquet files. One file may hold both, under
+    their usual names or as FILE::NAME. A file larger than memory is fine.
+    """
+    from crossent.tools.files import FileError
+    from crossent.tools.score.options import OptionError
+
+    try:
+        gates = _gates(fail_if)
+        report = _report(logits, labels, ids, options)
+        failed = [gate for gate in gates if gate.holds(report)]
+    except OptionError as error:
+        raise click.BadParameter(error.problem, param_hint=f"'--{error.option.replace('_', '-')}'") from None
+    except FileError as error:
+        raise Unreadable(str(error)) from None
+    for remark in report.remarks:
+        click.echo(f"Warning: {remark}", err=True)
+    _print(report, face)
+    for gate in failed:
+        click.echo(f"Failed: {gate.key} is {report.numbers[gate.key]:.6g}, and --fail-if says {gate.said}", err=True)
+    click.get_current_context().exit(1 if failed else 0)
+
+
+def _gates(said: tuple[str, ...]) -> list[Gate]:
+    from crossent.tools.score.gates import gate
+
+    return [gate(each) for each in said]
+
+
+def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
+    from dataclasses import replace
+
+    from crossent.tools import words
+    from crossent.tools.progress import Bar
+    from crossent.tools.score.scoring import score as scored
+
+    for name, read in (("weight", words.numbers), ("class_names", words.words)):
+        options[name] = None if options[name] is None else read(options[name])
+    with Bar() as bar:
+        report = scored(*_open(logits, labels), watch=bar, **options)
+    if ids is None:
+        return report
+    mentioned = {example.row for example in (*report.worst, *report.suspects)}
+    return replace(report, ids=words.ids_of(ids, mentioned, int(report.numbers["rows"] or 0)))
+
+
+def _open(logits: str, labels: str | None) -> tuple[Table, Table]:
+    from crossent.tools.files import FileError, open_pair
+
+    pair = open_pair(logits, labels)
+    for note in pair.notes:
+        click.echo(note, err=True)
+    if pair.labels is None:
+        raise FileError(f"{logits}: holds no labels: name their file as well, or the array as {logits}::NAME")
+    return pair.logits, pair.labels
+
+
+def _print(report: Report, face: str | None) -> None:
+    from crossent.tools.score import faces
+
+    if face is None:
+        faces.show(report)
+    else:
+        said = {"json": report.to_json, "csv": lambda: faces.separated(report), "md": lambda: faces.markdown(report)}
+        click.echo(said[face]().rstrip("\n"))

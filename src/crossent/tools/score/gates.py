@@ -1,0 +1,63 @@
+"""``--fail-if "nll>0.5"``: conditions on the numbers of a report under which a command fails."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from typing import NamedTuple
+
+from crossent.tools.score.options import OptionError
+from crossent.tools.score.report import DEFINITIONS, Report
+
+SHORT = {
+    "nll": "nll_nats_mean",
+    "loss": "loss_nats_mean",
+    "bits": "nll_bits_mean",
+    "top5": "top5_accuracy",
+    "f1": "macro_f1",
+    "ece": "calibration_error",
+    "skill": "skill_over_prior",
+}
+COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+class Gate(NamedTuple):
+    """A condition; the command fails where it holds."""
+
+    said: str
+    key: str
+    comparison: str
+    bound: float
+
+    def holds(self, report: Report) -> bool:
+        """Compare with the number of a report.
+
+        Raises:
+            OptionError: the report has no such number.
+        """
+        value = report.numbers[self.key]
+        if value is None or math.isnan(value):
+            raise OptionError("fail_if", f"{self.said!r}: this report has no {self.key}")
+        return bool(COMPARISONS[self.comparison](value, self.bound))
+
+
+def gate(said: str) -> Gate:
+    """Understand a condition.
+
+    Raises:
+        OptionError: it is none.
+
+    >>> gate("nll > 0.5")
+    Gate(said='nll > 0.5', key='nll_nats_mean', comparison='>', bound=0.5)
+    """
+    parts = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*", said)
+    try:
+        name, comparison, bound = parts.groups() if parts else ("", "", "")
+        key = SHORT.get(name, name)
+        if key in DEFINITIONS:
+            return Gate(said, key, comparison, float(bound))
+    except ValueError:
+        pass
+    names = ", ".join([*SHORT, *(key for key in DEFINITIONS if key not in SHORT.values())])
+    raise OptionError("fail_if", f"must read like 'nll>0.5', got {said!r}; what can be compared: {names}")

@@ -1,0 +1,233 @@
+"""The report as tables of text: the same for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossent.tools.score.measures import ClassRow, Example
+from crossent.tools.score.report import Report
+
+FEW = 30  # so many classes are all shown
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table; the columns named in ``text`` are words and stand left, all others are numbers and stand right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    text: tuple[int, ...] = (0,)
+
+
+def grids(report: Report) -> list[Grid]:
+    """Tabulate a report, the most important first."""
+    said = [_loss(report), _scores(report)]
+    if report.numbers["odd_rows_nll_nats_after"] is not None:
+        said.append(_temperature(report))
+    said.append(_classes(report))
+    if report.worst:
+        said.append(_examples(report, "Worst examples, by loss", report.worst))
+    if report.numbers["suspected_label_errors"] is not None:
+        said.append(_suspects(report))
+    return said
+
+
+def heading(report: Report) -> str:
+    """Say of what the scores are, in a line."""
+    n = report.numbers
+    each = "token" if report.settings["task"] == "lm" else "decision"
+    counted = [_count(n["rows"], "row")]
+    counted += [_count(n["decisions"], each)] if n["decisions"] != n["rows"] else []
+    counted += [f"{n['ignored']:,} ignored"] if n["ignored"] else []
+    counted.append(_count(n["classes"], "class"))
+    return f"{', '.join(counted)}; the values are read as {report.settings['input']}"
+
+
+def _count(number: float | None, what: str) -> str:
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{'' if number == 1 else plural}"
+
+
+def _loss(report: Report) -> Grid:
+    n = report.numbers
+
+    def line(name: str, nats: float | None, error: float | None = None, skill: float | None = None) -> tuple[str, ...]:
+        nats = math.nan if nats is None else nats
+        cells = [
+            number(scale * nats, 4)
+            + ("" if error is None or not math.isfinite(error) else f" ± {number(scale * error, 4)}")
+            for scale in (1.0, 1 / math.log(2))
+        ]
+        return (name, *cells, "" if skill is None else percent(skill, 1))
+
+    rows = [line("cross entropy", n["nll_nats_mean"], n["nll_nats_standard_error"])]
+    if n["loss_nats_mean"] is not None:
+        rows.append(line("as trained", n["loss_nats_mean"], n["loss_nats_standard_error"]))
+    uniform = "all classes alike, ln 2" if report.columns else "all classes alike, ln C"
+    rows.append(line(uniform, n["uniform_nll_nats"], None, n["skill_over_uniform"]))
+    rows.append(line("class frequencies, H(prior)", n["prior_nll_nats"], None, n["skill_over_prior"]))
+    notes = ["± one standard error over rows. Skill: 1 − cross entropy / this line."]
+    if n["loss_nats_mean"] is not None:
+        notes.append("As trained: with the class weights and label smoothing given. All else is without.")
+    return Grid("Loss", ("", "nats", "bits", "skill"), rows, tuple(notes))
+
+
+def _scores(report: Report) -> Grid:
+    n: dict[str, Any] = report.numbers
+    error = n["accuracy_standard_error"]
+    spread = f" ± {100 * error:.2f}" if math.isfinite(error) else ""
+    several = report.columns
+    lines: list[tuple[str, str, Callable[[float], str], str]] = [
+        ("perplexity", "perplexity", _plain, "e to the cross entropy"),
+        ("bits per token", "bits_per_token", _plain, "the cross entropy in bits"),
+        ("bits per byte", "bits_per_byte", _plain, "of all tokens, over the bytes given"),
+        (
+            "accuracy",
+            "accuracy",
+            lambda share: percent(share, 2) + spread,
+            "of every yes and no" if several else "the most probable class is the label",
+        ),
+        ("top-5 accuracy", "top5_accuracy", _share, "the label is among the five most probable"),
+        ("exact match", "exact_match", _share, "every yes and no of a row is right"),
+        ("macro-F1", "macro_f1", _plain, "the mean of the classes' F1"),
+        (
+            "Brier score",
+            "brier",
+            _plain,
+            "mean of (p − t)², 0 to 1" if several else "mean of Σ (p − t)² over classes, 0 to 2",
+        ),
+        (
+            "calibration error",
+            "calibration_error",
+            _plain,
+            f"{'yes or no' if several else 'most probable class'}, 15 equal-width bins",
+        ),
+    ]
+    rows = [(name, write(n[key]), what) for name, key, write, what in lines if n[key] is not None]
+    return Grid("Scores", ("", "", ""), rows, text=(0, 2))
+
+
+def _temperature(report: Report) -> Grid:
+    n: dict[str, Any] = report.numbers
+    at = f"at {n['temperature']:.3f}"
+    named = (("cross entropy, nats", "odd_rows_nll_nats"), ("calibration error", "odd_rows_calibration_error"))
+    return Grid(
+        f"Temperature {n['temperature']:.3f} (a model that is too sure needs more than 1)",
+        (f"the {n['decisions_odd_rows']:,} decisions of odd rows", "as they are", at),
+        [(name, _plain(n[f"{key}_before"]), _plain(n[f"{key}_after"])) for name, key in named],
+        ("Fitted on the even rows (0, 2, ...), tried on the odd. It changes no decision.",),
+    )
+
+
+def _classes(report: Report) -> Grid:
+    shown, title = report.costliest(FEW), "Classes"
+    if len(shown) < len(report.classes):
+        title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
+    taken = any(row.taken_for is not None for row in shown)
+    labels = "yes" if report.columns else "labels"
+    columns = ("class", labels, "recall", "precision", "F1", "nats", "of loss", "p − freq.", "taken for")
+    notes = ["Nats: mean cross entropy" + (" of its yes and no." if report.columns else " where it is the label.")]
+    notes.append("p − freq.: mean probability − frequency, above 0 if it is named too readily.")
+    notes += ["Taken for: what it is most often called instead."] * taken
+    rows = [_class(report, row)[: 8 + taken] for row in shown]
+    return Grid(title, columns[: 8 + taken], rows, tuple(notes), (0, 8))
+
+
+def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
+    return (
+        report.class_names[row.label],
+        f"{row.decisions:,}",
+        percent(row.recall, 1),
+        percent(row.precision, 1),
+        number(row.f1, 3),
+        number(row.nll_nats_mean, 4),
+        percent(row.loss_share, 1),
+        f"{row.p_mean - row.frequency:+.4f}".replace("-", "−") if math.isfinite(row.p_mean) else "–",
+        "" if row.taken_for is None else report.class_names[row.taken_for],
+    )
+
+
+def _suspects(report: Report) -> Grid:
+    found = report.numbers["suspected_label_errors"] or 0
+    if not found:
+        return Grid("Suspected label errors: none", (), ())
+    shown = len(report.suspects)
+    title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if 0 < shown < found else "")
+    note = (
+        "The model gives another class at least as much as it does on average where that is the label. Only worth "
+        "reading if it was not trained on these rows."
+    )
+    if not shown:
+        return Grid(title, (), (), (note,))
+    grid = _examples(report, title, report.suspects)
+    return Grid(grid.title, grid.columns, grid.rows, (note,), grid.text)
+
+
+def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
+    ids, names = bool(report.ids), report.class_names
+    place = "token" if report.settings["task"] == "lm" else "at"
+    several = not report.columns and bool(report.settings["positions"])
+    columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
+    columns += [] if report.columns else ["predicted", "p(predicted)"]
+    columns.append("loss, nats")
+    rows = []
+    for e in examples:
+        cells = [str(e.row)] + [_place(report, e.position)] * several + [report.ids.get(e.row, "")] * ids
+        if report.columns:
+            cells += [names[e.position], "yes" if e.true else "no", number(e.p_true, 4)]
+        else:
+            cells += [names[e.true], number(e.p_true, 4), names[e.predicted], number(e.p_predicted, 4)]
+        rows.append((*cells, number(e.loss_nats, 4)))
+    words = {"id", "class", "true", "predicted"}
+    return Grid(title, tuple(columns), rows, (), tuple(k for k, name in enumerate(columns) if name in words))
+
+
+def _place(report: Report, position: int) -> str:
+    """Write where in a row a decision is: one number for each axis."""
+    at = []
+    for size in reversed(report.settings["positions"]):
+        position, here = divmod(position, size)
+        at.append(str(here))
+    return ",".join(reversed(at))
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float, digits: int) -> str:
+    """Write a number with so many decimals, or in powers of ten where these would hide it.
+
+    >>> number(0.15565, 4), number(1.2e-7, 4), number(float("nan"), 4), number(250000.0, 4)
+    ('0.1557', '1.2e-07', '–', '250,000')
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "inf"
+    if value and abs(value) < 0.5 * 10**-digits:
+        return f"{value:.1e}"
+    return f"{value:.{digits}f}" if abs(value) < 10_000 else f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.3e}"
+
+
+def _plain(value: float) -> str:
+    return number(value, 4)
+
+
+def _share(value: float) -> str:
+    return percent(value, 2)
+
+
+def percent(value: float | None, digits: int) -> str:
+    """Write a share in per cent.
+
+    >>> percent(0.97037, 1)
+    '97.0%'
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.{digits}f}%"

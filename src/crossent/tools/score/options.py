@@ -1,0 +1,176 @@
+"""What the rows of a file mean: the options of ``score``, and the layout they give to logits and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, prod
+from typing import NamedTuple
+
+from crossent.tools.files import FileError, Table
+
+INPUTS = ("logits", "probs", "logprobs")
+TASKS = ("multiclass", "binary", "multilabel", "lm")
+
+
+class OptionError(ValueError):
+    """An option that cannot be, or does not fit the file; the command ends with exit code 2.
+
+    Attributes:
+        option: its name.
+        problem: the rest of the sentence.
+    """
+
+    def __init__(self, option: str, problem: str) -> None:
+        super().__init__(f"{option} {problem}")
+        self.option, self.problem = option, problem
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read the numbers of a file, and what to show of them.
+
+    Attributes:
+        input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
+        task: ``"multiclass"``, one label a row; ``"multilabel"``, any number of labels a row,
+            or ``"binary"``, the same; ``"lm"``, one label a token.
+        shift: whether the logits of a token are about the next one: the first label and the last logits are dropped.
+        class_dim: the axis of the classes; None is 1, and the last for language models.
+        ignore_index: what has this label counts for nothing.
+        weight: class weights of the training loss.
+        label_smoothing: ``ε`` of the training loss.
+        class_names: one for each class.
+        top: how many of the worst examples, suspected label errors and, of many, classes to keep.
+        bytes: of how many bytes of text the tokens are, for the loss per byte.
+    """
+
+    input: str = "logits"
+    task: str = "multiclass"
+    shift: bool = False
+    class_dim: int | None = None
+    ignore_index: int = -100
+    weight: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    class_names: tuple[str, ...] | None = None
+    top: int = 10
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("input", self.input, INPUTS)
+        _one_of("task", self.task, TASKS)
+        if self.task == "binary":  # another word for it, as in check
+            object.__setattr__(self, "task", "multilabel")
+        if not 0 <= self.label_smoothing <= 1:
+            raise OptionError("label_smoothing", f"must lie in [0, 1], got {self.label_smoothing}")
+        if self.weight is not None and not all(0 <= w < inf for w in self.weight):
+            raise OptionError("weight", f"must hold finite numbers, none negative, got {list(self.weight)!s:.60}")
+        if self.weight is not None and self.task == "multilabel":
+            raise OptionError("weight", "belongs to the softmax, one label a row; leave it out for task multilabel")
+        if self.shift and self.task != "lm":
+            raise OptionError("shift", "is for tokens: it needs task lm")
+        if self.class_dim is not None and self.task == "multilabel":
+            raise OptionError(
+                "class_dim", "is for the softmax; task multilabel takes labels of the shape of the logits"
+            )
+        if self.top < 0:
+            raise OptionError("top", f"must be 0 or more, got {self.top}")
+        if self.bytes is not None and self.bytes < 1:
+            raise OptionError("bytes", f"must be 1 or more, got {self.bytes}")
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise OptionError(name, f"must be one of {', '.join(known)}, got {value!r}")
+
+
+class Layout(NamedTuple):
+    """How a row of a file becomes decisions, each one label among ``choices`` classes.
+
+    A row of logits ``(C)`` is one decision, ``(C, H, W)`` is H·W and ``(T, V)`` is T of them. With several labels a row every
+    class is a decision between no and yes.
+    """
+
+    axis: int | None  # of the classes; None where every element is a decision of its own
+    choices: int  # C, or 2 for no and yes
+    positions: tuple[int, ...]  # the shape of a row's decisions
+    one_hot: bool  # whether the labels have the shape of the logits
+    shift: bool
+
+    @property
+    def per_row(self) -> int:
+        """Count the decisions of a row."""
+        return prod(self.positions)
+
+
+def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
+    """Find the classes and the decisions in the two shapes.
+
+    Raises:
+        FileError: the shapes do not belong together.
+    """
+    if options.task == "multilabel":
+        return _multilabel(logits, labels)
+    if len(labels.shape) > len(logits.shape):
+        raise FileError(
+            f"{labels.name}: has shape {labels.shape}, and {logits.name} only {logits.shape}: logits first, then labels"
+        )
+    if len(logits.shape) < 2 or logits.shape == (len(logits), 1):
+        raise FileError(
+            f"{logits.name}: has one logit a row, which is no softmax but a yes or no: --task binary scores it with a sigmoid"
+        )
+    axis = _class_axis(logits, options)
+    outside = logits.shape[:axis] + logits.shape[axis + 1 :]
+    one_hot = labels.shape == logits.shape
+    if not one_hot and _squeezed(labels.shape, outside) != outside:
+        raise FileError(
+            f"{labels.name}: has shape {labels.shape}, but logits of shape {logits.shape} with the classes in axis {axis} need "
+            f"labels of shape {outside}{_advice(logits, labels)}"
+        )
+    positions = outside[1:]
+    if options.shift:
+        if len(positions) != 1 or positions[0] < 2:
+            raise FileError(f"{logits.name}: --shift needs logits of shape (N, T, V) with T ≥ 2, got {logits.shape}")
+        positions = (positions[0] - 1,)
+    return Layout(axis, logits.shape[axis], positions, one_hot, options.shift)
+
+
+def class_axes(logits: Table, labels: Table) -> list[int]:
+    """Find the axes of the logits that the labels do not have."""
+    shape = logits.shape
+    outside = [shape[:k] + shape[k + 1 :] for k in range(len(shape))]
+    return [k for k, left in enumerate(outside) if _squeezed(labels.shape, left) == left]
+
+
+def _advice(logits: Table, labels: Table) -> str:
+    fits = class_axes(logits, labels)
+    if 0 in fits:
+        return ": the classes seem to come first, where the rows belong; save the logits transposed"
+    return "".join(f": --class-dim {k} would fit" for k in fits[-1:])
+
+
+def _multilabel(logits: Table, labels: Table) -> Layout:
+    shape = logits.shape if len(logits.shape) > 1 else (len(logits), 1)
+    one_class = labels.shape == (len(logits),) and shape == (len(logits), 1)
+    if _squeezed(labels.shape, logits.shape) != logits.shape and labels.shape != shape and not one_class:
+        raise FileError(
+            f"{labels.name}: has shape {labels.shape}, but --task multilabel needs zeros and ones of shape {logits.shape}"
+        )
+    return Layout(None, 2, shape[1:], False, False)
+
+
+def _class_axis(logits: Table, options: Options) -> int:
+    last = len(logits.shape) - 1
+    if options.class_dim is None:
+        return last if options.task == "lm" else 1
+    axis = options.class_dim + len(logits.shape) * (options.class_dim < 0)
+    if not 1 <= axis <= last:
+        raise OptionError(
+            "class_dim",
+            f"must lie between 1 and {last} for logits of shape {logits.shape}, where axis 0 are the rows, got {options.class_dim}",
+        )
+    return axis
+
+
+def _squeezed(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop a last axis of 1, as in labels of shape (N, 1)."""
+    return shape[:-1] if len(shape) == len(wanted) + 1 and shape[-1] == 1 else shape

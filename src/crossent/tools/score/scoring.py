@@ -1,0 +1,218 @@
+"""Scoring: the parts that look at every block of decisions, and how their numbers become a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from crossent.reference import expected_initial_loss
+from crossent.tools.files import FileError, Table
+from crossent.tools.score.blocks import Reader
+from crossent.tools.score.measures import Accuracy, Brier, Calibration, Classes, ExactMatch, Largest, Loss, Suspects
+from crossent.tools.score.options import OptionError, Options, class_axes, layout_of
+from crossent.tools.score.report import Report
+from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
+
+Watch = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
+
+
+def score(logits: ArrayLike | Table, labels: ArrayLike | Table, watch: Watch | None = None, **options: Any) -> Report:
+    """Score logits against labels.
+
+    Args:
+        logits: ``(N, C)``, ``(N, C, d1, ...)``, or ``(N, T, V)`` of a language model; an array, or a table of a file.
+        labels: class numbers ``(N)``, ``(N, d1, ...)``, ``(N, T)``; or zeros and ones of the shape of the logits, which are one-hot
+            rows, or with ``task="multilabel"`` any number of labels a row.
+        watch: is told of the progress.
+        options: fields of :class:`~crossent.score.options.Options`: ``input``, ``task``, ``shift``, ``class_dim``,
+            ``ignore_index``, ``weight``, ``label_smoothing``, ``class_names``, ``top``, ``bytes``.
+
+    Returns:
+        A :class:`Report`, whose ``numbers`` are explained by ``DEFINITIONS``.
+
+    Raises:
+        FileError: shapes that do not belong together, labels that are no classes, rows without a softmax.
+        OptionError: an option that cannot be.
+
+    >>> report = score(np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), [0, 1, 1])
+    >>> round(report.numbers["nll_nats_mean"], 4), report.worst[0].row
+    (0.4149, 2)
+    """
+    chosen = Options(**options)
+    return Scoring(_as_table("logits", logits), _as_table("labels", labels), chosen, watch or _unwatched).report()
+
+
+def _unwatched(doing: str, done: int, of: int) -> None:
+    pass
+
+
+def _as_table(name: str, array: Any) -> Table:
+    if isinstance(array, Table):
+        return array
+    if hasattr(array, "detach"):  # a torch tensor, without importing torch
+        array = array.detach().cpu()
+        array = array.float() if "bfloat16" in str(array.dtype) else array
+    values = np.asarray(array)
+    if not values.ndim or not values.size:
+        raise FileError(f"{name}: must hold at least one row, got shape {values.shape}")
+    if values.dtype.kind not in "biuf":
+        raise FileError(f"{name}: holds {values.dtype}, not real numbers")
+    return Table(name, values.shape, values.dtype.name, lambda start, stop: values[start:stop])
+
+
+class Scoring:
+    """One scoring: the parts that look at every block, and how their numbers become a report."""
+
+    def __init__(self, logits: Table, labels: Table, options: Options, watch: Watch) -> None:
+        self.options, self.layout = options, layout_of(logits, labels, options)
+        self.reader, self.watch = Reader(logits, labels, self.layout, options), watch
+        self.columns = self.layout.axis is None
+        self.size = self.layout.per_row if self.columns else self.layout.choices
+        self.names = _class_names(logits, options, self.size)
+        if options.weight is not None and len(options.weight) != self.size:
+            raise OptionError("weight", f"has {len(options.weight)} numbers, but {logits.name} has {self.size} classes")
+        self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
+        self.classes, self.worst = Classes(self.size, self.columns), Largest(options.top)
+        self.exact = ExactMatch() if self.columns else None
+        self.suspects = Suspects() if options.task != "lm" else None  # a token is what was written
+        self.tempered: BeforeAndAfter | None = None
+
+    def report(self) -> Report:
+        """Read the file and make the report."""
+        rows = len(self.reader.logits)
+        temperature = fit(self.reader, lambda step: self.watch("fitting the temperature", step, 0))
+        self.tempered = None if temperature is None else BeforeAndAfter(temperature)
+        parts: list[Any] = [self.loss, self.accuracy, self.brier, self.calibration, self.classes]
+        parts += filter(None, (self.exact, self.suspects, self.tempered))
+        with np.errstate(over="ignore"):  # logits further apart than float64 reaches cost inf
+            for block in self.reader.blocks(lambda done: self.watch("scoring", done, rows)):
+                for part in parts:
+                    part.add(block)
+                self.worst.add(block, block.nll)
+        if not self.loss.decisions:
+            raise FileError(
+                f"{self.reader.labels.name}: every label is ignore_index={self.options.ignore_index}; nothing to score"
+            )
+        suspects = self.suspects.found(self.classes) if self.suspects else []
+        numbers = {**self._counts(), **self._losses(), **self._decisions(), **self._probabilities()}
+        numbers["suspected_label_errors"] = len(suspects) if self.suspects else None
+        return Report(
+            settings=self._settings(),
+            numbers=numbers,
+            class_names=self.names,
+            classes=self.classes.rows(),
+            bins=self.calibration.bins(),
+            worst=self.worst.examples(),
+            suspects=suspects[: self.options.top],
+            remarks=self.reader.looks.warnings() + self._remarks(numbers),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        options = asdict(self.options)
+        del options["class_names"]
+        options["class_dim"] = self.layout.axis
+        options["positions"] = list(self.layout.positions)
+        options["weight"] = None if self.options.weight is None else list(self.options.weight)
+        return {"logits": _described(self.reader.logits), "labels": _described(self.reader.labels), **options}
+
+    def _counts(self) -> dict[str, float | int | None]:
+        return {
+            "rows": len(self.reader.logits),
+            "decisions": self.loss.decisions,
+            "ignored": self.reader.ignored,
+            "classes": self.size,
+        }
+
+    def _losses(self) -> dict[str, float | int | None]:
+        plain, trained, bit = self.loss.plain, self.loss.trained, math.log(2)
+        nll, prior = plain.value, self.classes.prior_entropy
+        uniform = expected_initial_loss(self.layout.choices)
+        lm, length = self.options.task == "lm", self.options.bytes
+        return {
+            "nll_nats_mean": nll,
+            "nll_nats_standard_error": plain.standard_error,
+            "nll_bits_mean": nll / bit,
+            "nll_bits_standard_error": plain.standard_error / bit,
+            "infinite": self.loss.infinite,
+            "loss_nats_mean": trained.value if trained else None,
+            "loss_nats_standard_error": trained.standard_error if trained else None,
+            "perplexity": None if self.columns else math.exp(nll) if nll < 709 else math.inf,
+            "bits_per_token": nll / bit if lm else None,
+            "bits_per_byte": nll * self.loss.decisions / bit / length if length else None,
+            "uniform_nll_nats": uniform,
+            "prior_nll_nats": prior,
+            "skill_over_uniform": 1 - nll / uniform if uniform else None,
+            "skill_over_prior": 1 - nll / prior if prior else None,
+        }
+
+    def _decisions(self) -> dict[str, float | int | None]:
+        accuracy = self.accuracy
+        return {
+            "accuracy": accuracy.first.value,
+            "accuracy_standard_error": accuracy.first.standard_error,
+            "top5_accuracy": accuracy.top5.value if self.layout.choices > 5 else None,
+            "exact_match": self.exact.share if self.exact else None,
+            "macro_f1": self.classes.macro_f1,
+        }
+
+    def _probabilities(self) -> dict[str, float | int | None]:
+        tried = self.tempered if self.tempered and self.tempered.decisions else None
+        scale = 0.5 if self.columns else 1.0  # of two classes one says all
+        return {
+            "brier": scale * self.brier.mean.value,
+            "calibration_error": self.calibration.error,
+            "temperature": self.tempered.temperature if self.tempered else None,
+            "decisions_odd_rows": tried.decisions if tried else None,
+            "odd_rows_nll_nats_before": tried.nll[0].value if tried else None,
+            "odd_rows_nll_nats_after": tried.nll[1].value if tried else None,
+            "odd_rows_calibration_error_before": tried.calibration[0].error if tried else None,
+            "odd_rows_calibration_error_after": tried.calibration[1].error if tried else None,
+        }
+
+    def _remarks(self, numbers: dict[str, Any]) -> list[str]:
+        said = []
+        if numbers["infinite"]:
+            said.append(
+                f"{numbers['infinite']} decisions give their true class probability 0, so the cross entropy is infinite."
+            )
+        elif numbers["nll_nats_mean"] > numbers["uniform_nll_nats"]:
+            said.append("The cross entropy is above that of finding all classes equally likely.")
+        elif numbers["nll_nats_mean"] > numbers["prior_nll_nats"]:
+            said.append("The cross entropy is above H(prior): the class frequencies alone would do better.")
+        temperature = numbers["temperature"]
+        if len(self.reader.logits) < 2 or numbers["infinite"]:
+            pass  # nothing to fit
+        elif temperature is None:
+            said.append("No temperature could be fitted: the even rows hold no labels that count.")
+        elif not LIMITS[0] * 1.001 < temperature < LIMITS[1] * 0.999:
+            why = "being surer always pays" if temperature < 1 else "equal chances would do better"
+            said.append(f"The temperature ran into its limit of {temperature:g}: on the even rows {why}.")
+        axes = [axis for axis in class_axes(self.reader.logits, self.reader.labels) if axis > 0]
+        if len(axes) > 1 and self.options.class_dim is None and self.layout.axis is not None:
+            said.append(
+                f"The classes could lie in axis {' or '.join(map(str, axes))}; axis {self.layout.axis} was taken."
+            )
+        missing = self.classes.missing
+        if missing and self.options.task != "lm":
+            said.append(f"{missing} of the {self.size} classes do not occur among the labels.")
+        if self.suspects and not self.suspects.complete:
+            said.append("There are more suspected label errors than were counted.")
+        return said
+
+
+def _described(table: Table) -> dict[str, Any]:
+    return {"name": table.name, "shape": list(table.shape), "dtype": table.dtype}
+
+
+def _class_names(logits: Table, options: Options, size: int) -> tuple[str, ...]:
+    names = options.class_names or (logits.columns if len(logits.columns) == size else None)
+    if names is None:
+        return tuple(map(str, range(size)))
+    if len(names) != size:
+        raise OptionError("class_names", f"names {len(names)}, but {logits.name} has {size} classes")
+    return tuple(names)

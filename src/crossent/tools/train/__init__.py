@@ -1,0 +1,29 @@
+"""Training jobs on data that comes with a library, so that a loss can be seen at work without a download.
+
+``catalogue`` lists the jobs. A job is one file, such as ``noisy.py``: its rows, its losses, its scores, what is said and
+shown of them. All else is shared: ``data`` and ``canvases`` make the rows, ``network`` is trained with each of the ``losses``,
+``fit`` trains and sweeps, ``metrics`` scores, ``results`` records, ``findings`` says what the numbers show, ``job`` puts
+these in order; ``tables``, ``figure``, ``report``, ``progress`` and ``terminal`` show them. Importing this package imports
+neither torch nor anything optional.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from crossent.tools.train.catalogue import JOBS
+
+__all__ = ["JOBS", "MissingDependency", "require"]
+
+_PACKAGE = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+
+
+class MissingDependency(ImportError):
+    """A job needs a package that is not installed."""
+
+
+def require(*modules: str) -> None:
+    """Refuse to start without these optional modules, in one sentence that says what to install."""
+    missing = [_PACKAGE[name] for name in modules if find_spec(name) is None]
+    if missing:
+        raise MissingDependency(f"this job needs {' and '.join(missing)}: pip install 'crossent[demo]'")

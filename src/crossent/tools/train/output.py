@@ -1,0 +1,36 @@
+"""What a job hands over when it has ended: for the terminal, and for the directory of its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from crossent.tools.train.tables import Grid
+
+
+class Output(NamedTuple):
+    """A job's results as they are shown and written."""
+
+    name: str
+    notices: list[str]
+    grids: list[Grid]
+    paragraphs: list[str]
+    document: dict[str, Any]
+    page: str
+    picture: bytes
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """Write a document as JSON."""
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+def write(output: Output, out: Path) -> list[Path]:
+    """Write the report, the picture and the numbers; return their paths."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / name for name in ("report.html", f"{output.name}.png", "results.json")]
+    paths[0].write_text(output.page, encoding="utf-8")
+    paths[1].write_bytes(output.picture)
+    paths[2].write_text(as_text(output.document) + "\n", encoding="utf-8")
+    return paths

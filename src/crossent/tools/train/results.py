@@ -1,0 +1,168 @@
+"""What a job found: frozen records, and their form as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from crossent.tools.train.job import Job
+
+Shares = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A learning rate of the sweep, judged on the validation part; ``cost`` is nan if training diverged.
+
+    ``noted`` is what this job alone notes of the trained model, of the training or the validation part.
+    """
+
+    rate: float
+    score: float
+    cost: float
+    noted: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One run at the chosen rate, scored on the test part.
+
+    ``shares`` says of a score how much of it each independent piece of the test part gives, a row or a block of rows, so that
+    their mean is the score; two losses are compared by them. ``details`` is what this job alone records.
+    """
+
+    seed: int
+    scores: dict[str, float]
+    shares: dict[str, Shares]
+    train_loss: tuple[float, ...]
+    validation: tuple[float, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Everything about one loss; ``sweep`` is empty where the rate was given."""
+
+    name: str
+    rate: float
+    sweep: tuple[Tried, ...]
+    runs: tuple[SeedResult, ...]
+
+    def mean_of(self, measure: Callable[[SeedResult], float]) -> float:
+        """Average over the seeds."""
+        return float(np.mean([measure(run) for run in self.runs]))
+
+    def mean(self, key: str) -> float:
+        """Average a test score over the seeds."""
+        return self.mean_of(lambda run: run.scores[key])
+
+    def spread(self, key: str) -> float | None:
+        """Compute a test score's standard deviation over the seeds, if there are several."""
+        return float(np.std([run.scores[key] for run in self.runs], ddof=1)) if len(self.runs) > 1 else None
+
+    @property
+    def at_end_of_sweep(self) -> bool:
+        """Say whether a better rate may lie outside the sweep."""
+        rates = [tried.rate for tried in self.sweep]
+        return len(rates) > 2 and self.rate in (min(rates), max(rates))
+
+    def at(self, rate: float) -> Tried:
+        """Look up a rate of the sweep."""
+        return next(tried for tried in self.sweep if tried.rate == rate)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked: enough to run it again. ``options`` are those that one job alone takes."""
+
+    losses: tuple[str, ...]
+    epochs: int
+    seeds: int
+    seed: int
+    rates: tuple[float, ...]
+    quick: bool
+    options: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def swept(self) -> bool:
+        """Say whether rates were chosen and not given."""
+        return len(self.rates) > 1
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole job; ``complete`` is false if it was interrupted, and then only the finished losses are here."""
+
+    job: Job
+    settings: Settings
+    sizes: dict[str, int]
+    test_index: tuple[Any, ...]
+    losses: tuple[LossResult, ...]
+    complete: bool
+    seconds: float
+    versions: dict[str, str]
+
+    def __getitem__(self, name: str) -> LossResult:
+        return next(loss for loss in self.losses if loss.name == name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(loss.name == name for loss in self.losses)
+
+    def score(self, loss: LossResult) -> float:
+        """Average the score that counts over the seeds."""
+        return loss.mean(self.job.measures[0].key)
+
+    @property
+    def learnt(self) -> tuple[LossResult, ...]:
+        """List the losses that have learnt the task; the other scores of those that have not are not compared."""
+        return tuple(loss for loss in self.losses if self.score(loss) >= self.job.learnt)
+
+
+def plain(value: Any) -> Any:
+    """Make a value of records, tuples and numbers fit for JSON; what is not finite becomes None.
+
+    >>> plain({"nll": float("nan"), "wrong": (1, 2)})
+    {'nll': None, 'wrong': [1, 2]}
+    """
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_json(job: Job, loss: LossResult) -> dict[str, Any]:
+    """Write one loss for JSON, with the means and spreads of its runs."""
+    headline = job.measures[0].key
+    summary: dict[str, Any] = {}
+    for measure in job.measures:
+        name = f"test_{measure.key}{measure.unit}"
+        summary |= {name: loss.mean(measure.key), f"{name}_sd": loss.spread(measure.key)}
+    runs = [
+        {
+            **run.scores,
+            **run.details,
+            "seed": run.seed,
+            "train_loss": run.train_loss,
+            f"validation_{headline}": run.validation,
+        }
+        for run in loss.runs
+    ]
+    head = {"name": loss.name, "rate": loss.rate, "rate_at_end_of_sweep": loss.at_end_of_sweep}
+    sweep = [{"rate": tried.rate, headline: tried.score, job.cost: tried.cost, **tried.noted} for tried in loss.sweep]
+    written: dict[str, Any] = plain({**head, **summary, "sweep": sweep, "runs": runs, **job.record(loss)})
+    return written
+
+
+def settings_as_json(settings: Settings) -> dict[str, Any]:
+    """Write the settings for JSON, those of one job among those of all."""
+    written = asdict(settings)
+    own = written.pop("options")
+    return {**written, **own}

@@ -1,0 +1,97 @@
+"""Tables of strings, built once and shown in the terminal or in a report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossent.tools.train.job import Measure
+    from crossent.tools.train.results import LossResult, Results
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: names, and numbers from the second column on; ``marked`` are the (row, column) cells that stand out."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    marked: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+
+
+def scores(results: Results) -> Grid:
+    """Tabulate the test scores of each loss."""
+    job = results.job
+    rows = tuple(
+        (
+            loss.name,
+            f"{loss.rate:g}",
+            *(score(loss, measure) for measure in job.measures),
+            *(cell(loss) for _, cell in job.columns),
+        )
+        for loss in results.losses
+    )
+    columns = ("loss", "rate", *(measure.column for measure in job.measures), *(title for title, _ in job.columns))
+    title = f"Scores on the {results.sizes['test']} test {job.words.rows}{over_seeds(results, spread=True)}"
+    return Grid(title, columns, rows, (_scored(results), *job.definitions(results)))
+
+
+def over_seeds(results: Results, spread: bool = False) -> str:
+    """Say over how many seeds the numbers of a table are averaged."""
+    seeds = results.settings.seeds
+    return f", mean{' ± standard deviation' * spread} over {seeds} seeds" if seeds > 1 else ", one seed"
+
+
+def _scored(results: Results) -> str:
+    scored: dict[str, list[str]] = {}
+    for loss in results.losses:
+        scored.setdefault(results.job.candidates[loss.name].scored, []).append(loss.name)
+    return "Probabilities scored: " + "; ".join(f"{', '.join(names)}: {what}" for what, names in scored.items()) + "."
+
+
+def rates(results: Results) -> Grid:
+    """Tabulate the validation score at each rate of the sweep, the chosen one marked."""
+    tried, words = results.settings.rates, results.job.words
+    scale = results.job.measures[0].scale
+    rows = tuple(
+        (loss.name, *(number(scale * t.score, 1) if math.isfinite(t.cost) else "–" for t in loss.sweep))
+        for loss in results.losses
+    )
+    marked = frozenset((i, 1 + tried.index(loss.rate)) for i, loss in enumerate(results.losses))
+    columns = ("learning rate", *(f"{rate:g}" for rate in tried))
+    measured = words.measured[0].upper() + words.measured[1:]
+    title = (
+        f"{measured} in % on the {results.sizes['validation']} validation {words.rows}, "
+        f"after {results.settings.epochs} epochs"
+    )
+    return Grid(title, columns, rows, _rate_notes(results), marked)
+
+
+def _rate_notes(results: Results) -> tuple[str, ...]:
+    words = results.job.words
+    notes = [
+        f"* chosen: the best validation {words.measured}, among equals the lowest validation {words.cost}; seed "
+        f"{results.settings.seed}, no test {words.row} seen. –: the weights overflowed."
+    ]
+    edge = [loss.name for loss in results.losses if loss.at_end_of_sweep]
+    if edge:
+        notes.append(f"Chosen at an end of the sweep, so that a better rate may lie outside it: {', '.join(edge)}.")
+    return tuple(notes)
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def score(loss: LossResult, measure: Measure) -> str:
+    """Write a test score's mean over the seeds, with its spread where the measure wants it."""
+    spread = loss.spread(measure.key) if measure.spread else None
+    mean = number(measure.scale * loss.mean(measure.key), measure.decimals)
+    return mean if spread is None else f"{mean} ± {measure.scale * spread:.{measure.decimals}f}"
+
+
+def number(value: float, digits: int) -> str:
+    """Write a number, and a dash where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
