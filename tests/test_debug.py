@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import crossent
-from crossent.losses import softmax as functional
+from crossent.core import watch
 from crossent.tools.check.debug import CheckWarning, from_environment
 
 
 @pytest.fixture(autouse=True)
 def _off():
     yield
-    assert functional.watcher is None  # every test leaves it as it was
+    assert watch.watcher is None  # every test leaves it as it was
 
 
 def batch(n=64, classes=10, seed=0):
@@ -194,8 +194,8 @@ def test_on_and_off():
     x, y = batch()
     first = crossent.debug(1)
     with crossent.debug(1) as inner:
-        assert functional.watcher is inner
-    assert functional.watcher is first
+        assert watch.watcher is inner
+    assert watch.watcher is first
     first.off()
     crossent.cross_entropy(x.softmax(1), y)  # a warning would be an error
     for wrong in (0, -1, 1.5, True):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import crossent
-from crossent.core.target import Rule, Target
+from crossent.core.settings import Settings
+from crossent.core.target import Target
 
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
 _native = native._native
@@ -168,7 +169,7 @@ def test_small_calls_are_the_general_ones(dtype, shape, mean, smoothing):
     for target, weight in ((y, None), (y.int(), c), (x.softmax(1), None)):
         assert native.kind_of(x, target, weight, -100) == native.SMALL
         loss, gradient = native.small_cross_entropy(x, target, weight, -100, smoothing, mean, True)
-        described = Target(target, weight, rule=Rule(-100, smoothing))
+        described = Target(target, weight, settings=Settings(-100, smoothing))
         general, divisor, lse = native.cross_entropy_forward(x, described, "mean" if mean else "sum")
         one = torch.ones((), dtype=dtype)
         torch.testing.assert_close(loss, general, equal_nan=True)

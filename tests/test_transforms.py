@@ -252,12 +252,12 @@ def test_operators_pass_opcheck():
             _, total, lse = forward(x.detach(), *said, *rule, "mean", impl)
             needs = [True, target is t]
             for grad, divisor in ((torch.ones(N), None), (torch.ones(()), total)):
-                torch.library.opcheck(backward, (grad, divisor, x.detach(), *said, lse, *rule, needs, impl))
+                torch.library.opcheck(backward, (grad, divisor, x.detach(), *said, *rule, lse, needs, impl))
         bias, mask, valid = torch.rand(C), torch.rand(N, C) < 0.8, torch.rand(N) < 0.8
         said, rule = (target, c, bias, mask, valid), (-100, 0.1, 2.0, 30.0, 0.3, 0.1, "Focal", (2.0,))
         torch.library.opcheck(forward, (x.detach(), *said, *rule, "none", "eager"))
         lse = forward(x.detach(), *said, *rule, "none", "eager")[2]
-        torch.library.opcheck(backward, (torch.ones(N), None, x.detach(), *said, lse, *rule, [True, False], "eager"))
+        torch.library.opcheck(backward, (torch.ones(N), None, x.detach(), *said, *rule, lse, [True, False], "eager"))
     forward = torch.ops.crossent.binary_cross_entropy_forward
     backward = torch.ops.crossent.binary_cross_entropy_backward
     ones = torch.ones(N, C)

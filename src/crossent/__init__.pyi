@@ -9,13 +9,14 @@ from crossent.core.penalties import Focal as Focal
 from crossent.core.penalties import Penalty as Penalty
 from crossent.core.penalties import Poly1 as Poly1
 from crossent.core.penalties import Taylor as Taylor
+from crossent.core.target import Teacher as Teacher
 from crossent.impl import choose_implementation as choose_implementation
 from crossent.impl import implementations as implementations
-from crossent.impl.head import Teacher as Teacher
 from crossent.losses.baselines import class_weights as class_weights
 from crossent.losses.baselines import double_softmax_floor as double_softmax_floor
 from crossent.losses.baselines import expected_initial_loss as expected_initial_loss
 from crossent.losses.baselines import prior_entropy as prior_entropy
+from crossent.losses.binary import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.losses.linear import LinearPlan as LinearPlan
 from crossent.losses.linear import linear_cross_entropy as linear_cross_entropy
 from crossent.losses.linear import linear_cross_entropy_stats as linear_cross_entropy_stats
@@ -32,7 +33,6 @@ from crossent.losses.named import distillation_loss as distillation_loss
 from crossent.losses.named import focal_loss as focal_loss
 from crossent.losses.named import multilabel_cross_entropy as multilabel_cross_entropy
 from crossent.losses.named import sigmoid_focal_loss as sigmoid_focal_loss
-from crossent.losses.softmax import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from crossent.losses.softmax import cross_entropy as cross_entropy
 from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats

@@ -6,14 +6,14 @@ With them the one identity of this library is the whole family::
 
 Both are functions of ``log p``, in which a hopeless class is not 0 and a confident one not 1; in it ``s`` is minus the slope of
 ``f``. They hold for every ``log p`` from -inf to 0 and are differentiable there as often as one likes. To the operators a
-penalty is its name and its parameters, plain numbers, from which :func:`named` makes it again.
+penalty is its name and its parameters, plain numbers: a :class:`NamedPenalty`, which makes it again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,15 +89,26 @@ class BinaryPenalty(_Named):
         raise NotImplementedError
 
 
-def named(name: str, parameters: tuple[float, ...]) -> Any:
-    """Make the penalty of this name and these parameters; of no name, None."""
-    return _KNOWN[name](*parameters) if name else None
+class NamedPenalty(NamedTuple):
+    """A penalty as an operator can carry it: its name, "" for ``-log p``, and its parameters."""
+
+    name: str = ""
+    parameters: tuple[float, ...] = ()
+
+    def make(self) -> Any:
+        """Make the penalty again; of no name, None."""
+        return _KNOWN[self.name](*self.parameters) if self.name else None
+
+    def sides(self) -> tuple[Penalty, Penalty] | tuple[None, None]:
+        """Make the penalties of yes and of no for a binary loss; of no name, None."""
+        penalty = self.make()
+        return (penalty.positive, penalty.negative) if isinstance(penalty, BinaryPenalty) else (penalty, penalty)
 
 
-def check_penalty(penalty: object, *, binary: bool) -> tuple[str, tuple[float, ...]]:
-    """Hold what was given as a penalty to what the loss takes, and return its name and parameters."""
+def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
+    """Hold what was given as a penalty to what the loss takes, and name it."""
     if penalty is None:
-        return "", ()
+        return NamedPenalty()
     if isinstance(penalty, Penalty) or (binary and isinstance(penalty, BinaryPenalty)):
         wrong = [k for k, v in penalty.__dict__.items() if type(v) is not float and not isinstance(v, (int, float))]
         if wrong:
@@ -107,15 +118,15 @@ def check_penalty(penalty: object, *, binary: bool) -> tuple[str, tuple[float, .
             )
         if _KNOWN[penalty.name] is not type(penalty):
             raise TypeError(f"penalty {penalty!r} is of a class that was defined anew since: make it again")
-        return penalty.name, penalty.parameters
+        return NamedPenalty(penalty.name, penalty.parameters)
     rule = "penalty must be None or a crossent.Penalty such as Focal(gamma=2.0)"
     if isinstance(penalty, BinaryPenalty):
         fix = "this one has two sides and belongs to binary_cross_entropy_with_logits"
     elif isinstance(penalty, type) and issubclass(penalty, _Named):
         fix = f"make one, {penalty.__name__}()"
     elif isinstance(penalty, str):
-        known = {name.lower(): name for name in _KNOWN if "." not in name}
-        name = known.get(penalty.lower(), "Focal")
+        builtin = {name.lower(): name for name in _KNOWN if "." not in name}
+        name = builtin.get(penalty.lower(), "Focal")
         fix = f"import it, crossent.{name}()"
     elif callable(penalty):
         fix = "write a subclass of crossent.Penalty whose method f is that function of log p"
@@ -461,9 +472,3 @@ class _Scaled(Focal):
 
     def s(self, log_p: Tensor) -> Tensor:
         return self.factor * super().s(log_p)
-
-
-def sides(name: str, parameters: tuple[float, ...]) -> tuple[Penalty, Penalty] | tuple[None, None]:
-    """Make the penalties of yes and of no for a binary loss; of no name, None."""
-    penalty = named(name, parameters)
-    return (penalty.positive, penalty.negative) if isinstance(penalty, BinaryPenalty) else (penalty, penalty)

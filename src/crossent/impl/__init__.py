@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
-from crossent.core.target import BinaryTarget, Target, described_settings
-from crossent.impl import eager
+from crossent.core.target import BinaryTarget, Target, describe_options
+from crossent.impl import eager as formulas  # the one implementation whose operations autograd knows
+from crossent.impl.protocol import Implementation
 
-NAMES = ("eager", "native", "triton")
-_LOADED: dict[str, ModuleType] = {"eager": eager}
-_MISSING = {"triton": "the Triton kernels are not part of this version"}
+__all__ = ["choose", "choose_implementation", "fastest_small", "formulas", "implementations", "load", "register"]
 
-try:
-    from crossent.impl import native
-except ImportError as error:
-    _MISSING["native"] = f"the compiled CPU kernels are not installed ({error})"
-else:
-    _LOADED["native"] = native
+# Where each implementation lives, the preferred first; the last takes everything.
+HOMES = {
+    "triton": None,
+    "native": "crossent.impl.native",
+    "eager": "crossent.impl.eager",
+}
+_LOADED: dict[str, Implementation] = {}
+_MISSING: dict[str, str] = {}
+
+
+def register(implementation: Implementation) -> None:
+    """Add an implementation, which is then preferred to those that were there."""
+    global _LOADED
+    _MISSING.pop(implementation.name, None)
+    _LOADED = {implementation.name: implementation, **_LOADED}
+
+
+def _load_all() -> None:
+    for name, home in reversed(HOMES.items()):
+        if home is None:
+            _MISSING[name] = f"the {name.capitalize()} kernels are not part of this version"
+            continue
+        try:
+            register(import_module(home).IMPLEMENTATION)
+        except ImportError as error:
+            _MISSING[name] = f"the compiled CPU kernels are not installed ({error})"
+
+
+_load_all()
 
 
 def implementations() -> dict[str, str | None]:
@@ -28,7 +50,7 @@ def implementations() -> dict[str, str | None]:
     >>> implementations()["eager"] is None
     True
     """
-    return {name: _MISSING.get(name) for name in NAMES}
+    return {name: _MISSING.get(name) for name in sorted({*_LOADED, *_MISSING})}
 
 
 def choose_implementation(
@@ -60,25 +82,28 @@ def choose_implementation(
     >>> choose_implementation(torch.zeros(2, 3), logit_bias=torch.zeros(2, 3))
     'eager'
     """
-    return choose(logits, impl, target, described_settings(loss, target, settings))
+    return choose(logits, impl, target, describe_options(loss, target, settings))
 
 
 def choose(
     logits: Tensor, impl: str | None, target: Tensor | None = None, described: Target | BinaryTarget | None = None
 ) -> str:
     """Name the implementation for logits, a target and all else that a call says."""
-    if impl == "eager":
-        return "eager"
     if impl is None:
-        return "eager" if "native" in _MISSING or load("native").refuses(logits, target, described) else "native"
-    if impl not in NAMES:
-        raise ValueError(f"impl must be None or one of {', '.join(map(repr, NAMES))}, got {impl!r}")
+        return next(name for name, each in _LOADED.items() if each.refuses(logits, target, described) is None)
+    if impl not in _LOADED and impl not in _MISSING:
+        raise ValueError(f"impl must be None or one of {', '.join(map(repr, implementations()))}, got {impl!r}")
     reason = _MISSING.get(impl) or load(impl).refuses(logits, target, described)
     if reason:
         raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='eager' or leave it out")
     return impl
 
 
-def load(name: str) -> ModuleType:
+def load(name: str) -> Implementation:
     """Return the implementation of that name."""
     return _LOADED[name]
+
+
+def fastest_small() -> Implementation | None:
+    """Return the preferred implementation of those that have a shorter way for small calls."""
+    return next((each for each in _LOADED.values() if each.small is not None), None)

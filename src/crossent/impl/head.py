@@ -10,33 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil, isqrt, prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from crossent.core.target import Target
-from crossent.impl import load
+from crossent.core.target import Target, Teacher
+from crossent.impl import formulas, load
+from crossent.impl.protocol import Implementation, RowStatistics
 
-_EAGER_COPIES = 6  # tensors in float32 as large as the logits that torch operations make on their way
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
-_PIECE = 8 << 20  # bytes of a piece of the head's gradient that is widened at a time
-
-
-class Teacher(NamedTuple):
-    """The target of a distillation: ``t = softmax((h Wᵀ + b) / T)`` of a teacher's hidden states and head, formed in blocks.
-
-    Attributes:
-        input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
-        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.
-        bias: ``b``, of the shape of ``W`` without its last dimension.
-        temperature: ``T``, positive.
-    """
-
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    temperature: float = 1.0
+_PIECE = 4 << 20  # bytes of a piece of the head, or of its gradient, that is in float32 at a time
 
 
 class Head(NamedTuple):
@@ -76,25 +60,21 @@ def take(x: Tensor, rows: slice | Tensor | None) -> Tensor:
 def put(to: Tensor, rows: slice | Tensor | None, value: Tensor) -> None:
     """Write rows back to where they were taken."""
     if isinstance(rows, Tensor):
-        to.index_copy_(0, rows, value)
+        to.index_copy_(0, rows, value.to(to.dtype))
     else:
         to[slice(None) if rows is None else rows] = value
 
 
 def new(impl: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an empty tensor, in memory that is used again where the implementation keeps some."""
-    dtype = like.dtype if dtype is None else dtype
-    if impl == "native":
-        empty: Tensor = load("native").new(shape, None, dtype)
-        return empty
-    return torch.empty(shape, dtype=dtype, device=like.device)
+    return load(impl).empty(shape, like, like.dtype if dtype is None else dtype)
 
 
 def counted(head: Head, target: Target) -> Tensor | None:
     """Find the rows that are not ignored, or None for all; a GPU would have to be waited for, and takes all."""
     if not target.indices or head.input.device.type != "cpu" or head.input.is_meta:
         return None
-    valid = target.values != target.ignore_index
+    valid = target.values != target.settings.ignore_index
     if valid.dim() > 1:
         valid = valid.flatten(1).any(1)
     return None if valid.all() else valid.nonzero().squeeze(1)
@@ -103,8 +83,8 @@ def counted(head: Head, target: Target) -> Tensor | None:
 def block_size(head: Head, plan: Plan, size: int) -> int:
     """Say how many of ``size`` rows are taken at a time, so that blocks are as even as they can be."""
     logits = head.input.dtype.itemsize + (plan.target.values.dtype.itemsize if plan.teacher is not None else 0)
-    if plan.impl == "eager" or plan.teacher is not None:
-        logits += 4 * _EAGER_COPIES
+    workspace = formulas.IMPLEMENTATION.workspace if plan.teacher is not None else load(plan.impl).workspace
+    logits += 4 * workspace
     most = max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
     return ceil(size / ceil(size / most)) if size else 1
 
@@ -115,7 +95,7 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
     columns = head.weight.shape[0]
-    memory = new(plan.impl, (min(step, size), columns), head.input)
+    memory, pieces = new(plan.impl, (min(step, size), columns), head.input), wide_pieces(head.weight, step, plan.impl)
     for start in range(0, size, step):
         rows: slice | Tensor | None = (
             slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
@@ -124,29 +104,92 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
             rows = None
         x = take(head.input, rows)
         logits = memory[: x.shape[0]]
-        if head.bias is None:
-            torch.mm(x, head.weight.t(), out=logits)
-        else:
-            torch.addmm(head.bias, x, head.weight.t(), out=logits)
+        _form_logits(head, x, pieces, logits)
         yield Block(rows, x, logits.view(-1, *head.shape), block_target(plan, rows, head.shape))
+
+
+class WidePieces:
+    """Products with a head in half precision, in float32 and a piece of its matrix at a time.
+
+    A processor without units for bfloat16 takes several times as long for torch's products in half precision, which make
+    copies in float32 of their operands as large as these. The pieces are formed in the same memory: malloc would find new
+    memory for each, and keep the old.
+    """
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        step = max(1, _PIECE // (4 * max(1, weight.shape[1] + rows)))
+        self.weight, self.step = weight, min(step, max(1, weight.shape[0]))
+        self.matrix = weight.new_empty((self.step, weight.shape[1]), dtype=torch.float32)
+        self.columns = weight.new_empty(rows * self.step, dtype=torch.float32)
+
+    def _of(self, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give each piece: its place, the matrix there in float32, and memory for as many columns of some rows."""
+        for k in range(0, self.weight.shape[0], self.step):
+            part = self.weight[k : k + self.step]
+            columns = self.columns[: rows * part.shape[0]].view(rows, part.shape[0])
+            yield slice(k, k + part.shape[0]), self.matrix[: part.shape[0]].copy_(part), columns
+
+    def logits(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Write ``x Wᵀ + b``."""
+        x = x.float()
+        for place, matrix, columns in self._of(x.shape[0]):
+            torch.mm(x, matrix.t(), out=columns)
+            out[:, place] = columns if bias is None else columns.add_(bias[place])
+
+    def back(self, g: Tensor) -> Tensor:
+        """Compute ``g W`` in float32."""
+        sums = g.new_zeros((g.shape[0], self.weight.shape[1]), dtype=torch.float32)
+        for place, matrix, columns in self._of(g.shape[0]):
+            sums.addmm_(columns.copy_(g[:, place]), matrix)
+        return sums
+
+    def accumulate(self, g: Tensor, x: Tensor, sums: Tensor, first: bool) -> None:
+        """Add ``gᵀ x`` to sums in float32, or put it there; sums in half precision are those of one block and put there."""
+        x = x.float()
+        for k in range(0, self.weight.shape[0], self.step):
+            part = g[:, k : k + self.step]
+            columns = self.columns[: part.numel()].view(part.shape).copy_(part)
+            if sums.dtype == torch.float32:
+                sums[k : k + self.step].addmm_(columns.t(), x, beta=0.0 if first else 1.0)
+            else:
+                sums[k : k + self.step] = columns.t() @ x
+
+
+def wide_pieces(weight: Tensor, rows: int, impl: str) -> WidePieces | None:
+    """Return what multiplies in float32 where an implementation would rather not use torch's products of this dtype."""
+    return None if load(impl).multiplies_in(weight.dtype) else WidePieces(weight, rows)
+
+
+def _form_logits(head: Head, x: Tensor, pieces: WidePieces | None, out: Tensor) -> None:
+    """Form ``x Wᵀ + b``."""
+    if pieces is not None:
+        pieces.logits(x, head.bias, out)
+    elif head.bias is None:
+        torch.mm(x, head.weight.t(), out=out)
+    else:
+        torch.addmm(head.bias, x, head.weight.t(), out=out)
 
 
 def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
     """Describe the target of some rows."""
     target = plan.target
-    values = target.values if plan.teacher is None else teacher_probabilities(plan.teacher, rows, shape)
-    values = take(values, rows) if plan.teacher is None else values
+    if plan.teacher is None:
+        values = take(target.values, rows)
+    else:
+        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl)
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
     return target._replace(values=values, logit_bias=bias, class_mask=mask)
 
 
-def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Tensor:
+def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str) -> Tensor:
     """Compute ``softmax(z / T)`` of the teacher's logits, in float32 or wider."""
-    z = torch.nn.functional.linear(take(teacher.input, rows), *teacher[1:3]).view(-1, *shape)
-    wide = torch.promote_types(z.dtype, torch.float32)
-    return z.to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
+    x, wide = take(teacher.input, rows), torch.promote_types(teacher.input.dtype, torch.float32)
+    z = x.new_empty((x.shape[0], teacher.weight.shape[0]))
+    head = Head(x, teacher.weight, teacher.bias, shape)
+    _form_logits(head, x, wide_pieces(teacher.weight, x.shape[0], impl), z)
+    return z.view(-1, *shape).to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
 
 
 class Gradients:
@@ -158,6 +201,7 @@ class Gradients:
 
     def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, count: int, skipping: bool) -> None:
         self.head, self.needs, self.impl = head, needs, impl
+        self.pieces: WidePieces | None = None
         self.wide = torch.promote_types(head.weight.dtype, torch.float32) if count > 1 else head.weight.dtype
         self.group, self.added = isqrt(count) if count > _MANY and self.wide == head.weight.dtype else 0, 0
         self.sums: Tensor | None = None
@@ -165,14 +209,17 @@ class Gradients:
         if self.input is not None and skipping:
             self.input.zero_()
         self.weight: Tensor | None = None
-        self.piece: Tensor | None = None
         self.bias: Tensor | None = None
 
     def add(self, block: Block, at_logits: Tensor) -> None:
         """Add what one block gives."""
         g = at_logits.reshape(at_logits.shape[0], -1)
+        if self.pieces is None and not load(self.impl).multiplies_in(g.dtype):
+            self.pieces = WidePieces(self.head.weight, g.shape[0])
         if self.input is not None:
-            if isinstance(block.rows, Tensor):
+            if self.pieces is not None:
+                put(self.input, block.rows, self.pieces.back(g))
+            elif isinstance(block.rows, Tensor):
                 put(self.input, block.rows, g @ self.head.weight)
             else:
                 torch.mm(g, self.head.weight, out=self.input if block.rows is None else self.input[block.rows])
@@ -190,23 +237,18 @@ class Gradients:
             self.sums = self.weight.clone() if self.sums is None else self.sums.add_(self.weight)
             first = True
         self.added += 1
-        if self.wide == g.dtype:
+        if self.wide == g.dtype and self.pieces is None:
             if first:
                 torch.mm(g.t(), x, out=self.weight)
             else:
                 self.weight.addmm_(g.t(), x)
             return
         # The product of a block, rounded to half precision, would lose what the sum over blocks is to keep.
-        if self.impl == "native" and load("native").accumulate(g, x, self.weight, first):
+        if load(self.impl).accumulate(g, x, self.weight, first):
             return
-        if self.piece is None:  # for all pieces: malloc would find new memory for each, and keep the old
-            step = max(1, _PIECE // (self.wide.itemsize * max(1, g.shape[0])))
-            self.piece = g.new_empty((g.shape[0], min(step, g.shape[1])), dtype=self.wide)
-        x, step = x.to(self.wide), self.piece.shape[1]
-        for k in range(0, g.shape[1], step):
-            part = g[:, k : k + step]
-            wide = self.piece[: part.shape[0], : part.shape[1]].copy_(part)
-            self.weight[k : k + step].addmm_(wide.t(), x, beta=0.0 if first else 1.0)
+        if self.pieces is None:
+            self.pieces = WidePieces(self.head.weight, g.shape[0])
+        self.pieces.accumulate(g, x, self.weight, first)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients in the dtype of what they belong to; zeros where no row counted."""
@@ -249,54 +291,63 @@ def loss_and_gradients(
     return total.to(wide), (None, None, None) if gradients is None else gradients.finish()
 
 
-def _at_logits(compute: Any, grad: Tensor, block: Block, lse: Tensor | None, divisor: float | Tensor = 1.0) -> Tensor:
+def _at_logits(
+    compute: Implementation, grad: Tensor, block: Block, lse: Tensor | None, divisor: float | Tensor = 1.0
+) -> Tensor:
     """Compute the gradient for a block's logits, in their place where the implementation can."""
     needs = (True, False, False, False)
-    at_logits: Tensor = compute.cross_entropy_backward(grad, block.logits, block.target, lse, needs, divisor, True)[0]
+    assert lse is not None
+    at_logits = compute.cross_entropy_backward(grad, block.logits, block.target, lse, needs, divisor, True).logits
+    assert at_logits is not None
     return at_logits
 
 
-def rows_of(head: Head, plan: Plan, statistics: bool) -> tuple[Tensor, Tensor]:
-    """Compute the loss of every row, 0 where it is ignored; or the stacks of statistics, and whether rows are correct."""
-    compute = load(plan.impl)
-    rows = (head.input.shape[0], *head.shape[1:])
-    wide = torch.promote_types(head.input.dtype, torch.float32)
-    told = torch.zeros((4 if statistics else 1, *rows), dtype=wide, device=head.input.device)
-    correct = torch.zeros(rows if statistics else (0,), dtype=wide, device=head.input.device)
+def row_losses(head: Head, plan: Plan) -> Tensor:
+    """Compute the loss of every row, 0 where it is ignored."""
+    compute, losses = load(plan.impl), _zero_rows(head)
     for block in blocks(head, plan):
-        if statistics:
-            of_rows, weights = _statistics(plan.impl, block)
-            put(correct, block.rows, weights[1])
-        else:
-            of_rows = compute.cross_entropy_forward(block.logits, block.target, "none")[0].unsqueeze(0)
-        for to, value in zip(told, of_rows, strict=True):
+        put(losses, block.rows, compute.cross_entropy_forward(block.logits, block.target, "none").loss)
+    return losses
+
+
+def statistics(head: Head, plan: Plan) -> RowStatistics:
+    """Compute the statistics of every row, 0 where it is ignored."""
+    compute = load(plan.impl)
+    of_rows = RowStatistics(*(_zero_rows(head) for _ in RowStatistics._fields))
+    for block in blocks(head, plan):
+        of_block = compute.statistics(block.logits, block.target)
+        for to, value in zip(of_rows, of_block, strict=True):
             put(to, block.rows, value)
-    return told, correct
+    return of_rows
 
 
-def _statistics(impl: str, block: Block) -> tuple[Tensor, Tensor]:
-    compute = load(impl)
-    if impl == "native":
-        both: tuple[Tensor, Tensor] = compute.cross_entropy_statistics(block.logits, block.target)
-        return both
-    told, weights, _ = compute.cross_entropy_forward(block.logits, block.target, "statistics")
-    return told, weights
+def _zero_rows(head: Head) -> Tensor:
+    wide = torch.promote_types(head.input.dtype, torch.float32)
+    return torch.zeros((head.input.shape[0], *head.shape[1:]), dtype=wide, device=head.input.device)
 
 
-def rows_backward(
-    head: Head, plan: Plan, grads: Tensor, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute the gradients from those of every row's loss, or of its four statistics; each block is formed once more."""
-    if grads.device.type == "cpu" and not grads.is_meta and not grads[1:].count_nonzero():
-        grads = grads[:1]  # of the loss alone
-    statistics = grads.shape[0] > 1
-    plan = plan._replace(impl="eager") if statistics else plan
+HeadGradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def row_losses_backward(head: Head, plan: Plan, grad: Tensor, needs: tuple[bool, ...]) -> HeadGradients:
+    """Compute the gradients from that of every row's loss; each block is formed once more."""
     compute, gradients = load(plan.impl), _gradients_for(head, plan, needs)
     for block in blocks(head, plan):
-        if statistics:
-            grad, lse = torch.stack([take(g, block.rows) for g in grads]), None
-        else:
-            grad = take(grads[0], block.rows)
-            lse = compute.cross_entropy_forward(block.logits, block.target, "none")[2]
-        gradients.add(block, _at_logits(compute, grad, block, lse))
+        lse = compute.cross_entropy_forward(block.logits, block.target, "none").lse
+        gradients.add(block, _at_logits(compute, take(grad, block.rows), block, lse))
+    return gradients.finish()
+
+
+def statistics_backward(head: Head, plan: Plan, grads: list[Tensor], needs: tuple[bool, ...]) -> HeadGradients:
+    """Compute the gradients from those of four statistics of every row; each block is formed once more."""
+    loss, *others = grads
+    if loss.device.type == "cpu" and not loss.is_meta and not any(grad.count_nonzero() for grad in others):
+        return row_losses_backward(head, plan, loss, needs)
+    plan = plan._replace(impl=formulas.IMPLEMENTATION.name)
+    gradients, on_logits = _gradients_for(head, plan, needs), (True, False, False, False)
+    for block in blocks(head, plan):
+        of_block = tuple(take(grad, block.rows) for grad in grads)
+        at_logits = formulas.statistics_backward(of_block, block.logits, block.target, on_logits).logits
+        assert at_logits is not None
+        gradients.add(block, at_logits)
     return gradients.finish()

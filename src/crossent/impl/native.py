@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from crossent import _native
-from crossent.core.target import BinaryTarget, Rule, Target
+from crossent.core.penalties import NamedPenalty
+from crossent.core.target import BinaryTarget, Target
+from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -67,7 +70,7 @@ def refuses(logits: Tensor, target: Tensor | None = None, described: Target | Bi
 
 def _left_to_eager(target: Target, soft: bool) -> str | None:
     """Name the first thing of a softmax loss that the kernels do not take; docs/performance.md has the list."""
-    rule, bias, mask = target.rule, target.logit_bias, target.class_mask
+    settings, bias, mask = target.settings, target.logit_bias, target.class_mask
     if target.valid is not None:
         return "rows left out beside those of ignore_index"
     for name, tensor in (("logit_bias", bias), ("class_mask", mask)):
@@ -75,20 +78,20 @@ def _left_to_eager(target: Target, soft: bool) -> str | None:
             return f"a {name} of the logits' shape"
     if bias is not None and bias.requires_grad and torch.is_grad_enabled():
         return "a logit_bias that requires grad"
-    if rule.penalty not in _PENALTIES:
-        return f"the penalty {rule.penalty}"
-    return "a margin with probabilities" if soft and rule.margin else None
+    if settings.penalty.name not in _PENALTIES:
+        return f"the penalty {settings.penalty.name}"
+    return "a margin with probabilities" if soft and settings.margin else None
 
 
-def _penalty(rule: Rule) -> tuple[int, float, float]:
+def _penalty(penalty: NamedPenalty) -> tuple[int, float, float]:
     """Write a penalty as the kernels have it: its number and two parameters."""
-    kind, (a, b) = _PENALTIES[rule.penalty], (*rule.parameters, 0.0, 0.0)[:2]
-    if rule.penalty == "MAE":
+    kind, (a, b) = _PENALTIES[penalty.name], (*penalty.parameters, 0.0, 0.0)[:2]
+    if penalty.name == "MAE":
         return kind, 1.0, 0.0
-    if rule.penalty == "GCE" and a == 0:
+    if penalty.name == "GCE" and a == 0:
         return 0, 0.0, 0.0  # its limit, -log p
-    if rule.penalty == "SCE":
-        alpha, beta, log_of_zero = rule.parameters
+    if penalty.name == "SCE":
+        alpha, beta, log_of_zero = penalty.parameters
         return kind, alpha, -beta * log_of_zero
     return kind, a, b
 
@@ -97,19 +100,22 @@ def _members(target: Target, dtype: torch.dtype, num_classes: int) -> tuple[Any,
     """Write all that makes a member of the family other than cross entropy as binding.cpp reads it; None for that itself."""
     if target.plain:
         return None
-    rule, bias, spread, sums = target.rule, target.logit_bias, None, None
+    settings, bias, spread, sums = target.settings, target.logit_bias, None, None
     bias = None if bias is None else bias.detach().to(dtype)
     if target.class_mask is not None:
         bias = torch.zeros(num_classes, dtype=dtype) if bias is None else bias
         bias = bias.masked_fill(~target.class_mask, -torch.inf)
-        if rule.label_smoothing:
+        if settings.label_smoothing:
             spread = target.class_mask.to(dtype)
             allowed = spread.sum().item()
             spread = spread if target.weight is None else spread * target.weight.to(dtype)
             sums = [allowed, spread.sum(dtype=torch.float64).item()]
     bias = None if bias is None else bias.contiguous()
     masked = target.class_mask is not None
-    return rule.temperature, rule.softcap or 0.0, rule.margin, rule.z_loss, *_penalty(rule), bias, masked, spread, sums
+    return (
+        settings.temperature, settings.softcap or 0.0, settings.margin, settings.z_loss, *_penalty(settings.penalty), bias,
+        masked, spread, sums,
+    )  # fmt: skip
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -153,7 +159,7 @@ def _gradient(x: Tensor, inplace: bool) -> Tensor:
 _REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
 
 
-def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor | float, Tensor]:
+def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
     """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor; see the eager implementation."""
     dtype = _wide(logits)
     rows = logits.shape[:1] + logits.shape[2:]
@@ -163,44 +169,42 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> tup
     lse = new((2, *rows), None, dtype)
     if logits.numel() == 0:
         nothing = torch.nan if reduction == "mean" else 0.0
-        return loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse.zero_()
+        return Forward(loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse.zero_())
     values = target.values.contiguous() if target.indices else target.values
     weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
     for copied in (False, True):
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            logits, values, weight, target.ignore_index, target.label_smoothing, _REDUCTIONS[reduction], loss, row_weight, lse,
-            members,
+            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing, _REDUCTIONS[reduction], loss,
+            row_weight, lse, members,
         )  # fmt: skip
         if total is not None:
             break
     assert total is not None
-    return loss, total if row_weight is None else row_weight, lse
+    return Forward(loss, total if row_weight is None else row_weight, lse)
 
 
-def cross_entropy_statistics(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Compute of each row, in one pass, the stacks of the eager implementation's statistics."""
+def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
+    """Compute the statistics of each row in one pass."""
     dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
-    told, row_weights = torch.empty((4, *rows), dtype=dtype), torch.empty((2, *rows), dtype=dtype)
+    loss, row_weight, entropy, log_prob = (torch.empty(rows, dtype=dtype) for _ in range(4))
     lse, correct = new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
-    loss, _, target_log_prob, entropy = told
     weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
     values = target.values.contiguous() if target.indices else target.values
     for copied in (False, True):
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            logits, values, weight, target.ignore_index, target.label_smoothing, 0, loss, row_weights[0], lse,
-            members, (entropy, target_log_prob, correct),
+            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing, 0, loss, row_weight, lse,
+            members, (entropy, log_prob, correct),
         )  # fmt: skip
         if total is not None:
             break
-    torch.add(lse[0], lse[1], out=told[1])
+    sums = lse[0] + lse[1]
     if target.indices:
-        told[1].masked_fill_(target.values == target.ignore_index, 0.0)
-    row_weights[1] = correct
-    return told, row_weights
+        sums.masked_fill_(target.values == target.settings.ignore_index, 0.0)
+    return RowStatistics(loss, sums, log_prob, entropy, row_weight, correct.to(dtype))
 
 
 def cross_entropy_backward(
@@ -211,15 +215,15 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
-) -> tuple[Tensor | None, Tensor | None, None, None]:
+) -> Gradients:
     """Compute the gradients for logits and target; see the eager implementation."""
     dtype = _wide(logits)
     if grad.dim() > 0:
         grad = grad.to(dtype).contiguous()
     values = target.values.contiguous() if target.indices else target.values
-    settings = _weight(target.weight, dtype), lse, target.ignore_index, target.label_smoothing
+    settings = _weight(target.weight, dtype), lse, target.settings.ignore_index, target.settings.label_smoothing
     if logits.numel() == 0:
-        return _new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None, None, None
+        return Gradients(_new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None)
     grad_logits = _gradient(logits, inplace) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
     members = _members(target, dtype, logits.shape[1])
@@ -230,7 +234,7 @@ def cross_entropy_backward(
             grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target,
             members,
         )  # fmt: skip
-    return grad_logits, grad_target, None, None
+    return Gradients(grad_logits, grad_target)
 
 
 # Whether a call is one that the two functions below take as it is, unchecked: ORDINARY, or SMALL. Anything else is 0.
@@ -278,7 +282,7 @@ class _Elements(NamedTuple):
     order: list[int]
 
     @classmethod
-    def of(cls, logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> _Elements:
+    def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
         order, strides = list(range(logits.dim())), list(logits.stride())
         if not logits.is_contiguous():
             order.sort(key=lambda d: (-strides[d], d))
@@ -288,8 +292,8 @@ class _Elements(NamedTuple):
         def laid_out(w: Tensor | None) -> Tensor | None:
             return None if w is None else w.to(_wide(logits)).expand_as(logits).permute(order)
 
-        dense = logits.permute(order).contiguous(), target.permute(order).contiguous()
-        return cls(*dense, laid_out(weight), laid_out(pos_weight), order)
+        dense = logits.permute(order).contiguous(), target.values.permute(order).contiguous()
+        return cls(*dense, laid_out(target.weight), laid_out(target.pos_weight), order)
 
     def contiguous(self) -> _Elements:
         """Write the weights out, whose strides do not fit."""
@@ -303,9 +307,7 @@ class _Elements(NamedTuple):
         return x.permute([self.order.index(d) for d in range(x.dim())])
 
 
-def binary_cross_entropy_forward(
-    logits: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, reduce: bool, divisor: float = 1.0
-) -> Tensor:
+def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float = 1.0) -> Tensor:
     """Compute the loss of each element, or the sum over the divisor; see the eager implementation."""
     dtype = _wide(logits)
     if logits.numel() == 0:
@@ -314,7 +316,7 @@ def binary_cross_entropy_forward(
             if reduce
             else torch.empty_like(logits, dtype=dtype)
         )
-    given = _Elements.of(logits, target, weight, pos_weight)
+    given = _Elements.of(logits, target)
     loss = torch.empty((), dtype=dtype) if reduce else new(given.logits.shape, None, dtype)
     if not _native.binary_forward(*given[:4], reduce, divisor, loss):
         _native.binary_forward(*given.contiguous()[:4], reduce, divisor, loss)
@@ -324,17 +326,15 @@ def binary_cross_entropy_forward(
 def binary_cross_entropy_backward(
     grad: Tensor,
     logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
+    target: BinaryTarget,
     needs: tuple[bool, bool] = (True, False),
     divisor: float = 1.0,
     inplace: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute the gradients for logits and target; see the eager implementation."""
     if logits.numel() == 0:
-        return _new_like(logits) if needs[0] else None, _new_like(target) if needs[1] else None
-    given = _Elements.of(logits, target, weight, pos_weight)
+        return _new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None
+    given = _Elements.of(logits, target)
     if grad.dim() > 0:
         grad = grad.to(_wide(logits)).permute(given.order).contiguous()
     inplace = inplace and given.logits.data_ptr() == logits.data_ptr()
@@ -345,3 +345,31 @@ def binary_cross_entropy_backward(
     return None if grad_logits is None else given.back(grad_logits), None if grad_target is None else given.back(
         grad_target
     )
+
+
+# --- the implementation -----------------------------------------------------------------------------------------------
+
+
+class Native(Implementation):
+    """The kernels, with memory that is used again."""
+
+    name = "native"
+    refuses = staticmethod(refuses)
+    cross_entropy_forward = staticmethod(cross_entropy_forward)
+    cross_entropy_backward = staticmethod(cross_entropy_backward)
+    statistics = staticmethod(cross_entropy_statistics)
+    binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)
+    binary_cross_entropy_backward = staticmethod(binary_cross_entropy_backward)
+    accumulate = staticmethod(accumulate)
+
+    def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return an empty tensor, a large one in recycled memory."""
+        return new(shape, None, dtype)
+
+    def multiplies_in(self, dtype: torch.dtype) -> bool:
+        """Only with units for bfloat16 are torch's products in half precision fast, and without copies in float32."""
+        return dtype.itemsize >= 4 or (dtype == torch.bfloat16 and _native.isa() == "avx512bf16")
+
+
+IMPLEMENTATION = Native()
+IMPLEMENTATION.small = sys.modules[__name__]  # the module has the functions that SmallCalls names

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crossent.core.target import type_error
+from crossent.core.messages import type_error
 
 
 def class_weights(

@@ -6,57 +6,30 @@ Here the arguments are understood and the way is chosen; impl/head.py computes, 
 from __future__ import annotations
 
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
+from typing_extensions import Unpack
 
-from crossent.core.penalties import Penalty
-from crossent.core.target import SPECIAL, Target, check_logits_dtype, describe, shape, type_error, under_autocast
+from crossent.core import watch
+from crossent.core.checks import check_logits_dtype, check_tensors, under_autocast
+from crossent.core.messages import shape, type_error
+from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
+from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
+from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
-from crossent.impl.eager import ordered_sum
-from crossent.impl.head import Head, Plan, Teacher, block_size, block_target, counted, take, teacher_probabilities
-from crossent.losses import softmax as functional
-from crossent.losses.softmax import (
-    Mean,
-    Reduction,
-    check_mean,
-    cross_entropy,
-    divide,
-    read_reduction,
-    reduce_rows,
-    reduced_cross_entropy,
-    result_dtype,
-    weights_of_rows,
-)
+from crossent.impl.head import Head, Plan, block_size, block_target, counted, take, teacher_probabilities
+from crossent.impl.protocol import RowStatistics
+from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
-from crossent.ops.linear import Again, LinearCrossEntropy, LinearRows, flat, transformed
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from crossent.ops.linear import Again, LinearCrossEntropy, LinearRows, flat, linear_statistics, transformed
 
 MAX_BYTES = 128 << 20  # of a block of logits
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
-
-
-class LinearOptions(TypedDict, total=False):
-    """What :func:`linear_cross_entropy` takes by keyword beside torch's arguments, as :func:`crossent.cross_entropy` does."""
-
-    sample_weight: Tensor | None
-    denominator: float | Tensor | None
-    empty: Literal["nan", "zero"]
-    out_dtype: torch.dtype | None
-    penalty: Penalty | None
-    temperature: float
-    softcap: float | None
-    logit_bias: Tensor | None
-    margin: float
-    class_mask: Tensor | None
-    z_loss: float
-    impl: str | None
 
 
 class LinearPlan(NamedTuple):
@@ -83,7 +56,7 @@ class _Call(NamedTuple):
     head: Head
     target: Target  # values are empty where there is a teacher
     teacher: Teacher | None
-    mean: Mean  # with sample weights (N, d1, ...)
+    reduction: Reduction  # with sample weights (N, d1, ...)
     lead: tuple[int, ...]  # the dimensions that were flattened into rows
     shift: int
     max_bytes: int
@@ -101,6 +74,7 @@ class _Call(NamedTuple):
         return Plan(self.target, self.teacher, self.max_bytes, self.impl)
 
 
+@documented
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -133,17 +107,10 @@ def linear_cross_entropy(
         linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``.
         target: class indices ``(..., d1, ...)`` of any integer dtype, probabilities ``(..., C, d1, ...)``, or the
             :class:`crossent.Teacher` whose probabilities are to be learned, and who learns nothing.
-        linear_bias: ``b``, of the shape of ``W`` without its last dimension.
         weight: class weights, ``(C)``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``.
         ignore_index: rows with this index count for nothing, and on a CPU are left out of the products; by default -100.
-        label_smoothing: ``ε``.
-        options: accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.
-        shift: 1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.
-            Nothing is copied. The unreduced loss has that many positions less.
-        max_bytes: how large the logits of a block may be. The rest of what is made on the way is small.
-        more: ``sample_weight``, ``denominator``, ``empty``, ``out_dtype``, ``penalty``, ``temperature``, ``softcap``,
-            ``logit_bias``, ``margin``, ``class_mask``, ``z_loss`` and ``impl``, as in :func:`crossent.cross_entropy`.
+        {options}
 
     Returns:
         The loss, 0-d, or of the rows' shape with ``reduction="none"``; in the dtype of the input for indices, float32 under
@@ -181,31 +148,21 @@ def linear_cross_entropy(
             F.linear(input, linear_weight, linear_bias), target, weight, ignore_index=ignored, reduction=reduction,
             label_smoothing=label_smoothing,
         )  # fmt: skip
-    reduction = read_reduction(reduction)
-    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
-    call = _understand(_Asked._make(asked))
-    check_mean(reduction, call.mean)
+    call = _understand(
+        input, linear_weight, target, {
+            **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
+        },
+    )  # fmt: skip
     try:
-        return _loss(call, reduction)
+        return _loss(call)
     except IndexError:
         _say_where(target, call)
         raise
 
 
 def linear_cross_entropy_stats(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor | Teacher,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "none",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    options: object = None,
-    shift: int = 0,
-    max_bytes: int = MAX_BYTES,
-    **more: Unpack[LinearOptions],
+    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
 ) -> CrossEntropyStats:
     """Compute the loss of a head with what else its logits can tell, a block of rows at a time.
 
@@ -217,41 +174,23 @@ def linear_cross_entropy_stats(
     >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
     tensor([True, True])
     """
-    reduction = read_reduction(reduction)
-    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
-    call = _understand(_Asked._make(asked))
-    check_mean(reduction, call.mean)
+    call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
     try:
-        told, correct = _statistics_at_once(call) if _at_once(call) else _rows(call, True)
+        row = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     except IndexError:
         _say_where(target, call)
         raise
     row_weight = _row_weights(call)
-    valid = call.target.values != call.target.ignore_index if call.target.indices else row_weight > 0
-    parts = (told, row_weight, correct.detach(), valid)
-    if reduction == "none":
-        told, row_weight, correct, valid = torch.stack([*map(call.rows_back, told)]), *map(call.rows_back, parts[1:])
-        parts, u = (told, row_weight, correct, valid), call.mean.sample_weight
-        return reduced_statistics(
-            *parts, reduction, call.mean._replace(sample_weight=None if u is None else call.rows_back(u)), call.dtype
-        )
-    return reduced_statistics(*parts, reduction, call.mean, call.dtype)
+    valid = call.target.values != call.target.settings.ignore_index if call.target.indices else row_weight > 0
+    row, reduction = row._replace(row_weight=row_weight, correct=row.correct.detach()), call.reduction
+    if reduction.how == "none":
+        row, valid, u = RowStatistics(*map(call.rows_back, row)), call.rows_back(valid), reduction.sample_weight
+        reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(u))
+    return reduced_statistics(row, valid, reduction, call.dtype)
 
 
 def linear_plan(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor | Teacher,
-    *,
-    linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    reduction: str = "mean",
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    options: object = None,
-    shift: int = 0,
-    max_bytes: int = MAX_BYTES,
-    **more: Unpack[LinearOptions],
+    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
 ) -> LinearPlan:
     """Say how :func:`linear_cross_entropy` takes a call with these arguments apart.
 
@@ -259,9 +198,7 @@ def linear_plan(
     >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
     (22, 187, 37592236)
     """
-    read_reduction(reduction)
-    asked = (input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more)
-    call = _understand(_Asked._make(asked))
+    call = _understand(input, linear_weight, target, dict(arguments))
     why = _at_once(call)
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
@@ -273,27 +210,13 @@ def linear_plan(
 # --- understanding ----------------------------------------------------------------------------------------------------
 
 
-class _Asked(NamedTuple):
-    """The arguments of a call as they came."""
-
-    input: Tensor
-    linear_weight: Tensor
-    target: Tensor | Teacher
-    linear_bias: Tensor | None
-    weight: Tensor | None
-    ignore_index: int | None
-    label_smoothing: float
-    shift: int
-    max_bytes: int
-    more: Any
-
-
-def _understand(asked: _Asked) -> _Call:
+def _understand(input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> _Call:
     """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
-    input, linear_weight, target, linear_bias, weight, ignore_index, label_smoothing, shift, max_bytes, more = asked
+    check_names(arguments, LinearArguments, "linear_cross_entropy")
+    rows = Reduction.among(arguments.get("reduction", "mean"), arguments)
+    linear_bias, weight, shift = arguments.get("linear_bias"), arguments.get("weight"), arguments.get("shift", 0)
+    ignore_index, max_bytes = arguments.get("ignore_index"), arguments.get("max_bytes", MAX_BYTES)
     _check_head(input, linear_weight, linear_bias)
-    check_names(more)
-    more = {**_DEFAULTS, **more}
     if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
         type_error("max_bytes", "a positive int, the bytes of a block of logits", max_bytes)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
@@ -310,40 +233,28 @@ def _understand(asked: _Asked) -> _Call:
     ignored = -100 if ignore_index is None else ignore_index
     assert isinstance(target, Tensor)
     target = _shifted(target, lead, shift, ignored)
-    special = {name: more[name] for name in SPECIAL["cross_entropy"]}
-    _, described = describe(like, target, weight, ignored, label_smoothing, len(lead), special)
+    _, described = describe(like, target, weight, len(lead), {**arguments, "ignore_index": ignored})
     size = prod(lead)
     if teacher is not None:
         values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
     else:
         values = target.to(described.values.dtype).reshape((size, *(classes if not described.indices else classes[1:])))
     described = described._replace(
-        values=values, logit_bias=_rows_of(described.logit_bias, more["logit_bias"], size, classes),
-        class_mask=_rows_of(described.class_mask, more["class_mask"], size, classes),
-    )  # fmt: skip
-    mean = Mean(_row_factors(more["sample_weight"], like, lead, classes, shift), more["denominator"], more["empty"])
-    dtype = result_dtype(like, (described.values, weight) if not described.indices else (), more["out_dtype"])
+        values=values,
+        logit_bias=_rows_of(described.logit_bias, arguments.get("logit_bias"), size, classes),
+        class_mask=_rows_of(described.class_mask, arguments.get("class_mask"), size, classes),
+    )
+    rows = rows._replace(sample_weight=_row_factors(rows.sample_weight, like, lead, classes, shift))
+    promoted = (described.values, weight) if not described.indices else ()
+    dtype, impl = result_dtype(like, promoted, arguments.get("out_dtype")), arguments.get("impl")
     head = Head(*_side_by_side(input, linear_weight, linear_bias), classes)
-    impl = choose(like.reshape(size, *classes), more["impl"], described.values, described)
+    name = choose(like.reshape(size, *classes), impl, described.values, described)
     max_bytes = min(max_bytes, 1 << 62)  # what the operators can be told
-    return _Call(head, described, teacher, mean, lead, shift, max_bytes, impl, more["impl"] is not None, dtype)
-
-
-_DEFAULTS: dict[str, Any] = {
-    **SPECIAL["cross_entropy"], "sample_weight": None, "denominator": None, "empty": "nan", "out_dtype": None, "impl": None
-}  # fmt: skip
-
-
-def check_names(more: Any) -> None:
-    """Refuse keywords that are no arguments."""
-    if unknown := sorted(more.keys() - _DEFAULTS.keys()):
-        raise TypeError(f"linear_cross_entropy takes no argument {unknown[0]!r}; it takes {', '.join(_DEFAULTS)}")
+    return _Call(head, described, teacher, rows, lead, shift, max_bytes, name, impl is not None, dtype)
 
 
 def _check_head(input: object, weight: object, bias: object) -> None:
-    for name, value in (("input", input), ("linear_weight", weight)):
-        if not isinstance(value, Tensor):
-            type_error(name, "a torch.Tensor", value)
+    check_tensors(input=input, linear_weight=weight)
     assert isinstance(input, Tensor)
     assert isinstance(weight, Tensor)
     if input.dim() < 1 or weight.dim() < 2:
@@ -389,7 +300,7 @@ def _say_where(target: Tensor | Teacher, call: _Call) -> None:
         values = target.long()
         if call.shift:
             values = values.clone()
-            values[..., : call.shift] = call.target.ignore_index  # labels of no row
+            values[..., : call.shift] = call.target.settings.ignore_index  # labels of no row
         call.target._replace(values=values).raise_if_out_of_range(call.head.shape[0])
 
 
@@ -463,8 +374,13 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 def _at_once(call: _Call) -> str:
     """Say why the logits of all rows are formed at once, in operations that autograd knows; "" if they are not."""
-    head, target, denominator = call.head, call.target, call.mean.denominator
-    given = (*head[:3], *target[:4], call.mean.sample_weight, denominator if isinstance(denominator, Tensor) else None)
+    head, target, denominator = call.head, call.target, call.reduction.denominator
+    given = (
+        *head[:3],
+        *target.tensors,
+        call.reduction.sample_weight,
+        denominator if isinstance(denominator, Tensor) else None,
+    )
     if why := transformed(*given):
         return why
     if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
@@ -492,25 +408,25 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
     )
 
 
-def _loss(call: _Call, reduction: Reduction) -> Tensor:
+def _loss(call: _Call) -> Tensor:
+    reduction = call.reduction
     if _at_once(call):
-        loss = _loss_at_once(call, reduction)
-        return call.rows_back(loss) if reduction == "none" else loss
+        loss = _loss_at_once(call)
+        return call.rows_back(loss) if reduction.how == "none" else loss
     scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
-    if reduction == "none" or scaled_later or _wants_grad(call.mean.sample_weight):
-        rows = _rows(call, False)[0][0]
-        loss = reduce_rows(rows, _row_weights(call), reduction, call.mean).to(call.dtype)
-        loss = call.rows_back(loss) if reduction == "none" else loss
+    if reduction.how == "none" or scaled_later or _wants_grad(reduction.sample_weight):
+        rows = LinearRows.apply(*flat(call.head, call.plan()), Again(_rows_again))
+        loss = reduce_rows(rows, _row_weights(call), reduction).to(call.dtype)
+        loss = call.rows_back(loss) if reduction.how == "none" else loss
     else:
-        loss = _reduced(call, reduction).to(call.dtype)
-    if functional.watcher is not None and not torch.compiler.is_compiling():
-        _show(call, loss, reduction)
+        loss = _reduced(call).to(call.dtype)
+    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+        _show(call, loss, watcher)
     return loss
 
 
-def _show(call: _Call, loss: Tensor, reduction: Reduction) -> None:
+def _show(call: _Call, loss: Tensor, watcher: watch.Watcher) -> None:
     """Show whoever looks on the loss of all rows and the logits of some, evenly spread over those that count."""
-    assert functional.watcher is not None
     head, target = call.head, call.target
     rows = counted(head, target)
     if rows is None or len(rows) == 0:
@@ -519,8 +435,7 @@ def _show(call: _Call, loss: Tensor, reduction: Reduction) -> None:
     with torch.no_grad():
         logits = F.linear(take(head.input, rows), head.weight, head.bias).view(-1, *head.shape)
     described = block_target(call.plan(), rows, head.shape)
-    averaged = reduction == "mean" and call.mean.sample_weight is None and call.mean.denominator is None
-    functional.watcher(logits, logits, described, loss, averaged)
+    watcher(logits, logits, described, loss, call.reduction.as_torch)
 
 
 def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
@@ -528,18 +443,17 @@ def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
     logits = F.linear(*head[:3]).view(-1, *head.shape)
     if plan.teacher is None:
         return logits, plan.target
-    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape))
+    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape, plan.impl))
 
 
-def _loss_at_once(call: _Call, reduction: Reduction) -> Tensor:
+def _loss_at_once(call: _Call) -> Tensor:
     logits, described = _logits(call.head, call.plan())
     impl = call.impl if call.named else None
-    return reduced_cross_entropy(logits, logits, described, reduction, call.mean, call.dtype, False, impl)
+    return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, False, impl)
 
 
-def _statistics_at_once(call: _Call) -> tuple[Tensor, Tensor]:
-    told, row_weights = statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
-    return told, row_weights[1]
+def _statistics_at_once(call: _Call) -> RowStatistics:
+    return statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
 
 
 def _row_weights(call: _Call) -> Tensor:
@@ -547,42 +461,42 @@ def _row_weights(call: _Call) -> Tensor:
     target, dtype = call.target, torch.promote_types(call.head.input.dtype, torch.float32)
     if not target.indices:
         return torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
-    valid = target.values != target.ignore_index
+    valid = target.values != target.settings.ignore_index
     if target.weight is None:
         return valid.to(dtype)
     y = target.values.clamp(0, call.head.shape[0] - 1)
     return target.weight.to(dtype)[y].masked_fill(~valid, 0.0)
 
 
-def _rows(call: _Call, statistics: bool) -> tuple[Tensor, Tensor]:
-    """Compute the stack of the rows' losses or statistics, in blocks."""
-    again = Again(_statistics_again if statistics else _rows_again)
-    rows: tuple[Tensor, Tensor] = LinearRows.apply(*flat(call.head, call.plan()), again, statistics)
-    return rows
+def _statistics(call: _Call) -> RowStatistics:
+    """Compute the statistics of rows in blocks."""
+    return linear_statistics(call.head, call.plan(), _row_weights(call), Again(_statistics_again))
 
 
-def _rows_again(head: Head, plan: Plan, sample_weight: Tensor | None = None, reduction: Reduction = "none") -> Tensor:
-    logits, described = _logits(head, plan)
-    dtype, mean = torch.promote_types(logits.dtype, torch.float32), Mean(sample_weight)
-    loss = reduced_cross_entropy(logits, logits, described, reduction, mean, dtype)
-    return loss.unsqueeze(0) if reduction == "none" else loss
-
-
-def _statistics_again(head: Head, plan: Plan) -> Tensor:
-    return statistics_of(*_logits(head, plan), None)[0]
+def _rows_again(head: Head, plan: Plan) -> Tensor:
+    return _all_again(head, plan, Reduction("none"))
 
 
 def _sum_again(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
-    return _rows_again(head, plan, factor, "sum") / divisor
+    return _all_again(head, plan, Reduction("sum", factor)) / divisor
 
 
-def _reduced(call: _Call, reduction: Reduction) -> Tensor:
+def _all_again(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
+    logits, described = _logits(head, plan)
+    return reduced_cross_entropy(logits, logits, described, reduction, torch.promote_types(logits.dtype, torch.float32))
+
+
+def _statistics_again(head: Head, plan: Plan) -> tuple[Tensor, ...]:
+    return statistics_of(*_logits(head, plan), None)[:4]
+
+
+def _reduced(call: _Call) -> Tensor:
     """Compute a sum or a mean in blocks, with the gradients on the way."""
-    factor, given, empty = call.mean
+    how, factor, given, empty = call.reduction
     wide = torch.promote_types(call.head.input.dtype, torch.float32)
     divisor = torch.ones((), dtype=wide, device=call.head.input.device)
     later = isinstance(given, Tensor) and given.requires_grad
-    if reduction == "mean" and not later:
+    if how == "mean" and not later:
         if given is None:
             weights = _row_weights(call)
             divisor = ordered_sum(weights if factor is None else weights * factor)
@@ -596,4 +510,4 @@ def _reduced(call: _Call, reduction: Reduction) -> Tensor:
     if later:
         assert given is not None
         return divide(loss, given, empty)
-    return loss if reduction == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)
+    return loss if how == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)

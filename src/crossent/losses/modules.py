@@ -1,48 +1,98 @@
-"""The losses as modules, which are torch's own: subclasses, so that ``isinstance``, state dicts and pickles go on working."""
+"""The losses as modules, which are torch's own: subclasses, so that ``isinstance``, state dicts and pickles go on working.
+
+A module keeps every option of its function as an attribute of that name and hands all of them over by going through the names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from crossent.core.penalties import BinaryPenalty, Focal, Penalty
-from crossent.losses.linear import MAX_BYTES, check_names, linear_cross_entropy
+from crossent.core.messages import shape
+from crossent.core.penalties import Focal
+from crossent.core.settings import (
+    BinaryModuleOptions,
+    CrossEntropyModuleOptions,
+    DistillationModuleOptions,
+    FocalModuleOptions,
+    LinearModuleOptions,
+    MultilabelModuleOptions,
+    SigmoidFocalModuleOptions,
+    check_names,
+    default_of,
+    names_of,
+)
+from crossent.core.target import Teacher
+from crossent.losses.binary import binary_cross_entropy_with_logits
+from crossent.losses.linear import MAX_BYTES, linear_cross_entropy
 from crossent.losses.named import distillation_loss, multilabel_cross_entropy, sigmoid_focal
-from crossent.losses.softmax import binary_cross_entropy_with_logits, cross_entropy
+from crossent.losses.softmax import cross_entropy
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from crossent.impl.head import Teacher
-    from crossent.losses.linear import LinearOptions
-    from crossent.losses.softmax import BinaryModuleOptions, CrossEntropyModuleOptions
+_OF_THE_LOSS = ("logit_bias", "class_mask")  # tensors that say which loss it is, and no checkpoint is to change that
 
 
-class _Extras:
-    """The keyword-only settings that both modules add to torch's."""
+class _Options(nn.Module):
+    """A loss with options: kept as attributes, handed over by name, and shown where they are not the default."""
 
-    denominator: float | Tensor | None
-    empty: Literal["nan", "zero"]
-    out_dtype: torch.dtype | None
-    inplace_backward: bool
-    impl: str | None
+    takes: ClassVar[type]
+    defaults: ClassVar[dict[str, Any]] = {}
+    shown_first: ClassVar[tuple[str, ...]] = ("reduction", "denominator")
+    reduction: str
 
-    def _describe_extras(self, divisor: str) -> str:
-        if self.denominator is not None:
-            divisor = str(self.denominator)
-        said = [f"mean over {divisor}"] if self.reduction == "mean" else [f"reduction={self.reduction!r}"]  # type: ignore[attr-defined]
-        said += [f"empty={self.empty!r}"] if self.empty != "nan" else []
-        said += [f"out_dtype={self.out_dtype}"] if self.out_dtype is not None else []
-        said += ["inplace_backward=True"] if self.inplace_backward else []
-        said += [f"impl={self.impl!r}"] if self.impl is not None else []
-        return ", ".join(said)
+    def _keep(self, given: Any) -> None:
+        """Keep the options that are given, and of the others the default."""
+        check_names(given, self.takes, type(self).__name__)
+        for name in names_of(self.takes):
+            value = given.get(name, self.default(name))
+            if name == "weight" and "weight" not in self._buffers:
+                self.register_buffer(name, value)
+            elif name in _OF_THE_LOSS and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value, persistent=False)
+            elif name in given or name not in self.__dict__:
+                setattr(self, name, value)
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """Return what an option is where nothing is said."""
+        return cls.defaults[name] if name in cls.defaults else default_of(name)
+
+    def _call(self, **of_the_batch: Any) -> dict[str, Any]:
+        """Return the options of a call: those kept, but for what the batch has of its own."""
+        kept = {name: getattr(self, name) for name in names_of(self.takes)}
+        return kept | {name: value for name, value in of_the_batch.items() if value is not None}
+
+    def _divisor(self) -> str:
+        """Say what the mean divides by."""
+        raise NotImplementedError
+
+    def _first_words(self) -> list[str]:
+        """Say what is always shown."""
+        if self.reduction != "mean":
+            return [f"reduction={self.reduction!r}"]
+        denominator = getattr(self, "denominator", None)
+        return [f"mean over {self._divisor() if denominator is None else denominator}"]
+
+    def extra_repr(self) -> str:
+        """Say what the mean divides by, and every option that is not the default."""
+        shown = self._first_words()
+        for name in dict.fromkeys(("weight", "pos_weight", "ignore_index", "label_smoothing", *names_of(self.takes))):
+            value, default = getattr(self, name, None), self.default(name)
+            if name in self.shown_first or value is None or value is default:
+                continue
+            if isinstance(value, Tensor):
+                classes = name == "weight" and value.dim() == 1
+                shown.append(f"{name} of {len(value)} classes" if classes else f"{name} of shape {shape(value)}")
+            elif value != default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
 
 
-class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
+class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     """Softmax cross entropy as a module: :class:`torch.nn.CrossEntropyLoss` computed by :func:`crossent.cross_entropy`.
 
     ``weight`` is a buffer and ``reduction`` may be changed at any time, as every other attribute. Arguments as in
@@ -61,8 +111,11 @@ class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
     CrossEntropyLoss(reduction='sum', penalty=Focal(gamma=2.0), temperature=2.0)
     """
 
-    logit_bias: Tensor | None
+    takes = CrossEntropyModuleOptions
+    softcap: float | None
+    temperature: float
     class_mask: Tensor | None
+    dim: int | None
 
     def __init__(
         self,
@@ -72,31 +125,10 @@ class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
         reduce: bool | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
-        *,
-        denominator: float | Tensor | None = None,
-        empty: Literal["nan", "zero"] = "nan",
-        out_dtype: torch.dtype | None = None,
-        dim: int | None = None,
-        penalty: Penalty | None = None,
-        temperature: float = 1.0,
-        softcap: float | None = None,
-        logit_bias: Tensor | None = None,
-        margin: float = 0.0,
-        class_mask: Tensor | None = None,
-        z_loss: float = 0.0,
-        inplace_backward: bool = False,
-        impl: str | None = None,
+        **options: Unpack[CrossEntropyModuleOptions],
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
-        self.denominator, self.empty, self.out_dtype, self.dim = denominator, empty, out_dtype, dim
-        self.penalty, self.temperature, self.softcap = penalty, temperature, softcap
-        self.margin, self.z_loss = margin, z_loss
-        self.inplace_backward, self.impl = inplace_backward, impl
-        if isinstance(logit_bias, nn.Parameter):
-            self.logit_bias = logit_bias
-        else:
-            self.register_buffer("logit_bias", logit_bias, persistent=False)
-        self.register_buffer("class_mask", class_mask, persistent=False)
+        self._keep(options)
 
     def forward(
         self,
@@ -109,28 +141,13 @@ class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
         class_mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.cross_entropy`."""
-        return cross_entropy(
-            input,
-            target,
-            self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            sample_weight=sample_weight,
-            denominator=self.denominator if denominator is None else denominator,
-            empty=self.empty,
-            out_dtype=self.out_dtype,
-            dim=self.dim,
-            penalty=self.penalty,
-            temperature=self.temperature,
-            softcap=self.softcap,
-            logit_bias=self.logit_bias if logit_bias is None else logit_bias,
-            margin=self.margin,
-            class_mask=self.class_mask if class_mask is None else class_mask,
-            z_loss=self.z_loss,
-            inplace_backward=self.inplace_backward,
-            impl=self.impl,
+        options = self._call(
+            sample_weight=sample_weight, denominator=denominator, logit_bias=logit_bias, class_mask=class_mask
         )
+        return cross_entropy(
+            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
+            label_smoothing=self.label_smoothing, **options,
+        )  # fmt: skip
 
     def activation(self, logits: Tensor) -> Tensor:
         """Compute the probabilities that a model trained with this loss gives, over its class dimension.
@@ -153,32 +170,15 @@ class CrossEntropyLoss(_Extras, nn.CrossEntropyLoss):
             mask = mask.reshape([-1] + [1] * (logits.dim() - 1 - self._class_dim(logits)))
         return logits.masked_fill(~mask, -torch.inf)
 
+    def _class_dim(self, logits: Tensor) -> int:
+        return self.dim % logits.dim() if self.dim is not None else min(logits.dim() - 1, 1)
+
     def _divisor(self) -> str:
         weight = "Σ weight[target] of" if self.weight is not None else "the number of"
         return f"{weight} rows not ignored (probability targets: the number of rows)"
 
-    def _class_dim(self, logits: Tensor) -> int:
-        return self.dim % logits.dim() if self.dim is not None else min(logits.dim() - 1, 1)
 
-    def extra_repr(self) -> str:
-        """Say what the mean divides by, and every setting that is not the default."""
-        said = [self._describe_extras(self._divisor())]
-        said += [f"weight of {len(self.weight)} classes"] if self.weight is not None else []
-        said += [f"ignore_index={self.ignore_index}"] if self.ignore_index != -100 else []
-        said += [f"label_smoothing={self.label_smoothing}"] if self.label_smoothing else []
-        said += [f"dim={self.dim}"] if self.dim is not None else []
-        said += [f"penalty={self.penalty}"] if self.penalty is not None else []
-        said += [f"temperature={self.temperature}"] if self.temperature != 1 else []
-        said += [f"softcap={self.softcap}"] if self.softcap is not None else []
-        said += [f"logit_bias of shape {tuple(self.logit_bias.shape)}"] if self.logit_bias is not None else []
-        said += [f"margin={self.margin}"] if self.margin else []
-        if self.class_mask is not None:
-            said += [f"class_mask of shape {tuple(self.class_mask.shape)}"]
-        said += [f"z_loss={self.z_loss}"] if self.z_loss else []
-        return ", ".join(said)
-
-
-class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
     """Sigmoid cross entropy as a module: torch's, computed by :func:`crossent.binary_cross_entropy_with_logits`.
 
     Arguments as there; ``mask``, ``sample_weight`` and ``denominator`` are given at each call.
@@ -191,6 +191,9 @@ class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
     penalty=Asymmetric(gamma_pos=1.0, gamma_neg=4.0, clip=0.05))
     """
 
+    takes = BinaryModuleOptions
+    defaults: ClassVar[dict[str, Any]] = {"ignore_index": None}
+
     def __init__(
         self,
         weight: Tensor | None = None,
@@ -198,21 +201,10 @@ class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
         reduce: bool | None = None,
         reduction: str = "mean",
         pos_weight: Tensor | None = None,
-        *,
-        denominator: float | Tensor | None = None,
-        empty: Literal["nan", "zero"] = "nan",
-        out_dtype: torch.dtype | None = None,
-        ignore_index: float | None = None,
-        label_smoothing: float = 0.0,
-        dim: int | None = None,
-        penalty: Penalty | BinaryPenalty | None = None,
-        inplace_backward: bool = False,
-        impl: str | None = None,
+        **options: Unpack[BinaryModuleOptions],
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
-        self.denominator, self.empty, self.out_dtype = denominator, empty, out_dtype
-        self.ignore_index, self.label_smoothing, self.dim, self.penalty = ignore_index, label_smoothing, dim, penalty
-        self.inplace_backward, self.impl = inplace_backward, impl
+        self._keep(options)
 
     def forward(
         self,
@@ -224,23 +216,9 @@ class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.binary_cross_entropy_with_logits`."""
+        options = self._call(sample_weight=sample_weight, denominator=denominator, mask=mask)
         return binary_cross_entropy_with_logits(
-            input,
-            target,
-            self.weight,
-            reduction=self.reduction,
-            pos_weight=self.pos_weight,
-            sample_weight=sample_weight,
-            denominator=self.denominator if denominator is None else denominator,
-            empty=self.empty,
-            out_dtype=self.out_dtype,
-            ignore_index=self.ignore_index,
-            mask=mask,
-            label_smoothing=self.label_smoothing,
-            dim=self.dim,
-            penalty=self.penalty,
-            inplace_backward=self.inplace_backward,
-            impl=self.impl,
+            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **options
         )
 
     def activation(self, logits: Tensor) -> Tensor:
@@ -251,16 +229,8 @@ class BCEWithLogitsLoss(_Extras, nn.BCEWithLogitsLoss):
         """Say yes where the probability is at least one half."""
         return logits >= 0
 
-    def extra_repr(self) -> str:
-        """Say what the mean divides by, and every setting that is not the default."""
-        said = [self._describe_extras(f"the number of elements{'' if self.ignore_index is None else ' that count'}")]
-        said += [f"weight of shape {tuple(self.weight.shape)}"] if self.weight is not None else []
-        said += [f"pos_weight of shape {tuple(self.pos_weight.shape)}"] if self.pos_weight is not None else []
-        said += [f"ignore_index={self.ignore_index}"] if self.ignore_index is not None else []
-        said += [f"label_smoothing={self.label_smoothing}"] if self.label_smoothing else []
-        said += [f"dim={self.dim}"] if self.dim is not None else []
-        said += [f"penalty={self.penalty}"] if self.penalty is not None else []
-        return ", ".join(said)
+    def _divisor(self) -> str:
+        return f"the number of elements{'' if self.ignore_index is None else ' that count'}"
 
 
 class FocalLoss(CrossEntropyLoss):
@@ -269,7 +239,7 @@ class FocalLoss(CrossEntropyLoss):
     Args:
         gamma: ``γ``, at least 0.
         weight: ``(C)``, the paper's ``α``.
-        options: what :class:`CrossEntropyLoss` takes by keyword.
+        options: what :class:`CrossEntropyLoss` takes by keyword, but for the penalty.
 
     >>> FocalLoss(2.0, reduction="sum")
     FocalLoss(reduction='sum', penalty=Focal(gamma=2.0))
@@ -281,9 +251,8 @@ class FocalLoss(CrossEntropyLoss):
     Source: Lin et al., "Focal Loss for Dense Object Detection", 2017.
     """
 
-    def __init__(
-        self, gamma: float = 2.0, weight: Tensor | None = None, **options: Unpack[CrossEntropyModuleOptions]
-    ) -> None:
+    def __init__(self, gamma: float = 2.0, weight: Tensor | None = None, **options: Unpack[FocalModuleOptions]) -> None:
+        check_names(options, FocalModuleOptions, "FocalLoss")
         super().__init__(weight, penalty=Focal(gamma), **options)
 
 
@@ -301,6 +270,10 @@ class MultilabelCrossEntropyLoss(CrossEntropyLoss):
     Source: Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", 2018.
     """
 
+    def __init__(self, weight: Tensor | None = None, **options: Unpack[MultilabelModuleOptions]) -> None:
+        check_names(options, MultilabelModuleOptions, "MultilabelCrossEntropyLoss")
+        super().__init__(weight, **options)
+
     def forward(
         self,
         input: Tensor,
@@ -312,26 +285,11 @@ class MultilabelCrossEntropyLoss(CrossEntropyLoss):
         class_mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.multilabel_cross_entropy`."""
+        options = self._call(
+            sample_weight=sample_weight, denominator=denominator, logit_bias=logit_bias, class_mask=class_mask
+        )
         return multilabel_cross_entropy(
-            input,
-            target,
-            self.weight,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            sample_weight=sample_weight,
-            denominator=self.denominator if denominator is None else denominator,
-            empty=self.empty,
-            out_dtype=self.out_dtype,
-            dim=self.dim,
-            inplace_backward=self.inplace_backward,
-            impl=self.impl,
-            penalty=self.penalty,
-            temperature=self.temperature,
-            softcap=self.softcap,
-            logit_bias=self.logit_bias if logit_bias is None else logit_bias,
-            margin=self.margin,
-            class_mask=self.class_mask if class_mask is None else class_mask,
-            z_loss=self.z_loss,
+            input, target, self.weight, reduction=self.reduction, label_smoothing=self.label_smoothing, **options
         )
 
     def _divisor(self) -> str:
@@ -345,7 +303,7 @@ class SigmoidFocalLoss(BCEWithLogitsLoss):
         alpha: ``α`` in [0, 1], the share of yes; None for none.
         gamma: ``γ``, at least 0.
         reduction: ``"none"``, as :func:`crossent.sigmoid_focal_loss`, ``"sum"`` or ``"mean"``.
-        options: what :class:`BCEWithLogitsLoss` takes by keyword.
+        options: what :class:`BCEWithLogitsLoss` takes by keyword, but for the penalty.
 
     >>> SigmoidFocalLoss(reduction="sum")
     SigmoidFocalLoss(reduction='sum', penalty=BalancedFocal(gamma=2.0, alpha=0.25))
@@ -362,26 +320,20 @@ class SigmoidFocalLoss(BCEWithLogitsLoss):
         alpha: float | None = 0.25,
         gamma: float = 2.0,
         reduction: str = "none",
-        **options: Unpack[BinaryModuleOptions],
+        **options: Unpack[SigmoidFocalModuleOptions],
     ) -> None:
+        check_names(options, SigmoidFocalModuleOptions, "SigmoidFocalLoss")
         super().__init__(reduction=reduction, penalty=sigmoid_focal(alpha, gamma), **options)
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(_Options):
     """Distillation as a module: ``T² KL(teacher‖student)``, and a share of cross entropy if there is a target.
 
     Args:
         temperature: ``T``, positive.
         alpha: ``α`` in [0, 1], the teacher's share where a target is given too.
-        weight: class weights of the hard part, ``(C)``; a buffer.
-        ignore_index: rows with this index count for nothing.
-        reduction: ``"none"``, ``"sum"`` or ``"mean"``.
-        label_smoothing: ``ε`` of the hard part.
-        empty: what the mean over nothing is, ``"nan"`` or ``"zero"``.
-        out_dtype: dtype of the result.
-        dim: the class dimension.
-        teacher_grad: differentiate in the teacher's logits too.
-        impl: as in :func:`crossent.cross_entropy`.
+        options: what :func:`crossent.distillation_loss` takes by keyword; ``weight`` is a buffer, and what belongs to a batch,
+            ``sample_weight`` and ``denominator``, is given at each call.
 
     >>> loss = DistillationLoss(temperature=4.0)
     >>> loss
@@ -394,28 +346,14 @@ class DistillationLoss(nn.Module):
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
 
-    weight: Tensor | None
+    takes = DistillationModuleOptions
 
     def __init__(
-        self,
-        temperature: float = 1.0,
-        alpha: float = 0.5,
-        *,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-        empty: Literal["nan", "zero"] = "nan",
-        out_dtype: torch.dtype | None = None,
-        dim: int | None = None,
-        teacher_grad: bool = False,
-        impl: str | None = None,
+        self, temperature: float = 1.0, alpha: float = 0.5, **options: Unpack[DistillationModuleOptions]
     ) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.temperature, self.alpha, self.ignore_index, self.reduction = temperature, alpha, ignore_index, reduction
-        self.label_smoothing, self.empty, self.out_dtype = label_smoothing, empty, out_dtype
-        self.dim, self.teacher_grad, self.impl = dim, teacher_grad, impl
+        self.temperature, self.alpha = temperature, alpha
+        self._keep(options)
 
     def forward(
         self,
@@ -427,45 +365,20 @@ class DistillationLoss(nn.Module):
         denominator: float | Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.distillation_loss`."""
-        return distillation_loss(
-            student_logits,
-            teacher_logits,
-            self.temperature,
-            target,
-            self.alpha,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            label_smoothing=self.label_smoothing,
-            sample_weight=sample_weight,
-            denominator=denominator,
-            empty=self.empty,
-            out_dtype=self.out_dtype,
-            dim=self.dim,
-            teacher_grad=self.teacher_grad,
-            impl=self.impl,
-        )
+        options = self._call(sample_weight=sample_weight, denominator=denominator)
+        return distillation_loss(student_logits, teacher_logits, self.temperature, target, self.alpha, **options)
 
-    def extra_repr(self) -> str:
-        """Say the settings, and what the mean divides by."""
-        mean = "mean over the number of rows not ignored"
-        said = [f"temperature={self.temperature}", f"alpha={self.alpha}"]
-        said += [mean if self.reduction == "mean" else f"reduction={self.reduction!r}"]
-        said += [f"weight of {len(self.weight)} classes"] if self.weight is not None else []
-        said += [f"ignore_index={self.ignore_index}"] if self.ignore_index != -100 else []
-        said += [f"label_smoothing={self.label_smoothing}"] if self.label_smoothing else []
-        said += [f"empty={self.empty!r}"] if self.empty != "nan" else []
-        said += [f"out_dtype={self.out_dtype}"] if self.out_dtype is not None else []
-        said += [f"dim={self.dim}"] if self.dim is not None else []
-        said += ["teacher_grad=True"] if self.teacher_grad else []
-        said += [f"impl={self.impl!r}"] if self.impl is not None else []
-        return ", ".join(said)
+    def _first_words(self) -> list[str]:
+        return [f"temperature={self.temperature}", f"alpha={self.alpha}", *super()._first_words()]
+
+    def _divisor(self) -> str:
+        return "the number of rows not ignored"
 
 
 _TorchsLinear: Any = getattr(nn, "LinearCrossEntropyLoss", nn.modules.loss._WeightedLoss)  # torch has it from 2.13 on
 
 
-class LinearCrossEntropyLoss(_TorchsLinear):
+class LinearCrossEntropyLoss(_Options, _TorchsLinear):
     """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
 
     The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
@@ -482,9 +395,8 @@ class LinearCrossEntropyLoss(_TorchsLinear):
     3.2958
     """
 
-    weight: Tensor | None
-    logit_bias: Tensor | None
-    class_mask: Tensor | None
+    takes = LinearModuleOptions
+    defaults: ClassVar[dict[str, Any]] = {"ignore_index": None, "max_bytes": MAX_BYTES, "out_features": ()}
 
     def __init__(
         self,
@@ -495,62 +407,35 @@ class LinearCrossEntropyLoss(_TorchsLinear):
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        reduction: str = "mean",
-        weight: Tensor | None = None,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        options: object = None,
-        shift: int = 0,
-        max_bytes: int = MAX_BYTES,
-        **more: Unpack[LinearOptions],
+        **options: Unpack[LinearModuleOptions],
     ) -> None:
+        weight, label_smoothing = options.get("weight"), options.get("label_smoothing", 0.0)
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
         if not 0.0 <= label_smoothing <= 1.0:
             raise RuntimeError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-        check_names(more)
+        reduction = options.get("reduction", "mean")
         nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
         self.num_classes, self.out_features = num_classes, tuple(out_features)
-        self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
-        self.shift, self.max_bytes = shift, max_bytes
         self.linear = nn.Linear(
             in_features, prod(out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
-        self.register_buffer("logit_bias", more.pop("logit_bias", None), persistent=False)
-        self.register_buffer("class_mask", more.pop("class_mask", None), persistent=False)
-        self.more: LinearOptions = more
+        self._keep(options)
 
-    def forward(self, input: Tensor, target: Tensor | Teacher, **more: Unpack[LinearOptions]) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | Teacher, **of_the_batch: Any) -> Tensor:
         """Compute the loss; see :func:`crossent.linear_cross_entropy`."""
         classes, bias = (self.num_classes, *self.out_features), self.linear.bias
-        settings: Any = {"logit_bias": self.logit_bias, "class_mask": self.class_mask, **self.more, **more}
+        options = self._call() | of_the_batch
         return linear_cross_entropy(
             input,
             self.linear.weight.reshape(*classes, -1),
             target,
             linear_bias=None if bias is None else bias.reshape(classes),
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            options=self.options,
-            shift=self.shift,
-            max_bytes=self.max_bytes,
-            **settings,
+            **options,
         )
 
-    def extra_repr(self) -> str:
-        """Say the settings that are not the usual ones."""
-        usual = {
-            "out_features": (),
-            "reduction": "mean",
-            "ignore_index": None,
-            "label_smoothing": 0.0,
-            "shift": 0,
-            "max_bytes": MAX_BYTES,
-        }
-        said = [f"in_features={self.linear.in_features}", f"num_classes={self.num_classes}"]
-        said += [f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value]
-        said += [f"weight of {len(self.weight)} classes"] if self.weight is not None else []
-        said += [f"{name}={value!r}" for name, value in self.more.items()]
-        return ", ".join(said)
+    def _first_words(self) -> list[str]:
+        first = [f"in_features={self.linear.in_features}", f"num_classes={self.num_classes}"]
+        first += [f"out_features={self.out_features}"] if self.out_features else []
+        first += [f"reduction={self.reduction!r}"] if self.reduction != "mean" else []
+        return first + ([f"denominator={self.denominator}"] if self.denominator is not None else [])

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
+from crossent.core.checks import check_logits_dtype, check_tensors, class_axis
+from crossent.core.messages import shape, type_error
 from crossent.core.penalties import BalancedFocal, Focal
-from crossent.core.target import SPECIAL, check_logits_dtype, class_axis, describe, shape, type_error
-from crossent.impl.eager import compute_dtype, distribution, ignored_rows, row_weights
-from crossent.losses.softmax import (
-    Mean,
-    binary_cross_entropy_with_logits,
-    check_mean,
-    cross_entropy,
-    read_reduction,
-    reduce_rows,
-    reduced_cross_entropy,
-    result_dtype,
+from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
+from crossent.core.settings import (
+    DistillationOptions,
+    FocalOptions,
+    MultilabelOptions,
+    Settings,
+    SigmoidFocalOptions,
+    check_names,
+    documented,
 )
+from crossent.core.target import describe
+from crossent.impl import formulas
+from crossent.losses.binary import binary_cross_entropy_with_logits
+from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
-    from crossent.losses.softmax import BinaryOptions, CrossEntropyOptions
-
-
+@documented
 def focal_loss(
     input: Tensor,
     target: Tensor,
     gamma: float = 2.0,
     weight: Tensor | None = None,
-    **options: Unpack[CrossEntropyOptions],
+    **options: Unpack[FocalOptions],
 ) -> Tensor:
     """Compute the softmax focal loss, ``-(1-p)^γ log p`` of the target's class: cross entropy that cares less about what is known.
 
@@ -45,7 +46,7 @@ def focal_loss(
         target: class indices or probabilities, as in :func:`crossent.cross_entropy`.
         gamma: ``γ``, at least 0, where it is cross entropy.
         weight: ``(C)``, the paper's ``α``, one number a class.
-        options: what :func:`crossent.cross_entropy` takes by keyword.
+        {options}
 
     Returns:
         The loss, as :func:`crossent.cross_entropy` returns it.
@@ -57,16 +58,18 @@ def focal_loss(
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", 2017.
     """
+    check_names(options, FocalOptions, "focal_loss")
     return cross_entropy(input, target, weight, penalty=Focal(gamma), **options)
 
 
+@documented
 def sigmoid_focal_loss(
     input: Tensor,
     target: Tensor,
     alpha: float | None = 0.25,
     gamma: float = 2.0,
     reduction: str = "none",
-    **options: Unpack[BinaryOptions],
+    **options: Unpack[SigmoidFocalOptions],
 ) -> Tensor:
     """Compute the focal loss of object detection: ``α t f(σ(x)) + (1-α) (1-t) f(σ(-x))`` with ``f = -(1-p)^γ log p``.
 
@@ -80,7 +83,9 @@ def sigmoid_focal_loss(
         gamma: ``γ``, at least 0.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``. Object detectors divide the sum by the number of boxes:
             ``reduction="mean"`` with ``denominator``.
-        options: what :func:`crossent.binary_cross_entropy_with_logits` takes by keyword.
+        weight: a factor on each element, broadcast to that shape; the mean's divisor does not see it.
+        ignore_index: elements with this target count for nothing: no loss, no gradient, no share in the mean.
+        {options}
 
     Returns:
         The loss of every element, or 0-d, in the dtype of the target.
@@ -92,6 +97,7 @@ def sigmoid_focal_loss(
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", 2017; ``torchvision.ops.sigmoid_focal_loss``.
     """
+    check_names(options, SigmoidFocalOptions, "sigmoid_focal_loss")
     penalty = sigmoid_focal(alpha, gamma)
     return binary_cross_entropy_with_logits(input, target, reduction=reduction, penalty=penalty, **options)
 
@@ -101,21 +107,12 @@ def sigmoid_focal(alpha: float | None, gamma: float) -> Focal | BalancedFocal:
     return Focal(gamma) if alpha is None or alpha < 0 else BalancedFocal(gamma, alpha)
 
 
+@documented
 def multilabel_cross_entropy(
     input: Tensor,
     labels: Tensor | Sequence[Iterable[int]],
     weight: Tensor | None = None,
-    *,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    sample_weight: Tensor | None = None,
-    denominator: float | Tensor | None = None,
-    empty: Literal["nan", "zero"] = "nan",
-    out_dtype: torch.dtype | None = None,
-    dim: int | None = None,
-    inplace_backward: bool = False,
-    impl: str | None = None,
-    **settings: Any,
+    **options: Unpack[MultilabelOptions],
 ) -> Tensor:
     """Compute the softmax cross entropy of rows with several labels: ``t = 1/M`` on each of a row's M labels.
 
@@ -128,16 +125,7 @@ def multilabel_cross_entropy(
             ``(N, C)`` a list of N lists of class indices, of any length.
         weight: class weights ``c``, ``(C)``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, over the rows that have labels.
-        label_smoothing: ``ε`` in [0, 1].
-        sample_weight: a factor for each row, in the mean's divisor too.
-        denominator: replaces what the mean divides by.
-        empty: what the mean over nothing is, ``"nan"`` or ``"zero"``.
-        out_dtype: dtype of the result.
-        dim: the class dimension.
-        inplace_backward: as in :func:`crossent.cross_entropy`.
-        impl: as in :func:`crossent.cross_entropy`.
-        settings: ``penalty``, ``temperature``, ``softcap``, ``logit_bias``, ``margin``, ``class_mask``, ``z_loss`` of
-            :func:`crossent.cross_entropy`.
+        {options}
 
     Returns:
         The loss, 0-d, or of the shape of the rows for ``reduction="none"``, in the dtype of the logits (promoted with labels that
@@ -158,10 +146,11 @@ def multilabel_cross_entropy(
 
     Source: Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", 2018.
     """
-    if not isinstance(input, Tensor):
-        type_error("input", "a torch.Tensor", input)
+    check_names(options, MultilabelOptions, "multilabel_cross_entropy")
+    check_tensors(input=input)
     check_logits_dtype(input)
-    reduction = read_reduction(reduction)
+    rows = Reduction.among(options.get("reduction", "mean"), options)
+    dim, out_dtype = options.get("dim"), options.get("out_dtype")
     axis = class_axis(input, dim)
     labels = labels if isinstance(labels, Tensor) else _multi_hot(labels, input)
     if labels.shape != input.shape:
@@ -172,23 +161,13 @@ def multilabel_cross_entropy(
     amounts = labels.to(compute_dtype(input, labels))
     total = amounts.sum(axis, keepdim=True)
     t = amounts / total.masked_fill(total == 0, 1.0)
-    special = _special(**settings) if settings else None
-    logits, described = describe(input, t, weight, -100, label_smoothing, dim, special)
+    logits, described = describe(input, t, weight, dim, dict(options))
     labelled = labels != 0
     described = described._replace(valid=labelled.any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
     dtype = result_dtype(input, (*floating, weight), out_dtype)
-    mean = Mean(sample_weight, denominator, empty)
-    return reduced_cross_entropy(input, logits, described, reduction, mean, dtype, inplace_backward, impl)
-
-
-def _special(**settings: Any) -> dict[str, Any]:
-    """Complete the settings of cross entropy that torch does not have."""
-    known = SPECIAL["cross_entropy"]
-    for name in settings:
-        if name not in known:
-            raise TypeError(f"there is no argument {name!r}: beside those of torch there are {', '.join(known)}")
-    return known | settings
+    inplace = options.get("inplace_backward", False)
+    return reduced_cross_entropy(input, logits, described, rows, dtype, inplace, options.get("impl"))
 
 
 def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
@@ -216,24 +195,14 @@ def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
     return hot.to(logits.device)
 
 
+@documented
 def distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     temperature: float = 1.0,
     target: Tensor | None = None,
     alpha: float = 0.5,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-    sample_weight: Tensor | None = None,
-    denominator: float | Tensor | None = None,
-    empty: Literal["nan", "zero"] = "nan",
-    out_dtype: torch.dtype | None = None,
-    dim: int | None = None,
-    teacher_grad: bool = False,
-    impl: str | None = None,
+    **options: Unpack[DistillationOptions],
 ) -> Tensor:
     """Compute how far a student is from its teacher: ``T² KL(q‖p)``, ``q = softmax(teacher / T)``, ``p = softmax(student / T)``.
 
@@ -256,11 +225,8 @@ def distillation_loss(
         label_smoothing: ``ε`` of the second part.
         sample_weight: a factor for each row, in both parts.
         denominator: replaces what both means divide by.
-        empty: what the mean over nothing is, ``"nan"`` or ``"zero"``.
-        out_dtype: dtype of the result.
-        dim: the class dimension.
         teacher_grad: differentiate in the teacher's logits too.
-        impl: as in :func:`crossent.cross_entropy`.
+        {options}
 
     Returns:
         The loss, 0-d, or of the shape of the rows for ``reduction="none"``, in the dtype of the student's logits.
@@ -273,9 +239,8 @@ def distillation_loss(
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
-    for name, value in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        if not isinstance(value, Tensor):
-            type_error(name, "a torch.Tensor", value)
+    check_names(options, DistillationOptions, "distillation_loss")
+    check_tensors(student_logits=student_logits, teacher_logits=teacher_logits)
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(
             f"teacher_logits must have the shape of student_logits {shape(student_logits)}, got {shape(teacher_logits)}"
@@ -284,32 +249,41 @@ def distillation_loss(
         raise RuntimeError(f"teacher_logits must be floating, got {teacher_logits.dtype}: give class indices as target")
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}: it is the share of the teacher's part")
-    reduction, mean = read_reduction(reduction), Mean(sample_weight, denominator, empty)
-    check_mean(reduction, mean)
-    special = _special(temperature=temperature)
-    axis, dtype = class_axis(student_logits, dim), result_dtype(student_logits, (), out_dtype)
-    logits, described = describe(student_logits, student_logits, None, -100, 0.0, dim, special)
-    teacher = teacher_logits if teacher_grad else teacher_logits.detach()
+    of_target: dict[str, Any] = {name: value for name, value in options.items() if name != "teacher_grad"}
+    dtype = result_dtype(student_logits, (), of_target.pop("out_dtype", None))
+    rows = Reduction.among(options.get("reduction", "mean"), options)
+    loss = _distance(student_logits, teacher_logits, target, rows, {**options, "temperature": temperature})
+    if target is not None:
+        of_target["out_dtype"] = loss.dtype
+        loss = alpha * loss + (1 - alpha) * cross_entropy(student_logits, target, **of_target)
+    return loss.to(dtype)
+
+
+def _distance(
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None, reduction: Reduction, options: dict[str, Any]
+) -> Tensor:
+    """Compute ``T² KL(q‖p)``, over the rows that the target does not ignore."""
+    dim, student = options.get("dim"), Settings.of(temperature=options["temperature"])
+    axis = class_axis(student_logits, dim)
+    logits, described = describe(student_logits, student_logits, None, dim, {"temperature": student.temperature})
+    teacher = teacher_logits if options.get("teacher_grad", False) else teacher_logits.detach()
     teacher = teacher.unsqueeze(0) if teacher.dim() == 1 else teacher.movedim(axis, 1)
     valid = None
     if target is not None:
-        _, hard = describe(student_logits, target, weight, ignore_index, label_smoothing, dim)
-        ignored = ignored_rows(hard)
+        numbers: dict[str, Any] = {
+            name: options[name] for name in ("ignore_index", "label_smoothing") if name in options
+        }
+        _, hard = describe(student_logits, target, options.get("weight"), dim, numbers)
+        ignored = hard.ignored_rows()
         valid = None if ignored is None else ~ignored.squeeze(1)
-    q, entropy = distribution(teacher, valid, described.rule.temperature)
+    q, entropy = formulas.distribution(teacher, valid, student.temperature)
     described = described._replace(values=q, valid=valid)
-    cross = reduced_cross_entropy(logits, logits, described, "none", Mean(), q.dtype, False, impl)
-    rows, row_weight = temperature**2 * (cross - entropy), row_weights(logits, described, False)
+    cross = reduced_cross_entropy(logits, logits, described, Reduction("none"), q.dtype, False, options.get("impl"))
+    rows = student.temperature**2 * (cross - entropy)
+    row_weight = described.row_weights(logits.to(compute_dtype(logits, q))).squeeze(1)
     if student_logits.dim() == 1:
         rows, row_weight = rows.squeeze(0), row_weight.squeeze(0)
-    loss = reduce_rows(rows, row_weight, reduction, mean)
-    if target is not None:
-        hard_loss = cross_entropy(
-            student_logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
-            sample_weight=sample_weight, denominator=denominator, empty=empty, out_dtype=loss.dtype, dim=dim, impl=impl,
-        )  # fmt: skip
-        loss = alpha * loss + (1 - alpha) * hard_loss
-    return loss.to(dtype)
+    return reduce_rows(rows, row_weight, reduction)
 
 
 def contrastive_cross_entropy(

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from crossent.core.penalties import Penalty
+from crossent.core.reduction import Reduction, ordered_sum, reduce_rows, result_dtype, weights_of_rows
+from crossent.core.settings import StatisticsOptions, check_names, documented
 from crossent.core.target import Target, describe
-from crossent.impl import choose, eager
-from crossent.losses.softmax import (
-    Mean,
-    Reduction,
-    check_mean,
-    read_reduction,
-    reduce_rows,
-    result_dtype,
-    weights_of_rows,
-)
+from crossent.impl import choose
+from crossent.impl.protocol import RowStatistics
 from crossent.ops import softmax as ops
 
 
@@ -48,6 +42,7 @@ class CrossEntropyStats(NamedTuple):
     weight_sum: Tensor
 
 
+@documented
 def cross_entropy_stats(
     input: Tensor,
     target: Tensor,
@@ -55,20 +50,7 @@ def cross_entropy_stats(
     ignore_index: int = -100,
     reduction: str = "none",
     label_smoothing: float = 0.0,
-    *,
-    sample_weight: Tensor | None = None,
-    denominator: float | Tensor | None = None,
-    empty: Literal["nan", "zero"] = "nan",
-    out_dtype: torch.dtype | None = None,
-    dim: int | None = None,
-    penalty: Penalty | None = None,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    logit_bias: Tensor | None = None,
-    margin: float = 0.0,
-    class_mask: Tensor | None = None,
-    z_loss: float = 0.0,
-    impl: str | None = None,
+    **options: Unpack[StatisticsOptions],
 ) -> CrossEntropyStats:
     """Compute the loss with what else the logits can tell: lse, log-probability, entropy, accuracy and counts.
 
@@ -84,22 +66,12 @@ def cross_entropy_stats(
         input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         target: class indices or probabilities.
         weight: class weights ``c``, ``(C)``.
-        ignore_index: as in :func:`crossent.cross_entropy`, as everything that follows.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``.
-        label_smoothing: ``ε``, of the loss.
         sample_weight: a factor for each row's loss.
         denominator: replaces what the mean loss is divided by.
-        empty: what a mean over nothing is.
         out_dtype: dtype of the loss.
-        dim: the class dimension.
-        penalty: ``(f, s)``, of the loss.
-        temperature: ``T``.
-        softcap: ``cap``.
-        logit_bias: ``(C)`` or of the logits' shape.
-        margin: ``m``.
-        class_mask: ``(C)`` or of the logits' shape.
-        z_loss: ``λ``, of the loss.
         impl: the implementation that computes the loss.
+        {options}
 
     Returns:
         :class:`CrossEntropyStats`, of tensors of the rows' shape or 0-d. The loss has the dtype of
@@ -112,45 +84,33 @@ def cross_entropy_stats(
 
     See also: :func:`crossent.cross_entropy` with ``denominator=`` for the count over all micro-batches.
     """
-    reduction = read_reduction(reduction)
-    special = {
-        "penalty": penalty, "temperature": temperature, "softcap": softcap, "logit_bias": logit_bias, "margin": margin,
-        "class_mask": class_mask, "z_loss": z_loss,
-    }  # fmt: skip
-    logits, described = describe(input, target, weight, ignore_index, label_smoothing, dim, special)
-    dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    mean = Mean(sample_weight, denominator, empty)
-    check_mean(reduction, mean)
-    told, row_weights = statistics_of(logits, described, impl)
-    parts = (told, row_weights[0], row_weights[1], eager.counted_rows(logits, described))
+    check_names(options, StatisticsOptions, "cross_entropy_stats")
+    rows = Reduction.among(reduction, options)
+    numbers = {**options, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    logits, described = describe(input, target, weight, options.get("dim"), numbers)
+    dtype = result_dtype(input, (target, weight) if not described.indices else (), options.get("out_dtype"))
+    row_statistics, counted = statistics_of(logits, described, options.get("impl")), described.counted_rows(logits)
     if input.dim() == 1:
-        parts = parts[0].squeeze(1), parts[1].squeeze(0), parts[2].squeeze(0), parts[3].squeeze(0)
-    return reduced_statistics(*parts, reduction, mean, dtype)
+        row_statistics, counted = RowStatistics(*(t.squeeze(0) for t in row_statistics)), counted.squeeze(0)
+    return reduced_statistics(row_statistics, counted, rows, dtype)
 
 
-def statistics_of(logits: Tensor, described: Target, impl: str | None) -> tuple[Tensor, Tensor]:
-    """Compute of each row the stack of loss, lse, log-probability and entropy, and that of its weight and correctness."""
-    name = choose(logits, impl, described.values, described)
-    told, row_weights = ops.statistics(logits, described, name, impl is not None)
-    assert row_weights is not None
-    return told, row_weights.detach()
+def statistics_of(logits: Tensor, target: Target, impl: str | None) -> RowStatistics:
+    """Compute the statistics of each row."""
+    return ops.statistics(logits, target, choose(logits, impl, target.values, target), impl is not None)
 
 
 def reduced_statistics(
-    told: Tensor,
-    row_weight: Tensor,
-    correct: Tensor,
-    counted: Tensor,
-    reduction: Reduction,
-    mean: Mean,
-    dtype: torch.dtype,
+    row: RowStatistics, counted: Tensor, reduction: Reduction, dtype: torch.dtype
 ) -> CrossEntropyStats:
-    """Reduce the statistics of rows."""
-    sample_weight, by_count = mean.sample_weight, Mean(None, None, mean.empty)
-    loss = reduce_rows(told[0], row_weight, reduction, mean).to(dtype)
-    if sample_weight is not None:
-        row_weight = row_weight * weights_of_rows(sample_weight, row_weight, whole=True).detach()
-    if reduction == "none":
-        return CrossEntropyStats(loss, told[1], told[2], told[3], correct.bool(), counted.long(), row_weight)
-    of_model = [reduce_rows(rows, counted.to(rows.dtype), reduction, by_count) for rows in (*told[1:], correct)]
-    return CrossEntropyStats._make((loss, *of_model, counted.long().sum(), eager.ordered_sum(row_weight)))
+    """Reduce the statistics of rows; ``counted`` marks those that are not ignored."""
+    loss = reduce_rows(row.loss, row.row_weight, reduction).to(dtype)
+    row_weight = row.row_weight
+    if reduction.sample_weight is not None:
+        row_weight = row_weight * weights_of_rows(reduction.sample_weight, row_weight, whole=True).detach()
+    of_model = (row.lse, row.target_log_prob, row.entropy, row.correct)
+    if reduction.how == "none":
+        return CrossEntropyStats(loss, *of_model[:3], row.correct.bool(), counted.long(), row_weight)
+    by_count = Reduction(reduction.how, empty=reduction.empty)
+    averages = (reduce_rows(rows, counted.to(rows.dtype), by_count) for rows in of_model)
+    return CrossEntropyStats._make((loss, *averages, counted.long().sum(), ordered_sum(row_weight)))

@@ -1,4 +1,4 @@
-"""The operators of ``linear_cross_entropy`` and the autograd Functions over them, as softmax.py has them for logits that exist.
+"""The operators of a linear head with its loss and the autograd Functions over them, as softmax.py has them for logits that exist.
 
 A sum over rows forms its gradients together with the loss, which costs three products instead of four; backward hands them
 over, multiplied by what arrives. Rows kept apart form the logits of a block once more in backward, with each row's gradient.
@@ -14,40 +14,55 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from crossent.core.target import Rule, Target
-from crossent.impl import head as blocks
-from crossent.impl.head import Head, Plan, Teacher
-from crossent.ops.softmax import _ANY_DEVICE, _RULE, _TARGET, _differentiated, _library, _plain, _transformed
+from crossent.impl import head as heads
+from crossent.impl.head import Head, Plan
+from crossent.impl.protocol import RowStatistics
+from crossent.ops.library import (
+    HEAD,
+    PLAN,
+    Operator,
+    differentiated,
+    fake_gradients,
+    plain,
+    where_asked,
+)
+from crossent.ops.library import transformed as _transformed
 
-_HEAD = "Tensor input, Tensor weight, Tensor? bias, SymInt[] shape"
-_TEACHER = "Tensor? teacher_input, Tensor? teacher_weight, Tensor? teacher_bias, float teacher_temperature"
-_PLAN = f"{_TARGET.replace('Tensor? weight', 'Tensor? class_weight')}, {_RULE}, {_TEACHER}, int max_bytes, str impl"
 _GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
 
-_library.define(
-    f"linear_cross_entropy({_HEAD}, {_PLAN}, Tensor? factor, Tensor divisor, bool[3] needs) "
-    "-> (Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
+sum_operator = Operator(
+    "linear_cross_entropy", HEAD, PLAN, "Tensor? factor", "Tensor divisor", "bool[3] needs",
+    returns="(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+)  # fmt: skip
+rows_operator = Operator("linear_rows", HEAD, PLAN, returns="Tensor")
+rows_backward_operator = Operator(
+    "linear_rows_backward", HEAD, PLAN, "Tensor grad", "bool[3] needs", returns=_GRADIENTS
 )
-_library.define(f"linear_rows({_HEAD}, {_PLAN}, bool statistics) -> (Tensor rows, Tensor correct)")
-_library.define(f"linear_rows_backward({_HEAD}, {_PLAN}, Tensor grads, bool[3] needs) -> {_GRADIENTS}")
-
-_SIZE = 4 + 5 + len(Rule._fields) + 4 + 2  # arguments of a head and its plan
+statistics_operator = Operator(
+    "linear_statistics",
+    HEAD,
+    PLAN,
+    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct)",
+)
+statistics_backward_operator = Operator(
+    "linear_statistics_backward", HEAD, PLAN, "Tensor[] grads", "bool[3] needs", returns=_GRADIENTS
+)
 
 
 def flat(head: Head, plan: Plan) -> tuple[Any, ...]:
     """Write a head and its plan as the operators take them."""
-    teacher = (None, None, None, 1.0) if plan.teacher is None else plan.teacher
-    return (*head, *plan.target[:5], *plan.target.rule, *teacher, plan.max_bytes, plan.impl)
+    return (*HEAD.write(head), *PLAN.write(plan))
 
 
-def _understood(said: Any) -> tuple[Head, Plan]:
-    head, rest = Head._make(said[:4]), said[9 + len(Rule._fields) : _SIZE]
-    target = Target._make((*said[4:9], Rule._make(said[9 : 9 + len(Rule._fields)])))
-    teacher = None if rest[0] is None else Teacher._make(rest[:4])
-    return head._replace(shape=tuple(head.shape)), Plan(target, teacher, *rest[4:])
+_SIZE = HEAD.size + PLAN.size
 
 
-def _wanted(head: Head, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+def _records(arguments: list[Any]) -> tuple[Head, Plan]:
+    rest = iter(arguments)
+    return HEAD.read(rest), PLAN.read(rest)
+
+
+def _asked(head: Head, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     """Return gradients, an empty tensor for what was not asked for."""
     return tuple(head.input.new_empty(0) if g is None else g for g in grads)
 
@@ -62,50 +77,64 @@ def _explained(compute: Callable[..., Any], head: Head, plan: Plan, *arguments: 
         raise
 
 
-def _linear_cross_entropy(*said):
-    head, plan = _understood(said)
-    loss, grads = _explained(blocks.loss_and_gradients, head, plan, *said[_SIZE:])
-    return (loss, *_wanted(head, grads))
+@sum_operator.implement
+def _(head, plan, factor, divisor, needs):
+    loss, grads = _explained(heads.loss_and_gradients, head, plan, factor, divisor, needs)
+    return (loss, *_asked(head, grads))
 
 
-def _linear_rows(*said):
-    return _explained(blocks.rows_of, *_understood(said), said[-1])
+@rows_operator.implement
+def _(head, plan):
+    return _explained(heads.row_losses, head, plan)
 
 
-def _linear_rows_backward(*said):
-    head, plan = _understood(said)
-    return _wanted(head, _explained(blocks.rows_backward, head, plan, *said[_SIZE:]))
+@rows_backward_operator.implement
+def _(head, plan, grad, needs):
+    return _asked(head, _explained(heads.row_losses_backward, head, plan, grad, needs))
 
 
-_library.impl("linear_cross_entropy", _linear_cross_entropy, _ANY_DEVICE)
-_library.impl("linear_rows", _linear_rows, _ANY_DEVICE)
-_library.impl("linear_rows_backward", _linear_rows_backward, _ANY_DEVICE)
+@statistics_operator.implement
+def _(head, plan):
+    row_statistics = _explained(heads.statistics, head, plan)
+    return (*row_statistics[:4], row_statistics.correct)
 
 
-def _fake_gradients(said, needs):
-    of = (said[0], said[1], said[2])
-    return tuple(torch.empty_like(x) if need else said[0].new_empty(0) for x, need in zip(of, needs, strict=True))
+@statistics_backward_operator.implement
+def _(head, plan, grads, needs):
+    return _asked(head, _explained(heads.statistics_backward, head, plan, grads, needs))
 
 
-def _wide(x):
+def _rows_like(head: Head) -> Tensor:
+    return head.input.new_empty((head.input.shape[0], *head.shape[1:]), dtype=_wide(head.input))
+
+
+def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-@torch.library.register_fake("crossent::linear_cross_entropy", lib=_library)
-def _(*said):
-    return (said[0].new_empty((), dtype=_wide(said[0])), *_fake_gradients(said, said[-1]))
+@sum_operator.fake
+def _(head, plan, factor, divisor, needs):
+    return (head.input.new_empty((), dtype=_wide(head.input)), *fake_gradients(head[:3], needs))
 
 
-@torch.library.register_fake("crossent::linear_rows", lib=_library)
-def _(*said):
-    rows, statistics = (said[0].shape[0], *said[3][1:]), said[-1]
-    told = said[0].new_empty((4 if statistics else 1, *rows), dtype=_wide(said[0]))
-    return told, told.new_empty(rows if statistics else (0,))
+@rows_operator.fake
+def _(head, plan):
+    return _rows_like(head)
 
 
-@torch.library.register_fake("crossent::linear_rows_backward", lib=_library)
-def _(*said):
-    return _fake_gradients(said, said[-1])
+@rows_backward_operator.fake
+def _(head, plan, grad, needs):
+    return fake_gradients(head[:3], needs)
+
+
+@statistics_operator.fake
+def _(head, plan):
+    return tuple(_rows_like(head) for _ in range(5))
+
+
+@statistics_backward_operator.fake
+def _(head, plan, grads, needs):
+    return fake_gradients(head[:3], needs)
 
 
 def transformed(*tensors: Tensor | None) -> str:
@@ -119,26 +148,26 @@ def transformed(*tensors: Tensor | None) -> str:
 class Again:
     """How a loss is computed of a head and a plan in operations that autograd knows; it holds no tensor, autograd saves them."""
 
-    def __init__(self, compute: Callable[..., Tensor]) -> None:
+    def __init__(self, compute: Callable[..., Any]) -> None:
         self.compute = compute
 
-    def gradients(self, grad: Tensor, needs: tuple[bool, ...], head: Head, plan: Plan, *more: Any) -> tuple[Any, ...]:
+    def gradients(self, grads: Any, needs: tuple[bool, ...], head: Head, plan: Plan, *more: Any) -> tuple[Any, ...]:
         """Compute gradients for a head that can be differentiated."""
         with torch.enable_grad():
             inputs: tuple[Any, ...] = head[:3]
             wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
-            found = iter(torch.autograd.grad(self.compute(head, plan, *more), wanted, grad, create_graph=True))
+            found = iter(torch.autograd.grad(self.compute(head, plan, *more), wanted, grads, create_graph=True))
         return tuple(next(found) if need else None for need in needs)
 
 
-def _save(ctx: Any, said: tuple[Any, ...], *formed: Tensor) -> None:
-    """Save what was said, so that autograd frees it after backward and refuses what was modified in place before."""
-    ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in said)
-    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in said), *formed)
+def _save(ctx: Any, arguments: tuple[Any, ...], *formed: Tensor) -> None:
+    """Save arguments, so that autograd frees them after backward and refuses what was modified in place before."""
+    ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in arguments)
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in arguments), *formed)
 
 
 def _saved(ctx: Any) -> tuple[list[Any], list[Tensor]]:
-    """Return what was said and what was formed."""
+    """Return the arguments and what was formed."""
     tensors, size = (
         ctx.saved_tensors,
         len(ctx.numbers),
@@ -151,31 +180,31 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(*arguments):
-        *said, _, needs = arguments
-        return torch.ops.crossent.linear_cross_entropy.default(*said, needs)
+        *given, _, needs = arguments
+        return sum_operator.overload(*given, needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *said, ctx.again, ctx.needs = inputs
+        *given, ctx.again, ctx.needs = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        _save(ctx, tuple(said), *output[1:])
+        _save(ctx, tuple(given), *output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         rest = (None,) * (len(ctx.numbers) - 1)
         if grad is None:
             return (None, None, None, *rest)
-        said, formed = _saved(ctx)
-        if not torch.compiler.is_compiling() and _differentiated(grad, *said[:3]):
-            return (*ctx.again.gradients(grad, ctx.needs, *_understood(said), *said[_SIZE:]), *rest)
+        given, formed = _saved(ctx)
+        if not torch.compiler.is_compiling() and differentiated(grad, *given[:3]):
+            return (*ctx.again.gradients(grad, ctx.needs, *_records(given), *given[_SIZE:]), *rest)
         found = iter(_scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
         return (*(next(found) if need else None for need in ctx.needs), *rest)
 
 
 def _scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
     """Multiply gradients by what arrives: in their own memory where nobody will ask for them again."""
-    if not _plain(grad, *formed) or torch._C._autograd._get_current_graph_task_keep_graph():
+    if not plain(grad, *formed) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [g * grad for g in formed]
     if grad.device.type == "cpu" and not grad.is_meta and grad.item() == 1:
         return formed
@@ -183,27 +212,54 @@ def _scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
 
 
 class LinearRows(Function):
-    """A head's loss of every row, or the four statistics of every row; public for its name, which autograd shows."""
+    """A head's loss of every row; public for its name, which autograd shows."""
 
     @staticmethod
     def forward(*arguments):
-        *said, _, statistics = arguments
-        return torch.ops.crossent.linear_rows.default(*said, statistics)
+        return rows_operator.overload(*arguments[:-1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *said, ctx.again, _ = inputs
-        ctx.mark_non_differentiable(output[1])
+        *given, ctx.again = inputs
         ctx.set_materialize_grads(False)
-        _save(ctx, tuple(said))
+        _save(ctx, tuple(given))
 
     @staticmethod
-    def backward(ctx: Any, grads: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest = (None,) * (_SIZE - 1)
-        if grads is None:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        rest = (None,) * (_SIZE - 2)
+        if grad is None:
             return (None, None, None, *rest)
-        said, needs = _saved(ctx)[0], ctx.needs_input_grad[:3]
-        if not torch.compiler.is_compiling() and _differentiated(grads, *said[:3]):
-            return (*ctx.again.gradients(grads, needs, *_understood(said)), *rest)
-        found = torch.ops.crossent.linear_rows_backward.default(*said, grads, needs)
-        return (*(g if need else None for g, need in zip(found, needs, strict=True)), *rest)
+        return (*_rows_gradients(ctx, grad, grad, rows_backward_operator), *rest)
+
+
+class LinearStatistics(Function):
+    """The statistics of a head's rows; public for its name, which autograd shows."""
+
+    @staticmethod
+    def forward(*arguments):
+        return tuple(statistics_operator.overload(*arguments[:-1]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *given, ctx.again = inputs
+        ctx.mark_non_differentiable(output[4])
+        _save(ctx, tuple(given))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_rows_gradients(ctx, grads[0], grads[:4], statistics_backward_operator), *(None,) * (_SIZE - 2))
+
+
+def _rows_gradients(ctx: Any, first: Tensor, grads: Any, backward: Operator) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of a head from those of its rows."""
+    given, needs = _saved(ctx)[0], ctx.needs_input_grad[:3]
+    if not torch.compiler.is_compiling() and differentiated(first, *given[:3]):
+        again: Again = ctx.again
+        return again.gradients(grads, needs, *_records(given))
+    return where_asked(tuple(backward.overload(*given, grads, needs)), needs)
+
+
+def linear_statistics(head: Head, plan: Plan, row_weight: Tensor, again: Again) -> RowStatistics:
+    """Compute the statistics of rows in blocks; what they weigh is known without them."""
+    loss, lse, log_prob, entropy, correct = LinearStatistics.apply(*flat(head, plan), again)
+    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct)

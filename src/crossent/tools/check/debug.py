@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import crossent.losses.softmax as functional
+from crossent.core import watch
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.check import run
 from crossent.tools.check.cards import REMARK, Findings, look
@@ -69,12 +69,12 @@ class Debug:
         self.first_n = first_n
         self.findings = Findings()
         self._courses: dict[Site, Course] = {}
-        self._before = functional.watcher
-        functional.watcher = self
+        self._before = watch.current()
+        watch.watcher = self
 
     def off(self) -> None:
         """Stop looking; whoever looked before does again."""
-        functional.watcher = self._before
+        watch.watcher = self._before
 
     def __enter__(self) -> Debug:
         return self
@@ -184,22 +184,22 @@ def _rows(logits: Tensor, target: Target | BinaryTarget) -> tuple[Tensor, Tensor
 
 
 def _ignored(target: BinaryTarget) -> float:
-    return -100.0 if target.rule.ignore_index is None else target.rule.ignore_index
+    return -100.0 if target.settings.ignore_index is None else target.settings.ignore_index
 
 
 def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float]) -> Options:
     """Write what a call says as options of a check."""
-    rule = target.rule
+    numbers = target.settings
     settings: dict[str, Any] = {
-        "label_smoothing": rule.label_smoothing,
-        "ignore_index": rule.ignore_index,
+        "label_smoothing": numbers.label_smoothing,
+        "ignore_index": numbers.ignore_index,
         "loss_dtype": str(loss.dtype).removeprefix("torch."),
         "losses": losses,
         "live": True,
     }
     if isinstance(target, Target):
         return run.read({**settings, "weight": target.weight})
-    ignored = rule.ignore_index if target.mask is None else _ignored(target)
+    ignored = numbers.ignore_index if target.mask is None else _ignored(target)
     return run.read({**settings, "task": "binary", "pos_weight": target.pos_weight, "ignore_index": ignored})
 
 

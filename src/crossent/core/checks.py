@@ -1,0 +1,335 @@
+"""What the arguments of a loss must be: numbers, dtypes, shapes and axes.
+
+Every refusal has the exception type torch has for it, and says which argument broke which rule, what came, and the fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossent.core.messages import shape, type_error
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+UNDIFFERENTIABLE_WEIGHT = (
+    "weight must not require grad when target holds class indices: its derivative is not defined there; "
+    "pass weight.detach(), or give the target as probabilities of the logits' shape"
+)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def number(name: str, value: Any) -> float:
+    """Refuse what is not a plain number."""
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a plain number, got a tensor of shape {shape(value)}: the loss is not differentiable in it; "
+            f"pass {name}.item()" + (", or divide the logits by it yourself" if name == "temperature" else "")
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+        type_error(name, "a number", value)
+    return float(value)
+
+
+def number_such_that(holds: Callable[[float], bool], rule: str, why: str) -> Callable[[str, Any], float]:
+    """Make the check of a number: ``holds`` says whether it is in its range, which ``rule`` names and ``why`` explains."""
+
+    def check(name: str, value: Any) -> float:
+        value = number(name, value)
+        if not holds(value):
+            raise ValueError(f"{name} must be {rule}, got {value}: {why}")
+        return float(value)
+
+    return check
+
+
+def positive(why: str) -> Callable[[str, Any], float]:
+    """Make the check of a number above 0."""
+    return number_such_that(lambda value: 0.0 < value < inf, "positive", why)
+
+
+def at_least_zero(why: str) -> Callable[[str, Any], float]:
+    """Make the check of a number of at least 0."""
+    return number_such_that(lambda value: 0.0 <= value < inf, "at least 0", why)
+
+
+def finite(why: str) -> Callable[[str, Any], float]:
+    """Make the check of a number that is neither infinite nor nan."""
+    return number_such_that(lambda value: -inf < value < inf, "finite", why)
+
+
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Let None pass a check."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def integer(name: str, value: Any) -> int:
+    """Refuse what is not a plain integer."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        type_error(name, "an int", value)
+    return value
+
+
+def smoothing(name: str, value: Any) -> float:
+    """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0."""
+    if isinstance(value, (str, bytes)) or value is None:
+        type_error(name, "a float in [0, 1]", value)
+    value = float(value)
+    if value > 1.0:
+        raise RuntimeError(f"{name} must lie in [0, 1], got {value}: it is a share of the target's weight, such as 0.1")
+    return value if value > 0.0 else 0.0
+
+
+# --- logits -----------------------------------------------------------------------------------------------------------
+
+
+def check_tensors(**values: object) -> None:
+    """Refuse what is not a tensor, by the name of its argument."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            type_error(name, "a torch.Tensor", value)
+
+
+def check_logits_dtype(logits: Tensor) -> None:
+    """Refuse logits that are not of a floating dtype this library computes with, as torch does."""
+    if logits.dtype not in _FLOATS:
+        raise NotImplementedError(
+            f"input must hold logits in float32, float64, bfloat16 or float16, got {logits.dtype}: "
+            f"{'did you swap input and target? else ' if not logits.is_floating_point() else ''}"
+            f"convert with input.float()"
+        )
+
+
+def under_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for the device's type."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def axis_of(dim: Any, logits: Tensor) -> int:
+    """Hold a dimension to those of the logits."""
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        type_error("dim", "an int or None", dim)
+    if not -logits.dim() <= dim < logits.dim():
+        raise IndexError(
+            f"dim must lie in [{-logits.dim()}, {logits.dim()}) for logits of shape {shape(logits)}, got {dim}"
+        )
+    return dim % logits.dim()
+
+
+def class_axis(logits: Tensor, dim: int | None) -> int:
+    """Find the class axis of logits: ``dim``, or 0 for one axis and 1 for more."""
+    if logits.dim() == 0:
+        raise IndexError("input must have a class dimension, got a tensor without dimensions: shape it (C,) or (N, C)")
+    return min(logits.dim() - 1, 1) if dim is None else axis_of(dim, logits)
+
+
+# --- the tensors of a softmax loss --------------------------------------------------------------------------------------
+
+
+def check_bias(bias: object) -> Tensor:
+    """Refuse a logit_bias that is not a floating tensor."""
+    if not isinstance(bias, Tensor):
+        type_error("logit_bias", "a torch.Tensor of shape (C,) or of the logits' shape", bias)
+    if not bias.is_floating_point():
+        raise RuntimeError(f"logit_bias must be floating, got {bias.dtype}: convert with logit_bias.float()")
+    return bias
+
+
+def check_mask(mask: object) -> Tensor:
+    """Refuse a class_mask that is not a boolean tensor."""
+    if not isinstance(mask, Tensor):
+        type_error("class_mask", "a torch.Tensor of shape (C,) or of the logits' shape", mask)
+    if mask.dtype != torch.bool:
+        fix = "pass class_mask == 0 if it is to be added" if mask.is_floating_point() else "pass class_mask.bool()"
+        raise RuntimeError(f"class_mask must be boolean, True for the classes allowed, got {mask.dtype}: {fix}")
+    return mask
+
+
+def along_classes_or_whole(value: Tensor, name: str, logits: Tensor, axis: int) -> Tensor:
+    """Hold a tensor to the shape ``(C)`` or that of the logits, and lay it out as the logits will be."""
+    if value.shape == logits.shape[axis : axis + 1]:
+        return value
+    if value.shape == logits.shape:
+        return value.movedim(axis, 1)
+    fix = "give one value a class, or one a logit"
+    if value.dim() == logits.dim() and all(a in (1, b) for a, b in zip(value.shape, logits.shape, strict=True)):
+        fix = f"expand it with {name}.expand{shape(logits)}"
+    elif value.dim() == 1:
+        fix = f"it has {len(value)} values for {logits.shape[axis]} classes, which lie along dimension {axis}"
+    raise RuntimeError(
+        f"{name} must have shape {(logits.shape[axis],)} or {shape(logits)} for logits of shape {shape(logits)}, "
+        f"got {shape(value)}: {fix}"
+    )
+
+
+def check_probabilities(logits: Tensor, target: Tensor) -> None:
+    """Refuse a target of the logits' shape that is not floating."""
+    if target.is_floating_point():
+        return
+    fix = "for one-hot rows convert with target.float(), or pass class indices with target.argmax(1)"
+    if logits.dim() == 2 and logits.shape[1] == 1:
+        fix = "for class indices use target.squeeze(1); for one logit a row use binary_cross_entropy_with_logits"
+    raise RuntimeError(
+        f"target must hold floating-point probabilities when its shape equals that of the logits {shape(logits)}, "
+        f"got {target.dtype}: {fix}"
+    )
+
+
+def check_index_dtype(logits: Tensor, target: Tensor) -> None:
+    """Refuse class indices that are not integers."""
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise RuntimeError(
+            f"target must hold class indices of an integer dtype for logits of shape {shape(logits)} and target of shape "
+            f"{shape(target)}, got {target.dtype}: convert with target.long(), or give probabilities of the logits' shape"
+        )
+
+
+def check_index_shape(logits: Tensor, target: Tensor, axis: int, dim: int | None) -> None:
+    """Hold class indices to the logits' shape without the class axis."""
+    rows = logits.shape[:axis] + logits.shape[axis + 1 :]
+    if target.shape == rows or (logits.dim() == 1 and target.shape == (1,)):
+        return
+    rule = f"target must have shape {tuple(rows)} or {shape(logits)} for logits of shape {shape(logits)}, got {shape(target)}"
+    fix = _shape_fix(logits, target, rows, axis, dim)
+    batch = target.shape[0] if target.dim() > 0 else 0
+    if logits.dim() == 1:
+        if target.dim() == 1:
+            raise ValueError(f"{rule}: {fix}")
+    elif target.dim() == 0 or batch != logits.shape[0]:
+        raise ValueError(f"{rule}: the batch sizes {logits.shape[0]} and {batch} differ; {fix}")
+    raise RuntimeError(f"{rule}: {fix}")
+
+
+def _shape_fix(logits: Tensor, target: Tensor, rows: torch.Size, axis: int, dim: int | None) -> str:
+    """Recognise the usual slip behind a wrong shape and say what mends it."""
+    if dim is None and logits.dim() > 2 and target.shape == logits.shape[:-1]:
+        return "the class dimension seems to be the last; pass dim=-1"
+    if (
+        target.dim() == len(rows) + 1
+        and target.numel() == rows.numel()
+        and axis < target.dim()
+        and target.shape[axis] == 1
+    ):
+        return f"drop the dimension of size 1 with target.squeeze({axis})"
+    if target.numel() == rows.numel():
+        return f"the number of elements fits; reshape with target.reshape{tuple(rows)}"
+    if logits.dim() == 1 and target.dim() <= 1:
+        return "logits of shape (C,) are one row and take one class; logits for several rows need shape (N, C)"
+    if target.dim() == logits.dim():
+        return (
+            f"probabilities need exactly the shape of the logits, and class indices one dimension less, {tuple(rows)}"
+        )
+    return f"give one class index a row, {tuple(rows)}"
+
+
+def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probabilities: bool) -> Tensor | None:
+    """Hold class weights to one a class, and for indices to the logits' dtype."""
+    if weight is None:
+        return None
+    flat = not probabilities and logits.dim() > 2
+    if weight.numel() != num_classes or (weight.dim() != 1 and not flat):
+        fix = (
+            "flatten it with weight.reshape(-1)" if weight.numel() == num_classes else "give one weight for every class"
+        )
+        if weight.shape == logits.shape[:1]:
+            fix = "for one weight for every row, pass sample_weight instead"
+        raise RuntimeError(
+            f"weight must have shape ({num_classes},) for logits of shape {shape(logits)}, got {shape(weight)}: {fix}"
+        )
+    if not probabilities:
+        if weight.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
+        if weight.dtype != logits.dtype and not under_autocast(logits.device):
+            raise RuntimeError(
+                f"weight must have the dtype of the logits, {logits.dtype}, when target holds class indices, "
+                f"got {weight.dtype}: convert with weight.to({logits.dtype})"
+            )
+    return weight.reshape(-1)
+
+
+# --- the tensors of a binary loss ---------------------------------------------------------------------------------------
+
+
+def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> None:
+    """Hold the tensors of a binary loss to the logits' shape."""
+    check_tensors(input=input, target=target)
+    weights = {"weight": weight, "pos_weight": pos_weight}
+    check_tensors(**{name: value for name, value in weights.items() if value is not None})
+    if target.shape != input.shape:
+        fix = "give every logit its own target"
+        if target.numel() == input.numel():
+            fix = f"reshape with target.reshape{shape(input)} or the logits with input.reshape{shape(target)}"
+        elif input.dim() == target.dim() + 1 and input.shape[:1] == target.shape[:1]:
+            fix = "for one class index a row use cross_entropy, or one-hot rows"
+        raise ValueError(f"target must have the shape of the logits {shape(input)}, got {shape(target)}: {fix}")
+    check_logits_dtype(input)
+    if not target.is_floating_point():
+        raise RuntimeError(f"target must be floating, got {target.dtype}: convert with target.float()")
+    for name, value in weights.items():
+        if value is None:
+            continue
+        if value.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} must not require grad, the loss is not differentiable in it: pass {name}.detach()"
+            )
+        if not _broadcasts(value, input):
+            fix = "reshape it so that its last dimensions meet the logits' last"
+            if value.dim() == 1 and value.shape[0] in input.shape:
+                axis = tuple(input.shape).index(value.shape[0])
+                fix = f"to lay it along dimension {axis} use {name}.reshape{(-1,) + (1,) * (input.dim() - axis - 1)}"
+            raise RuntimeError(f"{name} must broadcast to the logits' shape {shape(input)}, got {shape(value)}: {fix}")
+
+
+def _broadcasts(value: Tensor, logits: Tensor) -> bool:
+    aligned = zip(reversed(value.shape), reversed(logits.shape), strict=False)
+    return value.dim() <= logits.dim() and all(a in (1, b) for a, b in aligned)
+
+
+def pos_weight_along(dim: Any, input: object, pos_weight: Tensor | None) -> Tensor | None:
+    """Lay a pos_weight of shape ``(C)`` along the class dimension."""
+    if not isinstance(input, Tensor) or not isinstance(pos_weight, Tensor):
+        if not isinstance(dim, int) or isinstance(dim, bool):
+            type_error("dim", "an int or None", dim)
+        return pos_weight
+    axis = axis_of(dim, input)
+    if pos_weight.dim() != 1:
+        return pos_weight
+    if len(pos_weight) not in (1, input.shape[axis]):
+        raise RuntimeError(
+            f"pos_weight must have {input.shape[axis]} values along dimension {dim} of logits of shape {shape(input)}, "
+            f"got {shape(pos_weight)}: give one weight for every class"
+        )
+    return pos_weight.reshape([-1] + [1] * (input.dim() - 1 - axis))
+
+
+def element_mask(mask: object, input: Tensor) -> Tensor | None:
+    """Hold a mask of elements to the logits' shape."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        type_error("mask", "a torch.Tensor that broadcasts to the logits' shape", mask)
+    if mask.dtype != torch.bool:
+        raise RuntimeError(
+            f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask.bool(), or the factors "
+            "as weight"
+        )
+    if not _broadcasts(mask, input):
+        fix = "add the missing dimensions with mask.unsqueeze" if mask.dim() < input.dim() else "reshape it"
+        raise RuntimeError(f"mask must broadcast to the logits' shape {shape(input)}, got {shape(mask)}: {fix}")
+    return mask
+
+
+def check_inplace(inplace_backward: bool, logits: Tensor) -> None:
+    """Refuse to write a gradient over a leaf."""
+    if inplace_backward and logits.is_leaf and logits.requires_grad:
+        raise RuntimeError(
+            "inplace_backward=True would write the gradient over a leaf, whose values would be lost: "
+            "use it for logits that a model computed, or leave it out"
+        )

@@ -1,0 +1,161 @@
+"""How the losses of rows become a result: weights of rows, sums in a fixed order, and what a mean divides by."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent.core.checks import under_autocast
+from crossent.core.messages import shape, type_error
+
+_BLOCK = 4096
+
+
+class Reduction(NamedTuple):
+    """What becomes of the losses of rows.
+
+    ``how`` is ``"none"``, ``"sum"`` or ``"mean"``; ``sample_weight`` multiplies them; ``denominator`` replaces what a mean
+    divides by; ``empty`` is what a mean over nothing is.
+    """
+
+    how: str
+    sample_weight: Tensor | None = None
+    denominator: float | Tensor | None = None
+    empty: str = "nan"
+
+    @property
+    def as_torch(self) -> bool:
+        """Whether this is torch's mean, of all rows alike over what they weigh."""
+        return self.how == "mean" and self.sample_weight is None and self.denominator is None
+
+    @classmethod
+    def of(
+        cls,
+        reduction: str,
+        sample_weight: Tensor | None = None,
+        denominator: Any = None,
+        empty: str = "nan",
+        *,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+    ) -> Reduction:
+        """Check the arguments of a reduction; the deprecated ones override ``reduction``."""
+        how = read_reduction(reduction, size_average, reduce)
+        if empty not in ("nan", "zero"):
+            raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
+        if denominator is not None:
+            _check_denominator(how, denominator)
+        return cls(how, sample_weight, denominator, empty)
+
+    @classmethod
+    def among(cls, reduction: str, options: Any) -> Reduction:
+        """Check those arguments of a reduction that are among some options."""
+        given = {name: options[name] for name in ("sample_weight", "denominator", "empty") if name in options}
+        return cls.of(reduction, **given)
+
+
+def read_reduction(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
+    """Read ``reduction``, or the two deprecated arguments that override it."""
+    if size_average is not None or reduce is not None:
+        averaged = size_average is None or size_average
+        reduction = ("mean" if averaged else "sum") if reduce is None or reduce else "none"
+        warnings.warn(
+            f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
+            stacklevel=4,
+        )
+    if reduction == "mean" or reduction == "sum" or reduction == "none":
+        return reduction
+    if reduction == "elementwise_mean":
+        warnings.warn("reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.", stacklevel=4)
+        return "mean"
+    hint = "; to divide by the batch size, pass denominator=" if reduction == "batchmean" else ""
+    raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r}{hint}")
+
+
+def _check_denominator(how: str, denominator: Any) -> None:
+    if how != "mean":
+        raise ValueError(
+            f"denominator replaces what reduction='mean' divides by, got it with reduction={how!r}: drop one"
+        )
+    if isinstance(denominator, Tensor):
+        if denominator.dim() != 0:
+            raise ValueError(
+                f"denominator must be a number or a 0-d tensor, got shape {shape(denominator)}: sum it first"
+            )
+    elif isinstance(denominator, bool) or not isinstance(denominator, (int, float)):
+        type_error("denominator", "a number or a 0-d tensor", denominator)
+
+
+def ordered_sum(x: Tensor) -> Tensor:
+    """Sum all elements in an order that does not depend on the number of threads.
+
+    Torch splits a reduction to one number over the threads; one to many numbers it never splits.
+    """
+    while x.numel() > _BLOCK:
+        x = x.reshape(-1)
+        whole = x.numel() // _BLOCK * _BLOCK
+        x = torch.cat([x[:whole].view(-1, _BLOCK).sum(1), x[whole:].sum(0, keepdim=True)])
+    return x.sum()
+
+
+def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -> Tensor:
+    """Weigh a loss a row, and sum or average; ``row_weight`` is what each row adds to the divisor."""
+    if reduction.sample_weight is not None:
+        u = weights_of_rows(reduction.sample_weight, loss, whole=True)
+        loss, row_weight = loss * u, None if row_weight is None else row_weight * u
+    if reduction.how == "none":
+        return loss
+    loss = ordered_sum(loss)
+    if reduction.how == "sum":
+        return loss
+    assert row_weight is not None
+    return divide(
+        loss, ordered_sum(row_weight) if reduction.denominator is None else reduction.denominator, reduction.empty
+    )
+
+
+def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
+    """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph, and the gradient is 0."""
+    if isinstance(divisor, Tensor):
+        divisor = divisor.to(total.dtype)
+        nothing = divisor == 0
+        loss = total / divisor.masked_fill(nothing, torch.inf)
+        return loss if empty == "zero" else loss.masked_fill(nothing, torch.nan)
+    if divisor == 0:
+        loss = total / torch.inf
+        return loss if empty == "zero" else loss + torch.nan
+    return total / divisor
+
+
+def weights_of_rows(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
+    """Check sample weights against the rows' shape, all of it or its leading part, and make them broadcast to it."""
+    if not isinstance(sample_weight, Tensor):
+        type_error("sample_weight", "a torch.Tensor of the rows' shape", sample_weight)
+    k = sample_weight.dim()
+    if sample_weight.shape != rows.shape[:k] or (whole and k != rows.dim()):
+        rule = "must have the shape of the rows" if whole else "must have the shape of the leading dimensions of"
+        raise ValueError(f"sample_weight {rule} {shape(rows)}, got {shape(sample_weight)}: give one number a row")
+    return sample_weight.to(rows.dtype).reshape(sample_weight.shape + (1,) * (rows.dim() - k))
+
+
+def result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: torch.dtype | None) -> torch.dtype:
+    """Decide the loss's dtype: what is asked, float32 for half precision under autocast, or torch's promotion."""
+    if out_dtype is not None:
+        if not isinstance(out_dtype, torch.dtype) or not out_dtype.is_floating_point:
+            type_error("out_dtype", "a floating torch.dtype", out_dtype)
+        return out_dtype
+    dtype = like.dtype
+    for tensor in promoted:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    if dtype.itemsize < 4 and under_autocast(like.device):
+        return torch.float32
+    return dtype
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Promote the dtypes of these tensors, to float32 at least."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -1,0 +1,218 @@
+"""The softmax losses in torch operations: the loss of a row, and its gradient.
+
+Here logits are ``(N, C, d1, ...)`` and rows are ``(N, d1, ...)``. All arithmetic is in float32 or wider.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent.core.reduction import compute_dtype, ordered_sum
+from crossent.core.settings import Settings
+from crossent.core.target import Target
+from crossent.impl.eager.pieces import (
+    class_sum,
+    class_weights,
+    cost,
+    is_class,
+    row_entropy,
+    row_lse,
+    smoothed_target,
+    times,
+    transform,
+    uniform_share,
+    weighted_cost,
+)
+from crossent.impl.protocol import Forward, Gradients
+
+
+def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
+    """Compute ``Σ_k c_k t_k f(p_k) + λ lse²`` for each row, or its sum or mean over the rows; see :class:`Forward`."""
+    loss, row_weight, lse = row_losses(transformed(logits, target), target)
+    if reduction != "none":
+        loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
+    return Forward(loss / row_weight if reduction == "mean" else loss, row_weight, lse)
+
+
+def transformed(logits: Tensor, target: Target) -> Tensor:
+    """Compute x' in the dtype of the computation."""
+    x = logits.to(compute_dtype(logits, target.values))
+    return x if target.plain or x.numel() == 0 else transform(x, target).x
+
+
+def row_losses(x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the loss, weight and lse of each row of transformed logits."""
+    if x.numel() == 0:
+        loss = row_weight = top = log_sum = x.sum(1, keepdim=True)
+    else:
+        top, log_sum = row_lse(x)
+        loss = (_index_loss if target.indices else _soft_loss)(x, target, top, log_sum)
+        row_weight = target.row_weights(x)
+        if target.settings.z_loss:
+            loss = loss + times(row_weight, target.settings.z_loss * (top + log_sum).square())
+    return loss.squeeze(1), row_weight.squeeze(1), torch.stack([top.squeeze(1), log_sum.squeeze(1)])
+
+
+def _soft_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
+    t, c = smoothed_target(target, x), class_weights(target.weight, x)
+    return class_sum(times(t if c is None else c * t, cost(target.penalty, (x - top) - log_sum)))
+
+
+def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
+    ignored, y, row_weight = target.labels(x)
+    loss = cost(target.penalty, (x.gather(1, y) - top) - log_sum)
+    if target.weight is not None:
+        loss = times(row_weight, loss)
+    smoothing = target.settings.label_smoothing
+    if smoothing > 0:
+        each, share = cost(target.penalty, (x - top) - log_sum), uniform_share(target, x)
+        c = class_weights(target.weight, x)
+        if isinstance(share, Tensor):
+            uniform = class_sum(times(share if c is None else share * c, each))
+        else:
+            uniform = share * class_sum(each if c is None else times(c, each))
+        loss = (1 - smoothing) * loss + smoothing * uniform
+    return loss.masked_fill(ignored, 0.0)
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Target,
+    lse: Tensor | None,
+    needs: tuple[bool, ...] = (True, False, False, False),
+    divisor: float | Tensor = 1.0,
+    inplace: bool = False,
+) -> Gradients:
+    """Compute the gradients for logits, target, class weights and logit bias from that of the loss, a number or one a row.
+
+    ``divisor`` is what a mean was divided by. With ``lse=None`` it is computed here, and the result is then a differentiable
+    function of every tensor given. ``inplace`` would save nothing here, where other tensors as large are formed.
+    """
+    g = grad / divisor if grad.dim() == 0 else grad.unsqueeze(1)
+    return gradients(RowGradient(g), logits, target, lse, needs)
+
+
+class RowGradient(NamedTuple):
+    """The gradient of a row's loss and, where they are wanted, of its other statistics, as ``(N, 1, d1, ...)``."""
+
+    loss: Tensor
+    lse: Tensor | None = None
+    target_log_prob: Tensor | None = None
+    entropy: Tensor | None = None
+
+
+def gradients(
+    row: RowGradient, logits: Tensor, target: Target, lse: Tensor | None, needs: tuple[bool, ...]
+) -> Gradients:
+    """Compute the gradients for logits, target, class weights and logit bias from those of the rows."""
+    x = logits.to(compute_dtype(logits, target.values))
+    on_logits, on_target, on_weight, on_bias = needs = (*needs, False)[:4]
+    if x.numel() == 0:
+        wanted = (logits, target.values, target.weight, target.logit_bias)
+        zeros = (torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True))
+        return Gradients(*zeros)
+    settings, whole = target.settings, row.lse is not None
+    slope: Tensor | float = 1.0
+    dead = None
+    if not target.plain or whole:
+        x, slope, dead = transform(x, target)
+    elif target.indices and lse is None:
+        x = x.masked_fill(target.labels(x)[0], 0.0)  # or the nan of an ignored row would reach the second derivative
+    top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
+    log_p = (x - top) - log_sum
+    grad_logits = grad_target = grad_weight = grad_bias = at_x = None
+    if on_logits or on_bias or (on_target and settings.margin):
+        sparse = target.indices and (target.plain or settings.label_smoothing == 0)
+        at_x = (_index_gradient if sparse else _soft_gradient)(
+            row.loss, log_p, target, top + log_sum if settings.z_loss else None
+        )
+        if whole:
+            at_x = at_x + _statistics_gradient(row, log_p, target)
+        if dead is not None:
+            at_x = at_x.masked_fill(dead, 0.0)
+        if on_logits:
+            grad_logits = (at_x if target.plain else at_x * slope).to(logits.dtype)
+        if on_bias and target.logit_bias is not None:
+            grad_bias = at_x / settings.temperature
+            grad_bias = sum_over_rows(grad_bias) if target.logit_bias.dim() == 1 else grad_bias
+            grad_bias = grad_bias.to(target.logit_bias.dtype)
+    weigh = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
+    if on_target and not target.indices:
+        c, by = class_weights(target.weight, x), (1 - settings.label_smoothing) * row.loss
+        grad_target = weigh(by if c is None else by * c, target.penalty, log_p)
+        if row.target_log_prob is not None:
+            grad_target = grad_target - weigh(row.target_log_prob, None, log_p)
+        if at_x is not None and settings.margin:
+            grad_target = grad_target - (settings.margin / settings.temperature) * at_x
+        if target.valid is not None:
+            grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
+        grad_target = grad_target.to(target.values.dtype)
+    if on_weight and target.weight is not None:
+        terms = weigh(row.loss * smoothed_target(target, x), target.penalty, log_p)
+        grad_weight = sum_over_rows(terms).to(target.weight.dtype)
+    return Gradients(grad_logits, grad_target, grad_weight, grad_bias)
+
+
+def sum_over_rows(x: Tensor) -> Tensor:
+    """Sum ``(N, C, d1, ...)`` to ``(C)``."""
+    return x.transpose(0, 1).reshape(x.shape[1], -1).sum(1)
+
+
+def _statistics_gradient(row: RowGradient, log_p: Tensor, target: Target) -> Tensor:
+    """Compute ``∂lse/∂x = p``, ``∂ Σ t log p/∂x = t - mass·p`` and ``∂H/∂x = -p (log p + H)``, each times its gradient."""
+    assert row.lse is not None
+    assert row.target_log_prob is not None
+    assert row.entropy is not None
+    bare = Target(target.values, valid=target.valid, settings=Settings(target.settings.ignore_index))
+    by_log_prob = (_index_gradient if target.indices else _soft_gradient)(-row.target_log_prob, log_p, bare, None)
+    p, finite = log_p.exp(), log_p.masked_fill(log_p == -torch.inf, 0.0)
+    return by_log_prob + p * (row.lse - row.entropy * (finite + row_entropy(log_p).unsqueeze(1)))
+
+
+def _soft_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None) -> Tensor:
+    """Compute ``g (mass·p - w∘t)``.
+
+    A class with more than half of the probability may have it next to 1; its entry is ``rest·p - w t (1 - p)``, where the rest
+    of the mass is summed and not subtracted.
+    """
+    penalty = target.penalty
+    pull, c = smoothed_target(target, log_p), class_weights(target.weight, log_p)
+    if c is not None:
+        pull = c * pull
+    if penalty is not None:
+        pull = pull * penalty.s(log_p)
+    near_one = log_p > -log(2)
+    mass, rest = class_sum(pull), class_sum(pull.masked_fill(near_one, 0.0))
+    if lse is not None:
+        extra = times(target.row_weights(log_p), 2 * target.settings.z_loss * lse)
+        mass, rest = mass + extra, rest + extra
+    p = log_p.exp()
+    return g * torch.where(near_one, rest * p + pull * log_p.expm1(), mass * p - pull)
+
+
+def _index_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None) -> Tensor:
+    """Compute ``g (mass·p - w∘t)``, with the true class's entry formed from ``p - 1 = expm1(log p)``."""
+    ignored, y, row_weight = target.labels(log_p)
+    log_p = log_p.masked_fill(ignored, 0.0)
+    true_class, at_y = is_class(y, log_p), log_p.gather(1, y)
+    if target.settings.label_smoothing == 0:
+        g = (g * row_weight).masked_fill(row_weight == 0, 0.0)
+        mass = g if target.penalty is None else g * target.penalty.s(at_y)
+        at_y_gradient = mass * at_y.expm1()
+        if lse is not None:
+            extra = g * (2 * target.settings.z_loss * lse).masked_fill(ignored, 0.0)
+            mass, at_y_gradient = mass + extra, at_y_gradient + extra * at_y.exp()
+        return torch.where(true_class, at_y_gradient, log_p.exp() * mass)
+    g = g.expand_as(at_y).masked_fill(ignored, 0.0)
+    share = target.settings.label_smoothing / log_p.shape[1]
+    c = class_weights(target.weight, log_p)
+    total = float(log_p.shape[1]) if c is None else c.sum()
+    mass = (1 - target.settings.label_smoothing) * row_weight + share * total
+    gradient = g * (log_p.exp() * mass - (share if c is None else share * c))
+    at_y_gradient = g * (mass * at_y.expm1() + share * (total - row_weight))
+    return torch.where(true_class, at_y_gradient, gradient)

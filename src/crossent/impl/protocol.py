@@ -1,0 +1,142 @@
+"""What an implementation is: an object that says what it refuses and why, and computes losses, gradients and statistics.
+
+Logits are ``(N, C, d1, ...)``, rows are ``(N, d1, ...)``. All that a call says beside its logits comes as one
+:class:`~crossent.core.target.Target` or :class:`~crossent.core.target.BinaryTarget`. An implementation knows neither autograd nor
+another implementation. To add one, write a file with a subclass of :class:`Implementation` and an instance of it called
+``IMPLEMENTATION``, and name the file in ``crossent.impl``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from crossent.core.target import BinaryTarget, Target
+
+
+class Forward(NamedTuple):
+    """The loss of each row, or its sum or mean, and what belongs to it.
+
+    ``row_weight`` is what each row adds to the divisor of a mean, or the sum of that where the loss is summed; ``lse`` is the
+    pair (top, log_sum) of the transformed logits, ``(2, N, d1, ...)``, whose sum is ``log Σ_k e^{x_k}``.
+    """
+
+    loss: Tensor
+    row_weight: Tensor | float
+    lse: Tensor
+
+
+class Gradients(NamedTuple):
+    """The gradients of a softmax loss, None where they were not asked for."""
+
+    logits: Tensor | None = None
+    target: Tensor | None = None
+    weight: Tensor | None = None
+    logit_bias: Tensor | None = None
+
+
+class RowStatistics(NamedTuple):
+    """What each row's logits tell, ``(N, d1, ...)`` in float32 or wider; the first four are differentiable."""
+
+    loss: Tensor
+    lse: Tensor
+    target_log_prob: Tensor
+    entropy: Tensor
+    row_weight: Tensor
+    correct: Tensor
+
+
+class SmallCalls(Protocol):
+    """Calls so small that Python is what takes time: the arguments are looked at once and taken just as they come."""
+
+    def kind_of(self, logits: Any, target: Any, weight: Any, ignore_index: int) -> int:
+        """Say whether a call is SMALL, ORDINARY (nothing of it needs to be checked), or 0 for neither."""
+
+    def small_cross_entropy(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, mean: bool,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Compute the sum or mean of a SMALL call and, where it is wanted, the gradient at once."""
+
+    def scale(self, gradient: Tensor, factor: Tensor) -> None:
+        """Multiply a small gradient in its place."""
+
+    SMALL: int
+
+
+class Implementation:
+    """One way to compute the family."""
+
+    name: str
+    small: SmallCalls | None = None
+    workspace = 0
+    """How many tensors in float32, as large as a block of logits, the operations on a head's block make on their way."""
+
+    def refuses(
+        self, logits: Tensor, target: Tensor | None = None, described: Target | BinaryTarget | None = None
+    ) -> str | None:
+        """Say why it cannot take these logits, this target and what else the call says, or None if it can."""
+        return None
+
+    # --- softmax ------------------------------------------------------------------------------------------------------
+
+    def cross_entropy_forward(self, logits: Tensor, target: Target, reduction: str) -> Forward:
+        """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor."""
+        raise NotImplementedError
+
+    def cross_entropy_backward(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: Target,
+        lse: Tensor,
+        needs: tuple[bool, ...],
+        divisor: float | Tensor = 1.0,
+        inplace: bool = False,
+    ) -> Gradients:
+        """Compute the gradients for logits and target, as far as they are needed, from that of the loss.
+
+        ``grad`` is one number, or one for each row; ``divisor`` is what a mean was divided by. ``inplace`` allows to write the
+        gradient over the logits.
+        """
+        raise NotImplementedError
+
+    def statistics(self, logits: Tensor, target: Target) -> RowStatistics:
+        """Compute the statistics of each row without a derivative."""
+        raise NotImplementedError
+
+    # --- sigmoid ------------------------------------------------------------------------------------------------------
+
+    def binary_cross_entropy_forward(
+        self, logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float = 1.0
+    ) -> Tensor:
+        """Compute the loss of each element, or their sum over the divisor."""
+        raise NotImplementedError
+
+    def binary_cross_entropy_backward(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        target: BinaryTarget,
+        needs: tuple[bool, bool] = (True, False),
+        divisor: float = 1.0,
+        inplace: bool = False,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Compute the gradients for logits and target from that of the loss, one number or one an element."""
+        raise NotImplementedError
+
+    # --- what a head needs --------------------------------------------------------------------------------------------
+
+    def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return new memory, or such that was used before."""
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    def accumulate(self, g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:
+        """Add ``gᵀ x`` of half precision to sums in float32, or put it there; False where it has no such product."""
+        return False
+
+    def multiplies_in(self, dtype: torch.dtype) -> bool:
+        """Whether torch's products of this dtype are fast here and take no more memory than their result."""
+        return True

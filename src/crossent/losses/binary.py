@@ -1,0 +1,132 @@
+"""Sigmoid (binary) cross entropy as a function: understand the arguments, choose an implementation, reduce."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from crossent.core import watch
+from crossent.core.checks import check_binary, check_inplace, element_mask, pos_weight_along
+from crossent.core.penalties import BinaryPenalty, Penalty
+from crossent.core.reduction import Reduction, divide, ordered_sum, result_dtype, weights_of_rows
+from crossent.core.settings import BinarySettings, documented
+from crossent.core.target import BinaryTarget
+from crossent.impl import choose
+from crossent.ops import binary as ops
+
+
+@documented
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    empty: Literal["nan", "zero"] = "nan",
+    out_dtype: torch.dtype | None = None,
+    ignore_index: float | None = None,
+    mask: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    dim: int | None = None,
+    penalty: Penalty | BinaryPenalty | None = None,
+    inplace_backward: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    r"""Compute the sigmoid (binary) cross entropy of every logit, in nats.
+
+    With ``p = σ(input)`` and ``π`` the positive weight::
+
+        loss = weight · (π t (-log p) + (1-t) (-log (1-p)))        ∂loss/∂input = weight · ((1-t) p - π t (1-p))
+
+    It is the softmax cross entropy over the two logits ``[x, 0]``, exactly, with a penalty ``f`` in the place of ``-log p`` too.
+
+    Smoothing moves the target towards one half, ``t → (1-ε) t + ε/2``, as Keras and TensorFlow do. segmentation-models-pytorch
+    writes ``(1-2ε') t + ε'``, which is ``ε = 2ε'``. timm moves it towards ``1/C``, which is no ``ε`` of this convention for C > 2.
+
+    The positional arguments are those of :func:`torch.nn.functional.binary_cross_entropy_with_logits`, with its meaning.
+
+    Args:
+        input: logits of any shape, float32, float64, bfloat16 or float16.
+        target: the probability of "yes" for each, floating, of exactly the same shape. Differentiable.
+        weight: a factor on each element, broadcast to that shape; the mean's divisor does not see it.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``; the mean divides by the number of elements that count.
+        pos_weight: ``π``, broadcast to that shape from the last dimension, or ``(C)`` along ``dim``.
+        sample_weight: a factor for each row, of the shape of the leading dimensions of ``input``; ``k`` is the row ``k`` times, in
+            the mean's divisor too. Differentiable.
+        ignore_index: elements with this target count for nothing: no loss, no gradient, no share in the mean.
+        mask: boolean, broadcast to that shape; False is ignored in the same way, whatever its logits hold.
+        dim: the class dimension, along which a ``pos_weight`` of shape ``(C)`` lies.
+        penalty: what yes and no cost by their probability: a :class:`crossent.Penalty` for both or a pair of them, such as
+            :class:`crossent.Asymmetric`; by default ``-log p``.
+        {options}
+
+    Returns:
+        The loss, 0-d, or of the shape of ``input`` for ``reduction="none"``, in the dtype of the *target*, as in torch; float32
+        or wider under autocast.
+
+    Raises:
+        ValueError: bad ``reduction`` or ``empty``, shapes of input and target that differ.
+        RuntimeError: target not floating, weights that do not broadcast to the input, weights that require grad.
+        TypeError: an argument of another type.
+        NotImplementedError: logits of another dtype.
+
+    >>> binary_cross_entropy_with_logits(torch.tensor([-6.0]), torch.tensor([1.0]))
+    tensor(6.0025)
+    >>> binary_cross_entropy_with_logits(torch.tensor([-6.0, 0.0]), torch.tensor([1.0, -1.0]), ignore_index=-1)
+    tensor(6.0025)
+
+    See also: :func:`cross_entropy` where exactly one class is true; :class:`crossent.BCEWithLogitsLoss` for a module.
+
+    Source: PyTorch 2.13, ``torch.nn.BCEWithLogitsLoss``.
+    """
+    if has_torch_function_variadic(input, target, weight, pos_weight, mask):
+        return handle_torch_function(
+            binary_cross_entropy_with_logits, (input, target, weight, pos_weight, mask), input, target, weight,
+            size_average, reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator,
+            empty=empty, out_dtype=out_dtype, ignore_index=ignore_index, mask=mask, label_smoothing=label_smoothing,
+            dim=dim, penalty=penalty, inplace_backward=inplace_backward, impl=impl,
+        )  # fmt: skip
+    rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
+    if dim is not None:
+        pos_weight = pos_weight_along(dim, input, pos_weight)
+    check_binary(input, target, weight, pos_weight)
+    settings = BinarySettings.of(ignore_index=ignore_index, label_smoothing=label_smoothing, penalty=penalty)
+    described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
+    dtype = result_dtype(target, (), out_dtype)
+    name = choose(input, impl, target, described)
+    check_inplace(inplace_backward, input)
+    loss = _reduced(input, described, rows, name, inplace_backward)
+    loss = loss if loss.dtype == dtype else loss.to(dtype)
+    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+        watcher(input, input, described, loss, rows.as_torch)
+    return loss
+
+
+def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: str, inplace_backward: bool) -> Tensor:
+    """Compute the loss of every element, and weigh, sum or average."""
+    valid, sample_weight = target.valid_elements(), reduction.sample_weight
+    total = reduction.how != "none" and sample_weight is None
+    over_all = total and reduction.as_torch and reduction.empty == "nan" and valid is None
+    loss = ops.binary_cross_entropy(
+        input, target, total, float(input.numel()) if over_all else 1.0, impl, inplace_backward
+    )
+    divisor: float | Tensor = input.numel()
+    if valid is not None:
+        divisor = valid.expand_as(input).sum()
+    if sample_weight is not None:
+        u = weights_of_rows(sample_weight, loss, whole=False)
+        loss = loss * u
+        if reduction.how != "none":
+            counted = u.expand_as(input) if valid is None else u * valid
+            loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))
+    if reduction.how == "mean" and not over_all:
+        loss = divide(loss, divisor if reduction.denominator is None else reduction.denominator, reduction.empty)
+    return loss

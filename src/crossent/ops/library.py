@@ -1,0 +1,229 @@
+"""How records are written as the arguments of an operator and read back, by name, in one place; and what autograd asks first.
+
+An :class:`Operator` is defined by its parameters: a schema's words, such as ``"Tensor logits"``, or a :class:`Fields`, which
+stands for a record whose fields become arguments of their own. It is called, implemented and faked with the records themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+from torch.nn import Parameter
+
+from crossent.core.penalties import NamedPenalty
+from crossent.core.settings import BinarySettings, Record, Settings
+from crossent.core.target import BinaryTarget, Target, Teacher
+from crossent.impl.head import Head, Plan
+
+_library = torch.library.Library("crossent", "DEF")
+_ANY_DEVICE = "CompositeExplicitAutograd"
+
+
+class Fields:
+    """A record as arguments: for each of its fields a schema's words, or another record's fields."""
+
+    def __init__(self, record: Callable[..., Any], optional: bool = False, /, **parts: str | Fields) -> None:
+        self.record, self.optional, self.parts = record, optional, parts
+
+    @property
+    def schema(self) -> str:
+        """The arguments, as a schema has them."""
+        return ", ".join(part.schema if isinstance(part, Fields) else part for part in self.parts.values())
+
+    @property
+    def size(self) -> int:
+        """How many arguments there are."""
+        return sum(part.size if isinstance(part, Fields) else 1 for part in self.parts.values())
+
+    def write(self, value: Any) -> list[Any]:
+        """Write a record as arguments; one that may be missing as None, and its numbers as 0."""
+        written: list[Any] = []
+        for name, part in self.parts.items():
+            if value is None:
+                written.append(0.0 if part.startswith("float ") else None)  # type: ignore[union-attr]
+            elif isinstance(part, Fields):
+                written.extend(part.write(getattr(value, name)))
+            else:
+                written.append(getattr(value, name))
+        return written
+
+    def read(self, arguments: Iterator[Any]) -> Any:
+        """Make the record again of the arguments that come next."""
+        values = {
+            name: part.read(arguments) if isinstance(part, Fields) else next(arguments)
+            for name, part in self.parts.items()
+        }
+        if self.optional and next(iter(values.values())) is None:
+            return None
+        return self.record(**values)
+
+
+def _numbers(record: type[Record]) -> Fields:
+    """Write the rows of a record of settings as the arguments of a schema."""
+    parts: dict[str, str | Fields] = {}
+    for row in fields(record):  # type: ignore[arg-type]
+        schema = row.metadata["schema"]
+        parts[row.name] = _PENALTY if schema == "penalty" else f"{schema} {row.name}"
+    return Fields(record, **parts)
+
+
+def _penalty(name: str, parameters: Sequence[float]) -> NamedPenalty:
+    return NamedPenalty(name, tuple(parameters))
+
+
+def _head(input: Tensor, weight: Tensor, bias: Tensor | None, shape: Sequence[int]) -> Head:
+    return Head(input, weight, bias, tuple(shape))
+
+
+_PENALTY = Fields(_penalty, name="str penalty", parameters="float[] parameters")
+TARGET = Fields(
+    Target,
+    values="Tensor target",
+    weight="Tensor? class_weight",
+    logit_bias="Tensor? logit_bias",
+    class_mask="Tensor? class_mask",
+    valid="Tensor? valid",
+    settings=_numbers(Settings),
+)
+BINARY_TARGET = Fields(
+    BinaryTarget,
+    values="Tensor target",
+    weight="Tensor? weight",
+    pos_weight="Tensor? pos_weight",
+    mask="Tensor? mask",
+    settings=_numbers(BinarySettings),
+)
+HEAD = Fields(_head, input="Tensor input", weight="Tensor weight", bias="Tensor? bias", shape="SymInt[] shape")
+TEACHER = Fields(
+    Teacher,
+    True,
+    input="Tensor? teacher_input",
+    weight="Tensor? teacher_weight",
+    bias="Tensor? teacher_bias",
+    temperature="float teacher_temperature",
+)
+PLAN = Fields(Plan, target=TARGET, teacher=TEACHER, max_bytes="int max_bytes", impl="str impl")
+
+
+class Operator:
+    """An operator of ``torch.ops.crossent``, called, implemented and faked with records instead of their fields."""
+
+    def __init__(self, name: str, *parameters: str | Fields, returns: str) -> None:
+        self.name, self.parameters = name, parameters
+        schema = ", ".join(each.schema if isinstance(each, Fields) else each for each in parameters)
+        _library.define(f"{name}({schema}) -> {returns}")
+        self.overload = getattr(torch.ops.crossent, name).default
+
+    def arguments(self, *values: Any) -> list[Any]:
+        """Write the values of the parameters as the arguments of the schema."""
+        written: list[Any] = []
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if isinstance(parameter, Fields):
+                written.extend(parameter.write(value))
+            else:
+                written.append(value)
+        return written
+
+    def __call__(self, *values: Any) -> Any:
+        """Call it through the dispatcher."""
+        return self.overload(*self.arguments(*values))
+
+    def implement(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the parameters compute it on any device."""
+        _library.impl(self.name, self._with_records(compute), _ANY_DEVICE)
+        return compute
+
+    def fake(self, describe: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the parameters tell the shapes and dtypes of its results."""
+        torch.library.register_fake(f"crossent::{self.name}", self._with_records(describe), lib=_library)
+        return describe
+
+    def _with_records(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def from_arguments(*arguments: Any) -> Any:
+            rest = iter(arguments)
+            return function(*(p.read(rest) if isinstance(p, Fields) else next(rest) for p in self.parameters))
+
+        return from_arguments
+
+
+# --- what is asked before and after -----------------------------------------------------------------------------------
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` transforms or vmap are under way, which only torch operations pass through."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def differentiated(grad: Tensor, *saved: Tensor | None) -> bool:
+    """Whether a backward running now is itself transformed or differentiated, in reverse or in forward mode."""
+    if torch.is_grad_enabled() or transformed():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.is_legacy_batchedtensor(grad):  # of is_grads_batched
+        return True
+    return any(t is not None and unpack_dual(t).tangent is not None for t in (grad, *saved))
+
+
+def primal(value: Any) -> Any:
+    """Return what was saved for forward mode without its tangent at this level.
+
+    Torch switches forward mode off inside a ``jvp``, and the tangents of outer levels would be dropped in silence. Switched
+    on again it nests rightly, provided that this level's own tangents are out of the way.
+    """
+    functorch = torch._C._functorch
+    if value is None or not functorch.is_batchedtensor(value):
+        return None if value is None else unpack_dual(value).primal
+    batch, level = functorch.maybe_get_bdim(value), functorch.maybe_get_level(value)
+    return functorch._add_batch_dim(primal(functorch.get_unwrapped(value)), batch, level)
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are torch's own tensors, with nobody looking on: then the dispatcher need not be asked."""
+    return (
+        not torch.compiler.is_compiling()
+        and not transformed()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)
+    )
+
+
+def tell_if_in_place(grad: Tensor | None, logits: Tensor) -> None:
+    """Tell autograd that the logits are gone, if the gradient was written over them."""
+    if grad is not None and grad.data_ptr() == logits.data_ptr():
+        torch.autograd.graph.increment_version(logits)
+
+
+def gradients_like(grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Lay each gradient out as its input is, as the operators promise; what was not asked for is an empty tensor."""
+    return tuple(x.new_empty(0) if g is None else like(g, x) for g, x in zip(grads, inputs, strict=True))
+
+
+def like(g: Tensor, x: Tensor) -> Tensor:
+    """Lay a gradient out as a tensor is."""
+    if g.stride() == x.stride():
+        return g
+    outer_first = sorted(range(x.dim()), key=torch.empty_like(x, device="meta").stride, reverse=True)
+    back = [outer_first.index(axis) for axis in range(x.dim())]
+    return g.permute(outer_first).contiguous().permute(back)
+
+
+def fake_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Describe gradients laid out as their inputs; what was not asked for is an empty tensor."""
+    (first, *_) = inputs
+    given = [first if x is None else x for x in inputs]
+    assert first is not None
+    return tuple(
+        torch.empty_like(x) if need and x is not None else like.new_empty(0)  # type: ignore[union-attr]
+        for x, like, need in zip(inputs, given, needs, strict=True)
+    )
+
+
+def where_asked(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Put None in the place of gradients that were not asked for."""
+    return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
