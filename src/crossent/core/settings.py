@@ -282,6 +282,9 @@ DOCUMENTATION = {
         it does not allow pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has a loss of nan.""",
     "z_loss": """``λ``, at least 0, weighted like its row: by ``c[y]`` for indices, 1 for probabilities, and by
         ``sample_weight``.""",
+    "pos_weight": "``π``, broadcast to the logits' shape from the last dimension, or ``(C)`` along ``dim``.",
+    "mask": "boolean, broadcast to the logits' shape; False is ignored, whatever its logits hold.",
+    "teacher_grad": "differentiate in the teacher's logits too.",
     "linear_bias": "``b``, of the shape of ``W`` without its last dimension.",
     "options": "accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.",
     "shift": """1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.

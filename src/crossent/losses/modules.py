@@ -72,10 +72,11 @@ class _Options(nn.Module):
 
     def _first_words(self) -> list[str]:
         """Say what is always shown."""
-        if self.reduction != "mean":
-            return [f"reduction={self.reduction!r}"]
         denominator = getattr(self, "denominator", None)
-        return [f"mean over {self._divisor() if denominator is None else denominator}"]
+        if self.reduction == "mean":
+            return [f"mean over {self._divisor() if denominator is None else denominator}"]
+        unused = [] if denominator is None else [f"denominator={denominator}"]  # which the call will refuse
+        return [f"reduction={self.reduction!r}", *unused]
 
     def extra_repr(self) -> str:
         """Say what the mean divides by, and every option that is not the default."""
