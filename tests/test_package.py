@@ -1,6 +1,7 @@
 """The package around the functions: lazy, typed, complete."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import crossent
 
 HERE = Path(crossent.__file__).parent
-ALLOWED = ("crossent.core.target", "crossent.core.penalties", "crossent.impl")
+ROOT = Path(__file__).parents[1]
 
 
 def run(code):
@@ -43,11 +44,21 @@ def test_stub_file_and_lazy_names_agree():
     assert (HERE / "py.typed").exists()
 
 
+def test_the_stub_file_is_written_from_the_list_of_names():
+    script = ROOT / "scripts" / "write_stub.py"
+    written = runpy.run_path(str(script))["stub"]()
+    assert (HERE / "__init__.pyi").read_text() == written, "run python scripts/write_stub.py"
+
+
 def test_an_implementation_imports_neither_another_nor_the_public_layer():
-    for file in set((HERE / "impl").glob("*.py")) - {HERE / "impl" / "__init__.py"}:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                assert not (node.module or "").startswith("crossent.") or node.module in ALLOWED, file
+    for name in ("eager", "native"):
+        home = HERE / "impl" / name
+        for file in home.rglob("*.py") if home.is_dir() else [home.with_suffix(".py")]:
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    module = node.module or ""
+                    allowed = ("crossent.core", "crossent.impl.protocol", f"crossent.impl.{name}")
+                    assert not module.startswith("crossent.") or module.startswith(allowed), file
 
 
 def test_only_ops_knows_autograd():
