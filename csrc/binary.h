@@ -20,7 +20,8 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
         x = runs(static_cast<const S*>(p.logits) + first, buffers[0]);
         t = runs(static_cast<const T*>(p.target) + first, buffers[1]);
         next_x = static_cast<const S*>(p.logits) + first + n, next_t = static_cast<const T*>(p.target) + first + n;
-        if constexpr (WEIGHTED) w = weights(p.weight, p.weight_at, buffers[2]), pi = weights(p.pos_weight, p.pos_weight_at, buffers[3]);
+        if constexpr (WEIGHTED)
+            w = weights(p.weight, p.weight_at, buffers[2]), pi = weights(p.pos_weight, p.pos_weight_at, buffers[3]);
     }
 
     template <class V> const R* runs(const V* from, R* scratch) const {
@@ -104,7 +105,8 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
         for (int l = 0; l < LANES; l++) {
             const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
-            run[l] = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small) * (rows[k + l] * e.weight(k + l));
+            run[l] = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small) *
+                     (rows[k + l] * e.weight(k + l));
         }
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }

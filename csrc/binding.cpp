@@ -1,4 +1,5 @@
-// The Python module crossent._native: reads tensors, lays their strides out for the kernels, and shares the tiles among threads.
+// The Python module crossent._native: reads tensors, lays their strides out for the kernels, and shares the tiles among
+// threads.
 
 #include <algorithm>
 #include <cstdlib>
@@ -16,17 +17,21 @@
 namespace {
 
 using Range = void (*)(int64_t begin, int64_t end, void* context);
-int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Range, void* context) = nullptr;  // torch's, set at import
+int32_t (*parallel_for)(int64_t begin, int64_t end, int64_t grain, Range, void* context) =
+    nullptr;  // torch's, set at import
 const Kernels* kernels = available_kernels().back();
 
-// Below this many elements the work does not pay for a second thread; below that many the gradient is formed with the loss.
+// Below this many elements the work does not pay for a second thread; below that many the gradient is formed with the
+// loss.
 constexpr int64_t SERIAL = 1 << 15, SMALL_ELEMENTS = 1 << 14;
 
 template <class F> void share(int64_t tiles, int64_t elements, F&& work) {
     if (!parallel_for || elements < SERIAL || tiles < 2) return work(0, tiles);
     nb::gil_scoped_release release;
     const int64_t grain = std::max<int64_t>(1, tiles * (SERIAL / 2) / elements);
-    parallel_for(0, tiles, grain, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &work);
+    parallel_for(
+        0, tiles, grain, [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); }, &work
+    );
 }
 
 DType dtype_of(const View& tensor) {
@@ -99,7 +104,8 @@ Softmax describe(const Settings& s, const Layout& logits, const Layout* target) 
     if (s.weight) {
         p.weight = s.weight->pointer(), p.weight_sum = 0;
         for (int64_t k = 0; k < p.classes; k++)
-            p.weight_sum += s.weight->dtype.bits == 64 ? static_cast<const double*>(p.weight)[k] : static_cast<const float*>(p.weight)[k];
+            p.weight_sum += s.weight->dtype.bits == 64 ? static_cast<const double*>(p.weight)[k]
+                                                       : static_cast<const float*>(p.weight)[k];
     }
     p.ignore_index = s.ignore_index, p.smoothing = s.smoothing, p.share = s.smoothing / double(p.classes);
     p.per_temperature = 1;
@@ -107,7 +113,8 @@ Softmax describe(const Settings& s, const Layout& logits, const Layout* target) 
     return p;
 }
 
-// What makes a member of the family other than cross entropy itself; None for that. See native.py, which writes the tuple.
+// What makes a member of the family other than cross entropy itself; None for that. See native.py, which writes the
+// tuple.
 struct Members {
     std::optional<View> bias, spread;
 
@@ -116,12 +123,14 @@ struct Members {
         const nb::tuple all = nb::cast<nb::tuple>(given);
         p.per_temperature = 1 / nb::cast<double>(all[0]), p.cap = nb::cast<double>(all[1]);
         p.margin = nb::cast<double>(all[2]), p.z_loss = nb::cast<double>(all[3]);
-        p.penalty = nb::cast<int64_t>(all[4]), p.penalty_a = nb::cast<double>(all[5]), p.penalty_b = nb::cast<double>(all[6]);
+        p.penalty = nb::cast<int64_t>(all[4]), p.penalty_a = nb::cast<double>(all[5]),
+        p.penalty_b = nb::cast<double>(all[6]);
         if (!all[7].is_none()) bias.emplace(all[7]), p.bias = bias->pointer();
         p.masked = nb::cast<bool>(all[8]);
         if (all[9].is_none()) return;
         spread.emplace(all[9]), p.spread = spread->pointer();
-        const std::vector<double> sums = nb::cast<std::vector<double>>(all[10]);  // how many classes are allowed, Σ of spread
+        const std::vector<double> sums =
+            nb::cast<std::vector<double>>(all[10]);  // how many classes are allowed, Σ of spread
         p.share = p.smoothing / sums.at(0), p.weight_sum = sums.at(1);
     }
 };
@@ -195,16 +204,19 @@ std::optional<double> forward(Softmax& p, DType dtype, int64_t elements, int64_t
 
 constexpr const char* OUT_OF_RANGE = "a class index is out of range";
 
-// Return Σ of the rows' weights, or None where the layout needs a copy. `loss` is one number, or one R a row with `row_weight`.
+// Return Σ of the rows' weights, or None where the layout needs a copy. `loss` is one number, or one R a row with
+// `row_weight`.
 std::optional<double> softmax_forward(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, int64_t reduction,
-    nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle members_, nb::handle statistics_
+    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing,
+    int64_t reduction, nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle members_,
+    nb::handle statistics_
 ) {
     const View logits(logits_), target(target_), loss(loss_), lse(lse_);
     const std::optional<View> weight = maybe(weight_), row_weight = maybe(row_weight_);
     const bool soft = index_type_of(target) < 0;
     std::vector<Layout> layouts;
-    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts)) return std::nullopt;
+    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts))
+        return std::nullopt;
     Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[1] : nullptr);
     Members members;
     members.set(p, members_);
@@ -226,15 +238,18 @@ bool softmax_backward(
     int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_, nb::handle members_
 ) {
     const View grad(grad_), logits(logits_), target(target_), lse(lse_);
-    const std::optional<View> weight = maybe(weight_), grad_logits = maybe(grad_logits_), grad_target = maybe(grad_target_);
+    const std::optional<View> weight = maybe(weight_), grad_logits = maybe(grad_logits_),
+                              grad_target = maybe(grad_target_);
     const bool soft = index_type_of(target) < 0;
     std::vector<const View*> tensors{&logits};
-    for (const View* v : {soft ? &target : nullptr, grad_logits ? &*grad_logits : nullptr, grad_target ? &*grad_target : nullptr})
+    for (const View* v :
+         {soft ? &target : nullptr, grad_logits ? &*grad_logits : nullptr, grad_target ? &*grad_target : nullptr})
         if (v) tensors.push_back(v);
     std::vector<Layout> layouts;
     if (!lay_out(tensors, layouts)) return false;
     size_t next = 1;
-    Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[next++] : nullptr);
+    Softmax p =
+        describe({logits, target, weight, ignore_index, smoothing}, layouts[0], soft ? &layouts[next++] : nullptr);
     Members members;
     members.set(p, members_);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
@@ -250,11 +265,13 @@ bool softmax_backward(
     return true;
 }
 
-// --- calls so small that Python is what takes time ------------------------------------------------------------------------
+// --- calls so small that Python is what takes time -------------------------------------------------------------------
 
 PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
 
-bool plain(nb::handle tensor) { return Py_TYPE(tensor.ptr()) == tensor_type || Py_TYPE(tensor.ptr()) == parameter_type; }
+bool plain(nb::handle tensor) {
+    return Py_TYPE(tensor.ptr()) == tensor_type || Py_TYPE(tensor.ptr()) == parameter_type;
+}
 bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
 bool contiguous(const View& x) {
     int64_t run = 1;
@@ -265,7 +282,8 @@ bool contiguous(const View& x) {
 
 enum Kind { EXTRAORDINARY, ORDINARY, SMALL };
 
-// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as the kernels take them.
+// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as the kernels take
+// them.
 int64_t kind_of(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
     if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return EXTRAORDINARY;
     const View logits(logits_, View::ANY), target(target_, View::ANY);
@@ -279,11 +297,13 @@ int64_t kind_of(nb::handle logits_, nb::handle target_, nb::handle weight_, int6
         if (target.shape[d] != logits.shape[soft ? d : d + 1]) return EXTRAORDINARY;
     if (!weight_.is_none()) {
         const View weight(weight_, View::ANY);
-        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || weight.ndim != 1) return EXTRAORDINARY;
+        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || weight.ndim != 1)
+            return EXTRAORDINARY;
         if (weight.shape[0] != logits.shape[1] || !contiguous(weight) || requires_grad(weight_)) return EXTRAORDINARY;
     }
     std::vector<Layout> layouts;
-    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts)) return EXTRAORDINARY;
+    if (!lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts))
+        return EXTRAORDINARY;
     if (logits.numel() > SMALL_ELEMENTS || bits < 32 || (soft && requires_grad(target_))) return ORDINARY;
     return contiguous(logits) ? SMALL : ORDINARY;
 } catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
@@ -300,7 +320,8 @@ void softmax_small(
     const bool soft = index_type_of(target) < 0;
     std::vector<Layout> layouts;
     lay_out(soft ? std::vector<const View*>{&logits, &target} : std::vector<const View*>{&logits}, layouts);
-    Softmax p = describe({logits, target, weight, ignore_index, smoothing}, layouts.at(0), soft ? &layouts.at(1) : nullptr);
+    Softmax p =
+        describe({logits, target, weight, ignore_index, smoothing}, layouts.at(0), soft ? &layouts.at(1) : nullptr);
     const int64_t size = logits.dtype.bits / 8;
     std::vector<double> lse(size_t(2 * p.outer * p.inner));
     set_lse(p, lse.data(), size);
@@ -324,7 +345,7 @@ void scale(nb::handle grad_, nb::handle factor_) {
         for (int64_t i = 0; i < n; i++) static_cast<float*>(grad.pointer())[i] *= float(factor);
 }
 
-// --- new tensors ----------------------------------------------------------------------------------------------------------
+// --- new tensors -----------------------------------------------------------------------------------------------------
 
 // A DLPack tensor in recycled memory, to be consumed by torch.from_dlpack.
 struct Owned {
@@ -333,13 +354,17 @@ struct Owned {
     std::vector<int64_t> shape, strides;
 };
 
-nb::object recycled(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, uint8_t code, uint8_t bits) {
+nb::object recycled(
+    const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, uint8_t code, uint8_t bits
+) {
     size_t bytes = bits / 8;
     for (int64_t n : shape) bytes *= size_t(n);
     void* data = recycler().take(bytes);
     if (!data) return nb::none();
     auto* owned = new Owned{{}, bytes, shape, strides};
-    owned->managed.tensor = {data, {dlpack::CPU, 0}, int32_t(shape.size()), {code, bits, 1}, owned->shape.data(), owned->strides.data(), 0};
+    owned->managed.tensor = {
+        data, {dlpack::CPU, 0}, int32_t(shape.size()), {code, bits, 1}, owned->shape.data(), owned->strides.data(), 0
+    };
     owned->managed.context = owned;
     owned->managed.deleter = [](dlpack::Managed* self) {
         auto* mine = static_cast<Owned*>(self->context);
@@ -353,7 +378,7 @@ nb::object recycled(const std::vector<int64_t>& shape, const std::vector<int64_t
     }));
 }
 
-// --- binary cross entropy -------------------------------------------------------------------------------------------------
+// --- binary cross entropy --------------------------------------------------------------------------------------------
 
 // The one stride at which the dimensions [from, to) can be walked, if there is one.
 std::optional<int64_t> one_stride(const View& x, int32_t from, int32_t to) {
@@ -370,26 +395,34 @@ std::optional<int64_t> one_stride(const View& x, int32_t from, int32_t to) {
 // Weights of a binary loss, expanded to the logits' shape, as strides before and behind a dimension.
 bool set_weights(const std::optional<View>& weight, int32_t split, const void*& pointer, int64_t (&at)[2]) {
     if (!weight) return true;
-    const std::optional<int64_t> outer = one_stride(*weight, 0, split), inner = one_stride(*weight, split, weight->ndim);
+    const std::optional<int64_t> outer = one_stride(*weight, 0, split),
+                                 inner = one_stride(*weight, split, weight->ndim);
     if (!outer || !inner) return false;
     pointer = weight->pointer(), at[0] = *outer, at[1] = *inner;
     return true;
 }
 
 // Split the dimensions as early as the weights allow; false where they allow no split.
-bool describe(const View& logits, const View& target, const std::optional<View>& weight, const std::optional<View>& pos_weight, Binary& p) {
+bool describe(
+    const View& logits, const View& target, const std::optional<View>& weight, const std::optional<View>& pos_weight,
+    Binary& p
+) {
     p.logits = logits.pointer(), p.target = target.pointer(), p.wide_target = target.dtype.bits != logits.dtype.bits;
     p.outer = 1, p.inner = logits.numel();
     for (int32_t split = 0; split <= logits.ndim; split++) {
-        if (set_weights(weight, split, p.weight, p.weight_at) && set_weights(pos_weight, split, p.pos_weight, p.pos_weight_at)) return true;
+        if (set_weights(weight, split, p.weight, p.weight_at) &&
+            set_weights(pos_weight, split, p.pos_weight, p.pos_weight_at))
+            return true;
         if (split < logits.ndim) p.outer *= logits.shape[split], p.inner /= logits.shape[split];
     }
     return false;
 }
 
-// Write the loss of each element as R, or one number: the sum over `divisor`. Both return whether the layouts were taken.
+// Write the loss of each element as R, or one number: the sum over `divisor`. Both return whether the layouts were
+// taken.
 bool binary_forward(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, bool reduce, double divisor, nb::handle loss_
+    nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, bool reduce, double divisor,
+    nb::handle loss_
 ) {
     const View logits(logits_), target(target_), loss(loss_);
     const std::optional<View> weight = maybe(weight_), pos_weight = maybe(pos_weight_);
@@ -409,8 +442,8 @@ bool binary_forward(
 }
 
 bool binary_backward(
-    nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_,
-    nb::handle grad_logits_, nb::handle grad_target_
+    nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_,
+    nb::handle pos_weight_, nb::handle grad_logits_, nb::handle grad_target_
 ) {
     const View grad(grad_), logits(logits_), target(target_);
     const std::optional<View> weight = maybe(weight_), pos_weight = maybe(pos_weight_);
@@ -426,13 +459,14 @@ bool binary_backward(
     return true;
 }
 
-// --- the product of a block that is added to a sum in float --------------------------------------------------------------
+// --- the product of a block that is added to a sum in float ----------------------------------------------------------
 
 constexpr int64_t TILE = 48;  // as WIDE_TILE in product.h
 
 // X as tiles of TILE features, each of pairs of rows; 0 where there are none.
 std::vector<uint32_t> paired(const View& x) {
-    const int64_t rows = x.shape[0], features = x.shape[1], pairs = (rows + 1) / 2, tiles = (features + TILE - 1) / TILE;
+    const int64_t rows = x.shape[0], features = x.shape[1], pairs = (rows + 1) / 2,
+                  tiles = (features + TILE - 1) / TILE;
     std::vector<uint32_t> to(size_t(tiles * pairs * TILE), 0);
     const uint16_t* from = static_cast<const uint16_t*>(x.pointer());
     for (int64_t tile = 0; tile < tiles; tile++)
@@ -445,15 +479,21 @@ std::vector<uint32_t> paired(const View& x) {
     return to;
 }
 
-// Add gᵀ x to sums, or put it there; return whether this processor can. g and x are bfloat16 with their rows' numbers side by
-// side, sums are float and contiguous.
+// Add gᵀ x to sums, or put it there; return whether this processor can. g and x are bfloat16 with their rows' numbers
+// side by side, sums are float and contiguous.
 bool accumulate(nb::handle g_, nb::handle x_, nb::handle sums_, bool first) {
     if (!kernels->accumulate) return false;
     const View g(g_), x(x_), sums(sums_);
     const std::vector<uint32_t> right = paired(x);
     const Product p{
-        static_cast<const uint16_t*>(g.pointer()), g.strides[0], right.data(), static_cast<float*>(sums.pointer()), g.shape[0],
-        g.shape[1], x.shape[1], first
+        static_cast<const uint16_t*>(g.pointer()),
+        g.strides[0],
+        right.data(),
+        static_cast<float*>(sums.pointer()),
+        g.shape[0],
+        g.shape[1],
+        x.shape[1],
+        first
     };
     share(p.groups(), g.numel(), [&](int64_t begin, int64_t end) { kernels->accumulate(p, begin, end); });
     return true;
@@ -476,32 +516,58 @@ NB_MODULE(_native, m) {
     m.attr("SMALL") = int(SMALL);
     m.attr("RECYCLES") = Recycler::AVAILABLE;
     using nb::literals::operator""_a;
-    m.def("softmax_forward", &softmax_forward, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
-          "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a, "members"_a = nb::none(), "statistics"_a = nb::none());
-    m.def("softmax_backward", &softmax_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(), "lse"_a,
-          "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(), "members"_a = nb::none());
-    m.def("binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,
-          "divisor"_a, "loss"_a);
-    m.def("binary_backward", &binary_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),
-          "pos_weight"_a.none(), "grad_logits"_a.none(), "grad_target"_a.none());
+    m.def(
+        "softmax_forward", &softmax_forward, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
+        "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a, "members"_a = nb::none(), "statistics"_a = nb::none()
+    );
+    m.def(
+        "softmax_backward", &softmax_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),
+        "lse"_a, "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(),
+        "members"_a = nb::none()
+    );
+    m.def(
+        "binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,
+        "divisor"_a, "loss"_a
+    );
+    m.def(
+        "binary_backward", &binary_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),
+        "pos_weight"_a.none(), "grad_logits"_a.none(), "grad_target"_a.none()
+    );
     m.def("kind_of", &kind_of, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
-    m.def("softmax_small", &softmax_small, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "mean"_a,
-          "loss"_a, "grad_logits"_a.none());
+    m.def(
+        "softmax_small", &softmax_small, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
+        "mean"_a, "loss"_a, "grad_logits"_a.none()
+    );
     m.def("accumulate", &accumulate, "g"_a, "x"_a, "sums"_a, "first"_a);
     m.def("scale", &scale, "grad"_a, "factor"_a);
-    m.def("recycled", [](const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int code, int bits) {
-        return recycled(shape, strides, uint8_t(code), uint8_t(bits));
-    }, "shape"_a, "strides"_a, "code"_a, "bits"_a);
-    m.def("know_types", [](nb::handle tensor, nb::handle parameter) {
-        tensor_type = reinterpret_cast<PyTypeObject*>(tensor.ptr()), parameter_type = reinterpret_cast<PyTypeObject*>(parameter.ptr());
-    }, "tensor"_a, "parameter"_a);
+    m.def(
+        "recycled",
+        [](const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int code, int bits) {
+            return recycled(shape, strides, uint8_t(code), uint8_t(bits));
+        },
+        "shape"_a, "strides"_a, "code"_a, "bits"_a
+    );
+    m.def(
+        "know_types",
+        [](nb::handle tensor, nb::handle parameter) {
+            tensor_type = reinterpret_cast<PyTypeObject*>(tensor.ptr()),
+            parameter_type = reinterpret_cast<PyTypeObject*>(parameter.ptr());
+        },
+        "tensor"_a, "parameter"_a
+    );
     m.def("isa", [] { return kernels->name; }, "Name the instruction set in use.");
-    m.def("isas", [] {
-        nb::list names;
-        for (const Kernels* found : available_kernels()) names.append(found->name);
-        return names;
-    }, "List the instruction sets that this build and this processor have, the best last.");
+    m.def(
+        "isas",
+        [] {
+            nb::list names;
+            for (const Kernels* found : available_kernels()) names.append(found->name);
+            return names;
+        },
+        "List the instruction sets that this build and this processor have, the best last."
+    );
     m.def("use_isa", &use_isa, "name"_a, "Use the kernels of another instruction set.");
-    m.def("use_threads_of", [](uintptr_t address) { parallel_for = reinterpret_cast<decltype(parallel_for)>(address); },
-          "Share the work by this function, torch_parallel_for; without it one thread does all.");
+    m.def(
+        "use_threads_of", [](uintptr_t address) { parallel_for = reinterpret_cast<decltype(parallel_for)>(address); },
+        "Share the work by this function, torch_parallel_for; without it one thread does all."
+    );
 }

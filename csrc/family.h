@@ -1,5 +1,5 @@
-// What the members of the family change: the logits x → x' = (cap tanh(x / cap) + bias - margin at the target) / T, and the
-// penalty f(p) with s(p) = -f'(p) p, both as functions of u = log p, so that neither p nor 1 - p loses its digits.
+// What the members of the family change: the logits x → x' = (cap tanh(x / cap) + bias - margin at the target) / T, and
+// the penalty f(p) with s(p) = -f'(p) p, both as functions of u = log p, so that neither p nor 1 - p loses its digits.
 
 #pragma once
 #include "numbers.h"
@@ -20,8 +20,8 @@ template <class R> INLINE R tanh_slope(R z) {
     return R(4) * t * inverse * inverse;
 }
 
-// x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is -inf, is out,
-// whatever x is.
+// x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is -inf, is
+// out, whatever x is.
 template <class R> struct Transform {
     R cap, per_cap, per_temperature;
     R out;  // the bias that marks a class as masked; nan, which nothing equals, where none is
@@ -53,16 +53,17 @@ template <class R> struct Transform {
             const R factor = tanh_slope(x[l] * per_cap);
             slope[l] = pick(slope[l] == R(0), R(0), slope[l] * factor);
         }
-        for (int l = 0; bias && l < LANES; l++)
-            slope[l] = pick((MANY ? bias[l] : *bias) == out, R(0), slope[l]);
+        for (int l = 0; bias && l < LANES; l++) slope[l] = pick((MANY ? bias[l] : *bias) == out, R(0), slope[l]);
     }
 };
 
 // f and s of N values of u = log p ≤ 0.
-template <int N, class R> static void penalise(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
+template <int N, class R>
+static void penalise(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
     switch (p.penalty) {
-        case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps that compilers turn into vectors
+        case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps that compilers turn into
+                       // vectors
             R prob[N], rest[N], power[N];
             for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
             for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
@@ -86,7 +87,8 @@ template <int N, class R> static void penalise(const Softmax& p, const R* __rest
             R power[N], slope[N];
             for (int l = 0; l < N; l++) power[l] = R(1), slope[l] = f[l] = R(0);
             for (int k = 1; k <= int(a); k++)
-                for (int l = 0; l < N; l++) slope[l] += power[l], power[l] *= complement(u[l]), f[l] += power[l] * (R(1) / R(k));
+                for (int l = 0; l < N; l++)
+                    slope[l] += power[l], power[l] *= complement(u[l]), f[l] += power[l] * (R(1) / R(k));
             for (int l = 0; l < N; l++) s[l] = exp_(u[l]) * slope[l];
             break;
         }

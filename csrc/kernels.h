@@ -1,15 +1,17 @@
-// The CPU kernels: plain C++17 loops, compiled once for each instruction set (isa.cpp) and chosen at run time (binding.cpp).
+// The CPU kernels: plain C++17 loops, compiled once for each instruction set (isa.cpp) and chosen at run time
+// (binding.cpp).
 //
-// Precision: everything is computed in R, which is float for float, bfloat16 and half logits and double for double; sums over
-// classes run in LANES of R and are carried on in double, sums over rows run in double. A row's lse is the pair (top, log_sum)
-// with log_sum = log1p(Σ_{j≠top} e^{x_j - top}), so that a confident row keeps its relative accuracy; the gradient of the true
-// class is formed as expm1(log p_y).
+// Precision: everything is computed in R, which is float for float, bfloat16 and half logits and double for double;
+// sums over classes run in LANES of R and are carried on in double, sums over rows run in double. A row's lse is the
+// pair (top, log_sum) with log_sum = log1p(Σ_{j≠top} e^{x_j - top}), so that a confident row keeps its relative
+// accuracy; the gradient of the true class is formed as expm1(log p_y).
 //
-// Order: every sum has a fixed order, whatever the threads. No allocation, no threads and no exceptions here. Everything is
-// static: an object compiled for one instruction set must not offer its code to another.
+// Order: every sum has a fixed order, whatever the threads. No allocation, no threads and no exceptions here.
+// Everything is static: an object compiled for one instruction set must not offer its code to another.
 //
-// Form: what a compiler is to turn into vectors is a loop over LANES numbers, and data come in runs of LANES: the last of a row
-// is filled up. A gradient is formed in the nearest cache and stored from there, so that it may lie where the logits lie.
+// Form: what a compiler is to turn into vectors is a loop over LANES numbers, and data come in runs of LANES: the last
+// of a row is filled up. A gradient is formed in the nearest cache and stored from there, so that it may lie where the
+// logits lie.
 
 #pragma once
 #include "binary.h"
@@ -24,8 +26,7 @@ template <class S> static void softmax_forward(const Softmax& p, int64_t begin, 
         double sums[2] = {0, 0};
         if (p.rows_per_tile == 1)
             p.wide_target ? row_forward<R, S, R>(p, tile, sums) : row_forward<R, S, S>(p, tile, sums);
-        else
-            p.wide_target ? tile_forward<R, S, R>(p, tile, sums) : tile_forward<R, S, S>(p, tile, sums);
+        else p.wide_target ? tile_forward<R, S, R>(p, tile, sums) : tile_forward<R, S, S>(p, tile, sums);
         if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
     }
 }
@@ -33,10 +34,8 @@ template <class S> static void softmax_forward(const Softmax& p, int64_t begin, 
 template <class S> static void softmax_backward(const Softmax& p, int64_t begin, int64_t end) {
     using R = typename Wide<S>::type;
     for (int64_t tile = begin; tile < end; tile++)
-        if (p.rows_per_tile == 1)
-            p.wide_target ? row_backward<R, S, R>(p, tile) : row_backward<R, S, S>(p, tile);
-        else
-            p.wide_target ? tile_backward<R, S, R>(p, tile) : tile_backward<R, S, S>(p, tile);
+        if (p.rows_per_tile == 1) p.wide_target ? row_backward<R, S, R>(p, tile) : row_backward<R, S, S>(p, tile);
+        else p.wide_target ? tile_backward<R, S, R>(p, tile) : tile_backward<R, S, S>(p, tile);
 }
 
 }  // namespace

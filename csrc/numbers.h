@@ -1,4 +1,5 @@
-// Numbers: the dtypes of storage, and exp, log1p and expm1 as branch-free expressions that a compiler turns into vectors.
+// Numbers: the dtypes of storage, and exp, log1p and expm1 as branch-free expressions that a compiler turns into
+// vectors.
 
 #pragma once
 #include <cmath>
@@ -17,11 +18,19 @@
 
 namespace {
 
-struct bf16 { uint16_t bits; };
-struct half { uint16_t bits; };
+struct bf16 {
+    uint16_t bits;
+};
+struct half {
+    uint16_t bits;
+};
 
-template <class S> struct Wide { using type = float; };
-template <> struct Wide<double> { using type = double; };
+template <class S> struct Wide {
+    using type = float;
+};
+template <> struct Wide<double> {
+    using type = double;
+};
 
 template <class To, class From> INLINE To bits(From from) {
     static_assert(sizeof(To) == sizeof(From), "bits of another size");
@@ -62,7 +71,8 @@ INLINE void narrow(float x, half& to) {
 // multiply-add, 1.18 without; from -88 on, where even the
 // power of two is 0, the result is 0; nan stays.
 INLINE float exp_(float x) {
-    constexpr float round = 12582912.0f + 127.0f;  // 1.5 · 2^23: the integer stands in the low bits, with an exponent's bias
+    constexpr float round =
+        12582912.0f + 127.0f;  // 1.5 · 2^23: the integer stands in the low bits, with an exponent's bias
     float y = x < -88.0f ? -88.0f : x;
     float shifted = y * 1.44269504088896341f + round, n = shifted - round;
     float power = bits<float>(bits<uint32_t>(shifted) << 23);
@@ -83,7 +93,8 @@ INLINE double exp_(double x) {
     n -= 6755399441055744.0;
     double r = (y - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6, rr = r * r;
     double p = r * ((1.26177193074810590878e-4 * rr + 3.02994407707441961300e-2) * rr + 9.99999999999999999910e-1);
-    double q = ((3.00198505138664455042e-6 * rr + 2.52448340349684104192e-3) * rr + 2.27265548208155028766e-1) * rr + 2.0;
+    double q =
+        ((3.00198505138664455042e-6 * rr + 2.52448340349684104192e-3) * rr + 2.27265548208155028766e-1) * rr + 2.0;
     return (x < -708.39 ? 0.0 : power) * (1.0 + 2.0 * (p / (q - p)));
 }
 
@@ -122,8 +133,8 @@ INLINE float log1p_unit(float s) {
 }
 INLINE double log1p_unit(double s) { return std::log1p(s); }
 
-// 1 / (1 + s) for 0 ≤ s ≤ 1, which a vector's division takes longer for than all the rest: a parabola, twice improved by
-// Newton's step.
+// 1 / (1 + s) for 0 ≤ s ≤ 1, which a vector's division takes longer for than all the rest: a parabola, twice improved
+// by Newton's step.
 INLINE float inverse_unit(float s) {
     const float u = 1.0f + s;
     float y = (32.0f / 99 * u - 144.0f / 99) * u + 210.0f / 99;
@@ -151,7 +162,7 @@ template <class R> INLINE R times(R weight, R value) {  // 0 · inf = 0
     return pick(weight == R(0) && value == value, R(0), weight * value);
 }
 
-// --- runs of LANES numbers ------------------------------------------------------------------------------------------------
+// --- runs of LANES numbers -------------------------------------------------------------------------------------------
 
 // What compilers see through least is written out: half precision has instructions of its own.
 template <class S, class R> INLINE void widen_run(const S* from, R* to) {
@@ -163,11 +174,16 @@ template <class R, class S> INLINE void narrow_run(const R* from, S* to) {
 #if defined(__AVX512F__)
 template <> inline void widen_run(const half* from, float* to) {
     for (int l = 0; l < LANES; l += 16)
-        _mm512_storeu_ps(to + l, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + l))));
+        _mm512_storeu_ps(
+            to + l, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + l)))
+        );
 }
 template <> inline void narrow_run(const float* from, half* to) {
     for (int l = 0; l < LANES; l += 16)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + l), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT));
+        _mm256_storeu_si256(
+            reinterpret_cast<__m256i*>(to + l),
+            _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT)
+        );
 }
 #ifdef __AVX512BF16__
 template <> inline void narrow_run(const float* from, bf16* to) {  // numbers below the smallest normal one become 0
@@ -184,7 +200,9 @@ template <> inline void widen_run(const half* from, float* to) {
 }
 template <> inline void narrow_run(const float* from, half* to) {
     for (int l = 0; l < LANES; l += 8)
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + l), _mm256_cvtps_ph(_mm256_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(to + l), _mm256_cvtps_ph(_mm256_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT)
+        );
 }
 #endif
 

@@ -14,7 +14,8 @@ enum DType { F32, F64, BF16, F16, DTYPES };  // of logits, gradients and probabi
 enum Penalty { NO_PENALTY, FOCAL, POLY1, GCE, SCE, TAYLOR };
 enum IndexType { I8, I16, I32, I64, U8, U16, U32, U64 };
 
-// Rows are numbered outer-major: row = o * inner + i. A tensor of logits has its element (o, class, i) at these strides.
+// Rows are numbered outer-major: row = o * inner + i. A tensor of logits has its element (o, class, i) at these
+// strides.
 struct Strides {
     int64_t outer, classes, inner;
 };
@@ -83,8 +84,8 @@ struct Binary {
     int64_t blocks() const { return outer * blocks_per_outer(); }
 };
 
-// sums (columns, features) += Gᵀ X of G (rows, columns) and X (rows, features), or = where `first`. X comes as tiles of features
-// of pairs of rows; see binding.cpp.
+// sums (columns, features) += Gᵀ X of G (rows, columns) and X (rows, features), or = where `first`. X comes as tiles of
+// features of pairs of rows; see binding.cpp.
 struct Product {
     const uint16_t* g;
     int64_t g_step;

@@ -1,5 +1,5 @@
-// Gᵀ X added to sums in float, for G and X in bfloat16, by the processor's products of pairs of them; where it has none, null.
-// Torch's product would round each block's share of the sums to bfloat16.
+// Gᵀ X added to sums in float, for G and X in bfloat16, by the processor's products of pairs of them; where it has
+// none, null. Torch's product would round each block's share of the sums to bfloat16.
 
 #pragma once
 #include "numbers.h"
@@ -10,7 +10,8 @@
 
 namespace {
 
-constexpr int TALL = 8, VECTORS = 3, GROUP = 32;    // columns of G and vectors of X at a time; columns of G laid out at a time
+constexpr int TALL = 8, VECTORS = 3,
+              GROUP = 32;  // columns of G and vectors of X at a time; columns of G laid out at a time
 constexpr int64_t WIDE_TILE = 16 * VECTORS, DEEP = 512;  // features of a tile; pairs of rows at a time
 
 // Columns [from, from + GROUP) of some pairs of rows of G, TALL of them side by side; 0 where there are none.
@@ -28,7 +29,10 @@ INLINE void lay_out(const Product& p, int64_t from, int64_t pair, int64_t pairs,
 }
 
 // TALL columns of G by a tile of X, into as many rows of the sums as there are.
-INLINE void multiply(const uint32_t* g, const uint32_t* x, int64_t pairs, float* sums, const Product& p, int64_t tall, int64_t wide, bool first) {
+INLINE void multiply(
+    const uint32_t* g, const uint32_t* x, int64_t pairs, float* sums, const Product& p, int64_t tall, int64_t wide,
+    bool first
+) {
     __m512 sum[TALL][VECTORS];
     for (int i = 0; i < TALL; i++)
         for (int v = 0; v < VECTORS; v++) sum[i][v] = _mm512_setzero_ps();
@@ -65,8 +69,8 @@ static void accumulate(const Product& p, int64_t begin, int64_t end) {
                 const int64_t wide = p.features - feature;
                 for (int64_t c = 0; c < GROUP && from + c < p.columns; c += TALL)
                     multiply(
-                        g + c * pairs, x, pairs, p.sums + (from + c) * p.features + feature, p, p.columns - from - c, wide,
-                        p.first && pair == 0
+                        g + c * pairs, x, pairs, p.sums + (from + c) * p.features + feature, p, p.columns - from - c,
+                        wide, p.first && pair == 0
                     );
             }
         }

@@ -1,6 +1,7 @@
-// Memory for large new tensors, on huge pages and used again: a gradient of the logits is made and dropped at every step, and
-// the page faults of fresh memory cost more than the arithmetic. What is dropped is kept for the next tensor of about its size,
-// a few pieces at most, and marked as free to the operating system, which takes it back when anybody runs short (MADV_FREE).
+// Memory for large new tensors, on huge pages and used again: a gradient of the logits is made and dropped at every
+// step, and the page faults of fresh memory cost more than the arithmetic. What is dropped is kept for the next tensor
+// of about its size, a few pieces at most, and marked as free to the operating system, which takes it back when anybody
+// runs short (MADV_FREE).
 
 #pragma once
 #include <cstdlib>

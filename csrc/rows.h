@@ -48,7 +48,8 @@ INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n
     }
     if (p.smoothing == 0 && !weight) return;
     Block<R> c, even;
-    c.load(weight ? weight + k : w.x, n, scratch), even.load(p.spread ? spread + k : w.x, n, scratch);  // w.x stands for nothing
+    c.load(weight ? weight + k : w.x, n, scratch),
+        even.load(p.spread ? spread + k : w.x, n, scratch);  // w.x stands for nothing
     for (int64_t i = 0; i < padded(n); i += LANES) {
         const R* from = w.run(i);
         R* to = i < w.whole ? scratch + i : w.last;
@@ -72,7 +73,8 @@ template <class R> INLINE void transform_block(const Softmax& p, Block<R>& block
     const Transform<R> transform(p);
     Block<R> bias;
     bias.load(p.bias ? static_cast<const R*>(p.bias) + k : block.x, block.n, scratch);  // block.x stands for nothing
-    for (int64_t i = 0; i < block.whole; i += LANES) transform.template run<true>(block.x + i, p.bias ? bias.x + i : nullptr, scratch + i);
+    for (int64_t i = 0; i < block.whole; i += LANES)
+        transform.template run<true>(block.x + i, p.bias ? bias.x + i : nullptr, scratch + i);
     if (block.whole < block.n) transform.template run<true>(block.last, p.bias ? bias.last : nullptr, block.last);
     block.x = scratch;
     const R margin = R(p.margin * p.per_temperature);
@@ -102,8 +104,8 @@ INLINE R load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int
     return fold_max(lane);
 }
 
-// Σ e^{x - top}, fetching meanwhile as much as the block is behind `next`. What equals top is left out and counted instead,
-// where the block may have such: its ones would drown the rest of a confident row.
+// Σ e^{x - top}, fetching meanwhile as much as the block is behind `next`. What equals top is left out and counted
+// instead, where the block may have such: its ones would drown the rest of a confident row.
 template <bool WITH_TOP, class R, class S, class T>
 INLINE double sum_exp(const Block<R>& block, R top, const S* next, const T* next_target, double& ties) {
     alignas(64) R lane[LANES] = {}, equal[LANES] = {};
@@ -170,7 +172,8 @@ template <class R, class S> INLINE R target_logit(const Softmax& p, const S* x, 
     return Transform<R>(p).of(widen(x[y]), bias) - R(p.margin * p.per_temperature);
 }
 
-template <class R> INLINE void store_statistics(const Softmax& p, int64_t row, R entropy, R target_log_prob, bool correct) {
+template <class R>
+INLINE void store_statistics(const Softmax& p, int64_t row, R entropy, R target_log_prob, bool correct) {
     if (!p.entropy) return;
     static_cast<R*>(p.entropy)[row] = entropy;
     static_cast<R*>(p.target_log_prob)[row] = target_log_prob;
@@ -198,7 +201,8 @@ template <class R> struct Penalised {
     }
 };
 
-// A second look at a row whose p is known, from a cache: do something with each block of x' and the place where it begins.
+// A second look at a row whose p is known, from a cache: do something with each block of x' and the place where it
+// begins.
 template <class R, class S, class F> INLINE void look_again(const Softmax& p, const S* x, int64_t y, F&& f) {
     alignas(64) R buffer[BLOCK];
     Block<R> block;
@@ -210,8 +214,8 @@ template <class R, class S, class F> INLINE void look_again(const Softmax& p, co
     }
 }
 
-// Σ w f(p) and Σ w s(p), where every class has a weight; the latter also without the class, if there is one, that has more than
-// half of p: it may be all that counts, and is not to be subtracted again.
+// Σ w f(p) and Σ w s(p), where every class has a weight; the latter also without the class, if there is one, that has
+// more than half of p: it may be all that counts, and is not to be subtracted again.
 template <class R> struct PenalisedSums {
     double cost = 0, mass = 0, rest = 0;
 
@@ -238,7 +242,9 @@ template <class R> struct PenalisedSums {
 
 // The statistics of a probability target: Σ t log p before smoothing, and whether its largest class is the likeliest.
 template <class R, class S, class T>
-static void soft_statistics(const Softmax& p, int64_t row, const S* x, const T* t, R log_sum, R entropy, int64_t likeliest) {
+static void soft_statistics(
+    const Softmax& p, int64_t row, const S* x, const T* t, R log_sum, R entropy, int64_t likeliest
+) {
     Softmax bare = p;
     bare.smoothing = 0, bare.weight = bare.spread = nullptr;
     const R top = static_cast<const R*>(p.top)[row];
@@ -290,7 +296,8 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
         const bool may_tie = raised || high == top;
         const S* next = x + k + n;
         const T* next_target = t && p.target_at.classes == 1 ? t + k + n : nullptr;
-        others += may_tie ? sum_exp<true>(block, level, next, next_target, ties) : sum_exp<false>(block, level, next, next_target, ties);
+        others += may_tie ? sum_exp<true>(block, level, next, next_target, ties)
+                          : sum_exp<false>(block, level, next, next_target, ties);
         if (p.entropy) moment += sum_moment(block, level);
         if (t) {
             load_weights(p, t, k, n, scratch, w);
@@ -299,7 +306,9 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
         } else if (p.smoothing != 0) {
             add_cost(c ? c + k : nullptr, block.x, block.whole, level, cost, mass);
             if (block.whole < n)
-                add_cost(c ? c + k + block.whole : nullptr, block.last + block.seen, LANES - block.seen, level, cost, mass);
+                add_cost(
+                    c ? c + k + block.whole : nullptr, block.last + block.seen, LANES - block.seen, level, cost, mass
+                );
         }
     }
     if (label.valid) {
@@ -337,13 +346,16 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     sums[1] += double(label.weight);
 }
 
-// out = scale · p - less, scale = g (mass + extra), and - g w where there are weights; where p may be near one, 1 - p is formed by expm1.
+// out = scale · p - less, scale = g (mass + extra), and - g w where there are weights; where p may be near one, 1 - p
+// is formed by expm1.
 template <class R> struct RowSlopes {
     R top, log_sum, g, mass, scale, less, extra;
     R rest;  // the mass without that of a class with p > 1/2; nan where that is mass - w
 
     template <class S, class T>
-    void operator()(const Block<R>& block, const Block<R>* w, R* out, const S* next, const T* next_target, const S* to) const {
+    void operator()(
+        const Block<R>& block, const Block<R>* w, R* out, const S* next, const T* next_target, const S* to
+    ) const {
         const bool near_one = w && log_sum < -LOG_HALF<R>;
         block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
             R slope[LANES];
@@ -380,7 +392,9 @@ template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x
 
 // g c f(p) for the classes [k, k + n) of a probability target; f is -log p where none is given.
 template <class R, class T>
-INLINE void store_target_slopes(const Softmax& p, const RowSlopes<R>& row, const Block<R>& block, const R* f, T* out, int64_t k) {
+INLINE void store_target_slopes(
+    const Softmax& p, const RowSlopes<R>& row, const Block<R>& block, const R* f, T* out, int64_t k
+) {
     const R* c = static_cast<const R*>(p.weight);
     const R keep = row.g * R(1 - p.smoothing);
     for (int64_t j = 0; j < block.n; j++) {
@@ -408,8 +422,14 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
     const bool all = p.penalises_all();
     R spread = share * R(p.weight_sum);  // the mass of what smoothing spreads
     RowSlopes<R> slopes{
-        static_cast<const R*>(p.top)[row], static_cast<const R*>(p.log_sum)[row],
-        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], 0, 0, 0, 0, std::numeric_limits<R>::quiet_NaN()
+        static_cast<const R*>(p.top)[row],
+        static_cast<const R*>(p.log_sum)[row],
+        static_cast<const R*>(p.grad)[p.grad_rows ? row : 0],
+        0,
+        0,
+        0,
+        0,
+        std::numeric_limits<R>::quiet_NaN()
     };
     if (all) {
         const PenalisedSums<R> sum(p, x, t, label.y, slopes.top, slopes.log_sum);
@@ -425,7 +445,8 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         slopes.mass = R(mass);
     }
     R at_y = 0;  // read before the gradient is written, which may lie in the place of the logits
-    const R extra = slopes.extra = p.z_loss == 0 ? R(0) : R(2 * p.z_loss) * (slopes.top + slopes.log_sum) * label.weight;
+    const R extra = slopes.extra =
+        p.z_loss == 0 ? R(0) : R(2 * p.z_loss) * (slopes.top + slopes.log_sum) * label.weight;
     if (!t) {
         const R log_p = (target_logit<R>(p, x, label.y) - slopes.top) - slopes.log_sum;
         R f, s;
@@ -433,7 +454,9 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         const R own = R(1 - p.smoothing) * label.weight * s;
         slopes.mass = own + spread;
         at_y = (slopes.mass == R(0) ? R(0) : slopes.g * slopes.mass) * expm1_(log_p);
-        if (share != R(0)) at_y += slopes.g * (all && log_p > LOG_HALF<R> ? slopes.rest : spread - share * (c ? c[label.y] : R(1)) * s);
+        if (share != R(0))
+            at_y +=
+                slopes.g * (all && log_p > LOG_HALF<R> ? slopes.rest : spread - share * (c ? c[label.y] : R(1)) * s);
         slopes.rest += own;
         if (extra != R(0)) at_y += slopes.g * extra * exp_(log_p);
     }

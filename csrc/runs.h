@@ -1,4 +1,5 @@
-// Where rows and their labels are found, and runs of LANES numbers: read, folded, written, and fetched ahead of their time.
+// Where rows and their labels are found, and runs of LANES numbers: read, folded, written, and fetched ahead of their
+// time.
 
 #pragma once
 #include "numbers.h"
@@ -49,8 +50,8 @@ template <bool MAX, int N, class R> INLINE R fold_halves(const R* lane) {
 template <class R> INLINE double fold(const R* lane) { return double(fold_halves<false, LANES>(lane)); }
 template <class R> INLINE R fold_max(const R* lane) { return fold_halves<true, LANES>(lane); }
 
-// n ≥ LANES numbers as runs of R: whole ones, in place where they are R already, and a last one that ends with the numbers and
-// begins with `seen` of them that the whole ones hold as well.
+// n ≥ LANES numbers as runs of R: whole ones, in place where they are R already, and a last one that ends with the
+// numbers and begins with `seen` of them that the whole ones hold as well.
 template <class R> struct Block {
     const R* x;
     int64_t n, whole, seen;

@@ -1,4 +1,5 @@
-// Softmax cross entropy of rows with few classes, or with classes apart in memory: ROWS rows at a time, LANES of them side by side.
+// Softmax cross entropy of rows with few classes, or with classes apart in memory: ROWS rows at a time, LANES of them
+// side by side.
 
 #pragma once
 #include "family.h"
@@ -6,8 +7,9 @@
 
 namespace {
 
-// One step of a transposition: two halves interleaved, so that the uppermost bit of an element's place becomes the lowest.
-// Five of them take LANES rows of any number of classes to classes of LANES rows; five times the inverse takes them back.
+// One step of a transposition: two halves interleaved, so that the uppermost bit of an element's place becomes the
+// lowest. Five of them take LANES rows of any number of classes to classes of LANES rows; five times the inverse takes
+// them back.
 template <class R> static void interleave(const R* __restrict from, R* __restrict to, int64_t half) {
     for (int64_t i = 0; i < half; i++) to[2 * i] = from[i], to[2 * i + 1] = from[half + i];
 }
@@ -20,13 +22,16 @@ struct Ahead {
     const char* first;
     int64_t step;
 
-    template <class S> Ahead(const S* tile, const Strides& strides, int64_t classes, int64_t q) : first(nullptr), step(0) {
+    template <class S>
+    Ahead(const S* tile, const Strides& strides, int64_t classes, int64_t q) : first(nullptr), step(0) {
         const int64_t size = sizeof(S);
         if (!tile) return;
         if (strides.classes == 1) {
-            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES * classes), step = LANES * size;
+            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES * classes),
+            step = LANES * size;
         } else {
-            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES), step = strides.classes * size;
+            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES),
+            step = strides.classes * size;
         }
     }
     const char* operator[](int64_t j) const { return first + j * step; }
@@ -49,7 +54,9 @@ template <class R> struct Tile {
         lay_out(strides, classes);
         if (strides.classes == 1) {
             for (int64_t l = 0; l < rows; l += LANES)
-                load_panel(from + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES, at(l / LANES));
+                load_panel(
+                    from + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES, at(l / LANES)
+                );
             return;
         }
         for (int64_t k = 0; k < classes; k++) {
@@ -66,14 +73,17 @@ template <class R> struct Tile {
     template <class S> void store(S* to, const Strides& strides, int64_t classes, int64_t rows) {
         if (strides.classes == 1) {
             for (int64_t l = 0; l < rows; l += LANES)
-                store_panel(at(l / LANES), to + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES);
+                store_panel(
+                    at(l / LANES), to + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES
+                );
             return;
         }
         for (int64_t k = 0; k < classes; k++) {
             const R* from = values + k * ROWS;
             S* out = to + k * strides.classes;
             if (strides.inner == 1 && rows == ROWS) ::store(from, out, ROWS);
-            else for (int64_t l = 0; l < rows; l++) narrow(from[l], out[l * strides.inner]);
+            else
+                for (int64_t l = 0; l < rows; l++) narrow(from[l], out[l * strides.inner]);
         }
     }
 
@@ -137,7 +147,8 @@ template <class R> struct Labels {
         for (int l = 0; l < LANES; l++) y[l] = p.ignore_index, valid[l] = weight[l] = R(p.index_type < 0);
         if (p.index_type < 0) return;
         if (p.index_type == I64) std::memcpy(y, static_cast<const int64_t*>(p.target) + row, size_t(rows) * sizeof *y);
-        else for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
+        else
+            for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
         const int64_t ignored = p.ignore_index, classes = p.classes;
         int64_t wrong = 0, counts[LANES];
         for (int l = 0; l < LANES; l++) {
@@ -180,12 +191,14 @@ static void transform_panel(const Softmax& p, R* x, int64_t pitch, const Labels<
     const Transform<R> transform(p);
     const R* bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr;
     const R margin = R(p.margin * p.per_temperature);
-    for (int64_t j = 0; j < n; j++) transform.template run<false>(x + j * pitch, bias ? bias + j : nullptr, x + j * pitch);
+    for (int64_t j = 0; j < n; j++)
+        transform.template run<false>(x + j * pitch, bias ? bias + j : nullptr, x + j * pitch);
     for (int64_t l = 0; margin != R(0) && l < LANES; l++)
         if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) x[(label.y[l] - k) * pitch + l] -= margin;
 }
 
-// The running sums of LANES rows; see row_forward, which keeps the same for one row. `ties` counts the elements equal to top.
+// The running sums of LANES rows; see row_forward, which keeps the same for one row. `ties` counts the elements equal
+// to top.
 template <class R> struct Sums {
     alignas(64) R top[LANES], level[LANES], ties[LANES], cost[LANES], mass[LANES], at_y[LANES];
     double others[LANES];
@@ -193,7 +206,8 @@ template <class R> struct Sums {
 
     Sums() {
         for (int l = 0; l < LANES; l++) moment[l] = R(0), likeliest[l] = R(-1);
-        for (int l = 0; l < LANES; l++) top[l] = -INF<R>, level[l] = ties[l] = cost[l] = mass[l] = at_y[l] = 0, others[l] = 0;
+        for (int l = 0; l < LANES; l++)
+            top[l] = -INF<R>, level[l] = ties[l] = cost[l] = mass[l] = at_y[l] = 0, others[l] = 0;
     }
 
     void pick_labels(const R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
@@ -209,7 +223,8 @@ template <class R> struct Sums {
         for (int l = 0; !first && l < LANES; l++) {
             const bool higher = high[l] > top[l], had = top[l] > -INF<R>;
             const R shrink = exp_(top[l] - pick(high[l] > -INF<R>, high[l], R(0)));
-            moment[l] = higher && had ? (moment[l] + R(others[l] + double(ties[l])) * (high[l] - top[l])) * shrink : moment[l];
+            moment[l] =
+                higher && had ? (moment[l] + R(others[l] + double(ties[l])) * (high[l] - top[l])) * shrink : moment[l];
             likeliest[l] = higher ? R(-1) : likeliest[l];
             others[l] = higher && had ? (others[l] + double(ties[l])) * double(shrink) : others[l];
             cost[l] += higher && had && mass[l] != R(0) ? mass[l] * (high[l] - top[l]) : R(0);
@@ -260,8 +275,8 @@ template <class R> struct Sums {
     }
 };
 
-// A second look at a tile whose p is known: do something with x' (where it is wanted) and w of LANES rows and one class at a
-// time. `labels` gives a panel's.
+// A second look at a tile whose p is known: do something with x' (where it is wanted) and w of LANES rows and one class
+// at a time. `labels` gives a panel's.
 template <class R, class S, class T, class L, class F>
 INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&& labels, F&& f) {
     Tile<R> logits, weights;
@@ -272,7 +287,8 @@ INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&
         tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
             if (wanted && p.transformed()) transform_panel(p, logits.at(q), logits.pitch, labels(q), k, n);
-            for (int64_t j = 0; j < n; j++) f(q, k + j, logits.at(q) + j * logits.pitch, weights.at(q) + j * weights.pitch);
+            for (int64_t j = 0; j < n; j++)
+                f(q, k + j, logits.at(q) + j * logits.pitch, weights.at(q) + j * weights.pitch);
         }
     }
 }
@@ -285,12 +301,15 @@ static void penalise_costs(const Softmax& p, const Rows<S, T>& here, const Label
         sum[q].log_sum(log_sum[q]);
         for (int l = 0; l < LANES; l++) sum[q].cost[l] = sum[q].mass[l] = 0;
     }
-    look_again<R>(p, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; }, [&](int64_t q, int64_t, const R* x, const R* w) {
-        R log_p[LANES], f[LANES], s[LANES];
-        for (int l = 0; l < LANES; l++) log_p[l] = (x[l] - sum[q].top[l]) - log_sum[q][l];
-        penalise<LANES>(p, log_p, f, s);
-        for (int l = 0; l < LANES; l++) sum[q].cost[l] += times(w[l], f[l]);
-    });
+    look_again<R>(
+        p, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; },
+        [&](int64_t q, int64_t, const R* x, const R* w) {
+            R log_p[LANES], f[LANES], s[LANES];
+            for (int l = 0; l < LANES; l++) log_p[l] = (x[l] - sum[q].top[l]) - log_sum[q][l];
+            penalise<LANES>(p, log_p, f, s);
+            for (int l = 0; l < LANES; l++) sum[q].cost[l] += times(w[l], f[l]);
+        }
+    );
 }
 
 // The statistics of probability targets: Σ t log p before smoothing, and whether the largest class is the likeliest.
@@ -298,18 +317,22 @@ template <class R, class S, class T>
 static void soft_statistics(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, const Sums<R>* sum) {
     Softmax bare = p;
     bare.smoothing = bare.share = 0, bare.weight = bare.spread = nullptr;
-    R log_sum[ROWS / LANES][LANES], log_p[ROWS / LANES][LANES] = {}, most[ROWS / LANES][LANES] = {}, wanted[ROWS / LANES][LANES];
+    R log_sum[ROWS / LANES][LANES], log_p[ROWS / LANES][LANES] = {}, most[ROWS / LANES][LANES] = {},
+                                                 wanted[ROWS / LANES][LANES];
     for (int64_t q = 0; q < here.panels(); q++) {
         sum[q].log_sum(log_sum[q]);
         for (int l = 0; l < LANES; l++) wanted[q][l] = R(-2);
     }
-    look_again<R>(bare, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; }, [&](int64_t q, int64_t k, const R* x, const R* t) {
-        for (int l = 0; l < LANES; l++) {
-            log_p[q][l] += times(t[l], (x[l] - sum[q].top[l]) - log_sum[q][l]);
-            wanted[q][l] = pick(t[l] > most[q][l], R(k), wanted[q][l]);
-            most[q][l] = pick(t[l] > most[q][l], t[l], most[q][l]);
+    look_again<R>(
+        bare, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; },
+        [&](int64_t q, int64_t k, const R* x, const R* t) {
+            for (int l = 0; l < LANES; l++) {
+                log_p[q][l] += times(t[l], (x[l] - sum[q].top[l]) - log_sum[q][l]);
+                wanted[q][l] = pick(t[l] > most[q][l], R(k), wanted[q][l]);
+                most[q][l] = pick(t[l] > most[q][l], t[l], most[q][l]);
+            }
         }
-    });
+    );
     for (int64_t q = 0; q < here.panels(); q++)
         for (int64_t l = 0; l < here.rows_of(q); l++) {
             const R rest = R(sum[q].others[l]) + sum[q].ties[l], entropy = log_sum[q][l] + sum[q].moment[l] / rest;
@@ -336,7 +359,9 @@ static void finish(
         for (int64_t l = 0; p.entropy && l < rows; l++) {
             const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == R(label.y[l]) && log_p[l] == log_p[l];
             const R rest = R(sum.others[l]) + sum.ties[l];
-            store_statistics(p, row + l, valid ? log_sum[l] + sum.moment[l] / rest : R(0), valid ? log_p[l] : R(0), valid && hit);
+            store_statistics(
+                p, row + l, valid ? log_sum[l] + sum.moment[l] / rest : R(0), valid ? log_p[l] : R(0), valid && hit
+            );
         }
         for (int l = 0; l < LANES; l++) {
             const R own = times(keep * label.weight[l], f[l]);
@@ -383,7 +408,8 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
     for (int64_t q = 0; q < here.panels(); q++) finish(p, here, q, label[q], sum[q], sums);
 }
 
-// What the gradients of LANES rows have in common: p's (top, log_sum), the gradient g of the loss and the mass of c ∘ t.
+// What the gradients of LANES rows have in common: p's (top, log_sum), the gradient g of the loss and the mass of c ∘
+// t.
 template <class R> struct Slopes {
     Labels<R> label;
     alignas(64) R top[LANES], log_sum[LANES], g[LANES], mass[LANES], scale[LANES], spread[LANES], extra[LANES];
@@ -422,7 +448,8 @@ template <class R> struct Slopes {
             log_p[l] = (moved - top[l]) - log_sum[l];
         }
         penalise<LANES>(p, log_p, f, s);
-        for (int l = 0; l < LANES; l++) mass[l] = pick(label.valid[l] == R(0), R(0), R(1 - p.smoothing) * label.weight[l] * s[l]);
+        for (int l = 0; l < LANES; l++)
+            mass[l] = pick(label.valid[l] == R(0), R(0), R(1 - p.smoothing) * label.weight[l] * s[l]);
     }
     void set_scale() {
         for (int l = 0; l < LANES; l++) scale[l] = pick(mass[l] + extra[l] == R(0), R(0), g[l] * (mass[l] + extra[l]));
@@ -430,7 +457,9 @@ template <class R> struct Slopes {
 
     // out = scale · p, minus g · w where there are weights; 0 in rows that do not count, whatever they hold.
     template <class S>
-    void of_logits(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t n, const Ahead& next, const Ahead& next_out) const {
+    void of_logits(
+        const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t n, const Ahead& next, const Ahead& next_out
+    ) const {
         for (int64_t j = 0; j < n; j++) {
             R slope[LANES];
             fetch(next[j], LANES * sizeof(S)), fetch_to_write(next_out[j], LANES * sizeof(S));
@@ -438,13 +467,16 @@ template <class R> struct Slopes {
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = pick(label.valid[l] == R(0), R(0), slope[l]);
         }
     }
-    void minus_weights(const R* x, int64_t pitch, const R* w, int64_t w_pitch, bool near_one, R* out, int64_t to_pitch, int64_t n) const {
+    void minus_weights(
+        const R* x, int64_t pitch, const R* w, int64_t w_pitch, bool near_one, R* out, int64_t to_pitch, int64_t n
+    ) const {
         for (int64_t j = 0; j < n; j++) {
             R slope[LANES];
             const R* weight = w + j * w_pitch;
             for (int l = 0; l < LANES; l++) slope[l] = out[j * to_pitch + l] - g[l] * weight[l];
             for (int l = 0; near_one && l < LANES; l++) {
-                const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l], others = pick(rest[l] == rest[l], rest[l], mass[l] - weight[l]);
+                const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l],
+                        others = pick(rest[l] == rest[l], rest[l], mass[l] - weight[l]);
                 const R near = scale[l] * expm1_(log_p) + g[l] * (others + extra[l]);
                 slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l]);
             }
@@ -461,7 +493,8 @@ template <class R> struct Slopes {
             at_y[l] = by * expm1_(log_p) + spread[l] + pick(extra[l] == R(0), R(0), g[l] * extra[l] * exp_(log_p));
         }
         for (int64_t l = 0; l < LANES; l++)
-            if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
+            if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n))
+                out[(label.y[l] - k) * to_pitch + l] = at_y[l];
     }
 
     // f and s of LANES rows and one class.
@@ -485,7 +518,8 @@ template <class R> struct Slopes {
             R cost[LANES], unused[LANES];
             const R weight = c ? c[j] : R(1);
             if (p.penalty != NO_PENALTY) penalties(p, x + j * pitch, cost, unused);
-            else for (int l = 0; l < LANES; l++) cost[l] = (top[l] - x[j * pitch + l]) + log_sum[l];
+            else
+                for (int l = 0; l < LANES; l++) cost[l] = (top[l] - x[j * pitch + l]) + log_sum[l];
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = times(keep * g[l], times(weight, cost[l]));
         }
     }
@@ -493,7 +527,8 @@ template <class R> struct Slopes {
 
 // The mass of a tile's rows where it is a sum over classes: of c ∘ t, or of c ∘ t ∘ s(p) where there is a penalty. What
 // smoothing spreads over other classes than a row's own is kept beside it.
-template <class R, class S, class T> static void set_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
+template <class R, class S, class T>
+static void set_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
     for (int64_t q = 0; q < here.panels(); q++)
         for (int l = 0; l < LANES; l++) {
             R& own = slopes[q].mass[l];
@@ -525,7 +560,8 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
         logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
         if (p.transformed()) {
             if (p.cap > 0) raw.load(here.x + k * p.at.classes, p.at, n, here.rows);
-            for (int64_t q = 0; q < here.panels(); q++) transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
+            for (int64_t q = 0; q < here.panels(); q++)
+                transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
         }
         if (here.out_target) {
             const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
@@ -539,18 +575,20 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
         for (int64_t q = 0; all && q < here.panels(); q++) slopes[q].weigh(p, logits, weights, q, n);
         result.lay_out(p.grad_at, n);
         for (int64_t q = 0; q < here.panels(); q++) {
-            const Ahead next(here.x + k * p.at.classes, p.at, n, q), next_out(here.out + k * p.grad_at.classes, p.grad_at, n, q);
+            const Ahead next(here.x + k * p.at.classes, p.at, n, q),
+                next_out(here.out + k * p.grad_at.classes, p.grad_at, n, q);
             slopes[q].template of_logits<S>(logits.at(q), logits.pitch, result.at(q), result.pitch, n, next, next_out);
             if (weighted)
                 slopes[q].minus_weights(
-                    logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t || all, result.at(q), result.pitch, n
+                    logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t || all, result.at(q), result.pitch,
+                    n
                 );
             if (!here.t) slopes[q].true_classes(logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
             if (p.transformed())
                 for (int64_t j = 0; j < n; j++)
                     Transform<R>(p).template chain<false>(
-                        p.cap > 0 ? raw.at(q) + j * raw.pitch : nullptr, p.bias ? static_cast<const R*>(p.bias) + k + j : nullptr,
-                        result.at(q) + j * result.pitch
+                        p.cap > 0 ? raw.at(q) + j * raw.pitch : nullptr,
+                        p.bias ? static_cast<const R*>(p.bias) + k + j : nullptr, result.at(q) + j * result.pitch
                     );
         }
         result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here.rows);

@@ -9,7 +9,9 @@
 namespace nb = nanobind;
 
 namespace dlpack {
-struct Device { int32_t type, id; };
+struct Device {
+    int32_t type, id;
+};
 struct DataType {
     uint8_t code, bits;
     uint16_t lanes;
@@ -53,7 +55,10 @@ class __attribute__((visibility("hidden"))) View : public dlpack::Tensor {
         }
         if (check == ANY) return;
         if (device.type != dlpack::CPU) throw std::invalid_argument("the native kernels take CPU tensors only");
-        if (!data && numel() > 0) throw std::invalid_argument("a tensor without memory, such as a meta or fake one, has nothing to compute with");
+        if (!data && numel() > 0)
+            throw std::invalid_argument(
+                "a tensor without memory, such as a meta or fake one, has nothing to compute with"
+            );
     }
 
     bool on_cpu() const { return device.type == dlpack::CPU && (data || numel() == 0); }
@@ -72,7 +77,8 @@ class __attribute__((visibility("hidden"))) View : public dlpack::Tensor {
         if (type == known) return api;
         nb::object capsule = nb::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", nb::none());
         if (capsule.is_none()) return nullptr;
-        auto* found = static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+        auto* found =
+            static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
         if (!found) throw nb::python_error();
         if (found->major != 1) return nullptr;
         if (!known) known = type, api = found;
