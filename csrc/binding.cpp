@@ -113,25 +113,29 @@ Softmax describe(const Settings& s, const Layout& logits, const Layout* target) 
     return p;
 }
 
-// What makes a member of the family other than cross entropy itself; None for that. See native.py, which writes the
-// tuple.
+// What makes a member of the family other than cross entropy itself: an object by the names of native.py's `Member`,
+// which holds the record of a call's numbers as `settings`; None for cross entropy.
 struct Members {
     std::optional<View> bias, spread;
 
-    void set(Softmax& p, nb::handle given) {
-        if (given.is_none()) return;
-        const nb::tuple all = nb::cast<nb::tuple>(given);
-        p.per_temperature = 1 / nb::cast<double>(all[0]), p.cap = nb::cast<double>(all[1]);
-        p.margin = nb::cast<double>(all[2]), p.z_loss = nb::cast<double>(all[3]);
-        p.penalty = nb::cast<int64_t>(all[4]), p.penalty_a = nb::cast<double>(all[5]),
-        p.penalty_b = nb::cast<double>(all[6]);
-        if (!all[7].is_none()) bias.emplace(all[7]), p.bias = bias->pointer();
-        p.masked = nb::cast<bool>(all[8]);
-        if (all[9].is_none()) return;
-        spread.emplace(all[9]), p.spread = spread->pointer();
-        const std::vector<double> sums =
-            nb::cast<std::vector<double>>(all[10]);  // how many classes are allowed, Σ of spread
-        p.share = p.smoothing / sums.at(0), p.weight_sum = sums.at(1);
+    void set(Softmax& p, nb::handle member) {
+        if (member.is_none()) return;
+        const nb::object settings = member.attr("settings");
+        const auto number = [](nb::handle of, const char* name) {
+            const nb::object value = of.attr(name);
+            return value.is_none() ? 0.0 : nb::cast<double>(value);
+        };
+        p.per_temperature = 1 / number(settings, "temperature"), p.cap = number(settings, "softcap");
+        p.margin = number(settings, "margin"), p.z_loss = number(settings, "z_loss");
+        p.penalty = nb::cast<int64_t>(member.attr("penalty"));
+        p.penalty_a = number(member, "penalty_a"), p.penalty_b = number(member, "penalty_b");
+        p.masked = nb::cast<bool>(member.attr("masked"));
+        if (const nb::object given = member.attr("bias"); !given.is_none())
+            bias.emplace(given), p.bias = bias->pointer();
+        if (const nb::object given = member.attr("spread"); !given.is_none()) {
+            spread.emplace(given), p.spread = spread->pointer();
+            p.share = p.smoothing / number(member, "allowed"), p.weight_sum = number(member, "spread_sum");
+        }
     }
 };
 
@@ -223,9 +227,9 @@ std::optional<double> softmax_forward(
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (row_weight) p.loss = loss.pointer(), p.row_weight = row_weight->pointer();
     if (!statistics_.is_none()) {
-        const nb::tuple statistics = nb::cast<nb::tuple>(statistics_);  // entropy, log p of the target, correct
-        p.entropy = View(statistics[0]).pointer(), p.target_log_prob = View(statistics[1]).pointer();
-        p.correct = static_cast<uint8_t*>(View(statistics[2]).pointer());
+        p.entropy = View(statistics_.attr("entropy")).pointer();
+        p.target_log_prob = View(statistics_.attr("target_log_prob")).pointer();
+        p.correct = static_cast<uint8_t*>(View(statistics_.attr("correct")).pointer());
     }
     const std::optional<double> total = forward(p, dtype_of(logits), logits.numel(), reduction, loss);
     if (!total) throw std::runtime_error(OUT_OF_RANGE);

@@ -13,13 +13,14 @@ import os
 import sys
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from crossent import _native
 from crossent.core.penalties import NamedPenalty
+from crossent.core.settings import Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics
 
@@ -96,26 +97,48 @@ def _penalty(penalty: NamedPenalty) -> tuple[int, float, float]:
     return kind, a, b
 
 
-def _members(target: Target, dtype: torch.dtype, num_classes: int) -> tuple[Any, ...] | None:
-    """Write all that makes a member of the family other than cross entropy as binding.cpp reads it; None for that itself."""
+class Member(NamedTuple):
+    """What makes a member of the family other than cross entropy, as csrc/binding.cpp reads it by these names.
+
+    The kernels have a mask as a bias of -inf, and know a penalty by its number and two parameters. ``spread`` holds the weights
+    over which smoothing spreads where some classes are masked, ``allowed`` how many are not, ``spread_sum`` the weights' sum.
+    """
+
+    settings: Settings
+    penalty: int
+    penalty_a: float
+    penalty_b: float
+    bias: Tensor | None
+    masked: bool
+    spread: Tensor | None = None
+    allowed: float = 0.0
+    spread_sum: float = 0.0
+
+
+def _member(target: Target, dtype: torch.dtype, num_classes: int) -> Member | None:
+    """Describe a member of the family to the kernels; None for cross entropy itself."""
     if target.plain:
         return None
-    settings, bias, spread, sums = target.settings, target.logit_bias, None, None
+    settings, bias, mask = target.settings, target.logit_bias, target.class_mask
     bias = None if bias is None else bias.detach().to(dtype)
-    if target.class_mask is not None:
-        bias = torch.zeros(num_classes, dtype=dtype) if bias is None else bias
-        bias = bias.masked_fill(~target.class_mask, -torch.inf)
-        if settings.label_smoothing:
-            spread = target.class_mask.to(dtype)
-            allowed = spread.sum().item()
-            spread = spread if target.weight is None else spread * target.weight.to(dtype)
-            sums = [allowed, spread.sum(dtype=torch.float64).item()]
+    if mask is not None:
+        bias = (torch.zeros(num_classes, dtype=dtype) if bias is None else bias).masked_fill(~mask, -torch.inf)
     bias = None if bias is None else bias.contiguous()
-    masked = target.class_mask is not None
-    return (
-        settings.temperature, settings.softcap or 0.0, settings.margin, settings.z_loss, *_penalty(settings.penalty), bias,
-        masked, spread, sums,
-    )  # fmt: skip
+    member = Member(settings, *_penalty(settings.penalty), bias, mask is not None)
+    if mask is None or not settings.label_smoothing:
+        return member
+    spread = mask.to(dtype)
+    allowed = spread.sum().item()
+    spread = spread if target.weight is None else spread * target.weight.to(dtype)
+    return member._replace(spread=spread, allowed=allowed, spread_sum=spread.sum(dtype=torch.float64).item())
+
+
+class _StatisticsMemory(NamedTuple):
+    """Where a pass over the rows writes what it tells beside the loss."""
+
+    entropy: Tensor
+    target_log_prob: Tensor
+    correct: Tensor
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -171,13 +194,13 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
         nothing = torch.nan if reduction == "mean" else 0.0
         return Forward(loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse.zero_())
     values = target.values.contiguous() if target.indices else target.values
-    weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
+    weight, member = _weight(target.weight, dtype), _member(target, dtype, logits.shape[1])
     for copied in (False, True):
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
             logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing, _REDUCTIONS[reduction], loss,
-            row_weight, lse, members,
+            row_weight, lse, member,
         )  # fmt: skip
         if total is not None:
             break
@@ -190,14 +213,14 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
     loss, row_weight, entropy, log_prob = (torch.empty(rows, dtype=dtype) for _ in range(4))
     lse, correct = new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
-    weight, members = _weight(target.weight, dtype), _members(target, dtype, logits.shape[1])
+    weight, member = _weight(target.weight, dtype), _member(target, dtype, logits.shape[1])
     values = target.values.contiguous() if target.indices else target.values
     for copied in (False, True):
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
             logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing, 0, loss, row_weight, lse,
-            members, (entropy, log_prob, correct),
+            member, _StatisticsMemory(entropy, log_prob, correct),
         )  # fmt: skip
         if total is not None:
             break
@@ -226,13 +249,13 @@ def cross_entropy_backward(
         return Gradients(_new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None)
     grad_logits = _gradient(logits, inplace) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
-    members = _members(target, dtype, logits.shape[1])
-    if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, members):
+    member = _member(target, dtype, logits.shape[1])
+    if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, member):
         grad_logits = None if grad_logits is None else torch.empty(logits.shape, dtype=logits.dtype)
         grad_target = None if grad_target is None else torch.empty(values.shape, dtype=values.dtype)
         _native.softmax_backward(
             grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target,
-            members,
+            member,
         )  # fmt: skip
     return Gradients(grad_logits, grad_target)
 

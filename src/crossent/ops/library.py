@@ -165,9 +165,8 @@ def differentiated(grad: Tensor, *saved: Tensor | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    if torch._C._functorch.is_legacy_batchedtensor(grad):  # of is_grads_batched
-        return True
-    return any(t is not None and unpack_dual(t).tangent is not None for t in (grad, *saved))
+    batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
+    return any(t is not None and (batched(t) or unpack_dual(t).tangent is not None) for t in (grad, *saved))
 
 
 def primal(value: Any) -> Any:
