@@ -33,12 +33,15 @@ class Record:
     names: ClassVar[tuple[str, ...]]
     defaults: ClassVar[dict[str, Any]]
     checks: ClassVar[dict[str, Callable[[str, Any], Any]]]
+    unsaid: ClassVar[dict[str, Any]]  # the defaults as signatures have them, None for no penalty
+    usual: ClassVar[Any]  # the record of the defaults
 
     @classmethod
     def of(cls, **given: Any) -> Self:
-        """Check numbers by their names; what is not given, or is the default, has it."""
-        unchecked = {name: value for name, value in given.items() if value is not cls.defaults[name]}
-        return cls(**{name: cls.checks[name](name, value) for name, value in unchecked.items()})
+        """Check numbers by their names; what is not given, or is what a signature has, is the default."""
+        checks, unsaid = cls.checks, cls.unsaid
+        changed = {name: checks[name](name, value) for name, value in given.items() if value is not unsaid[name]}
+        return cls(**changed) if changed else cls.usual
 
     def unusual(self) -> tuple[str, ...]:
         """Name the numbers that are not their defaults."""
@@ -56,6 +59,8 @@ def record(cls: type[_R]) -> type[_R]:
     cls.names = tuple(each.name for each in rows)
     cls.defaults = {each.name: each.default for each in rows}
     cls.checks = {each.name: each.metadata["check"] for each in rows}
+    cls.unsaid = {each.name: None if each.name == "penalty" else each.default for each in rows}
+    cls.usual = cls()
     return cls
 
 
@@ -94,7 +99,8 @@ class BinarySettings(Record):
     )
 
 
-PLAIN, PLAIN_BINARY = Settings(), BinarySettings()
+PLAIN: Settings = Settings.usual
+PLAIN_BINARY: BinarySettings = BinarySettings.usual
 TORCHS = ("ignore_index", "label_smoothing")
 """The numbers of a softmax loss that torch has too."""
 

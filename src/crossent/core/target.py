@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,11 @@ from crossent.core.messages import type_error
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import compute_dtype, ordered_sum
 from crossent.core.settings import PLAIN, PLAIN_BINARY, TORCHS, BinarySettings, LogitOptions, Record, Settings, names_of
+
+
+# The numbers of a softmax loss that torch does not have, of a record; read in C, since every call asks for them.
+_own_numbers = attrgetter(*(name for name in Settings.names if name not in TORCHS))
+_NO_OWN_NUMBERS = _own_numbers(PLAIN)
 
 
 class Target(NamedTuple):
@@ -54,7 +60,12 @@ class Target(NamedTuple):
         """Whether this is torch's cross entropy: class weights, smoothing and ignored indices, and nothing else."""
         if self.logit_bias is not None or self.class_mask is not None or self.valid is not None:
             return False
-        return self.settings == PLAIN or not self.special
+        if self.settings is PLAIN:
+            return True
+        if torch.compiler.is_compiling():  # the compiler cannot look into an attrgetter
+            return not self.special
+        usual: bool = _own_numbers(self.settings) == _NO_OWN_NUMBERS
+        return usual
 
     @property
     def indices(self) -> bool:
@@ -151,7 +162,7 @@ class BinaryTarget(NamedTuple):
     @property
     def plain(self) -> bool:
         """Whether this is torch's loss, and nothing else."""
-        return self.mask is None and self.settings == PLAIN_BINARY
+        return self.mask is None and (self.settings is PLAIN_BINARY or self.settings == PLAIN_BINARY)
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -218,7 +229,8 @@ def describe(
         checks.check_index_shape(logits, target, axis, dim)
         checks.check_index_dtype(logits, target)
     weight = checks.class_weight(weight, logits.shape[axis], logits, probabilities)
-    settings = Settings.of(**{**numbers, "label_smoothing": label_smoothing})
+    numbers["label_smoothing"] = label_smoothing
+    settings = Settings.of(**numbers)
     bias, mask = options.get("logit_bias"), options.get("class_mask")
     if bias is not None:
         bias = checks.along_classes_or_whole(checks.check_bias(bias), "logit_bias", logits, axis)
