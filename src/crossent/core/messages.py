@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import NoReturn
 
 from torch import Tensor
@@ -17,13 +15,3 @@ def shape(tensor: Tensor) -> str:
 def type_error(name: str, rule: str, value: object) -> NoReturn:
     """Refuse a value of the wrong type."""
     raise TypeError(f"{name} must be {rule}, got {type(value).__module__}.{type(value).__qualname__}: {value!r:.60}")
-
-
-def refuse_unknown(given: Iterable[str], names: Iterable[str], function: str) -> None:
-    """Refuse the first keyword that is not among the names of a function's arguments, and name the likeliest one meant."""
-    names = tuple(names)
-    for name in given:
-        if name not in names:
-            meant = get_close_matches(name, names, 1)
-            fix = f"did you mean {meant[0]}?" if meant else f"{function} takes {', '.join(names)}"
-            raise TypeError(f"there is no argument {name!r}; {fix}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Self, dataclass_transform
 
 from crossent.core import checks
-from crossent.core.messages import refuse_unknown
+from crossent.core.names import refuse_unknown
 from crossent.core.penalties import BinaryPenalty, NamedPenalty, Penalty, named_penalty
 
 

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from crossent.core.names import only_its_keywords
 from crossent.tools.check.cards import Findings, look
 from crossent.tools.check.facts import survey
-from crossent.tools.check.options import NAMES, Options
+from crossent.tools.check.options import Options
 from crossent.tools.check.rules import VALUES
 from crossent.tools.files import Table
 
 ARRAYS = ("weight", "pos_weight", "inputs")
 
 
-def check(logits: Any, target: Any = None, **settings: Any) -> Findings:
+@only_its_keywords
+def check(
+    logits: Any,
+    target: Any = None,
+    *,
+    task: str = "multiclass",
+    dim: int | None = None,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: float | None = None,
+    shift: bool = False,
+    inputs: ArrayLike | None = None,
+    micro_batch: int | None = None,
+    losses: Sequence[float] | None = None,
+    loss_dtype: str | None = None,
+    live: bool = False,
+) -> Findings:
     """Find the usual mistakes around a cross entropy in the values that are given to it.
 
     Every rule looks at values only, so that what is found was seen. No finding is not proof.
@@ -26,19 +44,26 @@ def check(logits: Any, target: Any = None, **settings: Any) -> Findings:
         logits: ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``: an array, a torch tensor of any floating dtype, or nested lists.
         target: class indices, or probabilities of the logits' shape, as for :func:`crossent.cross_entropy`; None to look at
             the logits alone.
-        settings: how the loss is computed, :class:`crossent.tools.check.options.Options`. ``task`` is ``"multiclass"``,
-            ``"binary"`` (or ``"multilabel"``) or ``"lm"``, logits ``(B, T, V)`` of tokens. ``weight``, ``pos_weight``,
-            ``label_smoothing``, ``ignore_index`` and ``dim`` are those of the loss. ``shift`` says that the loss pairs position
-            t with the label of t + 1, ``inputs`` are the token ids that the model saw. ``micro_batch`` is the number of rows
-            the loss is averaged over at a time, ``losses`` are values of the loss in the order of training, ``loss_dtype`` is
-            the dtype it is computed in.
+        task: ``"multiclass"``, a softmax; ``"binary"`` or ``"multilabel"``, a sigmoid for every logit; ``"lm"``, a softmax over
+            the last axis of ``(B, T, V)``, with token ids ``(B, T)``.
+        dim: the class axis; by default torch's, 1, or 0 for one axis, and the last for language models.
+        weight: class weights ``(C)`` of the loss.
+        pos_weight: of the binary loss.
+        label_smoothing: ``ε`` of the loss, in [0, 1].
+        ignore_index: of the rows that count for nothing; by default -100 for a softmax and none for a sigmoid.
+        shift: whether the loss pairs position t with the label of t + 1, for language models.
+        inputs: the token ids that the model saw, of the labels' shape, for language models.
+        micro_batch: the number of rows the loss is averaged over at a time.
+        losses: values of the loss in the order of training.
+        loss_dtype: the dtype that the loss is computed in, such as ``"float32"``; by default that of the logits.
+        live: whether the model may not have been trained yet, so that looking untrained is no mistake.
 
     Returns:
         A list of :class:`crossent.Finding`, errors first. Printed, it is text.
 
     Raises:
-        TypeError: an unknown setting, or values that are no numbers.
-        ValueError: a setting that cannot be, or logits without a value.
+        TypeError: an argument that does not exist, or values that are no numbers.
+        ValueError: an option that cannot be, or logits without a value.
 
     >>> import crossent
     >>> crossent.check([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 0])[0].title
@@ -48,17 +73,19 @@ def check(logits: Any, target: Any = None, **settings: Any) -> Findings:
 
     See also: :func:`crossent.check_loss` for a loss that you wrote; :func:`crossent.debug` for a training run; ``crossent rule``.
     """
-    facts = survey(table("logits", logits), None if target is None else table("target", target), read(settings))
+    options = read(
+        {
+            "task": task, "dim": dim, "weight": weight, "pos_weight": pos_weight, "label_smoothing": label_smoothing,
+            "ignore_index": ignore_index, "shift": shift, "inputs": inputs, "micro_batch": micro_batch, "losses": losses,
+            "loss_dtype": loss_dtype, "live": live,
+        }
+    )  # fmt: skip
+    facts = survey(table("logits", logits), None if target is None else table("target", target), options)
     return look(VALUES.values(), facts)
 
 
 def read(settings: dict[str, Any]) -> Options:
-    """Read the settings of a call."""
-    for name in settings:
-        if name not in NAMES:
-            near = get_close_matches(name, NAMES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
-            raise TypeError(f"check has no setting {name!r}: {hint}")
+    """Read the options of a call; None is the default."""
     given = {name: value for name, value in settings.items() if value is not None}
     for name in ARRAYS:
         if name in given:

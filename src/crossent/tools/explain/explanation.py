@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossent import reference
+from crossent.core.names import only_its_keywords
 from crossent.reference import Array
 from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
 from crossent.tools.explain.losses import add, compute, objection, probabilities
@@ -181,6 +182,7 @@ class Explanation:
         return ExplanationDisplay(self).plot(ax)
 
 
+@only_its_keywords
 def explain(
     logits: Any,
     target: Any,
@@ -208,6 +210,7 @@ def explain(
         The numbers, as plain data that prints itself.
 
     Raises:
+        TypeError: an argument that does not exist.
         ValueError: an argument that cannot be understood, or a loss that cannot take the row.
 
     >>> e = explain(np.log([0.1, 0.7, 0.2]), 0)

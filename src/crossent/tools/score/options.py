@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crossent.tools.files import FileError, Table
 
@@ -49,9 +49,9 @@ class Options:
     shift: bool = False
     class_dim: int | None = None
     ignore_index: int = -100
-    weight: tuple[float, ...] | None = None
+    weight: Any = None
     label_smoothing: float = 0.0
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
     top: int = 10
     bytes: int | None = None
 

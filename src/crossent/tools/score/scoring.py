@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
 from crossent.tools.files import FileError, Table
 from crossent.tools.score.blocks import Reader
@@ -21,7 +22,23 @@ from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
 Watch = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
 
 
-def score(logits: ArrayLike | Table, labels: ArrayLike | Table, watch: Watch | None = None, **options: Any) -> Report:
+@only_its_keywords
+def score(
+    logits: ArrayLike | Table,
+    labels: ArrayLike | Table,
+    watch: Watch | None = None,
+    *,
+    input: str = "logits",
+    task: str = "multiclass",
+    shift: bool = False,
+    class_dim: int | None = None,
+    ignore_index: int = -100,
+    weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    class_names: Sequence[str] | None = None,
+    top: int = 10,
+    bytes: int | None = None,
+) -> Report:
     """Score logits against labels.
 
     Args:
@@ -29,13 +46,23 @@ def score(logits: ArrayLike | Table, labels: ArrayLike | Table, watch: Watch | N
         labels: class numbers ``(N)``, ``(N, d1, ...)``, ``(N, T)``; or zeros and ones of the shape of the logits, which are one-hot
             rows, or with ``task="multilabel"`` any number of labels a row.
         watch: is told of the progress.
-        options: fields of :class:`~crossent.score.options.Options`: ``input``, ``task``, ``shift``, ``class_dim``,
-            ``ignore_index``, ``weight``, ``label_smoothing``, ``class_names``, ``top``, ``bytes``.
+        input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
+        task: ``"multiclass"``, one label a row; ``"multilabel"`` or ``"binary"``, any number of labels a row; ``"lm"``, one label a
+            token.
+        shift: whether the logits of a token are about the next one: the first label and the last logits are dropped.
+        class_dim: the class axis; by default 1, and the last for language models.
+        ignore_index: what has this label counts for nothing.
+        weight: class weights ``(C)`` of the training loss.
+        label_smoothing: ``ε`` of the training loss, in [0, 1].
+        class_names: C names.
+        top: how many of the worst examples, suspected label errors and, of many, classes to keep.
+        bytes: of how many bytes of text the tokens are, for the loss per byte.
 
     Returns:
         A :class:`Report`, whose ``numbers`` are explained by ``DEFINITIONS``.
 
     Raises:
+        TypeError: an argument that does not exist.
         FileError: shapes that do not belong together, labels that are no classes, rows without a softmax.
         OptionError: an option that cannot be.
 
@@ -43,8 +70,11 @@ def score(logits: ArrayLike | Table, labels: ArrayLike | Table, watch: Watch | N
     >>> round(report.numbers["nll_nats_mean"], 4), report.worst[0].row
     (0.4149, 2)
     """
-    chosen = Options(**options)
-    return Scoring(_as_table("logits", logits), _as_table("labels", labels), chosen, watch or _unwatched).report()
+    options = Options(
+        input=input, task=task, shift=shift, class_dim=class_dim, ignore_index=ignore_index, weight=weight,
+        label_smoothing=label_smoothing, class_names=class_names, top=top, bytes=bytes,
+    )  # fmt: skip
+    return Scoring(_as_table("logits", logits), _as_table("labels", labels), options, watch or _unwatched).report()
 
 
 def _unwatched(doing: str, done: int, of: int) -> None:
