@@ -14,7 +14,6 @@ from crossent.core.penalties import Penalty
 from crossent.core.reduction import compute_dtype, ordered_sum
 from crossent.core.settings import PLAIN, PLAIN_BINARY, TORCHS, BinarySettings, LogitOptions, Record, Settings, names_of
 
-
 # The numbers of a softmax loss that torch does not have, of a record; read in C, since every call asks for them.
 _own_numbers = attrgetter(*(name for name in Settings.names if name not in TORCHS))
 _NO_OWN_NUMBERS = _own_numbers(PLAIN)
