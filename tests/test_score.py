@@ -24,9 +24,9 @@ import crossent
 from crossent import reference
 from crossent.tools.files import FileError
 from crossent.tools.score import blocks, measures, temperature
-from crossent.tools.score.options import OptionError
 from crossent.tools.score.report import DEFINITIONS
 from crossent.tools.score.scoring import score
+from crossent.tools.shared_options import OptionError
 
 N, C = 400, 8
 RNG = np.random.default_rng(0)

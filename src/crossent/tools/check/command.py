@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossent.tools import shared_options
 from crossent.tools.errors import Unreadable
 
 if TYPE_CHECKING:
@@ -33,20 +34,15 @@ Examples:
 @click.command("check", epilog=EPILOG)
 @click.argument("logits", metavar="LOGITS")
 @click.argument("labels", metavar="[LABELS]", required=False)
-@click.option(
-    "--task",
-    type=click.Choice(["multiclass", "binary", "multilabel", "lm"]),
-    default="multiclass",
-    help="A softmax a row, a sigmoid a logit (binary, multilabel), or a softmax a token of (B, T, V).  [multiclass]",
-)
-@click.option("--class-dim", "dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]")
+@shared_options.task_flag
+@shared_options.class_dim_flag
 @click.option(
     "--ignore-index", type=float, metavar="N", help="The label that counts for nothing.  [-100; none for binary]"
 )
-@click.option("--weight", metavar="W,W,...", help="Class weights of the loss, or a file of them.")
+@shared_options.weight_flag
 @click.option("--pos-weight", metavar="W,W,...", help="The same of the binary loss.")
-@click.option("--label-smoothing", type=click.FloatRange(0, 1), metavar="E", help="Of the loss.  [0]")
-@click.option("--shift", is_flag=True, help="The loss pairs position t with the label of t + 1 (lm).")
+@shared_options.label_smoothing_flag
+@shared_options.shift_flag
 @click.option("--inputs", metavar="FILE", help="The token ids that the model saw (lm).")
 @click.option(
     "--micro-batch", type=click.IntRange(1), metavar="N", help="Rows that the loss is averaged over at a time."
@@ -88,6 +84,7 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.tools.check.run import read
     from crossent.tools.progress import Bar
 
+    options["dim"] = options.pop("class_dim")
     for name in ("weight", "pos_weight", "inputs", "losses"):
         if options[name] is not None:
             options[name] = _numbers(options[name], options["task"] if name == "inputs" else "")

@@ -13,10 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crossent.tools import shared_options
 from crossent.tools.files import Table
-
-TASKS = ("multiclass", "multilabel", "binary", "lm")
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +51,14 @@ class Options:
     live: bool = False
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
+        shared_options.check_choice("task", self.task, shared_options.TASKS)
+        shared_options.check_label_smoothing(self.label_smoothing)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1 row, got {self.micro_batch}")
         if (self.shift or self.inputs is not None) and self.task != "lm":
             raise ValueError(f"shift and inputs are about tokens: they need task='lm', got {self.task!r}")
-        if self.weight is not None and (self.weight.ndim != 1 or not np.all(self.weight >= 0)):
-            raise ValueError(f"weight must have shape (C,) and hold no negative number, got {self.weight!s:.60}")
+        if self.weight is not None:  # a loss that is being computed with an infinite one has a mistake to be found
+            shared_options.check_class_weights(self.weight, infinite=True)
 
     @property
     def binary(self) -> bool:
@@ -72,7 +68,7 @@ class Options:
     @property
     def ignored(self) -> float | None:
         """The label that counts for nothing."""
-        return IGNORE_INDEX if self.ignore_index is None and not self.binary else self.ignore_index
+        return shared_options.IGNORE_INDEX if self.ignore_index is None and not self.binary else self.ignore_index
 
     @property
     def plain(self) -> bool:
@@ -133,10 +129,8 @@ def layout_of(logits: Table, target: Table | None, options: Options) -> Layout:
     if not logits.shape or 0 in logits.shape:
         raise ValueError(f"logits must have a value at least, got shape {logits.shape}")
     layout = _binary(logits, target, options) if options.binary else _softmax(logits, target, options)
-    if options.weight is not None and not options.binary and len(options.weight) != layout.num_classes:
-        raise ValueError(
-            f"weight must have shape (C,), one number for each of the {layout.num_classes} classes, got {len(options.weight)}"
-        )
+    if options.weight is not None and not options.binary:
+        shared_options.check_weight_count(options.weight, layout.num_classes, logits.name)
     if options.inputs is not None and target is not None and options.inputs.shape != target.shape:
         raise ValueError(f"inputs must have the shape of the labels {target.shape}, got {options.inputs.shape}")
     if options.shift and layout.kind == "weights":
@@ -146,20 +140,13 @@ def layout_of(logits: Table, target: Table | None, options: Options) -> Layout:
     return layout
 
 
-def _axis(shape: tuple[int, ...], options: Options, usual: int) -> int:
-    axis = usual if options.dim is None else options.dim
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"dim must lie in [{-len(shape)}, {len(shape)}) for logits of shape {shape}, got {axis}")
-    return axis % len(shape)
-
-
 def _binary(logits: Table, target: Table | None, options: Options) -> Layout:
     """Lay out the logits of a sigmoid: targets have their shape."""
     shape = logits.shape
     if len(shape) == 1:
         layout = Layout(shape, None, 1, shape)
     else:
-        axis = _axis(shape, options, 1)
+        axis = shared_options.class_axis("dim", options.dim, shape, 1)
         layout = Layout(shape, axis, shape[axis], shape[:axis] + shape[axis + 1 :])
     if target is None:
         return layout
@@ -176,7 +163,7 @@ def _binary(logits: Table, target: Table | None, options: Options) -> Layout:
 def _softmax(logits: Table, target: Table | None, options: Options) -> Layout:
     """Lay out the logits of a softmax, as torch does where it can."""
     shape, lm = logits.shape, options.task == "lm"
-    axis = _axis(shape, options, -1 if lm else min(len(shape) - 1, 1))
+    axis = shared_options.class_axis("dim", options.dim, shape, -1 if lm else min(len(shape) - 1, 1))
     layout = _at(shape, axis)
     if options.shift and not (len(shape) == 3 and axis == 2 and shape[1] > 1):
         raise ValueError(f"shift=True needs logits of shape (B, T, V) with T ≥ 2, got {shape}")

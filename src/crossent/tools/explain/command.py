@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossent.tools import shared_options
 from crossent.tools.errors import Unreadable
 from crossent.tools.explain.catalogue import ALIASES, CARDS, DEFAULT
 
@@ -47,11 +48,14 @@ def read_target(text: str) -> Any:
 )
 @click.option("--row", type=click.IntRange(0), metavar="N", help="The row of the FILE, the first being 0.")
 @click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
-@click.option("--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line.")
+@shared_options.class_names_flag
+@shared_options.class_dim_flag
 @click.option("--step", type=float, default=1.0, metavar="X", help="Size of the gradient step.  [1]")
 @click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
-def explain(file: str | None, labels: str | None, row: int | None, as_json: bool, **said: Any) -> None:
+def explain(
+    file: str | None, labels: str | None, row: int | None, class_dim: int | None, as_json: bool, **said: Any
+) -> None:
     """Show what each loss tells each class of one row.
 
     For every class: the probability p, the target t, its term of the loss, the gradient, which way that pushes the logit, and p
@@ -68,10 +72,13 @@ def explain(file: str | None, labels: str | None, row: int | None, as_json: bool
         raise click.UsageError("--row is the row of a FILE")
     try:
         given = {key: value for key, value in _read(**said).items() if value is not None}
-        arguments = {**(_from_file(file, labels, row) if file is not None else {}), **given}
+        arguments = {"dim": class_dim} if file is None else _from_file(file, labels, row, class_dim)
+        arguments |= given
         if arguments.get("target") is None:
             raise click.UsageError("which class is true? Give --target, or a file with labels")
         explanation = compute(**arguments)
+    except shared_options.OptionError as error:
+        raise shared_options.OptionError("class_dim", error.problem).usage from None
     except ValueError as error:  # FileError is one
         raise Unreadable(str(error)) from None
     _show(explanation, as_json)
@@ -92,7 +99,7 @@ def _read(
     }
 
 
-def _from_file(path: str, labels: str | None, row: int | None) -> dict[str, Any]:
+def _from_file(path: str, labels: str | None, row: int | None, dim: int | None) -> dict[str, Any]:
     """Read a row's logits and its label, and how often each label occurs; say what was chosen."""
     from crossent.tools.files import FileError, open_pair
 
@@ -104,6 +111,7 @@ def _from_file(path: str, labels: str | None, row: int | None) -> dict[str, Any]
             f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}: "
             "give the logits of one token or pixel to --logits, or save each as a row"
         )
+    shared_options.class_axis("dim", dim, pair.logits.shape, 1, rows_first=True)
     count = len(pair.logits)
     if row is None or row >= count:
         got = "none: say --row 0 for the first" if row is None else row

@@ -16,6 +16,7 @@ from crossent.reference import Array
 from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
 from crossent.tools.explain.losses import add, compute, objection, probabilities
 from crossent.tools.explain.target import Target, plain, read_target
+from crossent.tools.shared_options import class_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,6 +189,7 @@ def explain(
     target: Any,
     losses: str | Iterable[str] | None = None,
     *,
+    dim: int | None = None,
     class_names: Sequence[str] | None = None,
     step: float = 1.0,
     prior: Any = None,
@@ -202,6 +204,7 @@ def explain(
             or zeros and ones. Softmax losses give each of M labels ``t = 1/M``.
         losses: names, as in ``crossent.tools.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train
             digits``, for those of them that can take the row.
+        dim: the class axis, which is the only one of a row: 0 or -1.
         class_names: C names.
         step: the size of the gradient step.
         prior: ``(C)``, how many examples or what share each class has, for the reference ``H(prior)``.
@@ -222,6 +225,7 @@ def explain(
     See also: ``crossent explain`` on the command line.
     """
     x = _logits(logits)
+    class_axis("dim", dim, x.shape, 0)
     names = _class_names(class_names, len(x))
     understood = read_target(target, len(x), names)
     if not (isinstance(step, (int, float)) and 0 <= step < math.inf):

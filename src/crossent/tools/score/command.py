@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossent.tools import shared_options
 from crossent.tools.errors import Unreadable
 
 if TYPE_CHECKING:
@@ -54,18 +55,13 @@ def _face(name: str, what: str) -> Callable[[Any], Any]:
     default="logits",
     help="What the values are; never guessed.  [logits]",
 )
-@click.option(
-    "--task",
-    type=click.Choice(["multiclass", "binary", "multilabel", "lm"]),
-    default="multiclass",
-    help="One label a row, yes or no for each logit (binary, multilabel), or one a token.  [multiclass]",
-)
-@click.option("--shift", is_flag=True, help="The logits of a token are about the next one (--task lm).")
-@click.option("--class-dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]")
+@shared_options.task_flag
+@shared_options.shift_flag
+@shared_options.class_dim_flag
 @click.option("--ignore-index", type=int, default=-100, metavar="N", help="Leaves out what has this label.  [-100]")
-@click.option("--weight", metavar="W,W,...", help="Class weights of the training loss, or a file of them.")
-@click.option("--label-smoothing", type=float, default=0.0, metavar="E", help="Of the training loss.  [0]")
-@click.option("--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line.")
+@shared_options.weight_flag
+@shared_options.label_smoothing_flag
+@shared_options.class_names_flag
 @click.option("--ids", metavar="FILE", help="Names of the rows: a text with one a line, or FILE.csv::COLUMN.")
 @click.option("--top", type=click.IntRange(0), default=10, metavar="N", help="How many examples to show.  [10]")
 @click.option("--bytes", type=click.IntRange(1), metavar="N", help="The length of the tokens' text, for bits per byte.")
@@ -82,14 +78,13 @@ def score(
     their usual names or as FILE::NAME. A file larger than memory is fine.
     """
     from crossent.tools.files import FileError
-    from crossent.tools.score.options import OptionError
 
     try:
         gates = _gates(fail_if)
         report = _report(logits, labels, ids, options)
         failed = [gate for gate in gates if gate.holds(report)]
-    except OptionError as error:
-        raise click.BadParameter(error.problem, param_hint=f"'--{error.option.replace('_', '-')}'") from None
+    except shared_options.OptionError as error:
+        raise error.usage from None
     except FileError as error:
         raise Unreadable(str(error)) from None
     for remark in report.remarks:

@@ -7,8 +7,8 @@ import operator
 import re
 from typing import NamedTuple
 
-from crossent.tools.score.options import OptionError
 from crossent.tools.score.report import DEFINITIONS, Report
+from crossent.tools.shared_options import OptionError
 
 SHORT = {
     "nll": "nll_nats_mean",

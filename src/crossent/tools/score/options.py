@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, prod
-from typing import Any, NamedTuple
+from math import prod
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent.tools import shared_options
 from crossent.tools.files import FileError, Table
+from crossent.tools.shared_options import OptionError
 
 INPUTS = ("logits", "probs", "logprobs")
-TASKS = ("multiclass", "binary", "multilabel", "lm")
-
-
-class OptionError(ValueError):
-    """An option that cannot be, or does not fit the file; the command ends with exit code 2.
-
-    Attributes:
-        option: its name.
-        problem: the rest of the sentence.
-    """
-
-    def __init__(self, option: str, problem: str) -> None:
-        super().__init__(f"{option} {problem}")
-        self.option, self.problem = option, problem
 
 
 @dataclass(frozen=True)
@@ -48,22 +39,21 @@ class Options:
     task: str = "multiclass"
     shift: bool = False
     class_dim: int | None = None
-    ignore_index: int = -100
-    weight: Any = None
+    ignore_index: int = shared_options.IGNORE_INDEX
+    weight: NDArray[np.float64] | None = None
     label_smoothing: float = 0.0
     class_names: Sequence[str] | None = None
     top: int = 10
     bytes: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of("input", self.input, INPUTS)
-        _one_of("task", self.task, TASKS)
+        shared_options.check_choice("input", self.input, INPUTS)
+        shared_options.check_choice("task", self.task, shared_options.TASKS)
         if self.task == "binary":  # another word for it, as in check
             object.__setattr__(self, "task", "multilabel")
-        if not 0 <= self.label_smoothing <= 1:
-            raise OptionError("label_smoothing", f"must lie in [0, 1], got {self.label_smoothing}")
-        if self.weight is not None and not all(0 <= w < inf for w in self.weight):
-            raise OptionError("weight", f"must hold finite numbers, none negative, got {list(self.weight)!s:.60}")
+        shared_options.check_label_smoothing(self.label_smoothing)
+        if self.weight is not None:
+            shared_options.check_class_weights(self.weight)
         if self.weight is not None and self.task == "multilabel":
             raise OptionError("weight", "belongs to the softmax, one label a row; leave it out for task multilabel")
         if self.shift and self.task != "lm":
@@ -76,11 +66,6 @@ class Options:
             raise OptionError("top", f"must be 0 or more, got {self.top}")
         if self.bytes is not None and self.bytes < 1:
             raise OptionError("bytes", f"must be 1 or more, got {self.bytes}")
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise OptionError(name, f"must be one of {', '.join(known)}, got {value!r}")
 
 
 class Layout(NamedTuple):
@@ -159,16 +144,8 @@ def _multilabel(logits: Table, labels: Table) -> Layout:
 
 
 def _class_axis(logits: Table, options: Options) -> int:
-    last = len(logits.shape) - 1
-    if options.class_dim is None:
-        return last if options.task == "lm" else 1
-    axis = options.class_dim + len(logits.shape) * (options.class_dim < 0)
-    if not 1 <= axis <= last:
-        raise OptionError(
-            "class_dim",
-            f"must lie between 1 and {last} for logits of shape {logits.shape}, where axis 0 are the rows, got {options.class_dim}",
-        )
-    return axis
+    usual = len(logits.shape) - 1 if options.task == "lm" else 1
+    return shared_options.class_axis("class_dim", options.class_dim, logits.shape, usual, rows_first=True)
 
 
 def _squeezed(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,16 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
 from crossent.tools.files import FileError, Table
 from crossent.tools.score.blocks import Reader
 from crossent.tools.score.measures import Accuracy, Brier, Calibration, Classes, ExactMatch, Largest, Loss, Suspects
-from crossent.tools.score.options import OptionError, Options, class_axes, layout_of
+from crossent.tools.score.options import Options, class_axes, layout_of
 from crossent.tools.score.report import Report
 from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
+from crossent.tools.shared_options import OptionError, check_weight_count
 
 Watch = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
 
@@ -31,6 +32,7 @@ def score(
     input: str = "logits",
     task: str = "multiclass",
     shift: bool = False,
+    dim: int | None = None,
     class_dim: int | None = None,
     ignore_index: int = -100,
     weight: ArrayLike | None = None,
@@ -50,7 +52,8 @@ def score(
         task: ``"multiclass"``, one label a row; ``"multilabel"`` or ``"binary"``, any number of labels a row; ``"lm"``, one label a
             token.
         shift: whether the logits of a token are about the next one: the first label and the last logits are dropped.
-        class_dim: the class axis; by default 1, and the last for language models.
+        dim: the class axis; by default 1, and the last for language models.
+        class_dim: the same as ``dim``.
         ignore_index: what has this label counts for nothing.
         weight: class weights ``(C)`` of the training loss.
         label_smoothing: ``ε`` of the training loss, in [0, 1].
@@ -70,11 +73,23 @@ def score(
     >>> round(report.numbers["nll_nats_mean"], 4), report.worst[0].row
     (0.4149, 2)
     """
-    options = Options(
-        input=input, task=task, shift=shift, class_dim=class_dim, ignore_index=ignore_index, weight=weight,
-        label_smoothing=label_smoothing, class_names=class_names, top=top, bytes=bytes,
-    )  # fmt: skip
-    return Scoring(_as_table("logits", logits), _as_table("labels", labels), options, watch or _unwatched).report()
+    if dim is not None and class_dim is not None:
+        raise OptionError("class_dim", "is the same as dim: give one of them")
+    try:
+        options = Options(
+            input=input, task=task, shift=shift, class_dim=dim if class_dim is None else class_dim,
+            ignore_index=ignore_index, weight=None if weight is None else _floats(weight), label_smoothing=label_smoothing,
+            class_names=class_names, top=top, bytes=bytes,
+        )  # fmt: skip
+        return Scoring(_as_table("logits", logits), _as_table("labels", labels), options, watch or _unwatched).report()
+    except OptionError as error:
+        if error.option == "class_dim" and dim is not None:  # a refusal names the argument that was given
+            raise OptionError("dim", error.problem) from None
+        raise
+
+
+def _floats(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values.tolist() if hasattr(values, "tolist") else values, np.float64)
 
 
 def _unwatched(doing: str, done: int, of: int) -> None:
@@ -104,8 +119,8 @@ class Scoring:
         self.columns = self.layout.axis is None
         self.size = self.layout.per_row if self.columns else self.layout.choices
         self.names = _class_names(logits, options, self.size)
-        if options.weight is not None and len(options.weight) != self.size:
-            raise OptionError("weight", f"has {len(options.weight)} numbers, but {logits.name} has {self.size} classes")
+        if options.weight is not None:
+            check_weight_count(options.weight, self.size, logits.name)
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
         self.classes, self.worst = Classes(self.size, self.columns), Largest(options.top)
         self.exact = ExactMatch() if self.columns else None
@@ -147,7 +162,7 @@ class Scoring:
         del options["class_names"]
         options["class_dim"] = self.layout.axis
         options["positions"] = list(self.layout.positions)
-        options["weight"] = None if self.options.weight is None else list(self.options.weight)
+        options["weight"] = None if self.options.weight is None else self.options.weight.tolist()
         return {"logits": _described(self.reader.logits), "labels": _described(self.reader.labels), **options}
 
     def _counts(self) -> dict[str, float | int | None]:
