@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import crossent
 from crossent import reference
-from crossent.tools.check.cards import REMARK, SEVERITIES
+from crossent.tools.check.findings import REMARK, SEVERITIES
 from crossent.tools.check.options import NAMES
 from crossent.tools.check.rules import CARDS, VALUES
 

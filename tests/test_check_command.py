@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from crossent import reference
 from crossent.tools import cli
-from crossent.tools.check.cards import REMARK
+from crossent.tools.check.findings import REMARK
 from crossent.tools.check.rules import CARDS, VALUES
 
 RUN = (

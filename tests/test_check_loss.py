@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import crossent
 from crossent import check_loss
-from crossent.tools.check.cards import REMARK
+from crossent.tools.check.findings import REMARK
 from crossent.tools.check.rules import CUSTOM
 from crossent.tools.train import digits
 

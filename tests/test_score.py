@@ -23,7 +23,7 @@ from sklearn.metrics import (
 import crossent
 from crossent import reference
 from crossent.tools.files import FileError
-from crossent.tools.score import blocks, measures, temperature
+from crossent.tools.score import measures, row_blocks, temperature
 from crossent.tools.score.report import DEFINITIONS
 from crossent.tools.score.scoring import score
 from crossent.tools.shared_options import OptionError
@@ -42,7 +42,7 @@ def numbers(*args, **options):
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Read in blocks of a few rows, so that every number is put together from many."""
-    monkeypatch.setattr(blocks, "ELEMENTS", 7 * C)
+    monkeypatch.setattr(row_blocks, "ELEMENTS", 7 * C)
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_the_trained_loss_is_that_of_the_specification():
 
 def test_the_size_of_a_block_changes_nothing(monkeypatch):
     small = score(X, Y)
-    monkeypatch.setattr(blocks, "ELEMENTS", 1 << 20)
+    monkeypatch.setattr(row_blocks, "ELEMENTS", 1 << 20)
     whole = score(X, Y)
     for key, value in whole.numbers.items():
         assert small.numbers[key] == (None if value is None else pytest.approx(value, rel=1e-10)), key

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from crossent.tools import cli
 from crossent.tools import progress as bar
-from crossent.tools.score import gates
+from crossent.tools.score import fail_if
 from crossent.tools.score.report import DEFINITIONS
 from crossent.tools.score.scoring import score
 
@@ -257,13 +257,13 @@ def test_a_gate_that_holds_exits_with_1_after_the_results():
     assert asked("preds.npz", "--fail-if", "nll>9", "--fail-if", "ece>=1").exit_code == 0
 
 
-@pytest.mark.parametrize("name", [*gates.SHORT, "brier", "rows"])
+@pytest.mark.parametrize("name", [*fail_if.SHORT, "brier", "rows"])
 def test_gates_compare_in_every_direction(name):
     report = score(np.tile(LOGITS, (1, 3)), LABELS, label_smoothing=0.1)
-    value = report.numbers[gates.SHORT.get(name, name)]
+    value = report.numbers[fail_if.SHORT.get(name, name)]
     for comparison, holds in {">": (True, False), ">=": (True, True), "<": (False, False), "<=": (False, True)}.items():
         found = tuple(
-            gates.gate(f"{name}{comparison}{bound!r}").holds(report) for bound in (float(value) - 1e-3, float(value))
+            fail_if.gate(f"{name}{comparison}{bound!r}").holds(report) for bound in (float(value) - 1e-3, float(value))
         )
         assert found == holds
 

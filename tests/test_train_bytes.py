@@ -19,7 +19,7 @@ from training import CSP, Links
 from crossent.tools import cli
 from crossent.tools.train.figure import DARK, LIGHT, svg, together
 from crossent.tools.train.findings import QUICK
-from crossent.tools.train.language import heads, model, run, tables, text, yardsticks
+from crossent.tools.train.language import compressors, heads, model, run, tables, text
 from crossent.tools.train.language.findings import against_compressors, agreement, learnt, memory, paragraph, time
 from crossent.tools.train.language.panels import PANELS
 from crossent.tools.train.language.report import command, document, html, notices
@@ -145,7 +145,7 @@ def test_what_is_no_text_is_refused_in_one_sentence(data, said, tmp_path):
 
 
 def test_frequencies_by_hand():
-    found = yardsticks.frequencies(Text("", b"abab", b"ab", ""))
+    found = compressors.frequencies(Text("", b"abab", b"ab", ""))
     p_a = p_b = (2 + 1) / (4 + 256)
     assert found.uniform == 8
     assert found.unigram == pytest.approx(-(log2(p_a) + log2(p_b)) / 2)
@@ -156,7 +156,7 @@ def test_frequencies_by_hand():
 
 def test_compressors_are_counted_in_bits_of_the_tail():
     cut = split("a text", PROSE)
-    found = {each.name: each for each in yardsticks.compressors(cut)}
+    found = {each.name: each for each in compressors.compressors(cut)}
     assert list(found) == ["zlib", "bz2", "lzma"]
     alone = 8 * len(zlib.compress(cut.tail, 9)) / len(cut.tail)
     after = 8 * (len(zlib.compress(PROSE, 9)) - len(zlib.compress(cut.train, 9))) / len(cut.tail)
@@ -327,9 +327,9 @@ def told(results, bits=2.0, torch_steps=None, our_steps=None, peaks=(90_000_000,
         settings=replace(results.settings, quick=False),
         ways=(torch_way, ours),
         curve=(Point(600, 12.3, bits),),
-        frequencies=yardsticks.Frequencies(8.0, 4.7, 3.3),
+        frequencies=compressors.Frequencies(8.0, 4.7, 3.3),
         compressed=tuple(
-            yardsticks.Compressed(*each) for each in (("zlib", 2.1, 1.9), ("bz2", 2.0, 1.5), ("lzma", 2.0, 1.4))
+            compressors.Compressed(*each) for each in (("zlib", 2.1, 1.9), ("bz2", 2.0, 1.5), ("lzma", 2.0, 1.4))
         ),
     )
 

@@ -17,7 +17,7 @@ _HOME = {
     "CrossEntropyStats": "losses.statistics",
     "DistillationLoss": "losses.modules",
     "Explanation": "tools.explain.explanation",
-    "Finding": "tools.check.cards",
+    "Finding": "tools.check.findings",
     "Focal": "core.penalties",
     "FocalLoss": "losses.modules",
     "GCE": "core.penalties",

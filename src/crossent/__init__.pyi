@@ -38,8 +38,8 @@ from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats
 from crossent.tools.check.audit import LossReport as LossReport
 from crossent.tools.check.audit import check_loss as check_loss
-from crossent.tools.check.cards import Finding as Finding
 from crossent.tools.check.debug import debug as debug
+from crossent.tools.check.findings import Finding as Finding
 from crossent.tools.check.run import check as check
 from crossent.tools.explain.explanation import Explanation as Explanation
 from crossent.tools.explain.explanation import explain as explain

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from crossent.reference import Array
-from crossent.tools.check.cards import Findings, Unable, look
+from crossent.tools.check.findings import Findings, Unable, look
 from crossent.tools.check.rules import CUSTOM
 from crossent.tools.check.rules.custom import INDICES, LABELS, ONE_LABEL
 

@@ -13,8 +13,8 @@ from crossent.tools.errors import Unreadable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crossent.tools.check.cards import Findings
     from crossent.tools.check.facts import Facts
+    from crossent.tools.check.findings import Findings
     from crossent.tools.files import Pair
 
 EPILOG = """\b
@@ -78,8 +78,8 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
 
 
 def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
-    from crossent.tools.check.cards import look
     from crossent.tools.check.facts import survey
+    from crossent.tools.check.findings import look
     from crossent.tools.check.rules import VALUES
     from crossent.tools.check.run import read
     from crossent.tools.progress import Bar
@@ -129,9 +129,9 @@ def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:
 
 def document(pair: Pair, facts: Facts, findings: Findings) -> dict[str, Any]:
     """Give findings and the numbers behind them as one object of plain data."""
-    from crossent.tools.check.cards import REMARK, SEVERITIES
+    from crossent.tools.check.findings import REMARK, SEVERITIES
     from crossent.tools.check.rules import VALUES
-    from crossent.tools.check.rules.course import levels
+    from crossent.tools.check.rules.loss_curve import levels
 
     of_labels = levels(facts)
     return {

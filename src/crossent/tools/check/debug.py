@@ -24,10 +24,10 @@ from torch import Tensor
 from crossent.core import watch
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.check import run
-from crossent.tools.check.cards import REMARK, Findings, look
 from crossent.tools.check.facts import Facts, survey
+from crossent.tools.check.findings import REMARK, Findings, look
 from crossent.tools.check.options import Options
-from crossent.tools.check.rules import VALUES, course
+from crossent.tools.check.rules import VALUES, loss_curve
 
 AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
 _HERE = str(Path(__file__).parents[2])  # of the whole package
@@ -103,7 +103,7 @@ class Debug:
             self._look(site, known, logits, target, loss, None if input is logits else 1)
         elif known.facts is not None and _again(len(known.losses)):
             known.facts.options = replace(known.facts.options, losses=known.losses)
-            self._tell(site, known, look(course.RULES.values(), known.facts))
+            self._tell(site, known, look(loss_curve.RULES.values(), known.facts))
 
     def _look(
         self, site: Site, known: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None

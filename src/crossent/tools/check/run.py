@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crossent.core.names import only_its_keywords
-from crossent.tools.check.cards import Findings, look
 from crossent.tools.check.facts import survey
+from crossent.tools.check.findings import Findings, look
 from crossent.tools.check.options import Options
 from crossent.tools.check.rules import VALUES
 from crossent.tools.files import Table

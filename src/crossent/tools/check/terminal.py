@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from crossent.tools.check.cards import REMARK, SEVERITIES, Card, Findings, paragraphs
+from crossent.tools.check.findings import REMARK, SEVERITIES, Card, Findings, paragraphs
 
 MOST = 100
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}

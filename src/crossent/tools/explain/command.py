@@ -88,7 +88,7 @@ def _read(
     logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
 ) -> dict[str, Any]:
     """Read the texts of the options."""
-    from crossent.tools.words import numbers, words
+    from crossent.tools.named_values import numbers, words
 
     return {
         "logits": None if logits is None else numbers(logits),

@@ -12,7 +12,7 @@ from crossent.tools.errors import Unreadable
 
 if TYPE_CHECKING:
     from crossent.tools.files import Table
-    from crossent.tools.score.gates import Gate
+    from crossent.tools.score.fail_if import Gate
     from crossent.tools.score.report import Report
 
 EPILOG = """\b
@@ -96,7 +96,7 @@ def score(
 
 
 def _gates(said: tuple[str, ...]) -> list[Gate]:
-    from crossent.tools.score.gates import gate
+    from crossent.tools.score.fail_if import gate
 
     return [gate(each) for each in said]
 
@@ -104,18 +104,18 @@ def _gates(said: tuple[str, ...]) -> list[Gate]:
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
     from dataclasses import replace
 
-    from crossent.tools import words
+    from crossent.tools import named_values
     from crossent.tools.progress import Bar
     from crossent.tools.score.scoring import score as scored
 
-    for name, read in (("weight", words.numbers), ("class_names", words.words)):
+    for name, read in (("weight", named_values.numbers), ("class_names", named_values.words)):
         options[name] = None if options[name] is None else read(options[name])
     with Bar() as bar:
         report = scored(*_open(logits, labels), watch=bar, **options)
     if ids is None:
         return report
     mentioned = {example.row for example in (*report.worst, *report.suspects)}
-    return replace(report, ids=words.ids_of(ids, mentioned, int(report.numbers["rows"] or 0)))
+    return replace(report, ids=named_values.ids_of(ids, mentioned, int(report.numbers["rows"] or 0)))
 
 
 def _open(logits: str, labels: str | None) -> tuple[Table, Table]:
@@ -130,10 +130,10 @@ def _open(logits: str, labels: str | None) -> tuple[Table, Table]:
 
 
 def _print(report: Report, face: str | None) -> None:
-    from crossent.tools.score import faces
+    from crossent.tools.score import show
 
     if face is None:
-        faces.show(report)
+        show.show(report)
     else:
-        said = {"json": report.to_json, "csv": lambda: faces.separated(report), "md": lambda: faces.markdown(report)}
+        said = {"json": report.to_json, "csv": lambda: show.separated(report), "md": lambda: show.markdown(report)}
         click.echo(said[face]().rstrip("\n"))

@@ -8,8 +8,8 @@ import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.score.blocks import Block, Ints
 from crossent.tools.score.options import Options
+from crossent.tools.score.row_blocks import Block, Ints
 
 BINS = 15
 CONFUSED = 1000  # up to so many classes all confusions are counted

@@ -76,7 +76,7 @@ class Report:
     ids: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        from crossent.tools.score.faces import text
+        from crossent.tools.score.show import text
 
         return text(self)
 

@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
 from crossent.tools.files import FileError, Table
-from crossent.tools.score.blocks import Reader
 from crossent.tools.score.measures import Accuracy, Brier, Calibration, Classes, ExactMatch, Largest, Loss, Suspects
 from crossent.tools.score.options import Options, class_axes, layout_of
 from crossent.tools.score.report import Report
+from crossent.tools.score.row_blocks import Reader
 from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
 from crossent.tools.shared_options import OptionError, check_weight_count
 

@@ -12,8 +12,8 @@ from math import inf, sqrt
 import numpy as np
 
 from crossent.reference import Bools
-from crossent.tools.score.blocks import Block, Ints, Reader
 from crossent.tools.score.measures import Calibration, Mean
+from crossent.tools.score.row_blocks import Block, Ints, Reader
 
 LIMITS = (1 / 100, 100.0)
 SAMPLE = 1 << 26  # numbers that the fit looks at, evenly spread, of a file that holds more

@@ -9,8 +9,8 @@ import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.check.cards import Card, Rule, Seen, Unable, rule
 from crossent.tools.check.facts import numbers
+from crossent.tools.check.findings import Card, Rule, Seen, Unable, rule
 
 if TYPE_CHECKING:
     from crossent.tools.check.audit import Subject

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from math import floor, isfinite, log2
 
 from crossent import reference
-from crossent.tools.check.cards import Card, Rule, Seen, rule
 from crossent.tools.check.facts import Facts, Tally
+from crossent.tools.check.findings import Card, Rule, Seen, rule
 
 RULES: dict[str, Rule] = {}
 

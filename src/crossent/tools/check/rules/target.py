@@ -7,8 +7,8 @@ from math import prod
 
 import numpy as np
 
-from crossent.tools.check.cards import Card, Rule, Seen, Severity, rule
 from crossent.tools.check.facts import Facts, numbers
+from crossent.tools.check.findings import Card, Rule, Seen, Severity, rule
 
 RULES: dict[str, Rule] = {}
 

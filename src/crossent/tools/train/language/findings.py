@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from crossent.tools.train.findings import QUICK, joined
+from crossent.tools.train.language.compressors import Compressed
 from crossent.tools.train.language.run import LanguageResults, Way
-from crossent.tools.train.language.yardsticks import Compressed
 
 ALIKE = 0.02
 """Bits per byte, and shares of a time or a memory, that are not worth a word."""

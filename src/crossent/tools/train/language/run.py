@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crossent import linear_cross_entropy
 from crossent.tools.train.fit import one_thread
-from crossent.tools.train.language import heads, model, yardsticks
+from crossent.tools.train.language import compressors, heads, model
 from crossent.tools.train.language.heads import CROSSENT, TORCH, WAYS, Shape
 from crossent.tools.train.language.model import CONTEXT, LanguageModel
 from crossent.tools.train.language.text import Ids, Text, TextError, vocabulary
@@ -93,8 +93,8 @@ class LanguageResults:
     ways: tuple[Way, Way]
     steps: tuple[Step, ...]
     curve: tuple[Point, ...]
-    compressed: tuple[yardsticks.Compressed, ...]
-    frequencies: yardsticks.Frequencies
+    compressed: tuple[compressors.Compressed, ...]
+    frequencies: compressors.Frequencies
     sample: str
     complete: bool
     seconds: float
@@ -247,8 +247,8 @@ def run(settings: Settings, text: Text, bar: Bar) -> LanguageResults | None:
         ways=(Way(TORCH, compared[TORCH], peaks[TORCH]), Way(CROSSENT, compared[CROSSENT], peaks[CROSSENT])),
         steps=tuple(ours.steps),
         curve=tuple(curve),
-        compressed=yardsticks.compressors(text),
-        frequencies=yardsticks.frequencies(text),
+        compressed=compressors.compressors(text),
+        frequencies=compressors.frequencies(text),
         sample=corpus.sample(ours.model, settings.seed, QUICK_SAMPLE_BYTES if settings.quick else SAMPLE_BYTES),
         complete=complete,
         seconds=time.perf_counter() - started,

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossent.tools.score.grids import Grid, grids, heading
 from crossent.tools.score.report import Report
+from crossent.tools.score.tables import Grid, grids, heading
 
 LEAST, MOST = (
     80,

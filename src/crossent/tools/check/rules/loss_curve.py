@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from crossent import reference
-from crossent.tools.check.cards import Card, Rule, Seen, rule
 from crossent.tools.check.facts import Facts
+from crossent.tools.check.findings import Card, Rule, Seen, rule
 
 RULES: dict[str, Rule] = {}
 
