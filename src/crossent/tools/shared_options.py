@@ -67,7 +67,9 @@ def check_class_weights(weight: Any, *, infinite: bool = False) -> None:
 def check_weight_count(weight: Any, num_classes: int, logits: str) -> None:
     """Refuse another number of class weights than there are classes in the logits of that name."""
     if len(weight) != num_classes:
-        raise OptionError("weight", f"has {len(weight)} numbers, but {logits} has {num_classes} classes: it needs one a class")
+        raise OptionError(
+            "weight", f"has {len(weight)} numbers, but {logits} has {num_classes} classes: it needs one a class"
+        )
 
 
 def class_axis(name: str, dim: int | None, shape: tuple[int, ...], usual: int, *, rows_first: bool = False) -> int:
