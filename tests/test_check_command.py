@@ -110,7 +110,7 @@ def test_exit_codes(files):
         (("x.npy", "y.npy", "--task", "lm2"), "'lm2'"),
         (("x.npy", "y.npy", "--shift"), "need task='lm'"),
         (("x.npy", "y.npy", "--class-dim", "7"), "dim must lie in"),
-        (("x.npy", "y.npy", "--weight", "one,two"), "neither numbers separated by commas nor a file"),
+        (("x.npy", "y.npy", "--weight", "one,two"), "is neither a file of numbers nor numbers with commas between"),
         (("x.npy", "y.npy", "--weight=-1,1,1,1,1"), "no negative number"),
     ],
 )

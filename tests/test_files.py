@@ -18,7 +18,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from crossent.tools.files import BLOCK, FileError, open_pair
+from crossent.tools.files import FileError, open_pair
+from crossent.tools.files.spool import BLOCK
 
 N, C = 23, 4
 LOGITS = np.random.default_rng(0).normal(size=(N, C)).astype(np.float32)

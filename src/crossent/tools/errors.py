@@ -1,8 +1,12 @@
-"""What a command says about input that it cannot read: one sentence, and exit code 2."""
+"""What a tool cannot read, in one sentence, and the exit code 2 of a command that is given it."""
 
 from __future__ import annotations
 
 import click
+
+
+class FileError(ValueError):
+    """A file or an array that cannot be read as asked."""
 
 
 class Unreadable(click.ClickException):

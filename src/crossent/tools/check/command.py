@@ -84,35 +84,32 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.tools.check.run import read
     from crossent.tools.progress import Bar
 
-    options["dim"] = options.pop("class_dim")
-    for name in ("weight", "pos_weight", "inputs", "losses"):
-        if options[name] is not None:
-            options[name] = _numbers(options[name], options["task"] if name == "inputs" else "")
-    if options["losses"] is not None:
-        options["losses"] = options["losses"].reshape(-1)
+    options = _read(**options)
     with Bar() as bar:
         facts = survey(pair.logits, pair.labels, read(options), bar)
     return facts, look(VALUES.values(), facts)
 
 
-def _numbers(said: str, task: str) -> Any:
-    """Read numbers separated by commas, or the one array of a file."""
-    import numpy as np
+def _read(
+    class_dim: int | None,
+    weight: str | None,
+    pos_weight: str | None,
+    inputs: str | None,
+    losses: str | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Read the options that are numbers, as they stand or in a file."""
+    from crossent.tools.files.store import LABELS
+    from crossent.tools.files.values import WEIGHTS, read_numbers
 
-    from crossent.tools.files import LABELS, FileError, choose, open_store, split
-
-    try:
-        return np.array([float(value) for value in said.split(",")])
-    except ValueError:
-        pass
-    if "." not in said:
-        raise FileError(f"{said!r}: neither numbers separated by commas nor a file")
-    path, key = split(said)
-    store = open_store(path)
-    table = store.table(
-        choose(path, store, key, ("input_ids", "inputs", *LABELS) if task else ("loss", "losses"), "numbers")
-    )
-    return table.rows(0, len(table))
+    return {
+        "dim": class_dim,
+        "weight": None if weight is None else read_numbers(weight, WEIGHTS).reshape(-1),
+        "pos_weight": None if pos_weight is None else read_numbers(pos_weight, WEIGHTS),
+        "inputs": None if inputs is None else read_numbers(inputs, ("input_ids", "inputs", *LABELS)),
+        "losses": None if losses is None else read_numbers(losses, ("loss", "losses")).reshape(-1),
+        **others,
+    }
 
 
 def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:

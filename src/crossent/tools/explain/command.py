@@ -88,13 +88,14 @@ def _read(
     logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
 ) -> dict[str, Any]:
     """Read the texts of the options."""
-    from crossent.tools.named_values import numbers, words
+    from crossent.tools.files.names import read_names
+    from crossent.tools.files.values import WEIGHTS, read_numbers
 
     return {
-        "logits": None if logits is None else numbers(logits),
+        "logits": None if logits is None else read_numbers(logits).reshape(-1),
         "target": None if target is None else read_target(target),
-        "class_names": None if class_names is None else words(class_names),
-        "prior": None if prior is None else numbers(prior),
+        "class_names": None if class_names is None else read_names(class_names),
+        "prior": None if prior is None else read_numbers(prior, WEIGHTS).reshape(-1),
         **others,
     }
 

@@ -104,18 +104,21 @@ def _gates(said: tuple[str, ...]) -> list[Gate]:
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
     from dataclasses import replace
 
-    from crossent.tools import named_values
+    from crossent.tools.files.names import read_ids, read_names
+    from crossent.tools.files.values import WEIGHTS, read_numbers
     from crossent.tools.progress import Bar
     from crossent.tools.score.scoring import score as scored
 
-    for name, read in (("weight", named_values.numbers), ("class_names", named_values.words)):
-        options[name] = None if options[name] is None else read(options[name])
+    if options["weight"] is not None:
+        options["weight"] = read_numbers(options["weight"], WEIGHTS).reshape(-1)
+    if options["class_names"] is not None:
+        options["class_names"] = read_names(options["class_names"])
     with Bar() as bar:
         report = scored(*_open(logits, labels), watch=bar, **options)
     if ids is None:
         return report
     mentioned = {example.row for example in (*report.worst, *report.suspects)}
-    return replace(report, ids=named_values.ids_of(ids, mentioned, int(report.numbers["rows"] or 0)))
+    return replace(report, ids=read_ids(ids, mentioned, int(report.numbers["rows"] or 0)))
 
 
 def _open(logits: str, labels: str | None) -> tuple[Table, Table]:
