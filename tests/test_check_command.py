@@ -180,7 +180,7 @@ def test_json_is_one_object_and_its_schema_is_frozen(files):
 
 
 def test_more_rows_than_fit_into_a_piece(files, monkeypatch):
-    monkeypatch.setattr("crossent.tools.check.facts.ELEMENTS", 50)
+    monkeypatch.setattr("crossent.tools.check.survey.ELEMENTS", 50)
     assert "all 200 rows" in asked("check", "soft.npz").stdout
     assert asked("check", "good.npz").exit_code == 0
 
@@ -188,8 +188,8 @@ def test_more_rows_than_fit_into_a_piece(files, monkeypatch):
 def test_memory_does_not_grow_with_the_file(tmp_path):
     import tracemalloc
 
-    from crossent.tools.check.facts import survey
-    from crossent.tools.check.options import Options
+    from crossent.tools.check.options import CheckOptions
+    from crossent.tools.check.survey import survey
     from crossent.tools.files import open_pair
 
     shape = (400_000, 20)
@@ -200,7 +200,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     del x
     pair = open_pair(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
     tracemalloc.start()
-    facts = survey(pair.logits, pair.labels, Options())
+    facts = survey(pair.logits, pair.labels, CheckOptions())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert facts.loss.loss.n == 400_000

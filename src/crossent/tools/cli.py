@@ -77,11 +77,11 @@ def _extras() -> dict[str, str]:
             return True
         return False
 
-    said = {}
+    extras = {}
     for extra, packages in EXTRAS.items():
         lacking = [package for package in packages if missing(package)]
-        said[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
-    return said
+        extras[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
+    return extras
 
 
 for command in (explain, check, rule, score, train):

@@ -209,9 +209,9 @@ class Subject:
         pairs = (("the logits", given.detach(), before), ("the target", target, kept))
         return [name for name, now, then in pairs if not torch.equal(now, then)]
 
-    def measure(self, rule: str, said: str) -> None:
+    def measure(self, rule: str, result: str) -> None:
         """Keep what a rule measured."""
-        self.measured[rule] = said
+        self.measured[rule] = result
 
     def _reduction(self) -> tuple[str, float]:
         """Find out how rows are put together, by giving them twice."""
@@ -283,8 +283,8 @@ def check_loss(
     if subject.total(subject.x, subject.target) != subject.total(subject.x, subject.target):
         raise ValueError(f"{called} differs from call to call: fix its seed, or leave out what is random, to audit it")
     findings = look(CUSTOM.values(), subject)
-    found = {finding.rule for finding in findings}
-    trials = tuple(Trial(rule, rule in found, subject.measured.get(rule, "not tried: it raises")) for rule in CUSTOM)
+    broken = {finding.rule for finding in findings}
+    trials = tuple(Trial(rule, rule in broken, subject.measured.get(rule, "not tried: it raises")) for rule in CUSTOM)
     return LossReport(called, _about(subject), findings, trials)
 
 

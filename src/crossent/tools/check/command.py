@@ -78,15 +78,15 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
 
 
 def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
-    from crossent.tools.check.facts import survey
     from crossent.tools.check.findings import look
+    from crossent.tools.check.options import read_options
     from crossent.tools.check.rules import VALUES
-    from crossent.tools.check.run import read
+    from crossent.tools.check.survey import survey
     from crossent.tools.progress import Bar
 
     options = _read(**options)
     with Bar() as bar:
-        facts = survey(pair.logits, pair.labels, read(options), bar)
+        facts = survey(pair.logits, pair.labels, read_options(options), bar)
     return facts, look(VALUES.values(), facts)
 
 

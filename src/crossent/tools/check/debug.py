@@ -23,11 +23,12 @@ from torch import Tensor
 
 from crossent.core import watch
 from crossent.core.target import BinaryTarget, Target
-from crossent.tools.check import run
-from crossent.tools.check.facts import Facts, survey
+from crossent.tools.arrays import read_table
+from crossent.tools.check.facts import Facts
 from crossent.tools.check.findings import REMARK, Findings, look
-from crossent.tools.check.options import Options
+from crossent.tools.check.options import CheckOptions, read_options
 from crossent.tools.check.rules import VALUES, loss_curve
+from crossent.tools.check.survey import survey
 
 AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
 _HERE = str(Path(__file__).parents[2])  # of the whole package
@@ -55,7 +56,7 @@ class Course:
     broken: bool = False  # a loss was nan or inf, and was looked at
     losses: array[float] = field(default_factory=lambda: array("d"))
     facts: Facts | None = None
-    said: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
 
 class Debug:
@@ -92,38 +93,38 @@ class Debug:
             return
         kind = "binary" if isinstance(target, BinaryTarget) else "indices" if target.indices else "weights"
         site = _site(kind)
-        known = self._courses.setdefault(site, Course())
-        known.calls += 1
+        course = self._courses.setdefault(site, Course())
+        course.calls += 1
         value = float(loss.detach()) if loss.dim() == 0 else 0.0
         if averaged and target.plain and loss.dim() == 0:
-            known.losses.append(value)
-        if known.calls <= self.first_n or (not isfinite(value) and not known.broken):
-            known.broken |= not isfinite(value)
+            course.losses.append(value)
+        if course.calls <= self.first_n or (not isfinite(value) and not course.broken):
+            course.broken |= not isfinite(value)
             # an axis that was named need not be guessed
-            self._look(site, known, logits, target, loss, None if input is logits else 1)
-        elif known.facts is not None and _again(len(known.losses)):
-            known.facts.options = replace(known.facts.options, losses=known.losses)
-            self._tell(site, known, look(loss_curve.RULES.values(), known.facts))
+            self._look(site, course, logits, target, loss, None if input is logits else 1)
+        elif course.facts is not None and _again(len(course.losses)):
+            course.facts.options = replace(course.facts.options, losses=course.losses)
+            self._tell(site, course, look(loss_curve.RULES.values(), course.facts))
 
     def _look(
-        self, site: Site, known: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None
+        self, site: Site, course: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None
     ) -> None:
         """Look at the values of one call."""
         x, t = _rows(logits, target)
         if x.numel():
-            options = _options(target, loss, known.losses if known.calls == 1 else [])
+            options = _options(target, loss, course.losses if course.calls == 1 else [])
             options = replace(options, dim=dim if x.shape == logits.shape else None)
-            known.facts = survey(run.table("logits", x), run.table("target", t), options)
-            self._tell(site, known, look(VALUES.values(), known.facts))
-        if known.calls == self.first_n and not known.said:
+            course.facts = survey(read_table("logits", x), read_table("target", t), options)
+            self._tell(site, course, look(VALUES.values(), course.facts))
+        if course.calls == self.first_n and not course.reported:
             many = f"{self.first_n} batches" if self.first_n > 1 else "batch"
             print(f"{site.file}:{site.line}: crossent found nothing in the first {many}. {REMARK}", file=sys.stderr)
 
-    def _tell(self, site: Site, known: Course, findings: Findings) -> None:
+    def _tell(self, site: Site, course: Course, findings: Findings) -> None:
         """Warn of what was not found here before."""
         for finding in findings:
-            if finding.rule not in known.said:
-                known.said.add(finding.rule)
+            if finding.rule not in course.reported:
+                course.reported.add(finding.rule)
                 self.findings.append(finding)
                 warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
 
@@ -158,10 +159,10 @@ def debug(first_n: int = 3) -> Debug:
 
 def from_environment() -> Debug | None:
     """Read ``CROSSENT_DEBUG``."""
-    said = os.environ.get("CROSSENT_DEBUG", "").strip().lower()
-    if said in ("", "0", "false", "off", "no"):
+    setting = os.environ.get("CROSSENT_DEBUG", "").strip().lower()
+    if setting in ("", "0", "false", "off", "no"):
         return None
-    return Debug(int(said) if said.isdigit() and said != "1" else 3)
+    return Debug(int(setting) if setting.isdigit() and setting != "1" else 3)
 
 
 def _plain(*tensors: Tensor) -> bool:
@@ -187,7 +188,7 @@ def _ignored(target: BinaryTarget) -> float:
     return -100.0 if target.settings.ignore_index is None else target.settings.ignore_index
 
 
-def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float]) -> Options:
+def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float]) -> CheckOptions:
     """Write what a call says as options of a check."""
     numbers = target.settings
     settings: dict[str, Any] = {
@@ -198,9 +199,9 @@ def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float
         "live": True,
     }
     if isinstance(target, Target):
-        return run.read({**settings, "weight": target.weight})
+        return read_options({**settings, "weight": target.weight})
     ignored = numbers.ignore_index if target.mask is None else _ignored(target)
-    return run.read({**settings, "task": "binary", "pos_weight": target.pos_weight, "ignore_index": ignored})
+    return read_options({**settings, "task": "binary", "pos_weight": target.pos_weight, "ignore_index": ignored})
 
 
 def _again(n: int) -> bool:

@@ -1,123 +1,26 @@
 """Everything that one pass over the values tells: the rules look at this, never at the values.
 
-What is kept does not grow with the number of rows, but for a few numbers a micro-batch. Logits are read a block of rows at a
-time. The cost of a class is that of ``crossent.reference``, without class weights and smoothing.
+What is kept does not grow with the number of rows, but for a few numbers a micro-batch. The cost of a class is that of
+``crossent.reference``, without class weights and smoothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, nan, prod, sqrt
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crossent import reference
 from crossent.reference import Array, Bools
-from crossent.tools.check.options import Layout, Options, layout_of
-from crossent.tools.files import Table
+from crossent.tools.check.layout import RowLayout
+from crossent.tools.check.options import CheckOptions
+from crossent.tools.check.pieces import Piece, anywhere, everywhere, numbers
 
-Ints = NDArray[np.int64]
-
-ELEMENTS = 1 << 19  # of float64 in a piece: 4 MiB, of which there are a few copies
-SHOWN = 3
-OFFSETS = (-1, 0, 1)
-
-
-def numbers(row: Sequence[float] | NDArray[Any], most: int = 4) -> str:
-    """Write the first numbers of a row.
-
-    >>> numbers([0.25, -1.0, 3.0, 1e5, 7.0])
-    '0.25, -1, 3, 1e+05, …'
-    """
-    said = ", ".join(f"{value:.3g}" for value in row[:most])
-    return said + (", …" if len(row) > most else "")
-
-
-def anywhere(mask: Bools) -> Bools:
-    """Mark the rows with something in them."""
-    return np.asarray(mask.any(1))
-
-
-def everywhere(mask: Bools) -> Bools:
-    """Mark the rows with nothing else in them."""
-    return np.asarray(mask.all(1))
-
-
-@dataclass
-class Piece:
-    """Some rows, one after the other, with their target as class indices or as weights.
-
-    Attributes:
-        layout: of the whole.
-        first: the number of the first row.
-        x: the logits ``(R, C)``.
-        raw: the target as it is stored, ``(R,)`` or ``(R, C)``; None if there is none.
-        ignored: what of it counts for nothing.
-        binary: whether every logit has a sigmoid.
-        near: language models: the labels some positions on, -1 where there is none.
-    """
-
-    layout: Layout
-    first: int
-    x: Array
-    raw: Array | None
-    ignored: Bools
-    binary: bool = False
-    near: dict[int, Ints] = field(default_factory=dict)
-
-    def place(self, i: int) -> str:
-        """Name a row as the user counts: by its index, or by several."""
-        at = np.unravel_index(self.first + i, self.layout.rows)
-        if not at:
-            return "the row"
-        return f"row {int(at[0])}" if len(at) == 1 else f"row ({', '.join(str(int(k)) for k in at)})"
-
-    @cached_property
-    def y(self) -> Ints:
-        """The class of every row, -1 where the target names none."""
-        raw = self.raw
-        assert raw is not None
-        wrong = self.ignored | ~np.isfinite(raw) | (raw != np.rint(raw)) | (raw < 0) | (raw >= self.x.shape[1])
-        return np.where(wrong, -1, np.where(np.isfinite(raw), raw, 0)).astype(np.int64)
-
-    @cached_property
-    def t(self) -> Array:
-        """The weight of every class; nothing where it is ignored or no number."""
-        raw = self.raw
-        assert raw is not None
-        return np.where(self.ignored | ~np.isfinite(raw), 0.0, raw)
-
-    @property
-    def indices(self) -> bool:
-        """Whether there is a class for every row."""
-        return self.raw is not None and self.raw.ndim == 1
-
-    @cached_property
-    def counts(self) -> Bools:
-        """The rows that count."""
-        if self.indices:
-            return np.asarray(self.y >= 0)
-        return ~everywhere(self.ignored) if self.raw is not None else np.ones(len(self.x), bool)
-
-    @cached_property
-    def cost(self) -> Array:
-        """``-log p`` of every class; for a sigmoid, of yes."""
-        return reference.softplus(-self.x) if self.binary else reference.surprisal(self.x)
-
-    @cached_property
-    def loss(self) -> Array:
-        """The loss of every row, or of every logit for a sigmoid; nan where there is none."""
-        if self.raw is None:
-            return np.full(len(self.x), nan)
-        if self.binary:
-            return np.where(self.ignored, nan, reference.sigmoid_cross_entropy(self.x, self.t).loss)
-        if self.indices:
-            return np.where(self.counts, self.cost[np.arange(len(self.y)), self.y], nan)
-        return np.asarray(reference.times(self.t, self.cost).sum(1))
+SHOWN = 3  # rows that are written out
+OFFSETS = (-1, 0, 1)  # of the labels of a language model, in positions
 
 
 @dataclass
@@ -130,13 +33,13 @@ class Tally:
 
     def add(self, piece: Piece, rows: Bools, values: Any) -> None:
         """Count rows; ``values`` has one row or number for each row of the piece."""
-        found = np.flatnonzero(rows)
-        if len(found) == 0:
+        marked = np.flatnonzero(rows)
+        if len(marked) == 0:
             return
         if self.count == 0:
-            self.at = piece.first + int(found[0])
-        self.count += len(found)
-        for i in found[: SHOWN - len(self.first)]:
+            self.at = piece.first + int(marked[0])
+        self.count += len(marked)
+        for i in marked[: SHOWN - len(self.first)]:
             shown = np.atleast_1d(values[i])
             self.first.append(f"{piece.place(int(i))}: {numbers(shown)}")
 
@@ -246,7 +149,7 @@ class TargetFacts:
 
 
 @dataclass
-class Mean:
+class RunningMean:
     """A mean that can be added to, with its standard error."""
 
     total: float = 0.0
@@ -272,7 +175,7 @@ class Mean:
         """The square of its standard error."""
         return max(self.squares / self.n - self.value**2, 0.0) / self.n if self.n else inf
 
-    def above(self, other: Mean) -> float:
+    def above(self, other: RunningMean) -> float:
         """How many standard errors it lies above another."""
         return (self.value - other.value) / max(sqrt(self.variance + other.variance), 1e-12)
 
@@ -282,7 +185,7 @@ class Part:
     """A micro-batch: how many of its rows count, and what they cost."""
 
     counted: int = 0
-    loss: Mean = field(default_factory=Mean)
+    loss: RunningMean = field(default_factory=RunningMean)
 
 
 @dataclass
@@ -292,13 +195,13 @@ class LossFacts:
     p_sum: Array
     p_squares: Array
     p_rows: int = 0
-    loss: Mean = field(default_factory=Mean)
-    as_probabilities: Mean = field(default_factory=Mean)  # if the logits are the probabilities
+    loss: RunningMean = field(default_factory=RunningMean)
+    as_probabilities: RunningMean = field(default_factory=RunningMean)  # if the logits are the probabilities
     right: int = 0
-    near: dict[int, Mean] = field(default_factory=lambda: {k: Mean() for k in OFFSETS})
+    near: dict[int, RunningMean] = field(default_factory=lambda: {k: RunningMean() for k in OFFSETS})
     parts: list[Part] = field(default_factory=list)  # micro-batches
 
-    def add(self, piece: Piece, options: Options) -> None:
+    def add(self, piece: Piece, options: CheckOptions) -> None:
         """Look at some rows."""
         good = piece.counts & np.isfinite(piece.cost).any(1)
         p = np.exp(-piece.cost[good])
@@ -342,13 +245,15 @@ class LossFacts:
 class Facts:
     """What is known of a call: how it is meant, and what a pass over the values tells."""
 
-    options: Options
-    layout: Layout
+    options: CheckOptions
+    layout: RowLayout
     dtype: str
     logits: LogitFacts
     target: TargetFacts
     loss: LossFacts
-    last_axis: Mean = field(default_factory=Mean)  # the loss if the classes of (N, C, C) are on the last axis
+    last_axis: RunningMean = field(
+        default_factory=RunningMean
+    )  # the loss if the classes of (N, C, C) are on the last axis
     ahead: dict[int, int] = field(default_factory=dict)  # how many labels are the input so many positions on
     pairs: int = 0
 
@@ -371,107 +276,3 @@ class Facts:
     def has_target(self) -> bool:
         """Whether the target can be used."""
         return self.layout.kind != ""
-
-
-def survey(
-    logits: Table, target: Table | None, options: Options, watch: Callable[[str, int, int], None] | None = None
-) -> Facts:
-    """Read everything once; ``watch`` is told how far."""
-    layout = layout_of(logits, target, options)
-    facts = Facts(
-        options,
-        layout,
-        logits.dtype,
-        LogitFacts(),
-        TargetFacts(np.zeros(layout.num_classes)),
-        LossFacts(np.zeros(layout.num_classes), np.zeros(layout.num_classes)),
-    )
-    for x, raw, start in blocks(logits, target, layout):
-        if watch is not None:
-            watch("reading", start, len(logits))
-        if layout.square:
-            _add_last_axis(facts, x, raw)
-        # whatever the values are, inf - inf is an answer here
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            for piece in _pieces(facts, x, raw, start):
-                facts.logits.add(piece)
-                facts.target.add(piece)
-                facts.loss.add(piece, options)
-    return facts
-
-
-def blocks(
-    logits: Table, target: Table | None, layout: Layout
-) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, int]]:
-    """Read blocks along the leading axis, the classes moved to the end; whole, if those are the leading axis."""
-    used = target if layout.kind else None
-    rest = prod(layout.shape[1:])
-    whole = layout.axis == 0 or (used is not None and used.shape[:1] != layout.shape[:1])
-    step = len(logits) if whole else max(1, ELEMENTS // max(rest, 1))
-    for start in range(0, len(logits), step):
-        x, raw = logits.rows(start, start + step), None
-        x = x[..., None] if layout.axis is None else np.moveaxis(x, layout.axis, -1)
-        if used is not None:
-            raw = used.rows(0, len(used)) if whole else used.rows(start, start + step)
-            if layout.kind == "weights":
-                raw = raw.reshape(x.shape if layout.axis is None else (-1, *layout.shape[1:]))
-                raw = raw if layout.axis is None else np.moveaxis(raw, layout.axis, -1)
-            else:
-                raw = raw.reshape(x.shape[:-1])
-        yield x, raw, start
-
-
-def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int) -> Iterator[Piece]:
-    """Cut a block into rows, and those into pieces that a few copies of fit anywhere."""
-    options = facts.options
-    near: dict[int, Ints] = {}
-    if options.task == "lm" and raw is not None and raw.ndim == x.ndim - 1 == 2:
-        x, raw, near = _shifted(facts, x, raw, start)
-    x, size = x.reshape(-1, facts.C), x.shape[-1]
-    raw = None if raw is None else raw.reshape(len(x), *(() if facts.layout.kind == "indices" else (size,)))
-    step = max(1, ELEMENTS // size)
-    for at in range(0, len(x), step):
-        cut = slice(at, at + step)
-        part = x[cut].astype(np.float64)
-        labels = None if raw is None else raw[cut].astype(np.float64)
-        ignored = np.zeros((len(part), size), bool)
-        if labels is not None:
-            ignored = np.zeros(labels.shape, bool) if options.ignored is None else labels == options.ignored
-            if facts.layout.kind == "weights" and not options.binary:
-                ignored[:] = False  # probabilities have no index to ignore
-        nearby = {k: labels[cut] for k, labels in near.items()}
-        yield Piece(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
-
-
-def _shifted(
-    facts: Facts, x: NDArray[Any], y: NDArray[Any], start: int
-) -> tuple[NDArray[Any], NDArray[Any], dict[int, Ints]]:
-    """Pair the logits of a language model with its labels, and with those a position before and behind."""
-    options, base = facts.options, int(facts.options.shift)
-    length = y.shape[1] - base
-    usable = np.where((y != options.ignored) & (y >= 0) & (y < facts.C), y, -1).astype(np.int64)
-    near = {k: np.full((len(y), length), -1, np.int64) for k in OFFSETS}
-    for k, labels in near.items():
-        there = range(max(0, -base - k), min(length, y.shape[1] - base - k))
-        labels[:, there.start : there.stop] = usable[:, there.start + base + k : there.stop + base + k]
-    if options.inputs is not None:
-        _add_inputs(facts, near[0], options.inputs[start : start + len(y)])
-    return x[:, :length], y[:, base:], {k: labels.reshape(-1) for k, labels in near.items()}
-
-
-def _add_inputs(facts: Facts, labels: Ints, inputs: NDArray[Any]) -> None:
-    """Count how often the label of a position is the input there, or one or two positions on."""
-    known = labels[:, : inputs.shape[1] - 2]
-    facts.pairs += int((known >= 0).sum())
-    for ahead in (0, 1, 2):
-        same = (known == inputs[:, ahead : ahead + known.shape[1]]) & (known >= 0)
-        facts.ahead[ahead] = facts.ahead.get(ahead, 0) + int(same.sum())
-
-
-def _add_last_axis(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None) -> None:
-    """Compute the loss of logits ``(N, C, C)`` if the classes are on the last axis."""
-    if raw is not None:
-        rows = np.moveaxis(x.astype(np.float64), -1, 1).reshape(-1, facts.C)  # as they were given
-        y = raw.reshape(-1)
-        there = np.flatnonzero((y != facts.options.ignored) & (y >= 0) & (y < facts.C))
-        facts.last_axis.add(reference.surprisal(rows[there])[np.arange(len(there)), y[there].astype(np.int64)])

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crossent.core.names import only_its_keywords
-from crossent.tools.check.facts import survey
+from crossent.tools.arrays import read_table
 from crossent.tools.check.findings import Findings, look
-from crossent.tools.check.options import Options
+from crossent.tools.check.options import read_options
 from crossent.tools.check.rules import VALUES
-from crossent.tools.files import Table
-
-ARRAYS = ("weight", "pos_weight", "inputs")
+from crossent.tools.check.survey import survey
 
 
 @only_its_keywords
@@ -73,44 +70,12 @@ def check(
 
     See also: :func:`crossent.check_loss` for a loss that you wrote; :func:`crossent.debug` for a training run; ``crossent rule``.
     """
-    options = read(
+    options = read_options(
         {
             "task": task, "dim": dim, "weight": weight, "pos_weight": pos_weight, "label_smoothing": label_smoothing,
             "ignore_index": ignore_index, "shift": shift, "inputs": inputs, "micro_batch": micro_batch, "losses": losses,
             "loss_dtype": loss_dtype, "live": live,
         }
     )  # fmt: skip
-    facts = survey(table("logits", logits), None if target is None else table("target", target), options)
+    facts = survey(read_table("logits", logits), None if target is None else read_table("target", target), options)
     return look(VALUES.values(), facts)
-
-
-def read(settings: dict[str, Any]) -> Options:
-    """Read the options of a call; None is the default."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    for name in ARRAYS:
-        if name in given:
-            given[name] = array(name, given[name])[0]
-    if "losses" in given:
-        given["losses"] = [float(value) for value in given["losses"]]
-    return Options(**given)
-
-
-def table(name: str, value: Any) -> Table:
-    """Let values in memory be read like a file."""
-    values, dtype = array(name, value)
-    values = values.reshape(1) if values.ndim == 0 else values
-    return Table(name, values.shape, dtype, lambda start, stop: values[start:stop])
-
-
-def array(name: str, value: Any) -> tuple[NDArray[Any], str]:
-    """Take values as a NumPy array, with the name of their own dtype. No torch is needed for torch's tensors."""
-    if hasattr(value, "detach") and hasattr(value, "cpu"):
-        dtype = str(value.dtype).removeprefix("torch.")
-        value = value.detach().cpu()
-        value = (value.float() if dtype.startswith(("bfloat", "float8")) else value).numpy()
-    else:
-        value = np.asarray(value)
-        dtype = value.dtype.name
-    if value.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold real numbers, got {dtype}")
-    return value, dtype

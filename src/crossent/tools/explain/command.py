@@ -54,7 +54,7 @@ def read_target(text: str) -> Any:
 @click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
 def explain(
-    file: str | None, labels: str | None, row: int | None, class_dim: int | None, as_json: bool, **said: Any
+    file: str | None, labels: str | None, row: int | None, class_dim: int | None, as_json: bool, **options: Any
 ) -> None:
     """Show what each loss tells each class of one row.
 
@@ -66,12 +66,12 @@ def explain(
     """
     from crossent.tools.explain.explanation import explain as compute
 
-    if (file is None) == (said["logits"] is None):
+    if (file is None) == (options["logits"] is None):
         raise click.UsageError("give either --logits or a FILE" + ", not both" * (file is not None))
     if file is None and row is not None:
         raise click.UsageError("--row is the row of a FILE")
     try:
-        given = {key: value for key, value in _read(**said).items() if value is not None}
+        given = {key: value for key, value in _read(**options).items() if value is not None}
         arguments = {"dim": class_dim} if file is None else _from_file(file, labels, row, class_dim)
         arguments |= given
         if arguments.get("target") is None:
@@ -117,11 +117,11 @@ def _from_file(path: str, labels: str | None, row: int | None, dim: int | None) 
     if row is None or row >= count:
         got = "none: say --row 0 for the first" if row is None else row
         raise FileError(f"--row must name one of the {count} rows of {pair.logits.name}, counted from 0, got {got}")
-    found = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
+    given = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
     if pair.labels is not None:
-        found["target"] = pair.labels.rows(row, row + 1)[0]
-        found["prior"] = _counts(pair.labels, pair.logits.shape[1])
-    return found
+        given["target"] = pair.labels.rows(row, row + 1)[0]
+        given["prior"] = _counts(pair.labels, pair.logits.shape[1])
+    return given
 
 
 def _counts(labels: Table, num_classes: int) -> Any:

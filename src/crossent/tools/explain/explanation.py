@@ -13,9 +13,10 @@ import numpy as np
 from crossent import reference
 from crossent.core.names import only_its_keywords
 from crossent.reference import Array
+from crossent.tools.arrays import to_numpy
 from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
 from crossent.tools.explain.losses import add, compute, objection, probabilities
-from crossent.tools.explain.target import Target, plain, read_target
+from crossent.tools.explain.target import RowTarget, read_target
 from crossent.tools.shared_options import class_axis
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def explain(
 
     Raises:
         TypeError: an argument that does not exist.
-        ValueError: an argument that cannot be understood, or a loss that cannot take the row.
+        ValueError: an argument that cannot be row_target, or a loss that cannot take the row.
 
     >>> e = explain(np.log([0.1, 0.7, 0.2]), 0)
     >>> [round(g, 4) for g in e["ce"].gradient], [round(p, 3) for p in e["ce"].p_after]
@@ -227,17 +228,17 @@ def explain(
     x = _logits(logits)
     class_axis("dim", dim, x.shape, 0)
     names = _class_names(class_names, len(x))
-    understood = read_target(target, len(x), names)
+    row_target = read_target(target, len(x), names)
     if not (isinstance(step, (int, float)) and 0 <= step < math.inf):
         raise ValueError(f"step must be a finite number, not negative, got {step!r}")
-    chosen, notes = _choose(losses, x, understood)
+    chosen, notes = _choose(losses, x, row_target)
     return Explanation(
         logits=tuple(x.tolist()),
         class_names=names,
-        labels=understood.labels,
-        weights=tuple(understood.weights.tolist()),
+        labels=row_target.labels,
+        weights=tuple(row_target.weights.tolist()),
         step=float(step),
-        losses=tuple(_explain_loss(card, x, understood, step) for card in chosen),
+        losses=tuple(_explain_loss(card, x, row_target, step) for card in chosen),
         references=References(
             reference.expected_initial_loss(len(x)),
             None if prior is None else reference.prior_entropy(_prior(prior, len(x))),
@@ -247,7 +248,7 @@ def explain(
     )
 
 
-def _explain_loss(card: Card, x: Array, target: Target, step: float) -> LossExplanation:
+def _explain_loss(card: Card, x: Array, target: RowTarget, step: float) -> LossExplanation:
     with np.errstate(over="ignore", invalid="ignore"):  # of a step that leads out of float64
         t, terms, gradient = compute(card, x, target)
         after = x - step * gradient
@@ -265,7 +266,7 @@ def _explain_loss(card: Card, x: Array, target: Target, step: float) -> LossExpl
 
 def _logits(logits: Any) -> Array:
     try:
-        x = np.asarray(plain(logits), np.float64)
+        x = np.asarray(to_numpy(logits)[0], np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"logits must be numbers, one a class, got {logits!r:.80}") from None
     if x.ndim != 1 or not len(x):
@@ -290,7 +291,7 @@ def _class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ..
 
 
 def _prior(prior: Any, num_classes: int) -> Array:
-    counts = np.asarray(plain(prior), np.float64)
+    counts = np.asarray(to_numpy(prior)[0], np.float64)
     if counts.shape != (num_classes,) or not np.isfinite(counts).all() or counts.min() < 0 or not counts.any():
         raise ValueError(
             f"prior must hold how many examples or what share each of the {num_classes} classes has, none negative and not "
@@ -299,7 +300,7 @@ def _prior(prior: Any, num_classes: int) -> Array:
     return counts
 
 
-def _choose(losses: str | Iterable[str] | None, x: Array, target: Target) -> tuple[list[Card], tuple[str, ...]]:
+def _choose(losses: str | Iterable[str] | None, x: Array, target: RowTarget) -> tuple[list[Card], tuple[str, ...]]:
     """Look the losses up. One asked for by name must be able to take the row; of the default ones, or all, those that can."""
     optional = {None: DEFAULT, "all": tuple(CARDS)}.get(losses) if isinstance(losses, (str, type(None))) else None
     chosen, notes = [], []

@@ -11,7 +11,7 @@ import numpy as np
 from crossent import reference
 from crossent.reference import Array
 from crossent.tools.explain.catalogue import Card
-from crossent.tools.explain.target import Target
+from crossent.tools.explain.target import RowTarget
 
 SMOOTHING = 0.1
 """The ε of ce-smooth."""
@@ -34,7 +34,7 @@ class Terms(NamedTuple):
     gradient: Array
 
 
-def compute(card: Card, x: Array, target: Target) -> Terms:
+def compute(card: Card, x: Array, target: RowTarget) -> Terms:
     """Compute a loss that takes this target: see ``objection``."""
     if card.link == "sigmoid":
         return Terms(target.weights, *_sigmoid(card.name, x, target.weights))
@@ -42,7 +42,7 @@ def compute(card: Card, x: Array, target: Target) -> Terms:
     return Terms(t, *(_hinge(x, target) if card.name == "hinge" else _softmax(card.name, x, t)))
 
 
-def objection(card: Card, x: Array, target: Target) -> str | None:
+def objection(card: Card, x: Array, target: RowTarget) -> str | None:
     """Say why a loss cannot take this row, or None."""
     if card.takes != "weights" and target.labels is None:
         return f"{card.name} needs labels, not weights"
@@ -90,7 +90,7 @@ def _sigmoid(name: str, x: Array, t: Array) -> tuple[Array, Array]:
     return loss.loss, loss.grad
 
 
-def _hinge(x: Array, target: Target) -> tuple[Array, Array]:
+def _hinge(x: Array, target: RowTarget) -> tuple[Array, Array]:
     assert target.labels is not None
     (label,) = target.labels
     return reference.hinge_terms(x, label), reference.multiclass_hinge(x, label, reduction="sum").grad

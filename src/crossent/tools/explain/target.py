@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossent.reference import Array, index_target, multilabel_target
+from crossent.tools.arrays import to_lists
 
 
-class Target(NamedTuple):
+class RowTarget(NamedTuple):
     """The target of one row: ``labels`` in ascending order, or None for weights that are not all 0 or 1."""
 
     weights: Array
@@ -26,7 +27,7 @@ class Target(NamedTuple):
         return self.weights if self.labels is None else multilabel_target(self.weights)
 
 
-def read_target(target: Any, num_classes: int, names: Sequence[str]) -> Target:
+def read_target(target: Any, num_classes: int, names: Sequence[str]) -> RowTarget:
     """Understand a class, several classes, or one weight a class.
 
     Args:
@@ -43,7 +44,7 @@ def read_target(target: Any, num_classes: int, names: Sequence[str]) -> Target:
     """
     if isinstance(target, (set, frozenset)):
         return _of_labels(sorted(target, key=str), num_classes, names)
-    values = plain(target)
+    values = to_lists(target)
     if not isinstance(values, (list, tuple)):
         return _of_labels([values], num_classes, names)
     if any(isinstance(value, (list, tuple)) for value in values):
@@ -53,12 +54,7 @@ def read_target(target: Any, num_classes: int, names: Sequence[str]) -> Target:
     return _of_weights(values, num_classes)
 
 
-def plain(value: Any) -> Any:
-    """Write arrays and tensors, wherever they lie and whatever they hold, as lists and numbers."""
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _of_weights(values: Sequence[Any], num_classes: int) -> Target:
+def _of_weights(values: Sequence[Any], num_classes: int) -> RowTarget:
     if not all(isinstance(value, (bool, int, float)) and 0 <= value < math.inf for value in values):
         raise ValueError(f"target weights must be finite and not negative, got {_shortly(values)}")
     if max(values) > 1 and all(isinstance(value, int) for value in values):
@@ -68,10 +64,10 @@ def _of_weights(values: Sequence[Any], num_classes: int) -> Target:
         )
     weights = np.array(values, np.float64)
     hard = bool(np.isin(weights, (0.0, 1.0)).all())
-    return Target(weights, tuple(np.flatnonzero(weights).tolist()) if hard else None)
+    return RowTarget(weights, tuple(np.flatnonzero(weights).tolist()) if hard else None)
 
 
-def _of_labels(values: Sequence[Any], num_classes: int, names: Sequence[str]) -> Target:
+def _of_labels(values: Sequence[Any], num_classes: int, names: Sequence[str]) -> RowTarget:
     whole = [_index(value, names) for value in values]
     if None in whole:
         raise ValueError(
@@ -83,16 +79,16 @@ def _of_labels(values: Sequence[Any], num_classes: int, names: Sequence[str]) ->
         if not 0 <= k < num_classes:
             raise ValueError(f"target must lie in [0, {num_classes}), got {k}{_slip(k, num_classes)}")
     weights = index_target(np.array(labels, np.int64), num_classes).max(0, initial=0.0)
-    return Target(weights, tuple(labels))
+    return RowTarget(weights, tuple(labels))
 
 
 def _index(value: Any, names: Sequence[str]) -> int | None:
     """Read a class index or name; None if it is neither."""
     if isinstance(value, str):
-        found = [k for k, name in enumerate(names) if name == value]
-        if len(found) != 1:
-            raise ValueError(f"target {value!r:.60} must name one class, and {len(found)} are called so")
-        return found[0]
+        named = [k for k, name in enumerate(names) if name == value]
+        if len(named) != 1:
+            raise ValueError(f"target {value!r:.60} must name one class, and {len(named)} are called so")
+        return named[0]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
         return None
     return int(value)

@@ -95,10 +95,10 @@ def score(
     click.get_current_context().exit(1 if failed else 0)
 
 
-def _gates(said: tuple[str, ...]) -> list[Gate]:
+def _gates(conditions: tuple[str, ...]) -> list[Gate]:
     from crossent.tools.score.fail_if import gate
 
-    return [gate(each) for each in said]
+    return [gate(condition) for condition in conditions]
 
 
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
@@ -138,5 +138,5 @@ def _print(report: Report, face: str | None) -> None:
     if face is None:
         show.show(report)
     else:
-        said = {"json": report.to_json, "csv": lambda: show.separated(report), "md": lambda: show.markdown(report)}
-        click.echo(said[face]().rstrip("\n"))
+        write = {"json": report.to_json, "csv": lambda: show.separated(report), "md": lambda: show.markdown(report)}
+        click.echo(write[face]().rstrip("\n"))

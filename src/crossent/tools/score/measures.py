@@ -8,8 +8,8 @@ import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.score.options import Options
-from crossent.tools.score.row_blocks import Block, Ints
+from crossent.tools.score.options import ScoreOptions
+from crossent.tools.score.row_blocks import Decisions, Ints
 
 BINS = 15
 CONFUSED = 1000  # up to so many classes all confusions are counted
@@ -108,12 +108,12 @@ class Mean:
 class Loss:
     """Cross entropy: plain, and as it is trained with class weights and label smoothing."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ScoreOptions) -> None:
         self._weight, self._smoothing = options.weight, options.label_smoothing
         self.plain, self.infinite, self.decisions = Mean(), 0, 0
         self.trained = Mean() if options.weight is not None or options.label_smoothing else None
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions."""
         self.decisions += len(block)
         self.infinite += int(np.isinf(block.nll).sum())
@@ -135,7 +135,7 @@ class Accuracy:
     def __init__(self) -> None:
         self.first, self.top5 = Mean(), Mean()
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions; of equally probable classes the first comes first."""
         self.first.add(block.row, np.asarray(block.right, np.float64))
         cost, classes = block.nll[:, None], np.arange(block.x.shape[1])
@@ -149,7 +149,7 @@ class ExactMatch:
     def __init__(self) -> None:
         self._wrong, self._right, self._rows = ByRow(1), 0, 0
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions."""
         self._count(self._wrong.add(block.row, np.asarray(~block.right[:, None], np.float64)))
 
@@ -174,7 +174,7 @@ class Brier:
     def __init__(self) -> None:
         self.mean = Mean()
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions; ``1 - p`` of the right class is formed without cancellation."""
         lack = block.p.copy()
         np.put_along_axis(lack, block.y[:, None], np.expm1(-block.nll)[:, None], 1)
@@ -200,7 +200,7 @@ class Calibration:
     def __init__(self) -> None:
         self._count, self._confidence, self._right = np.zeros((3, BINS))
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions."""
         confidence = block.p_predicted
         bin_of = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
@@ -252,7 +252,7 @@ class Classes:
         small = not columns and classes <= CONFUSED
         self._confused = np.zeros((classes, classes), np.int64) if small else None
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions."""
 
         def count(at: Ints, weight: Array | None = None) -> Any:
@@ -354,7 +354,7 @@ class Largest:
     """Keeps the decisions with the largest of some number; among equals the first.
 
     >>> largest = Largest(1)
-    >>> block = Block(np.array([0, 1]), np.array([0, 0]), np.log([[0.5, 0.5], [0.9, 0.1]]), np.array([0, 1]))
+    >>> block = Decisions(np.array([0, 1]), np.array([0, 0]), np.log([[0.5, 0.5], [0.9, 0.1]]), np.array([0, 1]))
     >>> largest.add(block, block.nll)
     >>> largest.examples()[0].row
     1
@@ -363,7 +363,7 @@ class Largest:
     def __init__(self, size: int) -> None:
         self._size, self._kept = size, np.zeros((0, 1 + len(Example._fields)))
 
-    def add(self, block: Block, by: Array) -> None:
+    def add(self, block: Decisions, by: Array) -> None:
         """Add decisions and the number by which they are kept."""
         if not self._size:
             return
@@ -374,8 +374,8 @@ class Largest:
         if len(near) > self._size:
             near = near[by[near] >= np.partition(by[near], -self._size)[-self._size]]
         columns = (block.row, block.position, block.y, block.p_true, block.predicted, block.p_predicted, block.nll)
-        found = np.stack([by[near], *(column[near] for column in columns)], 1)
-        both = np.concatenate([self._kept, found])
+        candidates = np.stack([by[near], *(column[near] for column in columns)], 1)
+        both = np.concatenate([self._kept, candidates])
         self._kept = both[np.lexsort((both[:, 2], both[:, 1], -both[:, 0]))[: self._size]]
 
     def __len__(self) -> int:
@@ -398,7 +398,7 @@ class Suspects:
     def __init__(self) -> None:
         self._candidates = Largest(CANDIDATES)
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions."""
         wrong = block.where(~block.right)
         if len(wrong):
@@ -409,6 +409,6 @@ class Suspects:
         """Whether there was room for all candidates."""
         return len(self._candidates) < CANDIDATES
 
-    def found(self, classes: Classes) -> list[Example]:
+    def examples(self, classes: Classes) -> list[Example]:
         """Return those that say as much for the other class as its own examples do."""
         return [e for e in self._candidates.examples() if e.p_predicted >= classes.usual_p(e)]

@@ -1,24 +1,21 @@
-"""What the rows of a file mean: the options of ``score``, and the layout they give to logits and labels."""
+"""How ``score`` reads the numbers of a file, and what it shows of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools import shared_options
-from crossent.tools.files import FileError, Table
 from crossent.tools.shared_options import OptionError
 
 INPUTS = ("logits", "probs", "logprobs")
 
 
 @dataclass(frozen=True)
-class Options:
+class ScoreOptions:
     """How to read the numbers of a file, and what to show of them.
 
     Attributes:
@@ -66,88 +63,3 @@ class Options:
             raise OptionError("top", f"must be 0 or more, got {self.top}")
         if self.bytes is not None and self.bytes < 1:
             raise OptionError("bytes", f"must be 1 or more, got {self.bytes}")
-
-
-class Layout(NamedTuple):
-    """How a row of a file becomes decisions, each one label among ``choices`` classes.
-
-    A row of logits ``(C)`` is one decision, ``(C, H, W)`` is H·W and ``(T, V)`` is T of them. With several labels a row every
-    class is a decision between no and yes.
-    """
-
-    axis: int | None  # of the classes; None where every element is a decision of its own
-    choices: int  # C, or 2 for no and yes
-    positions: tuple[int, ...]  # the shape of a row's decisions
-    one_hot: bool  # whether the labels have the shape of the logits
-    shift: bool
-
-    @property
-    def per_row(self) -> int:
-        """Count the decisions of a row."""
-        return prod(self.positions)
-
-
-def layout_of(logits: Table, labels: Table, options: Options) -> Layout:
-    """Find the classes and the decisions in the two shapes.
-
-    Raises:
-        FileError: the shapes do not belong together.
-    """
-    if options.task == "multilabel":
-        return _multilabel(logits, labels)
-    if len(labels.shape) > len(logits.shape):
-        raise FileError(
-            f"{labels.name}: has shape {labels.shape}, and {logits.name} only {logits.shape}: logits first, then labels"
-        )
-    if len(logits.shape) < 2 or logits.shape == (len(logits), 1):
-        raise FileError(
-            f"{logits.name}: has one logit a row, which is no softmax but a yes or no: --task binary scores it with a sigmoid"
-        )
-    axis = _class_axis(logits, options)
-    outside = logits.shape[:axis] + logits.shape[axis + 1 :]
-    one_hot = labels.shape == logits.shape
-    if not one_hot and _squeezed(labels.shape, outside) != outside:
-        raise FileError(
-            f"{labels.name}: has shape {labels.shape}, but logits of shape {logits.shape} with the classes in axis {axis} need "
-            f"labels of shape {outside}{_advice(logits, labels)}"
-        )
-    positions = outside[1:]
-    if options.shift:
-        if len(positions) != 1 or positions[0] < 2:
-            raise FileError(f"{logits.name}: --shift needs logits of shape (N, T, V) with T ≥ 2, got {logits.shape}")
-        positions = (positions[0] - 1,)
-    return Layout(axis, logits.shape[axis], positions, one_hot, options.shift)
-
-
-def class_axes(logits: Table, labels: Table) -> list[int]:
-    """Find the axes of the logits that the labels do not have."""
-    shape = logits.shape
-    outside = [shape[:k] + shape[k + 1 :] for k in range(len(shape))]
-    return [k for k, left in enumerate(outside) if _squeezed(labels.shape, left) == left]
-
-
-def _advice(logits: Table, labels: Table) -> str:
-    fits = class_axes(logits, labels)
-    if 0 in fits:
-        return ": the classes seem to come first, where the rows belong; save the logits transposed"
-    return "".join(f": --class-dim {k} would fit" for k in fits[-1:])
-
-
-def _multilabel(logits: Table, labels: Table) -> Layout:
-    shape = logits.shape if len(logits.shape) > 1 else (len(logits), 1)
-    one_class = labels.shape == (len(logits),) and shape == (len(logits), 1)
-    if _squeezed(labels.shape, logits.shape) != logits.shape and labels.shape != shape and not one_class:
-        raise FileError(
-            f"{labels.name}: has shape {labels.shape}, but --task multilabel needs zeros and ones of shape {logits.shape}"
-        )
-    return Layout(None, 2, shape[1:], False, False)
-
-
-def _class_axis(logits: Table, options: Options) -> int:
-    usual = len(logits.shape) - 1 if options.task == "lm" else 1
-    return shared_options.class_axis("class_dim", options.class_dim, logits.shape, usual, rows_first=True)
-
-
-def _squeezed(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    """Drop a last axis of 1, as in labels of shape (N, 1)."""
-    return shape[:-1] if len(shape) == len(wanted) + 1 and shape[-1] == 1 else shape

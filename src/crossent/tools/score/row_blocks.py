@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from crossent import reference
 from crossent.reference import Array, Bools
-from crossent.tools.files import FileError, Table
-from crossent.tools.score.options import Layout, Options
+from crossent.tools.errors import FileError
+from crossent.tools.files import Table
+from crossent.tools.score.layout import DecisionLayout
+from crossent.tools.score.options import ScoreOptions
 
 Ints = NDArray[np.int64]
 Choice = Callable[[Ints, Ints], Bools]  # which decisions, from their rows and positions
@@ -24,7 +26,7 @@ Choice = Callable[[Ints, Ints], Bools]  # which decisions, from their rows and p
 ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
 
 
-class Block:
+class Decisions:
     """Decisions that count: in which row and where in it, the logits ``x`` of each, and the class ``y`` that is right."""
 
     def __init__(self, row: Ints, position: Ints, x: Array, y: Ints) -> None:
@@ -33,13 +35,13 @@ class Block:
     def __len__(self) -> int:
         return len(self.y)
 
-    def where(self, keep: Bools) -> Block:
+    def where(self, keep: Bools) -> Decisions:
         """Keep some of the decisions."""
-        return self if keep.all() else Block(self.row[keep], self.position[keep], self.x[keep], self.y[keep])
+        return self if keep.all() else Decisions(self.row[keep], self.position[keep], self.x[keep], self.y[keep])
 
-    def tempered(self, temperature: float) -> Block:
+    def tempered(self, temperature: float) -> Decisions:
         """Divide the logits by a temperature."""
-        return Block(self.row, self.position, self.x / temperature, self.y)
+        return Decisions(self.row, self.position, self.x / temperature, self.y)
 
     @cached_property
     def cost(self) -> Array:
@@ -87,7 +89,7 @@ class Block:
         return np.asarray(np.take_along_axis(values, classes[:, None], 1)[:, 0])
 
 
-class Piece(NamedTuple):
+class RawDecisions(NamedTuple):
     """A part of the file on its way to a block: values as given, one decision a line, and their labels."""
 
     row: Ints
@@ -106,11 +108,11 @@ class Reader:
         options: how to read them.
     """
 
-    def __init__(self, logits: Table, labels: Table, layout: Layout, options: Options) -> None:
+    def __init__(self, logits: Table, labels: Table, layout: DecisionLayout, options: ScoreOptions) -> None:
         self.logits, self.labels, self.layout, self.options = logits, labels, layout, options
         self.ignored, self.looks = 0, Looks(options)
 
-    def blocks(self, watch: Callable[[int], None]) -> Iterator[Block]:
+    def blocks(self, watch: Callable[[int], None]) -> Iterator[Decisions]:
         """Read everything; ``watch`` is told how many rows are done.
 
         Raises:
@@ -122,20 +124,20 @@ class Reader:
             y, keep = self._classes(piece)
             self.ignored += int((~keep).sum())
             self.looks.add(piece.values[keep])
-            block = Block(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
+            block = Decisions(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
             if not broken.found_in(block):
                 yield block
             watch(stop)
         broken.refuse()
 
-    def sample(self, chosen: Choice) -> Iterator[Block]:
+    def sample(self, chosen: Choice) -> Iterator[Decisions]:
         """Read some of the decisions, leaving out what :meth:`blocks` refuses."""
         for _, piece in self._pieces(chosen):
             y, keep = self._classes(piece)
-            block = Block(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
+            block = Decisions(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
             yield block.where(~block.broken)
 
-    def _pieces(self, chosen: Choice | None) -> Iterator[tuple[int, Piece]]:
+    def _pieces(self, chosen: Choice | None) -> Iterator[tuple[int, RawDecisions]]:
         """Read a few rows at a time, as many as make a piece; with each piece comes how many rows have been read."""
         step = max(1, ELEMENTS // (self.layout.per_row * self.layout.choices))
         for start in range(0, len(self.logits), step):
@@ -143,7 +145,7 @@ class Reader:
             for piece in self._cut(start, stop, chosen):
                 yield stop, piece
 
-    def _cut(self, start: int, stop: int, chosen: Choice | None) -> Iterator[Piece]:
+    def _cut(self, start: int, stop: int, chosen: Choice | None) -> Iterator[RawDecisions]:
         """Cut rows of the file into pieces of decisions, one line each, that fit into memory whatever a row is."""
         axis, per_row = self.layout.axis, self.layout.per_row
         values, labels = self.logits.rows(start, stop), self.labels.rows(start, stop)
@@ -166,9 +168,9 @@ class Reader:
                 at, row, position = at[wanted], row[wanted], position[wanted]
             if len(at):
                 part: Any = slice(first, first + step) if chosen is None else at
-                yield Piece(row, position, values[part].astype(np.float64), labels[part])
+                yield RawDecisions(row, position, values[part].astype(np.float64), labels[part])
 
-    def _classes(self, piece: Piece) -> tuple[Ints, Bools]:
+    def _classes(self, piece: RawDecisions) -> tuple[Ints, Bools]:
         """Read labels as class indices, and say which of them count."""
         labels, name = piece.labels, self.labels.name
         if self.layout.one_hot:
@@ -188,16 +190,16 @@ class Reader:
             self._refuse(piece, y, int(outside.argmax()))
         return y.astype(np.int64), np.asarray(keep)
 
-    def _refuse(self, piece: Piece, y: NDArray[Any], at: int) -> None:
-        classes, said = self.layout.choices, f"{self.labels.name}: row {piece.row[at]} has label {y[at]:.0f}"
+    def _refuse(self, piece: RawDecisions, y: NDArray[Any], at: int) -> None:
+        classes, row = self.layout.choices, f"{self.labels.name}: row {piece.row[at]} has label {y[at]:.0f}"
         if self.layout.axis is None:
-            raise FileError(f"{said}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
+            raise FileError(f"{row}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
         hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes else ""
         raise FileError(
-            f"{said}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
+            f"{row}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
         )
 
-    def _logits(self, piece: Piece, keep: Bools) -> Array:
+    def _logits(self, piece: RawDecisions, keep: Bools) -> Array:
         """Turn what was given into logits: probabilities are ``e^x`` of theirs, so that their softmax is theirs again."""
         given, x = self.options.input, piece.values
         if given == "probs":
@@ -226,7 +228,7 @@ class Broken:
     def __init__(self, name: str) -> None:
         self.name, self.count, self.first = name, 0, list[int]()
 
-    def found_in(self, block: Block) -> bool:
+    def found_in(self, block: Decisions) -> bool:
         """Note those of a block, and say whether there are any."""
         bad = block.broken
         self.count += int(bad.sum())
@@ -248,7 +250,7 @@ class Broken:
 class Looks:
     """What the values look like, against which the ``input`` option is held; nothing is decided by it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ScoreOptions) -> None:
         self.input, self.alone = options.input, options.task == "multilabel"
         self.low, self.high, self.off = np.inf, -np.inf, -np.inf
 

@@ -8,13 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
-from crossent.tools.files import FileError, Table
+from crossent.tools.arrays import read_array, read_table
+from crossent.tools.errors import FileError
+from crossent.tools.files import Table
+from crossent.tools.score.layout import class_axes, decision_layout
 from crossent.tools.score.measures import Accuracy, Brier, Calibration, Classes, ExactMatch, Largest, Loss, Suspects
-from crossent.tools.score.options import Options, class_axes, layout_of
+from crossent.tools.score.options import ScoreOptions
 from crossent.tools.score.report import Report
 from crossent.tools.score.row_blocks import Reader
 from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
@@ -76,45 +79,34 @@ def score(
     if dim is not None and class_dim is not None:
         raise OptionError("class_dim", "is the same as dim: give one of them")
     try:
-        options = Options(
+        options = ScoreOptions(
             input=input, task=task, shift=shift, class_dim=dim if class_dim is None else class_dim,
-            ignore_index=ignore_index, weight=None if weight is None else _floats(weight), label_smoothing=label_smoothing,
-            class_names=class_names, top=top, bytes=bytes,
+            ignore_index=ignore_index, weight=None if weight is None else read_array("weight", weight).astype(np.float64),
+            label_smoothing=label_smoothing, class_names=class_names, top=top, bytes=bytes,
         )  # fmt: skip
-        return Scoring(_as_table("logits", logits), _as_table("labels", labels), options, watch or _unwatched).report()
+        return Scoring(_rows("logits", logits), _rows("labels", labels), options, watch or _unwatched).report()
     except OptionError as error:
         if error.option == "class_dim" and dim is not None:  # a refusal names the argument that was given
             raise OptionError("dim", error.problem) from None
         raise
 
 
-def _floats(values: Any) -> NDArray[np.float64]:
-    return np.asarray(values.tolist() if hasattr(values, "tolist") else values, np.float64)
-
-
 def _unwatched(doing: str, done: int, of: int) -> None:
     pass
 
 
-def _as_table(name: str, array: Any) -> Table:
-    if isinstance(array, Table):
-        return array
-    if hasattr(array, "detach"):  # a torch tensor, without importing torch
-        array = array.detach().cpu()
-        array = array.float() if "bfloat16" in str(array.dtype) else array
-    values = np.asarray(array)
-    if not values.ndim or not values.size:
-        raise FileError(f"{name}: must hold at least one row, got shape {values.shape}")
-    if values.dtype.kind not in "biuf":
-        raise FileError(f"{name}: holds {values.dtype}, not real numbers")
-    return Table(name, values.shape, values.dtype.name, lambda start, stop: values[start:stop])
+def _rows(name: str, values: Any) -> Table:
+    table = read_table(name, values)
+    if 0 in table.shape:
+        raise FileError(f"{name}: must hold at least one row, got shape {table.shape}")
+    return table
 
 
 class Scoring:
     """One scoring: the parts that look at every block, and how their numbers become a report."""
 
-    def __init__(self, logits: Table, labels: Table, options: Options, watch: Watch) -> None:
-        self.options, self.layout = options, layout_of(logits, labels, options)
+    def __init__(self, logits: Table, labels: Table, options: ScoreOptions, watch: Watch) -> None:
+        self.options, self.layout = options, decision_layout(logits, labels, options)
         self.reader, self.watch = Reader(logits, labels, self.layout, options), watch
         self.columns = self.layout.axis is None
         self.size = self.layout.per_row if self.columns else self.layout.choices
@@ -143,7 +135,7 @@ class Scoring:
             raise FileError(
                 f"{self.reader.labels.name}: every label is ignore_index={self.options.ignore_index}; nothing to score"
             )
-        suspects = self.suspects.found(self.classes) if self.suspects else []
+        suspects = self.suspects.examples(self.classes) if self.suspects else []
         numbers = {**self._counts(), **self._losses(), **self._decisions(), **self._probabilities()}
         numbers["suspected_label_errors"] = len(suspects) if self.suspects else None
         return Report(
@@ -220,41 +212,41 @@ class Scoring:
         }
 
     def _remarks(self, numbers: dict[str, Any]) -> list[str]:
-        said = []
+        remarks = []
         if numbers["infinite"]:
-            said.append(
+            remarks.append(
                 f"{numbers['infinite']} decisions give their true class probability 0, so the cross entropy is infinite."
             )
         elif numbers["nll_nats_mean"] > numbers["uniform_nll_nats"]:
-            said.append("The cross entropy is above that of finding all classes equally likely.")
+            remarks.append("The cross entropy is above that of finding all classes equally likely.")
         elif numbers["nll_nats_mean"] > numbers["prior_nll_nats"]:
-            said.append("The cross entropy is above H(prior): the class frequencies alone would do better.")
+            remarks.append("The cross entropy is above H(prior): the class frequencies alone would do better.")
         temperature = numbers["temperature"]
         if len(self.reader.logits) < 2 or numbers["infinite"]:
             pass  # nothing to fit
         elif temperature is None:
-            said.append("No temperature could be fitted: the even rows hold no labels that count.")
+            remarks.append("No temperature could be fitted: the even rows hold no labels that count.")
         elif not LIMITS[0] * 1.001 < temperature < LIMITS[1] * 0.999:
             why = "being surer always pays" if temperature < 1 else "equal chances would do better"
-            said.append(f"The temperature ran into its limit of {temperature:g}: on the even rows {why}.")
+            remarks.append(f"The temperature ran into its limit of {temperature:g}: on the even rows {why}.")
         axes = [axis for axis in class_axes(self.reader.logits, self.reader.labels) if axis > 0]
         if len(axes) > 1 and self.options.class_dim is None and self.layout.axis is not None:
-            said.append(
+            remarks.append(
                 f"The classes could lie in axis {' or '.join(map(str, axes))}; axis {self.layout.axis} was taken."
             )
         missing = self.classes.missing
         if missing and self.options.task != "lm":
-            said.append(f"{missing} of the {self.size} classes do not occur among the labels.")
+            remarks.append(f"{missing} of the {self.size} classes do not occur among the labels.")
         if self.suspects and not self.suspects.complete:
-            said.append("There are more suspected label errors than were counted.")
-        return said
+            remarks.append("There are more suspected label errors than were counted.")
+        return remarks
 
 
 def _described(table: Table) -> dict[str, Any]:
     return {"name": table.name, "shape": list(table.shape), "dtype": table.dtype}
 
 
-def _class_names(logits: Table, options: Options, size: int) -> tuple[str, ...]:
+def _class_names(logits: Table, options: ScoreOptions, size: int) -> tuple[str, ...]:
     names = options.class_names or (logits.columns if len(logits.columns) == size else None)
     if names is None:
         return tuple(map(str, range(size)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from crossent.reference import Bools
 from crossent.tools.score.measures import Calibration, Mean
-from crossent.tools.score.row_blocks import Block, Ints, Reader
+from crossent.tools.score.row_blocks import Decisions, Ints, Reader
 
 LIMITS = (1 / 100, 100.0)
 SAMPLE = 1 << 26  # numbers that the fit looks at, evenly spread, of a file that holds more
@@ -83,7 +83,7 @@ class BeforeAndAfter:
         self.temperature, self.decisions = temperature, 0
         self.nll, self.calibration = (Mean(), Mean()), (Calibration(), Calibration())
 
-    def add(self, block: Block) -> None:
+    def add(self, block: Decisions) -> None:
         """Add decisions."""
         odd = block.where(~even(block.row, block.position))
         self.decisions += len(odd)

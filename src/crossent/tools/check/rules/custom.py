@@ -9,8 +9,8 @@ import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.check.facts import numbers
 from crossent.tools.check.findings import Card, Rule, Seen, Unable, rule
+from crossent.tools.check.pieces import numbers
 
 if TYPE_CHECKING:
     from crossent.tools.check.audit import Subject
@@ -222,17 +222,17 @@ def second_softmax(loss: Subject) -> Iterator[str]:
     value = loss.total(loss.x, loss.labels(y))
     if loss.binary:
         doubled = reference.sigmoid_cross_entropy(reference.sigmoid(loss.x), np.eye(loss.classes)[y]).loss
-        known = "binary cross entropy of sigmoid(x)"
+        name = "binary cross entropy of sigmoid(x)"
     else:
         doubled = reference.cross_entropy_after_softmax(loss.x, y, "none").loss
-        known = "cross entropy of softmax(x)"
+        name = "cross entropy of softmax(x)"
     sizes = {"mean": doubled.mean(), "sum": doubled.sum(), "none": doubled.sum()}
     best = loss.total(60 * (2 * np.eye(loss.classes)[y] - 1), loss.labels(y)) / (
         1 if loss.reduction == "mean" else len(y)
     )
     loss.measure("CE206", f"with logits of ±60, all right, a row costs {best:.2g}")
     if loss.reduction and abs(value - sizes[loss.reduction]) <= 1e-6 * abs(value):
-        yield f"the loss is {known}, to six digits; with logits of ±60, all right, that of a row is still {best:.4f}"
+        yield f"the loss is {name}, to six digits; with logits of ±60, all right, that of a row is still {best:.4f}"
 
 
 @rule(
@@ -267,15 +267,15 @@ def no_pull(loss: Subject) -> Iterator[str]:
     )
     for margin, pull in pulls.items():
         if pull < 0.1 * undecided:
-            known = _known(loss)
+            note = _which_loss(loss)
             yield (
                 f"the pull on the true class is {undecided:.3g} where the model is undecided and {pull:.3g} where its logit is "
-                f"{margin:g} below that of a wrong class{known}"
+                f"{margin:g} below that of a wrong class{note}"
             )
             return
 
 
-def _known(loss: Subject) -> str:
+def _which_loss(loss: Subject) -> str:
     y = np.arange(len(loss.x)) % loss.classes
     value = loss.total(loss.x, loss.labels(y))
     each = reference.sigmoid_difference(loss.x, np.eye(loss.classes)[y], "none").loss
@@ -420,8 +420,10 @@ def _worst(got: tuple[Array, Array]) -> str:
     value, grad = got
     broken = ~np.isfinite(grad).all(1)
     row = int(broken.argmax())
-    said = f"loss {value.sum():.4g}"
-    return f"{said}, gradient of row {row} {numbers(grad[row])}" if broken.any() else f"{said}, the gradient is finite"
+    total = f"loss {value.sum():.4g}"
+    return (
+        f"{total}, gradient of row {row} {numbers(grad[row])}" if broken.any() else f"{total}, the gradient is finite"
+    )
 
 
 @rule(

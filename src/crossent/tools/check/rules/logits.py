@@ -32,13 +32,13 @@ def softmax_before_the_loss(facts: Facts) -> Iterator[str]:
     """Rows in [0, 1] that sum to 1."""
     if facts.options.binary or not _are_probabilities(facts):
         return
-    said = f"all {facts.counted:,} rows that count lie in [0, 1] and sum to 1 ({facts.logits.example})"
+    text = f"all {facts.counted:,} rows that count lie in [0, 1] and sum to 1 ({facts.logits.example})"
     if facts.has_target and facts.options.plain:
         low = reference.double_softmax_floor(facts.C)
-        said += f"; the loss of these is {facts.loss.loss.value:.4f} and can never be less than {low:.4f}"
+        text += f"; the loss of these is {facts.loss.loss.value:.4f} and can never be less than {low:.4f}"
         if facts.loss.as_probabilities.n == facts.loss.loss.n:
-            said += f", that of their logarithms is {facts.loss.as_probabilities.value:.4f}"
-    yield said
+            text += f", that of their logarithms is {facts.loss.as_probabilities.value:.4f}"
+    yield text
 
 
 def _are_probabilities(facts: Facts) -> bool:
@@ -91,16 +91,16 @@ def sigmoid_before_the_loss(facts: Facts) -> Iterator[Seen]:
     # Untrained outputs hug a constant of either sign in every column; only many columns, or both ends, say something.
     if columns < 10 and not (seen.low < 0.1 and seen.high > 0.9):
         return
-    said = f"all {facts.counted * columns:,} logits that count lie in [0, 1], from {seen.low:.3g} to {seen.high:.3g}"
+    text = f"all {facts.counted * columns:,} logits that count lie in [0, 1], from {seen.low:.3g} to {seen.high:.3g}"
     if facts.options.binary:
-        yield Seen(f"{said} ({seen.example})")
+        yield Seen(f"{text} ({seen.example})")
         return
     low = reference.double_softmax_floor(columns)
     why = f"A softmax of values that differ by 1 at most hardly tells classes apart: the loss cannot fall below {low:.4f}."
     fix = "Give the loss the values before the sigmoid."
     if seen.low == 0 and seen.high < 0.9:  # a sigmoid is not 0 where it does not come near 1 either
         fix = "The exact 0 looks like a ReLU as last layer: give the loss the values before it."
-    yield Seen(f"{said} ({seen.example})", why=why, fix=fix)
+    yield Seen(f"{text} ({seen.example})", why=why, fix=fix)
 
 
 # --- the class axis ---------------------------------------------------------------------------------------------------
@@ -127,14 +127,14 @@ def classes_on_another_axis(facts: Facts) -> Iterator[Seen]:
         return
     here, there = facts.loss.loss, facts.last_axis
     apart = here.above(there)
-    said = (
+    text = (
         f"logits of shape {layout.shape} and labels of shape {layout.rows}: the loss is {here.value:.4f} with the classes on "
         f"axis 1, as torch takes them, and {there.value:.4f} with them on the last"
     )
     if apart > 5:
-        yield Seen(said)
+        yield Seen(text)
     elif apart > -5 and options.live:
-        yield Seen(f"{said}; an untrained model does not tell which is meant", "note")
+        yield Seen(f"{text}; an untrained model does not tell which is meant", "note")
 
 
 @rule(
@@ -213,8 +213,8 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
         and facts.rows >= 65520
         and not facts.options.micro_batch
     ):
-        said = f"{facts.rows:,} rows of float16: torch's mean divides by a count that float16 cannot hold"
-        yield Seen(said, "warning", fix=f"If these rows are one batch: {RULES['CE113'].card.fix}")
+        text = f"{facts.rows:,} rows of float16: torch's mean divides by a count that float16 cannot hold"
+        yield Seen(text, "warning", fix=f"If these rows are one batch: {RULES['CE113'].card.fix}")
     loss = facts.loss.loss.value
     if loss_dtype == "bfloat16" and loss > 0:
         step = 2.0 ** (floor(log2(loss)) - 7)
@@ -262,21 +262,21 @@ def not_a_number(facts: Facts) -> Iterator[Seen]:
 def _nan_finding(facts: Facts, nan: Tally) -> Seen:
     """Say where the nan are: from one row on, in a column, in single rows."""
     total, columns = facts.rows, facts.logits.nan_columns
-    said = f"nan in {nan.of(total)}"
+    text = f"nan in {nan.of(total)}"
     if facts.has_target and facts.logits.nan_counts == 0:
         return Seen(
-            f"{said}, all of them ignored",
+            f"{text}, all of them ignored",
             "note",
             why="The loss does not see them. In torch's gradient of these rows they come back as nan (0 · nan); crossent's is 0.",
             fix="Nothing for crossent. For torch put 0 into ignored rows before the loss.",
         )
     if nan.count == total:
         return Seen(
-            f"{said}: likely the weights themselves are nan", fix="Go back to the last step with a finite loss."
+            f"{text}: likely the weights themselves are nan", fix="Go back to the last step with a finite loss."
         )
     if nan.at + nan.count == total and nan.count > 1:
-        return Seen(f"{said}, and in every row after the first: likely the weights became nan there")
+        return Seen(f"{text}, and in every row after the first: likely the weights became nan there")
     if columns is not None and columns.any() and not columns.all():
         which = ", ".join(str(k) for k in columns.nonzero()[0][:4])
-        return Seen(f"{said}, always in class {which}: likely the weights of that class, or a bias such as log 0")
-    return Seen(f"{said}, while the rows between are finite: likely the inputs of these rows")
+        return Seen(f"{text}, always in class {which}: likely the weights of that class, or a bias such as log 0")
+    return Seen(f"{text}, while the rows between are finite: likely the inputs of these rows")

@@ -23,18 +23,18 @@ class Levels(NamedTuple):
     start: float
     prior: float | None
     floor: float | None
-    said: str  # how the start is written
+    start_text: str  # how the start is written
 
 
 def levels(facts: Facts) -> Levels:
     """Compute the levels; weights and smoothing move the last two."""
-    counts, known = facts.target.counts, facts.options.plain and facts.target.counts.sum() > 0
+    counts, comparable = facts.target.counts, facts.options.plain and facts.target.counts.sum() > 0
     if not facts.options.binary:
-        prior = reference.prior_entropy(counts) if known and not facts.target.negative.count else None
-        floor = reference.double_softmax_floor(facts.C) if known else None
+        prior = reference.prior_entropy(counts) if comparable and not facts.target.negative.count else None
+        floor = reference.double_softmax_floor(facts.C) if comparable else None
         return Levels(reference.expected_initial_loss(facts.C), prior, floor, f"ln {facts.C}")
     start = reference.expected_initial_loss(2)
-    if not known or facts.target.outside.count or facts.loss.loss.n == 0:
+    if not comparable or facts.target.outside.count or facts.loss.loss.n == 0:
         return Levels(start, None, None, "ln 2")
     each = facts.loss.loss.n / facts.C
     prior = float(np.mean([reference.prior_entropy([yes, each - yes]) for yes in counts]))
@@ -86,15 +86,15 @@ def _alike(facts: Facts) -> bool:
 )
 def far_above(facts: Facts) -> Iterator[str | Seen]:
     """A first value, or a second half, that is more than a nat, and more than a quarter, above."""
-    losses, (start, _, _, said) = facts.options.losses, levels(facts)
+    losses, (start, _, _, start_text) = facts.options.losses, levels(facts)
     limit = start + max(1.0, 0.25 * start)
     if start == 0:  # one class, which is another rule's
         return
     if losses and losses[0] > limit:
-        yield f"the first loss is {losses[0]:.4f}; {said} = {start:.4f}"
+        yield f"the first loss is {losses[0]:.4f}; {start_text} = {start:.4f}"
     elif len(losses) >= LEAST and _tail(facts) > limit:
         yield Seen(
-            f"{_course(facts)}; {said} = {start:.4f}",
+            f"{_course(facts)}; {start_text} = {start:.4f}",
             why="It is worse than knowing nothing: the model is sure and wrong, and steps make it worse.",
             fix="A learning rate ten times smaller; and see that the loss is minimised, not maximised.",
         )
@@ -116,15 +116,16 @@ def far_above(facts: Facts) -> Iterator[str | Seen]:
 )
 def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
     """A course that stays, or a model whose every p is 1/C."""
-    start, _, _, said = levels(facts)
+    start, _, _, start_text = levels(facts)
     if start == 0:  # one class, which is another rule's
         return
     if stays_at(facts.options.losses, start):
-        yield Seen(f"{_course(facts)}; {said} = {start:.4f}")
+        yield Seen(f"{_course(facts)}; {start_text} = {start:.4f}")
     elif not facts.options.binary and _alike(facts) and np.abs(facts.loss.p * facts.C - 1).max() < 0.02:
         p = f"every p is 1/{facts.C} within 2% in all {facts.loss.p_rows:,} rows"
         yield Seen(
-            f"{p}: the loss is {said} = {start:.4f} for any labels; a model before its first step does that", "note"
+            f"{p}: the loss is {start_text} = {start:.4f} for any labels; a model before its first step does that",
+            "note",
         )
 
 

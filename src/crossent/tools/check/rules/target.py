@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
-from crossent.tools.check.facts import Facts, numbers
+from crossent.tools.check.facts import Facts
 from crossent.tools.check.findings import Card, Rule, Seen, Severity, rule
+from crossent.tools.check.pieces import numbers
 
 RULES: dict[str, Rule] = {}
 
@@ -36,26 +37,26 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
         return
     if target.outside.count:
         low, high = int(target.low), int(target.high)
-        said = f"labels from {low} to {high} for {C} classes, 0 to {C - 1}: {target.outside.of(target.rows)}"
+        text = f"labels from {low} to {high} for {C} classes, 0 to {C - 1}: {target.outside.of(target.rows)}"
         if low == 1 and high == C:
-            yield Seen(said, fix="The labels start at 1: subtract 1.")
+            yield Seen(text, fix="The labels start at 1: subtract 1.")
         elif low < 0 or high == 255:
             odd = low if low < 0 else 255
-            yield Seen(said, fix=f"If {odd} means nothing to be learned, pass ignore_index={odd}.")
+            yield Seen(text, fix=f"If {odd} means nothing to be learned, pass ignore_index={odd}.")
         else:
-            yield Seen(said, fix="Compare the labels with the number of logits: the model needs one for every class.")
+            yield Seen(text, fix="Compare the labels with the number of logits: the model needs one for every class.")
         return
     n, counts = int(target.counts.sum()), target.counts
     # Would class 0 be missing by chance, were it as frequent as the rarest of the others?
     if C > 2 and counts[0] == 0 and np.all(counts[1:] > 0) and facts.options.ignored != 0:
         rarest = int(counts[1:].min())
         if rarest >= 10:
-            said = (
+            text = (
                 f"class 0 never occurs in {n:,} labels, and every class from 1 to {C - 1} at least {rarest} times: "
                 f"do labels start at 1, for {C - 1} classes?"
             )
             yield Seen(
-                said,
+                text,
                 "warning",
                 why="The model then has a logit that is only ever pushed down, and predicts one class too many.",
             )
@@ -110,8 +111,8 @@ def soft_targets(facts: Facts) -> Iterator[str | Seen]:
         yield f"negative targets in {target.negative.of(target.rows)}"
     if target.off_sum.count:
         low, high = target.sums
-        said = f"rows that sum to {low:.4g}" if low == high else f"rows that sum to between {low:.4g} and {high:.4g}"
-        yield Seen(f"{said}: {target.off_sum.of(target.rows)}", "warning")
+        text = f"rows that sum to {low:.4g}" if low == high else f"rows that sum to between {low:.4g} and {high:.4g}"
+        yield Seen(f"{text}: {target.off_sum.of(target.rows)}", "warning")
 
 
 @rule(
@@ -209,9 +210,9 @@ def labels_of_the_wrong_position(facts: Facts) -> Iterator[Seen]:
             return
     share = facts.loss.right / max(here.n, 1)
     if here.n >= 100 and share >= 0.99:
-        said = f"{100 * share:.1f}% of {here.n:,} tokens are predicted: real text is not that predictable"
+        text = f"{100 * share:.1f}% of {here.n:,} tokens are predicted: real text is not that predictable"
         yield Seen(
-            said, "note", fix="See that the labels are not the input: give inputs= as well, and it will be compared."
+            text, "note", fix="See that the labels are not the input: give inputs= as well, and it will be compared."
         )
 
 
@@ -290,13 +291,13 @@ def binary_targets_outside(facts: Facts) -> Iterator[Seen]:
     if not facts.options.binary or not target.outside.count:
         return
     low, high = target.low, target.high
-    said = f"targets from {low:.4g} to {high:.4g}: {target.outside.of(target.rows)}"
+    text = f"targets from {low:.4g} to {high:.4g}: {target.outside.of(target.rows)}"
     if (low, high) == (-1, 1):
-        yield Seen(said, fix="Labels of −1 and 1: (t + 1) / 2. If −1 means unknown: ignore_index=-1.")
+        yield Seen(text, fix="Labels of −1 and 1: (t + 1) / 2. If −1 means unknown: ignore_index=-1.")
     elif low >= 0 and high > 1:
-        yield Seen(said, fix=f"Divide by {high:.4g}, or compare: t > {high / 2:.4g}.")
+        yield Seen(text, fix=f"Divide by {high:.4g}, or compare: t > {high / 2:.4g}.")
     else:
-        yield Seen(said)
+        yield Seen(text)
 
 
 @rule(

@@ -1,0 +1,123 @@
+"""Reads logits and target once, a block of rows at a time, and lets the facts look at every piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossent import reference
+from crossent.tools.check.facts import OFFSETS, Facts, LogitFacts, LossFacts, TargetFacts
+from crossent.tools.check.layout import RowLayout, row_layout
+from crossent.tools.check.options import CheckOptions
+from crossent.tools.check.pieces import Ints, Piece
+from crossent.tools.files import Table
+
+ELEMENTS = 1 << 19  # of float64 in a piece: 4 MiB, of which there are a few copies
+
+
+def survey(
+    logits: Table, target: Table | None, options: CheckOptions, watch: Callable[[str, int, int], None] | None = None
+) -> Facts:
+    """Read everything once; ``watch`` is told how far."""
+    layout = row_layout(logits, target, options)
+    facts = Facts(
+        options,
+        layout,
+        logits.dtype,
+        LogitFacts(),
+        TargetFacts(np.zeros(layout.num_classes)),
+        LossFacts(np.zeros(layout.num_classes), np.zeros(layout.num_classes)),
+    )
+    for x, raw, start in blocks(logits, target, layout):
+        if watch is not None:
+            watch("reading", start, len(logits))
+        if layout.square:
+            _add_last_axis(facts, x, raw)
+        # whatever the values are, inf - inf is an answer here
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            for piece in _pieces(facts, x, raw, start):
+                facts.logits.add(piece)
+                facts.target.add(piece)
+                facts.loss.add(piece, options)
+    return facts
+
+
+def blocks(
+    logits: Table, target: Table | None, layout: RowLayout
+) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, int]]:
+    """Read blocks along the leading axis, the classes moved to the end; whole, if those are the leading axis."""
+    used = target if layout.kind else None
+    rest = prod(layout.shape[1:])
+    whole = layout.axis == 0 or (used is not None and used.shape[:1] != layout.shape[:1])
+    step = len(logits) if whole else max(1, ELEMENTS // max(rest, 1))
+    for start in range(0, len(logits), step):
+        x, raw = logits.rows(start, start + step), None
+        x = x[..., None] if layout.axis is None else np.moveaxis(x, layout.axis, -1)
+        if used is not None:
+            raw = used.rows(0, len(used)) if whole else used.rows(start, start + step)
+            if layout.kind == "weights":
+                raw = raw.reshape(x.shape if layout.axis is None else (-1, *layout.shape[1:]))
+                raw = raw if layout.axis is None else np.moveaxis(raw, layout.axis, -1)
+            else:
+                raw = raw.reshape(x.shape[:-1])
+        yield x, raw, start
+
+
+def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int) -> Iterator[Piece]:
+    """Cut a block into rows, and those into pieces that a few copies of fit anywhere."""
+    options = facts.options
+    near: dict[int, Ints] = {}
+    if options.task == "lm" and raw is not None and raw.ndim == x.ndim - 1 == 2:
+        x, raw, near = _shifted(facts, x, raw, start)
+    x, size = x.reshape(-1, facts.C), x.shape[-1]
+    raw = None if raw is None else raw.reshape(len(x), *(() if facts.layout.kind == "indices" else (size,)))
+    step = max(1, ELEMENTS // size)
+    for at in range(0, len(x), step):
+        cut = slice(at, at + step)
+        part = x[cut].astype(np.float64)
+        labels = None if raw is None else raw[cut].astype(np.float64)
+        ignored = np.zeros((len(part), size), bool)
+        if labels is not None:
+            ignored = np.zeros(labels.shape, bool) if options.ignored is None else labels == options.ignored
+            if facts.layout.kind == "weights" and not options.binary:
+                ignored[:] = False  # probabilities have no index to ignore
+        nearby = {k: labels[cut] for k, labels in near.items()}
+        yield Piece(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
+
+
+def _shifted(
+    facts: Facts, x: NDArray[Any], y: NDArray[Any], start: int
+) -> tuple[NDArray[Any], NDArray[Any], dict[int, Ints]]:
+    """Pair the logits of a language model with its labels, and with those a position before and behind."""
+    options, base = facts.options, int(facts.options.shift)
+    length = y.shape[1] - base
+    usable = np.where((y != options.ignored) & (y >= 0) & (y < facts.C), y, -1).astype(np.int64)
+    near = {k: np.full((len(y), length), -1, np.int64) for k in OFFSETS}
+    for k, labels in near.items():
+        there = range(max(0, -base - k), min(length, y.shape[1] - base - k))
+        labels[:, there.start : there.stop] = usable[:, there.start + base + k : there.stop + base + k]
+    if options.inputs is not None:
+        _add_inputs(facts, near[0], options.inputs[start : start + len(y)])
+    return x[:, :length], y[:, base:], {k: labels.reshape(-1) for k, labels in near.items()}
+
+
+def _add_inputs(facts: Facts, labels: Ints, inputs: NDArray[Any]) -> None:
+    """Count how often the label of a position is the input there, or one or two positions on."""
+    labels = labels[:, : inputs.shape[1] - 2]
+    facts.pairs += int((labels >= 0).sum())
+    for ahead in (0, 1, 2):
+        same = (labels == inputs[:, ahead : ahead + labels.shape[1]]) & (labels >= 0)
+        facts.ahead[ahead] = facts.ahead.get(ahead, 0) + int(same.sum())
+
+
+def _add_last_axis(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None) -> None:
+    """Compute the loss of logits ``(N, C, C)`` if the classes are on the last axis."""
+    if raw is not None:
+        rows = np.moveaxis(x.astype(np.float64), -1, 1).reshape(-1, facts.C)  # as they were given
+        y = raw.reshape(-1)
+        there = np.flatnonzero((y != facts.options.ignored) & (y >= 0) & (y < facts.C))
+        facts.last_axis.add(reference.surprisal(rows[there])[np.arange(len(there)), y[there].astype(np.int64)])
