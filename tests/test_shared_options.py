@@ -1,15 +1,22 @@
 """What ``crossent.check``, ``score`` and ``explain`` share: how they show, name and read their options."""
 
 import inspect
+import json
+import subprocess
+import sys
 import types
 import typing
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import crossent
+from crossent import reference
+from crossent.tools.arrays import read_array, read_table
 from crossent.tools.cli import main
+from crossent.tools.errors import FileError
 from crossent.tools.shared_options import OptionError
 
 TOOLS = (crossent.check, crossent.score, crossent.explain)
@@ -111,3 +118,89 @@ def test_the_class_axis_on_the_command_line(tmp_path, monkeypatch):
         assert (plain.exit_code, plain.output) == (last.exit_code, last.output)
         assert beyond.exit_code == 2
         assert "must lie in [-2, 2) for logits of shape (6, 3), got 5" in " ".join(beyond.output.split())
+        assert CliRunner().invoke(main, [*command, "preds.npz", "--dim", "-1"]).output == plain.output
+
+
+def test_a_shared_option_has_one_flag():
+    of = {name: {o.name: o for o in main.commands[name].params} for name in ("check", "score", "explain")}
+    names = {"dim": "class_dim"}
+    for option in ("task", "dim", "weight", "label_smoothing", "shift", "class_names", "ignore_index", "input"):
+        flag = names.get(option, option)
+        for tool in TOOLS:
+            assert (option in inspect.signature(tool).parameters) == (flag in of[tool.__name__])
+        assert len({tuple(options[flag].opts) for options in of.values() if flag in options}) == 1
+
+
+def test_an_ignored_label_counts_for_nothing_in_every_tool(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("preds.npz", logits=X, labels=Y)
+    assert crossent.score(X, Y, ignore_index=2).numbers["ignored"] == 2
+    assert crossent.check(X, np.full(6, 2), ignore_index=2)[0].title == "every target is ignored"
+    with pytest.raises(ValueError, match=r"^target must be a class, got 2: an ignored row has no loss$"):
+        crossent.explain(X[2], 2, ignore_index=2)
+    row = ("explain", "preds.npz", "--ignore-index", "2", "--json", "--row")
+    prior = json.loads(CliRunner().invoke(main, [*row, "0"]).stdout)["references"]["prior_entropy"]
+    assert prior == pytest.approx(reference.prior_entropy([2, 2, 0]))  # what is ignored is not counted either
+    refused = CliRunner().invoke(main, [*row, "2"])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "an ignored row has no loss" in refused.stderr
+
+
+def test_probabilities_are_taken_for_what_they_are():
+    p, numbers = reference.softmax(X), crossent.score(X, Y).numbers
+    gradient = crossent.explain(X[0], 0, "ce")["ce"].gradient
+    for kind, values in (("probs", p), ("logprobs", np.log(p))):
+        assert crossent.score(values, Y, input=kind).numbers["nll_nats_mean"] == pytest.approx(numbers["nll_nats_mean"])
+        assert crossent.explain(values[0], 0, "ce", input=kind)["ce"].gradient == pytest.approx(gradient)
+    for tool, args in ((crossent.score, (X, Y)), (crossent.explain, (X[0], 0))):
+        with pytest.raises(OptionError, match=r"^input must be one of logits, probs, logprobs, got 'odds'$"):
+            tool(*args, input="odds")
+    with pytest.raises(OptionError, match=r"^input is probs, but the values go from -1 to 0\.5$"):
+        crossent.explain([-1.0, 0.5], 0, input="probs")
+    typed = ("explain", "--logits", ".1,.7,.2", "--input", "probs", "--target", "0", "--losses", "ce", "--json")
+    (ce,) = json.loads(CliRunner().invoke(main, typed).stdout)["losses"]
+    assert ce["gradient"] == pytest.approx([-0.9, 0.7, 0.2])
+    refused = CliRunner().invoke(main, ["explain", "--logits", "-1,2", "--input", "probs", "--target", "0"])
+    assert refused.exit_code == 2
+    assert "Invalid value for '--input': is probs, but" in refused.stderr
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [X.tolist(), X, torch.tensor(X, requires_grad=True), read_table("logits", X)],
+    ids=lambda v: type(v).__name__,
+)
+def test_values_come_as_lists_arrays_tensors_or_tables(values):
+    table = read_table("logits", values)
+    np.testing.assert_array_equal(table.rows(0, 99), X)
+    assert (table.shape, table.dtype, len(table)) == (X.shape, "float64", 6)
+
+
+def test_a_narrow_tensor_keeps_the_name_of_its_dtype():
+    table = read_table("logits", torch.ones(2, 3, dtype=torch.bfloat16))
+    assert (table.dtype, table.rows(0, 2).dtype) == ("bfloat16", np.float32)
+    assert read_table("labels", 3).shape == (1,)
+
+
+@pytest.mark.parametrize("values", [[["a"]], np.ones(2, complex), [None]])
+def test_what_is_no_number_is_refused(values):
+    for kind in (FileError, TypeError):  # a file's words, and the type that a wrong argument has
+        with pytest.raises(kind, match=r"^logits: holds .*, not real numbers$"):
+            read_array("logits", values)
+
+
+def test_class_weights_come_as_tensors_too():
+    expected = crossent.score(X, Y, weight=[1.0, 2.0, 0.5]).to_dict()
+    assert crossent.score(X, Y, weight=torch.tensor([1.0, 2.0, 0.5])).to_dict() == expected
+    assert str(crossent.check(X, Y, weight=torch.tensor([1.0, 2.0, 0.5]))) == str(crossent.check(X, Y))
+
+
+def test_no_tool_imports_torch_for_arrays():
+    script = (
+        "import sys, crossent\nx, y = [[2.0, 0.0], [0.0, 1.0]], [0, 1]\n"
+        "crossent.check(x, y), crossent.score(x, y), crossent.explain(x[0], 0)\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

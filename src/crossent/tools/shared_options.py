@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+INPUTS = ("logits", "probs", "logprobs")
 TASKS = ("multiclass", "binary", "multilabel", "lm")
 IGNORE_INDEX = -100
 
@@ -119,5 +120,11 @@ class_names_flag: Flag = click.option(
     "--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line."
 )
 class_dim_flag: Flag = click.option(
-    "--class-dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]"
+    "--class-dim", "--dim", "class_dim", type=int, metavar="N", help="The axis of the classes.  [1; the last for lm]"
+)
+ignore_index_flag: Flag = click.option(
+    "--ignore-index", type=int, default=IGNORE_INDEX, metavar="N", help="The label that counts for nothing.  [-100]"
+)
+input_flag: Flag = click.option(
+    "--input", type=click.Choice(INPUTS), default="logits", help="What the values are; never guessed.  [logits]"
 )

@@ -50,6 +50,8 @@ def read_target(text: str) -> Any:
 @click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
 @shared_options.class_names_flag
 @shared_options.class_dim_flag
+@shared_options.ignore_index_flag
+@shared_options.input_flag
 @click.option("--step", type=float, default=1.0, metavar="X", help="Size of the gradient step.  [1]")
 @click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
@@ -72,13 +74,15 @@ def explain(
         raise click.UsageError("--row is the row of a FILE")
     try:
         given = {key: value for key, value in _read(**options).items() if value is not None}
-        arguments = {"dim": class_dim} if file is None else _from_file(file, labels, row, class_dim)
+        arguments = (
+            {"dim": class_dim} if file is None else _from_file(file, labels, row, class_dim, options["ignore_index"])
+        )
         arguments |= given
         if arguments.get("target") is None:
             raise click.UsageError("which class is true? Give --target, or a file with labels")
         explanation = compute(**arguments)
     except shared_options.OptionError as error:
-        raise shared_options.OptionError("class_dim", error.problem).usage from None
+        raise error.usage from None
     except ValueError as error:  # FileError is one
         raise Unreadable(str(error)) from None
     _show(explanation, as_json)
@@ -100,7 +104,7 @@ def _read(
     }
 
 
-def _from_file(path: str, labels: str | None, row: int | None, dim: int | None) -> dict[str, Any]:
+def _from_file(path: str, labels: str | None, row: int | None, dim: int | None, ignore_index: int) -> dict[str, Any]:
     """Read a row's logits and its label, and how often each label occurs; say what was chosen."""
     from crossent.tools.files import FileError, open_pair
 
@@ -120,12 +124,12 @@ def _from_file(path: str, labels: str | None, row: int | None, dim: int | None) 
     given = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
     if pair.labels is not None:
         given["target"] = pair.labels.rows(row, row + 1)[0]
-        given["prior"] = _counts(pair.labels, pair.logits.shape[1])
+        given["prior"] = _counts(pair.labels, pair.logits.shape[1], ignore_index)
     return given
 
 
-def _counts(labels: Table, num_classes: int) -> Any:
-    """Count class indices a block at a time, those in range; None where labels are something else."""
+def _counts(labels: Table, num_classes: int, ignore_index: int) -> Any:
+    """Count class indices a block at a time, those in range and not ignored; None where labels are something else."""
     import numpy as np
 
     if len(labels.shape) != 1:
@@ -137,7 +141,8 @@ def _counts(labels: Table, num_classes: int) -> Any:
             index = block.astype(np.int64)
         if (index != block).any():
             return None
-        counts += np.bincount(index[(index >= 0) & (index < num_classes)], minlength=num_classes)
+        counted = (index >= 0) & (index < num_classes) & (index != ignore_index)
+        counts += np.bincount(index[counted], minlength=num_classes)
     return counts if counts.any() else None
 
 

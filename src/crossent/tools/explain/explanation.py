@@ -17,7 +17,7 @@ from crossent.tools.arrays import to_numpy
 from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
 from crossent.tools.explain.losses import add, compute, objection, probabilities
 from crossent.tools.explain.target import RowTarget, read_target
-from crossent.tools.shared_options import class_axis
+from crossent.tools.shared_options import IGNORE_INDEX, INPUTS, OptionError, check_choice, class_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +190,9 @@ def explain(
     target: Any,
     losses: str | Iterable[str] | None = None,
     *,
+    input: str = "logits",
     dim: int | None = None,
+    ignore_index: int = IGNORE_INDEX,
     class_names: Sequence[str] | None = None,
     step: float = 1.0,
     prior: Any = None,
@@ -205,7 +207,9 @@ def explain(
             or zeros and ones. Softmax losses give each of M labels ``t = 1/M``.
         losses: names, as in ``crossent.tools.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train
             digits``, for those of them that can take the row.
+        input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. The softmax of log p is p again.
         dim: the class axis, which is the only one of a row: 0 or -1.
+        ignore_index: the label of a row that counts for nothing, so that nothing can be explained.
         class_names: C names.
         step: the size of the gradient step.
         prior: ``(C)``, how many examples or what share each class has, for the reference ``H(prior)``.
@@ -225,10 +229,10 @@ def explain(
 
     See also: ``crossent explain`` on the command line.
     """
-    x = _logits(logits)
+    x = _logits(logits, input)
     class_axis("dim", dim, x.shape, 0)
     names = _class_names(class_names, len(x))
-    row_target = read_target(target, len(x), names)
+    row_target = read_target(target, len(x), names, ignore_index)
     if not (isinstance(step, (int, float)) and 0 <= step < math.inf):
         raise ValueError(f"step must be a finite number, not negative, got {step!r}")
     chosen, notes = _choose(losses, x, row_target)
@@ -264,13 +268,16 @@ def _explain_loss(card: Card, x: Array, target: RowTarget, step: float) -> LossE
 # --- the arguments ----------------------------------------------------------------------------------------------------
 
 
-def _logits(logits: Any) -> Array:
+def _logits(logits: Any, given: str) -> Array:
+    check_choice("input", given, INPUTS)
     try:
         x = np.asarray(to_numpy(logits)[0], np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"logits must be numbers, one a class, got {logits!r:.80}") from None
     if x.ndim != 1 or not len(x):
         raise ValueError(f"logits must be one row of shape (C,), got {x.shape}: pass logits[i] and target[i]")
+    if given == "probs":
+        x = _log(x)
     wrong = np.flatnonzero(np.isnan(x) | (x == np.inf))
     if len(wrong):
         raise ValueError(
@@ -279,6 +286,13 @@ def _logits(logits: Any) -> Array:
     if not np.isfinite(x).any():
         raise ValueError("logits must be finite for at least one class, got -inf for all: such a row has no softmax")
     return x
+
+
+def _log(p: Array) -> Array:
+    if not ((p >= 0) & (p <= 1 + 1e-3)).all():
+        raise OptionError("input", f"is probs, but the values go from {p.min():.4g} to {p.max():.4g}")
+    with np.errstate(divide="ignore"):
+        return np.log(p)
 
 
 def _class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

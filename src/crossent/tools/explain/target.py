@@ -13,6 +13,7 @@ import numpy as np
 
 from crossent.reference import Array, index_target, multilabel_target
 from crossent.tools.arrays import to_lists
+from crossent.tools.shared_options import IGNORE_INDEX
 
 
 class RowTarget(NamedTuple):
@@ -27,7 +28,7 @@ class RowTarget(NamedTuple):
         return self.weights if self.labels is None else multilabel_target(self.weights)
 
 
-def read_target(target: Any, num_classes: int, names: Sequence[str]) -> RowTarget:
+def read_target(target: Any, num_classes: int, names: Sequence[str], ignore_index: int = IGNORE_INDEX) -> RowTarget:
     """Understand a class, several classes, or one weight a class.
 
     Args:
@@ -35,6 +36,7 @@ def read_target(target: Any, num_classes: int, names: Sequence[str]) -> RowTarge
             or zeros and ones.
         num_classes: ``C``.
         names: of the classes.
+        ignore_index: the label of a row that counts for nothing, which is refused.
 
     Raises:
         ValueError: anything else.
@@ -43,14 +45,14 @@ def read_target(target: Any, num_classes: int, names: Sequence[str]) -> RowTarge
     ((0, 2), None)
     """
     if isinstance(target, (set, frozenset)):
-        return _of_labels(sorted(target, key=str), num_classes, names)
+        return _of_labels(sorted(target, key=str), num_classes, names, ignore_index)
     values = to_lists(target)
     if not isinstance(values, (list, tuple)):
-        return _of_labels([values], num_classes, names)
+        return _of_labels([values], num_classes, names, ignore_index)
     if any(isinstance(value, (list, tuple)) for value in values):
         raise ValueError(f"target must belong to one row, got a nested list of length {len(values)}: pass target[i]")
     if len(values) != num_classes or any(isinstance(value, str) for value in values):
-        return _of_labels(values, num_classes, names)
+        return _of_labels(values, num_classes, names, ignore_index)
     return _of_weights(values, num_classes)
 
 
@@ -67,7 +69,7 @@ def _of_weights(values: Sequence[Any], num_classes: int) -> RowTarget:
     return RowTarget(weights, tuple(np.flatnonzero(weights).tolist()) if hard else None)
 
 
-def _of_labels(values: Sequence[Any], num_classes: int, names: Sequence[str]) -> RowTarget:
+def _of_labels(values: Sequence[Any], num_classes: int, names: Sequence[str], ignore_index: int) -> RowTarget:
     whole = [_index(value, names) for value in values]
     if None in whole:
         raise ValueError(
@@ -75,9 +77,12 @@ def _of_labels(values: Sequence[Any], num_classes: int, names: Sequence[str]) ->
             f"got {_shortly(values)}"
         )
     labels = sorted({k for k in whole if k is not None})
+    if ignore_index in labels:
+        raise ValueError(f"target must be a class, got {ignore_index}: an ignored row has no loss")
     for k in labels:
         if not 0 <= k < num_classes:
-            raise ValueError(f"target must lie in [0, {num_classes}), got {k}{_slip(k, num_classes)}")
+            from_1 = ": labels start at 0; if these start at 1, subtract 1" if k == num_classes else ""
+            raise ValueError(f"target must lie in [0, {num_classes}), got {k}{from_1}")
     weights = index_target(np.array(labels, np.int64), num_classes).max(0, initial=0.0)
     return RowTarget(weights, tuple(labels))
 
@@ -92,13 +97,6 @@ def _index(value: Any, names: Sequence[str]) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
         return None
     return int(value)
-
-
-def _slip(label: int, num_classes: int) -> str:
-    """Recognise the usual reasons of a label out of range."""
-    if label == num_classes:
-        return ": labels start at 0; if these start at 1, subtract 1"
-    return ": an ignored row has no loss" if label == -100 else ""
 
 
 def _shortly(values: Sequence[Any]) -> str:

@@ -49,16 +49,11 @@ def _face(name: str, what: str) -> Callable[[Any], Any]:
 @click.command("score", epilog=EPILOG)
 @click.argument("logits", metavar="LOGITS")
 @click.argument("labels", metavar="[LABELS]", required=False)
-@click.option(
-    "--input",
-    type=click.Choice(["logits", "probs", "logprobs"]),
-    default="logits",
-    help="What the values are; never guessed.  [logits]",
-)
+@shared_options.input_flag
 @shared_options.task_flag
 @shared_options.shift_flag
 @shared_options.class_dim_flag
-@click.option("--ignore-index", type=int, default=-100, metavar="N", help="Leaves out what has this label.  [-100]")
+@shared_options.ignore_index_flag
 @shared_options.weight_flag
 @shared_options.label_smoothing_flag
 @shared_options.class_names_flag

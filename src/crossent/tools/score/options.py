@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from crossent.tools import shared_options
 from crossent.tools.shared_options import OptionError
 
-INPUTS = ("logits", "probs", "logprobs")
-
 
 @dataclass(frozen=True)
 class ScoreOptions:
@@ -44,7 +42,7 @@ class ScoreOptions:
     bytes: int | None = None
 
     def __post_init__(self) -> None:
-        shared_options.check_choice("input", self.input, INPUTS)
+        shared_options.check_choice("input", self.input, shared_options.INPUTS)
         shared_options.check_choice("task", self.task, shared_options.TASKS)
         if self.task == "binary":  # another word for it, as in check
             object.__setattr__(self, "task", "multilabel")
