@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from crossent.tools import cli
 
-PAGE = (Path(__file__).parent.parent / "docs" / "tools.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text("utf-8")
 ENVIRON = {"COLUMNS": "80", "NO_COLOR": None, "FORCE_COLOR": None}
 
 

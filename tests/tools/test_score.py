@@ -394,7 +394,7 @@ def test_every_number_is_defined_and_every_definition_used():
 
 
 def test_the_page_has_every_definition():
-    page = (Path(__file__).parent.parent / "docs" / "tools.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text("utf-8")
     assert "\n".join(f"| `{key}` | {what} |" for key, what in DEFINITIONS.items()) in page
 
 
