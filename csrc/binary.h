@@ -1,4 +1,7 @@
 // Binary cross entropy: blocks of elements, with their weights where there are any.
+//
+// Takes a Binary problem and blocks [begin, end) of BINARY_BLOCK elements. Gives the loss of each element or a sum for
+// each block, or the slopes of logits and target where there is a gradient of the loss. Refuses nothing.
 
 #pragma once
 #include "runs.h"
@@ -61,6 +64,7 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
 
 template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
 
+// Takes logits, targets and weights of a block. Gives its losses, or their sum.
 // -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x.
 template <class R, class S, class T, bool WEIGHTED> static void block_forward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
@@ -83,6 +87,8 @@ template <class R, class S, class T, bool WEIGHTED> static void block_forward(co
     if (p.partial) p.partial[block] = fold(lane);
 }
 
+// Takes them and the gradient of the loss. Gives the slopes of the targets and then, for they may lie where the logits
+// lie, those of the logits.
 template <class R, class S, class T, bool WEIGHTED> static void block_backward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
     const R* g = static_cast<const R*>(p.grad);

@@ -1,4 +1,7 @@
 // Which instruction sets this build has, and which of them this processor runs.
+//
+// Takes nothing. Gives their kernels, the best last. Refuses to guess: each feature that a set is compiled with is
+// asked for.
 
 #pragma once
 #include <vector>
@@ -22,17 +25,17 @@ inline bool has_f16c() {  // which not every compiler's __builtin_cpu_supports k
 }
 #endif
 
-// Best last.
 inline std::vector<const Kernels*> available_kernels() {
 #ifdef CROSSENT_X86
     __builtin_cpu_init();
-    std::vector<const Kernels*> found{&kernels_sse2};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) found.push_back(&kernels_avx2);
-    if (found.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    std::vector<const Kernels*> available{&kernels_sse2};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
+        available.push_back(&kernels_avx2);
+    if (available.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        found.push_back(&kernels_avx512);
-    if (found.size() == 3 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kernels_avx512bf16);
-    return found;
+        available.push_back(&kernels_avx512);
+    if (available.size() == 3 && __builtin_cpu_supports("avx512bf16")) available.push_back(&kernels_avx512bf16);
+    return available;
 #else
     return {&kernels_baseline};
 #endif

@@ -1,5 +1,8 @@
 // What the members of the family change: the logits x → x' = (cap tanh(x / cap) + bias - margin at the target) / T, and
-// the penalty f(p) with s(p) = -f'(p) p, both as functions of u = log p, so that neither p nor 1 - p loses its digits.
+// the penalty f(p) with s(p) = -f'(p) p.
+//
+// Takes numbers of R, alone or in runs. Gives x' and what takes slopes of x' to those of x, and f and s as functions of
+// u = log p, so that neither p nor 1 - p loses its digits. Refuses u > 0.
 
 #pragma once
 #include "numbers.h"
@@ -57,13 +60,12 @@ template <class R> struct Transform {
     }
 };
 
-// f and s of N values of u = log p ≤ 0.
+// f and s of N values of u = log p ≤ 0, by a penalty other than -log p.
 template <int N, class R>
-static void penalise(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
+static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
     switch (p.penalty) {
-        case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps that compilers turn into
-                       // vectors
+        case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps, which become vectors
             R prob[N], rest[N], power[N];
             for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
             for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
@@ -92,13 +94,13 @@ static void penalise(const Softmax& p, const R* __restrict u, R* __restrict f, R
             for (int l = 0; l < N; l++) s[l] = exp_(u[l]) * slope[l];
             break;
         }
-        default:
-            for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
     }
 }
-template <class R> INLINE void penalise_one(const Softmax& p, R u, R& f, R& s) {
-    if (p.penalty == NO_PENALTY) f = -u, s = R(1);
-    else penalise<1>(p, &u, &f, &s);
+
+// f and s of N values of u = log p ≤ 0.
+template <int N, class R> INLINE void penalise(const Softmax& p, const R* u, R* f, R* s) {
+    if (p.penalty != NO_PENALTY) return penalise_by<N>(p, u, f, s);
+    for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
 }
 
 }  // namespace

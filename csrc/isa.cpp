@@ -1,4 +1,7 @@
 // The kernels for one instruction set, named by the macro ISA; compiled once for each with that set's flags.
+//
+// Takes nothing but its flags. Gives one table of kernels by dtype, its only symbol. Refuses to be compiled without
+// ISA.
 
 #include "kernels.h"
 #include "product.h"

@@ -1,5 +1,4 @@
-// The CPU kernels: plain C++17 loops, compiled once for each instruction set (isa.cpp) and chosen at run time
-// (binding.cpp).
+// The CPU kernels: plain C++17 loops, compiled once for each instruction set (isa.cpp), chosen at run time (launch.h).
 //
 // Precision: everything is computed in R, which is float for float, bfloat16 and half logits and double for double;
 // sums over classes run in LANES of R and are carried on in double, sums over rows run in double. A row's lse is the
@@ -12,6 +11,9 @@
 // Form: what a compiler is to turn into vectors is a loop over LANES numbers, and data come in runs of LANES: the last
 // of a row is filled up. A gradient is formed in the nearest cache and stored from there, so that it may lie where the
 // logits lie.
+//
+// Takes the structures of problem.h and a range of tiles or blocks. Gives what they point to. Refuses nothing: what it
+// does not take was refused in Python.
 
 #pragma once
 #include "binary.h"

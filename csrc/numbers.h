@@ -1,5 +1,7 @@
-// Numbers: the dtypes of storage, and exp, log1p and expm1 as branch-free expressions that a compiler turns into
-// vectors.
+// Numbers: the dtypes of storage, and exp, log1p and expm1 as branch-free expressions that compilers turn into vectors.
+//
+// Takes numbers, or runs of LANES of them. Gives R, which is float, or double for double, and what is stored of it.
+// Refuses arguments out of the range that a function names.
 
 #pragma once
 #include <cmath>
@@ -68,11 +70,9 @@ INLINE void narrow(float x, half& to) {
 }
 
 // e^x for x ≤ 0: round to a power of two, minimax polynomial for the rest. Error at most 0.89 ulp with fused
-// multiply-add, 1.18 without; from -88 on, where even the
-// power of two is 0, the result is 0; nan stays.
+// multiply-add, 1.18 without; from -88 on, where even the power of two is 0, the result is 0; nan stays.
 INLINE float exp_(float x) {
-    constexpr float round =
-        12582912.0f + 127.0f;  // 1.5 · 2^23: the integer stands in the low bits, with an exponent's bias
+    constexpr float round = 12582912.0f + 127.0f;  // 1.5 · 2^23: the low bits are the integer with an exponent's bias
     float y = x < -88.0f ? -88.0f : x;
     float shifted = y * 1.44269504088896341f + round, n = shifted - round;
     float power = bits<float>(bits<uint32_t>(shifted) << 23);

@@ -1,21 +1,31 @@
-// What a kernel is given: plain structures of pointers, sizes and strides (in elements).
+// What a kernel is given: plain structures of pointers, sizes and strides (in elements), and the sizes in which it
+// works.
+//
+// Takes what the binding reads from tensors; each structure says of each pointer what lies there and whether it may be
+// null. Gives kernels all that they know. Refuses to own anything: the memory is that of the tensors of a call.
 
 #pragma once
 #include <atomic>
 #include <cstdint>
 
-constexpr int LANES = 32;  // accumulators of a row
-constexpr int ROWS = 128;  // rows of a tile
+constexpr int LANES = 32;    // accumulators of a row; rows side by side
+constexpr int ROWS = 128;    // rows of a tile
+constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time
+
+// Up to this many classes rows are taken as tiles, even where each of them lies in one piece.
+constexpr int64_t FEW_CLASSES = 64;
 
 // Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss.
 constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024;
+
+// Of a product: features of X that lie together, and columns of G that are laid out at a time.
+constexpr int64_t FEATURES = 48, GROUP = 32;
 
 enum DType { F32, F64, BF16, F16, DTYPES };  // of logits, gradients and probability targets
 enum Penalty { NO_PENALTY, FOCAL, POLY1, GCE, SCE, TAYLOR };
 enum IndexType { I8, I16, I32, I64, U8, U16, U32, U64 };
 
-// Rows are numbered outer-major: row = o * inner + i. A tensor of logits has its element (o, class, i) at these
-// strides.
+// Rows are numbered outer-major: row = o * inner + i. A tensor of logits has (o, class, i) at these strides.
 struct Strides {
     int64_t outer, classes, inner;
 };
@@ -85,7 +95,7 @@ struct Binary {
 };
 
 // sums (columns, features) += Gᵀ X of G (rows, columns) and X (rows, features), or = where `first`. X comes as tiles of
-// features of pairs of rows; see binding.cpp.
+// FEATURES features of pairs of rows; see bind_product.h.
 struct Product {
     const uint16_t* g;
     int64_t g_step;
@@ -94,7 +104,7 @@ struct Product {
     int64_t rows, columns, features;
     bool first;
 
-    int64_t groups() const { return (columns + 31) / 32; }
+    int64_t groups() const { return (columns + GROUP - 1) / GROUP; }
 };
 
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (Binary) [begin, end).

@@ -1,5 +1,7 @@
-// Gᵀ X added to sums in float, for G and X in bfloat16, by the processor's products of pairs of them; where it has
-// none, null. Torch's product would round each block's share of the sums to bfloat16.
+// Gᵀ X added to sums in float, for G and X in bfloat16: torch's product would round each block's share of the sums.
+//
+// Takes a Product and groups [begin, end) of GROUP columns of G. Gives the sums of those columns, or replaces them.
+// Refuses processors without products of pairs of bfloat16: ACCUMULATE is null there.
 
 #pragma once
 #include "numbers.h"
@@ -10,9 +12,8 @@
 
 namespace {
 
-constexpr int TALL = 8, VECTORS = 3,
-              GROUP = 32;  // columns of G and vectors of X at a time; columns of G laid out at a time
-constexpr int64_t WIDE_TILE = 16 * VECTORS, DEEP = 512;  // features of a tile; pairs of rows at a time
+constexpr int TALL = 8, VECTORS = FEATURES / 16;  // columns of G and vectors of X at a time
+constexpr int64_t DEEP = 512;                     // pairs of rows at a time
 
 // Columns [from, from + GROUP) of some pairs of rows of G, TALL of them side by side; 0 where there are none.
 INLINE void lay_out(const Product& p, int64_t from, int64_t pair, int64_t pairs, uint32_t* to) {
@@ -38,7 +39,7 @@ INLINE void multiply(
         for (int v = 0; v < VECTORS; v++) sum[i][v] = _mm512_setzero_ps();
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh right[VECTORS];
-        for (int v = 0; v < VECTORS; v++) right[v] = (__m512bh)_mm512_loadu_si512(x + k * WIDE_TILE + 16 * v);
+        for (int v = 0; v < VECTORS; v++) right[v] = (__m512bh)_mm512_loadu_si512(x + k * FEATURES + 16 * v);
         for (int i = 0; i < TALL; i++) {
             const __m512bh left = (__m512bh)_mm512_set1_epi32(int(g[k * TALL + i]));
             for (int v = 0; v < VECTORS; v++) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], left, right[v]);
@@ -64,8 +65,8 @@ static void accumulate(const Product& p, int64_t begin, int64_t end) {
         for (int64_t group = begin; group < end; group++) {
             const int64_t from = group * GROUP;
             lay_out(p, from, pair, pairs, g);
-            for (int64_t feature = 0; feature < p.features; feature += WIDE_TILE) {
-                const uint32_t* x = p.x + feature / WIDE_TILE * (all * WIDE_TILE) + pair * WIDE_TILE;
+            for (int64_t feature = 0; feature < p.features; feature += FEATURES) {
+                const uint32_t* x = p.x + feature / FEATURES * (all * FEATURES) + pair * FEATURES;
                 const int64_t wide = p.features - feature;
                 for (int64_t c = 0; c < GROUP && from + c < p.columns; c += TALL)
                     multiply(

@@ -1,7 +1,9 @@
 // Memory for large new tensors, on huge pages and used again: a gradient of the logits is made and dropped at every
 // step, and the page faults of fresh memory cost more than the arithmetic. What is dropped is kept for the next tensor
 // of about its size, a few pieces at most, and marked as free to the operating system, which takes it back when anybody
-// runs short (MADV_FREE).
+// runs short.
+//
+// Takes a number of bytes. Gives memory whose content is anybody's. Refuses systems without MADV_FREE: null.
 
 #pragma once
 #include <cstdlib>
@@ -22,9 +24,9 @@ class Recycler {
             const std::lock_guard<std::mutex> lock(mutex_);
             for (size_t i = kept_.size(); i-- > 0;)
                 if (kept_[i].bytes == bytes) {
-                    void* found = kept_[i].data;
+                    void* data = kept_[i].data;
                     kept_.erase(kept_.begin() + long(i));
-                    return found;
+                    return data;
                 }
         }
         void* fresh = std::aligned_alloc(PAGE, bytes);

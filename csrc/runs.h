@@ -1,16 +1,14 @@
 // Where rows and their labels are found, and runs of LANES numbers: read, folded, written, and fetched ahead of their
 // time.
+//
+// Takes pointers and counts. Gives runs of R, of which the last may overlap with the one before. Refuses fewer than
+// LANES numbers: nothing is read or written beside those that are there.
 
 #pragma once
 #include "numbers.h"
 #include "problem.h"
 
 namespace {
-
-constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time
-
-template <class R> constexpr R INF = std::numeric_limits<R>::infinity();
-template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
 
 INLINE int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -57,18 +55,12 @@ template <class R> struct Block {
     int64_t n, whole, seen;
     alignas(64) R last[LANES];  // across two lines of the cache it would be slow to come back
 
-    template <class S, class F> INLINE_MEMBER void load(const S* from, int64_t count, R* scratch, F&& look) {
+    template <class S> INLINE_MEMBER void load(const S* from, int64_t count, R* scratch) {
         n = count, whole = n / LANES * LANES, seen = whole + LANES - n;
         if constexpr (sizeof(S) == sizeof(R)) x = from;
         else x = scratch;
-        for (int64_t k = 0; k < whole; k += LANES) {
-            if constexpr (sizeof(S) != sizeof(R)) widen_run(from + k, scratch + k);
-            look(x + k);
-        }
-        if (whole < n) widen_run(from + n - LANES, last), look(last);
-    }
-    template <class S> void load(const S* from, int64_t count, R* scratch) {
-        load(from, count, scratch, [](const R*) {});
+        for (int64_t k = 0; sizeof(S) != sizeof(R) && k < whole; k += LANES) widen_run(from + k, scratch + k);
+        if (whole < n) widen_run(from + n - LANES, last);
     }
 
     // What was seen already counts as this.

@@ -1,8 +1,15 @@
 // Softmax cross entropy of rows with few classes, or with classes apart in memory: ROWS rows at a time, LANES of them
 // side by side.
+//
+// Takes a Softmax problem with rows_per_tile ROWS and the number of a tile, which is ROWS rows or what is left of an
+// outer index. tile_forward gives each row's top and log_sum, its loss and what it weighs, and the statistics where
+// they are wanted; tile_backward the slopes of logits and target. What is summed and how a slope is formed stands in
+// row.h.
+//
+// Refuses nothing: any strides and any number of classes will do, from one on.
 
 #pragma once
-#include "family.h"
+#include "row.h"
 #include "runs.h"
 
 namespace {
@@ -150,133 +157,71 @@ template <class R> struct Labels {
         else
             for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
         const int64_t ignored = p.ignore_index, classes = p.classes;
-        int64_t wrong = 0, counts[LANES];
-        for (int l = 0; l < LANES; l++) {
-            const int64_t inside = uint64_t(y[l]) < uint64_t(classes) ? -1 : 0, taken = y[l] != ignored ? -1 : 0;
-            counts[l] = inside & taken;
-            wrong |= taken & ~inside;
-        }
-        for (int l = 0; l < LANES; l++) y[l] &= counts[l], valid[l] = weight[l] = R(-counts[l]);
+        int64_t wrong = 0, counted[LANES];
+        for (int l = 0; l < LANES; l++) counted[l] = counts(y[l], ignored, classes, wrong);
+        for (int l = 0; l < LANES; l++) y[l] &= counted[l], valid[l] = weight[l] = R(-counted[l]);
         if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
         if (const R* c = static_cast<const R*>(p.weight))
             for (int l = 0; l < LANES; l++) weight[l] = valid[l] == R(0) ? R(0) : c[y[l]];
     }
+
+    // Whether a row counts and has its class among the n from k on.
+    bool within(int64_t l, int64_t k, int64_t n) const { return valid[l] != R(0) && uint64_t(y[l] - k) < uint64_t(n); }
 };
 
-// c ∘ t of a tile; where the target is indices, the part of it that smoothing spreads; none without smoothing.
+// --- panels: LANES rows of a tile -----------------------------------------------------------------------------------
+
+// The weights w of a tile; where the target is indices, the part of them that smoothing spreads; none without
+// smoothing.
 template <class R, class S, class T>
 INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, int64_t n, Tile<R>& tile) {
     if (!here.t && p.smoothing == 0) return false;
-    const R* weight = static_cast<const R*>(p.weight);
-    const R* spread = static_cast<const R*>(p.spread ? p.spread : p.weight);
-    const R keep = R(1 - p.smoothing), share = R(p.share);
+    const Smoothing<R> smoothing(p);
     if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here.rows);
     else tile.lay_out(p.target_at, n);
     for (int64_t j = 0; j < n; j++) {
-        const R own = weight ? keep * weight[k + j] : keep, even = spread ? share * spread[k + j] : share;
+        const R c = smoothing.weight ? smoothing.weight[k + j] : R(1);
+        const R even = smoothing.spread ? smoothing.spread[k + j] : R(1);
         for (int64_t q = 0; q < ROWS / LANES; q++) {
             R* to = tile.at(q) + j * tile.pitch;
             if (here.t)
-                for (int l = 0; l < LANES; l++) to[l] = own * to[l] + even;
+                for (int l = 0; l < LANES; l++) to[l] = smoothing.of(to[l], c, even);
             else
-                for (int l = 0; l < LANES; l++) to[l] = even;
+                for (int l = 0; l < LANES; l++) to[l] = smoothing.share * even;
         }
     }
     return true;
 }
 
-// Replace LANES rows' logits in the classes [k, k + n) by what they become.
+// Replace a panel's logits in the classes [k, k + n) by what they become.
 template <class R>
 static void transform_panel(const Softmax& p, R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
     const Transform<R> transform(p);
-    const R* bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr;
-    const R margin = R(p.margin * p.per_temperature);
+    const R *bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr, margin = margin_of<R>(p);
     for (int64_t j = 0; j < n; j++)
         transform.template run<false>(x + j * pitch, bias ? bias + j : nullptr, x + j * pitch);
     for (int64_t l = 0; margin != R(0) && l < LANES; l++)
-        if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n)) x[(label.y[l] - k) * pitch + l] -= margin;
+        if (label.within(l, k, n)) x[(label.y[l] - k) * pitch + l] -= margin;
 }
 
-// The running sums of LANES rows; see row_forward, which keeps the same for one row. `ties` counts the elements equal
-// to top.
-template <class R> struct Sums {
-    alignas(64) R top[LANES], level[LANES], ties[LANES], cost[LANES], mass[LANES], at_y[LANES];
-    double others[LANES];
-    R moment[LANES], likeliest[LANES];  // for the statistics; see sum_moment, and -1 for a class not yet known
+// Take a panel's slopes of x' back to those of x, which is needed for the soft cap.
+template <class R>
+static void chain_panel(const Softmax& p, const R* x, int64_t pitch, R* slope, int64_t to_pitch, int64_t k, int64_t n) {
+    const Transform<R> transform(p);
+    const R* bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr;
+    for (int64_t j = 0; j < n; j++)
+        transform.template chain<false>(x ? x + j * pitch : nullptr, bias ? bias + j : nullptr, slope + j * to_pitch);
+}
 
-    Sums() {
-        for (int l = 0; l < LANES; l++) moment[l] = R(0), likeliest[l] = R(-1);
-        for (int l = 0; l < LANES; l++)
-            top[l] = -INF<R>, level[l] = ties[l] = cost[l] = mass[l] = at_y[l] = 0, others[l] = 0;
-    }
+// f and s of a panel and one class, from its x'.
+template <class R> INLINE void penalise_run(const Softmax& p, const R* x, const R* top, const R* log_sum, R* f, R* s) {
+    R log_p[LANES];
+    for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(x[l], top[l], log_sum[l]);
+    penalise<LANES>(p, log_p, f, s);
+}
 
-    void pick_labels(const R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
-        for (int64_t l = 0; l < LANES; l++)
-            if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
-    }
-
-    void raise(const R* x, int64_t pitch, int64_t n, bool first) {
-        R high[LANES];
-        for (int l = 0; l < LANES; l++) high[l] = top[l];
-        for (int64_t j = 0; j < n; j++)
-            for (int l = 0; l < LANES; l++) high[l] = pick(x[j * pitch + l] > high[l], x[j * pitch + l], high[l]);
-        for (int l = 0; !first && l < LANES; l++) {
-            const bool higher = high[l] > top[l], had = top[l] > -INF<R>;
-            const R shrink = exp_(top[l] - pick(high[l] > -INF<R>, high[l], R(0)));
-            moment[l] =
-                higher && had ? (moment[l] + R(others[l] + double(ties[l])) * (high[l] - top[l])) * shrink : moment[l];
-            likeliest[l] = higher ? R(-1) : likeliest[l];
-            others[l] = higher && had ? (others[l] + double(ties[l])) * double(shrink) : others[l];
-            cost[l] += higher && had && mass[l] != R(0) ? mass[l] * (high[l] - top[l]) : R(0);
-            ties[l] = higher ? R(0) : ties[l];
-        }
-        for (int l = 0; l < LANES; l++) top[l] = high[l], level[l] = pick(high[l] > -INF<R>, high[l], R(0));
-    }
-
-    template <class S> void add_exp(const R* x, int64_t pitch, int64_t n, const Ahead& next) {
-        R part[LANES] = {}, equal[LANES] = {}, zero[LANES];
-        for (int l = 0; l < LANES; l++) zero[l] = level[l];
-        for (int64_t j = 0; j < n; j++) {
-            fetch(next[j], LANES * sizeof(S));
-            for (int l = 0; l < LANES; l++) {
-                const R below = x[j * pitch + l] - zero[l], e = exp_(below);
-                part[l] += pick(below == R(0), R(0), e);
-                equal[l] += pick(below == R(0), R(1), R(0));
-            }
-        }
-        for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
-    }
-
-    void add_moment(const R* x, int64_t pitch, int64_t k, int64_t n) {
-        for (int64_t j = 0; j < n; j++)
-            for (int l = 0; l < LANES; l++) {
-                const R below = level[l] - x[j * pitch + l];
-                moment[l] += pick(below == INF<R>, R(0), exp_(-below) * below);
-                likeliest[l] = pick(below == R(0) && likeliest[l] < R(0), R(k + j), likeliest[l]);
-            }
-    }
-
-    void add_cost(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
-        R costs[LANES] = {}, masses[LANES] = {};  // of these classes: sums of few numbers, added to the sums of many
-        for (int64_t j = 0; j < n; j++)
-            for (int l = 0; l < LANES; l++) {
-                const R weight = w[j * w_pitch + l];
-                costs[l] += times(weight, level[l] - x[j * pitch + l]);
-                masses[l] += weight;
-            }
-        for (int l = 0; l < LANES; l++) cost[l] += costs[l], mass[l] += masses[l];
-    }
-
-    void log_sum(R* to) const {
-        for (int l = 0; l < LANES; l++) {
-            const R again = pick(ties[l] > R(1), ties[l] - R(1), R(0));
-            to[l] = log1p_(R(others[l] + double(again))) + (top[l] - top[l]);
-        }
-    }
-};
-
-// A second look at a tile whose p is known: do something with x' (where it is wanted) and w of LANES rows and one class
-// at a time. `labels` gives a panel's.
+// A second look at a tile whose p is known: do something with x' (where it is wanted) and w of a panel and one class at
+// a time. `labels` gives a panel's.
 template <class R, class S, class T, class L, class F>
 INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&& labels, F&& f) {
     Tile<R> logits, weights;
@@ -293,23 +238,92 @@ INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&
     }
 }
 
+// --- forward --------------------------------------------------------------------------------------------------------
+
+// The sums of a panel's rows, their classes' x', and the first of their largest classes.
+template <class R> struct Sums {
+    alignas(64) R top[LANES], level[LANES], ties[LANES], cost[LANES], mass[LANES], moment[LANES], at_y[LANES];
+    double others[LANES];
+    R likeliest[LANES];
+
+    Sums() {
+        for (int l = 0; l < LANES; l++) set(l, {}), level[l] = at_y[l] = 0, likeliest[l] = R(NO_CLASS);
+    }
+
+    INLINE_MEMBER RowSums<R, R> row(int64_t l) const {
+        return {top[l], others[l], ties[l], cost[l], mass[l], moment[l]};
+    }
+    INLINE_MEMBER void set(int64_t l, const RowSums<R, R>& to) {
+        top[l] = to.top, others[l] = to.others, ties[l] = to.ties;
+        cost[l] = to.cost, mass[l] = to.mass, moment[l] = to.moment;
+    }
+
+    void pick_labels(const R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
+        for (int64_t l = 0; l < LANES; l++)
+            if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
+    }
+
+    void raise(const R* x, int64_t pitch, int64_t n, bool first) {
+        R high[LANES];
+        for (int l = 0; l < LANES; l++) high[l] = top[l];
+        for (int64_t j = 0; j < n; j++)
+            for (int l = 0; l < LANES; l++) high[l] = pick(x[j * pitch + l] > high[l], x[j * pitch + l], high[l]);
+        for (int l = 0; !first && l < LANES; l++) {
+            RowSums<R, R> sum = row(l);
+            likeliest[l] = pick(high[l] > sum.top, R(NO_CLASS), likeliest[l]);
+            sum.raise(high[l]);
+            set(l, sum);
+        }
+        for (int l = 0; l < LANES; l++) top[l] = high[l];
+        for (int l = 0; l < LANES; l++) level[l] = row(l).level();
+    }
+
+    template <class S> void add_exps(const R* x, int64_t pitch, int64_t n, const Ahead& next) {
+        R part[LANES] = {}, equal[LANES] = {}, from[LANES];
+        for (int l = 0; l < LANES; l++) from[l] = level[l];
+        for (int64_t j = 0; j < n; j++) {
+            fetch(next[j], LANES * sizeof(S));
+            for (int l = 0; l < LANES; l++) add_exp(x[j * pitch + l], from[l], part[l], equal[l]);
+        }
+        for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
+    }
+
+    void add_moments(const R* x, int64_t pitch, int64_t k, int64_t n) {
+        for (int64_t j = 0; j < n; j++)
+            for (int l = 0; l < LANES; l++) {
+                const R logit = x[j * pitch + l];
+                add_moment(logit, level[l], moment[l]);
+                likeliest[l] = pick(logit == level[l] && likeliest[l] < R(0), R(k + j), likeliest[l]);
+            }
+    }
+
+    void add_costs(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
+        R costs[LANES] = {}, masses[LANES] = {};  // of these classes: sums of few numbers, added to the sums of many
+        for (int64_t j = 0; j < n; j++)
+            for (int l = 0; l < LANES; l++)
+                add_cost(w[j * w_pitch + l], x[j * pitch + l], level[l], costs[l], masses[l]);
+        for (int l = 0; l < LANES; l++) cost[l] += costs[l], mass[l] += masses[l];
+    }
+
+    void log_sums(R* to) const {
+        for (int l = 0; l < LANES; l++) to[l] = row(l).log_sum();
+    }
+};
+
 // Put Σ w f(p) in the place of Σ w (-log p), where every class has a weight.
 template <class R, class S, class T>
 static void penalise_costs(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, Sums<R>* sum) {
     R log_sum[ROWS / LANES][LANES];
     for (int64_t q = 0; q < here.panels(); q++) {
-        sum[q].log_sum(log_sum[q]);
+        sum[q].log_sums(log_sum[q]);
         for (int l = 0; l < LANES; l++) sum[q].cost[l] = sum[q].mass[l] = 0;
     }
-    look_again<R>(
-        p, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; },
-        [&](int64_t q, int64_t, const R* x, const R* w) {
-            R log_p[LANES], f[LANES], s[LANES];
-            for (int l = 0; l < LANES; l++) log_p[l] = (x[l] - sum[q].top[l]) - log_sum[q][l];
-            penalise<LANES>(p, log_p, f, s);
-            for (int l = 0; l < LANES; l++) sum[q].cost[l] += times(w[l], f[l]);
-        }
-    );
+    const auto labels = [&](int64_t q) -> const Labels<R>& { return label[q]; };
+    look_again<R>(p, here, true, labels, [&](int64_t q, int64_t, const R* x, const R* w) {
+        R f[LANES], s[LANES];
+        penalise_run(p, x, sum[q].top, log_sum[q], f, s);
+        for (int l = 0; l < LANES; l++) sum[q].cost[l] += times(w[l], f[l]);
+    });
 }
 
 // The statistics of probability targets: Σ t log p before smoothing, and whether the largest class is the likeliest.
@@ -317,65 +331,66 @@ template <class R, class S, class T>
 static void soft_statistics(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, const Sums<R>* sum) {
     Softmax bare = p;
     bare.smoothing = bare.share = 0, bare.weight = bare.spread = nullptr;
-    R log_sum[ROWS / LANES][LANES], log_p[ROWS / LANES][LANES] = {}, most[ROWS / LANES][LANES] = {},
-                                                 wanted[ROWS / LANES][LANES];
+    struct {
+        R log_sum[LANES], log_p[LANES] = {}, most[LANES] = {}, wanted[LANES];
+    } panel[ROWS / LANES];
     for (int64_t q = 0; q < here.panels(); q++) {
-        sum[q].log_sum(log_sum[q]);
-        for (int l = 0; l < LANES; l++) wanted[q][l] = R(-2);
+        sum[q].log_sums(panel[q].log_sum);
+        for (int l = 0; l < LANES; l++) panel[q].wanted[l] = R(NO_TARGET);
     }
-    look_again<R>(
-        bare, here, true, [&](int64_t q) -> const Labels<R>& { return label[q]; },
-        [&](int64_t q, int64_t k, const R* x, const R* t) {
-            for (int l = 0; l < LANES; l++) {
-                log_p[q][l] += times(t[l], (x[l] - sum[q].top[l]) - log_sum[q][l]);
-                wanted[q][l] = pick(t[l] > most[q][l], R(k), wanted[q][l]);
-                most[q][l] = pick(t[l] > most[q][l], t[l], most[q][l]);
-            }
+    const auto labels = [&](int64_t q) -> const Labels<R>& { return label[q]; };
+    look_again<R>(bare, here, true, labels, [&](int64_t q, int64_t k, const R* x, const R* t) {
+        auto& of = panel[q];
+        for (int l = 0; l < LANES; l++) {
+            of.log_p[l] += times(t[l], log_p_of(x[l], sum[q].top[l], of.log_sum[l]));
+            of.wanted[l] = pick(t[l] > of.most[l], R(k), of.wanted[l]);
+            of.most[l] = pick(t[l] > of.most[l], t[l], of.most[l]);
         }
-    );
+    });
     for (int64_t q = 0; q < here.panels(); q++)
         for (int64_t l = 0; l < here.rows_of(q); l++) {
-            const R rest = R(sum[q].others[l]) + sum[q].ties[l], entropy = log_sum[q][l] + sum[q].moment[l] / rest;
-            const bool hit = wanted[q][l] == sum[q].likeliest[l] && log_sum[q][l] == log_sum[q][l];
-            store_statistics(p, here.first_of(q) + l, entropy, log_p[q][l], hit);
+            const R log_sum = panel[q].log_sum[l];
+            const bool hit = panel[q].wanted[l] == sum[q].likeliest[l] && log_sum == log_sum;
+            store_statistics(p, here.first_of(q) + l, sum[q].row(l).entropy(log_sum), panel[q].log_p[l], hit);
         }
 }
 
-// Finish LANES rows: their loss from the sums, and what backward needs of them.
+// Add to a panel's losses what the class indices cost, and store the statistics where they are wanted.
+template <class R>
+INLINE void add_targets(
+    const Softmax& p, int64_t row, int64_t rows, const Labels<R>& label, const Sums<R>& sum, const R* log_sum, R* loss
+) {
+    R log_p[LANES], f[LANES], s[LANES];
+    for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(sum.at_y[l], sum.top[l], log_sum[l]);
+    penalise<LANES>(p, log_p, f, s);
+    if (p.entropy) {
+        R entropy[LANES];
+        for (int l = 0; l < LANES; l++) entropy[l] = sum.row(l).entropy(log_sum[l]);
+        for (int64_t l = 0; l < rows; l++) {
+            const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == R(label.y[l]) && log_p[l] == log_p[l];
+            store_statistics(p, row + l, valid ? entropy[l] : R(0), valid ? log_p[l] : R(0), valid && hit);
+        }
+    }
+    const R keep = R(1 - p.smoothing);
+    for (int l = 0; l < LANES; l++) loss[l] += target_cost(keep, label.weight[l], f[l]);
+}
+
+// Finish a panel: the losses of its rows from their sums, and what backward needs of them.
 template <class R, class S, class T>
 static void finish(
-    const Softmax& p, const Rows<S, T>& here, int64_t q, const Labels<R>& label, const Sums<R>& sum, double* sums
+    const Softmax& p, const Rows<S, T>& here, int64_t q, const Labels<R>& label, Sums<R>& sum, double* sums
 ) {
     const int64_t row = here.first_of(q), rows = here.rows_of(q);
     R log_sum[LANES], loss[LANES];
-    sum.log_sum(log_sum);
-    const R keep = R(1 - p.smoothing), spread = p.penalises_all() ? R(0) : R(p.share * p.weight_sum);
-    if (here.t) {
-        for (int l = 0; l < LANES; l++) loss[l] = sum.cost[l] + sum.mass[l] * log_sum[l];
-    } else {
-        R log_p[LANES], f[LANES], s[LANES];
-        for (int l = 0; l < LANES; l++) log_p[l] = (sum.at_y[l] - sum.top[l]) - log_sum[l];
-        penalise<LANES>(p, log_p, f, s);
-        for (int64_t l = 0; p.entropy && l < rows; l++) {
-            const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == R(label.y[l]) && log_p[l] == log_p[l];
-            const R rest = R(sum.others[l]) + sum.ties[l];
-            store_statistics(
-                p, row + l, valid ? log_sum[l] + sum.moment[l] / rest : R(0), valid ? log_p[l] : R(0), valid && hit
-            );
-        }
-        for (int l = 0; l < LANES; l++) {
-            const R own = times(keep * label.weight[l], f[l]);
-            loss[l] = own + (p.smoothing == 0 ? R(0) : sum.cost[l] + times(spread, log_sum[l]));
-        }
-    }
-    for (int l = 0; p.z_loss != 0 && l < LANES; l++) {
-        const R lse = sum.top[l] + log_sum[l];
-        loss[l] += times(label.weight[l], R(p.z_loss) * lse * lse);
-    }
+    sum.log_sums(log_sum);
+    const R spread = p.penalises_all() ? R(0) : R(p.share * p.weight_sum);
+    for (int l = 0; !here.t && l < LANES; l++) sum.mass[l] = spread;
+    for (int l = 0; l < LANES; l++) loss[l] = sum.row(l).total(log_sum[l]);
+    if (!here.t) add_targets(p, row, rows, label, sum, log_sum, loss);
+    for (int l = 0; l < LANES; l++) loss[l] = row_loss(p, loss[l], label.weight[l], sum.top[l] + log_sum[l]);
     for (int l = 0; l < LANES; l++) loss[l] = pick(label.valid[l] == R(0) || l >= rows, R(0), loss[l]);
     sums[0] += fold(loss);
-    for (int64_t l = 0; l < rows; l++) sums[1] += here.t ? 1.0 : 0.0;
-    if (!here.t) sums[1] += fold(label.weight);
+    sums[1] += here.t ? double(rows) : fold(label.weight);
     std::memcpy(static_cast<R*>(p.top) + row, sum.top, size_t(rows) * sizeof(R));
     std::memcpy(static_cast<R*>(p.log_sum) + row, log_sum, size_t(rows) * sizeof(R));
     if (!p.loss) return;
@@ -383,6 +398,8 @@ static void finish(
     std::memcpy(static_cast<R*>(p.row_weight) + row, label.weight, size_t(rows) * sizeof(R));
 }
 
+// Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss and weight where each row has
+// its own, and adds both to `sums`. A row that does not count has a loss, a weight and statistics of 0.
 template <class R, class S, class T> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
     const Rows<S, T> here(p, tile);
     Tile<R> logits, weights;
@@ -398,9 +415,10 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
         for (int64_t q = 0; q < here.panels(); q++) {
             if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
             sum[q].raise(logits.at(q), logits.pitch, n, k == 0);
-            sum[q].template add_exp<S>(logits.at(q), logits.pitch, n, Ahead(here.x + k * p.at.classes, p.at, n, q));
-            if (p.entropy) sum[q].add_moment(logits.at(q), logits.pitch, k, n);
-            if (weighted) sum[q].add_cost(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
+            const Ahead next(here.x + k * p.at.classes, p.at, n, q);
+            sum[q].template add_exps<S>(logits.at(q), logits.pitch, n, next);
+            if (p.entropy) sum[q].add_moments(logits.at(q), logits.pitch, k, n);
+            if (weighted) sum[q].add_costs(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
         }
     }
     if (p.penalises_all()) penalise_costs(p, here, label, sum);
@@ -408,190 +426,195 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
     for (int64_t q = 0; q < here.panels(); q++) finish(p, here, q, label[q], sum[q], sums);
 }
 
-// What the gradients of LANES rows have in common: p's (top, log_sum), the gradient g of the loss and the mass of c ∘
-// t.
+// --- backward -------------------------------------------------------------------------------------------------------
+
+// What the slopes of a panel's rows have in common.
 template <class R> struct Slopes {
     Labels<R> label;
-    alignas(64) R top[LANES], log_sum[LANES], g[LANES], mass[LANES], scale[LANES], spread[LANES], extra[LANES];
-    alignas(64) R rest[LANES];  // as in RowSlopes
+    alignas(64) R top[LANES], log_sum[LANES], g[LANES], extra[LANES];
+    alignas(64) R mass[LANES], others[LANES], rest[LANES], scale[LANES];
 
-    template <class S, class T> void set(const Softmax& p, const Rows<S, T>& here, int64_t q) {
-        const int64_t row = here.first_of(q), rows = here.rows_of(q);
+    INLINE_MEMBER RowSlopes<R> row(int64_t l) const {
+        return {top[l], log_sum[l], g[l], extra[l], mass[l], others[l], rest[l], scale[l]};
+    }
+    INLINE_MEMBER void set(int64_t l, const Masses<R>& masses) {
+        RowSlopes<R> to = row(l);
+        to.set(masses);
+        mass[l] = to.mass, others[l] = to.others, rest[l] = to.rest, scale[l] = to.scale;
+    }
+
+    // Read all that is not a mass of the rows.
+    void read(const Softmax& p, int64_t row, int64_t rows) {
         label.read(p, row, rows);
         for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = 0, g[l] = static_cast<const R*>(p.grad)[0];
         std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
         std::memcpy(log_sum, static_cast<const R*>(p.log_sum) + row, size_t(rows) * sizeof(R));
         if (p.grad_rows) std::memcpy(g, static_cast<const R*>(p.grad) + row, size_t(rows) * sizeof(R));
-        const R keep = R(1 - p.smoothing), share = R(p.share), total = R(p.weight_sum);
         for (int l = 0; l < LANES; l++) {
-            const R valid = label.valid[l];
-            g[l] = pick(valid == R(0), R(0), g[l]), mass[l] = valid * (keep * label.weight[l] + share * total);
-            rest[l] = std::numeric_limits<R>::quiet_NaN();
-            extra[l] = p.z_loss == 0 ? R(0) : valid * label.weight[l] * R(2 * p.z_loss) * (top[l] + log_sum[l]);
+            RowSlopes<R> slopes = this->row(l);
+            slopes.start(p, pick(label.valid[l] == R(0), R(0), g[l]), label.weight[l]);
+            g[l] = slopes.g, extra[l] = slopes.extra;
         }
-        if (p.penalty != NO_PENALTY && !here.t) set_penalised_mass(p, here, q);
-        const R* by = static_cast<const R*>(p.spread);
-        for (int l = 0; l < LANES; l++) {
-            const R own = by && label.valid[l] != R(0) && !here.t ? by[label.y[l]] : p.weight ? label.weight[l] : R(1);
-            spread[l] = share == R(0) ? R(0) : g[l] * share * (total - own);
-        }
-        set_scale();
-    }
-    // mass = (1 - ε) c_y s(p_y), from the true class's logit as it lies in memory.
-    template <class S, class T> void set_penalised_mass(const Softmax& p, const Rows<S, T>& here, int64_t q) {
-        const Transform<R> transform(p);
-        const R* bias = static_cast<const R*>(p.bias);
-        R log_p[LANES] = {}, f[LANES], s[LANES];
-        for (int64_t l = 0; l < here.rows_of(q); l++) {
-            const R x = widen(here.x[(q * LANES + l) * p.at.inner + label.y[l] * p.at.classes]);
-            const R moved = transform.of(x, bias ? bias[label.y[l]] : R(0)) - R(p.margin * p.per_temperature);
-            log_p[l] = (moved - top[l]) - log_sum[l];
-        }
-        penalise<LANES>(p, log_p, f, s);
-        for (int l = 0; l < LANES; l++)
-            mass[l] = pick(label.valid[l] == R(0), R(0), R(1 - p.smoothing) * label.weight[l] * s[l]);
-    }
-    void set_scale() {
-        for (int l = 0; l < LANES; l++) scale[l] = pick(mass[l] + extra[l] == R(0), R(0), g[l] * (mass[l] + extra[l]));
     }
 
-    // out = scale · p, minus g · w where there are weights; 0 in rows that do not count, whatever they hold.
+    // Slopes of x' by p alone; 0 in rows that do not count, whatever they hold.
     template <class S>
-    void of_logits(
-        const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t n, const Ahead& next, const Ahead& next_out
-    ) const {
+    void of_p(const R* x, int64_t pitch, R* __restrict out, int64_t to_pitch, int64_t n, Ahead next, Ahead to) const {
         for (int64_t j = 0; j < n; j++) {
-            R slope[LANES];
-            fetch(next[j], LANES * sizeof(S)), fetch_to_write(next_out[j], LANES * sizeof(S));
-            for (int l = 0; l < LANES; l++) slope[l] = scale[l] * exp_((x[j * pitch + l] - top[l]) - log_sum[l]);
-            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = pick(label.valid[l] == R(0), R(0), slope[l]);
+            fetch(next[j], LANES * sizeof(S)), fetch_to_write(to[j], LANES * sizeof(S));
+            for (int l = 0; l < LANES; l++)
+                out[j * to_pitch + l] = pick(label.valid[l] == R(0), R(0), row(l).of_p(x[j * pitch + l]));
         }
     }
+    // What the weights take from them.
+    template <bool NEAR_ONE>
     void minus_weights(
-        const R* x, int64_t pitch, const R* w, int64_t w_pitch, bool near_one, R* out, int64_t to_pitch, int64_t n
+        const R* x, int64_t pitch, const R* w, int64_t w_pitch, R* __restrict out, int64_t to_pitch, int64_t n
     ) const {
         for (int64_t j = 0; j < n; j++) {
-            R slope[LANES];
-            const R* weight = w + j * w_pitch;
-            for (int l = 0; l < LANES; l++) slope[l] = out[j * to_pitch + l] - g[l] * weight[l];
-            for (int l = 0; near_one && l < LANES; l++) {
-                const R log_p = (x[j * pitch + l] - top[l]) - log_sum[l],
-                        others = pick(rest[l] == rest[l], rest[l], mass[l] - weight[l]);
-                const R near = scale[l] * expm1_(log_p) + g[l] * (others + extra[l]);
-                slope[l] = pick(log_p > LOG_HALF<R>, near, slope[l]);
-            }
-            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = slope[l];
+            const R *logit = x + j * pitch, *weight = w + j * w_pitch;
+            R* slope = out + j * to_pitch;
+            for (int l = 0; l < LANES; l++)
+                if constexpr (NEAR_ONE) slope[l] = row(l).minus_weight_near_one(slope[l], logit[l], weight[l]);
+                else slope[l] = row(l).minus_weight(slope[l], weight[l]);
         }
     }
-    // The true classes' entries, of p - 1 = expm1(log p).
-    void true_classes(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
+    // The slopes of the class indices, among the classes [k, k + n).
+    void of_indices(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
         R at_y[LANES] = {};
         for (int64_t l = 0; l < LANES; l++)
             if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
-        for (int l = 0; l < LANES; l++) {
-            const R log_p = (at_y[l] - top[l]) - log_sum[l], by = pick(mass[l] == R(0), R(0), g[l] * mass[l]);
-            at_y[l] = by * expm1_(log_p) + spread[l] + pick(extra[l] == R(0), R(0), g[l] * extra[l] * exp_(log_p));
-        }
+        for (int l = 0; l < LANES; l++) at_y[l] = row(l).of_index(row(l).log_p(at_y[l]));
         for (int64_t l = 0; l < LANES; l++)
-            if (label.valid[l] != R(0) && uint64_t(label.y[l] - k) < uint64_t(n))
-                out[(label.y[l] - k) * to_pitch + l] = at_y[l];
+            if (label.within(l, k, n)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
     }
 
-    // f and s of LANES rows and one class.
-    void penalties(const Softmax& p, const R* x, R* f, R* s) const {
-        R log_p[LANES];
-        for (int l = 0; l < LANES; l++) log_p[l] = (x[l] - top[l]) - log_sum[l];
-        penalise<LANES>(p, log_p, f, s);
-    }
     // w ∘ s(p) in the place of w.
     void weigh(const Softmax& p, const Tile<R>& logits, Tile<R>& weights, int64_t q, int64_t n) const {
         R f[LANES], s[LANES];
         for (int64_t j = 0; j < n; j++) {
             R* w = weights.at(q) + j * weights.pitch;
-            penalties(p, logits.at(q) + j * logits.pitch, f, s);
+            penalise_run(p, logits.at(q) + j * logits.pitch, top, log_sum, f, s);
             for (int l = 0; l < LANES; l++) w[l] *= s[l];
         }
     }
-    void of_target(const Softmax& p, const R* x, int64_t pitch, const R* c, R* out, int64_t to_pitch, int64_t n) const {
+    void of_targets(
+        const Softmax& p, const R* x, int64_t pitch, const R* c, R* out, int64_t to_pitch, int64_t n
+    ) const {
         const R keep = R(1 - p.smoothing);
         for (int64_t j = 0; j < n; j++) {
-            R cost[LANES], unused[LANES];
+            R f[LANES], s[LANES];
             const R weight = c ? c[j] : R(1);
-            if (p.penalty != NO_PENALTY) penalties(p, x + j * pitch, cost, unused);
-            else
-                for (int l = 0; l < LANES; l++) cost[l] = (top[l] - x[j * pitch + l]) + log_sum[l];
-            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = times(keep * g[l], times(weight, cost[l]));
+            penalise_run(p, x + j * pitch, top, log_sum, f, s);
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = row(l).of_target(keep, weight, f[l]);
         }
     }
 };
 
-// The mass of a tile's rows where it is a sum over classes: of c ∘ t, or of c ∘ t ∘ s(p) where there is a penalty. What
-// smoothing spreads over other classes than a row's own is kept beside it.
+// s(p) of a panel's class indices, by the logits of the classes as they lie in memory; 0 for rows that do not count.
 template <class R, class S, class T>
-static void set_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
-    for (int64_t q = 0; q < here.panels(); q++)
-        for (int l = 0; l < LANES; l++) {
-            R& own = slopes[q].mass[l];
-            slopes[q].spread[l] = 0, own = here.t ? R(0) : own;
-            if (p.penalty != NO_PENALTY) slopes[q].rest[l] = own;
-        }
-    const auto label = [&](int64_t q) -> const Labels<R>& { return slopes[q].label; };
-    look_again<R>(p, here, p.penalty != NO_PENALTY, label, [&](int64_t q, int64_t k, const R* x, const R* w) {
-        Slopes<R>& to = slopes[q];
-        R log_p[LANES], f[LANES], s[LANES];
-        for (int l = 0; l < LANES; l++) s[l] = 1, log_p[l] = (x[l] - to.top[l]) - to.log_sum[l];
-        if (p.penalty != NO_PENALTY) penalise<LANES>(p, log_p, f, s);
-        for (int l = 0; l < LANES; l++) s[l] = pick(to.label.valid[l] == R(0), R(0), w[l] * s[l]);
-        for (int l = 0; l < LANES; l++) to.mass[l] += s[l], to.rest[l] += pick(log_p[l] > LOG_HALF<R>, R(0), s[l]);
-        for (int l = 0; !here.t && l < LANES; l++) to.spread[l] += to.label.y[l] == k ? R(0) : to.g[l] * s[l];
-    });
-    for (int64_t q = 0; q < here.panels(); q++) slopes[q].set_scale();
+INLINE void index_pulls(const Softmax& p, const Rows<S, T>& here, int64_t q, const Slopes<R>& slopes, R* s) {
+    const Labels<R>& label = slopes.label;
+    for (int l = 0; l < LANES; l++) s[l] = label.valid[l];
+    if (p.penalty == NO_PENALTY) return;
+    R log_p[LANES] = {}, f[LANES];
+    for (int64_t l = 0; l < here.rows_of(q); l++) {
+        const R x = widen(here.x[(q * LANES + l) * p.at.inner + label.y[l] * p.at.classes]);
+        log_p[l] = slopes.row(l).log_p(target_logit(p, x, label.y[l]));
+    }
+    penalise<LANES>(p, log_p, f, s);
+    for (int l = 0; l < LANES; l++) s[l] = pick(label.valid[l] == R(0), R(0), s[l]);
 }
 
+// The masses of a panel's class indices.
+template <class R, class S, class T>
+INLINE void set_index_masses(const Softmax& p, const Rows<S, T>& here, int64_t q, Slopes<R>& slopes) {
+    const Smoothing<R> smoothing(p);
+    const Labels<R>& label = slopes.label;
+    const R total = R(p.weight_sum);
+    R s[LANES], even[LANES];
+    index_pulls(p, here, q, slopes, s);
+    for (int l = 0; l < LANES; l++) even[l] = label.weight[l];
+    if (const R* spread = static_cast<const R*>(p.spread))
+        for (int l = 0; l < LANES; l++) even[l] = spread[label.y[l]];
+    for (int l = 0; l < LANES; l++) slopes.set(l, index_masses(smoothing, label.weight[l], even[l], total, s[l]));
+}
+
+// The masses of a tile's rows that are sums over classes: of w, or of w ∘ s(p) where there is a penalty.
+template <class R, class S, class T>
+static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
+    const bool penalised = p.penalty != NO_PENALTY;
+    struct {
+        R spread[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
+    } sum[ROWS / LANES];
+    const auto labels = [&](int64_t q) -> const Labels<R>& { return slopes[q].label; };
+    look_again<R>(p, here, penalised, labels, [&](int64_t q, int64_t k, const R* x, const R* w) {
+        const Labels<R>& label = slopes[q].label;
+        auto& to = sum[q];
+        R log_p[LANES], f[LANES], s[LANES];
+        for (int l = 0; l < LANES; l++) s[l] = 1, log_p[l] = slopes[q].row(l).log_p(x[l]);
+        if (penalised) penalise<LANES>(p, log_p, f, s);
+        for (int l = 0; l < LANES; l++) s[l] = pick(label.valid[l] == R(0), R(0), w[l] * s[l]);
+        for (int l = 0; l < LANES; l++) add_pull(log_p[l], s[l], to.spread[l], to.rest[l]);
+        for (int l = 0; !here.t && l < LANES; l++) to.others[l] += label.y[l] == k ? R(0) : s[l];
+    });
+    const Smoothing<R> smoothing(p);
+    for (int64_t q = 0; q < here.panels(); q++) {
+        R s[LANES] = {};
+        if (!here.t) index_pulls(p, here, q, slopes[q], s);
+        for (int l = 0; l < LANES; l++) {
+            Masses<R> masses = index_masses(smoothing, slopes[q].label.weight[l], R(0), R(0), s[l]);
+            masses.spread = sum[q].spread[l], masses.others = sum[q].others[l];
+            if (penalised) masses.rest = sum[q].rest[l];
+            slopes[q].set(l, masses);
+        }
+    }
+}
+
+// Takes the logits and targets of a tile's rows, their top and log_sum, and the gradients of their losses. Gives the
+// slopes of the logits and of the probabilities, each where it is wanted; those of a row that does not count are 0.
 template <class R, class S, class T> static void tile_backward(const Softmax& p, int64_t tile) {
     const Rows<S, T> here(p, tile);
     Tile<R> logits, weights, result, raw;
     Slopes<R> slopes[ROWS / LANES];
-    for (int64_t q = 0; q < here.panels(); q++) slopes[q].set(p, here, q);
     const bool all = p.penalises_all();
-    if (here.t || all) set_masses(p, here, slopes);
+    for (int64_t q = 0; q < here.panels(); q++) {
+        slopes[q].read(p, here.first_of(q), here.rows_of(q));
+        if (!here.t && !all) set_index_masses(p, here, q, slopes[q]);
+    }
+    if (here.t || all) sum_masses(p, here, slopes);
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
-        if (p.transformed()) {
-            if (p.cap > 0) raw.load(here.x + k * p.at.classes, p.at, n, here.rows);
-            for (int64_t q = 0; q < here.panels(); q++)
-                transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
-        }
+        const S* x = here.x + k * p.at.classes;
+        logits.load(x, p.at, n, here.rows);
+        if (p.cap > 0) raw.load(x, p.at, n, here.rows);
+        for (int64_t q = 0; p.transformed() && q < here.panels(); q++)
+            transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
         if (here.out_target) {
             const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
             result.lay_out(p.grad_target_at, n);
             for (int64_t q = 0; q < here.panels(); q++)
-                slopes[q].of_target(p, logits.at(q), logits.pitch, c, result.at(q), result.pitch, n);
+                slopes[q].of_targets(p, logits.at(q), logits.pitch, c, result.at(q), result.pitch, n);
             result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here.rows);
         }
         if (!here.out) continue;
+        S* out = here.out + k * p.grad_at.classes;
         const bool weighted = tile_weights(p, here, k, n, weights);
-        for (int64_t q = 0; all && q < here.panels(); q++) slopes[q].weigh(p, logits, weights, q, n);
         result.lay_out(p.grad_at, n);
         for (int64_t q = 0; q < here.panels(); q++) {
-            const Ahead next(here.x + k * p.at.classes, p.at, n, q),
-                next_out(here.out + k * p.grad_at.classes, p.grad_at, n, q);
-            slopes[q].template of_logits<S>(logits.at(q), logits.pitch, result.at(q), result.pitch, n, next, next_out);
-            if (weighted)
-                slopes[q].minus_weights(
-                    logits.at(q), logits.pitch, weights.at(q), weights.pitch, here.t || all, result.at(q), result.pitch,
-                    n
-                );
-            if (!here.t) slopes[q].true_classes(logits.at(q), logits.pitch, result.at(q), result.pitch, k, n);
-            if (p.transformed())
-                for (int64_t j = 0; j < n; j++)
-                    Transform<R>(p).template chain<false>(
-                        p.cap > 0 ? raw.at(q) + j * raw.pitch : nullptr,
-                        p.bias ? static_cast<const R*>(p.bias) + k + j : nullptr, result.at(q) + j * result.pitch
-                    );
+            const R *from = logits.at(q), *w = weights.at(q);
+            R* to = result.at(q);
+            const int64_t pitch = result.pitch;
+            if (all) slopes[q].weigh(p, logits, weights, q, n);
+            slopes[q].template of_p<S>(from, logits.pitch, to, pitch, n, {x, p.at, n, q}, {out, p.grad_at, n, q});
+            if (here.t || all)
+                slopes[q].template minus_weights<true>(from, logits.pitch, w, weights.pitch, to, pitch, n);
+            else if (weighted)
+                slopes[q].template minus_weights<false>(from, logits.pitch, w, weights.pitch, to, pitch, n);
+            if (!here.t) slopes[q].of_indices(from, logits.pitch, to, pitch, k, n);
+            if (p.transformed()) chain_panel(p, p.cap > 0 ? raw.at(q) : nullptr, raw.pitch, to, pitch, k, n);
         }
-        result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here.rows);
+        result.store(out, p.grad_at, n, here.rows);
     }
 }
 

@@ -1,4 +1,7 @@
 // Tensors as they come from Python: a borrowed DLTensor, by DLPack's C exchange API where the tensor's type offers one.
+//
+// Takes any object with __dlpack__. Gives its pointer, shape, strides and dtype for the call that it is made for.
+// Refuses tensors that are not in this machine's memory, unless asked to look at ANY.
 
 #pragma once
 #include <nanobind/nanobind.h>
@@ -71,18 +74,17 @@ class __attribute__((visibility("hidden"))) View : public dlpack::Tensor {
 
   private:
     static const dlpack::ExchangeAPI* exchange(nb::handle tensor) {
-        static PyTypeObject* known = nullptr;  // of torch.Tensor, which never goes away
-        static const dlpack::ExchangeAPI* api = nullptr;
+        static PyTypeObject* first = nullptr;  // torch.Tensor, which never goes away
+        static const dlpack::ExchangeAPI* first_api = nullptr;
         PyTypeObject* type = Py_TYPE(tensor.ptr());
-        if (type == known) return api;
+        if (type == first) return first_api;
         nb::object capsule = nb::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", nb::none());
         if (capsule.is_none()) return nullptr;
-        auto* found =
-            static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-        if (!found) throw nb::python_error();
-        if (found->major != 1) return nullptr;
-        if (!known) known = type, api = found;
-        return found;
+        auto* api = static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+        if (!api) throw nb::python_error();
+        if (api->major != 1) return nullptr;
+        if (!first) first = type, first_api = api;
+        return api;
     }
 
     nb::object keep_;

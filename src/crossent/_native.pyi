@@ -5,6 +5,8 @@ from torch import Tensor
 ORDINARY: int
 SMALL: int
 RECYCLES: bool
+PENALTIES: dict[str, int]
+REDUCTIONS: dict[str, int]
 
 def softmax_forward(
     logits: Tensor,
@@ -16,8 +18,8 @@ def softmax_forward(
     loss: Tensor,
     row_weight: Tensor | None,
     lse: Tensor,
-    members: tuple[object, ...] | None = None,
-    statistics: tuple[Tensor, Tensor, Tensor] | None = None,
+    member: object | None = None,
+    statistics: object | None = None,
 ) -> float | None: ...
 def softmax_backward(
     grad: Tensor,
@@ -30,7 +32,7 @@ def softmax_backward(
     smoothing: float,
     grad_logits: Tensor | None,
     grad_target: Tensor | None,
-    members: tuple[object, ...] | None = None,
+    member: object | None = None,
 ) -> bool: ...
 def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool: ...
 def softmax_small(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -43,15 +44,7 @@ if os.environ.get("CROSSENT_ISA"):
     _native.use_isa(os.environ["CROSSENT_ISA"])
 
 
-_PENALTIES = {
-    "": 0,
-    "Focal": 1,
-    "Poly1": 2,
-    "GCE": 3,
-    "MAE": 3,
-    "SCE": 4,
-    "Taylor": 5,
-}  # as csrc/problem.h numbers them
+_PENALTIES = {**_native.PENALTIES, "MAE": _native.PENALTIES["GCE"]}
 
 
 def refuses(logits: Tensor, target: Tensor | None = None, described: Target | BinaryTarget | None = None) -> str | None:
@@ -84,13 +77,14 @@ def _left_to_eager(target: Target, soft: bool) -> str | None:
     return "a margin with probabilities" if soft and settings.margin else None
 
 
+@cache
 def _penalty(penalty: NamedPenalty) -> tuple[int, float, float]:
     """Write a penalty as the kernels have it: its number and two parameters."""
     kind, (a, b) = _PENALTIES[penalty.name], (*penalty.parameters, 0.0, 0.0)[:2]
     if penalty.name == "MAE":
         return kind, 1.0, 0.0
     if penalty.name == "GCE" and a == 0:
-        return 0, 0.0, 0.0  # its limit, -log p
+        return _PENALTIES[""], 0.0, 0.0  # its limit, -log p
     if penalty.name == "SCE":
         alpha, beta, log_of_zero = penalty.parameters
         return kind, alpha, -beta * log_of_zero
@@ -98,10 +92,11 @@ def _penalty(penalty: NamedPenalty) -> tuple[int, float, float]:
 
 
 class Member(NamedTuple):
-    """What makes a member of the family other than cross entropy, as csrc/binding.cpp reads it by these names.
+    """What makes a member of the family other than cross entropy, as csrc/bind_softmax.h reads it by these names.
 
     The kernels have a mask as a bias of -inf, and know a penalty by its number and two parameters. ``spread`` holds the weights
-    over which smoothing spreads where some classes are masked, ``allowed`` how many are not, ``spread_sum`` the weights' sum.
+    over which smoothing spreads where some classes are masked, ``spread_classes`` how many are not, ``spread_sum`` the sum
+    of those weights.
     """
 
     settings: Settings
@@ -111,7 +106,7 @@ class Member(NamedTuple):
     bias: Tensor | None
     masked: bool
     spread: Tensor | None = None
-    allowed: float = 0.0
+    spread_classes: float = 0.0
     spread_sum: float = 0.0
 
 
@@ -130,7 +125,7 @@ def _member(target: Target, dtype: torch.dtype, num_classes: int) -> Member | No
     spread = mask.to(dtype)
     allowed = spread.sum().item()
     spread = spread if target.weight is None else spread * target.weight.to(dtype)
-    return member._replace(spread=spread, allowed=allowed, spread_sum=spread.sum(dtype=torch.float64).item())
+    return member._replace(spread=spread, spread_classes=allowed, spread_sum=spread.sum(dtype=torch.float64).item())
 
 
 class _StatisticsMemory(NamedTuple):
@@ -179,8 +174,6 @@ def _gradient(x: Tensor, inplace: bool) -> Tensor:
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
-_REDUCTIONS = {"none": 0, "sum": 1, "mean": 2}
-
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
     """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor; see the eager implementation."""
@@ -199,8 +192,8 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing, _REDUCTIONS[reduction], loss,
-            row_weight, lse, member,
+            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing,
+            _native.REDUCTIONS[reduction], loss, row_weight, lse, member,
         )  # fmt: skip
         if total is not None:
             break
@@ -219,8 +212,8 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
         if copied:
             logits, values = logits.contiguous(), values.contiguous()
         total = _native.softmax_forward(
-            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing, 0, loss, row_weight, lse,
-            member, _StatisticsMemory(entropy, log_prob, correct),
+            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing,
+            _native.REDUCTIONS["none"], loss, row_weight, lse, member, _StatisticsMemory(entropy, log_prob, correct),
         )  # fmt: skip
         if total is not None:
             break

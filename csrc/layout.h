@@ -1,0 +1,122 @@
+// What kernels are told of a tensor: its dtype, its strides as (outer, classes, inner), and a number where it is one.
+//
+// Takes a View. Gives a Layout where the dimensions behind the classes can be walked as one, and nothing where they
+// cannot: then Python makes a copy. Refuses dtypes that no kernel is compiled for.
+
+#pragma once
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "numbers.h"
+#include "problem.h"
+#include "view.h"
+
+namespace {
+
+std::optional<View> maybe(nb::handle tensor) {
+    return tensor.is_none() ? std::nullopt : std::optional<View>(std::in_place, tensor);
+}
+
+DType dtype_of(const View& tensor) {
+    const auto [code, bits, lanes] = tensor.dtype;
+    if (code == dlpack::FLOAT && bits == 32) return F32;
+    if (code == dlpack::FLOAT && bits == 64) return F64;
+    if (code == dlpack::BFLOAT && bits == 16) return BF16;
+    if (code == dlpack::FLOAT && bits == 16) return F16;
+    throw std::invalid_argument("the native kernels take float32, float64, bfloat16 and float16");
+}
+
+int64_t index_type_of(const View& tensor) {
+    const int64_t width = tensor.dtype.bits == 8 ? 0 : tensor.dtype.bits == 16 ? 1 : tensor.dtype.bits == 32 ? 2 : 3;
+    if (tensor.dtype.code == dlpack::INT) return I8 + width;
+    if (tensor.dtype.code == dlpack::UINT) return U8 + width;
+    return -1;
+}
+
+// (N, C, d1, ...) as (outer, classes, inner), or nothing where the d's do not lie as one dimension.
+struct Layout {
+    int64_t outer, classes, inner;
+    Strides at;
+
+    static std::optional<Layout> of(const View& x) {
+        Layout layout{x.shape[0], x.shape[1], 1, {x.strides[0], x.strides[1], 1}};
+        for (int32_t d = x.ndim - 1; d >= 2; d--) {
+            if (x.shape[d] == 1) continue;
+            if (layout.inner == 1) layout.at.inner = x.strides[d];
+            else if (x.strides[d] != layout.inner * layout.at.inner) return std::nullopt;
+            layout.inner *= x.shape[d];
+        }
+        return layout;
+    }
+
+    bool one_run() const { return outer == 1 || inner == 1 || at.outer == inner * at.inner; }
+    void merge() {
+        if (inner == 1) at.inner = at.outer;
+        inner *= outer;
+        outer = 1;
+    }
+};
+
+// Lay several tensors of one shape out alike: as one run of rows if all of them allow it.
+bool lay_out(const std::vector<const View*>& tensors, std::vector<Layout>& layouts) {
+    for (const View* tensor : tensors) {
+        std::optional<Layout> layout = Layout::of(*tensor);
+        if (!layout) return false;
+        layouts.push_back(*layout);
+    }
+    if (std::all_of(layouts.begin(), layouts.end(), [](const Layout& l) { return l.one_run(); }))
+        for (Layout& layout : layouts) layout.merge();
+    return true;
+}
+
+bool contiguous(const View& x) {
+    int64_t run = 1;
+    for (int32_t d = x.ndim - 1; d >= 0; run *= x.shape[d], d--)
+        if (x.shape[d] != 1 && x.strides[d] != run) return false;
+    return true;
+}
+
+// A number that is a tensor of its own.
+void put_number(const View& to, double value) {
+    switch (dtype_of(to)) {
+        case F64: *static_cast<double*>(to.pointer()) = value; break;
+        case F32: *static_cast<float*>(to.pointer()) = float(value); break;
+        case BF16: narrow(float(value), *static_cast<bf16*>(to.pointer())); break;
+        default: narrow(float(value), *static_cast<half*>(to.pointer()));
+    }
+}
+double number(const View& from) {
+    switch (dtype_of(from)) {
+        case F64: return *static_cast<const double*>(from.pointer());
+        case F32: return double(*static_cast<const float*>(from.pointer()));
+        case BF16: return double(widen(*static_cast<const bf16*>(from.pointer())));
+        default: return double(widen(*static_cast<const half*>(from.pointer())));
+    }
+}
+
+// The gradient of a loss as the kernels take it: R, one number or one for each row, divided by what a mean divides by.
+struct Gradient {
+    double wide;
+    float narrow;
+    const void* pointer;
+    bool rows;
+
+    Gradient(const View& grad, double divisor, bool wide_rows) : rows(grad.ndim > 0) {
+        if (rows) {
+            pointer = grad.pointer();
+        } else {
+            set(number(grad) / divisor, wide_rows);
+        }
+    }
+    Gradient(double value, bool wide_rows) : rows(false) { set(value, wide_rows); }
+    Gradient(const Gradient&) = delete;
+
+  private:
+    void set(double value, bool wide_rows) {
+        wide = value, narrow = float(value);
+        pointer = wide_rows ? static_cast<const void*>(&wide) : static_cast<const void*>(&narrow);
+    }
+};
+
+}  // namespace
