@@ -39,8 +39,11 @@ class Record:
     @classmethod
     def of(cls, **given: Any) -> Self:
         """Check numbers by their names; what is not given, or is what a signature has, is the default."""
-        checks, unsaid = cls.checks, cls.unsaid
-        changed = {name: checks[name](name, value) for name, value in given.items() if value is not unsaid[name]}
+        changed = {}
+        for name, value in given.items():
+            unsaid = cls.unsaid[name]
+            if value is not unsaid and (type(value) is not type(unsaid) or value != unsaid):
+                changed[name] = cls.checks[name](name, value)
         return cls(**changed) if changed else cls.usual
 
     def unusual(self) -> tuple[str, ...]:

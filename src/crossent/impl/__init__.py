@@ -90,7 +90,9 @@ def choose(
 ) -> str:
     """Name the implementation for logits, a target and all else that a call says."""
     if impl is None:
-        return next(name for name, each in _LOADED.items() if each.refuses(logits, target, described) is None)
+        for name, each in _LOADED.items():
+            if each.refuses(logits, target, described) is None:
+                return name
     if impl not in _LOADED and impl not in _MISSING:
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, implementations()))}, got {impl!r}")
     reason = _MISSING.get(impl) or load(impl).refuses(logits, target, described)
