@@ -2,9 +2,11 @@
 //
 // Takes tensors of one shape with their dimensions in the order in which the logits lie, weights expanded to that
 // shape. Gives losses and gradients in tensors that Python made; both functions return whether the strides were taken.
-// Refuses weights whose strides allow no split of the dimensions into two that can be walked as one.
+// Refuses what does not fit together (bind_checks.h), and weights whose strides allow no split of the dimensions into
+// two that can be walked as one.
 
 #pragma once
+#include "bind_checks.h"
 #include "launch.h"
 #include "layout.h"
 
@@ -32,11 +34,31 @@ bool set_weights(const std::optional<View>& weight, int32_t split, const void*& 
     return true;
 }
 
+// What every binary loss is given.
+struct BinaryInputs {
+    View logits, target;
+    std::optional<View> weight, pos_weight;
+
+    BinaryInputs(nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_)
+        : logits(logits_, "logits"), target(target_, "target"), weight(maybe(weight_, "weight")),
+          pos_weight(maybe(pos_weight_, "pos_weight")) {
+        dtype_of(logits), check_contiguous(logits);
+        if (logits.numel() == 0) logits.refuse("must not be empty");
+        check_like_or_wide(target, logits), check_same_shape(target, logits), check_contiguous(target);
+        for (const auto* each : {&weight, &pos_weight})
+            if (*each) check_wide(**each, logits), check_same_shape(**each, logits);
+    }
+
+    Memory memory() const {
+        Memory memory{&logits, &target};
+        memory.reads(weight), memory.reads(pos_weight);
+        return memory;
+    }
+};
+
 // Split the dimensions as early as the weights allow; false where they allow no split.
-bool describe(
-    const View& logits, const View& target, const std::optional<View>& weight, const std::optional<View>& pos_weight,
-    Binary& p
-) {
+bool describe(const BinaryInputs& inputs, Binary& p) {
+    const auto& [logits, target, weight, pos_weight] = inputs;
     p.logits = logits.pointer(), p.target = target.pointer(), p.wide_target = target.dtype.bits != logits.dtype.bits;
     p.outer = 1, p.inner = logits.numel();
     for (int32_t split = 0; split <= logits.ndim; split++) {
@@ -53,10 +75,14 @@ bool binary_forward(
     nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, bool reduce, double divisor,
     nb::handle loss_
 ) {
-    const View logits(logits_), target(target_), loss(loss_);
-    const std::optional<View> weight = maybe(weight_), pos_weight = maybe(pos_weight_);
+    const BinaryInputs inputs(logits_, target_, weight_, pos_weight_);
+    const View &logits = inputs.logits, loss(loss_, "loss", View::WRITE);
+    check_wide(loss, logits);
+    if (reduce) check_one(loss);
+    else check_same_shape(loss, logits), check_contiguous(loss);
+    inputs.memory().writes(loss);
     Binary p{};
-    if (!describe(logits, target, weight, pos_weight, p)) return false;
+    if (!describe(inputs, p)) return false;
     std::vector<double> partial(reduce ? size_t(p.blocks()) : 0);
     if (reduce) p.partial = partial.data();
     else p.loss = loss.pointer();
@@ -70,15 +96,27 @@ bool binary_forward(
     return true;
 }
 
+// Hold where a gradient is written to what it is the gradient of.
+void check_gradient(const View& grad, const View& of) {
+    check_same_shape(grad, of), check_contiguous(grad);
+    if (!same_dtype(grad, of)) grad.refuse("must have the dtype of " + std::string(of.name));
+}
+
 bool binary_backward(
     nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_,
     nb::handle pos_weight_, nb::handle grad_logits_, nb::handle grad_target_
 ) {
-    const View grad(grad_), logits(logits_), target(target_);
-    const std::optional<View> weight = maybe(weight_), pos_weight = maybe(pos_weight_);
-    const std::optional<View> grad_logits = maybe(grad_logits_), grad_target = maybe(grad_target_);
+    const BinaryInputs inputs(logits_, target_, weight_, pos_weight_);
+    const View grad(grad_, "grad"), &logits = inputs.logits;
+    const std::optional<View> grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE),
+                              grad_target = maybe(grad_target_, "grad_target", View::WRITE);
+    check_incoming(grad, logits, false);
+    Memory memory = inputs.memory();
+    memory.reads(grad);
+    if (grad_logits) check_gradient(*grad_logits, logits), memory.writes(*grad_logits, &logits);
+    if (grad_target) check_gradient(*grad_target, inputs.target), memory.writes(*grad_target);
     Binary p{};
-    if (!describe(logits, target, weight, pos_weight, p)) return false;
+    if (!describe(inputs, p)) return false;
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;
     if (grad_logits) p.grad_logits = grad_logits->pointer();

@@ -1,12 +1,13 @@
 // Softmax cross entropy for Python.
 //
 // Takes logits (N, C, d1, ...), class indices or probabilities, and what else makes a member of the family. Gives
-// losses and gradients in tensors that Python made. Refuses indices out of range, by an exception, and strides that
-// need a copy: forward then returns None, backward false.
+// losses and gradients in tensors that Python made. Refuses, by exceptions, what does not fit together (bind_checks.h)
+// and indices out of range, and strides that need a copy: forward then returns None, backward false.
 
 #pragma once
 #include <nanobind/stl/optional.h>
 
+#include "bind_checks.h"
 #include "launch.h"
 #include "layout.h"
 
@@ -14,18 +15,93 @@ namespace {
 
 enum Reduction { NONE, SUM, MEAN };
 
+// What makes a member of the family other than cross entropy itself: a Member of impl/native.py, read by its names.
+struct Member {
+    double temperature = 1, cap = 0, margin = 0, z_loss = 0;
+    int64_t penalty = NO_PENALTY;
+    double penalty_a = 0, penalty_b = 0;
+    bool masked = false;
+    std::optional<View> bias, spread;
+    double spread_classes = 0, spread_sum = 0;
+
+    Member() = default;
+    explicit Member(nb::handle member) {
+        const nb::object settings = member.attr("settings");
+        temperature = number(settings, "temperature"), cap = number(settings, "softcap");
+        margin = number(settings, "margin"), z_loss = number(settings, "z_loss");
+        penalty = nb::cast<int64_t>(member.attr("penalty"));
+        penalty_a = number(member, "penalty_a"), penalty_b = number(member, "penalty_b");
+        masked = nb::cast<bool>(member.attr("masked"));
+        bias = maybe(member.attr("bias"), "bias"), spread = maybe(member.attr("spread"), "spread");
+        spread_classes = number(member, "spread_classes"), spread_sum = number(member, "spread_sum");
+    }
+
+    void check(const View& logits, bool soft) const {
+        check_number(temperature > 0 && std::isfinite(temperature), "temperature", temperature, "must be positive");
+        check_at_least_zero("softcap", cap), check_at_least_zero("z_loss", z_loss), check_finite("margin", margin);
+        if (soft && margin != 0) refuse("margin", "must be 0 with probabilities");
+        check_penalty();
+        if (bias) check_class_numbers(*bias, logits);
+        if (masked && !bias) refuse("masked", "needs a bias, which is -inf for the classes that are masked");
+        if (!spread) return;
+        check_class_numbers(*spread, logits);
+        check_at_least_zero("spread_classes", spread_classes);
+    }
+
+  private:
+    void check_penalty() const {
+        const double a = penalty_a, b = penalty_b;
+        check_finite("penalty_a", a), check_finite("penalty_b", b);
+        switch (penalty) {
+            case NO_PENALTY:
+            case POLY1:
+            case SCE: break;
+            case FOCAL: check_at_least_zero("penalty_a", a); break;
+            case GCE: check_number(a > 0 && a <= 1, "penalty_a", a, "must lie in (0, 1]"); break;
+            case TAYLOR:
+                check_number(a >= 1 && a < 1 << 30 && a == std::floor(a), "penalty_a", a, "must be a whole number");
+                break;
+            default: refuse("penalty", "must be one of PENALTIES, got " + std::to_string(penalty));
+        }
+    }
+    // A number that an object has by this name; None is 0.
+    static double number(nb::handle object, const char* name) {
+        const nb::object value = object.attr(name);
+        return value.is_none() ? 0.0 : nb::cast<double>(value);
+    }
+};
+
 // What every softmax loss is given.
 struct Inputs {
     View logits, target;
-    std::optional<View> weight, bias, spread;
+    std::optional<View> weight;
     int64_t ignore_index;
     double smoothing;
     bool soft;
+    Member member;
     std::vector<Layout> layouts;  // of the logits, of probabilities, of other tensors
 
-    Inputs(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index_, double smoothing_)
-        : logits(logits_), target(target_), weight(maybe(weight_)), ignore_index(ignore_index_), smoothing(smoothing_),
-          soft(index_type_of(target) < 0) {}
+    Inputs(
+        nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index_, double smoothing_,
+        nb::handle member_ = nb::none()
+    )
+        : logits(logits_, "logits"), target(target_, "target"), weight(maybe(weight_, "weight")),
+          ignore_index(ignore_index_), smoothing(smoothing_), soft(index_type_of(target) < 0) {
+        dtype_of(logits);
+        if (logits.ndim < 2 || logits.shape[1] < 1)
+            logits.refuse("must have shape (N, C, d1, ...), got " + logits.text());
+        if (soft) check_like_or_wide(target, logits), check_same_shape(target, logits);
+        else check_rows(target, logits), check_contiguous(target);
+        if (weight) check_class_numbers(*weight, logits);
+        check_share("smoothing", smoothing);
+        if (!member_.is_none()) member = Member(member_), member.check(logits, soft);
+    }
+
+    Memory memory() const {
+        Memory memory{&logits, &target};
+        memory.reads(weight), memory.reads(member.bias), memory.reads(member.spread);
+        return memory;
+    }
 
     // Lay them out together with others of the logits' shape, where those are; false where that takes a copy.
     bool lay_out(const std::optional<View>& first = {}, const std::optional<View>& second = {}) {
@@ -36,7 +112,7 @@ struct Inputs {
         return ::lay_out(tensors, layouts);
     }
 
-    Softmax describe(nb::handle member) {
+    Softmax describe() const {
         Softmax p{};
         const Layout& layout = layouts.at(0);
         p.outer = layout.outer, p.inner = layout.inner, p.classes = layout.classes;
@@ -46,9 +122,8 @@ struct Inputs {
         p.weight_sum = double(p.classes);
         if (weight) p.weight = weight->pointer(), p.weight_sum = sum(*weight);
         p.ignore_index = ignore_index, p.smoothing = smoothing, p.share = smoothing / double(p.classes);
-        p.per_temperature = 1;
         p.rows_per_tile = p.at.classes == 1 && p.classes > FEW_CLASSES ? 1 : ROWS;
-        if (!member.is_none()) set(p, member);
+        set_member(p);
         return p;
     }
 
@@ -61,25 +136,15 @@ struct Inputs {
         return total;
     }
 
-    // Read what makes a member of the family other than cross entropy itself: a Member of impl/native.py, by its names.
-    void set(Softmax& p, nb::handle member) {
-        const nb::object settings = member.attr("settings");
-        p.per_temperature = 1 / number(settings, "temperature"), p.cap = number(settings, "softcap");
-        p.margin = number(settings, "margin"), p.z_loss = number(settings, "z_loss");
-        p.penalty = nb::cast<int64_t>(member.attr("penalty"));
-        p.penalty_a = number(member, "penalty_a"), p.penalty_b = number(member, "penalty_b");
-        p.masked = nb::cast<bool>(member.attr("masked"));
-        bias = maybe(member.attr("bias")), spread = maybe(member.attr("spread"));
-        if (bias) p.bias = bias->pointer();
-        if (!spread) return;
-        p.spread = spread->pointer();
-        p.share = p.smoothing / number(member, "spread_classes"), p.weight_sum = number(member, "spread_sum");
-    }
-
-    // A number that an object has by this name; None is 0.
-    static double number(nb::handle object, const char* name) {
-        const nb::object value = object.attr(name);
-        return value.is_none() ? 0.0 : nb::cast<double>(value);
+    void set_member(Softmax& p) const {
+        p.per_temperature = 1 / member.temperature, p.cap = member.cap;
+        p.margin = member.margin, p.z_loss = member.z_loss;
+        p.penalty = member.penalty, p.penalty_a = member.penalty_a, p.penalty_b = member.penalty_b;
+        p.masked = member.masked;
+        if (member.bias) p.bias = member.bias->pointer();
+        if (!member.spread) return;
+        p.spread = member.spread->pointer();
+        p.share = p.smoothing / member.spread_classes, p.weight_sum = member.spread_sum;
     }
 };
 
@@ -88,39 +153,90 @@ void set_lse(Softmax& p, void* lse, int64_t size) {
     p.top = lse, p.log_sum = static_cast<char*>(lse) + p.outer * p.inner * size;
 }
 
+// Run kernels that read labels, which are known to be in range only then.
+template <class F> void read_labels(Softmax& p, F&& work) {
+    std::atomic<bool> out_of_range{false};
+    p.out_of_range = &out_of_range;
+    work();
+    p.out_of_range = nullptr;
+    if (out_of_range) throw std::runtime_error("target has a class index that is out of range");
+}
+
 // Run the forward kernels: write the loss and return what the rows weigh.
 double forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, const View& loss) {
-    std::atomic<bool> out_of_range{false};
     std::vector<double> partial(size_t(2 * p.tiles()));
-    p.partial = partial.data(), p.out_of_range = &out_of_range;
+    p.partial = partial.data();
     auto* run = kernels->softmax_forward[dtype];
-    share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); });
-    if (out_of_range) throw std::runtime_error("a class index is out of range");
+    read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
     double sums[2] = {0, 0};
     for (size_t i = 0; i < partial.size(); i++) sums[i % 2] += partial[i];
     if (reduction != NONE) put_number(loss, reduction == MEAN ? sums[0] / sums[1] : sums[0]);
     return sums[1];
 }
 
-// Return Σ of the rows' weights. `loss` is one number, or one R a row with `row_weight`; the statistics are R, one a
-// row, and a byte for `correct`.
+// Where the statistics of rows are written: R, one a row, and a byte for `correct`.
+struct Statistics {
+    View entropy, target_log_prob, correct;
+
+    Statistics(nb::handle statistics, const View& logits)
+        : entropy(statistics.attr("entropy"), "entropy", View::WRITE),
+          target_log_prob(statistics.attr("target_log_prob"), "target_log_prob", View::WRITE),
+          correct(statistics.attr("correct"), "correct", View::WRITE) {
+        check_row_numbers(entropy, logits), check_row_numbers(target_log_prob, logits);
+        check_rows(correct, logits), check_contiguous(correct);
+        if (!has_dtype(correct, dlpack::UINT, 8)) correct.refuse("must be uint8");
+    }
+};
+
+// Return Σ of the rows' weights. `loss` is one number, or one R a row with `row_weight`.
 std::optional<double> softmax_forward(
-    nb::handle logits, nb::handle target, nb::handle weight, int64_t ignore_index, double smoothing, int64_t reduction,
-    nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle member, nb::handle statistics
+    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing,
+    int64_t reduction, nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle member,
+    nb::handle statistics_
 ) {
-    Inputs inputs(logits, target, weight, ignore_index, smoothing);
-    const View loss(loss_), lse(lse_);
-    const std::optional<View> row_weight = maybe(row_weight_);
+    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
+    const View &logits = inputs.logits, loss(loss_, "loss", View::WRITE), lse(lse_, "lse", View::WRITE);
+    const std::optional<View> row_weight = maybe(row_weight_, "row_weight", View::WRITE);
+    if (reduction < NONE || reduction > MEAN) refuse("reduction", "must be one of REDUCTIONS");
+    if ((reduction == NONE) != row_weight.has_value())
+        refuse("row_weight", "must be there where nothing is reduced, only");
+    if (!statistics_.is_none() && !row_weight) refuse("statistics", "must be None where losses are reduced");
+    check_lse(lse, logits), check_wide(loss, logits);
+    Memory memory = inputs.memory();
+    memory.writes(loss), memory.writes(lse);
+    if (row_weight) check_row_numbers(loss, logits), check_row_numbers(*row_weight, logits), memory.writes(*row_weight);
+    else check_one(loss);
+    std::optional<Statistics> statistics;
+    if (!statistics_.is_none()) {
+        statistics.emplace(statistics_, logits);
+        memory.writes(statistics->entropy), memory.writes(statistics->target_log_prob);
+        memory.writes(statistics->correct);
+    }
     if (!inputs.lay_out()) return std::nullopt;
-    Softmax p = inputs.describe(member);
+    Softmax p = inputs.describe();
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (row_weight) p.loss = loss.pointer(), p.row_weight = row_weight->pointer();
-    if (!statistics.is_none()) {
-        p.entropy = View(statistics.attr("entropy")).pointer();
-        p.target_log_prob = View(statistics.attr("target_log_prob")).pointer();
-        p.correct = static_cast<uint8_t*>(View(statistics.attr("correct")).pointer());
+    if (statistics) {
+        p.entropy = statistics->entropy.pointer(), p.target_log_prob = statistics->target_log_prob.pointer();
+        p.correct = static_cast<uint8_t*>(statistics->correct.pointer());
     }
-    return forward(p, dtype_of(inputs.logits), inputs.logits.numel(), reduction, loss);
+    return forward(p, dtype_of(logits), logits.numel(), reduction, loss);
+}
+
+// Hold where gradients are written to what they are gradients of; that of the logits may be written over them.
+void check_gradients(
+    Memory& memory, const Inputs& inputs, const std::optional<View>& grad_logits, const std::optional<View>& grad_target
+) {
+    if (grad_logits) {
+        check_same_shape(*grad_logits, inputs.logits);
+        if (!same_dtype(*grad_logits, inputs.logits)) grad_logits->refuse("must have the dtype of the logits");
+        memory.writes(*grad_logits, &inputs.logits);
+    }
+    if (!grad_target) return;
+    if (!inputs.soft) grad_target->refuse("must be None for class indices");
+    check_same_shape(*grad_target, inputs.target);
+    if (!same_dtype(*grad_target, inputs.target)) grad_target->refuse("must have the dtype of the target");
+    memory.writes(*grad_target);
 }
 
 // The gradient of a mean is that of the sum over `divisor`.
@@ -128,11 +244,16 @@ bool softmax_backward(
     nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle lse_,
     int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_, nb::handle member
 ) {
-    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
-    const View grad(grad_), lse(lse_), &logits = inputs.logits;
-    const std::optional<View> grad_logits = maybe(grad_logits_), grad_target = maybe(grad_target_);
+    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
+    const View grad(grad_, "grad"), lse(lse_, "lse"), &logits = inputs.logits;
+    const std::optional<View> grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE),
+                              grad_target = maybe(grad_target_, "grad_target", View::WRITE);
+    check_incoming(grad, logits, true), check_lse(lse, logits);
+    Memory memory = inputs.memory();
+    memory.reads(grad), memory.reads(lse);
+    check_gradients(memory, inputs, grad_logits, grad_target);
     if (!inputs.lay_out(grad_logits, grad_target)) return false;
-    Softmax p = inputs.describe(member);
+    Softmax p = inputs.describe();
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;
@@ -143,7 +264,8 @@ bool softmax_backward(
     }
     if (grad_target) p.grad_target = grad_target->pointer(), p.grad_target_at = inputs.layouts[next].at;
     auto* run = kernels->softmax_backward[dtype_of(logits)];
-    share(p.tiles(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    const int64_t elements = logits.numel();
+    read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
     return true;
 }
 
@@ -151,15 +273,13 @@ bool softmax_backward(
 
 constexpr int64_t SMALL_ELEMENTS = 1 << 14;  // up to this many elements the gradient is formed with the loss
 
-PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr;
-
-void know_types(nb::handle tensor, nb::handle parameter) {
-    tensor_type = reinterpret_cast<PyTypeObject*>(tensor.ptr());
-    parameter_type = reinterpret_cast<PyTypeObject*>(parameter.ptr());
+void know_types(nb::type_object tensor, nb::type_object parameter) {
+    types().is_neg = tensor.attr("is_neg");
+    types().tensor =
+        reinterpret_cast<PyTypeObject*>(tensor.release().ptr());  // kept, as nothing else may take its place
+    types().parameter = reinterpret_cast<PyTypeObject*>(parameter.release().ptr());
 }
-bool plain(nb::handle tensor) {
-    return Py_TYPE(tensor.ptr()) == tensor_type || Py_TYPE(tensor.ptr()) == parameter_type;
-}
+bool plain(nb::handle tensor) { return types().plain(tensor); }
 bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
 
 enum Kind { EXTRAORDINARY, ORDINARY, SMALL };
@@ -168,7 +288,7 @@ enum Kind { EXTRAORDINARY, ORDINARY, SMALL };
 // them.
 int64_t kind_of(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
     if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return EXTRAORDINARY;
-    const View logits(logits_, View::ANY), target(target_, View::ANY);
+    const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
     const auto [code, bits, lanes] = logits.dtype;
     if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return EXTRAORDINARY;
     if (!logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0) return EXTRAORDINARY;
@@ -178,7 +298,7 @@ int64_t kind_of(nb::handle logits_, nb::handle target_, nb::handle weight_, int6
     for (int32_t d = 1; d < target.ndim; d++)
         if (target.shape[d] != logits.shape[soft ? d : d + 1]) return EXTRAORDINARY;
     if (!weight_.is_none()) {
-        const View weight(weight_, View::ANY);
+        const View weight(weight_, "weight", View::LOOK);
         if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32) return EXTRAORDINARY;
         if (weight.ndim != 1 || weight.shape[0] != logits.shape[1] || !contiguous(weight)) return EXTRAORDINARY;
         if (requires_grad(weight_)) return EXTRAORDINARY;
@@ -198,10 +318,14 @@ void softmax_small(
     nb::handle loss_, nb::handle grad_logits_
 ) {
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
-    const View loss(loss_), &logits = inputs.logits;
-    const std::optional<View> grad_logits = maybe(grad_logits_);
-    inputs.lay_out();
-    Softmax p = inputs.describe(nb::none());
+    const View loss(loss_, "loss", View::WRITE), &logits = inputs.logits;
+    const std::optional<View> grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
+    check_wide(logits, logits), check_contiguous(logits), check_wide(loss, logits), check_one(loss);
+    Memory memory = inputs.memory();
+    memory.writes(loss);
+    if (grad_logits) check_contiguous(*grad_logits), check_gradients(memory, inputs, grad_logits, {});
+    if (!inputs.lay_out()) inputs.target.refuse("must have dimensions that lie as one behind the classes");
+    Softmax p = inputs.describe();
     const int64_t size = logits.dtype.bits / 8;
     std::vector<double> lse(size_t(2 * p.outer * p.inner));
     set_lse(p, lse.data(), size);
@@ -214,8 +338,10 @@ void softmax_small(
 
 // Multiply a small contiguous gradient by a number.
 void scale(nb::handle grad_, nb::handle factor_) {
-    const View grad(grad_);
-    const double factor = number(View(factor_));
+    const View grad(grad_, "grad", View::WRITE), by(factor_, "factor");
+    if (!has_dtype(grad, dlpack::FLOAT, 32)) check_wide(grad, grad);
+    check_contiguous(grad), check_one(by);
+    const double factor = number(by);
     if (factor == 1) return;
     const int64_t n = grad.numel();
     if (grad.dtype.bits == 64)

@@ -1,7 +1,8 @@
 // The Python module crossent._native: its functions, by what they compute.
 //
 // A function takes tensors by DLPack (view.h), reads their strides (layout.h) and shares the tiles among threads
-// (launch.h). What it writes to are tensors that Python made. It checks nothing that Python has checked.
+// (launch.h). What it writes to are tensors that Python made. It checks that its arguments fit together
+// (bind_checks.h), so that no call reads or writes beside their memory.
 
 #include "bind_binary.h"
 #include "bind_memory.h"

@@ -5,7 +5,9 @@
 // processor does not have.
 
 #pragma once
+#include <dlfcn.h>
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <string>
@@ -47,14 +49,24 @@ void use_isa(const std::string& name) {
     throw nb::value_error(("this processor and build offer the instruction sets " + names + ", not " + name).c_str());
 }
 
+// A library is not loaded here: only that of torch itself, which is there already, has the function.
+bool use_threads_of(const std::string& library) {
+    void* loaded = dlopen(library.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    if (!loaded) return false;
+    void* function = dlsym(loaded, "torch_parallel_for");
+    dlclose(loaded);
+    if (function) parallel_for = reinterpret_cast<ParallelFor>(function);
+    return function;
+}
+
 void bind_launch(nb::module_& m) {
     using nb::literals::operator""_a;
     m.def("isa", [] { return kernels->name; }, "Name the instruction set in use.");
     m.def("isas", &isa_names, "List the instruction sets that this build and this processor have, the best last.");
-    m.def("use_isa", [](const char* name) { use_isa(name); }, "name"_a, "Use the kernels of another instruction set.");
+    m.def("use_isa", &use_isa, "name"_a, "Use the kernels of another instruction set.");
     m.def(
-        "use_threads_of", [](uintptr_t address) { parallel_for = reinterpret_cast<ParallelFor>(address); },
-        "Share the work by this function, torch_parallel_for; without it one thread does all."
+        "use_threads_of", &use_threads_of, "library"_a,
+        "Share the work by the torch_parallel_for of a library that is loaded; without one a single thread does all."
     );
 }
 

@@ -14,8 +14,8 @@
 
 namespace {
 
-std::optional<View> maybe(nb::handle tensor) {
-    return tensor.is_none() ? std::nullopt : std::optional<View>(std::in_place, tensor);
+std::optional<View> maybe(nb::handle tensor, const char* name, View::Use use = View::READ) {
+    return tensor.is_none() ? std::nullopt : std::optional<View>(std::in_place, tensor, name, use);
 }
 
 DType dtype_of(const View& tensor) {
@@ -24,7 +24,7 @@ DType dtype_of(const View& tensor) {
     if (code == dlpack::FLOAT && bits == 64) return F64;
     if (code == dlpack::BFLOAT && bits == 16) return BF16;
     if (code == dlpack::FLOAT && bits == 16) return F16;
-    throw std::invalid_argument("the native kernels take float32, float64, bfloat16 and float16");
+    tensor.refuse("must be float32, float64, bfloat16 or float16, which the native kernels take");
 }
 
 int64_t index_type_of(const View& tensor) {

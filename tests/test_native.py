@@ -41,6 +41,13 @@ def test_an_unknown_instruction_set_is_refused():
     assert "not mmx" in done.stderr
 
 
+def test_the_command_says_in_one_sentence_that_there_is_no_such_instruction_set():
+    done = python("from crossent.tools.cli import main; main(['info'])", CROSSENT_ISA="nonsense")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: CROSSENT_ISA=nonsense cannot be obeyed: this processor and build offer")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_without_the_extension_everything_is_eager():
     code = (
         "import sys; sys.modules['crossent._native'] = None\n"

@@ -8,7 +8,6 @@ sliced. Others are copied first. What the kernels do not take at all, ``refuses`
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from functools import cache
@@ -33,16 +32,21 @@ def _borrow_threads() -> None:
     library = Path(torch.__file__).parent / "lib"
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (library / name).exists():
-            function = getattr(ctypes.CDLL(str(library / name)), "torch_parallel_for", None)
-            if function is not None:
-                _native.use_threads_of(ctypes.cast(function, ctypes.c_void_p).value or 0)
+            _native.use_threads_of(str(library / name))
 
 
+def _obey_environment() -> None:
+    """Use the instruction set that the environment names; a name is obeyed or refused."""
+    if name := os.environ.get("CROSSENT_ISA"):
+        try:
+            _native.use_isa(name)
+        except ValueError as error:
+            raise ValueError(f"CROSSENT_ISA={name} cannot be obeyed: {error}; unset it, or name one of these") from None
+
+
+_obey_environment()
 _borrow_threads()
 _native.know_types(torch.Tensor, torch.nn.Parameter)
-if os.environ.get("CROSSENT_ISA"):
-    _native.use_isa(os.environ["CROSSENT_ISA"])
-
 
 _PENALTIES = {**_native.PENALTIES, "MAE": _native.PENALTIES["GCE"]}
 
@@ -167,9 +171,15 @@ def _new_like(x: Tensor) -> Tensor:
     return new(x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
 
 
-def _gradient(x: Tensor, inplace: bool) -> Tensor:
-    """Return where the gradient of x is to be written: new memory, or that of x."""
-    return x.detach() if inplace and torch._debug_has_internal_overlap(x) == 0 else _new_like(x)
+def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
+    """Return where the gradient of x is to be written: new memory, or that of x where each number lies there for itself.
+
+    A view whose sign torch has put off changing does not hold its numbers, and a target in the same memory is still read.
+    """
+    if not inplace or torch._debug_has_internal_overlap(x) != 0 or x.is_neg():
+        return _new_like(x)
+    shared = x.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
+    return _new_like(x) if shared else x.detach()
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
@@ -237,10 +247,15 @@ def cross_entropy_backward(
     if grad.dim() > 0:
         grad = grad.to(dtype).contiguous()
     values = target.values.contiguous() if target.indices else target.values
-    settings = _weight(target.weight, dtype), lse, target.settings.ignore_index, target.settings.label_smoothing
+    settings = (
+        _weight(target.weight, dtype),
+        lse.contiguous(),
+        target.settings.ignore_index,
+        target.settings.label_smoothing,
+    )
     if logits.numel() == 0:
         return Gradients(_new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None)
-    grad_logits = _gradient(logits, inplace) if needs[0] else None
+    grad_logits = _gradient(logits, values, inplace) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
     member = _member(target, dtype, logits.shape[1])
     if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, member):
@@ -279,8 +294,8 @@ scale = _native.scale
 
 
 def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:
-    """Add ``gᵀ x`` of bfloat16 matrices to sums in float32, or put it there; False where the processor has no such product."""
-    if g.dtype != torch.bfloat16 or g.stride(1) != 1:
+    """Add ``gᵀ x`` of bfloat16 matrices to sums in float32, or put it there; False where there is no such product."""
+    if g.dtype != torch.bfloat16 or sums.dtype != torch.float32 or g.stride(1) != 1 or sums.numel() == 0:
         return False
     return _native.accumulate(g, x if x.stride(1) == 1 else x.contiguous(), sums, first)
 
@@ -355,7 +370,7 @@ def binary_cross_entropy_backward(
         grad = grad.to(_wide(logits)).permute(given.order).contiguous()
     inplace = inplace and given.logits.data_ptr() == logits.data_ptr()
     grad_target = _new_like(given.target) if needs[1] else None
-    grad_logits = _gradient(given.logits, inplace) if needs[0] else None
+    grad_logits = _gradient(given.logits, given.target, inplace) if needs[0] else None
     if not _native.binary_backward(grad, divisor, *given[:4], grad_logits, grad_target):
         _native.binary_backward(grad, divisor, *given.contiguous()[:4], grad_logits, grad_target)
     return None if grad_logits is None else given.back(grad_logits), None if grad_target is None else given.back(
