@@ -10,13 +10,28 @@
 #include <mutex>
 #include <vector>
 #ifdef __linux__
+#include <pthread.h>
 #include <sys/mman.h>
+
+#include <new>
 #endif
+
+class Recycler;
+inline Recycler& recycler();
 
 class Recycler {
   public:
 #if defined(__linux__) && defined(MADV_FREE)
     static constexpr bool AVAILABLE = true;
+
+    // A child has the memory of its parent, and only the thread that forked: a lock that another one held would stay
+    // locked there for ever, with the list half written.
+    void survive_forks() {
+        pthread_atfork(
+            [] { recycler().mutex_.lock(); }, [] { recycler().mutex_.unlock(); },
+            [] { new (&recycler().mutex_) std::mutex; }
+        );
+    }
 
     void* take(size_t bytes) {
         bytes = rounded(bytes);
@@ -60,11 +75,16 @@ class Recycler {
     static constexpr bool AVAILABLE = false;
     void* take(size_t) { return nullptr; }
     void give_back(void*, size_t) {}
+    void survive_forks() {}
 #endif
 };
 
 // Never destroyed: tensors may be dropped after everything else.
 inline Recycler& recycler() {
-    static Recycler* one = new Recycler;
+    static Recycler* one = [] {
+        auto* made = new Recycler;
+        made->survive_forks();
+        return made;
+    }();
     return *one;
 }
