@@ -33,7 +33,7 @@ fuzz: $(VENV)/.dev
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-# The laws on every instruction set, the family and the fuzz target, on kernels that watch every access and every overflow, in
+# The laws on every instruction set, the family, wrong arguments and the fuzz target, on kernels that watch every access and every overflow, in
 # an environment that shares the packages of the other. Compiling them takes minutes.
 sanitize: WATCHED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
@@ -45,7 +45,8 @@ sanitize: $(VENV)/.dev
 	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \
 		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON \
 		--config-settings=install.strip=false .
-	$(WATCHED) -m pytest tests/test_native.py tests/test_family_native.py tests/test_fuzz.py $(ARGS)
+	$(WATCHED) -m pytest tests/test_native.py tests/test_family_native.py tests/test_wrong_arguments.py \
+		tests/test_fuzz.py $(ARGS)
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.

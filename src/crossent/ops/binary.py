@@ -12,6 +12,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from crossent.core.reduction import compute_dtype
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
+from crossent.ops import validation
 from crossent.ops.library import (
     BINARY_TARGET,
     Operator,
@@ -29,11 +30,11 @@ _EAGER = formulas.IMPLEMENTATION
 
 forward_operator = Operator(
     "binary_cross_entropy_forward", "Tensor logits", BINARY_TARGET, "bool reduce", "float divisor", "str impl",
-    returns="Tensor",
+    returns="Tensor", check=validation.binary_forward,
 )  # fmt: skip
 backward_operator = Operator(
     "binary_cross_entropy_backward", "Tensor grad", "float divisor", "Tensor logits", BINARY_TARGET, "bool[2] needs",
-    "str impl", returns="(Tensor grad_logits, Tensor grad_target)",
+    "str impl", returns="(Tensor grad_logits, Tensor grad_target)", check=validation.binary_backward,
 )  # fmt: skip
 
 

@@ -111,10 +111,13 @@ PLAN = Fields(Plan, target=TARGET, teacher=TEACHER, max_bytes="int max_bytes", i
 
 
 class Operator:
-    """An operator of ``torch.ops.crossent``, called, implemented and faked with records instead of their fields."""
+    """An operator of ``torch.ops.crossent``, called, implemented and faked with records instead of their fields.
 
-    def __init__(self, name: str, *parameters: str | Fields, returns: str) -> None:
-        self.name, self.parameters = name, parameters
+    ``check`` is asked first, with real tensors and with fake ones: a call through ``torch.ops`` was checked by nobody.
+    """
+
+    def __init__(self, name: str, *parameters: str | Fields, returns: str, check: Callable[..., None]) -> None:
+        self.name, self.parameters, self.check = name, parameters, check
         schema = ", ".join(each.schema if isinstance(each, Fields) else each for each in parameters)
         _library.define(f"{name}({schema}) -> {returns}")
         self.overload = getattr(torch.ops.crossent, name).default
@@ -146,7 +149,9 @@ class Operator:
     def _with_records(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def from_arguments(*arguments: Any) -> Any:
             rest = iter(arguments)
-            return function(*(p.read(rest) if isinstance(p, Fields) else next(rest) for p in self.parameters))
+            values = [p.read(rest) if isinstance(p, Fields) else next(rest) for p in self.parameters]
+            self.check(*values)
+            return function(*values)
 
         return from_arguments
 

@@ -17,6 +17,7 @@ from torch.autograd import Function, forward_ad
 from crossent.impl import head as heads
 from crossent.impl.head import Head, Plan
 from crossent.impl.protocol import RowStatistics
+from crossent.ops import validation
 from crossent.ops.library import (
     HEAD,
     PLAN,
@@ -32,21 +33,24 @@ _GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
 
 sum_operator = Operator(
     "linear_cross_entropy", HEAD, PLAN, "Tensor? factor", "Tensor divisor", "bool[3] needs",
-    returns="(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    returns="(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)", check=validation.linear_sum,
 )  # fmt: skip
-rows_operator = Operator("linear_rows", HEAD, PLAN, returns="Tensor")
+rows_operator = Operator("linear_rows", HEAD, PLAN, returns="Tensor", check=validation.linear_rows)
 rows_backward_operator = Operator(
-    "linear_rows_backward", HEAD, PLAN, "Tensor grad", "bool[3] needs", returns=_GRADIENTS
-)
+    "linear_rows_backward", HEAD, PLAN, "Tensor grad", "bool[3] needs",
+    returns=_GRADIENTS, check=validation.linear_rows_backward,
+)  # fmt: skip
 statistics_operator = Operator(
     "linear_statistics",
     HEAD,
     PLAN,
     returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct)",
+    check=validation.linear_rows,
 )
 statistics_backward_operator = Operator(
-    "linear_statistics_backward", HEAD, PLAN, "Tensor[] grads", "bool[3] needs", returns=_GRADIENTS
-)
+    "linear_statistics_backward", HEAD, PLAN, "Tensor[] grads", "bool[3] needs",
+    returns=_GRADIENTS, check=validation.linear_statistics_backward,
+)  # fmt: skip
 
 
 def flat(head: Head, plan: Plan) -> tuple[Any, ...]:

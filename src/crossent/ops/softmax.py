@@ -26,6 +26,7 @@ from crossent.core.reduction import compute_dtype
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
+from crossent.ops import validation
 from crossent.ops.library import (
     TARGET,
     Operator,
@@ -45,19 +46,20 @@ _NOTHING_MORE = (None, None, None, None, None)  # gradients of valid, settings a
 
 forward_operator = Operator(
     "cross_entropy_forward", "Tensor logits", TARGET, "str reduction", "str impl",
-    returns="(Tensor loss, Tensor row_weight, Tensor lse)",
+    returns="(Tensor loss, Tensor row_weight, Tensor lse)", check=validation.softmax_forward,
 )  # fmt: skip
 backward_operator = Operator(
     "cross_entropy_backward", "Tensor grad", "Tensor? divisor", "Tensor logits", TARGET, "Tensor lse", "bool[2] needs",
-    "str impl", returns="(Tensor grad_logits, Tensor grad_target)",
+    "str impl", returns="(Tensor grad_logits, Tensor grad_target)", check=validation.softmax_backward,
 )  # fmt: skip
 statistics_operator = Operator(
     "cross_entropy_statistics", "Tensor logits", TARGET, "str impl",
     returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor row_weight, Tensor correct)",
+    check=validation.statistics,
 )  # fmt: skip
 statistics_backward_operator = Operator(
     "cross_entropy_statistics_backward", "Tensor[] grads", "Tensor logits", TARGET, "bool[2] needs",
-    returns="(Tensor grad_logits, Tensor grad_target)",
+    returns="(Tensor grad_logits, Tensor grad_target)", check=validation.statistics_backward,
 )  # fmt: skip
 
 
@@ -70,6 +72,12 @@ def explained(compute: Any, logits: Tensor, target: Target, *arguments: Any) -> 
     except RuntimeError:
         target.raise_if_out_of_range(logits.shape[1])
         raise
+
+
+def _labels_in_range(logits: Tensor, target: Target) -> None:
+    """Look at the labels before formulas that would not; a GPU would have to be waited for, and is not asked."""
+    if logits.device.type == "cpu":
+        target.raise_if_out_of_range(logits.shape[1])
 
 
 def _as_tensor(row_weight: Tensor | float, loss: Tensor) -> Tensor:
@@ -92,7 +100,13 @@ def _(logits, target, reduction, impl):
 @backward_operator.implement
 def _(grad, divisor, logits, target, lse, needs, impl):
     divisor, needs = 1.0 if divisor is None else divisor, (*needs, False, False)
-    grads = load(impl).cross_entropy_backward(grad, logits, target, lse, needs, divisor)
+    if impl == _EAGER.name:
+        _labels_in_range(logits, target)
+    try:
+        grads = load(impl).cross_entropy_backward(grad, logits, target, lse, needs, divisor)
+    except RuntimeError:
+        target.raise_if_out_of_range(logits.shape[1])
+        raise
     return gradients_like((grads.logits, grads.target), (logits, target.values))
 
 
@@ -114,6 +128,7 @@ def _(logits, target, impl):
 
 @statistics_backward_operator.implement
 def _(grads, logits, target, needs):
+    _labels_in_range(logits, target)
     found = formulas.statistics_backward(tuple(grads), logits, target, (*needs, False, False))
     return gradients_like((found.logits, found.target), (logits, target.values))
 
