@@ -9,8 +9,9 @@ Cross entropy is ``f = -log p`` and ``s = 1``. Every member is a choice of ``t``
 the place of ``x``. The functions here are written to be read, not to be fast: they store everything, loop over nothing and
 never round below float64. What they return is what every implementation of this library is held to.
 
-Two conventions hold throughout: ``0 · inf = 0`` (a class without weight costs nothing, however impossible it is), and a
-row whose largest logit is not finite has no softmax, so its loss is nan.
+Two conventions hold throughout. What has no weight is not there: ``0 · x = 0``, also where x is infinite or nan, so a class
+without weight costs nothing, however impossible it is, and a row without weight adds nothing, whatever it holds. And a row
+whose largest logit is not finite has no softmax, so its loss is nan.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ class LossAndGradient(NamedTuple):
 
 
 def times(weight: ArrayLike, value: ArrayLike) -> Array:
-    """Multiply, with ``0 · inf = 0``."""
+    """Multiply, with ``0 · x = 0`` for whatever x; the weight comes first.
+
+    >>> times([0.0, 0.0, 2.0], [np.inf, np.nan, 3.0])
+    array([0., 0., 6.])
+    """
     weight, value = np.broadcast_arrays(np.asarray(weight, np.float64), np.asarray(value, np.float64))
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.where((weight == 0) & np.isinf(value), 0.0, weight * value)
+        return np.where(weight == 0, 0.0, weight * value)
 
 
 # --- p ----------------------------------------------------------------------------------------------------------------
@@ -375,9 +380,10 @@ def understand(logits: ArrayLike, target: ArrayLike, settings: Settings, keep: B
     else:
         t = np.moveaxis(target.astype(np.float64), axis, -1)
         valid = np.full(x.shape[:-1], num_classes > 0)
-    valid = valid if keep is None else valid & keep
     mask = True if settings.class_mask is None else class_last(settings.class_mask)
     allowed = np.broadcast_to(np.asarray(mask, bool), x.shape)
+    valid = valid & allowed.any(-1) if num_classes else valid
+    valid = valid if keep is None else valid & keep
     bias = 0.0 if settings.logit_bias is None else class_last(settings.logit_bias)
 
     with np.errstate(invalid="ignore"):
@@ -413,14 +419,14 @@ def softmax_cross_entropy(
     c = np.ones(t.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
     f, s = CROSS_ENTROPY if penalty is None else penalty
     log_p, lse = -surprisal(x), log_sum_exp(x)
-    cost, pull = times(c, f(log_p)), c * s(log_p) * t
+    cost, pull = times(c, f(log_p)), times(c * t, s(log_p))
     # mass·p - w∘t without cancellation: for the class with the largest p, which may be next to 1, it is
     # rest·p - pull·(1 - p), where the rest of the mass is summed, not subtracted.
     top, z = first_largest(x), times(z_loss, lse)
     rest = np.where(top, 0.0, pull).sum(-1) + 2 * z
     mass = pull.sum(-1) + 2 * z
     p = np.exp(log_p)
-    grad = np.where(top, rest[..., None] * p + pull * np.expm1(log_p), mass[..., None] * p - pull)
+    grad = np.where(top, times(rest[..., None], p) + times(pull, np.expm1(log_p)), times(mass[..., None], p) - pull)
     return LossAndGradient(times(t, cost).sum(-1) + times(z, lse), grad, cost)
 
 
@@ -469,7 +475,7 @@ def cross_entropy(
             target before smoothing in either case.
         class_mask: ``(C)`` or of the logits' shape, True for the classes that are allowed. The others have probability 0 and no
             gradient, and smoothing spreads over the allowed classes only. A row that wants a class it does not allow
-            pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has no softmax.
+            pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing counts for nothing.
         z_loss: ``λ`` of the additional ``λ lse²`` of ``x'``, weighted like its row: by ``c[y]`` for indices, 1 for probabilities,
             and by ``sample_weight``.
 
@@ -494,7 +500,7 @@ def cross_entropy_of_rows(rows: Rows, settings: Settings) -> LossAndGradient:
     row = softmax_cross_entropy(rows.x, t, rows.c, settings.penalty, settings.z_loss * rows.weight)
     factor, loss = reduce_rows(row.loss, rows.weight, settings)
     at_x = times(factor[..., None], row.grad)
-    grad = np.moveaxis(np.where(rows.live, rows.slope * at_x, 0.0), -1, rows.axis)
+    grad = np.moveaxis(np.where(rows.live, times(at_x, rows.slope), 0.0), -1, rows.axis)
     if rows.indices:
         return LossAndGradient(loss, grad)
     assert row.target_grad is not None
@@ -507,13 +513,13 @@ def reduce_rows(loss: Array, row_weight: Array, settings: Settings) -> tuple[Arr
     """Reduce one loss a row; return the factor with which each row enters, and the reduced loss."""
     u = sample_weights(loss, settings)
     if settings.reduction == "none":
-        return u, loss * u
-    total: Any = np.sum(loss * u)
+        return u, times(u, loss)
+    total: Any = np.sum(times(u, loss))
     if settings.reduction == "sum":
         return u, total
     divisor: Any = np.sum(row_weight * u) if settings.denominator is None else np.float64(settings.denominator)
     if divisor == 0:
-        return np.zeros_like(loss), total + mean_of_nothing(settings)
+        return np.zeros_like(loss), mean_of_nothing(settings)
     return u / divisor, total / divisor
 
 
@@ -596,7 +602,8 @@ def sigmoid_cross_entropy(
     log_p, log_not_p = -softplus(-x), -softplus(x)
     loss = times(pi * t, yes.f(log_p)) + times(1 - t, no.f(log_not_p))
     grad = (1 - t) * no.s(log_not_p) * sigmoid(x) - pi * t * yes.s(log_p) * sigmoid(-x)
-    return LossAndGradient(loss, grad, times(pi, yes.f(log_p)) - no.f(log_not_p))
+    with np.errstate(invalid="ignore"):
+        return LossAndGradient(loss, grad, times(pi, yes.f(log_p)) - no.f(log_not_p))
 
 
 def binary_cross_entropy_with_logits(
@@ -657,9 +664,9 @@ def binary_cross_entropy_with_logits(
     each = sigmoid_cross_entropy(x, t, pi, both)
     assert each.target_grad is not None
     settings = Settings(reduction=reduction, sample_weight=sample_weight, denominator=denominator, empty=empty)
-    factor, loss = reduce_rows(np.where(valid, w * each.loss, 0.0), np.asarray(valid, np.float64), settings)
-    grad = np.where(valid, factor * w * each.grad, 0.0)
-    target_grad = np.where(valid, (1 - label_smoothing) * times(factor, w * each.target_grad), 0.0)
+    factor, loss = reduce_rows(np.where(valid, times(w, each.loss), 0.0), np.asarray(valid, np.float64), settings)
+    grad = np.where(valid, times(factor * w, each.grad), 0.0)
+    target_grad = np.where(valid, times((1 - label_smoothing) * factor * w, each.target_grad), 0.0)
     return LossAndGradient(loss, grad, target_grad)
 
 
@@ -979,7 +986,10 @@ def linear_cross_entropy(
     soft = target.shape == (*h.shape[:-1], len(W))
     loss, grad, _ = cross_entropy(x, target.reshape(x.shape if soft else -1), dim=1, **options)
     loss = loss.reshape(h.shape[:-1]) if loss.ndim else loss
-    return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ rows, grad.sum(0))
+    seen = np.where(
+        (grad != 0).any(-1, keepdims=True), rows, 0.0
+    )  # a row without a gradient adds nothing, whatever it holds
+    return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ seen, grad.sum(0))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -89,6 +89,21 @@ def _check_denominator(how: str, denominator: Any) -> None:
         type_error("denominator", "a number or a 0-d tensor", denominator)
 
 
+def times(weight: Tensor, value: Tensor) -> Tensor:
+    """Multiply, with ``0 · x = 0`` also where x is infinite or nan: what has no weight is not there.
+
+    Only there is the product replaced, so that elsewhere a weight of 0 has a derivative.
+    """
+    return (weight * value).masked_fill((weight == 0) & ~value.isfinite(), 0.0)
+
+
+def over(value: Tensor, divisor: float | Tensor) -> Tensor:
+    """Divide the gradient or the tangent of a mean by what it divides by; those of a mean over nothing are 0."""
+    if isinstance(divisor, Tensor):
+        return value / divisor.masked_fill(divisor == 0, torch.inf)
+    return value / (divisor or torch.inf)
+
+
 def ordered_sum(x: Tensor) -> Tensor:
     """Sum all elements in an order that does not depend on the number of threads.
 
@@ -105,7 +120,7 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
     """Weigh a loss a row, and sum or average; ``row_weight`` is what each row adds to the divisor."""
     if reduction.sample_weight is not None:
         u = weights_of_rows(reduction.sample_weight, loss, whole=True)
-        loss, row_weight = loss * u, None if row_weight is None else row_weight * u
+        loss, row_weight = times(u, loss), None if row_weight is None else row_weight * u
     if reduction.how == "none":
         return loss
     loss = ordered_sum(loss)
@@ -119,15 +134,11 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
 
 def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
     """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph, and the gradient is 0."""
+    nothing = 0.0 if empty == "zero" else torch.nan
     if isinstance(divisor, Tensor):
         divisor = divisor.to(total.dtype)
-        nothing = divisor == 0
-        loss = total / divisor.masked_fill(nothing, torch.inf)
-        return loss if empty == "zero" else loss.masked_fill(nothing, torch.nan)
-    if divisor == 0:
-        loss = total / torch.inf
-        return loss if empty == "zero" else loss + torch.nan
-    return total / divisor
+        return over(total, divisor).masked_fill(divisor == 0, nothing)
+    return total / divisor if divisor else total.masked_fill(torch.ones_like(total, dtype=torch.bool), nothing)
 
 
 def weights_of_rows(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:

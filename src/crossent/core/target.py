@@ -71,6 +71,12 @@ class Target(NamedTuple):
         """Whether the target holds class indices, rather than weights of the logits' shape."""
         return not self.values.is_floating_point()
 
+    def leaving_out(self, rows: Tensor) -> Target:
+        """Let some rows, marked as ``(N, d1, ...)``, count for nothing, whatever they hold."""
+        if self.indices:
+            return self._replace(values=self.values.masked_fill(rows, self.settings.ignore_index))
+        return self._replace(valid=~rows if self.valid is None else self.valid & ~rows)
+
     def ignored_rows(self) -> Tensor | None:
         """Mark the rows that count for nothing, as ``(N, 1, d1, ...)``; None where every row counts."""
         ignored = (self.values == self.settings.ignore_index).unsqueeze(1) if self.indices else None
@@ -242,7 +248,11 @@ def describe(
         logits = logits.movedim(axis, 1)
         target = target.movedim(axis, 1) if probabilities else target
     values = target if probabilities or target.dtype == torch.int64 else target.long()
-    return logits, Target(values, weight, bias, mask, None, settings)
+    described = Target(values, weight, bias, mask, None, settings)
+    if mask is not None and logits.shape[1]:
+        nothing = ~mask.any(0 if mask.dim() == 1 else 1)
+        described = described.leaving_out(nothing.expand(logits.shape[:1] + logits.shape[2:]))
+    return logits, described
 
 
 def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) -> Target | BinaryTarget:

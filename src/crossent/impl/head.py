@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.core.reduction import times
 from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Implementation, RowStatistics
@@ -70,14 +71,21 @@ def new(impl: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | No
     return load(impl).empty(shape, like, like.dtype if dtype is None else dtype)
 
 
+def rows_that_count(target: Target) -> Tensor | None:
+    """Mark the rows of hidden states of which some position counts, as ``(N)``; None for all."""
+    valid = target.valid if target.valid is not None else None
+    if target.indices:
+        labelled = target.values != target.settings.ignore_index
+        valid = labelled if valid is None else valid & labelled
+    return valid if valid is None or valid.dim() == 1 else valid.flatten(1).any(1)
+
+
 def counted(head: Head, target: Target) -> Tensor | None:
-    """Find the rows that are not ignored, or None for all; a GPU would have to be waited for, and takes all."""
-    if not target.indices or head.input.device.type != "cpu" or head.input.is_meta:
+    """Find the rows that count, or None for all; a GPU would have to be waited for, and takes all."""
+    valid = rows_that_count(target)
+    if valid is None or head.input.device.type != "cpu" or head.input.is_meta or valid.all():
         return None
-    valid = target.values != target.settings.ignore_index
-    if valid.dim() > 1:
-        valid = valid.flatten(1).any(1)
-    return None if valid.all() else valid.nonzero().squeeze(1)
+    return valid.nonzero().squeeze(1)
 
 
 def block_size(head: Head, plan: Plan, size: int) -> int:
@@ -91,7 +99,7 @@ def block_size(head: Head, plan: Plan, size: int) -> int:
 
 def blocks(head: Head, plan: Plan) -> Iterator[Block]:
     """Form the logits of the rows that count, block after block, in the same memory."""
-    keep = counted(head, plan.target)
+    keep, valid = counted(head, plan.target), rows_that_count(plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
     columns = head.weight.shape[0]
@@ -103,6 +111,8 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
         if step >= size and keep is None:
             rows = None
         x = take(head.input, rows)
+        if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
+            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
         logits = memory[: x.shape[0]]
         _form_logits(head, x, pieces, logits)
         yield Block(rows, x, logits.view(-1, *head.shape), block_target(plan, rows, head.shape))
@@ -180,7 +190,10 @@ def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
-    return target._replace(values=values, logit_bias=bias, class_mask=mask)
+    valid = (
+        None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
+    )  # taken are those that count
+    return target._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
 
 
 def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str) -> Tensor:
@@ -278,7 +291,7 @@ def loss_and_gradients(
     for block in blocks(head, plan):
         loss, _, lse = compute.cross_entropy_forward(block.logits, block.target, "sum" if factor is None else "none")
         u = None if factor is None else take(factor, block.rows)
-        totals.append(loss.double() if u is None else (loss.double() * u).sum())
+        totals.append(loss.double() if u is None else times(u, loss.double()).sum())
         if gradients is not None:
             grad = torch.ones_like(loss) if u is None else u.to(loss.dtype)
             at_logits = _at_logits(

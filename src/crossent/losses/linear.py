@@ -21,10 +21,20 @@ from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows,
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
-from crossent.impl.head import Head, Plan, block_size, block_target, counted, take, teacher_probabilities
+from crossent.impl.head import (
+    Head,
+    Plan,
+    block_size,
+    block_target,
+    counted,
+    rows_that_count,
+    take,
+    teacher_probabilities,
+)
 from crossent.impl.protocol import RowStatistics
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
+from crossent.ops.library import plain
 from crossent.ops.linear import Again, LinearCrossEntropy, LinearRows, flat, linear_statistics, transformed
 
 MAX_BYTES = 128 << 20  # of a block of logits
@@ -141,13 +151,14 @@ def linear_cross_entropy(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
             max_bytes=max_bytes, **more,
         )  # fmt: skip
-    if not more and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
+    if not more and weight is None and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
         assert isinstance(target, Tensor)
         ignored = -100 if ignore_index is None else ignore_index
-        return cross_entropy(
-            F.linear(input, linear_weight, linear_bias), target, weight, ignore_index=ignored, reduction=reduction,
-            label_smoothing=label_smoothing,
-        )  # fmt: skip
+        if _all_labelled(target, ignored):
+            return cross_entropy(
+                F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
+                label_smoothing=label_smoothing,
+            )  # fmt: skip
     call = _understand(
         input, linear_weight, target, {
             **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
@@ -176,6 +187,7 @@ def linear_cross_entropy_stats(
     """
     call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
     try:
+        call = _without_garbage(call, statistics=True)
         row = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     except IndexError:
         _say_where(target, call)
@@ -408,7 +420,37 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
     )
 
 
+def _all_labelled(target: Tensor, ignore_index: int) -> bool:
+    """Whether every row is seen to count: hidden states of others may hold anything, which the products would carry along."""
+    return plain(target) and target.is_cpu and not (target == ignore_index).any()
+
+
+def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
+    """Leave out the rows that have no weight in the loss, whose hidden states may hold anything and save their products.
+
+    Where that weight has a derivative, or statistics tell of such rows too, only what is not finite is left out.
+    """
+    head, target, u = call.head, call.target, call.reduction.sample_weight
+    weightless = None if u is None else u == 0
+    if target.indices:
+        c = _row_weights(call) if target.settings.label_smoothing == 0 else None
+        ignored = target.values == target.settings.ignore_index if c is None else c == 0
+        weightless = ignored if weightless is None else weightless | ignored
+    if weightless is None:
+        return call
+    absent = weightless.flatten(1).all(1) if weightless.dim() > 1 else weightless
+    if statistics or _wants_grad(u) or transformed(u):
+        absent = absent & ~head.input.detach().isfinite().all(1)
+    if _at_once(call):
+        if transformed(absent, *head[:3]) or not absent.is_cpu or absent.any():
+            head = head._replace(input=head.input.masked_fill(absent.unsqueeze(1), 0.0))
+        return call._replace(head=head)
+    rows = absent.reshape(-1, *(1 for _ in head.shape[1:])).expand(-1, *head.shape[1:])
+    return call._replace(target=target.leaving_out(rows))
+
+
 def _loss(call: _Call) -> Tensor:
+    call = _without_garbage(call)
     reduction = call.reduction
     if _at_once(call):
         loss = _loss_at_once(call)
@@ -481,13 +523,20 @@ def _sum_again(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -
     return _all_again(head, plan, Reduction("sum", factor)) / divisor
 
 
+def _of_rows_that_count(head: Head, plan: Plan) -> tuple[Tensor, Target]:
+    valid = rows_that_count(plan.target)
+    if valid is not None:
+        head = head._replace(input=head.input.masked_fill(~valid.unsqueeze(1), 0.0))
+    return _logits(head, plan)
+
+
 def _all_again(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
-    logits, described = _logits(head, plan)
+    logits, described = _of_rows_that_count(head, plan)
     return reduced_cross_entropy(logits, logits, described, reduction, torch.promote_types(logits.dtype, torch.float32))
 
 
 def _statistics_again(head: Head, plan: Plan) -> tuple[Tensor, ...]:
-    return statistics_of(*_logits(head, plan), None)[:4]
+    return statistics_of(*_of_rows_that_count(head, plan), None)[:4]
 
 
 def _reduced(call: _Call) -> Tensor:

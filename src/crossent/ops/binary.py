@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, over
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
 from crossent.ops.library import (
@@ -109,7 +109,7 @@ class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
             logits, *tensors = map(primal, ctx.saved_tensors)
             target = BinaryTarget._make((*tensors, ctx.settings))
             along = formulas.binary_cross_entropy_tangent(logits, target, ctx.reduce, tangents[:4])
-            return along / ctx.divisor if ctx.reduce else along
+            return over(along, ctx.divisor) if ctx.reduce else along
 
 
 class BinaryCrossEntropy(Function):

@@ -22,7 +22,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, divide, over
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
@@ -228,7 +228,7 @@ class CrossEntropy(Function):
                 None if on_target is None else like(on_target, target.values),
             )
         else:
-            both = backward_operator(grad / ctx.divisor, None, logits, target, lse, needs[:2], ctx.impl)
+            both = backward_operator(over(grad, ctx.divisor), None, logits, target, lse, needs[:2], ctx.impl)
             grads = Gradients(*where_asked(both, needs[:2]))
         return (*grads, *_NOTHING_MORE, None)
 
@@ -237,7 +237,7 @@ class CrossEntropy(Function):
         if tangents[2] is not None and not ctx.saved_tensors[1].is_floating_point():
             raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
         tangent = _TransformedCrossEntropy.jvp(ctx, *tangents)
-        return tangent / ctx.divisor if ctx.mean else (tangent, None)
+        return over(tangent, ctx.divisor) if ctx.mean else (tangent, None)
 
 
 def cross_entropy(
@@ -253,7 +253,7 @@ def cross_entropy(
         loss = _TransformedCrossEntropy.apply(logits, *tensors, target.settings, how)
         if how == "sum":
             divisor = target.divisor(logits)
-            return (loss / divisor, None) if mean else (loss, divisor)
+            return (divide(loss, divisor, "nan"), None) if mean else (loss, divisor)
         x = logits.to(compute_dtype(logits, target.values))
         return loss, target.row_weights(x).squeeze(1)
     loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *tensors, target.settings, reduction, impl)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, times
 from crossent.core.target import Target
-from crossent.impl.eager.pieces import class_sum, log_softmax, row_entropy, times, transform
+from crossent.impl.eager.pieces import class_sum, log_softmax, row_entropy, transform
 from crossent.impl.eager.softmax import RowGradient, gradients, row_losses, transformed
 from crossent.impl.protocol import Gradients, RowStatistics
 
