@@ -15,7 +15,7 @@ from crossent.core.target import Target
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
 _native = native._native
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def python(code, **environment):
@@ -28,7 +28,7 @@ def test_every_instruction_set_keeps_the_laws(isa):
     laws = ["tests/test_laws.py", "tests/test_properties.py", "-k", "native and not billion"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *laws]
     environment = os.environ | {"CROSSENT_ISA": isa, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
     assert (
         python("from crossent.impl import native; print(native._native.isa())", CROSSENT_ISA=isa).stdout.strip() == isa

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import crossent
 
-PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text("utf-8")
 N, C, H, W = 5, 4, 3, 2
 
 

@@ -1,7 +1,7 @@
 """The page ``docs/why-cross-entropy.md``: its code runs as doctests, and every other number on it is recomputed here.
 
 ``CLAIMS`` rebuilds the page's phrases from computed numbers. Each must stand on the page, and a number of the page outside
-all of them must be a setting, such as the ε of an example. ``test_performance.py`` does the like for the page on performance.
+all of them must be a setting, such as the ε of an example. ``test_performance_page.py`` does the like for the page on performance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import crossent
 from crossent import reference as ref
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "why-cross-entropy.md").read_text("utf-8")
 TEXT = " ".join(re.sub(r"```python\n.*?```", "", PAGE, flags=re.DOTALL).split())
 X, T = (-6.0, 6.0, 0.0), np.array([1.0, 0.0, 0.0])

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import crossent
 from crossent import reference as ref
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "losses.md").read_text("utf-8")
 TEXT = " ".join(re.sub(r"```python\n.*?```", "", PAGE, flags=re.DOTALL).split())
 N, C = 6, 4
