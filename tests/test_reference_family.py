@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_slope
 from sklearn.utils.class_weight import compute_class_weight
 
 from crossent import reference
@@ -50,21 +51,6 @@ def numbers(*shape, seed=0, scale=2.0):
 
 def shares(*shape, seed=1):
     return np.random.default_rng(seed).random(shape)
-
-
-def central_differences(f, x, step=1e-5):
-    """Differentiate the sum of f; the error is about 1e-10 of its size."""
-    x, slope = np.array(x, np.float64), np.zeros(np.shape(x))
-    for at in np.ndindex(x.shape):
-        there, back = x.copy(), x.copy()
-        there[at] += step
-        back[at] -= step
-        slope[at] = (np.sum(f(there)) - np.sum(f(back))) / (2 * step)
-    return slope
-
-
-def assert_slope(grad, f, x):
-    np.testing.assert_allclose(grad, central_differences(f, x), rtol=1e-6, atol=2e-9)
 
 
 def assert_same(got, expected, rtol=1e-12):

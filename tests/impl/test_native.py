@@ -334,6 +334,7 @@ def test_the_product_of_a_block_is_added_in_float32(rows, columns, features):
     if not native.accumulate(g, x, sums, False):
         assert native._native.isa() != "avx512bf16"
         pytest.skip("this instruction set has no product of bfloat16")
+    # Eight units of float32 of the largest, whatever the number of rows; sums in bfloat16 would be off by ten thousands of them.
     close = {"rtol": 0, "atol": 1e-6 * float(exact.abs().max() + before.abs().max())}
     torch.testing.assert_close(sums.double(), before + exact, **close)
     native.accumulate(g, x.t().contiguous().t(), sums, True)
