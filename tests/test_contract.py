@@ -34,6 +34,7 @@ def assert_same(ours, theirs, rounding=1.3e-6):
         assert ours == theirs
         return
     for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
         if b is not None:
             tolerance = max(rounding, 4 * torch.finfo(b.dtype).eps)
             torch.testing.assert_close(a, b, equal_nan=True, rtol=tolerance, atol=tolerance)  # shape and dtype too

@@ -23,7 +23,7 @@ reductions = pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @law(SOFTMAX)
 def test_softmax_value_and_gradients(case, impl, dtype, reduction):
     if reduction != "mean" and "denominator" in case.settings:
-        return
+        pytest.skip("only a mean has a denominator")
     case = rounded(case, dtype)
     x, t, settings = tensors(case, dtype)
     if t.is_floating_point():
@@ -45,7 +45,7 @@ def test_softmax_value_and_gradients(case, impl, dtype, reduction):
 @law(SIGMOID)
 def test_sigmoid_value_and_gradients(case, impl, dtype, reduction):
     if reduction != "mean" and "denominator" in case.settings:
-        return
+        pytest.skip("only a mean has a denominator")
     case = rounded(case, dtype)
     x, t, settings = tensors(case, dtype)
     t.requires_grad_()

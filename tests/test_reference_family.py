@@ -197,7 +197,7 @@ TARGETS = {
 OPTIONS["class mask of every row"]["class_mask"][np.arange(4), [0, 1, 2, 3]] = True
 
 
-def hold_to_differences(x, target, **settings):
+def assert_gradients_are_slopes(x, target, **settings):
     """Hold the gradients of a call to central differences."""
     got = cross_entropy(x, target, **settings)
     assert_slope(got.grad, lambda x: cross_entropy(x, target, **settings).loss, x)
@@ -210,7 +210,7 @@ def hold_to_differences(x, target, **settings):
 @pytest.mark.parametrize("target", TARGETS)
 def test_gradient_of_every_penalty(name, target):
     target, settings = TARGETS[target]
-    hold_to_differences(numbers(4, 5), target, penalty=PENALTIES[name], **settings)
+    assert_gradients_are_slopes(numbers(4, 5), target, penalty=PENALTIES[name], **settings)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -224,7 +224,7 @@ def test_gradient_of_every_option(option, target):
             settings = settings | {"label_smoothing": 0.0}
     elif np.any(np.isinf(options.get("logit_bias", 0.0))):
         settings = settings | {"label_smoothing": 0.0}
-    got = hold_to_differences(numbers(4, 5), target, **settings, **options)
+    got = assert_gradients_are_slopes(numbers(4, 5), target, **settings, **options)
     assert np.isfinite(got.loss)
     assert np.isfinite(got.grad).all()
 
@@ -284,7 +284,7 @@ def test_any_combination(seed):
     target[0] = -100 if rng.random() < 0.5 else 0
     if rng.random() < 0.5:
         target = rng.random((4, 5)) * np.broadcast_to(settings.get("class_mask", True), (4, 5))
-    got = hold_to_differences(x, target, penalty=PENALTIES[name], **settings)
+    got = assert_gradients_are_slopes(x, target, penalty=PENALTIES[name], **settings)
     np.testing.assert_allclose(got.loss, plain_loops(x, target, name, settings), rtol=1e-12)
 
 

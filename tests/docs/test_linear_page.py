@@ -131,6 +131,8 @@ def test_named_parts_explain_the_peaks(figures, backward):
 
 
 def test_blank_line_ends_each_session():
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")

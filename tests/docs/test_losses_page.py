@@ -567,6 +567,8 @@ DRAWN = {
 
 
 def test_blank_line_ends_each_session():
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")

@@ -281,6 +281,8 @@ def test_pictures_are_drawn_and_shown(figures, tmp_path):
 
 def test_blank_line_ends_each_session():
     # Otherwise doctest takes the closing fence for output.
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")

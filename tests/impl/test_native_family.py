@@ -57,7 +57,7 @@ def call(rng, shape, dtype, **choice):
     return x, target, settings, spec
 
 
-def hold(rng, shape, dtype, **choice):
+def assert_kernels_keep_to_the_reference(rng, shape, dtype, **choice):
     x, target, settings, spec = call(rng, shape, dtype, **choice)
     soft = target.is_floating_point()
     x.requires_grad_(), target.requires_grad_(soft)
@@ -95,7 +95,7 @@ SINGLE = [
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_native_members(choice, shape, dtype):
-    hold(np.random.default_rng(0), shape, dtype, **choice)
+    assert_kernels_keep_to_the_reference(np.random.default_rng(0), shape, dtype, **choice)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -106,10 +106,15 @@ def test_native_members_combine(shape):
         "biased": [False, True],
         "masked": [False, True], "label_smoothing": [0.0, 0.1], "weighted": [False, True], "soft": [False, True],
     }  # fmt: skip
+    tried = []
     for values in itertools.product(*settings.values()):
         choice = dict(zip(settings, values, strict=True))
         if rng.random() < 0.04 and not (choice["soft"] and choice["margin"]):
-            hold(rng, shape, torch.float32 if rng.random() < 0.5 else torch.float64, **choice)
+            dtype = torch.float32 if rng.random() < 0.5 else torch.float64
+            assert_kernels_keep_to_the_reference(rng, shape, dtype, **choice)
+            tried.append(choice)
+    for name, values in settings.items():
+        assert {choice[name] for choice in tried} == set(values), name
 
 
 @pytest.mark.parametrize("classes", [3, 200])
@@ -181,9 +186,16 @@ def test_what_the_kernels_leave_goes_to_torch_operations(name, monkeypatch):
     def launched(*_):
         raise AssertionError("a kernel ran")
 
-    for kernel in ("cross_entropy_forward", "cross_entropy_backward", "small_cross_entropy"):
-        monkeypatch.setattr(native, kernel, launched)
-    assert not crossent.cross_entropy(x, target, **settings).isnan()
+    expected = crossent.cross_entropy(x, target, impl="eager", **settings)
+    for kernel in ("cross_entropy_forward", "cross_entropy_backward"):
+        monkeypatch.setattr(native.Native, kernel, staticmethod(launched))
+    monkeypatch.setattr(native, "small_cross_entropy", launched)
+    with pytest.raises(AssertionError, match="a kernel ran"):
+        crossent.cross_entropy(x, target.detach(), reduction="none")
+    x.requires_grad_()
+    loss = crossent.cross_entropy(x, target, **settings)
+    assert torch.equal(loss, expected)
+    assert torch.autograd.grad(loss, x)[0].any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0}, {"z_loss": 0.1}, {"penalty": penalties.Focal(1.0)}])

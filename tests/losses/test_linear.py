@@ -344,7 +344,7 @@ def test_checkpointing_and_tied_weights():
 def test_forward_mode_along_anything(what, reduction):
     h, W, _, t = (torch.tensor(a) for a in problem(soft=True))
     if what == "denominator" and reduction == "none":
-        return
+        pytest.skip("only a mean has a denominator")
     of = {"soft": t, "denominator": torch.tensor(3.0, **DOUBLE), "sample_weight": torch.rand(N, **DOUBLE)}
     at = of.get(what, torch.rand(C, **DOUBLE))
 
@@ -766,17 +766,18 @@ def test_results_do_not_depend_on_the_number_of_threads():
 import hashlib, sys, torch, crossent
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
-h, W = torch.randn(300, 16), torch.randn(700, 16, requires_grad=True)
-logits = torch.mm(h, W.detach().t())
+# The products are torch's and may depend on it, but not those of small whole numbers, which float32 holds in any order.
+h, W = torch.randint(-4, 5, (300, 16)) / 4, (torch.randint(-4, 5, (700, 16)) / 4).requires_grad_()
 loss = crossent.linear_cross_entropy(h, W, torch.arange(300), max_bytes=1 << 18)
-print(loss.item().hex(), hashlib.sha256(logits.numpy().tobytes()).hexdigest())
+rows = crossent.linear_cross_entropy(h, W, torch.arange(300), max_bytes=1 << 18, reduction="none")
+print(loss.item().hex(), hashlib.sha256(rows.detach().numpy().tobytes()).hexdigest())
 """
-    said = [
+    one, two = (
         subprocess.run([sys.executable, "-c", code, n], capture_output=True, text=True, check=True).stdout.split()
         for n in "12"
-    ]
-    if said[0][1] == said[1][1]:  # the products are torch's, and may
-        assert said[0][0] == said[1][0]
+    )
+    assert len(one) == 2
+    assert one == two
 
 
 def test_json_of_a_plan():
