@@ -1,4 +1,4 @@
-"""The losses of other libraries in plain torch, under their names and with their arguments, for ``test_migration.py``.
+"""The losses of other libraries in plain torch, under their names and with their arguments, for ``docs/test_migration_page.py``.
 
 Written from their documentation and sources, of the versions that ``docs/migration.md`` names: formulas only, in whatever
 precision the inputs have. A class is a library; what it holds is called as its users call it.

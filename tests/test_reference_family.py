@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_slope
 from sklearn.utils.class_weight import compute_class_weight
 
 from crossent import reference
@@ -50,21 +51,6 @@ def numbers(*shape, seed=0, scale=2.0):
 
 def shares(*shape, seed=1):
     return np.random.default_rng(seed).random(shape)
-
-
-def central_differences(f, x, step=1e-5):
-    """Differentiate the sum of f; the error is about 1e-10 of its size."""
-    x, slope = np.array(x, np.float64), np.zeros(np.shape(x))
-    for at in np.ndindex(x.shape):
-        there, back = x.copy(), x.copy()
-        there[at] += step
-        back[at] -= step
-        slope[at] = (np.sum(f(there)) - np.sum(f(back))) / (2 * step)
-    return slope
-
-
-def assert_slope(grad, f, x):
-    np.testing.assert_allclose(grad, central_differences(f, x), rtol=1e-6, atol=2e-9)
 
 
 def assert_same(got, expected, rtol=1e-12):
@@ -211,7 +197,7 @@ TARGETS = {
 OPTIONS["class mask of every row"]["class_mask"][np.arange(4), [0, 1, 2, 3]] = True
 
 
-def hold_to_differences(x, target, **settings):
+def assert_gradients_are_slopes(x, target, **settings):
     """Hold the gradients of a call to central differences."""
     got = cross_entropy(x, target, **settings)
     assert_slope(got.grad, lambda x: cross_entropy(x, target, **settings).loss, x)
@@ -224,7 +210,7 @@ def hold_to_differences(x, target, **settings):
 @pytest.mark.parametrize("target", TARGETS)
 def test_gradient_of_every_penalty(name, target):
     target, settings = TARGETS[target]
-    hold_to_differences(numbers(4, 5), target, penalty=PENALTIES[name], **settings)
+    assert_gradients_are_slopes(numbers(4, 5), target, penalty=PENALTIES[name], **settings)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -238,7 +224,7 @@ def test_gradient_of_every_option(option, target):
             settings = settings | {"label_smoothing": 0.0}
     elif np.any(np.isinf(options.get("logit_bias", 0.0))):
         settings = settings | {"label_smoothing": 0.0}
-    got = hold_to_differences(numbers(4, 5), target, **settings, **options)
+    got = assert_gradients_are_slopes(numbers(4, 5), target, **settings, **options)
     assert np.isfinite(got.loss)
     assert np.isfinite(got.grad).all()
 
@@ -298,7 +284,7 @@ def test_any_combination(seed):
     target[0] = -100 if rng.random() < 0.5 else 0
     if rng.random() < 0.5:
         target = rng.random((4, 5)) * np.broadcast_to(settings.get("class_mask", True), (4, 5))
-    got = hold_to_differences(x, target, penalty=PENALTIES[name], **settings)
+    got = assert_gradients_are_slopes(x, target, penalty=PENALTIES[name], **settings)
     np.testing.assert_allclose(got.loss, plain_loops(x, target, name, settings), rtol=1e-12)
 
 

@@ -1,7 +1,7 @@
 """The page ``docs/why-cross-entropy.md``: its code runs as doctests, and every other number on it is recomputed here.
 
 ``CLAIMS`` rebuilds the page's phrases from computed numbers. Each must stand on the page, and a number of the page outside
-all of them must be a setting, such as the ε of an example. ``test_performance.py`` does the like for the page on performance.
+all of them must be a setting, such as the ε of an example. ``test_performance_page.py`` does the like for the page on performance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import crossent
 from crossent import reference as ref
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "why-cross-entropy.md").read_text("utf-8")
 TEXT = " ".join(re.sub(r"```python\n.*?```", "", PAGE, flags=re.DOTALL).split())
 X, T = (-6.0, 6.0, 0.0), np.array([1.0, 0.0, 0.0])
@@ -281,6 +281,8 @@ def test_pictures_are_drawn_and_shown(figures, tmp_path):
 
 def test_blank_line_ends_each_session():
     # Otherwise doctest takes the closing fence for output.
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")

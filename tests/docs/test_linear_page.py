@@ -1,4 +1,4 @@
-"""The page ``docs/linear.md``: its code runs as doctests, its figures are those of stored measurements (test_performance.py).
+"""The page ``docs/linear.md``: its code runs as doctests; its stored measurements are held in test_performance_page.py.
 
 Here the calls that it gives for other libraries' are run beside the logits formed at once, what it says about the way a call
 takes is tried, and the picture is held to the measurement that it is drawn from.
@@ -19,7 +19,7 @@ from torch import nn
 import crossent
 from crossent.losses import linear
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "linear.md").read_text("utf-8")
 TEXT = " ".join(PAGE.split())
 
@@ -131,6 +131,8 @@ def test_named_parts_explain_the_peaks(figures, backward):
 
 
 def test_blank_line_ends_each_session():
-    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")

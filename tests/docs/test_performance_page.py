@@ -12,7 +12,7 @@ import torch
 
 import crossent
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/performance.md").read_text("utf-8")
 QUOTING = ["README.md", "docs/performance.md", "docs/linear.md"]
 RESULTS = json.loads((ROOT / "benchmarks/results/results.json").read_text("utf-8"))

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from closeness import assert_close, assert_close_in_family, assert_no_worse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -94,10 +95,10 @@ def test_value_and_gradients(impl, count, name, soft):
         th, tW, tb = tensors(h, W, b)
         call = {"linear_bias": tb, "reduction": reduction, "impl": impl, "max_bytes": SIZES[count], **ours(given)}
         loss = linear_cross_entropy(th, tW, torch.tensor(target), **call)
-        np.testing.assert_allclose(loss.detach().numpy(), exact.loss, rtol=1e-9, atol=1e-12)
+        assert_close_in_family(loss, exact.loss, torch.float64)
         grads = torch.autograd.grad(loss.sum(), (th, tW, tb))
         for ours_, theirs in zip(grads, exact[1:], strict=True):
-            np.testing.assert_allclose(ours_.numpy(), theirs, rtol=1e-8, atol=1e-11)
+            assert_close_in_family(ours_, theirs, torch.float64)
 
 
 @pytest.mark.skipif("native" not in IMPLS, reason="counts the kernels' blocks")
@@ -117,19 +118,16 @@ def test_lower_precision_is_that_of_one_product(impl, dtype, reduction):
     exact = reference.linear_cross_entropy(h, W, y, b, reduction=reduction)
     th, tW, tb = tensors(h, W, b, dtype=dtype)
 
-    def errors(loss):
-        grads = torch.autograd.grad(loss.sum(), (th, tW, tb))
-        pairs = zip((loss.detach(), *grads), exact, strict=True)
-        return [np.abs(a.double().numpy() - e).max() / np.abs(e).max() for a, e in pairs]
+    def results(loss):
+        return loss, *torch.autograd.grad(loss.sum(), (th, tW, tb))
 
-    plain = errors(crossent.cross_entropy(F.linear(th, tW, tb), torch.tensor(y), reduction=reduction))
+    plain = results(crossent.cross_entropy(F.linear(th, tW, tb), torch.tensor(y), reduction=reduction))
     for size in (1 << 27, 4 * C * 2, 1):
         loss = linear_cross_entropy(
             th, tW, torch.tensor(y), linear_bias=tb, reduction=reduction, impl=impl, max_bytes=size
         )
         assert loss.dtype == dtype
-        for error, usual in zip(errors(loss), plain, strict=True):
-            assert error <= 1.2 * usual + torch.finfo(dtype).eps
+        assert_no_worse(results(loss), plain, exact, dtype, factor=1.2)  # it is the same computation, in blocks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -260,7 +258,7 @@ def test_only_what_is_asked_is_computed(frozen, reduction, monkeypatch):
     for x, is_frozen, grad in zip(inputs, frozen, exact[1:], strict=True):
         assert (x.grad is None) == is_frozen
         if not is_frozen:
-            np.testing.assert_allclose(x.grad.numpy(), grad, rtol=1e-8, atol=1e-12)
+            assert_close(x.grad, grad, torch.float64)
 
 
 def test_evaluation_forms_no_gradient(monkeypatch):
@@ -319,7 +317,7 @@ def test_autocast_gives_what_eager_gives(dtype):
     torch.testing.assert_close(loss, eager, rtol=1e-6, atol=0)
     for a, e in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(eager, inputs), strict=True):
         assert a.dtype == e.dtype
-        torch.testing.assert_close(a, e, rtol=2e-2, atol=2e-3)
+        torch.testing.assert_close(a, e, rtol=2e-2, atol=2e-3)  # products of bfloat16, added in another order
 
 
 def test_checkpointing_and_tied_weights():
@@ -346,7 +344,7 @@ def test_checkpointing_and_tied_weights():
 def test_forward_mode_along_anything(what, reduction):
     h, W, _, t = (torch.tensor(a) for a in problem(soft=True))
     if what == "denominator" and reduction == "none":
-        return
+        pytest.skip("only a mean has a denominator")
     of = {"soft": t, "denominator": torch.tensor(3.0, **DOUBLE), "sample_weight": torch.rand(N, **DOUBLE)}
     at = of.get(what, torch.rand(C, **DOUBLE))
 
@@ -760,7 +758,7 @@ def test_more_than_two_to_the_31_logits():
         p = F.linear(h[k : k + 5000], W.detach()[:]).softmax(1)[:, :5]
         p[torch.arange(5000)[y[k : k + 5000] < 5], y[k : k + 5000][y[k : k + 5000] < 5]] -= 1
         t += p.t() @ h[k : k + 5000, 0]
-    torch.testing.assert_close(grad[:5, 0], t / n, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(grad[:5, 0], t / n, rtol=1e-3, atol=1e-8)  # t is a sum of 50 000 terms in float32
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -768,17 +766,18 @@ def test_results_do_not_depend_on_the_number_of_threads():
 import hashlib, sys, torch, crossent
 torch.set_num_threads(int(sys.argv[1]))
 torch.manual_seed(0)
-h, W = torch.randn(300, 16), torch.randn(700, 16, requires_grad=True)
-logits = torch.mm(h, W.detach().t())
+# The products are torch's and may depend on it, but not those of small whole numbers, which float32 holds in any order.
+h, W = torch.randint(-4, 5, (300, 16)) / 4, (torch.randint(-4, 5, (700, 16)) / 4).requires_grad_()
 loss = crossent.linear_cross_entropy(h, W, torch.arange(300), max_bytes=1 << 18)
-print(loss.item().hex(), hashlib.sha256(logits.numpy().tobytes()).hexdigest())
+rows = crossent.linear_cross_entropy(h, W, torch.arange(300), max_bytes=1 << 18, reduction="none")
+print(loss.item().hex(), hashlib.sha256(rows.detach().numpy().tobytes()).hexdigest())
 """
-    said = [
+    one, two = (
         subprocess.run([sys.executable, "-c", code, n], capture_output=True, text=True, check=True).stdout.split()
         for n in "12"
-    ]
-    if said[0][1] == said[1][1]:  # the products are torch's, and may
-        assert said[0][0] == said[1][0]
+    )
+    assert len(one) == 2
+    assert one == two
 
 
 def test_json_of_a_plan():

@@ -68,5 +68,7 @@ def test_a_third_implementation_gives_every_derivative(tiny, reduction):
 
 @pytest.mark.parametrize("name", sorted(crossent.implementations()))
 def test_an_implementation_is_named_after_itself(name):
-    if crossent.implementations()[name] is None:
-        assert impl.load(name).name == name
+    reason = crossent.implementations()[name]
+    if reason is not None:
+        pytest.skip(reason)
+    assert impl.load(name).name == name
