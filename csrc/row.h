@@ -172,7 +172,7 @@ template <class R> struct RowSlopes {
 
     // ∂L/∂x' of a class index, where log p = u: of p - 1 = expm1(u).
     INLINE_MEMBER R of_index(R u) const {
-        return times(times(g, mass), expm1_(u)) + times(g, others) + times(times(g, extra), exp_(u));
+        return times(g, times(mass, expm1_(u)) + others + times(extra, exp_(u)));
     }
 
     // ∂L/∂t of a class.

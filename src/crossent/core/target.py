@@ -249,10 +249,15 @@ def describe(
         target = target.movedim(axis, 1) if probabilities else target
     values = target if probabilities or target.dtype == torch.int64 else target.long()
     described = Target(values, weight, bias, mask, None, settings)
-    if mask is not None and logits.shape[1]:
-        nothing = ~mask.any(0 if mask.dim() == 1 else 1)
-        described = described.leaving_out(nothing.expand(logits.shape[:1] + logits.shape[2:]))
-    return logits, described
+    return logits, described if mask is None or logits.shape[1] == 0 else _allowing_some(described, mask, logits)
+
+
+def _allowing_some(target: Target, mask: Tensor, logits: Tensor) -> Target:
+    """Leave out the rows that allow no class."""
+    nothing = ~mask.any(0 if mask.dim() == 1 else 1)
+    if mask.dim() == 1 and type(mask) is Tensor and mask.is_cpu and not torch.compiler.is_compiling() and not nothing:
+        return target
+    return target.leaving_out(nothing.expand(logits.shape[:1] + logits.shape[2:]))
 
 
 def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) -> Target | BinaryTarget:
@@ -261,7 +266,7 @@ def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) 
     for name in options:
         if name not in names:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(names)}, not on {name}")
-    values = torch.empty(0, dtype=torch.int64) if target is None else target
+    values = torch.empty(0, dtype=torch.int64, device="cpu") if target is None else target
     if loss == "cross_entropy":
         bias, mask = options.get("logit_bias"), options.get("class_mask")
         bias, mask = (

@@ -35,7 +35,7 @@ from crossent.impl.protocol import RowStatistics
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
 from crossent.ops.library import plain
-from crossent.ops.linear import Again, LinearCrossEntropy, LinearRows, flat, linear_statistics, transformed
+from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transformed
 
 MAX_BYTES = 128 << 20  # of a block of logits
 SHOWN = 256  # rows whose logits are shown to crossent.debug
@@ -442,10 +442,14 @@ def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
     if statistics or _wants_grad(u) or transformed(u):
         absent = absent & ~head.input.detach().isfinite().all(1)
     if _at_once(call):
-        if transformed(absent, *head[:3]) or not absent.is_cpu or absent.any():
+        if not plain(absent) or not absent.is_cpu or absent.any():
             head = head._replace(input=head.input.masked_fill(absent.unsqueeze(1), 0.0))
         return call._replace(head=head)
     rows = absent.reshape(-1, *(1 for _ in head.shape[1:])).expand(-1, *head.shape[1:])
+    if target.indices:
+        rows = rows & (target.values != target.settings.ignore_index)
+    if plain(rows) and rows.is_cpu and not rows.any():
+        return call  # with the caller's own target, which autograd watches
     return call._replace(target=target.leaving_out(rows))
 
 
@@ -457,7 +461,7 @@ def _loss(call: _Call) -> Tensor:
         return call.rows_back(loss) if reduction.how == "none" else loss
     scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
     if reduction.how == "none" or scaled_later or _wants_grad(reduction.sample_weight):
-        rows = LinearRows.apply(*flat(call.head, call.plan()), Again(_rows_again))
+        rows = rows_operator(call.head, call.plan())
         loss = reduce_rows(rows, _row_weights(call), reduction).to(call.dtype)
         loss = call.rows_back(loss) if reduction.how == "none" else loss
     else:
@@ -512,15 +516,17 @@ def _row_weights(call: _Call) -> Tensor:
 
 def _statistics(call: _Call) -> RowStatistics:
     """Compute the statistics of rows in blocks."""
-    return linear_statistics(call.head, call.plan(), _row_weights(call), Again(_statistics_again))
+    return linear_statistics(call.head, call.plan(), _row_weights(call))
 
 
-def _rows_again(head: Head, plan: Plan) -> Tensor:
-    return _all_again(head, plan, Reduction("none"))
+@at_once("rows")
+def _rows_at_once(head: Head, plan: Plan) -> Tensor:
+    return _reduced_at_once(head, plan, Reduction("none"))
 
 
-def _sum_again(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
-    return _all_again(head, plan, Reduction("sum", factor)) / divisor
+@at_once("sum")
+def _sum_at_once(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
+    return _reduced_at_once(head, plan, Reduction("sum", factor)) / divisor
 
 
 def _of_rows_that_count(head: Head, plan: Plan) -> tuple[Tensor, Target]:
@@ -530,12 +536,13 @@ def _of_rows_that_count(head: Head, plan: Plan) -> tuple[Tensor, Target]:
     return _logits(head, plan)
 
 
-def _all_again(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
+def _reduced_at_once(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
     logits, described = _of_rows_that_count(head, plan)
     return reduced_cross_entropy(logits, logits, described, reduction, torch.promote_types(logits.dtype, torch.float32))
 
 
-def _statistics_again(head: Head, plan: Plan) -> tuple[Tensor, ...]:
+@at_once("statistics")
+def _differentiable_statistics_at_once(head: Head, plan: Plan) -> tuple[Tensor, ...]:
     return statistics_of(*_of_rows_that_count(head, plan), None)[:4]
 
 
@@ -555,7 +562,7 @@ def _reduced(call: _Call) -> Tensor:
     by = divisor.masked_fill(nothing, torch.inf)
 
     needs = tuple(_wants_grad(t) for t in call.head[:3])
-    loss: Tensor = LinearCrossEntropy.apply(*flat(call.head, call.plan()), factor, by, Again(_sum_again), needs)[0]
+    loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
     if later:
         assert given is not None
         return divide(loss, given, empty)

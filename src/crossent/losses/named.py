@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from crossent.core.checks import check_logits_dtype, check_tensors, class_axis
 from crossent.core.messages import shape, type_error
+from crossent.core.overrides import overridable
 from crossent.core.penalties import BalancedFocal, Focal
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
 from crossent.core.settings import (
@@ -107,6 +108,7 @@ def sigmoid_focal(alpha: float | None, gamma: float) -> Focal | BalancedFocal:
     return Focal(gamma) if alpha is None or alpha < 0 else BalancedFocal(gamma, alpha)
 
 
+@overridable
 @documented
 def multilabel_cross_entropy(
     input: Tensor,
@@ -189,12 +191,13 @@ def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
                 f"labels must lie in [0, {num_classes}) for logits with {num_classes} classes; got {k} in row {i}: "
                 "leave out what is no label"
             )
-    hot = torch.zeros(num_rows, num_classes, dtype=torch.bool)
+    hot = torch.zeros(num_rows, num_classes, dtype=torch.bool, device="cpu")
     if at:
-        hot[tuple(torch.tensor(at).unbind(1))] = True
+        hot[tuple(torch.tensor(at, device="cpu").unbind(1))] = True
     return hot.to(logits.device)
 
 
+@overridable
 @documented
 def distillation_loss(
     student_logits: Tensor,

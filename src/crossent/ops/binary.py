@@ -15,6 +15,7 @@ from crossent.impl import formulas, load
 from crossent.ops.library import (
     BINARY_TARGET,
     Operator,
+    by_formula,
     differentiated,
     fake_gradients,
     gradients_like,
@@ -95,6 +96,17 @@ def _gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Tensor | N
     return where_asked(both, needs)
 
 
+@forward_operator.differentiate
+def _(logits, target, reduce, divisor, impl):
+    return _CompiledBinaryCrossEntropy.apply(logits, *target.tensors, target.settings, reduce, divisor, impl)
+
+
+@backward_operator.differentiate
+def _(grad, divisor, logits, target, needs, impl):
+    grads = _EAGER.binary_cross_entropy_backward(grad, logits, target, tuple(needs), divisor)
+    return gradients_like(grads, (logits, target.values))
+
+
 class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     generate_vmap_rule = True
 
@@ -142,8 +154,10 @@ def binary_cross_entropy(
     loss: Tensor
     if plain(logits, *target.tensors):
         loss = BinaryCrossEntropy.apply(*arguments, inplace)
+    elif by_formula():
+        loss = _EAGER.binary_cross_entropy_forward(logits, target, reduce, divisor)
     elif transformed():
         loss = _TransformedBinaryCrossEntropy.apply(*arguments)
     else:
-        loss = _CompiledBinaryCrossEntropy.apply(*arguments)
+        loss = forward_operator(logits, target, reduce, divisor, impl)
     return loss

@@ -117,8 +117,7 @@ def gradients(
         return Gradients(*zeros)
     settings, whole = target.settings, row.lse is not None
     unseen = _unseen_rows(row, x, target, lse)
-    target = target.leaving_out(unseen)
-    lse = None if lse is None else lse.masked_fill(unseen, 0.0)
+    x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
     dead = None
     if not target.plain or whole:
@@ -151,6 +150,9 @@ def gradients(
             grad_target = grad_target - weigh(row.target_log_prob, None, log_p)
         if at_x is not None and settings.margin:
             grad_target = grad_target - (settings.margin / settings.temperature) * at_x
+        grad_target = grad_target.masked_fill(
+            unseen & (row.loss != 0), torch.nan
+        )  # of a target that wants no class yet
         if target.valid is not None:
             grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
         grad_target = grad_target.to(target.values.dtype)
@@ -161,7 +163,7 @@ def gradients(
 
 
 def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None) -> Tensor:
-    """Mark the rows that weigh nothing and have no softmax: neither their loss nor any derivative is to be seen.
+    """Mark the rows, as ``(N, 1, d1, ...)``, that weigh nothing and have no softmax: whose logits may as well be 0.
 
     A row that weighs nothing and has a softmax stays: its gradient is 0, and the derivative of that by the weight is not.
     """
@@ -171,7 +173,7 @@ def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None
     for g in row[1:]:
         weightless = weightless if g is None else weightless & (g == 0)
     level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
-    return (weightless & ~level.isfinite()).expand_as(level).squeeze(1)
+    return (weightless & ~level.isfinite()).expand_as(level)
 
 
 def _weights(target: Target, x: Tensor) -> Tensor:
