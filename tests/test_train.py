@@ -18,9 +18,10 @@ from training import Silent
 from crossent import reference
 from crossent.tools.train import JOBS, MissingDependency, data, findings, fit, metrics, require, tables
 from crossent.tools.train.digits import CANDIDATES, JOB, gradients, opening
-from crossent.tools.train.figure import DARK, LIGHT, png, spread_apart, svg
+from crossent.tools.train.figure import png, spread_apart, svg
 from crossent.tools.train.losses import SURE_AND_WRONG, push_curve, push_when_wrong
 from crossent.tools.train.network import network
+from crossent.tools.train.panel import DARK, LIGHT
 from crossent.tools.train.report import command, html, notices
 from crossent.tools.train.results import LossResult, SeedResult, Settings, Tried
 from crossent.tools.train.run import document

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from training import CSP, Links
 
 from crossent.tools import cli
-from crossent.tools.train.figure import DARK, LIGHT, svg, together
+from crossent.tools.train.figure import svg, together
 from crossent.tools.train.findings import QUICK
 from crossent.tools.train.language import compressors, heads, model, run, tables, text
 from crossent.tools.train.language.findings import against_compressors, agreement, learnt, memory, paragraph, time
@@ -25,6 +25,7 @@ from crossent.tools.train.language.panels import PANELS
 from crossent.tools.train.language.report import command, document, html, notices
 from crossent.tools.train.language.run import Corpus, Point, Settings, Step
 from crossent.tools.train.language.text import Text, TextError, Vocabulary, read_text, split
+from crossent.tools.train.panel import DARK, LIGHT
 
 PROSE = ("The quick brown fox jumps over the lazy dog.\n   Pack my box with five dozen jugs: 12 of é.\n" * 80).encode()
 

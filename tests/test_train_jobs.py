@@ -12,8 +12,9 @@ import torch
 from training import CSP, Links, Silent, only, settings, small, told, trained
 
 from crossent.tools.train import JOBS, findings, metrics, tables
-from crossent.tools.train.figure import DARK, LIGHT, TINTS, png, svg
+from crossent.tools.train.figure import TINTS, png, svg
 from crossent.tools.train.findings import Difference, compare
+from crossent.tools.train.panel import DARK, LIGHT
 from crossent.tools.train.report import command, html, notices
 from crossent.tools.train.run import document, job_of, run
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from crossent.tools.train import JOBS
-from crossent.tools.train.results import Results, Settings
+from crossent.tools.train.job import Results
+from crossent.tools.train.results import Settings
 from crossent.tools.train.run import job_of, run
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -19,7 +19,7 @@ from rich.console import Console
 from crossent.tools import cli
 from crossent.tools import progress as bar
 from crossent.tools.score import fail_if
-from crossent.tools.score.report import DEFINITIONS
+from crossent.tools.score.scores import DEFINITIONS
 from crossent.tools.score.scoring import score
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from html import escape
 
 from crossent.tools.explain import tables
-from crossent.tools.explain.explanation import Explanation
-from crossent.tools.train.tables import Grid
+from crossent.tools.explain.row_numbers import RowNumbers
+from crossent.tools.table import Grid
 
 COLOURS = {tables.UP: "#0a84c1", tables.LITTLE_UP: "#0a84c1", tables.DOWN: "#d5532b", tables.LITTLE_DOWN: "#d5532b"}
 _TABLE = "border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap;margin:1em 0 .4em"
@@ -18,7 +18,7 @@ _LINE = "border-top:1px solid #888;"  # of one colour, also over a bar
 _PLAIN, _BOLD = "font-weight:normal;", "font-weight:bold;"
 
 
-def page(e: Explanation) -> str:
+def page(e: RowNumbers) -> str:
     """Write an explanation as HTML that stands alone."""
     parts = [_said(tables.heading(e), bold=True), *map(_said, (tables.legend(e), *e.notes))]
     for loss in e.losses:

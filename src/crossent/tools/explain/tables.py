@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from crossent.tools.explain.losses import add
-from crossent.tools.train.tables import Grid
-
-if TYPE_CHECKING:
-    from crossent.tools.explain.explanation import Explanation, LossExplanation
+from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
+from crossent.tools.table import Grid
 
 MOST_CLASSES = 12
 OF_MANY = 8
@@ -23,13 +20,13 @@ UP, DOWN, LITTLE_UP, LITTLE_DOWN = "▲", "▼", "△", "▽"
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def heading(e: Explanation) -> str:
+def heading(e: RowNumbers) -> str:
     """Say what is explained."""
     count = len(e.logits)
     return f"{count} class{'es' * (count > 1)}, target: {target(e)}"
 
 
-def legend(e: Explanation) -> str:
+def legend(e: RowNumbers) -> str:
     """Say how to read the tables."""
     said = (
         "x: logit, p: probability, t: target, term: the class's part of the loss L. One step of gradient descent, "
@@ -42,7 +39,7 @@ def legend(e: Explanation) -> str:
     return said + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
 
 
-def target(e: Explanation) -> str:
+def target(e: RowNumbers) -> str:
     """Name the target.
 
     >>> from crossent.tools.explain.explanation import explain
@@ -69,7 +66,7 @@ def total(loss: LossExplanation) -> str:
     return f"{number(loss.loss)} nats = {number(loss.bits)} bits"
 
 
-def references(e: Explanation) -> str:
+def references(e: RowNumbers) -> str:
     """Say what the losses can be compared with."""
     r = e.references
     said = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all classes are equally likely"
@@ -83,7 +80,7 @@ def references(e: Explanation) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
+def loss_table(e: RowNumbers, loss: LossExplanation) -> Grid:
     """Tabulate the classes that matter, the others together, and in the last row the sums."""
     classes, scale = shown(e), _scale(e)
     rows = [_class_row(e, loss, k, scale) for k in classes]
@@ -99,7 +96,7 @@ def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
     return Grid(f"{loss.name}  {card.about}", columns, tuple(rows), notes, marked)
 
 
-def comparison(e: Explanation) -> Grid:
+def comparison(e: RowNumbers) -> Grid:
     """Tabulate the losses side by side: what each does for the class that counts most."""
     k, scale = focus(e), _scale(e)
     rows = tuple(
@@ -118,13 +115,13 @@ def comparison(e: Explanation) -> Grid:
     return Grid(f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}", columns, rows)
 
 
-def focus(e: Explanation) -> int:
+def focus(e: RowNumbers) -> int:
     """Choose the class that counts most: of the largest weight, or without a target of the largest logit."""
     best = e.weights if any(e.weights) else e.logits
     return max(range(len(best)), key=best.__getitem__)
 
 
-def _focus_is(e: Explanation) -> str:
+def _focus_is(e: RowNumbers) -> str:
     if not any(e.weights):
         return "likeliest class"
     if e.labels is None:
@@ -132,7 +129,7 @@ def _focus_is(e: Explanation) -> str:
     return "true class" if len(e.labels) == 1 else "first of the true classes"
 
 
-def shown(e: Explanation) -> list[int]:
+def shown(e: RowNumbers) -> list[int]:
     """Choose the classes that matter: all of a few; of many the labels first, then the largest logits. In their order."""
     count = len(e.logits)
     if count <= MOST_CLASSES:
@@ -142,7 +139,7 @@ def shown(e: Explanation) -> list[int]:
     return sorted(by_weight + by_logit[: OF_MANY - len(by_weight)])
 
 
-def _class_row(e: Explanation, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
+def _class_row(e: RowNumbers, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
     g = loss.gradient[k]
     numbers = (number(loss.p[k]), weight(loss.t[k]), number(loss.terms[k]), signed(g))
     return name(e, k), general(e.logits[k]), *numbers, bar(g, scale), number(loss.p_after[k])
@@ -161,7 +158,7 @@ def _sum_text(gradient: Sequence[float]) -> str:
     return signed(added if abs(added) > 1e-12 * largest else 0.0)
 
 
-def _scale(e: Explanation) -> float:
+def _scale(e: RowNumbers) -> float:
     """Find the largest derivative of all losses: a whole bar."""
     return max((abs(g) for loss in e.losses for g in loss.gradient if math.isfinite(g)), default=0.0)
 
@@ -226,7 +223,7 @@ def general(value: float) -> str:
     return f"{value:.4g}".replace("-", "−").replace("inf", "∞")
 
 
-def called(e: Explanation, k: int) -> str:
+def called(e: RowNumbers, k: int) -> str:
     """Name a class in a sentence."""
     return brief(name(e, k), LONGEST) if e.class_names[k] != str(k) else f"class {k}"
 
@@ -240,6 +237,6 @@ def brief(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def name(e: Explanation, k: int) -> str:
+def name(e: RowNumbers, k: int) -> str:
     """Write a class name so that it can do no harm in a terminal: control and direction signs as their codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in e.class_names[k])

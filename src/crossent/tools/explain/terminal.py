@@ -11,22 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.tools.explain import tables
-from crossent.tools.explain.explanation import Explanation
-from crossent.tools.train.tables import Grid
+from crossent.tools.explain.row_numbers import RowNumbers
+from crossent.tools.table import Grid
 
 MOST = 100
 LEAST = 80
 COLOURS = {tables.UP: "cyan", tables.LITTLE_UP: "cyan", tables.DOWN: "red", tables.LITTLE_DOWN: "red"}
 
 
-def text(e: Explanation) -> str:
+def text(e: RowNumbers) -> str:
     """Write an explanation in 80 columns, without colour."""
     out = io.StringIO()
     show(e, Console(file=out, width=LEAST, color_system=None, force_terminal=False, legacy_windows=False))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def show(e: Explanation, console: Console) -> None:
+def show(e: RowNumbers, console: Console) -> None:
     """Print an explanation."""
     width = console.width
     for part in parts(e):
@@ -36,7 +36,7 @@ def show(e: Explanation, console: Console) -> None:
     console.width = width
 
 
-def parts(e: Explanation) -> Iterator[Text | Table]:
+def parts(e: RowNumbers) -> Iterator[Text | Table]:
     """Show a table for each loss, the losses side by side, and what to compare with."""
     yield Text(tables.heading(e), style="bold")
     for said in (tables.legend(e), *e.notes):

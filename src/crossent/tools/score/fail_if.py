@@ -7,7 +7,7 @@ import operator
 import re
 from typing import NamedTuple
 
-from crossent.tools.score.report import DEFINITIONS, Report
+from crossent.tools.score.scores import DEFINITIONS, Scores
 from crossent.tools.shared_options import OptionError
 
 SHORT = {
@@ -30,7 +30,7 @@ class Gate(NamedTuple):
     comparison: str
     bound: float
 
-    def holds(self, report: Report) -> bool:
+    def holds(self, report: Scores) -> bool:
         """Compare with the number of a report.
 
         Raises:

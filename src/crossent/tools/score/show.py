@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from crossent.tools.score.report import Report
+from crossent.tools.score.scores import Scores
 from crossent.tools.score.tables import Grid, grids, heading
 
 LEAST, MOST = (
@@ -21,7 +21,7 @@ LEAST, MOST = (
 )  # columns; a table broken by a narrow terminal can still be read, one cut to fit it has lost its numbers
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: Scores, console: Console | None = None) -> None:
     """Print a report in the terminal."""
     console = console or Console(highlight=False)
     console.width = min(console.width, MOST)
@@ -37,7 +37,7 @@ def show(report: Report, console: Console | None = None) -> None:
             console.print(Text(note, style="dim"))
 
 
-def text(report: Report) -> str:
+def text(report: Scores) -> str:
     """Write a report as it stands in a terminal of 80 columns without colour."""
     out = io.StringIO()
     show(report, Console(file=out, width=80, color_system=None, highlight=False, legacy_windows=False))
@@ -56,7 +56,7 @@ def _draw(grid: Grid) -> Table:
     return table
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Scores) -> str:
     """Write the tables of a report in Markdown."""
     lines = [f"**crossent score** {report.settings['logits']['name']}: {heading(report)}"]
     lines += [f"> {remark}" for remark in report.remarks]
@@ -73,7 +73,7 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def separated(report: Report) -> str:
+def separated(report: Scores) -> str:
     """Write every number on a line of comma-separated values: the table, the item in it, the measure and its value."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

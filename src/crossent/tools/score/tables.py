@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossent.tools.score.measures import ClassRow, Example
-from crossent.tools.score.report import Report
+from crossent.tools.score.scores import Scores
 
 FEW = 30  # so many classes are all shown
 
@@ -24,7 +24,7 @@ class Grid:
     text: tuple[int, ...] = (0,)
 
 
-def grids(report: Report) -> list[Grid]:
+def grids(report: Scores) -> list[Grid]:
     """Tabulate a report, the most important first."""
     said = [_loss(report), _scores(report)]
     if report.numbers["odd_rows_nll_nats_after"] is not None:
@@ -37,7 +37,7 @@ def grids(report: Report) -> list[Grid]:
     return said
 
 
-def heading(report: Report) -> str:
+def heading(report: Scores) -> str:
     """Say of what the scores are, in a line."""
     n = report.numbers
     each = "token" if report.settings["task"] == "lm" else "decision"
@@ -53,7 +53,7 @@ def _count(number: float | None, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
-def _loss(report: Report) -> Grid:
+def _loss(report: Scores) -> Grid:
     n = report.numbers
 
     def line(name: str, nats: float | None, error: float | None = None, skill: float | None = None) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def _loss(report: Report) -> Grid:
     return Grid("Loss", ("", "nats", "bits", "skill"), rows, tuple(notes))
 
 
-def _scores(report: Report) -> Grid:
+def _scores(report: Scores) -> Grid:
     n: dict[str, Any] = report.numbers
     error = n["accuracy_standard_error"]
     spread = f" ± {100 * error:.2f}" if math.isfinite(error) else ""
@@ -112,7 +112,7 @@ def _scores(report: Report) -> Grid:
     return Grid("Scores", ("", "", ""), rows, text=(0, 2))
 
 
-def _temperature(report: Report) -> Grid:
+def _temperature(report: Scores) -> Grid:
     n: dict[str, Any] = report.numbers
     at = f"at {n['temperature']:.3f}"
     named = (("cross entropy, nats", "odd_rows_nll_nats"), ("calibration error", "odd_rows_calibration_error"))
@@ -124,7 +124,7 @@ def _temperature(report: Report) -> Grid:
     )
 
 
-def _classes(report: Report) -> Grid:
+def _classes(report: Scores) -> Grid:
     shown, title = report.costliest(FEW), "Classes"
     if len(shown) < len(report.classes):
         title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
@@ -138,7 +138,7 @@ def _classes(report: Report) -> Grid:
     return Grid(title, columns[: 8 + taken], rows, tuple(notes), (0, 8))
 
 
-def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
+def _class(report: Scores, row: ClassRow) -> tuple[str, ...]:
     return (
         report.class_names[row.label],
         f"{row.decisions:,}",
@@ -152,7 +152,7 @@ def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
     )
 
 
-def _suspects(report: Report) -> Grid:
+def _suspects(report: Scores) -> Grid:
     found = report.numbers["suspected_label_errors"] or 0
     if not found:
         return Grid("Suspected label errors: none", (), ())
@@ -168,7 +168,7 @@ def _suspects(report: Report) -> Grid:
     return Grid(grid.title, grid.columns, grid.rows, (note,), grid.text)
 
 
-def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
+def _examples(report: Scores, title: str, examples: list[Example]) -> Grid:
     ids, names = bool(report.ids), report.class_names
     place = "token" if report.settings["task"] == "lm" else "at"
     several = not report.columns and bool(report.settings["positions"])
@@ -187,7 +187,7 @@ def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
     return Grid(title, tuple(columns), rows, (), tuple(k for k, name in enumerate(columns) if name in words))
 
 
-def _place(report: Report, position: int) -> str:
+def _place(report: Scores, position: int) -> str:
     """Write where in a row a decision is: one number for each axis."""
     at = []
     for size in reversed(report.settings["positions"]):

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
+from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.data import Split
-from crossent.tools.train.figure import Panel, epoch_panel, push_panel
+from crossent.tools.train.figure import epoch_panel, push_panel
 from crossent.tools.train.findings import compare, cost_of_one_rate, have_learnt, percent, points, ranking
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Words
+from crossent.tools.train.job import Job, Measure, Results, Words
 from crossent.tools.train.losses import (
     CE,
     CE_SMOOTH,
@@ -29,8 +30,8 @@ from crossent.tools.train.losses import (
     push_when_wrong,
 )
 from crossent.tools.train.network import network
-from crossent.tools.train.results import LossResult, Results, SeedResult, Settings
-from crossent.tools.train.tables import Grid
+from crossent.tools.train.panel import Panel
+from crossent.tools.train.results import LossResult, SeedResult, Settings
 
 LEVEL = 0.9
 """The validation accuracy whose first epoch is reported."""

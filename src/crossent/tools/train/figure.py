@@ -5,32 +5,19 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossent.tools.train.job import Results
 from crossent.tools.train.losses import push_curve
-from crossent.tools.train.results import LossResult, Results, Tried
+from crossent.tools.train.panel import LIGHT, Panel, Theme
+from crossent.tools.train.results import LossResult, Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of paper and ink, and the tints of the losses; dashes differ besides, for the colour-blind."""
-
-    paper: str
-    ink: str
-    faint: str
-    tints: tuple[str, ...]
-
-
-LIGHT = Theme("#ffffff", "#1b1f24", "#c9ced6", ("#0072b2", "#3aa0dc", "#009e73", "#d55e00", "#b0609a", "#d99600"))
-DARK = Theme("#14171c", "#e6e9ee", "#3a414c", ("#4aa3f0", "#a5d8ff", "#2cc79b", "#ff8145", "#e79fd0", "#f4c542"))
-THEMES = (LIGHT, DARK)
 
 _DASHES = (None, (1.5, 1.5), (4, 2), None, None, (6, 2, 1.5, 2))
 TINTS = {
@@ -42,16 +29,7 @@ TINTS = {
     "ce-after-softmax": 5, "sce": 5,
 }  # fmt: skip
 """Which tint and which dashes a loss has, the same in every picture."""
-_WIDTH, _HEIGHT = 5.8, 4.9
-
-
-class Panel(NamedTuple):
-    """A part of the picture: how it is drawn, and what it shows for those who do not see it."""
-
-    draw: Callable[[Axes, Any, Theme], None]
-    words: str
-    wide: bool = False
-    height: float = _HEIGHT
+_WIDTH = 5.8
 
 
 def png(results: Results, theme: Theme = LIGHT) -> bytes:

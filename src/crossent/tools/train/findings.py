@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from crossent.reference import Array
-from crossent.tools.train.results import LossResult, Results
+from crossent.tools.train.job import Results
+from crossent.tools.train.results import LossResult
 
 QUICK = (
     "This was a quick run, which only shows that everything works: its figures are not meant to be compared. "

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from crossent import class_weights, cross_entropy, focal_loss, reference
 from crossent.reference import Array
+from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, dots, finish, label_ends, line
+from crossent.tools.train.figure import dots, finish, label_ends, line
 from crossent.tools.train.findings import (
     Difference,
     compare,
@@ -26,11 +27,12 @@ from crossent.tools.train.findings import (
     ranking,
 )
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Words
+from crossent.tools.train.job import Job, Measure, Results, Words
 from crossent.tools.train.losses import SOFTMAX, Candidate, by_name
 from crossent.tools.train.network import network
-from crossent.tools.train.results import LossResult, Results, SeedResult, Settings
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult, Settings
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from crossent import binary_cross_entropy_with_logits, multilabel_cross_entropy, reference, sigmoid_focal_loss
 from crossent.reference import Array, Bools
+from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
 from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, dots, finish, label_ends, line
+from crossent.tools.train.figure import dots, finish, label_ends, line
 from crossent.tools.train.findings import (
     compare,
     cost_of_one_rate,
@@ -25,11 +26,12 @@ from crossent.tools.train.findings import (
     ranking,
 )
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Words
+from crossent.tools.train.job import Job, Measure, Results, Words
 from crossent.tools.train.losses import SIGMOID, SOFTMAX, Candidate, by_name
 from crossent.tools.train.network import canvas_network
-from crossent.tools.train.results import LossResult, Results, SeedResult
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,17 +12,19 @@ from torch import Tensor
 
 from crossent import GCE, MAE, SCE, cross_entropy, reference
 from crossent.reference import Array, Bools, LossAndGradient
+from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, colour, finish, over_probability, over_rates, rate_panel
+from crossent.tools.train.figure import colour, finish, over_probability, over_rates, rate_panel
 from crossent.tools.train.findings import compare, cost_of_one_rate, failures, joined, margin, percent, ranking
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Words
+from crossent.tools.train.job import Job, Measure, Results, Words
 from crossent.tools.train.losses import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.network import wide_network
-from crossent.tools.train.results import LossResult, Results, SeedResult, Settings
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult, Settings
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crossent.tools.train.tables import Grid
+from crossent.tools.table import Grid
 
 
 class Output(NamedTuple):

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from crossent.tools.table import Grid
 from crossent.tools.train import figure, findings, tables
 from crossent.tools.train.catalogue import Card
-from crossent.tools.train.figure import Panel
 from crossent.tools.train.fit import Recipe
-from crossent.tools.train.results import Results, Settings
-from crossent.tools.train.tables import Grid
+from crossent.tools.train.job import Results
+from crossent.tools.train.panel import THEMES, Panel
+from crossent.tools.train.results import Settings
 
 QUICK = "A quick run: its figures are not meant to be compared."
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -175,7 +176,7 @@ def pictures_of(panels: Sequence[Panel], results: Any, names: str = "") -> str:
     """Draw each panel in light and in dark, and show them."""
     shown = []
     for panel in panels:
-        light, dark = (figure.svg(panel, results, theme) for theme in figure.THEMES)
+        light, dark = (figure.svg(panel, results, theme) for theme in THEMES)
         shown.append((light, dark, panel.words.format(names=names), panel.wide))
     return pictures(*shown)
 

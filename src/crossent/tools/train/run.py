@@ -19,11 +19,11 @@ from crossent.tools.train import figure, findings, report, tables
 from crossent.tools.train.catalogue import Card
 from crossent.tools.train.data import Split
 from crossent.tools.train.fit import Fitted, OnEpoch, Recipe, Task, choose, fit, one_thread, sweep
-from crossent.tools.train.job import Job
+from crossent.tools.train.job import Job, Results, as_json
 from crossent.tools.train.losses import Candidate
 from crossent.tools.train.output import Output
 from crossent.tools.train.progress import Watch
-from crossent.tools.train.results import LossResult, Results, Settings, Tried, as_json, settings_as_json
+from crossent.tools.train.results import LossResult, Settings, Tried, settings_as_json
 
 
 def job_of(card: Card) -> Job:

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from crossent import class_weights, cross_entropy, focal_loss, reference
 from crossent.reference import Bools
+from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
 from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, dots, finish, rate_panel
+from crossent.tools.train.figure import dots, finish, rate_panel
 from crossent.tools.train.findings import compare, cost_of_one_rate, failures, have_learnt, margin, percent, ranking
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Words
+from crossent.tools.train.job import Job, Measure, Results, Words
 from crossent.tools.train.losses import SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.network import pixel_network
-from crossent.tools.train.results import LossResult, Results, SeedResult
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from crossent.tools.train.job import Measure
-    from crossent.tools.train.results import LossResult, Results
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: names, and numbers from the second column on; ``marked`` are the (row, column) cells that stand out."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    marked: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+from crossent.tools.table import Grid
+from crossent.tools.train.job import Measure, Results
+from crossent.tools.train.results import LossResult
 
 
 def scores(results: Results) -> Grid:

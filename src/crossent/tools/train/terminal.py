@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from crossent.tools.table import Grid
 from crossent.tools.train.output import Output
-from crossent.tools.train.tables import Grid
 
 MOST = 100
 

@@ -1,29 +1,24 @@
-"""Rules about a loss that somebody wrote. They see it through :class:`crossent.tools.check.audit.Subject`."""
+"""Rules about a loss that somebody wrote. They see it through :class:`crossent.tools.check.audited_loss.AuditedLoss`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
+from crossent.tools.check.audited_loss import INDICES, AuditedLoss
 from crossent.tools.check.findings import Card, Rule, Seen, Unable, rule
 from crossent.tools.check.pieces import numbers
 
-if TYPE_CHECKING:
-    from crossent.tools.check.audit import Subject
-
 RULES: dict[str, Rule] = {}
-
-INDICES, ONE_LABEL, LABELS = "class indices", "one-hot rows", "several labels a row"
 
 EXACT = 1e-9  # of float64, after a few hundred operations
 COARSE = 1e-4  # of float32
 
 
-def _exact(loss: Subject) -> float:
+def _exact(loss: AuditedLoss) -> float:
     return EXACT if loss.eps < 1e-12 else COARSE
 
 
@@ -48,7 +43,7 @@ def _far(a: Array, b: Array) -> float:
         "torch.autograd.gradcheck",
     ),
 )
-def gradient_of_another_loss(loss: Subject) -> Iterator[Seen]:
+def gradient_of_another_loss(loss: AuditedLoss) -> Iterator[Seen]:
     """Differences of the forward pass against the backward pass, for every kind of target."""
     wrong, worst, seen, fix = [], 0.0, "", None
     for kind, target in loss.targets.items():
@@ -71,7 +66,7 @@ def gradient_of_another_loss(loss: Subject) -> Iterator[Seen]:
         yield Seen(f"with {' and '.join(wrong)}: {seen}", fix=fix)
 
 
-def _repair(loss: Subject, target: Array, grad: Array, differences: Array) -> str | None:
+def _repair(loss: AuditedLoss, target: Array, grad: Array, differences: Array) -> str | None:
     """Recognise p - t where the rows do not sum to 1, or a forgotten factor."""
     scale = len(loss.x) if loss.reduction == "mean" else 1
     if target.ndim == 2:
@@ -103,7 +98,7 @@ def _repair(loss: Subject, target: Array, grad: Array, differences: Array) -> st
         "torch.autograd.Function",
     ),
 )
-def ignores_what_comes_in(loss: Subject) -> Iterator[str]:
+def ignores_what_comes_in(loss: AuditedLoss) -> Iterator[str]:
     """The gradient of three times the loss."""
     once = loss.derivatives(loss.x, loss.target).grad
     thrice = loss.derivatives(loss.x, loss.target, factor=3.0).grad
@@ -126,7 +121,7 @@ def ignores_what_comes_in(loss: Subject) -> Iterator[str]:
         "torch.autograd.function.once_differentiable",
     ),
 )
-def second_derivative(loss: Subject) -> Iterator[str]:
+def second_derivative(loss: AuditedLoss) -> Iterator[str]:
     """The second derivative of L²/2 in one direction, against differences of the gradient."""
     v = loss.random.normal(size=loss.x.shape)
     try:
@@ -159,7 +154,7 @@ def second_derivative(loss: Subject) -> Iterator[str]:
         "crossent.reference: L depends on p only",
     ),
 )
-def adding_a_constant(loss: Subject) -> Iterator[str]:
+def adding_a_constant(loss: AuditedLoss) -> Iterator[str]:
     """Another constant for every row."""
     if loss.binary:
         loss.measure("CE204", "constants: not for a sigmoid")
@@ -184,7 +179,7 @@ def adding_a_constant(loss: Subject) -> Iterator[str]:
         "crossent.reference: ∂L/∂x = mass · p − w ∘ t",
     ),
 )
-def sum_of_the_gradient(loss: Subject) -> Iterator[str]:
+def sum_of_the_gradient(loss: AuditedLoss) -> Iterator[str]:
     """The sum over classes, for every kind of target."""
     if loss.binary:
         loss.measure("CE205", "sum of the gradient: not for a sigmoid")
@@ -216,7 +211,7 @@ def sum_of_the_gradient(loss: Subject) -> Iterator[str]:
         "pytorch/pytorch issue 55902",
     ),
 )
-def second_softmax(loss: Subject) -> Iterator[str]:
+def second_softmax(loss: AuditedLoss) -> Iterator[str]:
     """The loss is that of probabilities taken for logits."""
     y = np.arange(len(loss.x)) % loss.classes
     value = loss.total(loss.x, loss.labels(y))
@@ -249,7 +244,7 @@ def second_softmax(loss: Subject) -> Iterator[str]:
         'docs/why-cross-entropy.md, "Why not sigmoid and a difference?"',
     ),
 )
-def no_pull(loss: Subject) -> Iterator[str]:
+def no_pull(loss: AuditedLoss) -> Iterator[str]:
     """The gradient of the true class's logit, undecided and far on the wrong side."""
     y = np.zeros(len(loss.x), np.int64)
     pulls = {}
@@ -275,7 +270,7 @@ def no_pull(loss: Subject) -> Iterator[str]:
             return
 
 
-def _which_loss(loss: Subject) -> str:
+def _which_loss(loss: AuditedLoss) -> str:
     y = np.arange(len(loss.x)) % loss.classes
     value = loss.total(loss.x, loss.labels(y))
     each = reference.sigmoid_difference(loss.x, np.eye(loss.classes)[y], "none").loss
@@ -299,7 +294,7 @@ def _which_loss(loss: Subject) -> str:
         "crossent's laws: permutation",
     ),
 )
-def order_of_the_rows(loss: Subject) -> Iterator[str]:
+def order_of_the_rows(loss: AuditedLoss) -> Iterator[str]:
     """Shuffled rows, with their targets."""
     order = loss.random.permutation(len(loss.x))
     before, after = loss.value(loss.x, loss.target), loss.value(loss.x[order], loss.target[order])
@@ -324,7 +319,7 @@ def order_of_the_rows(loss: Subject) -> Iterator[str]:
         "torch.nn.CrossEntropyLoss: ignore_index",
     ),
 )
-def ignored_rows(loss: Subject) -> Iterator[str]:
+def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
     """Two more rows with the ignored label."""
     if INDICES not in loss.targets:
         loss.measure("CE209", "ignored rows: not tried, it takes no class indices")
@@ -361,7 +356,7 @@ def ignored_rows(loss: Subject) -> Iterator[str]:
         "huggingface/transformers pull request 34191",
     ),
 )
-def micro_batches(loss: Subject) -> Iterator[str]:
+def micro_batches(loss: AuditedLoss) -> Iterator[str]:
     """Two parts of different sizes against the whole."""
     if not loss.reduction:
         loss.measure("CE210", f"all rows twice give {loss.twice:.4g} times the loss")
@@ -400,7 +395,7 @@ def micro_batches(loss: Subject) -> Iterator[str]:
         "crossent.reference.surprisal",
     ),
 )
-def large_logits(loss: Subject) -> Iterator[str]:
+def large_logits(loss: AuditedLoss) -> Iterator[str]:
     """Sure rows, right and wrong, in float32."""
     y = np.arange(len(loss.x)) % 2
     sign = np.where(np.arange(loss.classes) == 0, 1.0, -1.0)
@@ -439,7 +434,7 @@ def _worst(got: tuple[Array, Array]) -> str:
         "google-deepmind/optax issue 896",
     ),
 )
-def masked_class(loss: Subject) -> Iterator[str]:
+def masked_class(loss: AuditedLoss) -> Iterator[str]:
     """-inf in a class that no target asks for."""
     if loss.binary:
         loss.measure("CE212", "−inf: not tried for a sigmoid")
@@ -465,7 +460,7 @@ def masked_class(loss: Subject) -> Iterator[str]:
         "torch: in-place correctness checks",
     ),
 )
-def writes_to_inputs(loss: Subject) -> Iterator[str]:
+def writes_to_inputs(loss: AuditedLoss) -> Iterator[str]:
     """Both inputs before and after."""
     changed = loss.writes()
     loss.measure("CE213", f"it changes {' and '.join(changed)}" if changed else "it writes to neither input")

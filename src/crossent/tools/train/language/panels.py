@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crossent.tools.train.figure import Panel, Theme, finish, label_values
+from crossent.tools.train.figure import finish, label_values
 from crossent.tools.train.language.heads import CALLS
 from crossent.tools.train.language.run import LanguageResults
+from crossent.tools.train.panel import Panel, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from crossent.tools.table import Grid
 from crossent.tools.train.language.findings import megabytes, milliseconds
 from crossent.tools.train.language.heads import CALLS
 from crossent.tools.train.language.run import LanguageResults
-from crossent.tools.train.tables import Grid
 
 
 def costs(results: LanguageResults) -> Grid:
