@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from training import CSP, Links
 
 from crossent.tools import cli
+from crossent.tools.train.conclusions import QUICK
 from crossent.tools.train.figure import svg, together
-from crossent.tools.train.findings import QUICK
 from crossent.tools.train.language import compressors, heads, model, run, tables, text
-from crossent.tools.train.language.findings import against_compressors, agreement, learnt, memory, paragraph, time
+from crossent.tools.train.language.conclusions import against_compressors, agreement, learnt, memory, paragraph, time
 from crossent.tools.train.language.panels import PANELS
 from crossent.tools.train.language.report import command, document, html, notices
-from crossent.tools.train.language.run import Corpus, Point, Settings, Step
+from crossent.tools.train.language.run import Corpus, LanguageSettings, Point, Step
 from crossent.tools.train.language.text import Text, TextError, Vocabulary, read_text, split
 from crossent.tools.train.panel import DARK, LIGHT
 
@@ -47,7 +47,7 @@ class Silent:
 
 
 def trained(bar=None, **changed):
-    asked = Settings(**{"steps": 12, "quick": True, **changed})
+    asked = LanguageSettings(**{"steps": 12, "quick": True, **changed})
     return run.run(asked, split("a text", PROSE), bar or Silent())
 
 
@@ -473,7 +473,7 @@ def test_pictures_are_drawn_and_differ_by_theme(results):
 
 def test_the_command_says_how_to_run_it_again(results):
     assert command(results.settings) == "crossent train bytes --vocab bytes --steps 12 --seed 0 --quick"
-    long = Settings(vocab="words", text="a b.txt", minutes=2.5)
+    long = LanguageSettings(vocab="words", text="a b.txt", minutes=2.5)
     assert command(long) == "crossent train bytes --vocab words --minutes 2.5 --seed 0 --text 'a b.txt'"
 
 

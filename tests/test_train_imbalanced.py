@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from training import only, settings, told, trained
 
 from crossent.tools.train import data, metrics
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.imbalanced import CANDIDATES, JOB, by_class, counts, opening, thin, training_images
 
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from training import only, settings, told, trained
 
 from crossent.tools.train import data, metrics
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.noisy import (
     CANDIDATES,
     JOB,

@@ -11,7 +11,7 @@ from training import only, settings, small, told, trained
 from crossent import reference
 from crossent.tools.train import data, metrics
 from crossent.tools.train.canvases import BLOCKS
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.segmentation import (
     BACKGROUND,
     CANDIDATES,

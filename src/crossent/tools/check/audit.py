@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from crossent.tools.check.audited_loss import AuditedLoss
-from crossent.tools.check.findings import Findings, look
-from crossent.tools.check.rules import CUSTOM
+from crossent.tools.check.findings import Findings, apply_rules
+from crossent.tools.check.rules import LOSS_RULES
 
 
 class Trial(NamedTuple):
@@ -97,9 +97,9 @@ def check_loss(
         )
     if loss.total(loss.x, loss.target) != loss.total(loss.x, loss.target):
         raise ValueError(f"{called} differs from call to call: fix its seed, or leave out what is random, to audit it")
-    findings = look(CUSTOM.values(), loss)
+    findings = apply_rules(LOSS_RULES.values(), loss)
     broken = {finding.rule for finding in findings}
-    trials = tuple(Trial(rule, rule in broken, loss.measured.get(rule, "not tried: it raises")) for rule in CUSTOM)
+    trials = tuple(Trial(rule, rule in broken, loss.measured.get(rule, "not tried: it raises")) for rule in LOSS_RULES)
     return LossReport(called, _about(loss), findings, trials)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossent.reference import Array
-from crossent.tools.check.findings import Unable
+from crossent.tools.check.findings import NotApplicable
 
 INDICES, ONE_LABEL, LABELS = "class indices", "one-hot rows", "several labels a row"
 
@@ -52,7 +52,7 @@ class AuditedLoss:
         for name, target in ((INDICES, y), (ONE_LABEL, one_hot), (LABELS, several)):
             try:
                 value = self.value(self.x, target)
-            except Unable as error:
+            except NotApplicable as error:
                 self.refused = self.refused or str(error)
                 continue
             if value.size in (1, rows, rows * classes) and np.isfinite(value).all():
@@ -69,6 +69,11 @@ class AuditedLoss:
         """The target that is used where one is enough."""
         return next(iter(self.targets.values()))
 
+    @property
+    def indices(self) -> Array | None:
+        """The class indices that were tried, if the loss takes such."""
+        return self.targets.get(INDICES)
+
     def labels(self, y: Any) -> Any:
         """Write class indices as the loss takes them."""
         return np.asarray(y) if INDICES in self.targets else np.eye(self.classes)[np.asarray(y)]
@@ -82,11 +87,11 @@ class AuditedLoss:
         try:
             loss: Any = self.fn(leaf * 1, target)
         except Exception as error:  # whatever a stranger's code raises
-            raise Unable(
+            raise NotApplicable(
                 f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             ) from None
         if not isinstance(loss, Tensor):
-            raise Unable(f"it returns {type(loss).__name__}, not a tensor")
+            raise NotApplicable(f"it returns {type(loss).__name__}, not a tensor")
         return loss
 
     @staticmethod
@@ -111,7 +116,7 @@ class AuditedLoss:
         try:
             (grad,) = torch.autograd.grad(factor * loss.sum(), leaf, allow_unused=True)
         except RuntimeError as error:
-            raise Unable(f"its gradient cannot be computed: {str(error).splitlines()[0]}") from None
+            raise NotApplicable(f"its gradient cannot be computed: {str(error).splitlines()[0]}") from None
         grad = torch.zeros_like(leaf) if grad is None else grad
         return Derivatives(loss.detach().double().numpy(), grad.double().numpy())
 
@@ -133,7 +138,7 @@ class AuditedLoss:
             leaf, grad = gradient(self.x, True)
             (grad * torch.from_numpy(v)).sum().backward()
         except RuntimeError as error:
-            raise Unable(f"raises: {str(error).splitlines()[0][:80]}") from None
+            raise NotApplicable(f"raises: {str(error).splitlines()[0][:80]}") from None
         second = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         return second.numpy(), differences.numpy()
 
@@ -177,7 +182,7 @@ class AuditedLoss:
             return "none", 1.0
         try:
             both = self.total(np.concatenate([self.x, self.x]), np.concatenate([target, target]))
-        except Unable:
+        except NotApplicable:
             return "", math.nan
         twice = both / float(once.sum())
         for name, ratio in (("mean", 1), ("sum", 2)):
@@ -191,6 +196,6 @@ class AuditedLoss:
         bumped[:, 0] += 1.5
         try:
             change = self.derivatives(bumped, self.target).grad - self.derivatives(self.x, self.target).grad
-        except Unable:
+        except NotApplicable:
             return False
         return bool(np.abs(change[:, 1:]).max() <= 1e-9 and np.abs(change[:, 0]).max() > 1e-9)

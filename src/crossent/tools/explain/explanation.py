@@ -13,10 +13,10 @@ from crossent import reference
 from crossent.core.names import only_its_keywords
 from crossent.reference import Array
 from crossent.tools.arrays import to_numpy
-from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
-from crossent.tools.explain.losses import add, compute, objection, probabilities
+from crossent.tools.explain.catalogue import DEFAULT, LOSSES, LossDescription, find_losses
+from crossent.tools.explain.loss_terms import add, compute, objection, probabilities
 from crossent.tools.explain.row_numbers import LossExplanation, References, RowNumbers
-from crossent.tools.explain.target import RowTarget, read_target
+from crossent.tools.explain.row_target import RowTarget, read_target
 from crossent.tools.shared_options import IGNORE_INDEX, INPUTS, OptionError, check_choice, class_axis
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def explain(
         logits: ``(C)``, a list, array or tensor; finite, or -inf for a class that is impossible.
         target: a class index or name; several of them in a set, or in a list whose length is not C; or C weights, a soft label
             or zeros and ones. Softmax losses give each of M labels ``t = 1/M``.
-        losses: names, as in ``crossent.tools.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train
+        losses: names, as in ``crossent.tools.explain.catalogue.LOSSES``; ``"all"`` or None, the losses of ``crossent train
             digits``, for those of them that can take the row.
         input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. The softmax of log p is p again.
         dim: the class axis, which is the only one of a row: 0 or -1.
@@ -137,7 +137,7 @@ def explain(
         labels=row_target.labels,
         weights=tuple(row_target.weights.tolist()),
         step=float(step),
-        losses=tuple(_explain_loss(card, x, row_target, step) for card in chosen),
+        losses=tuple(_explain_loss(description, x, row_target, step) for description in chosen),
         references=References(
             reference.expected_initial_loss(len(x)),
             None if prior is None else reference.prior_entropy(_prior(prior, len(x))),
@@ -147,14 +147,14 @@ def explain(
     )
 
 
-def _explain_loss(card: Card, x: Array, target: RowTarget, step: float) -> LossExplanation:
+def _explain_loss(description: LossDescription, x: Array, target: RowTarget, step: float) -> LossExplanation:
     with np.errstate(over="ignore", invalid="ignore"):  # of a step that leads out of float64
-        t, terms, gradient = compute(card, x, target)
+        t, terms, gradient = compute(description, x, target)
         after = x - step * gradient
-        p, p_after = probabilities(card, x), probabilities(card, after)
+        p, p_after = probabilities(description, x), probabilities(description, after)
     columns = {"p": p, "t": t, "terms": terms, "gradient": gradient, "logits_after": after, "p_after": p_after}
     return LossExplanation(
-        name=card.name,
+        name=description.name,
         loss=add(terms.tolist()),
         **{column: tuple(values.tolist()) for column, values in columns.items()},
     )
@@ -209,14 +209,16 @@ def _prior(prior: Any, num_classes: int) -> Array:
     return counts
 
 
-def _choose(losses: str | Iterable[str] | None, x: Array, target: RowTarget) -> tuple[list[Card], tuple[str, ...]]:
+def _choose(
+    losses: str | Iterable[str] | None, x: Array, target: RowTarget
+) -> tuple[list[LossDescription], tuple[str, ...]]:
     """Look the losses up. One asked for by name must be able to take the row; of the default ones, or all, those that can."""
-    optional = {None: DEFAULT, "all": tuple(CARDS)}.get(losses) if isinstance(losses, (str, type(None))) else None
+    optional = {None: DEFAULT, "all": tuple(LOSSES)}.get(losses) if isinstance(losses, (str, type(None))) else None
     chosen, notes = [], []
-    for card in cards(optional or losses or ()):
-        why = objection(card, x, target)
+    for description in find_losses(optional or losses or ()):
+        why = objection(description, x, target)
         if why is None:
-            chosen.append(card)
+            chosen.append(description)
         elif optional:
             notes.append(f"Left out: {why}.")
         else:

@@ -7,8 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crossent.tools.explain.catalogue import CARDS, Card, cards
-from crossent.tools.explain.losses import add
+from crossent.tools.explain.catalogue import LOSSES, LossDescription, find_losses
+from crossent.tools.explain.loss_terms import add
 
 SCHEMA = "crossent.explanation/1"
 
@@ -38,14 +38,14 @@ class LossExplanation:
     loss: float
 
     @property
-    def card(self) -> Card:
+    def description(self) -> LossDescription:
         """The loss in words."""
-        return CARDS[self.name]
+        return LOSSES[self.name]
 
     @property
     def bits(self) -> float | None:
         """The loss in bits; None for a loss that is no logarithm."""
-        return self.loss / math.log(2) if self.card.nats else None
+        return self.loss / math.log(2) if self.description.nats else None
 
     @property
     def gradient_sum(self) -> float:
@@ -55,7 +55,7 @@ class LossExplanation:
     @property
     def gradient_formula(self) -> str:
         """The formula of the gradient; ``p - t`` is short for ``Σt · p - t``."""
-        formula, whole = self.card.gradient, math.isclose(add(self.t), 1)
+        formula, whole = self.description.gradient, math.isclose(add(self.t), 1)
         return f"m · {formula} with m = Σ t" if formula == "p − t" and not whole else formula
 
     @property
@@ -104,9 +104,9 @@ class RowNumbers:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> LossExplanation:
-        (card,) = cards([name])
+        (description,) = find_losses([name])
         for loss in self.losses:
-            if loss.name == card.name:
+            if loss.name == description.name:
                 return loss
         raise KeyError(f"{name} was not explained, only {', '.join(loss.name for loss in self.losses)}")
 
@@ -133,15 +133,15 @@ class RowNumbers:
 
 
 def _loss_document(loss: LossExplanation) -> dict[str, Any]:
-    card = loss.card
+    description = loss.description
     return {
         "name": loss.name,
-        "about": card.about,
-        "formula": card.formula,
+        "about": description.about,
+        "formula": description.formula,
         "gradient_formula": loss.gradient_formula,
-        "probabilities": card.link,
+        "probabilities": description.link,
         "loss": loss.loss,
-        "unit": "nats" if card.nats else None,
+        "unit": "nats" if description.nats else None,
         "bits": loss.bits,
         "gradient_sum": loss.gradient_sum,
         **{key: list(getattr(loss, key)) for key in ("p", "t", "terms", "gradient", "push", "logits_after", "p_after")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from crossent.tools.explain.losses import add
+from crossent.tools.explain.loss_terms import add
 from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
 from crossent.tools.table import Grid
 
@@ -13,7 +13,7 @@ MOST_CLASSES = 12
 OF_MANY = 8
 MOST_LABELS = 5
 LONGEST = 30
-BAR = 12
+BAR_WIDTH = 12
 UP, DOWN, LITTLE_UP, LITTLE_DOWN = "▲", "▼", "△", "▽"
 
 
@@ -35,7 +35,7 @@ def legend(e: RowNumbers) -> str:
     if len(e.losses) > 1:
         said += " All bars have one scale."
     classes, scale = shown(e), _scale(e)
-    drawn = {bar(loss.gradient[k], scale) for loss in e.losses for k in classes}
+    drawn = {push_bar(loss.gradient[k], scale) for loss in e.losses for k in classes}
     return said + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
 
 
@@ -88,12 +88,12 @@ def loss_table(e: RowNumbers, loss: LossExplanation) -> Grid:
     if rest:
         rows.append(_sums(f"{len(rest)} others", loss, rest))
     rows.append(_sums("Σ", loss, range(len(e.logits))))
-    card = loss.card
-    p = "σ(x)" if card.link == "sigmoid" else "p"
+    description = loss.description
+    p = "σ(x)" if description.link == "sigmoid" else "p"
     columns = ("class", "x", p, "t", "term", "∂L/∂x", "push", f"{p.removesuffix('(x)')} after")
     marked = frozenset((i, 0) for i, k in enumerate(classes) if e.weights[k])
-    notes = (f"L = {total(loss)} = {card.formula}", f"∂L/∂x = {loss.gradient_formula}. {card.why}")
-    return Grid(f"{loss.name}  {card.about}", columns, tuple(rows), notes, marked)
+    notes = (f"L = {total(loss)} = {description.formula}", f"∂L/∂x = {loss.gradient_formula}. {description.why}")
+    return Grid(f"{loss.name}  {description.about}", columns, tuple(rows), notes, marked)
 
 
 def comparison(e: RowNumbers) -> Grid:
@@ -104,7 +104,7 @@ def comparison(e: RowNumbers) -> Grid:
             loss.name,
             number(loss.loss),
             signed(loss.gradient[k]),
-            bar(loss.gradient[k], scale),
+            push_bar(loss.gradient[k], scale),
             number(loss.p[k]),
             number(loss.p_after[k]),
             _sum_text(loss.gradient),
@@ -142,7 +142,7 @@ def shown(e: RowNumbers) -> list[int]:
 def _class_row(e: RowNumbers, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
     g = loss.gradient[k]
     numbers = (number(loss.p[k]), weight(loss.t[k]), number(loss.terms[k]), signed(g))
-    return name(e, k), general(e.logits[k]), *numbers, bar(g, scale), number(loss.p_after[k])
+    return name(e, k), general(e.logits[k]), *numbers, push_bar(g, scale), number(loss.p_after[k])
 
 
 def _sums(title: str, loss: LossExplanation, classes: Iterable[int]) -> tuple[str, ...]:
@@ -166,15 +166,15 @@ def _scale(e: RowNumbers) -> float:
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def bar(gradient: float, scale: float) -> str:
+def push_bar(gradient: float, scale: float) -> str:
     """Draw a push: as many signs as it is parts of the scale.
 
-    >>> bar(-0.9, 0.9), bar(0.2, 0.9), bar(0.001, 0.9), bar(0.0, 0.9)
+    >>> push_bar(-0.9, 0.9), push_bar(0.2, 0.9), push_bar(0.001, 0.9), push_bar(0.0, 0.9)
     ('▲▲▲▲▲▲▲▲▲▲▲▲', '▼▼▼', '▽', '')
     """
     if not gradient or not math.isfinite(gradient) or not scale:
         return ""
-    whole = round(BAR * abs(gradient) / scale)
+    whole = round(BAR_WIDTH * abs(gradient) / scale)
     if gradient < 0:
         return UP * whole or LITTLE_UP
     return DOWN * whole or LITTLE_DOWN

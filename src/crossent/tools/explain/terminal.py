@@ -65,7 +65,7 @@ def draw(grid: Grid, sums: bool = False) -> Table:
             justify="left" if title in ("class", "loss", "push") else "right",
             no_wrap=True,
             max_width=14 if title == "class" else None,
-            min_width=tables.BAR if title == "push" else None,
+            min_width=tables.BAR_WIDTH if title == "push" else None,
         )
     for i, row in enumerate(body):
         table.add_row(*(_cell(cell, (i, j) in grid.marked) for j, cell in enumerate(row)))

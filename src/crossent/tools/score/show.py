@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from crossent.tools.score.scores import Scores
-from crossent.tools.score.tables import Grid, grids, heading
+from crossent.tools.score.tables import Grid, heading, report_tables
 
 LEAST, MOST = (
     80,
@@ -26,7 +26,7 @@ def show(report: Scores, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.width = min(console.width, MOST)
     console.print(Text(heading(report)))
-    for grid in grids(report):
+    for grid in report_tables(report):
         console.print()
         console.print(Text(grid.title, style="bold"))
         if grid.rows:
@@ -60,7 +60,7 @@ def markdown(report: Scores) -> str:
     """Write the tables of a report in Markdown."""
     lines = [f"**crossent score** {report.settings['logits']['name']}: {heading(report)}"]
     lines += [f"> {remark}" for remark in report.remarks]
-    for grid in grids(report):
+    for grid in report_tables(report):
         rule = ["---" if j in grid.text else "---:" for j in range(len(grid.columns))]
         lines += ["", f"### {grid.title}", ""]
         if grid.rows:

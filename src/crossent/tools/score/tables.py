@@ -24,7 +24,7 @@ class Grid:
     text: tuple[int, ...] = (0,)
 
 
-def grids(report: Scores) -> list[Grid]:
+def report_tables(report: Scores) -> list[Grid]:
     """Tabulate a report, the most important first."""
     said = [_loss(report), _scores(report)]
     if report.numbers["odd_rows_nll_nats_after"] is not None:

@@ -11,13 +11,7 @@ from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
 from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
-from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Split
-from crossent.tools.train.figure import epoch_panel, push_panel
-from crossent.tools.train.findings import compare, cost_of_one_rate, have_learnt, percent, points, ranking
-from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Results, Words
-from crossent.tools.train.losses import (
+from crossent.tools.train.candidates import (
     CE,
     CE_SMOOTH,
     NORMALISED_SIGMOID,
@@ -29,9 +23,15 @@ from crossent.tools.train.losses import (
     log_softmax,
     push_when_wrong,
 )
+from crossent.tools.train.catalogue import JOBS
+from crossent.tools.train.conclusions import compare, cost_of_one_rate, have_learnt, percent, points, ranking
+from crossent.tools.train.data import Split
+from crossent.tools.train.figure import epoch_panel, push_panel
+from crossent.tools.train.fit import Fitted, by_accuracy, predict
+from crossent.tools.train.job import Job, Measure, Results, Wording
 from crossent.tools.train.network import network
 from crossent.tools.train.panel import Panel
-from crossent.tools.train.results import LossResult, SeedResult, Settings
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
 
 LEVEL = 0.9
 """The validation accuracy whose first epoch is reported."""
@@ -97,7 +97,7 @@ CANDIDATES = by_name(
 # --- rows and scores --------------------------------------------------------------------------------------------------
 
 
-def load(settings: Settings, seed: int) -> Split:
+def load(settings: TrainSettings, seed: int) -> Split:
     """Load the digits; every run has the same."""
     return data.load_digits(settings.seed)
 
@@ -263,7 +263,7 @@ def probabilities(results: Results) -> str:
 
 
 JOB = Job(
-    card=JOBS["digits"],
+    entry=JOBS["digits"],
     candidates=CANDIDATES,
     network=network,
     load=load,
@@ -278,7 +278,7 @@ JOB = Job(
     cost="nll",
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     quick_rates=(0.1, 1.0),
-    words=Words(
+    words=Wording(
         row="image",
         rows="images",
         measured="accuracy",

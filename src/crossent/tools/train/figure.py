@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossent.tools.train.candidates import push_curve
 from crossent.tools.train.job import Results
-from crossent.tools.train.losses import push_curve
 from crossent.tools.train.panel import LIGHT, Panel, Theme
 from crossent.tools.train.results import LossResult, Tried
 

@@ -12,10 +12,9 @@ from crossent import class_weights, cross_entropy, focal_loss, reference
 from crossent.reference import Array
 from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
+from crossent.tools.train.candidates import SOFTMAX, Candidate, by_name
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import dots, finish, label_ends, line
-from crossent.tools.train.findings import (
+from crossent.tools.train.conclusions import (
     Difference,
     compare,
     cost_of_one_rate,
@@ -26,12 +25,13 @@ from crossent.tools.train.findings import (
     percent,
     ranking,
 )
+from crossent.tools.train.data import Split, Subset
+from crossent.tools.train.figure import dots, finish, label_ends, line
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Results, Words
-from crossent.tools.train.losses import SOFTMAX, Candidate, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording
 from crossent.tools.train.network import network
 from crossent.tools.train.panel import Panel, Theme
-from crossent.tools.train.results import LossResult, SeedResult, Settings
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
 from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ FEW = 3
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def load(settings: Settings, seed: int) -> Split:
+def load(settings: TrainSettings, seed: int) -> Split:
     """Thin the training part; the run's seed says which rows stay. The others are as they were."""
     split = data.load_digits(settings.seed)
     return split._replace(train=thin(split.train, settings.options["ratio"], np.random.default_rng([seed, 2])))
 
 
-def thin(part: Part, ratio: float, rng: np.random.Generator) -> Part:
+def thin(part: Subset, ratio: float, rng: np.random.Generator) -> Subset:
     """Keep fewer and fewer rows of the classes 0 to 9, geometrically, so that 9 is so many times rarer than 0."""
     labels = part.labels.numpy()
     most = np.bincount(labels).min()
@@ -60,10 +60,10 @@ def thin(part: Part, ratio: float, rng: np.random.Generator) -> Part:
         for label in range(CLASSES)
     ]
     rows = torch.from_numpy(np.sort(np.concatenate(kept)))
-    return Part(part.position[rows], part.inputs[rows], part.labels[rows])
+    return Subset(part.position[rows], part.inputs[rows], part.labels[rows])
 
 
-def counts(part: Part) -> Tensor:
+def counts(part: Subset) -> Tensor:
     """Count the rows of each class."""
     return torch.bincount(part.labels, minlength=CLASSES)
 
@@ -71,12 +71,12 @@ def counts(part: Part) -> Tensor:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def weights(train: Part) -> dict[str, Any]:
+def weights(train: Subset) -> dict[str, Any]:
     """Weigh each class by one over its frequency, an example 1 on average."""
     return {"weight": class_weights(counts(train))}
 
 
-def log_prior(train: Part) -> dict[str, Any]:
+def log_prior(train: Subset) -> dict[str, Any]:
     """Add the log of each class's frequency to its logit while training, so that the network need not learn it."""
     return {"logit_bias": (counts(train) / len(train.labels)).log()}
 
@@ -234,7 +234,7 @@ def score_panel(axes: Axes, results: Results, theme: Theme) -> None:
 
 
 JOB = Job(
-    card=JOBS["digits-imbalanced"],
+    entry=JOBS["digits-imbalanced"],
     candidates=CANDIDATES,
     network=network,
     load=load,
@@ -248,7 +248,7 @@ JOB = Job(
     cost="nll",
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     quick_rates=(0.01, 0.1),
-    words=Words(
+    words=Wording(
         row="image",
         rows="images",
         measured="balanced accuracy",

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from crossent.tools.table import Grid
-from crossent.tools.train.catalogue import Card
+from crossent.tools.train.candidates import Candidate
+from crossent.tools.train.catalogue import JobEntry
 from crossent.tools.train.data import Split
 from crossent.tools.train.fit import Fitted, Judge
-from crossent.tools.train.losses import Candidate
 from crossent.tools.train.panel import Panel
-from crossent.tools.train.results import LossResult, SeedResult, Settings, plain
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings, plain
 
 
 class Measure(NamedTuple):
@@ -28,7 +28,7 @@ class Measure(NamedTuple):
     unit: str = ""
 
 
-class Words(NamedTuple):
+class Wording(NamedTuple):
     """The words in which a job speaks of its rows and of the score that counts."""
 
     row: str
@@ -62,17 +62,17 @@ class Job:
     the report, ``details`` come after them. ``record`` adds to the JSON of a loss.
     """
 
-    card: Card
+    entry: JobEntry
     candidates: Mapping[str, Candidate]
     network: Callable[[], nn.Module]
-    load: Callable[[Settings, int], Split]
+    load: Callable[[TrainSettings, int], Split]
     judge: Judge
     examine: Callable[[Candidate, Fitted, Split], SeedResult]
     measures: tuple[Measure, ...]
     cost: str
     rates: tuple[float, ...]
     quick_rates: tuple[float, ...]
-    words: Words
+    words: Wording
     title: str
     opening: Callable[[Results], str]
     sentences: tuple[Callable[[Results], str], ...]
@@ -93,7 +93,7 @@ class Results:
     """A whole job; ``complete`` is false if it was interrupted, and then only the finished losses are here."""
 
     job: Job
-    settings: Settings
+    settings: TrainSettings
     sizes: dict[str, int]
     test_index: tuple[Any, ...]
     losses: tuple[LossResult, ...]

@@ -11,11 +11,10 @@ from crossent import binary_cross_entropy_with_logits, multilabel_cross_entropy,
 from crossent.reference import Array, Bools
 from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
+from crossent.tools.train.candidates import SIGMOID, SOFTMAX, Candidate, by_name
 from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import dots, finish, label_ends, line
-from crossent.tools.train.findings import (
+from crossent.tools.train.conclusions import (
     compare,
     cost_of_one_rate,
     failures,
@@ -25,9 +24,10 @@ from crossent.tools.train.findings import (
     percent,
     ranking,
 )
+from crossent.tools.train.data import Split, Subset
+from crossent.tools.train.figure import dots, finish, label_ends, line
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Results, Words
-from crossent.tools.train.losses import SIGMOID, SOFTMAX, Candidate, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording
 from crossent.tools.train.network import canvas_network
 from crossent.tools.train.panel import Panel, Theme
 from crossent.tools.train.results import LossResult, SeedResult
@@ -118,7 +118,7 @@ def _p(candidate: Candidate, logits: Tensor) -> Array:
     return candidate.log_probabilities(logits).exp().numpy()
 
 
-def _hot(part: Part) -> Bools:
+def _hot(part: Subset) -> Bools:
     return part.labels.numpy() > 0
 
 
@@ -292,7 +292,7 @@ def _said(labels: list[int]) -> str:
 
 
 JOB = Job(
-    card=JOBS["digits-multilabel"],
+    entry=JOBS["digits-multilabel"],
     candidates=CANDIDATES,
     network=canvas_network,
     load=CANVASES.load,
@@ -303,7 +303,7 @@ JOB = Job(
     cost="loss",
     rates=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     quick_rates=(0.1, 1.0),
-    words=Words(
+    words=Wording(
         row="canvas",
         rows="canvases",
         measured="exact match",

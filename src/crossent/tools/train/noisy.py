@@ -14,16 +14,16 @@ from crossent import GCE, MAE, SCE, cross_entropy, reference
 from crossent.reference import Array, Bools, LossAndGradient
 from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
+from crossent.tools.train.candidates import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
+from crossent.tools.train.conclusions import compare, cost_of_one_rate, failures, joined, margin, percent, ranking
+from crossent.tools.train.data import Split, Subset
 from crossent.tools.train.figure import colour, finish, over_probability, over_rates, rate_panel
-from crossent.tools.train.findings import compare, cost_of_one_rate, failures, joined, margin, percent, ranking
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Results, Words
-from crossent.tools.train.losses import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording
 from crossent.tools.train.network import wide_network
 from crossent.tools.train.panel import Panel, Theme
-from crossent.tools.train.results import LossResult, SeedResult, Settings
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
 from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ LITTLE = 0.1
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def load(settings: Settings, seed: int) -> Split:
+def load(settings: TrainSettings, seed: int) -> Split:
     """Flip labels of the training and the validation part; the run's seed says which. Those of the test part stay."""
     split = data.load_digits(settings.seed)
     rng = np.random.default_rng([seed, 1])
@@ -46,7 +46,7 @@ def load(settings: Settings, seed: int) -> Split:
     return split._replace(train=flip(split.train, share, rng), validation=flip(split.validation, share, rng))
 
 
-def flip(part: Part, share: float, rng: np.random.Generator) -> Part:
+def flip(part: Subset, share: float, rng: np.random.Generator) -> Subset:
     """Give this share of each class's rows the label of another class, each of the others being equally likely."""
     labels = part.labels.numpy().copy()
     for label in range(10):
@@ -56,7 +56,7 @@ def flip(part: Part, share: float, rng: np.random.Generator) -> Part:
     return part._replace(labels=torch.from_numpy(labels))
 
 
-def truth(part: Part) -> Labels:
+def truth(part: Subset) -> Labels:
     """Look up the labels as they were before any was flipped."""
     labels: Labels = data.digits()[1][part.position].numpy()
     return labels
@@ -156,11 +156,11 @@ def learnt_by_heart(log_p: Array, labels: Labels, true: Labels) -> Bools:
     return np.asarray((log_p.argmax(1) == labels)[labels != true])
 
 
-def _log_p(candidate: Candidate, fitted: Fitted, part: Part) -> Array:
+def _log_p(candidate: Candidate, fitted: Fitted, part: Subset) -> Array:
     return candidate.log_probabilities(predict(fitted.model, part)).numpy()
 
 
-def suspects(train: Part, log_p: Array, true: Labels, rows: NDArray[np.int64]) -> tuple[Suspect, ...]:
+def suspects(train: Subset, log_p: Array, true: Labels, rows: NDArray[np.int64]) -> tuple[Suspect, ...]:
     """Describe these training rows."""
     said = log_p.argmax(1)
     return tuple(
@@ -365,7 +365,7 @@ def suspects_panel(axes: Axes, results: Results, theme: Theme) -> None:
 
 
 JOB = Job(
-    card=JOBS["digits-noisy"],
+    entry=JOBS["digits-noisy"],
     candidates=CANDIDATES,
     network=wide_network,
     load=load,
@@ -379,7 +379,7 @@ JOB = Job(
     cost="nll",
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     quick_rates=(0.01, 0.1),
-    words=Words(
+    words=Wording(
         row="image",
         rows="images",
         measured="accuracy",

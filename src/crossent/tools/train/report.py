@@ -11,12 +11,12 @@ from html import escape
 from typing import Any
 
 from crossent.tools.table import Grid
-from crossent.tools.train import figure, findings, tables
-from crossent.tools.train.catalogue import Card
+from crossent.tools.train import conclusions, figure, tables
+from crossent.tools.train.catalogue import JobEntry
 from crossent.tools.train.fit import Recipe
 from crossent.tools.train.job import Results
 from crossent.tools.train.panel import THEMES, Panel
-from crossent.tools.train.results import Settings
+from crossent.tools.train.results import TrainSettings
 
 QUICK = "A quick run: its figures are not meant to be compared."
 _CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -66,14 +66,14 @@ def html(results: Results) -> str:
         *(table(grid(results)) for grid in job.reasons),
         pictures_of(job.panels, results, names) + prose(job.caption, "note"),
         heading("What comes of it"),
-        prose(findings.paragraph(results)),
+        prose(conclusions.paragraph(results)),
         table(tables.scores(results)),
         *(table(grid(results)) for grid in job.details),
     ]
     if results.settings.swept:
         body += [heading("The learning rate of each loss"), table(tables.rates(results))]
     body += [heading("How this was measured"), facts(_facts(results))]
-    return page(f"crossent train {job.card.name}", body)
+    return page(f"crossent train {job.entry.name}", body)
 
 
 def _facts(results: Results) -> dict[str, str]:
@@ -94,7 +94,7 @@ def _facts(results: Results) -> dict[str, str]:
         "Losses": "; ".join(f"{loss.name}: {job.candidates[loss.name].formula}" for loss in results.losses),
         "Versions": ", ".join(f"{name} {number}" for name, number in results.versions.items()),
         "Time": f"{results.seconds:.0f} s on one thread",
-        "Again": command(job.card, settings),
+        "Again": command(job.entry, settings),
     }
 
 
@@ -109,9 +109,9 @@ def notices(results: Results) -> list[str]:
     return said
 
 
-def command(card: Card, settings: Settings) -> str:
+def command(entry: JobEntry, settings: TrainSettings) -> str:
     """Write the command that runs the job again."""
-    parts = [f"crossent train {card.name}", f"--losses {','.join(settings.losses)}", f"--epochs {settings.epochs}"]
+    parts = [f"crossent train {entry.name}", f"--losses {','.join(settings.losses)}", f"--epochs {settings.epochs}"]
     parts += [f"--seeds {settings.seeds}", f"--seed {settings.seed}"]
     parts += [f"--{name} {value:g}" for name, value in settings.options.items()]
     parts += [] if settings.swept else [f"--lr {settings.rates[0]:g}"]

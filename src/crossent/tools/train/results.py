@@ -74,7 +74,7 @@ class LossResult:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """What was asked: enough to run it again. ``options`` are those that one job alone takes."""
 
     losses: tuple[str, ...]
@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def settings_as_json(settings: Settings) -> dict[str, Any]:
+def settings_as_json(settings: TrainSettings) -> dict[str, Any]:
     """Write the settings for JSON, those of one job among those of all."""
     written = asdict(settings)
     own = written.pop("options")

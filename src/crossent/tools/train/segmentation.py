@@ -13,14 +13,14 @@ from crossent import class_weights, cross_entropy, focal_loss, reference
 from crossent.reference import Bools
 from crossent.tools.table import Grid
 from crossent.tools.train import data, metrics
+from crossent.tools.train.candidates import SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
+from crossent.tools.train.conclusions import compare, cost_of_one_rate, failures, have_learnt, margin, percent, ranking
+from crossent.tools.train.data import Split, Subset
 from crossent.tools.train.figure import dots, finish, rate_panel
-from crossent.tools.train.findings import compare, cost_of_one_rate, failures, have_learnt, margin, percent, ranking
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Results, Words
-from crossent.tools.train.losses import SOFTMAX, Candidate, Labels, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording
 from crossent.tools.train.network import pixel_network
 from crossent.tools.train.panel import Panel, Theme
 from crossent.tools.train.results import LossResult, SeedResult
@@ -67,7 +67,7 @@ def corners(rng: np.random.Generator) -> NDArray[np.int64]:
 CANVASES = Canvases(draw, sizes=(800, 160, 240), zero=0.0, one=8.0)
 
 
-def counts(part: Part) -> Tensor:
+def counts(part: Subset) -> Tensor:
     """Count the pixels of each class, without those that are ignored."""
     return torch.bincount(part.labels[part.labels != FAINT], minlength=CLASSES)
 
@@ -75,12 +75,12 @@ def counts(part: Part) -> Tensor:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def without_faint(train: Part) -> dict[str, Any]:
+def without_faint(train: Subset) -> dict[str, Any]:
     """Ignore faint ink."""
     return {"ignore_index": FAINT}
 
 
-def weighted(train: Part) -> dict[str, Any]:
+def weighted(train: Subset) -> dict[str, Any]:
     """Ignore faint ink, and weigh each class by one over its frequency, a pixel 1 on average."""
     return {"ignore_index": FAINT, "weight": class_weights(counts(train))}
 
@@ -273,7 +273,7 @@ def _square(x: float, y: float, colour: str) -> Any:
 
 
 JOB = Job(
-    card=JOBS["digits-segmentation"],
+    entry=JOBS["digits-segmentation"],
     candidates=CANDIDATES,
     network=pixel_network,
     load=CANVASES.load,
@@ -287,7 +287,7 @@ JOB = Job(
     cost="nll",
     rates=(0.03, 0.1, 0.3, 1.0, 3.0),
     quick_rates=(0.1, 1.0),
-    words=Words(
+    words=Wording(
         row="canvas",
         rows="canvases",
         measured="mean IoU",

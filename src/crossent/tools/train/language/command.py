@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from crossent.tools.train.options import files, ready, seed, show
+from crossent.tools.train.command_options import files, ready, seed, show
 
 MOST_MINUTES = 600
 
@@ -39,12 +39,12 @@ def _bytes(
     ready(out, "matplotlib")
 
     from crossent.tools.train.language.report import output
-    from crossent.tools.train.language.run import QUICK_STEPS, STEPS, Settings, run
+    from crossent.tools.train.language.run import QUICK_STEPS, STEPS, LanguageSettings, run
     from crossent.tools.train.language.text import MOST, QUICK_MOST, TextError, read_text
     from crossent.tools.train.progress import Bar
 
     steps = steps or (QUICK_STEPS if quick else STEPS[vocab])
-    settings = Settings(vocab, None if text is None else str(text), steps, minutes, quick=quick, **asked)
+    settings = LanguageSettings(vocab, None if text is None else str(text), steps, minutes, quick=quick, **asked)
     try:
         results = run(settings, read_text(text, QUICK_MOST if quick else MOST), Bar(1.0))
     except TextError as error:

@@ -8,9 +8,9 @@ from typing import Any
 
 from crossent.tools.train import figure
 from crossent.tools.train import report as pages
-from crossent.tools.train.language import findings, model, tables
+from crossent.tools.train.language import conclusions, model, tables
 from crossent.tools.train.language.panels import PANELS
-from crossent.tools.train.language.run import COMPARED, SEQUENCES, TEMPERATURE, LanguageResults, Settings
+from crossent.tools.train.language.run import COMPARED, SEQUENCES, TEMPERATURE, LanguageResults, LanguageSettings
 from crossent.tools.train.output import Output
 from crossent.tools.train.results import plain
 
@@ -28,7 +28,7 @@ def output(results: LanguageResults) -> Output:
         name=NAME,
         notices=notices(results),
         grids=[tables.costs(results), tables.ways(results)],
-        paragraphs=[findings.paragraph(results), f"{continuation(results)}\n\n{results.sample}"],
+        paragraphs=[conclusions.paragraph(results), f"{continuation(results)}\n\n{results.sample}"],
         document=document(results),
         page=html(results),
         picture=figure.together(PANELS, results),
@@ -56,7 +56,7 @@ def html(results: LanguageResults) -> str:
         *(pages.prose(notice, "notice") for notice in notices(results)),
         pages.pictures_of(PANELS, results),
         pages.heading("What comes of it"),
-        pages.prose(findings.paragraph(results)),
+        pages.prose(conclusions.paragraph(results)),
         pages.table(tables.costs(results)),
         pages.table(tables.ways(results)),
         pages.heading("What it writes"),
@@ -90,7 +90,7 @@ def _facts(results: LanguageResults) -> dict[str, str]:
     }
 
 
-def command(settings: Settings) -> str:
+def command(settings: LanguageSettings) -> str:
     """Write the command that runs the job again."""
     length = f"--steps {settings.steps}" if settings.minutes is None else f"--minutes {settings.minutes:g}"
     parts = [f"crossent train {NAME} --vocab {settings.vocab} {length} --seed {settings.seed}"]
@@ -136,7 +136,7 @@ def document(results: LanguageResults) -> dict[str, Any]:
             "curve": results.curve,
             "training": results.steps,
             "sample": results.sample,
-            "findings": findings.paragraph(results),
+            "findings": conclusions.paragraph(results),
         }
     )
     return written

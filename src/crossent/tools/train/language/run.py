@@ -33,7 +33,7 @@ AT_ONCE = 64  # windows that are scored together
 
 
 @dataclass(frozen=True)
-class Settings:
+class LanguageSettings:
     """What was asked; ``minutes``, of training, replaces the number of steps."""
 
     vocab: str = "bytes"
@@ -85,7 +85,7 @@ class Way(NamedTuple):
 class LanguageResults:
     """Everything that came of it; ``complete`` is false where the training was interrupted."""
 
-    settings: Settings
+    settings: LanguageSettings
     text: Text
     shape: Shape
     parameters: int
@@ -216,8 +216,8 @@ class Corpus:
 
 
 @one_thread()
-def run(settings: Settings, text: Text, bar: Bar) -> LanguageResults | None:
-    """Train, and score beside the yardsticks; None if it was interrupted before the two ways were compared."""
+def run(settings: LanguageSettings, text: Text, bar: Bar) -> LanguageResults | None:
+    """Train, and score beside what others need; None if it was interrupted before the two ways were compared."""
     started = time.perf_counter()
     corpus = Corpus(text, settings.vocab)
     shape = Shape(SEQUENCES, CONTEXT, model.FEATURES, len(corpus.vocabulary))
@@ -257,7 +257,7 @@ def run(settings: Settings, text: Text, bar: Bar) -> LanguageResults | None:
     )
 
 
-def compare(trainers: dict[str, Trainer], settings: Settings, bar: Bar) -> None:
+def compare(trainers: dict[str, Trainer], settings: LanguageSettings, bar: Bar) -> None:
     """Train the first steps both ways, in turns, so that a busy machine hinders both alike."""
     for step in range(settings.compared):
         progress = _progress(trainers[CROSSENT], settings)
@@ -266,7 +266,7 @@ def compare(trainers: dict[str, Trainer], settings: Settings, bar: Bar) -> None:
         tell(trainers[CROSSENT], progress, bar, "both ways")
 
 
-def train(trainer: Trainer, settings: Settings, bar: Bar) -> Iterator[Point]:
+def train(trainer: Trainer, settings: LanguageSettings, bar: Bar) -> Iterator[Point]:
     """Train on, and score the held-out text now and then; the last point is that of the trained model."""
     evaluations = QUICK_EVALUATIONS if settings.quick else EVALUATIONS
     scored = 0
@@ -285,7 +285,7 @@ def train(trainer: Trainer, settings: Settings, bar: Bar) -> Iterator[Point]:
         tell(trainer, progress, bar, "training")
 
 
-def _progress(trainer: Trainer, settings: Settings) -> float:
+def _progress(trainer: Trainer, settings: LanguageSettings) -> float:
     if settings.minutes is not None:
         return trainer.seconds / (60 * settings.minutes)
     return len(trainer.steps) / settings.steps

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from crossent.tools.table import Grid
-from crossent.tools.train.language.findings import megabytes, milliseconds
+from crossent.tools.train.language.conclusions import megabytes, milliseconds
 from crossent.tools.train.language.heads import CALLS
 from crossent.tools.train.language.run import LanguageResults
 
 
 def costs(results: LanguageResults) -> Grid:
-    """Tabulate what a held-out byte costs the model and its yardsticks, the dearest first."""
+    """Tabulate what a held-out byte costs the model and what it is compared with, the dearest first."""
     known = results.frequencies
     rows: list[tuple[str, float | None, float]] = [
         ("all bytes alike", None, known.uniform),

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from crossent import cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
-from crossent.tools.train.data import Part
+from crossent.tools.train.data import Subset
 
 Labels = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ SURE_AND_WRONG = (-1.0, 6.0, -0.25)
 """Logits of a confidently wrong prediction: the true class is the first."""
 
 
-def nothing(part: Part) -> dict[str, Any]:
+def nothing(part: Subset) -> dict[str, Any]:
     """Give a loss nothing beside the logits and the labels."""
     return {}
 
@@ -47,9 +47,9 @@ class Candidate:
     log_probabilities: Callable[[Tensor], Tensor]
     scored: str
     reference: Callable[..., LossAndGradient]
-    given: Callable[[Part], dict[str, Any]] = nothing
+    given: Callable[[Subset], dict[str, Any]] = nothing
 
-    def on(self, train: Part) -> Loss:
+    def on(self, train: Subset) -> Loss:
         """Settle the loss for these training rows."""
         return partial(self.loss, **self.given(train))
 

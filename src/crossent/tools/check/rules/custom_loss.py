@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.check.audited_loss import INDICES, AuditedLoss
-from crossent.tools.check.findings import Card, Rule, Seen, Unable, rule
-from crossent.tools.check.pieces import numbers
+from crossent.tools.check.findings import NotApplicable, Observation, Rule, RuleDescription, register_rule
+from crossent.tools.check.row_block import numbers
+
+if TYPE_CHECKING:  # it imports torch, and who checks files needs none
+    from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
 
@@ -30,9 +33,9 @@ def _far(a: Array, b: Array) -> float:
 # --- the backward pass ------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE201",
         "error",
         "the gradient is not that of the loss",
@@ -43,14 +46,14 @@ def _far(a: Array, b: Array) -> float:
         "torch.autograd.gradcheck",
     ),
 )
-def gradient_of_another_loss(loss: AuditedLoss) -> Iterator[Seen]:
+def gradient_of_another_loss(loss: AuditedLoss) -> Iterator[Observation]:
     """Differences of the forward pass against the backward pass, for every kind of target."""
     wrong, worst, seen, fix = [], 0.0, "", None
     for kind, target in loss.targets.items():
         try:
             grad = loss.derivatives(loss.x, target).grad
-        except Unable as error:
-            yield Seen(f"with {kind}: {error}")
+        except NotApplicable as error:
+            yield Observation(f"with {kind}: {error}")
             raise
         differences = loss.by_differences(loss.x, target)
         far = _far(grad, differences)
@@ -63,7 +66,7 @@ def gradient_of_another_loss(loss: AuditedLoss) -> Iterator[Seen]:
             fix = _repair(loss, target, grad, differences)
     loss.measure("CE201", f"gradient and finite differences differ by {worst:.1e}")
     if wrong:
-        yield Seen(f"with {' and '.join(wrong)}: {seen}", fix=fix)
+        yield Observation(f"with {' and '.join(wrong)}: {seen}", fix=fix)
 
 
 def _repair(loss: AuditedLoss, target: Array, grad: Array, differences: Array) -> str | None:
@@ -86,9 +89,9 @@ def _repair(loss: AuditedLoss, target: Array, grad: Array, differences: Array) -
     return None
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE202",
         "error",
         "the backward pass ignores what comes in",
@@ -108,9 +111,9 @@ def ignores_what_comes_in(loss: AuditedLoss) -> Iterator[str]:
         yield f"the gradient of 3 · loss is {ratio:.4g} times that of the loss, not 3 times"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE203",
         "warning",
         "the second derivative is wrong",
@@ -126,7 +129,7 @@ def second_derivative(loss: AuditedLoss) -> Iterator[str]:
     v = loss.random.normal(size=loss.x.shape)
     try:
         second, differences = loss.hessian_times(loss.target, v)
-    except Unable as error:
+    except NotApplicable as error:
         loss.measure("CE203", f"second derivative: none, and it {error}")
         return
     far = _far(second, differences)
@@ -141,9 +144,9 @@ def second_derivative(loss: AuditedLoss) -> Iterator[str]:
 # --- the softmax ------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE204",
         "error",
         "adding a constant changes the loss",
@@ -166,9 +169,9 @@ def adding_a_constant(loss: AuditedLoss) -> Iterator[str]:
         yield f"the loss is {before.sum():.6g}, and {after.sum():.6g} after adding {numbers(a[:, 0])} to the rows"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE205",
         "error",
         "the gradient of a row does not sum to 0",
@@ -197,9 +200,9 @@ def sum_of_the_gradient(loss: AuditedLoss) -> Iterator[str]:
         yield f"with {' and '.join(wrong)}, {seen}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE206",
         "error",
         "a second softmax inside",
@@ -230,9 +233,9 @@ def second_softmax(loss: AuditedLoss) -> Iterator[str]:
         yield f"the loss is {name}, to six digits; with logits of ±60, all right, that of a row is still {best:.4f}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE207",
         "warning",
         "no pull where it is sure and wrong",
@@ -254,7 +257,7 @@ def no_pull(loss: AuditedLoss) -> Iterator[str]:
         pulls[margin] = -float(loss.derivatives(x, loss.labels(y)).grad[:, 0].sum())
     undecided = pulls.pop(0.0)
     if undecided <= 0:
-        raise Unable("it does not pull the true class up where the model is undecided")
+        raise NotApplicable("it does not pull the true class up where the model is undecided")
     loss.measure(
         "CE207",
         "pull when wrong by 10 and by 30, against undecided: "
@@ -282,9 +285,9 @@ def _which_loss(loss: AuditedLoss) -> str:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE208",
         "error",
         "the order of the rows changes the loss",
@@ -306,9 +309,9 @@ def order_of_the_rows(loss: AuditedLoss) -> Iterator[str]:
         yield f"the loss is {before.sum():.6g}, and {after.sum():.6g} with the rows in another order; gradients differ by {far:.1e}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE209",
         "error",
         "ignored rows change the loss",
@@ -321,15 +324,15 @@ def order_of_the_rows(loss: AuditedLoss) -> Iterator[str]:
 )
 def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
     """Two more rows with the ignored label."""
-    if INDICES not in loss.targets:
+    y = loss.indices
+    if y is None:
         loss.measure("CE209", "ignored rows: not tried, it takes no class indices")
         return
-    y = loss.targets[INDICES]
     more = np.concatenate([loss.x, loss.random.normal(size=(2, loss.classes)) * 3])
     labels = np.concatenate([y, [loss.ignore_index] * 2])
     try:
         before, after = loss.derivatives(loss.x, y), loss.derivatives(more, labels)
-    except Unable:
+    except NotApplicable:
         loss.measure("CE209", f"ignored rows: not tried, it refuses the label {loss.ignore_index}")
         return
     n = len(y)
@@ -343,9 +346,9 @@ def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
         )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE210",
         "error",
         "micro-batches do not add up",
@@ -383,9 +386,9 @@ def micro_batches(loss: AuditedLoss) -> Iterator[str]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE211",
         "error",
         "large logits give nan or inf",
@@ -421,9 +424,9 @@ def _worst(got: tuple[Array, Array]) -> str:
     )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE212",
         "warning",
         "a masked class gives nan or inf",
@@ -448,9 +451,9 @@ def masked_class(loss: AuditedLoss) -> Iterator[str]:
         yield f"with −inf for a class that no row asks for: {_worst(got)}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE213",
         "error",
         "it writes to its inputs",
