@@ -16,17 +16,17 @@ from torch import nn
 from training import Silent
 
 from crossent import reference
+from crossent.tools.terminal import draw
 from crossent.tools.train import JOBS, MissingDependency, conclusions, data, fit, metrics, require, tables
 from crossent.tools.train.candidates import SURE_AND_WRONG, push_curve, push_when_wrong
 from crossent.tools.train.digits import CANDIDATES, JOB, gradients, opening
 from crossent.tools.train.figure import png, spread_apart, svg
 from crossent.tools.train.network import network
 from crossent.tools.train.panel import DARK, LIGHT
-from crossent.tools.train.report import command, html, notices
+from crossent.tools.train.report import command, notices, write_page
 from crossent.tools.train.results import LossResult, SeedResult, TrainSettings, Tried
 from crossent.tools.train.run import document
 from crossent.tools.train.run import run as train
-from crossent.tools.train.terminal import draw
 
 ALL = tuple(JOBS["digits"].losses)
 
@@ -445,7 +445,7 @@ class Links(HTMLParser):
 
 
 def test_the_report_asks_for_nothing(results):
-    page = html(results)
+    page = write_page(results)
     links = Links()
     links.feed(page)
     assert links.meta["Content-Security-Policy"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -459,10 +459,10 @@ def test_the_report_asks_for_nothing(results):
 
 
 def test_the_report_holds_the_numbers_of_the_run(results):
-    page = html(results)
+    page = write_page(results)
     assert page.index("sure, and wrong") < page.index("∂L/∂x") < page.index(conclusions.paragraph(results)[:40])
-    for grid in (gradients(results), tables.scores(results), tables.rates(results)):
-        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in grid.rows for cell in row)
+    for table in (gradients(results), tables.scores(results), tables.rates(results)):
+        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in table.rows for cell in row)
     assert command(JOBS["digits"], results.settings) in page
 
 
@@ -476,10 +476,10 @@ def test_numbers_of_the_tables_are_those_of_the_runs(results):
 
 
 def test_the_chosen_rate_is_starred_in_the_sweep(results):
-    grid = tables.rates(results)
-    for (i, j), loss in zip(sorted(grid.marked), results.losses, strict=True):
-        assert grid.columns[j] == f"{loss.rate:g}"
-        assert list(draw(grid).columns[j].cells)[i].plain.endswith("*")
+    table = tables.rates(results)
+    for (i, j), loss in zip(sorted(table.marked), results.losses, strict=True):
+        assert table.columns[j] == f"{loss.rate:g}"
+        assert list(draw(table).columns[j].cells)[i].plain.endswith("*")
 
 
 def test_the_document_is_versioned_and_complete(results):

@@ -77,10 +77,10 @@ def test_scores_are_means_of_the_recalls(results):
 
 
 def test_the_table_has_a_column_a_class(results):
-    grid = by_class(results)
-    assert grid.rows[0] == ("training images", *map(str, training_images(results)))
+    table = by_class(results)
+    assert table.rows[0] == ("training images", *map(str, training_images(results)))
     recall = np.mean([run.details["recall"] for run in results["adjusted"].runs], axis=0)
-    row = next(row for row in grid.rows if row[0] == "adjusted")
+    row = next(row for row in table.rows if row[0] == "adjusted")
     assert row[1:] == tuple(f"{100 * each:.0f}" for each in recall)
 
 

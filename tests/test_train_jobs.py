@@ -15,7 +15,7 @@ from crossent.tools.train import JOBS, conclusions, metrics, tables
 from crossent.tools.train.conclusions import Difference, compare
 from crossent.tools.train.figure import TINTS, png, svg
 from crossent.tools.train.panel import DARK, LIGHT
-from crossent.tools.train.report import command, html, notices
+from crossent.tools.train.report import command, notices, write_page
 from crossent.tools.train.run import document, job_of, run
 
 NAMES = tuple(JOBS)
@@ -197,8 +197,8 @@ def test_something_is_said_of_every_loss_alone(name, loss):
     said = conclusions.paragraph(alone)
     assert f"{loss} " in said.split(".")[0]
     assert alone.job.opening(alone)
-    for grid in (*(make(alone) for make in alone.job.details), tables.scores(alone), tables.rates(alone)):
-        assert len({len(grid.columns), *map(len, grid.rows)}) == 1
+    for table in (*(make(alone) for make in alone.job.details), tables.scores(alone), tables.rates(alone)):
+        assert len({len(table.columns), *map(len, table.rows)}) == 1
 
 
 def test_without_a_sweep_everything_is_shown_all_the_same(results):
@@ -206,7 +206,7 @@ def test_without_a_sweep_everything_is_shown_all_the_same(results):
     given = replace(given, losses=tuple(replace(loss, sweep=(), rate=0.1) for loss in results.losses))
     assert "All were trained at the one rate 0.1" in conclusions.paragraph(given)
     assert png(given).startswith(b"\x89PNG")
-    assert "The learning rate of each loss" not in html(given)
+    assert "The learning rate of each loss" not in write_page(given)
     assert "--lr 0.1" in command(given.job.entry, given.settings)
 
 
@@ -221,7 +221,7 @@ def test_an_interrupted_run_says_what_is_missing(results):
     missing = ", ".join(loss.name for loss in results.losses[1:])
     assert notices(cut) == [f"Interrupted: only the finished losses are here. Missing: {missing}."]
     assert png(cut).startswith(b"\x89PNG")
-    assert results.losses[0].name in html(cut)
+    assert results.losses[0].name in write_page(cut)
 
 
 def test_the_document_is_versioned_and_holds_every_score(results):
@@ -241,7 +241,7 @@ def test_the_document_is_versioned_and_holds_every_score(results):
 
 
 def test_the_report_asks_for_nothing_and_holds_the_numbers(results):
-    page = html(results)
+    page = write_page(results)
     links = Links()
     links.feed(page)
     assert links.meta["Content-Security-Policy"] == CSP
@@ -249,8 +249,8 @@ def test_the_report_asks_for_nothing_and_holds_the_numbers(results):
     assert all(url.startswith("data:image/svg+xml;base64,") for url in links.asked)
     assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
     assert not any(word in page for word in ("url(", "@import", "http://", "https://"))
-    for grid in (tables.scores(results), tables.rates(results), *(make(results) for make in results.job.details)):
-        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in grid.rows for cell in row)
+    for table in (tables.scores(results), tables.rates(results), *(make(results) for make in results.job.details)):
+        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in table.rows for cell in row)
     assert command(results.job.entry, results.settings) in page
 
 

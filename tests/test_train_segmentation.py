@@ -136,10 +136,10 @@ def test_a_network_that_is_right_has_every_score(split):
 
 
 def test_the_table_has_a_column_a_class(results):
-    grid = by_class(results)
+    table = by_class(results)
     iou = np.mean([run.details["iou"] for run in results["weighted"].runs], axis=0)
-    row = next(row for row in grid.rows if row[0] == "weighted")
-    assert grid.columns[:3] == ("class", "background", "0")
+    row = next(row for row in table.rows if row[0] == "weighted")
+    assert table.columns[:3] == ("class", "background", "0")
     assert row[1:] == (f"{100 * iou[10]:.1f}", *(f"{100 * each:.1f}" for each in iou[:10]))
 
 

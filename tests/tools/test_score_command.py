@@ -385,7 +385,7 @@ def test_a_progress_bar_comes_after_a_while_and_goes(monkeypatch):
     def shown(patience):
         monkeypatch.setattr(bar, "PATIENCE", patience)
         out = io.StringIO()
-        with bar.Bar(Console(file=out, force_terminal=True, width=80)) as tell:
+        with bar.ProgressBar(Console(file=out, force_terminal=True, width=80)) as tell:
             tell("fitting the temperature", 1, 0)
             tell("scoring", 30, 60)
             time.sleep(0.2)

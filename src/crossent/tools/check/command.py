@@ -82,11 +82,11 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.tools.check.options import read_options
     from crossent.tools.check.rules import VALUE_RULES
     from crossent.tools.check.survey import survey
-    from crossent.tools.progress import Bar
+    from crossent.tools.progress import ProgressBar
 
     options = _read(**options)
-    with Bar() as bar:
-        facts = survey(pair.logits, pair.labels, read_options(options), bar)
+    with ProgressBar() as progress:
+        facts = survey(pair.logits, pair.labels, read_options(options), progress)
     return facts, apply_rules(VALUE_RULES.values(), facts)
 
 

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from crossent.tools.check.findings import REMARK, SEVERITIES, Findings, RuleDescription, paragraphs
+from crossent.tools.terminal import readable
 
-MOST = 100
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
 def show(findings: Findings, looked_at: str, rules: int, console: Console | None = None) -> None:
     """Print findings, and how many of what; or that nothing was found, which is no proof."""
-    console = _console(console)
+    console = readable(console)
     for finding in findings:
         console.print(_heading(finding.rule, finding.severity, finding.title))
         for part in _parts(console, ("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)):
@@ -31,7 +31,7 @@ def show(findings: Findings, looked_at: str, rules: int, console: Console | None
 
 def show_rule(description: RuleDescription, console: Console | None = None) -> None:
     """Print a rule."""
-    console = _console(console)
+    console = readable(console)
     console.print(_heading(description.id, description.severity, description.title))
     for part in _parts(console, ("why", description.why), ("fix", description.fix), ("from", description.source)):
         console.print(part)
@@ -39,15 +39,9 @@ def show_rule(description: RuleDescription, console: Console | None = None) -> N
 
 def show_rules(descriptions: Iterable[RuleDescription], console: Console | None = None) -> None:
     """Print a line for every rule."""
-    console = _console(console)
+    console = readable(console)
     for description in descriptions:
         console.print(_heading(description.id, description.severity, description.title, style=""))
-
-
-def _console(console: Console | None) -> Console:
-    console = console or Console(highlight=False)
-    console.width = min(console.width, MOST)
-    return console
 
 
 def _many(n: int, kind: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,9 +45,10 @@ class Explanation(RowNumbers):
     """
 
     def __str__(self) -> str:
-        from crossent.tools.explain.terminal import text
+        from crossent.tools.explain.terminal import show
+        from crossent.tools.terminal import plain_text
 
-        return text(self)
+        return plain_text(partial(show, self))
 
     __repr__ = __str__
 
@@ -58,9 +60,9 @@ class Explanation(RowNumbers):
         return Group(*parts(self))
 
     def _repr_html_(self) -> str:
-        from crossent.tools.explain.html import page
+        from crossent.tools.explain.notebook import fragment
 
-        return page(self)
+        return fragment(self)
 
     def plot(self, ax: Axes | None = None) -> ExplanationDisplay:
         """Draw the push of each loss on each class, as scikit-learn's displays do.

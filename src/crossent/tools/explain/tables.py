@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from crossent.tools.explain.loss_terms import add
 from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 
 MOST_CLASSES = 12
 OF_MANY = 8
@@ -80,7 +80,7 @@ def references(e: RowNumbers) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def loss_table(e: RowNumbers, loss: LossExplanation) -> Grid:
+def loss_table(e: RowNumbers, loss: LossExplanation) -> Table:
     """Tabulate the classes that matter, the others together, and in the last row the sums."""
     classes, scale = shown(e), _scale(e)
     rows = [_class_row(e, loss, k, scale) for k in classes]
@@ -93,10 +93,10 @@ def loss_table(e: RowNumbers, loss: LossExplanation) -> Grid:
     columns = ("class", "x", p, "t", "term", "∂L/∂x", "push", f"{p.removesuffix('(x)')} after")
     marked = frozenset((i, 0) for i, k in enumerate(classes) if e.weights[k])
     notes = (f"L = {total(loss)} = {description.formula}", f"∂L/∂x = {loss.gradient_formula}. {description.why}")
-    return Grid(f"{loss.name}  {description.about}", columns, tuple(rows), notes, marked)
+    return Table(f"{loss.name}  {description.about}", columns, rows, notes, marked, _text_columns(columns))
 
 
-def comparison(e: RowNumbers) -> Grid:
+def comparison(e: RowNumbers) -> Table:
     """Tabulate the losses side by side: what each does for the class that counts most."""
     k, scale = focus(e), _scale(e)
     rows = tuple(
@@ -112,7 +112,12 @@ def comparison(e: RowNumbers) -> Grid:
         for loss in e.losses
     )
     columns = ("loss", "L", "∂L/∂x", "push", "p", "p after", "Σ ∂L/∂x")
-    return Grid(f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}", columns, rows)
+    title = f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}"
+    return Table(title, columns, rows, text_columns=_text_columns(columns))
+
+
+def _text_columns(columns: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(j for j, column in enumerate(columns) if column in ("class", "loss", "push"))
 
 
 def focus(e: RowNumbers) -> int:

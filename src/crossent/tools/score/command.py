@@ -109,15 +109,15 @@ def _report(logits: str, labels: str | None, ids: str | None, options: dict[str,
 
     from crossent.tools.files.class_names import read_ids, read_names
     from crossent.tools.files.values import WEIGHTS, read_numbers
-    from crossent.tools.progress import Bar
+    from crossent.tools.progress import ProgressBar
     from crossent.tools.score.scoring import score as scored
 
     if options["weight"] is not None:
         options["weight"] = read_numbers(options["weight"], WEIGHTS).reshape(-1)
     if options["class_names"] is not None:
         options["class_names"] = read_names(options["class_names"])
-    with Bar() as bar:
-        report = scored(*_open(logits, labels), watch=bar, **options)
+    with ProgressBar() as progress:
+        report = scored(*_open(logits, labels), watch=progress, **options)
     if ids is None:
         return report
     mentioned = {example.row for example in (*report.worst, *report.suspects)}

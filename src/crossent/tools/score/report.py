@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from crossent.tools.score.scores import Scores
 
@@ -24,9 +25,10 @@ class Report(Scores):
     """
 
     def __str__(self) -> str:
-        from crossent.tools.score.show import text
+        from crossent.tools.score.show import show
+        from crossent.tools.terminal import plain_text
 
-        return text(self)
+        return plain_text(partial(show, self))
 
     def __repr__(self) -> str:
         n = self.numbers

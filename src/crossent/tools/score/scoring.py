@@ -23,14 +23,14 @@ from crossent.tools.score.row_blocks import Reader
 from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
 from crossent.tools.shared_options import OptionError, check_weight_count
 
-Watch = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
+OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
 
 
 @only_its_keywords
 def score(
     logits: ArrayLike | RowArray,
     labels: ArrayLike | RowArray,
-    watch: Watch | None = None,
+    watch: OnProgress | None = None,
     *,
     input: str = "logits",
     task: str = "multiclass",
@@ -105,7 +105,7 @@ def _rows(name: str, values: Any) -> RowArray:
 class Scoring:
     """One scoring: the parts that look at every block, and how their numbers become a report."""
 
-    def __init__(self, logits: RowArray, labels: RowArray, options: ScoreOptions, watch: Watch) -> None:
+    def __init__(self, logits: RowArray, labels: RowArray, options: ScoreOptions, watch: OnProgress) -> None:
         self.options, self.layout = options, decision_layout(logits, labels, options)
         self.reader, self.watch = Reader(logits, labels, self.layout, options), watch
         self.columns = self.layout.axis is None

@@ -93,12 +93,12 @@ def _train(entry: JobEntry, as_json: bool, out: Path, **asked: Any) -> None:
     """Run a job, write its files and print its results."""
     ready(out, "sklearn", "matplotlib")
 
-    from crossent.tools.train.progress import Watch
     from crossent.tools.train.run import job_of, output, run, total_runs
+    from crossent.tools.train.training_progress import TrainingProgress
 
     job = job_of(entry)
     settings = _settings(job, **asked)
-    results = run(job, settings, Watch(total_runs(settings), settings.epochs))
+    results = run(job, settings, TrainingProgress(total_runs(settings), settings.epochs))
     if not results.losses:
         raise click.ClickException("interrupted before the first loss was finished: nothing was kept")
     show(output(results), out, as_json)

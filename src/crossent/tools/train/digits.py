@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import (
     CE,
@@ -153,7 +153,7 @@ def gradient(loss: LossResult) -> dict[str, object]:
     return {"gradient": {"logits": SURE_AND_WRONG, "label": 0, **push._asdict()}}
 
 
-def gradients(results: Results) -> Grid:
+def gradients(results: Results) -> Table:
     """Tabulate the gradient that each loss gives to a prediction that is sure and wrong."""
     pushes = {loss.name: push_when_wrong(CANDIDATES[loss.name]) for loss in results.losses}
     rows = tuple(
@@ -171,7 +171,7 @@ def gradients(results: Results) -> Grid:
         "Computed by crossent.reference, the definition, in float64. Autograd of the very losses that were trained "
         f"gives the same; the largest difference is {f'{worst:.0e}' if worst else 0}.",
     )
-    return Grid("The gradient ∂L/∂x at logits (−1, 6, −0.25), the first class being true", columns, rows, notes)
+    return Table("The gradient ∂L/∂x at logits (−1, 6, −0.25), the first class being true", columns, rows, notes)
 
 
 def opening(results: Results) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crossent import class_weights, cross_entropy, focal_loss, reference
 from crossent.reference import Array
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import SOFTMAX, Candidate, by_name
 from crossent.tools.train.catalogue import JOBS
@@ -153,12 +153,12 @@ def recall(loss: LossResult) -> Array:
     return np.asarray(np.mean([run.details["recall"] for run in loss.runs], axis=0))
 
 
-def by_class(results: Results) -> Grid:
+def by_class(results: Results) -> Table:
     """Tabulate the recall of each class."""
     rows = [("training images", *(str(n) for n in training_images(results)))]
     rows += [(loss.name, *(f"{100 * share:.0f}" for share in recall(loss))) for loss in results.losses]
     title = f"Found of each class in %{over_seeds(results)}"
-    return Grid(title, ("class", *map(str, range(CLASSES))), tuple(rows))
+    return Table(title, ("class", *map(str, range(CLASSES))), tuple(rows))
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

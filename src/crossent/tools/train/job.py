@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train.candidates import Candidate
 from crossent.tools.train.catalogue import JobEntry
 from crossent.tools.train.data import Split
@@ -80,8 +80,8 @@ class Job:
     panels: tuple[Panel, ...]
     caption: str
     columns: tuple[tuple[str, Callable[[LossResult], str]], ...] = ()
-    reasons: tuple[Callable[[Results], Grid], ...] = ()
-    details: tuple[Callable[[Results], Grid], ...] = ()
+    reasons: tuple[Callable[[Results], Table], ...] = ()
+    details: tuple[Callable[[Results], Table], ...] = ()
     record: Callable[[LossResult], dict[str, Any]] = no_record
     note: Callable[[Candidate, Fitted, Split], dict[str, float]] = no_notes
     learnt: float = 0.5

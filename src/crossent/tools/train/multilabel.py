@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossent import binary_cross_entropy_with_logits, multilabel_cross_entropy, reference, sigmoid_focal_loss
 from crossent.reference import Array, Bools
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import SIGMOID, SOFTMAX, Candidate, by_name
 from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
@@ -171,14 +171,14 @@ def threshold(loss: LossResult) -> str:
     return f"{loss.mean_of(lambda run: run.details['threshold']):.2f}"
 
 
-def by_number(results: Results) -> Grid:
+def by_number(results: Results) -> Table:
     """Tabulate the exact canvases by the number of digits on them."""
     rows = tuple(
         (loss.name, *(f"{100 * loss.mean(f'exact_{number}'):.1f}" for number in range(MOST + 1)))
         for loss in results.losses
     )
     title = f"Exact in %, by the number of digits{over_seeds(results)}"
-    return Grid(title, ("digits", *map(str, range(MOST + 1))), rows)
+    return Table(title, ("digits", *map(str, range(MOST + 1))), rows)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

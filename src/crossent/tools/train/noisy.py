@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossent import GCE, MAE, SCE, cross_entropy, reference
 from crossent.reference import Array, Bools, LossAndGradient
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.catalogue import JOBS
@@ -201,7 +201,7 @@ def definitions(results: Results) -> tuple[str, ...]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def sorting(results: Results) -> Grid:
+def sorting(results: Results) -> Table:
     """Tabulate how many of the most suspicious labels are false, and how many of the false are among them."""
     flipped = results.losses[0].runs[0].details["flipped"]
     cuts = [round(part * flipped) for part in (0.25, 0.5, 1, 1.5)]
@@ -212,10 +212,10 @@ def sorting(results: Results) -> Grid:
     columns = ("precision / recall in %", *(f"first {k}" for k in cuts))
     title = f"Of the labels sorted by loss, the first ones{over_seeds(results)}"
     notes = ("Precision: how many of these are flipped. Recall: how many of the flipped ones are among these.",)
-    return Grid(title, columns, tuple(rows), notes)
+    return Table(title, columns, tuple(rows), notes)
 
 
-def most_suspicious(results: Results) -> Grid:
+def most_suspicious(results: Results) -> Table:
     """List the labels that the best finder believes least."""
     loss = best_finder(results)
     run = loss.runs[0]
@@ -228,7 +228,7 @@ def most_suspicious(results: Results) -> Grid:
         for each in run.details["suspects"][:10]
     )  # fmt: skip
     columns = ("image", "label", "p(label)", "network says", "p", "in truth", "the label is")
-    return Grid(f"The ten labels that the network of {loss.name} believes least, seed {run.seed}", columns, rows)
+    return Table(f"The ten labels that the network of {loss.name} believes least, seed {run.seed}", columns, rows)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -31,6 +31,6 @@ class Panel(NamedTuple):
     """A part of the picture: how it is drawn, and what it shows for those who do not see it."""
 
     draw: Callable[[Axes, Any, Theme], None]
-    words: str
+    alt_text: str
     wide: bool = False
     height: float = HEIGHT

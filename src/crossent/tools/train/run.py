@@ -22,8 +22,8 @@ from crossent.tools.train.data import Split
 from crossent.tools.train.fit import Fitted, OnEpoch, Recipe, Task, choose, fit, one_thread, sweep
 from crossent.tools.train.job import Job, Results, as_json
 from crossent.tools.train.output import Output
-from crossent.tools.train.progress import Watch
 from crossent.tools.train.results import LossResult, TrainSettings, Tried, settings_as_json
+from crossent.tools.train.training_progress import TrainingProgress
 
 
 def job_of(entry: JobEntry) -> Job:
@@ -32,18 +32,18 @@ def job_of(entry: JobEntry) -> Job:
     return job
 
 
-def run(job: Job, settings: TrainSettings, watch: Watch) -> Results:
+def run(job: Job, settings: TrainSettings, progress: TrainingProgress) -> Results:
     """Train every loss; an interrupt ends the job with the losses that were finished."""
     split_of = cache(lambda seed: job.load(settings, seed))
     first = split_of(settings.seed)
     finished: list[LossResult] = []
     started = time.perf_counter()
     try:
-        with watch, one_thread():
+        with progress, one_thread():
             for name in settings.losses:
-                watch.start(name)
-                finished.append(train_loss(job, settings, name, split_of, watch.epoch))
-                _tell(watch, finished[-1])
+                progress.start(name)
+                finished.append(train_loss(job, settings, name, split_of, progress.epoch))
+                _tell(progress, finished[-1])
     except KeyboardInterrupt:
         pass
     return Results(
@@ -109,8 +109,8 @@ def versions(*packages: str) -> dict[str, str]:
     }
 
 
-def _tell(watch: Watch, loss: LossResult) -> None:
-    watch.finish(loss.rate, len(loss.sweep), loss.runs[0].validation[-1])
+def _tell(progress: TrainingProgress, loss: LossResult) -> None:
+    progress.finish(loss.rate, len(loss.sweep), loss.runs[0].validation[-1])
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -134,14 +134,14 @@ def document(results: Results) -> dict[str, Any]:
 
 def output(results: Results) -> Output:
     """Lay the results out: the sweep, the scores, the job's own tables, and what they show."""
-    grids = [tables.rates(results)] if results.settings.swept else []
-    grids += [tables.scores(results), *(own(results) for own in results.job.details)]
+    shown = [tables.rates(results)] if results.settings.swept else []
+    shown += [tables.scores(results), *(tabulate(results) for tabulate in results.job.details)]
     return Output(
         name=results.job.entry.name,
         notices=report.notices(results),
-        grids=grids,
+        tables=shown,
         paragraphs=[conclusions.paragraph(results)],
         document=document(results),
-        page=report.html(results),
+        page=report.write_page(results),
         picture=figure.png(results),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossent import class_weights, cross_entropy, focal_loss, reference
 from crossent.reference import Bools
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
@@ -173,11 +173,11 @@ def iou(loss: LossResult) -> NDArray[np.float64]:
     return np.asarray(np.mean([run.details["iou"] for run in loss.runs], axis=0))
 
 
-def by_class(results: Results) -> Grid:
+def by_class(results: Results) -> Table:
     """Tabulate the IoU of each class."""
     rows = tuple((loss.name, *(f"{100 * each:.1f}" for each in np.roll(iou(loss), 1))) for loss in results.losses)
     title = f"IoU of each class in %{over_seeds(results)}"
-    return Grid(title, ("class", "background", *map(str, range(BACKGROUND))), rows)
+    return Table(title, ("class", "background", *map(str, range(BACKGROUND))), rows)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

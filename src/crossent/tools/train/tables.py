@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from crossent.tools.table import Grid
+from crossent.tools.table import Table
 from crossent.tools.train.job import Measure, Results
 from crossent.tools.train.results import LossResult
 
 
-def scores(results: Results) -> Grid:
+def scores(results: Results) -> Table:
     """Tabulate the test scores of each loss."""
     job = results.job
     rows = tuple(
@@ -23,7 +23,7 @@ def scores(results: Results) -> Grid:
     )
     columns = ("loss", "rate", *(measure.column for measure in job.measures), *(title for title, _ in job.columns))
     title = f"Scores on the {results.sizes['test']} test {job.words.rows}{over_seeds(results, spread=True)}"
-    return Grid(title, columns, rows, (_scored(results), *job.definitions(results)))
+    return Table(title, columns, rows, (_scored(results), *job.definitions(results)))
 
 
 def over_seeds(results: Results, spread: bool = False) -> str:
@@ -39,7 +39,7 @@ def _scored(results: Results) -> str:
     return "Probabilities scored: " + "; ".join(f"{', '.join(names)}: {what}" for what, names in scored.items()) + "."
 
 
-def rates(results: Results) -> Grid:
+def rates(results: Results) -> Table:
     """Tabulate the validation score at each rate of the sweep, the chosen one marked."""
     tried, words = results.settings.rates, results.job.words
     scale = results.job.measures[0].scale
@@ -54,7 +54,7 @@ def rates(results: Results) -> Grid:
         f"{measured} in % on the {results.sizes['validation']} validation {words.rows}, "
         f"after {results.settings.epochs} epochs"
     )
-    return Grid(title, columns, rows, _rate_notes(results), marked)
+    return Table(title, columns, rows, _rate_notes(results), marked)
 
 
 def _rate_notes(results: Results) -> tuple[str, ...]:

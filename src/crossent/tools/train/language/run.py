@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from crossent import linear_cross_entropy
+from crossent.tools.progress import ProgressBar
 from crossent.tools.train.fit import one_thread
 from crossent.tools.train.language import compressors, heads, model
 from crossent.tools.train.language.heads import CROSSENT, TORCH, WAYS, Shape
 from crossent.tools.train.language.model import CONTEXT, LanguageModel
 from crossent.tools.train.language.text import Ids, Text, TextError, vocabulary
-from crossent.tools.train.progress import Bar
 from crossent.tools.train.run import versions
 
 STEPS = {"bytes": 1000, "words": 300}  # two to three times through Python's documentation
@@ -216,7 +216,7 @@ class Corpus:
 
 
 @one_thread()
-def run(settings: LanguageSettings, text: Text, bar: Bar) -> LanguageResults | None:
+def run(settings: LanguageSettings, text: Text, bar: ProgressBar) -> LanguageResults | None:
     """Train, and score beside what others need; None if it was interrupted before the two ways were compared."""
     started = time.perf_counter()
     corpus = Corpus(text, settings.vocab)
@@ -257,7 +257,7 @@ def run(settings: LanguageSettings, text: Text, bar: Bar) -> LanguageResults | N
     )
 
 
-def compare(trainers: dict[str, Trainer], settings: LanguageSettings, bar: Bar) -> None:
+def compare(trainers: dict[str, Trainer], settings: LanguageSettings, bar: ProgressBar) -> None:
     """Train the first steps both ways, in turns, so that a busy machine hinders both alike."""
     for step in range(settings.compared):
         progress = _progress(trainers[CROSSENT], settings)
@@ -266,7 +266,7 @@ def compare(trainers: dict[str, Trainer], settings: LanguageSettings, bar: Bar) 
         tell(trainers[CROSSENT], progress, bar, "both ways")
 
 
-def train(trainer: Trainer, settings: LanguageSettings, bar: Bar) -> Iterator[Point]:
+def train(trainer: Trainer, settings: LanguageSettings, bar: ProgressBar) -> Iterator[Point]:
     """Train on, and score the held-out text now and then; the last point is that of the trained model."""
     evaluations = QUICK_EVALUATIONS if settings.quick else EVALUATIONS
     scored = 0
@@ -291,7 +291,7 @@ def _progress(trainer: Trainer, settings: LanguageSettings) -> float:
     return len(trainer.steps) / settings.steps
 
 
-def tell(trainer: Trainer, progress: float, bar: Bar, what: str) -> None:
+def tell(trainer: Trainer, progress: float, bar: ProgressBar, what: str) -> None:
     """Show the mean loss of the last steps."""
     last = [step.bits for step in trainer.steps[-20:]]
-    bar.reach(progress, f"{what}  step {len(trainer.steps)}  {sum(last) / len(last):5.3f} bits per byte")
+    bar(f"{what}  step {len(trainer.steps)}  {sum(last) / len(last):5.3f} bits per byte", progress, 1.0)
