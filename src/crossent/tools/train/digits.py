@@ -28,7 +28,7 @@ from crossent.tools.train.conclusions import compare, cost_of_one_rate, have_lea
 from crossent.tools.train.data import Split
 from crossent.tools.train.figure import epoch_panel, push_panel
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Results, Wording
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import network
 from crossent.tools.train.panel import Panel
 from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
@@ -108,21 +108,14 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
     log_p = candidate.log_probabilities(predict(fitted.model, split.test)).numpy()
     right = log_p.argmax(1) == labels
     scores = {
-        "accuracy": metrics.accuracy(log_p, labels),
         "nll": metrics.nll(log_p, labels),
         "calibration_error": metrics.calibration_error(log_p, labels),
     }
-    return SeedResult(
-        fitted.seed,
-        scores,
-        {"accuracy": tuple(right.astype(float).tolist())},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "epochs_to_90_percent": metrics.epochs_to(fitted.validation_score, LEVEL),
-            "wrong": tuple(split.test.position.numpy()[~right].tolist()),
-        },
-    )
+    details = {
+        "epochs_to_90_percent": metrics.epochs_to(fitted.validation_score, LEVEL),
+        "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+    }
+    return seed_result(fitted, {"accuracy": right}, details, scores)
 
 
 def epochs(loss: LossResult) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from crossent.tools.train.candidates import push_curve
 from crossent.tools.train.job import Results
 from crossent.tools.train.panel import LIGHT, Panel, Theme
-from crossent.tools.train.results import LossResult, Tried
+from crossent.tools.train.results import LossResult, SeedResult, Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,6 +132,29 @@ def over_rates(axes: Axes, results: Results, theme: Theme, share: Callable[[Trie
     axes.minorticks_off()
     axes.set_ylim(0, top)
     axes.set_xlabel("learning rate", color=theme.ink)
+    label_ends(axes, ends, theme)
+
+
+def over_categories(
+    axes: Axes,
+    results: Results,
+    theme: Theme,
+    shares: Callable[[SeedResult], Sequence[float]],
+    *,
+    each_seed: bool = False,
+    markersize: float | None = None,
+) -> None:
+    """Plot shares of a few categories in their order: the seeds' mean, and each seed in a thin line where that is asked."""
+    ends = []
+    for loss in results.losses:
+        curves = 100 * np.array([shares(run) for run in loss.runs])
+        style, places = line(loss, theme), range(curves.shape[1])
+        axes.plot(places, curves.mean(0), marker="o", markersize=markersize, **style)
+        if each_seed:
+            axes.plot(places, curves.T, **{**style, "linewidth": 0.8}, alpha=0.5)
+        ends.append((float(curves[:, -1].mean()), loss))
+        axes.set_xlim(0, len(places) - 1)
+    axes.set_ylim(0, 102)
     label_ends(axes, ends, theme)
 
 

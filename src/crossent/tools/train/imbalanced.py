@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crossent import class_weights, cross_entropy, focal_loss, reference
+from crossent import class_weights, cross_entropy, reference
 from crossent.reference import Array
 from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
-from crossent.tools.train.candidates import SOFTMAX, Candidate, by_name
+from crossent.tools.train.candidates import FOCAL, PLAIN, SOFTMAX, WEIGHTED, Candidate, by_name
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.conclusions import (
     Difference,
@@ -26,9 +27,9 @@ from crossent.tools.train.conclusions import (
     ranking,
 )
 from crossent.tools.train.data import Split, Subset
-from crossent.tools.train.figure import dots, finish, label_ends, line
+from crossent.tools.train.figure import dots, finish, over_categories
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Results, Wording
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import network
 from crossent.tools.train.panel import Panel, Theme
 from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
@@ -82,19 +83,12 @@ def log_prior(train: Subset) -> dict[str, Any]:
 
 
 CANDIDATES = by_name(
-    Candidate("plain", "−log p(true)", cross_entropy, *SOFTMAX, reference.cross_entropy),
-    Candidate(
-        "weighted",
-        "−c(true) log p(true), c = n / (C n(true))",
-        cross_entropy,
-        *SOFTMAX,
-        reference.cross_entropy,
-        weights,
-    ),
+    PLAIN,
+    replace(WEIGHTED, given=weights),
     Candidate(
         "adjusted", "−log softmax(x + log prior)(true)", cross_entropy, *SOFTMAX, reference.cross_entropy, log_prior
     ),
-    Candidate("focal", "−(1 − p(true))² log p(true)", focal_loss, *SOFTMAX, reference.focal_loss),
+    FOCAL,
 )
 
 
@@ -120,18 +114,12 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
         "rare": labels >= CLASSES - FEW,
     }
     shares = {key: metrics.balanced_shares(right[rows], labels[rows]) for key, rows in groups.items()}
-    return SeedResult(
-        fitted.seed,
-        {key: float(share.mean()) for key, share in shares.items()},
-        {key: tuple(share.tolist()) for key, share in shares.items()},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "recall": tuple(metrics.recalls(predicted, labels, CLASSES).tolist()),
-            "training_images": tuple(counts(split.train).tolist()),
-            "wrong": tuple(split.test.position.numpy()[~right].tolist()),
-        },
-    )
+    details = {
+        "recall": tuple(metrics.recalls(predicted, labels, CLASSES).tolist()),
+        "training_images": tuple(counts(split.train).tolist()),
+        "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+    }
+    return seed_result(fitted, shares, details)
 
 
 def definitions(results: Results) -> tuple[str, ...]:
@@ -212,18 +200,11 @@ def _more(difference: Difference) -> str:
 
 def recall_panel(axes: Axes, results: Results, theme: Theme) -> None:
     """Plot the recall of each class, from the most frequent to the rarest: the seeds' mean."""
-    ends = []
-    for loss in results.losses:
-        curve = 100 * recall(loss)
-        axes.plot(range(CLASSES), curve, marker="o", markersize=4, **line(loss, theme))
-        ends.append((float(curve[-1]), loss))
+    over_categories(axes, results, theme, lambda run: run.details["recall"], markersize=4)
     images = training_images(results)
     axes.set_xticks(range(CLASSES), [f"{label}\n{n}" for label, n in enumerate(images)])
-    axes.set_xlim(0, CLASSES - 1)
-    axes.set_ylim(0, 102)
     finish(axes, theme, "What is found of each class", "test images found, %")
     axes.set_xlabel("class, and its training images", color=theme.ink)
-    label_ends(axes, ends, theme)
 
 
 def score_panel(axes: Axes, results: Results, theme: Theme) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from crossent.reference import Array, Bools
 from crossent.tools.table import Table
 from crossent.tools.train.candidates import Candidate
 from crossent.tools.train.catalogue import JobEntry
@@ -115,6 +116,24 @@ class Results:
     def learnt(self) -> tuple[LossResult, ...]:
         """List the losses that have learnt the task; the other scores of those that have not are not compared."""
         return tuple(loss for loss in self.losses if self.score(loss) >= self.job.learnt)
+
+
+def seed_result(
+    fitted: Fitted,
+    shares: Mapping[str, Array | Bools],
+    details: dict[str, Any],
+    scores: Mapping[str, float] | None = None,
+) -> SeedResult:
+    """Record a run at the chosen rate: a score is the mean of its shares, unless it is given."""
+    means = {key: float(share.mean()) for key, share in shares.items()}
+    return SeedResult(
+        seed=fitted.seed,
+        scores={**means, **(scores or {})},
+        shares={key: tuple(share.astype(float).tolist()) for key, share in shares.items()},
+        train_loss=fitted.train_loss,
+        validation=fitted.validation_score,
+        details=details,
+    )
 
 
 def as_json(job: Job, loss: LossResult) -> dict[str, Any]:

@@ -16,11 +16,20 @@ from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.conclusions import compare, cost_of_one_rate, failures, joined, margin, percent, ranking
+from crossent.tools.train.conclusions import (
+    compare,
+    cost_of_one_rate,
+    failures,
+    have_learnt,
+    joined,
+    margin,
+    percent,
+    ranking,
+)
 from crossent.tools.train.data import Split, Subset
 from crossent.tools.train.figure import colour, finish, over_probability, over_rates, rate_panel
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Results, Wording
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import wide_network
 from crossent.tools.train.panel import Panel, Theme
 from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
@@ -130,19 +139,13 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
         "by_heart": learnt_by_heart(log_p, labels, true),
         "found": np.isin(np.flatnonzero(false), order[: false.sum()]),
     }
-    return SeedResult(
-        fitted.seed,
-        {key: float(share.mean()) for key, share in shares.items()},
-        {key: tuple(share.astype(float).tolist()) for key, share in shares.items()},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "wrong": tuple(split.test.position.numpy()[~right].tolist()),
-            "flipped": int(false.sum()),
-            "flipped_by_suspicion": "".join("1" if each else "0" for each in false[order]),
-            "suspects": suspects(split.train, log_p, true, order[:LISTED]),
-        },
-    )
+    details = {
+        "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+        "flipped": int(false.sum()),
+        "flipped_by_suspicion": "".join("1" if each else "0" for each in false[order]),
+        "suspects": suspects(split.train, log_p, true, order[:LISTED]),
+    }
+    return seed_result(fitted, shares, details)
 
 
 def note(candidate: Candidate, fitted: Fitted, split: Split) -> dict[str, float]:
@@ -273,7 +276,7 @@ def by_heart(results: Results) -> str:
 
 def against_ce(results: Results) -> str:
     """Compare the losses made for false labels with cross entropy, each at its own rate."""
-    if "ce" not in {loss.name for loss in results.learnt} or len(results.learnt) < 2:
+    if not have_learnt(results, "ce") or len(results.learnt) < 2:
         return ""
     ce = results["ce"]
     differences = [(loss.name, compare(results, loss, ce)) for loss in results.learnt if loss is not ce]
