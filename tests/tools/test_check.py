@@ -669,12 +669,12 @@ def test_ordinary_courses_are_left_in_peace():
     y = labels(500, 10)
     for seed in range(20):
         random = np.random.default_rng(seed)
-        history = (
+        loss_curve = (
             random.uniform(0.02, 0.7)
             + 2.3 * np.exp(-np.arange(200) / random.uniform(5, 60))
             + 0.1 * random.normal(size=200)
         )
-        assert check(normal(500, 10), y, losses=np.abs(history)) == []
+        assert check(normal(500, 10), y, losses=np.abs(loss_curve)) == []
 
 
 # --- what is taken, and how it is said --------------------------------------------------------------------------------

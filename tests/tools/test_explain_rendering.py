@@ -191,7 +191,7 @@ def test_plot_draws_the_push_of_each_loss_on_each_class():
     assert display.figure_ is display.ax_.get_figure()
     assert [bars.get_label() for bars in display.bars_] == ["ce", "bce"]
     for bars, loss in zip(display.bars_, e.losses, strict=True):
-        np.testing.assert_allclose([push_bar.get_height() for push_bar in bars], np.negative(loss.gradient))
+        np.testing.assert_allclose([bar.get_height() for bar in bars], np.negative(loss.gradient))
     names = [label.get_text() for label in display.ax_.get_xticklabels()]
     assert names == ["</script><img…\nx = −2.303", r"\x1b[31mred\x…" + "\nx = −0.3567", "[bold]$x^2$[/…\nx = −1.609"]
     display.figure_.canvas.draw()

@@ -146,7 +146,7 @@ class Scoring:
             bins=self.calibration.bins(),
             worst=self.worst.examples(),
             suspects=suspects[: self.options.top],
-            remarks=self.reader.looks.warnings() + self._remarks(numbers),
+            remarks=self.reader.value_range.warnings() + self._remarks(numbers),
         )
 
     def _settings(self) -> dict[str, Any]:

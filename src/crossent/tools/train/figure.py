@@ -184,7 +184,7 @@ def legend(axes: Axes, results: Results, theme: Theme) -> None:
 
 
 def _validation(results: Results) -> str:
-    return f"{results.job.words.measured} on the validation {results.job.words.rows}, %"
+    return f"{results.job.wording.measured} on the validation {results.job.wording.rows}, %"
 
 
 # --- their parts ------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Job:
     cost: str
     rates: tuple[float, ...]
     quick_rates: tuple[float, ...]
-    words: Wording
+    wording: Wording
     title: str
     opening: Callable[[Results], str]
     sentences: tuple[Callable[[Results], str], ...]

@@ -48,19 +48,19 @@ def pictures(panels: Sequence[Panel], results: Any, names: str = "") -> str:
 
 def _facts(results: Results) -> dict[str, str]:
     job, settings, sizes = results.job, results.settings, results.sizes
-    words, recipe = job.words, Recipe(settings.epochs, job.batch_size)
+    wording, recipe = job.wording, Recipe(settings.epochs, job.batch_size)
     seeds = ", ".join(str(settings.seed + i) for i in range(settings.seeds))
     return {
-        "Data": words.data,
-        "Split": f"{sizes['train']} {words.rows} to train, {sizes['validation']} to choose the rate, {sizes['test']} to "
-        f"report; {words.split}",
+        "Data": wording.data,
+        "Split": f"{sizes['train']} {wording.rows} to train, {sizes['validation']} to choose the rate, {sizes['test']} to "
+        f"report; {wording.split}",
         "Network": ", ".join(str(layer) for layer in job.network().children()),
         "Training": f"SGD, momentum {recipe.momentum:g}, batches of {recipe.batch_size}, {recipe.epochs} epochs, the "
         "rate falling linearly to zero from epoch to epoch; the weights after the last epoch are scored",
-        "Learning rate": f"chosen for each loss on the validation {words.rows}, from the sweep above"
+        "Learning rate": f"chosen for each loss on the validation {wording.rows}, from the sweep above"
         if settings.swept
         else f"{settings.rates[0]:g}, given, the same for every loss",
-        "Seeds": f"{seeds}: each fixes {words.seeded}",
+        "Seeds": f"{seeds}: each fixes {wording.seeded}",
         "Losses": "; ".join(f"{loss.name}: {job.candidates[loss.name].formula}" for loss in results.losses),
         "Versions": ", ".join(f"{name} {number}" for name, number in results.versions.items()),
         "Time": f"{results.seconds:.0f} s on one thread",

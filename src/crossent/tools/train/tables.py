@@ -22,7 +22,7 @@ def scores(results: Results) -> Table:
         for loss in results.losses
     )
     columns = ("loss", "rate", *(measure.column for measure in job.measures), *(title for title, _ in job.columns))
-    title = f"Scores on the {results.sizes['test']} test {job.words.rows}{over_seeds(results, spread=True)}"
+    title = f"Scores on the {results.sizes['test']} test {job.wording.rows}{over_seeds(results, spread=True)}"
     return Table(title, columns, rows, (_scored(results), *job.definitions(results)))
 
 
@@ -41,7 +41,7 @@ def _scored(results: Results) -> str:
 
 def rates(results: Results) -> Table:
     """Tabulate the validation score at each rate of the sweep, the chosen one marked."""
-    tried, words = results.settings.rates, results.job.words
+    tried, wording = results.settings.rates, results.job.wording
     scale = results.job.measures[0].scale
     rows = tuple(
         (loss.name, *(number(scale * t.score, 1) if math.isfinite(t.cost) else "–" for t in loss.sweep))
@@ -49,19 +49,19 @@ def rates(results: Results) -> Table:
     )
     marked = frozenset((i, 1 + tried.index(loss.rate)) for i, loss in enumerate(results.losses))
     columns = ("learning rate", *(f"{rate:g}" for rate in tried))
-    measured = words.measured[0].upper() + words.measured[1:]
+    measured = wording.measured[0].upper() + wording.measured[1:]
     title = (
-        f"{measured} in % on the {results.sizes['validation']} validation {words.rows}, "
+        f"{measured} in % on the {results.sizes['validation']} validation {wording.rows}, "
         f"after {results.settings.epochs} epochs"
     )
     return Table(title, columns, rows, _rate_notes(results), marked)
 
 
 def _rate_notes(results: Results) -> tuple[str, ...]:
-    words = results.job.words
+    wording = results.job.wording
     notes = [
-        f"* chosen: the best validation {words.measured}, among equals the lowest validation {words.cost}; seed "
-        f"{results.settings.seed}, no test {words.row} seen. –: the weights overflowed."
+        f"* chosen: the best validation {wording.measured}, among equals the lowest validation {wording.cost}; seed "
+        f"{results.settings.seed}, no test {wording.row} seen. –: the weights overflowed."
     ]
     edge = [loss.name for loss in results.losses if loss.at_end_of_sweep]
     if edge:

@@ -6,4 +6,4 @@ VALUE_RULES = dict(sorted({**logits.RULES, **target.RULES, **loss_curve.RULES}.i
 LOSS_RULES = custom_loss.RULES
 RULE_DESCRIPTIONS = {name: rule.description for name, rule in (VALUE_RULES | LOSS_RULES).items()}
 
-__all__ = ["CARDS", "CUSTOM", "VALUES"]
+__all__ = ["LOSS_RULES", "RULE_DESCRIPTIONS", "VALUE_RULES"]

@@ -115,7 +115,7 @@ def far_above(facts: Facts) -> Iterator[str | Observation]:
     ),
 )
 def stays_at_ln_c(facts: Facts) -> Iterator[Observation]:
-    """A course that stays, or a model whose every p is 1/C."""
+    """A loss curve that stays, or a model whose every p is 1/C."""
     start, _, _, start_text = levels(facts)
     if start == 0:  # one class, which is another rule's
         return
@@ -143,7 +143,7 @@ def stays_at_ln_c(facts: Facts) -> Iterator[Observation]:
     ),
 )
 def stays_at_the_prior(facts: Facts) -> Iterator[Observation]:
-    """A course that stays, or a model that predicts the frequencies for every row."""
+    """A loss curve that stays, or a model that predicts the frequencies for every row."""
     start, prior, _, _ = levels(facts)
     if prior is None or abs(prior - start) <= 2 * CLOSE * start:  # the same place, and said already
         return
@@ -168,7 +168,7 @@ def stays_at_the_prior(facts: Facts) -> Iterator[Observation]:
     ),
 )
 def stays_at_the_floor(facts: Facts) -> Iterator[str]:
-    """A course that stays there, or a little above: by as much as there are mistakes; and never falls below."""
+    """A loss curve that stays there, or a little above: by as much as there are mistakes; and never falls below."""
     losses, (_, prior, floor, _) = facts.options.losses, levels(facts)
     if floor is None or stays_at(losses, prior):
         return
@@ -179,7 +179,7 @@ def stays_at_the_floor(facts: Facts) -> Iterator[str]:
 
 
 def _is_wall(losses: Sequence[float], floor: float) -> bool:
-    """Whether a course has come down to a floor, to 5% for the best batch, and goes on above it."""
+    """Whether a loss curve has come down to a floor, to 5% for the best batch, and goes on above it."""
     if len(losses) < LEAST or not np.all(np.isfinite(losses)) or not 0.999 * floor <= min(losses) <= 1.05 * floor:
         return False
     before, after = (half.mean() for half in np.array_split(np.asarray(losses[len(losses) // 2 :]), 2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
-from training import only, settings, told, trained
+from tools.training import only, settings, told, trained
 
 from crossent.tools.train import data, metrics
 from crossent.tools.train.conclusions import paragraph

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training import CSP, Links, Silent, only, settings, small, told, trained
+from tools.training import CSP, Links, Silent, only, settings, small, told, trained
 
 from crossent.tools.train import JOBS, conclusions, metrics, tables
 from crossent.tools.train.conclusions import Difference, compare

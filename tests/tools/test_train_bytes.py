@@ -14,7 +14,7 @@ from math import log2
 import pytest
 import torch
 from click.testing import CliRunner
-from training import CSP, Links
+from tools.training import CSP, Links
 
 from crossent.tools import cli
 from crossent.tools.train.conclusions import QUICK

@@ -12,8 +12,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.metrics import accuracy_score, log_loss
+from tools.training import Silent
 from torch import nn
-from training import Silent
 
 from crossent import reference
 from crossent.tools.terminal import draw

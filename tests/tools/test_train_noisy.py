@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from training import only, settings, told, trained
+from tools.training import only, settings, told, trained
 
 from crossent.tools.train import data, metrics
 from crossent.tools.train.conclusions import paragraph

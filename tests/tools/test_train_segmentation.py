@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, recall_score
-from training import only, settings, small, told, trained
+from tools.training import only, settings, small, told, trained
 
 from crossent import reference
 from crossent.tools.train import data, metrics
