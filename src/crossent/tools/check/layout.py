@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, Literal, NamedTuple
 
 from crossent.tools.check.options import CheckOptions
-from crossent.tools.files import Table
+from crossent.tools.files import RowArray
 from crossent.tools.shared_options import check_weight_count, class_axis
 
 
@@ -54,7 +54,7 @@ class Misfit(NamedTuple):
     fix: str
 
 
-def row_layout(logits: Table, target: Table | None, options: CheckOptions) -> RowLayout:
+def row_layout(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
     """Find the classes and the rows in the two shapes.
 
     Raises:
@@ -74,7 +74,7 @@ def row_layout(logits: Table, target: Table | None, options: CheckOptions) -> Ro
     return layout
 
 
-def _binary(logits: Table, target: Table | None, options: CheckOptions) -> RowLayout:
+def _binary(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
     """Lay out the logits of a sigmoid: targets have their shape."""
     shape = logits.shape
     if len(shape) == 1:
@@ -94,7 +94,7 @@ def _binary(logits: Table, target: Table | None, options: CheckOptions) -> RowLa
     return _with(layout, "weights" if prod(target.shape) == prod(shape) else "", Misfit(seen, fix))
 
 
-def _softmax(logits: Table, target: Table | None, options: CheckOptions) -> RowLayout:
+def _softmax(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
     """Lay out the logits of a softmax, as torch does where it can."""
     shape, lm = logits.shape, options.task == "lm"
     axis = class_axis("dim", options.dim, shape, -1 if lm else min(len(shape) - 1, 1))
@@ -135,5 +135,5 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _floating(table: Table) -> bool:
+def _floating(table: RowArray) -> bool:
     return "float" in table.dtype

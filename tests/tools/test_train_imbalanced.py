@@ -9,10 +9,10 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
-from training import only, settings, told, trained
+from tools.training import only, settings, told, trained
 
 from crossent.tools.train import data, metrics
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.imbalanced import CANDIDATES, JOB, by_class, counts, opening, thin, training_images
 
 
@@ -77,10 +77,10 @@ def test_scores_are_means_of_the_recalls(results):
 
 
 def test_the_table_has_a_column_a_class(results):
-    grid = by_class(results)
-    assert grid.rows[0] == ("training images", *map(str, training_images(results)))
+    table = by_class(results)
+    assert table.rows[0] == ("training images", *map(str, training_images(results)))
     recall = np.mean([run.details["recall"] for run in results["adjusted"].runs], axis=0)
-    row = next(row for row in grid.rows if row[0] == "adjusted")
+    row = next(row for row in table.rows if row[0] == "adjusted")
     assert row[1:] == tuple(f"{100 * each:.0f}" for each in recall)
 
 

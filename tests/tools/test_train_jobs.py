@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from training import CSP, Links, Silent, only, settings, small, told, trained
+from tools.training import CSP, Links, Silent, only, settings, small, told, trained
 
-from crossent.tools.train import JOBS, findings, metrics, tables
-from crossent.tools.train.figure import DARK, LIGHT, TINTS, png, svg
-from crossent.tools.train.findings import Difference, compare
-from crossent.tools.train.report import command, html, notices
+from crossent.tools.train import JOBS, conclusions, metrics, tables
+from crossent.tools.train.conclusions import Difference, compare
+from crossent.tools.train.figure import TINTS, png, svg
+from crossent.tools.train.panel import DARK, LIGHT
+from crossent.tools.train.report import command, notices, write_page
 from crossent.tools.train.run import document, job_of, run
 
 NAMES = tuple(JOBS)
@@ -141,7 +142,7 @@ def test_the_choice_does_not_see_the_test_part(name):
 
 def test_the_same_job_gives_the_same_numbers(results):
     loss = results.losses[0].name
-    again = trained(results.job.card.name, losses=(loss,))
+    again = trained(results.job.entry.name, losses=(loss,))
     assert again.losses == (results[loss],)
 
 
@@ -183,7 +184,7 @@ def test_a_difference_is_paired_by_piece_and_by_seed():
 def test_failures_are_named_and_not_compared(results):
     name = results.losses[-1].name
     failed = told(results, **{name.replace("-", "_"): {results.job.measures[0].key: 0.01}})
-    assert f"{name} (1.0%) did not learn the task" in findings.paragraph(failed)
+    assert f"{name} (1.0%) did not learn the task" in conclusions.paragraph(failed)
     assert name not in {loss.name for loss in failed.learnt}
 
 
@@ -193,24 +194,24 @@ def test_failures_are_named_and_not_compared(results):
 @pytest.mark.parametrize(("name", "loss"), EACH)
 def test_something_is_said_of_every_loss_alone(name, loss):
     alone = only(_results(name), loss)
-    said = findings.paragraph(alone)
+    said = conclusions.paragraph(alone)
     assert f"{loss} " in said.split(".")[0]
     assert alone.job.opening(alone)
-    for grid in (*(make(alone) for make in alone.job.details), tables.scores(alone), tables.rates(alone)):
-        assert len({len(grid.columns), *map(len, grid.rows)}) == 1
+    for table in (*(make(alone) for make in alone.job.details), tables.scores(alone), tables.rates(alone)):
+        assert len({len(table.columns), *map(len, table.rows)}) == 1
 
 
 def test_without_a_sweep_everything_is_shown_all_the_same(results):
     given = replace(results, settings=replace(results.settings, rates=(0.1,)))
     given = replace(given, losses=tuple(replace(loss, sweep=(), rate=0.1) for loss in results.losses))
-    assert "All were trained at the one rate 0.1" in findings.paragraph(given)
+    assert "All were trained at the one rate 0.1" in conclusions.paragraph(given)
     assert png(given).startswith(b"\x89PNG")
-    assert "The learning rate of each loss" not in html(given)
-    assert "--lr 0.1" in command(given.job.card, given.settings)
+    assert "The learning rate of each loss" not in write_page(given)
+    assert "--lr 0.1" in command(given.job.entry, given.settings)
 
 
 def test_a_quick_run_claims_nothing(results):
-    said = findings.paragraph(replace(results, settings=replace(results.settings, quick=True)))
+    said = conclusions.paragraph(replace(results, settings=replace(results.settings, quick=True)))
     assert "not meant to be compared" in said
     assert "%" not in said
 
@@ -220,14 +221,14 @@ def test_an_interrupted_run_says_what_is_missing(results):
     missing = ", ".join(loss.name for loss in results.losses[1:])
     assert notices(cut) == [f"Interrupted: only the finished losses are here. Missing: {missing}."]
     assert png(cut).startswith(b"\x89PNG")
-    assert results.losses[0].name in html(cut)
+    assert results.losses[0].name in write_page(cut)
 
 
 def test_the_document_is_versioned_and_holds_every_score(results):
     written = json.loads(json.dumps(document(results), allow_nan=False))
-    name = results.job.card.name
+    name = results.job.entry.name
     assert written["schema"] == f"crossent.{name}/1"
-    assert written["findings"] == findings.paragraph(results)
+    assert written["findings"] == conclusions.paragraph(results)
     assert written["split"]["test"] == len(written["split"]["test_index"])
     for option in JOBS[name].options:
         assert written["settings"][option.name] == option.default
@@ -240,7 +241,7 @@ def test_the_document_is_versioned_and_holds_every_score(results):
 
 
 def test_the_report_asks_for_nothing_and_holds_the_numbers(results):
-    page = html(results)
+    page = write_page(results)
     links = Links()
     links.feed(page)
     assert links.meta["Content-Security-Policy"] == CSP
@@ -248,9 +249,9 @@ def test_the_report_asks_for_nothing_and_holds_the_numbers(results):
     assert all(url.startswith("data:image/svg+xml;base64,") for url in links.asked)
     assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
     assert not any(word in page for word in ("url(", "@import", "http://", "https://"))
-    for grid in (tables.scores(results), tables.rates(results), *(make(results) for make in results.job.details)):
-        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in grid.rows for cell in row)
-    assert command(results.job.card, results.settings) in page
+    for table in (tables.scores(results), tables.rates(results), *(make(results) for make in results.job.details)):
+        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in table.rows for cell in row)
+    assert command(results.job.entry, results.settings) in page
 
 
 def test_pictures_are_drawn_and_differ_by_theme(results):

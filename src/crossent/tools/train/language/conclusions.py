@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crossent.tools.train.findings import QUICK, joined
+from crossent.tools.train.conclusions import QUICK, joined
 from crossent.tools.train.language.compressors import Compressed
 from crossent.tools.train.language.run import LanguageResults, Way
 

@@ -14,17 +14,18 @@ from math import log2
 import pytest
 import torch
 from click.testing import CliRunner
-from training import CSP, Links
+from tools.training import CSP, Links
 
 from crossent.tools import cli
-from crossent.tools.train.figure import DARK, LIGHT, svg, together
-from crossent.tools.train.findings import QUICK
+from crossent.tools.train.conclusions import QUICK
+from crossent.tools.train.figure import svg, together
 from crossent.tools.train.language import compressors, heads, model, run, tables, text
-from crossent.tools.train.language.findings import against_compressors, agreement, learnt, memory, paragraph, time
+from crossent.tools.train.language.conclusions import against_compressors, agreement, learnt, memory, paragraph, time
 from crossent.tools.train.language.panels import PANELS
-from crossent.tools.train.language.report import command, document, html, notices
-from crossent.tools.train.language.run import Corpus, Point, Settings, Step
+from crossent.tools.train.language.report import command, document, notices, write_page
+from crossent.tools.train.language.run import Corpus, LanguageSettings, Point, Step
 from crossent.tools.train.language.text import Text, TextError, Vocabulary, read_text, split
+from crossent.tools.train.panel import DARK, LIGHT
 
 PROSE = ("The quick brown fox jumps over the lazy dog.\n   Pack my box with five dozen jugs: 12 of é.\n" * 80).encode()
 
@@ -38,7 +39,7 @@ class Silent:
     def __exit__(self, *_):
         pass
 
-    def reach(self, done, said):
+    def __call__(self, doing, done, of):
         pass
 
     def leave(self, line):
@@ -46,7 +47,7 @@ class Silent:
 
 
 def trained(bar=None, **changed):
-    asked = Settings(**{"steps": 12, "quick": True, **changed})
+    asked = LanguageSettings(**{"steps": 12, "quick": True, **changed})
     return run.run(asked, split("a text", PROSE), bar or Silent())
 
 
@@ -290,7 +291,7 @@ def test_an_interrupt_keeps_the_model_as_it_was_and_before_the_comparison_nothin
         def __init__(self, steps):
             self.left = steps
 
-        def reach(self, done, said):
+        def __call__(self, doing, done, of):
             self.left -= 1
             if not self.left:
                 raise KeyboardInterrupt
@@ -387,13 +388,13 @@ def test_time_and_memory_have_their_ratio(results):
 
 
 def test_the_tables_hold_the_numbers(results, words):
-    grid = tables.costs(told(results, 1.7))
-    assert [row[0] for row in grid.rows] == [
+    table = tables.costs(told(results, 1.7))
+    assert [row[0] for row in table.rows] == [
         "all bytes alike", "frequencies of bytes", "frequencies of pairs", "zlib", "the model", "bz2", "lzma"
     ]  # fmt: skip
-    assert grid.marked == {(4, 2)}
-    assert grid.rows[4] == ("the model", "", "1.700")
-    assert grid.rows[3] == ("zlib", "2.100", "1.900")
+    assert table.marked == {(4, 2)}
+    assert table.rows[4] == ("the model", "", "1.700")
+    assert table.rows[3] == ("zlib", "2.100", "1.900")
     assert len(tables.costs(words).notes) == 2
     rows = tables.ways(told(results)).rows
     assert rows[1] == ("linear_cross_entropy", "100.0", "20.0", "30.0")
@@ -451,14 +452,14 @@ def test_the_document_has_its_keys(results):
 
 def test_the_report_asks_for_nothing_and_holds_the_numbers(results, words):
     for each in (told(results), words):
-        page = html(each)
+        page = write_page(each)
         links = Links()
         links.feed(page)
         assert links.meta["Content-Security-Policy"] == CSP
         assert len(links.asked) == 2 * len(PANELS)
         assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
-        for grid in (tables.costs(each), tables.ways(each)):
-            assert all(f">{cell}<" in page or f">{cell}*<" in page for row in grid.rows for cell in row)
+        for table in (tables.costs(each), tables.ways(each)):
+            assert all(f">{cell}<" in page or f">{cell}*<" in page for row in table.rows for cell in row)
         assert each.text.sha256 in page
         assert command(each.settings) in page
 
@@ -472,7 +473,7 @@ def test_pictures_are_drawn_and_differ_by_theme(results):
 
 def test_the_command_says_how_to_run_it_again(results):
     assert command(results.settings) == "crossent train bytes --vocab bytes --steps 12 --seed 0 --quick"
-    long = Settings(vocab="words", text="a b.txt", minutes=2.5)
+    long = LanguageSettings(vocab="words", text="a b.txt", minutes=2.5)
     assert command(long) == "crossent train bytes --vocab words --minutes 2.5 --seed 0 --text 'a b.txt'"
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.spool import spooled
 from crossent.tools.files.store import LABELS, Store, roles
-from crossent.tools.files.table import Table
 
 # --- separated values -------------------------------------------------------------------------------------------------
 
@@ -38,11 +38,11 @@ def _open_separated(path: str, delimiter: str) -> Store:
         return Store(("",), lambda key: _columns(path, delimiter, None, len(first)))
     names, rest, notes = roles(path, header)
 
-    def table(key: str) -> Table:
+    def array(key: str) -> RowArray:
         chosen = (key,) if key else rest
         return _columns(path, delimiter, [header.index(name) for name in chosen], len(header), chosen)
 
-    return Store(names, table, header, notes)
+    return Store(names, array, header, notes)
 
 
 def _lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -61,7 +61,9 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _columns(path: str, delimiter: str, columns: Sequence[int] | None, width: int, names: Sequence[str] = ()) -> Table:
+def _columns(
+    path: str, delimiter: str, columns: Sequence[int] | None, width: int, names: Sequence[str] = ()
+) -> RowArray:
     """Read columns of a text, all if None, as an array; one column as an array of one axis. Names mean a first line to skip."""
 
     def rows() -> Iterator[tuple[int, NDArray[np.float64]]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Table:
+class RowArray:
     """One array of a file.
 
     Attributes:
@@ -39,6 +39,6 @@ class Table:
         return f"{self.name}, {' × '.join(map(str, self.shape))} {self.dtype}"
 
 
-def table_of(array: NDArray[Any], name: str = "", dtype: str | None = None) -> Table:
+def row_array(array: NDArray[Any], name: str = "", dtype: str | None = None) -> RowArray:
     """Let an array be read like a file; ``dtype`` is what it was stored as, if not its own."""
-    return Table(name, array.shape, dtype or array.dtype.name, lambda start, stop: np.asarray(array[start:stop]))
+    return RowArray(name, array.shape, dtype or array.dtype.name, lambda start, stop: np.asarray(array[start:stop]))

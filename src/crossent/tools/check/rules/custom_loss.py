@@ -1,4 +1,4 @@
-"""Rules about a loss that somebody wrote. They see it through :class:`crossent.tools.check.audit.Subject`."""
+"""Rules about a loss that somebody wrote. They see it through :class:`crossent.tools.check.audited_loss.AuditedLoss`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.check.findings import Card, Rule, Seen, Unable, rule
-from crossent.tools.check.pieces import numbers
+from crossent.tools.check.findings import NotApplicable, Observation, Rule, RuleDescription, register_rule
+from crossent.tools.check.row_block import numbers
 
-if TYPE_CHECKING:
-    from crossent.tools.check.audit import Subject
+if TYPE_CHECKING:  # it imports torch, and who checks files needs none
+    from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
-
-INDICES, ONE_LABEL, LABELS = "class indices", "one-hot rows", "several labels a row"
 
 EXACT = 1e-9  # of float64, after a few hundred operations
 COARSE = 1e-4  # of float32
 
 
-def _exact(loss: Subject) -> float:
+def _exact(loss: AuditedLoss) -> float:
     return EXACT if loss.eps < 1e-12 else COARSE
 
 
@@ -35,9 +33,9 @@ def _far(a: Array, b: Array) -> float:
 # --- the backward pass ------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE201",
         "error",
         "the gradient is not that of the loss",
@@ -48,14 +46,14 @@ def _far(a: Array, b: Array) -> float:
         "torch.autograd.gradcheck",
     ),
 )
-def gradient_of_another_loss(loss: Subject) -> Iterator[Seen]:
+def gradient_of_another_loss(loss: AuditedLoss) -> Iterator[Observation]:
     """Differences of the forward pass against the backward pass, for every kind of target."""
     wrong, worst, seen, fix = [], 0.0, "", None
     for kind, target in loss.targets.items():
         try:
             grad = loss.derivatives(loss.x, target).grad
-        except Unable as error:
-            yield Seen(f"with {kind}: {error}")
+        except NotApplicable as error:
+            yield Observation(f"with {kind}: {error}")
             raise
         differences = loss.by_differences(loss.x, target)
         far = _far(grad, differences)
@@ -68,10 +66,10 @@ def gradient_of_another_loss(loss: Subject) -> Iterator[Seen]:
             fix = _repair(loss, target, grad, differences)
     loss.measure("CE201", f"gradient and finite differences differ by {worst:.1e}")
     if wrong:
-        yield Seen(f"with {' and '.join(wrong)}: {seen}", fix=fix)
+        yield Observation(f"with {' and '.join(wrong)}: {seen}", fix=fix)
 
 
-def _repair(loss: Subject, target: Array, grad: Array, differences: Array) -> str | None:
+def _repair(loss: AuditedLoss, target: Array, grad: Array, differences: Array) -> str | None:
     """Recognise p - t where the rows do not sum to 1, or a forgotten factor."""
     scale = len(loss.x) if loss.reduction == "mean" else 1
     if target.ndim == 2:
@@ -91,9 +89,9 @@ def _repair(loss: Subject, target: Array, grad: Array, differences: Array) -> st
     return None
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE202",
         "error",
         "the backward pass ignores what comes in",
@@ -103,7 +101,7 @@ def _repair(loss: Subject, target: Array, grad: Array, differences: Array) -> st
         "torch.autograd.Function",
     ),
 )
-def ignores_what_comes_in(loss: Subject) -> Iterator[str]:
+def ignores_what_comes_in(loss: AuditedLoss) -> Iterator[str]:
     """The gradient of three times the loss."""
     once = loss.derivatives(loss.x, loss.target).grad
     thrice = loss.derivatives(loss.x, loss.target, factor=3.0).grad
@@ -113,9 +111,9 @@ def ignores_what_comes_in(loss: Subject) -> Iterator[str]:
         yield f"the gradient of 3 · loss is {ratio:.4g} times that of the loss, not 3 times"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE203",
         "warning",
         "the second derivative is wrong",
@@ -126,12 +124,12 @@ def ignores_what_comes_in(loss: Subject) -> Iterator[str]:
         "torch.autograd.function.once_differentiable",
     ),
 )
-def second_derivative(loss: Subject) -> Iterator[str]:
+def second_derivative(loss: AuditedLoss) -> Iterator[str]:
     """The second derivative of L²/2 in one direction, against differences of the gradient."""
     v = loss.random.normal(size=loss.x.shape)
     try:
         second, differences = loss.hessian_times(loss.target, v)
-    except Unable as error:
+    except NotApplicable as error:
         loss.measure("CE203", f"second derivative: none, and it {error}")
         return
     far = _far(second, differences)
@@ -146,9 +144,9 @@ def second_derivative(loss: Subject) -> Iterator[str]:
 # --- the softmax ------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE204",
         "error",
         "adding a constant changes the loss",
@@ -159,7 +157,7 @@ def second_derivative(loss: Subject) -> Iterator[str]:
         "crossent.reference: L depends on p only",
     ),
 )
-def adding_a_constant(loss: Subject) -> Iterator[str]:
+def adding_a_constant(loss: AuditedLoss) -> Iterator[str]:
     """Another constant for every row."""
     if loss.binary:
         loss.measure("CE204", "constants: not for a sigmoid")
@@ -171,9 +169,9 @@ def adding_a_constant(loss: Subject) -> Iterator[str]:
         yield f"the loss is {before.sum():.6g}, and {after.sum():.6g} after adding {numbers(a[:, 0])} to the rows"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE205",
         "error",
         "the gradient of a row does not sum to 0",
@@ -184,7 +182,7 @@ def adding_a_constant(loss: Subject) -> Iterator[str]:
         "crossent.reference: ∂L/∂x = mass · p − w ∘ t",
     ),
 )
-def sum_of_the_gradient(loss: Subject) -> Iterator[str]:
+def sum_of_the_gradient(loss: AuditedLoss) -> Iterator[str]:
     """The sum over classes, for every kind of target."""
     if loss.binary:
         loss.measure("CE205", "sum of the gradient: not for a sigmoid")
@@ -202,9 +200,9 @@ def sum_of_the_gradient(loss: Subject) -> Iterator[str]:
         yield f"with {' and '.join(wrong)}, {seen}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE206",
         "error",
         "a second softmax inside",
@@ -216,7 +214,7 @@ def sum_of_the_gradient(loss: Subject) -> Iterator[str]:
         "pytorch/pytorch issue 55902",
     ),
 )
-def second_softmax(loss: Subject) -> Iterator[str]:
+def second_softmax(loss: AuditedLoss) -> Iterator[str]:
     """The loss is that of probabilities taken for logits."""
     y = np.arange(len(loss.x)) % loss.classes
     value = loss.total(loss.x, loss.labels(y))
@@ -235,9 +233,9 @@ def second_softmax(loss: Subject) -> Iterator[str]:
         yield f"the loss is {name}, to six digits; with logits of ±60, all right, that of a row is still {best:.4f}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE207",
         "warning",
         "no pull where it is sure and wrong",
@@ -249,7 +247,7 @@ def second_softmax(loss: Subject) -> Iterator[str]:
         'docs/why-cross-entropy.md, "Why not sigmoid and a difference?"',
     ),
 )
-def no_pull(loss: Subject) -> Iterator[str]:
+def no_pull(loss: AuditedLoss) -> Iterator[str]:
     """The gradient of the true class's logit, undecided and far on the wrong side."""
     y = np.zeros(len(loss.x), np.int64)
     pulls = {}
@@ -259,7 +257,7 @@ def no_pull(loss: Subject) -> Iterator[str]:
         pulls[margin] = -float(loss.derivatives(x, loss.labels(y)).grad[:, 0].sum())
     undecided = pulls.pop(0.0)
     if undecided <= 0:
-        raise Unable("it does not pull the true class up where the model is undecided")
+        raise NotApplicable("it does not pull the true class up where the model is undecided")
     loss.measure(
         "CE207",
         "pull when wrong by 10 and by 30, against undecided: "
@@ -275,7 +273,7 @@ def no_pull(loss: Subject) -> Iterator[str]:
             return
 
 
-def _which_loss(loss: Subject) -> str:
+def _which_loss(loss: AuditedLoss) -> str:
     y = np.arange(len(loss.x)) % loss.classes
     value = loss.total(loss.x, loss.labels(y))
     each = reference.sigmoid_difference(loss.x, np.eye(loss.classes)[y], "none").loss
@@ -287,9 +285,9 @@ def _which_loss(loss: Subject) -> str:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE208",
         "error",
         "the order of the rows changes the loss",
@@ -299,7 +297,7 @@ def _which_loss(loss: Subject) -> str:
         "crossent's laws: permutation",
     ),
 )
-def order_of_the_rows(loss: Subject) -> Iterator[str]:
+def order_of_the_rows(loss: AuditedLoss) -> Iterator[str]:
     """Shuffled rows, with their targets."""
     order = loss.random.permutation(len(loss.x))
     before, after = loss.value(loss.x, loss.target), loss.value(loss.x[order], loss.target[order])
@@ -311,9 +309,9 @@ def order_of_the_rows(loss: Subject) -> Iterator[str]:
         yield f"the loss is {before.sum():.6g}, and {after.sum():.6g} with the rows in another order; gradients differ by {far:.1e}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE209",
         "error",
         "ignored rows change the loss",
@@ -324,17 +322,17 @@ def order_of_the_rows(loss: Subject) -> Iterator[str]:
         "torch.nn.CrossEntropyLoss: ignore_index",
     ),
 )
-def ignored_rows(loss: Subject) -> Iterator[str]:
+def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
     """Two more rows with the ignored label."""
-    if INDICES not in loss.targets:
+    y = loss.indices
+    if y is None:
         loss.measure("CE209", "ignored rows: not tried, it takes no class indices")
         return
-    y = loss.targets[INDICES]
     more = np.concatenate([loss.x, loss.random.normal(size=(2, loss.classes)) * 3])
     labels = np.concatenate([y, [loss.ignore_index] * 2])
     try:
         before, after = loss.derivatives(loss.x, y), loss.derivatives(more, labels)
-    except Unable:
+    except NotApplicable:
         loss.measure("CE209", f"ignored rows: not tried, it refuses the label {loss.ignore_index}")
         return
     n = len(y)
@@ -348,9 +346,9 @@ def ignored_rows(loss: Subject) -> Iterator[str]:
         )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE210",
         "error",
         "micro-batches do not add up",
@@ -361,7 +359,7 @@ def ignored_rows(loss: Subject) -> Iterator[str]:
         "huggingface/transformers pull request 34191",
     ),
 )
-def micro_batches(loss: Subject) -> Iterator[str]:
+def micro_batches(loss: AuditedLoss) -> Iterator[str]:
     """Two parts of different sizes against the whole."""
     if not loss.reduction:
         loss.measure("CE210", f"all rows twice give {loss.twice:.4g} times the loss")
@@ -388,9 +386,9 @@ def micro_batches(loss: Subject) -> Iterator[str]:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE211",
         "error",
         "large logits give nan or inf",
@@ -400,7 +398,7 @@ def micro_batches(loss: Subject) -> Iterator[str]:
         "crossent.reference.surprisal",
     ),
 )
-def large_logits(loss: Subject) -> Iterator[str]:
+def large_logits(loss: AuditedLoss) -> Iterator[str]:
     """Sure rows, right and wrong, in float32."""
     y = np.arange(len(loss.x)) % 2
     sign = np.where(np.arange(loss.classes) == 0, 1.0, -1.0)
@@ -426,9 +424,9 @@ def _worst(got: tuple[Array, Array]) -> str:
     )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE212",
         "warning",
         "a masked class gives nan or inf",
@@ -439,7 +437,7 @@ def _worst(got: tuple[Array, Array]) -> str:
         "google-deepmind/optax issue 896",
     ),
 )
-def masked_class(loss: Subject) -> Iterator[str]:
+def masked_class(loss: AuditedLoss) -> Iterator[str]:
     """-inf in a class that no target asks for."""
     if loss.binary:
         loss.measure("CE212", "−inf: not tried for a sigmoid")
@@ -453,9 +451,9 @@ def masked_class(loss: Subject) -> Iterator[str]:
         yield f"with −inf for a class that no row asks for: {_worst(got)}"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE213",
         "error",
         "it writes to its inputs",
@@ -465,7 +463,7 @@ def masked_class(loss: Subject) -> Iterator[str]:
         "torch: in-place correctness checks",
     ),
 )
-def writes_to_inputs(loss: Subject) -> Iterator[str]:
+def writes_to_inputs(loss: AuditedLoss) -> Iterator[str]:
     """Both inputs before and after."""
     changed = loss.writes()
     loss.measure("CE213", f"it changes {' and '.join(changed)}" if changed else "it writes to neither input")

@@ -12,27 +12,28 @@ import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.metrics import accuracy_score, log_loss
+from tools.training import Silent
 from torch import nn
-from training import Silent
 
 from crossent import reference
-from crossent.tools.train import JOBS, MissingDependency, data, findings, fit, metrics, require, tables
+from crossent.tools.terminal import draw
+from crossent.tools.train import JOBS, MissingDependency, conclusions, data, fit, metrics, require, tables
+from crossent.tools.train.candidates import SURE_AND_WRONG, push_curve, push_when_wrong
 from crossent.tools.train.digits import CANDIDATES, JOB, gradients, opening
-from crossent.tools.train.figure import DARK, LIGHT, png, spread_apart, svg
-from crossent.tools.train.losses import SURE_AND_WRONG, push_curve, push_when_wrong
+from crossent.tools.train.figure import png, spread_apart, svg
 from crossent.tools.train.network import network
-from crossent.tools.train.report import command, html, notices
-from crossent.tools.train.results import LossResult, SeedResult, Settings, Tried
+from crossent.tools.train.panel import DARK, LIGHT
+from crossent.tools.train.report import command, notices, write_page
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings, Tried
 from crossent.tools.train.run import document
 from crossent.tools.train.run import run as train
-from crossent.tools.train.terminal import draw
 
 ALL = tuple(JOBS["digits"].losses)
 
 
-def settings(**changed) -> Settings:
+def settings(**changed) -> TrainSettings:
     plain = {"losses": ALL, "epochs": 2, "seeds": 2, "seed": 0, "rates": (0.1, 1.0), "quick": False}
-    return Settings(**{**plain, **changed})
+    return TrainSettings(**{**plain, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -354,20 +355,20 @@ def made_up(results, *losses, **changed):
 
 def test_losses_are_only_ranked_where_the_difference_is_clear(results):
     close = made_up(results, result("ce", (12, 13)), result("bce", (13, 14)))
-    assert "of the" not in findings.paragraph(close).split("cannot be told")[1].split(".")[0]
-    assert "bce (96.6%) cannot be told from it" in findings.paragraph(close)
+    assert "of the" not in conclusions.paragraph(close).split("cannot be told")[1].split(".")[0]
+    assert "bce (96.6%) cannot be told from it" in conclusions.paragraph(close)
     apart = made_up(results, result("ce", (12, 13)), result("bce", (80, 82)))
-    assert "bce (79.8%) is clearly behind" in findings.paragraph(apart)
+    assert "bce (79.8%) is clearly behind" in conclusions.paragraph(apart)
 
 
 def test_seeds_that_disagree_make_a_difference_unclear(results):
     wild = made_up(results, result("ce", (12, 13)), result("bce", (12, 120)))
-    assert "bce (83.5%) cannot be told from it" in findings.paragraph(wild)
+    assert "bce (83.5%) cannot be told from it" in conclusions.paragraph(wild)
 
 
 def test_the_difference_counts_rows_that_one_gets_right_and_the_other_not(results):
     both = made_up(results, result("ce", (10,)), result("bce", (30,)))
-    difference = findings.compare(both, both["ce"], both["bce"])
+    difference = conclusions.compare(both, both["ce"], both["bce"])
     assert difference.mean == pytest.approx(20 / 400)
     rows = np.repeat([1.0, 0.0], [20, 380])
     assert difference.error == pytest.approx(rows.std(ddof=1) / 20)
@@ -376,30 +377,30 @@ def test_the_difference_counts_rows_that_one_gets_right_and_the_other_not(result
 def test_failure_is_only_explained_by_what_is_seen(results):
     sweep = ((0.1, 0.12, 2.3), (1.0, 0.2, 2.3))
     dead = made_up(results, result("sigmoid-difference", (350, 352), sweep=sweep, loss=0.1001))
-    said = findings.paragraph(dead)
+    said = conclusions.paragraph(dead)
     assert "None of the 2 rates makes sigmoid-difference learn (best validation accuracy 20.0%)" in said
     assert "settles at 0.1001" in said
     alive = made_up(results, result("sigmoid-difference", (350, 352), sweep=sweep, loss=0.3))
-    assert "settles" not in findings.paragraph(alive)
+    assert "settles" not in conclusions.paragraph(alive)
     learnt = made_up(results, result("sigmoid-difference", (20, 30), sweep=((0.1, 0.9, 0.3),)))
-    assert "None" not in findings.paragraph(learnt)
+    assert "None" not in conclusions.paragraph(learnt)
 
 
 def test_one_rate_for_all_is_not_passed_off_as_a_comparison(results):
     given = made_up(results, result("ce", (12,)), result("hinge", (12,)), rates=(0.1,))
-    assert "All were trained at the one rate 0.1" in findings.paragraph(given)
+    assert "All were trained at the one rate 0.1" in conclusions.paragraph(given)
     own = made_up(
         results,
         result("ce", (12,), 0.1, ((0.1, 0.97, 0.1), (1.0, 0.1, 2.3))),
         result("bce", (12,), 1.0, ((0.1, 0.9, 0.3), (1.0, 0.98, 0.1))),
     )
     assert "at bce's rate of 1, ce gets 10.0% of the validation images right, and 97.0% at its own, 0.1" in (
-        findings.paragraph(own)
+        conclusions.paragraph(own)
     )
 
 
 def test_a_quick_run_claims_nothing(results):
-    said = findings.paragraph(replace(results, settings=replace(results.settings, quick=True)))
+    said = conclusions.paragraph(replace(results, settings=replace(results.settings, quick=True)))
     assert "not meant to be compared" in said
     assert "%" not in said
 
@@ -407,7 +408,7 @@ def test_a_quick_run_claims_nothing(results):
 @pytest.mark.parametrize("name", ALL)
 def test_something_is_said_of_every_loss_alone(results, name):
     alone = replace(results, losses=(results[name],), settings=replace(results.settings, losses=(name,)))
-    assert findings.paragraph(alone).startswith(f"Of the {results.sizes['test']} test images, {name} gets ")
+    assert conclusions.paragraph(alone).startswith(f"Of the {results.sizes['test']} test images, {name} gets ")
     assert opening(alone).startswith("A network gives three classes the logits −1, 6 and −0.25")
     assert len(gradients(alone).rows) == len(tables.scores(alone).rows) == 1
 
@@ -444,7 +445,7 @@ class Links(HTMLParser):
 
 
 def test_the_report_asks_for_nothing(results):
-    page = html(results)
+    page = write_page(results)
     links = Links()
     links.feed(page)
     assert links.meta["Content-Security-Policy"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -458,10 +459,10 @@ def test_the_report_asks_for_nothing(results):
 
 
 def test_the_report_holds_the_numbers_of_the_run(results):
-    page = html(results)
-    assert page.index("sure, and wrong") < page.index("∂L/∂x") < page.index(findings.paragraph(results)[:40])
-    for grid in (gradients(results), tables.scores(results), tables.rates(results)):
-        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in grid.rows for cell in row)
+    page = write_page(results)
+    assert page.index("sure, and wrong") < page.index("∂L/∂x") < page.index(conclusions.paragraph(results)[:40])
+    for table in (gradients(results), tables.scores(results), tables.rates(results)):
+        assert all(f">{cell}<" in page or f">{cell}*<" in page for row in table.rows for cell in row)
     assert command(JOBS["digits"], results.settings) in page
 
 
@@ -475,10 +476,10 @@ def test_numbers_of_the_tables_are_those_of_the_runs(results):
 
 
 def test_the_chosen_rate_is_starred_in_the_sweep(results):
-    grid = tables.rates(results)
-    for (i, j), loss in zip(sorted(grid.marked), results.losses, strict=True):
-        assert grid.columns[j] == f"{loss.rate:g}"
-        assert list(draw(grid).columns[j].cells)[i].plain.endswith("*")
+    table = tables.rates(results)
+    for (i, j), loss in zip(sorted(table.marked), results.losses, strict=True):
+        assert table.columns[j] == f"{loss.rate:g}"
+        assert list(draw(table).columns[j].cells)[i].plain.endswith("*")
 
 
 def test_the_document_is_versioned_and_complete(results):

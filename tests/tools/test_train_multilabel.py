@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
-from training import only, settings, small, told, trained
+from tools.training import only, settings, small, told, trained
 
 from crossent.tools.train import data, metrics
 from crossent.tools.train.canvases import BLOCKS
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.multilabel import CANDIDATES, by_number, draw
 
 

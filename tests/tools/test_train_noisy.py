@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from training import only, settings, told, trained
+from tools.training import only, settings, told, trained
 
 from crossent.tools.train import data, metrics
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.noisy import (
     CANDIDATES,
     JOB,

@@ -48,8 +48,8 @@ def test_text_fits_80_columns_and_loses_nothing(e):
     assert "\u202e" not in text
     lines = [" ".join(line.split()) for line in text.splitlines()]
     side_by_side = [tables.comparison(e)] if len(e.losses) > 1 else []
-    for grid in [*(tables.loss_table(e, loss) for loss in e.losses), *side_by_side]:
-        for first, *numbers in grid.rows:  # only a class name may be cut
+    for table in [*(tables.loss_table(e, loss) for loss in e.losses), *side_by_side]:
+        for first, *numbers in table.rows:  # only a class name may be cut
             end = " ".join(filter(None, numbers))
             assert any(line.startswith(first[:13]) and line.endswith(end) for line in lines), first
 
@@ -171,12 +171,12 @@ def test_html_says_what_the_terminal_says():
     e = crossent.explain([-6.0, 6.0, 0.0], 0, prior=[1, 2, 3])
     html = e._repr_html_()
     cells = Page(html).cells
-    grids = [*(tables.loss_table(e, loss) for loss in e.losses), tables.comparison(e)]
-    assert cells == [cell for grid in grids for row in (grid.columns, *grid.rows) for cell in row]
+    shown = [*(tables.loss_table(e, loss) for loss in e.losses), tables.comparison(e)]
+    assert cells == [cell for table in shown for row in (table.columns, *table.rows) for cell in row]
     plain = " ".join(
         re.sub(r"<[^>]*>", " ", html).replace("&lt;", "<").replace("&gt;", ">").replace("&#x27;", "'").split()
     )
-    for said in (tables.heading(e), tables.legend(e), tables.references(e), *(n for g in grids for n in g.notes)):
+    for said in (tables.heading(e), tables.legend(e), tables.references(e), *(n for g in shown for n in g.notes)):
         assert " ".join(said.split()) in plain
     assert len(many(losses=None)._repr_html_()) < 120_000
 

@@ -7,7 +7,7 @@ gradient is held by the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from crossent import cross_entropy, reference
+from crossent import cross_entropy, focal_loss, reference
 from crossent.reference import Array, LossAndGradient
-from crossent.tools.train.data import Part
+from crossent.tools.train.data import Subset
 
 Labels = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +29,7 @@ SURE_AND_WRONG = (-1.0, 6.0, -0.25)
 """Logits of a confidently wrong prediction: the true class is the first."""
 
 
-def nothing(part: Part) -> dict[str, Any]:
+def nothing(part: Subset) -> dict[str, Any]:
     """Give a loss nothing beside the logits and the labels."""
     return {}
 
@@ -47,9 +47,9 @@ class Candidate:
     log_probabilities: Callable[[Tensor], Tensor]
     scored: str
     reference: Callable[..., LossAndGradient]
-    given: Callable[[Part], dict[str, Any]] = nothing
+    given: Callable[[Subset], dict[str, Any]] = nothing
 
-    def on(self, train: Part) -> Loss:
+    def on(self, train: Subset) -> Loss:
         """Settle the loss for these training rows."""
         return partial(self.loss, **self.given(train))
 
@@ -94,6 +94,9 @@ def _reference_smooth_ce(x: Array, labels: Labels) -> LossAndGradient:
     return reference.cross_entropy(x, labels, label_smoothing=SMOOTHING)
 
 
+PLAIN = Candidate("plain", "−log p(true)", cross_entropy, *SOFTMAX, reference.cross_entropy)
+WEIGHTED = replace(PLAIN, name="weighted", formula="−c(true) log p(true), c = n / (C n(true))")
+FOCAL = Candidate("focal", "−(1 − p(true))² log p(true)", focal_loss, *SOFTMAX, reference.focal_loss)
 CE = Candidate("ce", "−log p(true)", cross_entropy, *SOFTMAX, reference.cross_entropy)
 CE_SMOOTH = Candidate("ce-smooth", "CE with t = 0.9 · one-hot + 0.1/C", smooth_ce, *SOFTMAX, _reference_smooth_ce)
 

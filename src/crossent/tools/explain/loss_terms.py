@@ -10,8 +10,8 @@ import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-from crossent.tools.explain.catalogue import Card
-from crossent.tools.explain.target import RowTarget
+from crossent.tools.explain.catalogue import LossDescription
+from crossent.tools.explain.row_target import RowTarget
 
 SMOOTHING = 0.1
 """The ε of ce-smooth."""
@@ -26,7 +26,7 @@ PENALTIES = {
 """The members that differ from cross entropy by their penalty alone."""
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """What a loss makes of a row: the target it used, what each class adds to it, and its gradient."""
 
     t: Array
@@ -34,28 +34,28 @@ class Terms(NamedTuple):
     gradient: Array
 
 
-def compute(card: Card, x: Array, target: RowTarget) -> Terms:
+def compute(description: LossDescription, x: Array, target: RowTarget) -> LossTerms:
     """Compute a loss that takes this target: see ``objection``."""
-    if card.link == "sigmoid":
-        return Terms(target.weights, *_sigmoid(card.name, x, target.weights))
-    t = reference.smooth(target.shares, SMOOTHING) if card.name == "ce-smooth" else target.shares
-    return Terms(t, *(_hinge(x, target) if card.name == "hinge" else _softmax(card.name, x, t)))
+    if description.link == "sigmoid":
+        return LossTerms(target.weights, *_sigmoid(description.name, x, target.weights))
+    t = reference.smooth(target.shares, SMOOTHING) if description.name == "ce-smooth" else target.shares
+    return LossTerms(t, *(_hinge(x, target) if description.name == "hinge" else _softmax(description.name, x, t)))
 
 
-def objection(card: Card, x: Array, target: RowTarget) -> str | None:
+def objection(description: LossDescription, x: Array, target: RowTarget) -> str | None:
     """Say why a loss cannot take this row, or None."""
-    if card.takes != "weights" and target.labels is None:
-        return f"{card.name} needs labels, not weights"
-    if card.takes == "label" and len(target.labels or ()) != 1:
-        return f"{card.name} needs one label, got {len(target.labels or ())}"
-    if card.takes == "label" and not np.isfinite(x).all():
-        return f"{card.name} needs finite logits"
+    if description.takes != "weights" and target.labels is None:
+        return f"{description.name} needs labels, not weights"
+    if description.takes == "label" and len(target.labels or ()) != 1:
+        return f"{description.name} needs one label, got {len(target.labels or ())}"
+    if description.takes == "label" and not np.isfinite(x).all():
+        return f"{description.name} needs finite logits"
     return None
 
 
-def probabilities(card: Card, x: Array) -> Array:
+def probabilities(description: LossDescription, x: Array) -> Array:
     """Compute what the loss, or for the hinge who uses its model, takes as probabilities."""
-    return reference.sigmoid(x) if card.link == "sigmoid" else reference.softmax(x)
+    return reference.sigmoid(x) if description.link == "sigmoid" else reference.softmax(x)
 
 
 def add(values: Sequence[float]) -> float:

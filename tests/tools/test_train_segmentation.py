@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, recall_score
-from training import only, settings, small, told, trained
+from tools.training import only, settings, small, told, trained
 
 from crossent import reference
 from crossent.tools.train import data, metrics
 from crossent.tools.train.canvases import BLOCKS
-from crossent.tools.train.findings import paragraph
+from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.segmentation import (
     BACKGROUND,
     CANDIDATES,
@@ -136,10 +136,10 @@ def test_a_network_that_is_right_has_every_score(split):
 
 
 def test_the_table_has_a_column_a_class(results):
-    grid = by_class(results)
+    table = by_class(results)
     iou = np.mean([run.details["iou"] for run in results["weighted"].runs], axis=0)
-    row = next(row for row in grid.rows if row[0] == "weighted")
-    assert grid.columns[:3] == ("class", "background", "0")
+    row = next(row for row in table.rows if row[0] == "weighted")
+    assert table.columns[:3] == ("class", "background", "0")
     assert row[1:] == (f"{100 * iou[10]:.1f}", *(f"{100 * each:.1f}" for each in iou[:10]))
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from crossent.tools.train import JOBS
-from crossent.tools.train.results import Results, Settings
+from crossent.tools.train.job import Results
+from crossent.tools.train.results import TrainSettings
 from crossent.tools.train.run import job_of, run
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -31,12 +32,12 @@ class Silent:
         pass
 
 
-def settings(name: str, **changed) -> Settings:
+def settings(name: str, **changed) -> TrainSettings:
     """Ask for a run of a second or so."""
-    card = JOBS[name]
-    options = {option.name: option.default for option in card.options}
+    entry = JOBS[name]
+    options = {option.name: option.default for option in entry.options}
     plain = {"epochs": 2, "seeds": 2, "seed": 0, "rates": (0.1, 1.0), "quick": False, "options": options}
-    return Settings(**{**plain, "losses": tuple(card.losses), **changed})
+    return TrainSettings(**{**plain, "losses": tuple(entry.losses), **changed})
 
 
 def small(name: str, sizes=(96, 48, 80)):

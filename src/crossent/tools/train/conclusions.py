@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from crossent.reference import Array
-from crossent.tools.train.results import LossResult, Results
+from crossent.tools.train.job import Results
+from crossent.tools.train.results import LossResult
 
 QUICK = (
     "This was a quick run, which only shows that everything works: its figures are not meant to be compared. "
@@ -64,7 +65,7 @@ def paragraph(results: Results) -> str:
 def ranking(results: Results) -> str:
     """Name the best, those that cannot be told from it, and those that can."""
     best = max(results.losses, key=results.score)
-    achieves = results.job.words.achieves.format(
+    achieves = results.job.wording.achieves.format(
         n=results.sizes["test"], name=best.name, score=percent(results.score(best))
     )
     others = [loss for loss in results.losses if loss is not best]
@@ -88,7 +89,7 @@ def failures(results: Results) -> str:
 
 def cost_of_one_rate(results: Results) -> str:
     """Say what a loss would have lost at the rate of another."""
-    words = results.job.words
+    wording = results.job.wording
     if not results.settings.swept:
         if len(results.losses) < 2:
             return ""
@@ -107,7 +108,7 @@ def cost_of_one_rate(results: Results) -> str:
     if loss is None or other is None or cost <= 0:
         return ""
     best = loss.at(loss.rate).score
-    there = words.validates.format(name=loss.name, score=percent(best - cost))
+    there = wording.validates.format(name=loss.name, score=percent(best - cost))
     return (
         f"One rate for all would have been no comparison: at {other.name}'s rate of {other.rate:g}, {there}, "
         f"and {percent(best)} at its own, {loss.rate:g}."

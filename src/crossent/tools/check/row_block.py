@@ -39,7 +39,7 @@ def everywhere(mask: Bools) -> Bools:
 
 
 @dataclass
-class Piece:
+class RowBlock:
     """Some rows, one after the other, with their target as class indices or as weights.
 
     Attributes:
