@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import _VF, Tensor
 
 from crossent.core.messages import shape, type_error
 
@@ -26,16 +27,58 @@ UNDIFFERENTIABLE_WEIGHT = (
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def number(name: str, value: Any) -> float:
-    """Refuse what is not a plain number."""
+def plain(value: Any) -> Any:
+    """Read a number of NumPy's, or the one element of a tensor or array, as Python's; anything else stays what it is.
+
+    So does a tensor that carries a derivative, which would be lost in silence.
+    """
     if isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be a plain number, got a tensor of shape {shape(value)}: the loss is not differentiable in it; "
-            f"pass {name}.item()" + (", or divide the logits by it yourself" if name == "temperature" else "")
-        )
+        return value.item() if value.numel() == 1 and not _carries_derivative(value) else value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.item() if value.size == 1 else value
+    return value
+
+
+def _carries_derivative(value: Tensor) -> bool:
+    """Whether a gradient or a forward-mode tangent would be lost if the value were read."""
+    return value.requires_grad or _VF._unpack_dual(value, level=0)[1] is not None
+
+
+def number(name: str, value: Any) -> float:
+    """Read a number, and refuse what is none."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        _refuse_tensor(name, "a number", value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         type_error(name, "a number", value)
     return float(value)
+
+
+def number_or_tensor(name: str, value: Any) -> float | Tensor:
+    """Read a number; a tensor of one element stays one, which may carry a derivative and need not be waited for."""
+    rule = "a number or a 0-d tensor"
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be {rule}, got shape {shape(value)}: pass a single number")
+        if value.dtype == torch.bool or value.is_complex():
+            type_error(name, rule, value)
+        return value.reshape(())
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)):
+        type_error(name, rule, value)
+    symbolic = isinstance(value, (torch.SymInt, torch.SymFloat))
+    return value if symbolic or isinstance(value, (int, float)) else float(value)  # type: ignore[return-value]
+
+
+def _refuse_tensor(name: str, rule: str, value: Tensor) -> NoReturn:
+    """Refuse a tensor in the place of a number."""
+    if value.numel() != 1:
+        raise TypeError(f"{name} must be {rule}, got a tensor of shape {shape(value)}: pass a single one")
+    by_hand = "; without softcap, logit_bias and margin you may divide the logits by it yourself instead"
+    raise TypeError(
+        f"{name} must be {rule}, got a tensor of shape {shape(value)} that carries a derivative: the loss is not "
+        f"differentiable in it; pass {name}.item(){by_hand if name == 'temperature' else ''}"
+    )
 
 
 def number_such_that(holds: Callable[[float], bool], rule: str, why: str) -> Callable[[str, Any], float]:
@@ -70,16 +113,34 @@ def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
 
-def integer(name: str, value: Any) -> int:
-    """Refuse what is not a plain integer."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        type_error(name, "an int", value)
-    return value
+def integer(name: str, value: Any, rule: str = "an int") -> int:
+    """Read an integer, and refuse what is none; ``rule`` says what is wanted."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        _refuse_tensor(name, rule, value)
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
+        type_error(name, rule, value)
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
+
+
+def integer_from(low: int, rule: str) -> Callable[[str, Any], int]:
+    """Make the check of an integer of at least ``low``, which ``rule`` says."""
+
+    def check(name: str, value: Any) -> int:
+        number = integer(name, value, rule)
+        if number < low:
+            type_error(name, rule, number)
+        return number
+
+    return check
 
 
 def smoothing(name: str, value: Any) -> float:
-    """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0."""
-    if isinstance(value, (str, bytes)) or value is None:
+    """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0, and True as 1."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        _refuse_tensor(name, "a float in [0, 1]", value)
+    if not isinstance(value, (int, float, Real)):
         type_error(name, "a float in [0, 1]", value)
     value = float(value)
     if value > 1.0:
@@ -114,13 +175,12 @@ def under_autocast(device: torch.device) -> bool:
 
 def axis_of(dim: Any, logits: Tensor) -> int:
     """Hold a dimension to those of the logits."""
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        type_error("dim", "an int or None", dim)
+    dim = integer("dim", dim, "an int or None")
     if not -logits.dim() <= dim < logits.dim():
         raise IndexError(
             f"dim must lie in [{-logits.dim()}, {logits.dim()}) for logits of shape {shape(logits)}, got {dim}"
         )
-    return dim % logits.dim()
+    return int(dim % logits.dim())
 
 
 def class_axis(logits: Tensor, dim: int | None) -> int:
@@ -295,8 +355,7 @@ def _broadcasts(value: Tensor, logits: Tensor) -> bool:
 def pos_weight_along(dim: Any, input: object, pos_weight: Tensor | None) -> Tensor | None:
     """Lay a pos_weight of shape ``(C)`` along the class dimension."""
     if not isinstance(input, Tensor) or not isinstance(pos_weight, Tensor):
-        if not isinstance(dim, int) or isinstance(dim, bool):
-            type_error("dim", "an int or None", dim)
+        integer("dim", dim, "an int or None")
         return pos_weight
     axis = axis_of(dim, input)
     if pos_weight.dim() != 1:

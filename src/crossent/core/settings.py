@@ -106,6 +106,8 @@ PLAIN: Settings = Settings.usual
 PLAIN_BINARY: BinarySettings = BinarySettings.usual
 TORCHS = ("ignore_index", "label_smoothing")
 """The numbers of a softmax loss that torch has too."""
+NUMBERS = frozenset({*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty"})
+"""The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
 
 
 # --- the options that functions and modules take by keyword -------------------------------------------------------------

@@ -210,7 +210,7 @@ def describe(
     checks.check_tensors(input=logits, target=target)
     if weight is not None and not isinstance(weight, Tensor):
         type_error("weight", "a torch.Tensor of shape (C,) or None", weight)
-    checks.integer("ignore_index", options.get("ignore_index", -100))
+    ignore_index = checks.integer("ignore_index", options.get("ignore_index", -100))
     probabilities = target.shape == logits.shape
     checks.check_logits_dtype(logits)
     if probabilities:
@@ -219,16 +219,16 @@ def describe(
     numbers = _numbers(Settings, options)
     label_smoothing = checks.smoothing("label_smoothing", numbers.get("label_smoothing", 0.0))
     if probabilities:
-        if numbers.get("ignore_index", -100) >= 0:
+        if ignore_index >= 0:
             raise RuntimeError(
                 f"ignore_index must be negative when target holds probabilities, which have no index to ignore; "
-                f"got {numbers['ignore_index']}: leave it out, and give rows to be ignored a sample_weight of 0"
+                f"got {ignore_index}: leave it out, and give rows to be ignored a sample_weight of 0"
             )
     else:
         checks.check_index_shape(logits, target, axis, dim)
         checks.check_index_dtype(logits, target)
     weight = checks.class_weight(weight, logits.shape[axis], logits, probabilities)
-    numbers["label_smoothing"] = label_smoothing
+    numbers["ignore_index"], numbers["label_smoothing"] = ignore_index, label_smoothing
     settings = Settings.of(**numbers)
     bias, mask = options.get("logit_bias"), options.get("class_mask")
     if bias is not None:
