@@ -290,7 +290,7 @@ def _shape_fix(logits: Tensor, target: Tensor, rows: torch.Size, axis: int, dim:
 
 
 def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probabilities: bool) -> Tensor | None:
-    """Hold class weights to one a class, and for indices to the logits' dtype."""
+    """Hold class weights to one a class, and for indices to the logits' dtype, or a wider one than half precision."""
     if weight is None:
         return None
     flat = not probabilities and logits.dim() > 2
@@ -306,9 +306,11 @@ def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probab
     if not probabilities:
         if weight.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
-        if weight.dtype != logits.dtype and not under_autocast(logits.device):
+        wider = logits.dtype.itemsize < 4 and weight.dtype in (torch.float32, torch.float64)
+        if weight.dtype != logits.dtype and not wider and not under_autocast(logits.device):
+            also = ", float32 or float64" if logits.dtype.itemsize < 4 else ""
             raise RuntimeError(
-                f"weight must have the dtype of the logits, {logits.dtype}, when target holds class indices, "
+                f"weight must have the dtype of the logits, {logits.dtype}{also}, when target holds class indices, "
                 f"got {weight.dtype}: convert with weight.to({logits.dtype})"
             )
     return weight.reshape(-1)

@@ -169,7 +169,7 @@ def multilabel_cross_entropy(
     labelled = labels != 0
     described = described._replace(valid=labelled.any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
-    dtype = result_dtype(input, (*floating, weight), out_dtype)
+    dtype = result_dtype(input, floating, out_dtype)
     inplace = options.get("inplace_backward", False)
     return reduced_cross_entropy(input, logits, described, rows, dtype, inplace, options.get("impl"))
 
