@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import _VF, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from crossent.core.messages import shape, type_error
 
@@ -333,7 +334,9 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
         raise ValueError(f"target must have the shape of the logits {shape(input)}, got {shape(target)}: {fix}")
     check_logits_dtype(input)
     if not target.is_floating_point():
-        raise RuntimeError(f"target must be floating, got {target.dtype}: convert with target.float()")
+        raise _torchs_refusal(target.dtype)(
+            f"target must be floating, got {target.dtype}: convert zeros and ones with target.float()"
+        )
     for name, value in weights.items():
         if value is None:
             continue
@@ -347,6 +350,15 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
                 axis = tuple(input.shape).index(value.shape[0])
                 fix = f"to lay it along dimension {axis} use {name}.reshape{(-1,) + (1,) * (input.dim() - axis - 1)}"
             raise RuntimeError(f"{name} must broadcast to the logits' shape {shape(input)}, got {shape(value)}: {fix}")
+
+
+def _torchs_refusal(dtype: torch.dtype) -> type[Exception]:
+    """Ask the installed torch how it refuses binary targets of a dtype: for bool that changed from 2.13 to 2.14."""
+    try:
+        binary_cross_entropy_with_logits(torch.zeros(1), torch.zeros(1, dtype=dtype))
+    except (RuntimeError, TypeError) as error:  # of which NotImplementedError is one
+        return type(error)
+    return RuntimeError
 
 
 def _broadcasts(value: Tensor, logits: Tensor) -> bool:
