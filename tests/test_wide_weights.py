@@ -1,4 +1,4 @@
-"""Weights and biases in float32 or float64 with logits in half precision: taken everywhere, not rounded, and the result's dtype stays."""
+"""Weights and biases in float32 or float64 with logits in half precision: taken everywhere, not rounded, and the dtype stays."""
 
 import numpy as np
 import pytest

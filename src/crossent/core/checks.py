@@ -15,13 +15,13 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from crossent.core.messages import shape, type_error
+from crossent.core.messages import layout_fix, shape, type_error
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 UNDIFFERENTIABLE_WEIGHT = (
     "weight must not require grad when target holds class indices: its derivative is not defined there; "
-    "pass weight.detach(), or give the target as probabilities of the logits' shape"
+    "pass weight.detach(), or give the target as probabilities of the logits' shape, whose mean divides by the number of rows"
 )
 
 
@@ -162,10 +162,13 @@ def check_tensors(**values: object) -> None:
 def check_logits_dtype(logits: Tensor) -> None:
     """Refuse logits that are not of a floating dtype this library computes with, as torch does."""
     if logits.dtype not in _FLOATS:
+        fix = "convert with input.float()"
+        if logits.is_complex():
+            fix = "logits are real numbers"
+        elif not logits.is_floating_point():
+            fix = f"did you swap input and target? else {fix}"
         raise NotImplementedError(
-            f"input must hold logits in float32, float64, bfloat16 or float16, got {logits.dtype}: "
-            f"{'did you swap input and target? else ' if not logits.is_floating_point() else ''}"
-            f"convert with input.float()"
+            f"input must hold logits in float32, float64, bfloat16 or float16, got {logits.dtype}: {fix}"
         )
 
 
@@ -199,7 +202,10 @@ def check_bias(bias: object) -> Tensor:
     if not isinstance(bias, Tensor):
         type_error("logit_bias", "a torch.Tensor of shape (C,) or of the logits' shape", bias)
     if not bias.is_floating_point():
-        raise RuntimeError(f"logit_bias must be floating, got {bias.dtype}: convert with logit_bias.float()")
+        fix = "convert with logit_bias.float()"
+        if bias.dtype == torch.bool:
+            fix = "classes are allowed and forbidden with class_mask, True for those allowed"
+        raise RuntimeError(f"logit_bias must be floating, got {bias.dtype}: {fix}")
     return bias
 
 
@@ -208,7 +214,7 @@ def check_mask(mask: object) -> Tensor:
     if not isinstance(mask, Tensor):
         type_error("class_mask", "a torch.Tensor of shape (C,) or of the logits' shape", mask)
     if mask.dtype != torch.bool:
-        fix = "pass class_mask == 0 if it is to be added" if mask.is_floating_point() else "pass class_mask.bool()"
+        fix = "pass class_mask == 1 if 1 stands for allowed, class_mask == 0 if it is to be added to the logits"
         raise RuntimeError(f"class_mask must be boolean, True for the classes allowed, got {mask.dtype}: {fix}")
     return mask
 
@@ -230,13 +236,15 @@ def along_classes_or_whole(value: Tensor, name: str, logits: Tensor, axis: int) 
     )
 
 
-def check_probabilities(logits: Tensor, target: Tensor) -> None:
+def check_probabilities(logits: Tensor, target: Tensor, dim: int | None) -> None:
     """Refuse a target of the logits' shape that is not floating."""
     if target.is_floating_point():
         return
-    fix = "for one-hot rows convert with target.float(), or pass class indices with target.argmax(1)"
-    if logits.dim() == 2 and logits.shape[1] == 1:
-        fix = "for class indices use target.squeeze(1); for one logit a row use binary_cross_entropy_with_logits"
+    axis = class_axis(logits, dim)
+    fix = f"for one-hot rows convert with target.float(), or pass class indices with target.argmax({axis})"
+    if logits.dim() == 2 and logits.shape[axis] == 1:
+        fix = f"for class indices use target.squeeze({axis})"
+    fix += "; for a yes or no to each logit use binary_cross_entropy_with_logits"
     raise RuntimeError(
         f"target must hold floating-point probabilities when its shape equals that of the logits {shape(logits)}, "
         f"got {target.dtype}: {fix}"
@@ -248,7 +256,8 @@ def check_index_dtype(logits: Tensor, target: Tensor) -> None:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise RuntimeError(
             f"target must hold class indices of an integer dtype for logits of shape {shape(logits)} and target of shape "
-            f"{shape(target)}, got {target.dtype}: convert with target.long(), or give probabilities of the logits' shape"
+            f"{shape(target)}, got {target.dtype}: convert whole numbers with target.long(), or give probabilities of the "
+            "logits' shape"
         )
 
 
@@ -272,15 +281,11 @@ def _shape_fix(logits: Tensor, target: Tensor, rows: torch.Size, axis: int, dim:
     """Recognise the usual slip behind a wrong shape and say what mends it."""
     if dim is None and logits.dim() > 2 and target.shape == logits.shape[:-1]:
         return "the class dimension seems to be the last; pass dim=-1"
-    if (
-        target.dim() == len(rows) + 1
-        and target.numel() == rows.numel()
-        and axis < target.dim()
-        and target.shape[axis] == 1
-    ):
+    if axis < target.dim() and target.shape == (*rows[:axis], 1, *rows[axis:]):
         return f"drop the dimension of size 1 with target.squeeze({axis})"
     if target.numel() == rows.numel():
-        return f"the number of elements fits; reshape with target.reshape{tuple(rows)}"
+        mixed = "the number of elements fits, but not the order of the dimensions, which a reshape would mix up"
+        return layout_fix("target", target.shape, rows) or mixed
     if logits.dim() == 1 and target.dim() <= 1:
         return "logits of shape (C,) are one row and take one class; logits for several rows need shape (N, C)"
     if target.dim() == logits.dim():
@@ -312,7 +317,7 @@ def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probab
             also = ", float32 or float64" if logits.dtype.itemsize < 4 else ""
             raise RuntimeError(
                 f"weight must have the dtype of the logits, {logits.dtype}{also}, when target holds class indices, "
-                f"got {weight.dtype}: convert with weight.to({logits.dtype})"
+                f"got {weight.dtype}: convert with weight.to({torch.float32 if also else logits.dtype})"
             )
     return weight.reshape(-1)
 
@@ -328,7 +333,8 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
     if target.shape != input.shape:
         fix = "give every logit its own target"
         if target.numel() == input.numel():
-            fix = f"reshape with target.reshape{shape(input)} or the logits with input.reshape{shape(target)}"
+            mixed = "the number of elements fits, but not the order of the dimensions, which a reshape would mix up"
+            fix = layout_fix("target", target.shape, input.shape) or mixed
         elif input.dim() == target.dim() + 1 and input.shape[:1] == target.shape[:1]:
             fix = "for one class index a row use cross_entropy, or one-hot rows"
         raise ValueError(f"target must have the shape of the logits {shape(input)}, got {shape(target)}: {fix}")
@@ -345,10 +351,7 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
                 f"{name} must not require grad, the loss is not differentiable in it: pass {name}.detach()"
             )
         if not _broadcasts(value, input):
-            fix = "reshape it so that its last dimensions meet the logits' last"
-            if value.dim() == 1 and value.shape[0] in input.shape:
-                axis = tuple(input.shape).index(value.shape[0])
-                fix = f"to lay it along dimension {axis} use {name}.reshape{(-1,) + (1,) * (input.dim() - axis - 1)}"
+            fix = _broadcast_fix(name, value, input)
             raise RuntimeError(f"{name} must broadcast to the logits' shape {shape(input)}, got {shape(value)}: {fix}")
 
 
@@ -364,6 +367,19 @@ def _torchs_refusal(dtype: torch.dtype) -> type[Exception]:
 def _broadcasts(value: Tensor, logits: Tensor) -> bool:
     aligned = zip(reversed(value.shape), reversed(logits.shape), strict=False)
     return value.dim() <= logits.dim() and all(a in (1, b) for a, b in aligned)
+
+
+def _broadcast_fix(name: str, value: Tensor, logits: Tensor) -> str:
+    """Say how a tensor comes to broadcast to the logits."""
+    if value.dim() == 1:
+        fits = [axis for axis, size in enumerate(logits.shape) if size == value.shape[0]]
+        ways = (f"along dimension {k} with {name}.reshape{(-1,) + (1,) * (logits.dim() - k - 1)}" for k in fits)
+        return f"lay it {', or '.join(ways)}" if fits else "give one number for every entry of a dimension"
+    if value.dim() < logits.dim() and value.shape == logits.shape[: value.dim()]:
+        return f"for one number a row use {name}.reshape{tuple(value.shape) + (1,) * (logits.dim() - value.dim())}"
+    if value.numel() == logits.numel() and (fix := layout_fix(name, value.shape, logits.shape)):
+        return fix
+    return "its dimensions must be the logits' last, each of their size or of size 1"
 
 
 def pos_weight_along(dim: Any, input: object, pos_weight: Tensor | None) -> Tensor | None:
@@ -390,11 +406,11 @@ def element_mask(mask: object, input: Tensor) -> Tensor | None:
         type_error("mask", "a torch.Tensor that broadcasts to the logits' shape", mask)
     if mask.dtype != torch.bool:
         raise RuntimeError(
-            f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask.bool(), or the factors "
-            "as weight"
+            f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask == 1 if 1 stands for those, "
+            "and factors as weight, which the mean does not divide by"
         )
     if not _broadcasts(mask, input):
-        fix = "add the missing dimensions with mask.unsqueeze" if mask.dim() < input.dim() else "reshape it"
+        fix = _broadcast_fix("mask", mask, input)
         raise RuntimeError(f"mask must broadcast to the logits' shape {shape(input)}, got {shape(mask)}: {fix}")
     return mask
 

@@ -130,8 +130,8 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
         fix = f"make one, {penalty.__name__}()"
     elif isinstance(penalty, str):
         builtin = {name.lower(): name for name in _KNOWN if "." not in name}
-        name = builtin.get(penalty.lower(), "Focal")
-        fix = f"import it, crossent.{name}()"
+        name = builtin.get(penalty.lower())
+        fix = f"import it, crossent.{name}()" if name else f"there are {', '.join(sorted(builtin.values()))}"
     elif callable(penalty):
         fix = "write a subclass of crossent.Penalty whose method f is that function of log p"
     else:

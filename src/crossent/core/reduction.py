@@ -75,7 +75,7 @@ def read_reduction(reduction: str, size_average: bool | None = None, reduce: boo
     if reduction == "elementwise_mean":
         warnings.warn("reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.", stacklevel=4)
         return "mean"
-    hint = "; to divide by the batch size, pass denominator=" if reduction == "batchmean" else ""
+    hint = "; to divide by the batch size, pass 'mean' with denominator=len(input)" if reduction == "batchmean" else ""
     raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r}{hint}")
 
 

@@ -265,8 +265,8 @@ def check_names(given: Any, options: type, function: str) -> None:
 # --- the words ----------------------------------------------------------------------------------------------------------
 
 DOCUMENTATION = {
-    "weight": """class weights ``c``, ``(C)``; for indices in the dtype of the logits, or in float32 or float64 where these are in half
-        precision.""",
+    "weight": """class weights ``c``, ``(C)``; for indices in the dtype of the logits, or in float32 or float64 where these are
+        in half precision.""",
     "size_average": "deprecated, as in torch.",
     "reduce": "deprecated, as in torch.",
     "ignore_index": """rows with this index count for nothing: no loss, no gradient whatever their logits hold, no share in the

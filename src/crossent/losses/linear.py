@@ -280,7 +280,9 @@ def _check_head(input: object, weight: object, bias: object) -> None:
         )
     if input.shape[-1] != weight.shape[-1]:
         fix = (
-            "transpose it with linear_weight.t()" if weight.shape[0] == input.shape[-1] else "they are the features, D"
+            "transpose it with linear_weight.t()"
+            if weight.dim() == 2 and weight.shape[0] == input.shape[-1]
+            else "they are the features, D"
         )
         raise RuntimeError(
             f"input and linear_weight must have the same last dimension, got {shape(input)} and {shape(weight)}: {fix}"

@@ -189,9 +189,11 @@ def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
     at = [(i, k if type(k) is int else integer(f"a label of row {i}", k)) for i, row in enumerate(rows) for k in row]
     for i, k in at:
         if not 0 <= k < num_classes:
+            fix = "leave out what is no label" if k < 0 else "check the labels against the number of logits"
+            if k == num_classes and min(label for _, label in at) == 1:
+                fix = "if labels start at 1, subtract 1"
             raise IndexError(
-                f"labels must lie in [0, {num_classes}) for logits with {num_classes} classes; got {k} in row {i}: "
-                "leave out what is no label"
+                f"labels must lie in [0, {num_classes}) for logits with {num_classes} classes; got {k} in row {i}: {fix}"
             )
     hot = torch.zeros(num_rows, num_classes, dtype=torch.bool)
     if at:
