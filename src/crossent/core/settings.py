@@ -11,11 +11,11 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from typing_extensions import Self, dataclass_transform
+from typing_extensions import Self, TypedDict, dataclass_transform
 
 from crossent.core import checks
 from crossent.core.names import refuse_unknown

@@ -1,9 +1,8 @@
 """The losses as modules, which are torch's own: subclasses, so that ``isinstance``, state dicts and pickles go on working.
 
 A module keeps every option of its function as an attribute of that name and hands all of them over by going through the names.
+Annotations are evaluated here: fastai and others read them off an instance, where the names in a string mean nothing.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -412,23 +411,23 @@ class LinearCrossEntropyLoss(_Options, _TorchsLinear):
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[LinearModuleOptions],
+        **more: Unpack[LinearModuleOptions],
     ) -> None:
         in_features, num_classes = integer("in_features", in_features), integer("num_classes", num_classes)
         out_features = tuple(integer("out_features", size) for size in out_features)
-        weight, label_smoothing = options.get("weight"), plain(options.get("label_smoothing", 0.0))
+        weight, label_smoothing = more.get("weight"), plain(more.get("label_smoothing", 0.0))
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
         smoothing("label_smoothing", label_smoothing)
         if not label_smoothing >= 0.0:
             raise RuntimeError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-        reduction = options.get("reduction", "mean")
+        reduction = more.get("reduction", "mean")
         nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
         self.num_classes, self.out_features = num_classes, out_features
         self.linear = nn.Linear(
             in_features, prod(out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
-        self._keep(options)
+        self._keep(more)
 
     def forward(self, input: Tensor, target: Tensor | Teacher, **of_the_batch: Any) -> Tensor:
         """Compute the loss; see :func:`crossent.linear_cross_entropy`."""
