@@ -67,8 +67,6 @@ def test_calls_are_read_off_the_page():
 
 
 def test_every_option_of_torchs_is_named():
-    if not hasattr(nn, "LinearCrossEntropyOptions"):
-        pytest.skip("torch has none before 2.13")
     named = set(re.findall(r"\w+", " ".join(row[0] for row in table("| `LinearCrossEntropyOptions` | here |"))))
     assert {field.name for field in dataclasses.fields(nn.LinearCrossEntropyOptions)} <= named
 

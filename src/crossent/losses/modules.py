@@ -379,10 +379,7 @@ class DistillationLoss(_Options):
         return "the number of rows not ignored"
 
 
-_TorchsLinear: Any = getattr(nn, "LinearCrossEntropyLoss", nn.modules.loss._WeightedLoss)  # torch has it from 2.13 on
-
-
-class LinearCrossEntropyLoss(_Options, _TorchsLinear):
+class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
     """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
 
     The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
