@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SANITIZED := build/sanitized
 SECONDS ?= 60
 
-.PHONY: demo test lint bench fuzz wheel sanitize clean
+.PHONY: demo test lint bench fuzz peers wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -30,6 +30,10 @@ bench: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
 
+# The rows of docs/migration.md beside the libraries themselves, which bring much with them.
+peers: $(VENV)/.peers
+	KERAS_BACKEND=torch $(PYTEST) tests/test_peers.py $(ARGS)
+
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
@@ -49,7 +53,7 @@ sanitize: $(VENV)/.dev
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.peers: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
 	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
 	touch $@
 

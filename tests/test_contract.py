@@ -278,6 +278,22 @@ def test_better_than_torch(args, kwargs, theirs, right):
     torch.testing.assert_close(crossent.cross_entropy(*args, **kwargs), torch.tensor(right), atol=0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_better_than_torch_wide_class_weights(half, wide):
+    """A deliberate difference: torch refuses weights wider than logits in half precision where the target holds indices."""
+    x, y, c = torch.randn(4, 3).to(half), torch.tensor([0, 1, 2, 0]), torch.tensor([0.1, 0.2, 0.7], dtype=wide)
+    assert outcome(F.cross_entropy, x, y, c) is RuntimeError
+    loss, _ = outcome(crossent.cross_entropy, x, y, c)
+    assert loss.dtype == half
+    torch.testing.assert_close(loss, F.cross_entropy(x.to(wide), y, c).to(half))
+    # narrower weights, and those of another half precision, are refused as ever
+    other = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}[half]
+    for logits, weight in ((x.to(wide), c.to(half)), (x, c.to(other)), (x, c.long()), (x.float(), c.double())):
+        assert outcome(crossent.cross_entropy, logits, y, weight) is RuntimeError
+        assert outcome(F.cross_entropy, logits, y, weight) is RuntimeError
+
+
 def test_better_than_torch_ignored_garbage():
     x = torch.tensor([[1.0, 2.0], [torch.nan, torch.inf]])
     y = torch.tensor([0, -100])

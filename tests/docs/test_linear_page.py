@@ -50,7 +50,7 @@ def test_calls_for_other_libraries(call):
     h, W, b = torch.randn(40, 8, requires_grad=True), torch.randn(30, 8), torch.randn(30)
     y, c = torch.randint(30, (40,)), torch.rand(30)
     y[5:9] = 0 if "ignore_index=0" in call else -100
-    names = {"crossent": crossent, "h": h, "W": W, "b": b, "c": c, "y": y, "p": torch.rand(40)}
+    names = {"crossent": crossent, "torch": torch, "h": h, "W": W, "b": b, "c": c, "y": y, "p": torch.rand(40)}
     on_logits = call.replace("linear_cross", "cross").replace("h, W, y, linear_bias=b", "h @ W.T + b, y")
     on_logits = on_logits.replace("h, W, y, shift=1", "h[:-1] @ W.T, y[1:]").replace("h, W, y", "h @ W.T, y")
     assert call.count("linear_cross_entropy") == on_logits.count("cross_entropy") == 1
@@ -62,13 +62,20 @@ def test_calls_for_other_libraries(call):
         torch.testing.assert_close(*(torch.autograd.grad(x, h, seed.to(x.dtype)) for x in (found, expected)))
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_for_other_libraries_give_their_dtype(call, half):
+    """Liger and CCE make a loss in float32 of inputs in half precision."""
+    h, W, b, c = torch.randn(40, 8).to(half), torch.randn(30, 8).to(half), torch.randn(30).to(half), torch.rand(30)
+    names = {"crossent": crossent, "torch": torch, "h": h, "W": W, "b": b, "c": c, "p": torch.rand(40)}
+    assert eval(call, names | {"y": torch.randint(30, (40,))}).dtype == torch.float32
+
+
 def test_calls_are_read_off_the_page():
     assert len(CALLS) == 15
 
 
 def test_every_option_of_torchs_is_named():
-    if not hasattr(nn, "LinearCrossEntropyOptions"):
-        pytest.skip("torch has none before 2.13")
     named = set(re.findall(r"\w+", " ".join(row[0] for row in table("| `LinearCrossEntropyOptions` | here |"))))
     assert {field.name for field in dataclasses.fields(nn.LinearCrossEntropyOptions)} <= named
 

@@ -55,6 +55,10 @@ SECTIONS = {
     "segmentation-models-pytorch": lib.names(lib.smp),
     "torchvision": lib.names(lib.torchvision),
     "Liger": lib.names(lib.Liger),
+    "transformers": lib.names(lib.transformers),
+    "sentence-transformers": {**lib.names(lib.sentence_transformers), "torch": torch},
+    "TRL": lib.names(lib.TRL),
+    "scikit-learn": lib.names(lib.sklearn),
 }
 ROWS = [(name, code(theirs), code(ours)) for name in SECTIONS for theirs, ours in table(name) if ours != "crossent"]
 OTHER_ROWS = [(theirs, code(here)) for theirs, _, here in table("Where theirs is another loss")[1:]]
@@ -64,9 +68,10 @@ OTHER_ROWS = [(theirs, code(here)) for theirs, _, here in table("Where theirs is
 LAYOUTS = {
     "PyTorch": ("rows",), "Caffe": ("first",), "TensorFlow": ("rows", "last"), "Keras": ("rows", "last"), "optax": ("rows", "last"),
     "timm": ("rows",), "fastai": ("rows", "first"), "MONAI": ("first",), "segmentation-models-pytorch": ("first",),
-    "torchvision": ("rows", "first"), "Liger": ("rows",),
+    "torchvision": ("rows", "first"), "Liger": ("rows",), "transformers": ("last",), "sentence-transformers": ("rows",),
+    "TRL": ("rows", "last"), "scikit-learn": ("rows",),
 }  # fmt: skip
-LEAVES = ("logits", "p", "last", "logits_with_inf", "p_wrong")
+LEAVES = ("logits", "p", "last", "logits_with_inf", "p_wrong", "pooled", "other", "a", "b", "hard")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +115,12 @@ def inputs(layout: str, scale: float = 1.0, seed: int = 0) -> SimpleNamespace:
         marked=labels.masked_fill(some(0.3), -1.0), c=positive(C), u=u, pi=positive(C), allowed=allowed,
         logits_with_inf=normal(*shape).masked_fill(~allowed, -torch.inf).requires_grad_(), t_elsewhere=one_hot,
         p_wrong=torch.tensor([[1e-9, 0.5, 0.5]]).requires_grad_(), t_true=torch.tensor([[1.0, 0.0, 0.0]]),
-        counts=torch.tensor([1000, 100, 10, 1]), n=1111,
+        counts=torch.tensor([1000, 100, 10, 1]), n=1111, gaps=target.masked_fill(hole, -100), blob=target.unsqueeze(1).double(),
+        pooled=(scale * normal(N, C)).requires_grad_(), other=(scale * normal(N, C)).requires_grad_(),
+        classes=torch.randint(C, (N,), generator=draw), beyond=torch.tensor([0, C, 2, C, 1]), yes=some(0.4, (N, C)).double(),
+        config=SimpleNamespace(num_labels=C, problem_type="single_label_classification"),
+        config_of_labels=SimpleNamespace(num_labels=C, problem_type="multi_label_classification"),
+        a=normal(3, 6).requires_grad_(), b=normal(3, 6).requires_grad_(), hard=normal(2, 6).requires_grad_(),
     )  # fmt: skip
 
 
@@ -122,7 +132,10 @@ def run(call: str, v: SimpleNamespace, names: dict[str, object] | None = None) -
 def run_theirs(library: str, call: str, v: SimpleNamespace) -> Tensor:
     if library == "Caffe":
         if call.startswith("SigmoidCrossEntropyLoss"):
-            return lib.Caffe.SigmoidCrossEntropyLoss(call, v.logits, v.marked if "ignore_label" in call else v.labels)
+            labels = v.soft if "real labels" in call else v.labels
+            return lib.Caffe.SigmoidCrossEntropyLoss(call, v.logits, v.marked if "ignore_label" in call else labels)
+        if "label blob" in call:
+            return lib.Caffe.SoftmaxWithLoss(call, v.logits, v.blob[:, 0].trunc().long())
         last = "axis: 3" in call
         return lib.Caffe.SoftmaxWithLoss(call, v.last if last else v.logits, v.target_of_last if last else v.target)
     if call.startswith("model.fit"):
@@ -187,7 +200,9 @@ def test_every_library_and_mode_is_there():
         timm: LabelSmoothingCrossEntropy, timm: SoftTargetCrossEntropy, timm: BinaryCrossEntropy, timm: AsymmetricLossMultiLabel,
         timm: AsymmetricLossSingleLabel, fastai: CrossEntropyLossFlat, fastai: LabelSmoothingCrossEntropy, fastai: FocalLoss,
         MONAI: FocalLoss(gamma=1.5)(, use_softmax=True, segmentation-models-pytorch: FocalLoss("binary", FocalLoss("multiclass",
-        torchvision: sigmoid_focal_loss, Liger: LigerCrossEntropyLoss()(, lse_square_scale, softcap, return_z_loss=True
+        torchvision: sigmoid_focal_loss, Liger: LigerCrossEntropyLoss()(, lse_square_scale, softcap, return_z_loss=True,
+        transformers: LabelSmoother, ForCausalLMLoss, num_items_in_batch, ForQuestionAnsweringLoss, a label blob of floats,
+        real labels, sentence-transformers: MultipleNegativesRankingLoss, TRL: selective_log_softmax, scikit-learn: log_loss
     """
     missing = [want for want in re.split(r",\s+", wanted.strip()) if want not in theirs.replace(", p)", " p)")]
     assert not missing

@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.core.checks import plain
+
 _KNOWN: dict[str, type[Penalty] | type[BinaryPenalty]] = {}
 _HOPELESS = -1e4  # a log p whose p is 0 in every dtype
 _LARGEST = 1.7976931348623157e308
@@ -37,7 +39,7 @@ class _Named:
     @property
     def parameters(self) -> tuple[float, ...]:
         """The numbers to make it of again."""
-        return tuple(float(value) for value in self.__dict__.values())
+        return tuple(float(plain(value)) for value in self.__dict__.values())
 
 
 class Penalty(_Named):
@@ -110,7 +112,9 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
     if penalty is None:
         return NamedPenalty()
     if isinstance(penalty, Penalty) or (binary and isinstance(penalty, BinaryPenalty)):
-        wrong = [k for k, v in penalty.__dict__.items() if type(v) is not float and not isinstance(v, (int, float))]
+        wrong = [
+            k for k, v in penalty.__dict__.items() if type(v) is not float and not isinstance(plain(v), (int, float))
+        ]
         if wrong:
             raise TypeError(
                 f"a penalty's parameters must be plain numbers, got {type(penalty.__dict__[wrong[0]]).__name__} for "
@@ -126,8 +130,8 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
         fix = f"make one, {penalty.__name__}()"
     elif isinstance(penalty, str):
         builtin = {name.lower(): name for name in _KNOWN if "." not in name}
-        name = builtin.get(penalty.lower(), "Focal")
-        fix = f"import it, crossent.{name}()"
+        name = builtin.get(penalty.lower())
+        fix = f"import it, crossent.{name}()" if name else f"there are {', '.join(sorted(builtin.values()))}"
     elif callable(penalty):
         fix = "write a subclass of crossent.Penalty whose method f is that function of log p"
     else:
@@ -136,8 +140,11 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
 
 
 def _check(penalty: Any, name: str, low: float, high: float | None = None) -> None:
-    """Hold a parameter to ``[low, high]``."""
-    value = getattr(penalty, name)
+    """Hold a parameter to ``[low, high]``, and keep it as a number of Python's, whatever it came as."""
+    given = getattr(penalty, name)
+    value = plain(given)
+    if value is not given:
+        object.__setattr__(penalty, name, value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not max(low, -_LARGEST) <= value <= (_LARGEST if high is None else high):
         where = "" if low == -torch.inf else f" of at least {low:g}" if high is None else f" in [{low:g}, {high:g}]"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.checks import under_autocast
+from crossent.core.checks import number_or_tensor, under_autocast
 from crossent.core.messages import shape, type_error
 
 _BLOCK = 4096
@@ -47,7 +47,11 @@ class Reduction(NamedTuple):
         if empty not in ("nan", "zero"):
             raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
         if denominator is not None:
-            _check_denominator(how, denominator)
+            if how != "mean":
+                raise ValueError(
+                    f"denominator replaces what reduction='mean' divides by, got it with reduction={how!r}: drop one"
+                )
+            denominator = number_or_tensor("denominator", denominator)
         return cls(how, sample_weight, denominator, empty)
 
     @classmethod
@@ -71,22 +75,8 @@ def read_reduction(reduction: str, size_average: bool | None = None, reduce: boo
     if reduction == "elementwise_mean":
         warnings.warn("reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.", stacklevel=4)
         return "mean"
-    hint = "; to divide by the batch size, pass denominator=" if reduction == "batchmean" else ""
+    hint = "; to divide by the batch size, pass 'mean' with denominator=len(input)" if reduction == "batchmean" else ""
     raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r}{hint}")
-
-
-def _check_denominator(how: str, denominator: Any) -> None:
-    if how != "mean":
-        raise ValueError(
-            f"denominator replaces what reduction='mean' divides by, got it with reduction={how!r}: drop one"
-        )
-    if isinstance(denominator, Tensor):
-        if denominator.dim() != 0:
-            raise ValueError(
-                f"denominator must be a number or a 0-d tensor, got shape {shape(denominator)}: sum it first"
-            )
-    elif isinstance(denominator, bool) or not isinstance(denominator, (int, float)):
-        type_error("denominator", "a number or a 0-d tensor", denominator)
 
 
 def times(weight: Tensor, value: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from typing_extensions import Self, dataclass_transform
+from typing_extensions import Self, TypedDict, dataclass_transform
 
 from crossent.core import checks
 from crossent.core.names import refuse_unknown
@@ -106,6 +106,8 @@ PLAIN: Settings = Settings.usual
 PLAIN_BINARY: BinarySettings = BinarySettings.usual
 TORCHS = ("ignore_index", "label_smoothing")
 """The numbers of a softmax loss that torch has too."""
+NUMBERS = frozenset({*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty"})
+"""The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
 
 
 # --- the options that functions and modules take by keyword -------------------------------------------------------------
@@ -263,7 +265,8 @@ def check_names(given: Any, options: type, function: str) -> None:
 # --- the words ----------------------------------------------------------------------------------------------------------
 
 DOCUMENTATION = {
-    "weight": "class weights ``c``, ``(C)``; for indices in the dtype of the logits.",
+    "weight": """class weights ``c``, ``(C)``; for indices in the dtype of the logits, or in float32 or float64 where these are
+        in half precision.""",
     "size_average": "deprecated, as in torch.",
     "reduce": "deprecated, as in torch.",
     "ignore_index": """rows with this index count for nothing: no loss, no gradient whatever their logits hold, no share in the

@@ -128,17 +128,27 @@ class Target(NamedTuple):
         at = tuple(where[0].tolist())
         label = int(values[at])
         place = ", ".join(map(str, at))
-        if label == num_classes:
-            fix = "if labels start at 1, subtract 1; if there is one more class, the model needs one more logit"
-        elif label < 0 or label == 255:
-            fix = f"to leave such rows out, pass ignore_index={label}"
-        else:
-            fix = "check the labels against the number of logits"
+        fix = self._range_fix(label, values, num_classes)
         raise IndexError(
             f"target must lie in [0, {num_classes}) for logits with {num_classes} classes, or equal "
             f"ignore_index={ignore_index}; got {label} at target[{place}]"
             f"{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {fix}"
         )
+
+    def _range_fix(self, label: int, values: Tensor, num_classes: int) -> str:
+        """Say what a label out of range usually means, so that no other row changes its meaning where that is mended."""
+        ignore_index = self.settings.ignore_index
+        ignores = bool((values == ignore_index).any()) or 0 <= ignore_index < num_classes
+        if label == num_classes:
+            start = int(values.masked_fill(values == ignore_index, num_classes).min())
+            more = "if there is one more class, the model needs one more logit"
+            also = f" from all of target.long() and pass ignore_index={ignore_index - 1}" if ignores else ""
+            return f"if labels start at 1, subtract 1{also}; {more}" if start == 1 else more
+        if label < 0 or label == 255:
+            if ignores:
+                return f"to leave such rows out too, use target.long().masked_fill(target == {label}, {ignore_index})"
+            return f"to leave such rows out, pass ignore_index={label}"
+        return "check the labels against the number of logits"
 
 
 class BinaryTarget(NamedTuple):
@@ -216,25 +226,25 @@ def describe(
     checks.check_tensors(input=logits, target=target)
     if weight is not None and not isinstance(weight, Tensor):
         type_error("weight", "a torch.Tensor of shape (C,) or None", weight)
-    checks.integer("ignore_index", options.get("ignore_index", -100))
+    ignore_index = checks.integer("ignore_index", options.get("ignore_index", -100))
     probabilities = target.shape == logits.shape
     checks.check_logits_dtype(logits)
     if probabilities:
-        checks.check_probabilities(logits, target)
+        checks.check_probabilities(logits, target, dim)
     axis = checks.class_axis(logits, dim)
     numbers = _numbers(Settings, options)
     label_smoothing = checks.smoothing("label_smoothing", numbers.get("label_smoothing", 0.0))
     if probabilities:
-        if numbers.get("ignore_index", -100) >= 0:
+        if ignore_index >= 0:
             raise RuntimeError(
                 f"ignore_index must be negative when target holds probabilities, which have no index to ignore; "
-                f"got {numbers['ignore_index']}: leave it out, and give rows to be ignored a sample_weight of 0"
+                f"got {ignore_index}: leave it out, and give rows to be ignored a sample_weight of 0"
             )
     else:
         checks.check_index_shape(logits, target, axis, dim)
         checks.check_index_dtype(logits, target)
     weight = checks.class_weight(weight, logits.shape[axis], logits, probabilities)
-    numbers["label_smoothing"] = label_smoothing
+    numbers["ignore_index"], numbers["label_smoothing"] = ignore_index, label_smoothing
     settings = Settings.of(**numbers)
     bias, mask = options.get("logit_bias"), options.get("class_mask")
     if bias is not None:

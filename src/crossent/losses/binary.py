@@ -74,7 +74,8 @@ def binary_cross_entropy_with_logits(
 
     Raises:
         ValueError: bad ``reduction`` or ``empty``, shapes of input and target that differ.
-        RuntimeError: target not floating, weights that do not broadcast to the input, weights that require grad.
+        RuntimeError: target not floating (for a bool one NotImplementedError from torch 2.14 on), weights that do not
+            broadcast to the input, weights that require grad.
         TypeError: an argument of another type.
         NotImplementedError: logits of another dtype.
 

@@ -15,7 +15,15 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import Unpack
 
 from crossent.core import watch
-from crossent.core.checks import check_logits_dtype, check_tensors, under_autocast
+from crossent.core.checks import (
+    check_logits_dtype,
+    check_tensors,
+    integer,
+    integer_from,
+    optional,
+    positive,
+    under_autocast,
+)
 from crossent.core.messages import shape, type_error
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
@@ -40,6 +48,10 @@ from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_o
 MAX_BYTES = 128 << 20  # of a block of logits
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
+
+_BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
+_SHIFT = integer_from(0, "an int of at least 0")
+_TEACHERS_TEMPERATURE = positive("it divides the teacher's logits")
 
 
 class LinearPlan(NamedTuple):
@@ -151,7 +163,13 @@ def linear_cross_entropy(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
             max_bytes=max_bytes, **more,
         )  # fmt: skip
-    if not more and weight is None and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
+    if (
+        not more
+        and weight is None
+        and type(shift) is int
+        and shift == 0
+        and _ordinary(input, linear_weight, target, linear_bias, max_bytes)
+    ):
         assert isinstance(target, Tensor)
         ignored = -100 if ignore_index is None else ignore_index
         if _all_labelled(target, ignored):
@@ -226,11 +244,11 @@ def _understand(input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, 
     """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
     check_names(arguments, LinearArguments, "linear_cross_entropy")
     rows = Reduction.among(arguments.get("reduction", "mean"), arguments)
-    linear_bias, weight, shift = arguments.get("linear_bias"), arguments.get("weight"), arguments.get("shift", 0)
-    ignore_index, max_bytes = arguments.get("ignore_index"), arguments.get("max_bytes", MAX_BYTES)
+    linear_bias, weight = arguments.get("linear_bias"), arguments.get("weight")
+    ignore_index = optional(integer)("ignore_index", arguments.get("ignore_index"))
     _check_head(input, linear_weight, linear_bias)
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        type_error("max_bytes", "a positive int, the bytes of a block of logits", max_bytes)
+    max_bytes = _BYTES("max_bytes", arguments.get("max_bytes", MAX_BYTES))
+    shift = _SHIFT("shift", arguments.get("shift", 0))
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
     lead, classes = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
     like = input.new_empty(()).expand(lead + classes)
@@ -275,7 +293,9 @@ def _check_head(input: object, weight: object, bias: object) -> None:
         )
     if input.shape[-1] != weight.shape[-1]:
         fix = (
-            "transpose it with linear_weight.t()" if weight.shape[0] == input.shape[-1] else "they are the features, D"
+            "transpose it with linear_weight.t()"
+            if weight.dim() == 2 and weight.shape[0] == input.shape[-1]
+            else "they are the features, D"
         )
         raise RuntimeError(
             f"input and linear_weight must have the same last dimension, got {shape(input)} and {shape(weight)}: {fix}"
@@ -334,18 +354,15 @@ def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teach
             "the teacher's input and weight must have the same last dimension, got "
             f"{shape(teacher.input)} and {shape(teacher.weight)}"
         )
-    if not teacher.temperature > 0:
-        raise ValueError(f"the teacher's temperature must be positive, got {teacher.temperature}")
+    temperature = _TEACHERS_TEMPERATURE("the teacher's temperature", teacher.temperature)
     if teacher.bias is not None and tuple(teacher.bias.shape) != classes:
         raise RuntimeError(f"the teacher's bias must have shape {classes}, got {shape(teacher.bias)}")
     head = _side_by_side(*_autocast(*(None if t is None else t.detach() for t in teacher[:3])))
-    return Teacher(*head, teacher.temperature)
+    return Teacher(*head, temperature)
 
 
 def _shifted(target: Tensor, lead: tuple[int, ...], shift: int, ignore_index: int) -> Tensor:
     """Move class indices ``shift`` positions to the front; what has no label any more is ignored."""
-    if not isinstance(shift, int) or isinstance(shift, bool) or shift < 0:
-        type_error("shift", "an int of at least 0", shift)
     if shift == 0:
         return target
     if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != torch.Size(lead) or not lead:

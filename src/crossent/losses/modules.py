@@ -1,9 +1,8 @@
 """The losses as modules, which are torch's own: subclasses, so that ``isinstance``, state dicts and pickles go on working.
 
 A module keeps every option of its function as an attribute of that name and hands all of them over by going through the names.
+Annotations are evaluated here: fastai and others read them off an instance, where the names in a string mean nothing.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from crossent.core.checks import class_axis, integer, number, plain, smoothing
 from crossent.core.messages import shape
 from crossent.core.penalties import Focal
 from crossent.core.settings import (
+    NUMBERS,
     BinaryModuleOptions,
     CrossEntropyModuleOptions,
     DistillationModuleOptions,
@@ -49,6 +50,7 @@ class _Options(nn.Module):
         check_names(given, self.takes, type(self).__name__)
         for name in names_of(self.takes):
             value = given.get(name, self.default(name))
+            value = plain(value) if name in NUMBERS else value
             if name == "weight" and "weight" not in self._buffers:
                 self.register_buffer(name, value)
             elif name in _OF_THE_LOSS and not isinstance(value, nn.Parameter):
@@ -128,7 +130,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         **options: Unpack[CrossEntropyModuleOptions],
     ) -> None:
-        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        super().__init__(weight, size_average, plain(ignore_index), reduce, reduction, plain(label_smoothing))
         self._keep(options)
 
     def forward(
@@ -156,8 +158,9 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes. The bias and the margin, which make training
         harder than its use, are left out.
         """
-        x = logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
-        return self._masked(x / self.temperature).softmax(self._class_dim(logits))
+        softcap = None if self.softcap is None else number("softcap", self.softcap)
+        x = logits if softcap is None else softcap * (logits / softcap).tanh()
+        return self._masked(x / number("temperature", self.temperature)).softmax(self._class_dim(logits))
 
     def predict(self, logits: Tensor) -> Tensor:
         """Choose the most probable of the allowed classes for each row."""
@@ -172,7 +175,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         return logits.masked_fill(~mask, -torch.inf)
 
     def _class_dim(self, logits: Tensor) -> int:
-        return self.dim % logits.dim() if self.dim is not None else min(logits.dim() - 1, 1)
+        return class_axis(logits, self.dim)
 
     def _divisor(self) -> str:
         weight = "Σ weight[target] of" if self.weight is not None else "the number of"
@@ -353,7 +356,7 @@ class DistillationLoss(_Options):
         self, temperature: float = 1.0, alpha: float = 0.5, **options: Unpack[DistillationModuleOptions]
     ) -> None:
         super().__init__()
-        self.temperature, self.alpha = temperature, alpha
+        self.temperature, self.alpha = plain(temperature), plain(alpha)
         self._keep(options)
 
     def forward(
@@ -376,10 +379,7 @@ class DistillationLoss(_Options):
         return "the number of rows not ignored"
 
 
-_TorchsLinear: Any = getattr(nn, "LinearCrossEntropyLoss", nn.modules.loss._WeightedLoss)  # torch has it from 2.13 on
-
-
-class LinearCrossEntropyLoss(_Options, _TorchsLinear):
+class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
     """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
 
     The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
@@ -408,20 +408,23 @@ class LinearCrossEntropyLoss(_Options, _TorchsLinear):
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[LinearModuleOptions],
+        **more: Unpack[LinearModuleOptions],
     ) -> None:
-        weight, label_smoothing = options.get("weight"), options.get("label_smoothing", 0.0)
+        in_features, num_classes = integer("in_features", in_features), integer("num_classes", num_classes)
+        out_features = tuple(integer("out_features", size) for size in out_features)
+        weight, label_smoothing = more.get("weight"), plain(more.get("label_smoothing", 0.0))
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
-        if not 0.0 <= label_smoothing <= 1.0:
+        smoothing("label_smoothing", label_smoothing)
+        if not label_smoothing >= 0.0:
             raise RuntimeError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-        reduction = options.get("reduction", "mean")
+        reduction = more.get("reduction", "mean")
         nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
-        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        self.num_classes, self.out_features = num_classes, out_features
         self.linear = nn.Linear(
             in_features, prod(out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
-        self._keep(options)
+        self._keep(more)
 
     def forward(self, input: Tensor, target: Tensor | Teacher, **of_the_batch: Any) -> Tensor:
         """Compute the loss; see :func:`crossent.linear_cross_entropy`."""

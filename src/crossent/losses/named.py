@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from crossent.core.checks import check_logits_dtype, check_tensors, class_axis
+from crossent.core.checks import check_logits_dtype, check_tensors, class_axis, integer, number, number_or_tensor
 from crossent.core.messages import shape, type_error
 from crossent.core.overrides import overridable
 from crossent.core.penalties import BalancedFocal, Focal
@@ -105,6 +106,7 @@ def sigmoid_focal_loss(
 
 def sigmoid_focal(alpha: float | None, gamma: float) -> Focal | BalancedFocal:
     """Make the penalty of the sigmoid focal loss; None or, as in torchvision, a negative ``α`` is none."""
+    alpha = None if alpha is None else number("alpha", alpha)
     return Focal(gamma) if alpha is None or alpha < 0 else BalancedFocal(gamma, alpha)
 
 
@@ -154,6 +156,8 @@ def multilabel_cross_entropy(
     rows = Reduction.among(options.get("reduction", "mean"), options)
     dim, out_dtype = options.get("dim"), options.get("out_dtype")
     axis = class_axis(input, dim)
+    if isinstance(labels, np.ndarray) and labels.dtype != object:  # it means what a tensor of its numbers means
+        labels = torch.as_tensor(labels, device=input.device)
     labels = labels if isinstance(labels, Tensor) else _multi_hot(labels, input)
     if labels.shape != input.shape:
         raise RuntimeError(
@@ -167,7 +171,7 @@ def multilabel_cross_entropy(
     labelled = labels != 0
     described = described._replace(valid=labelled.any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
-    dtype = result_dtype(input, (*floating, weight), out_dtype)
+    dtype = result_dtype(input, floating, out_dtype)
     inplace = options.get("inplace_backward", False)
     return reduced_cross_entropy(input, logits, described, rows, dtype, inplace, options.get("impl"))
 
@@ -179,17 +183,19 @@ def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
             f"labels must be a tensor of the logits' shape {shape(logits)}: lists are for logits of shape (N, C) only"
         )
     num_rows, num_classes = logits.shape
-    rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in labels]
+    rows = [row.tolist() if isinstance(row, (Tensor, np.ndarray)) else list(row) for row in labels]
     if len(rows) != num_rows:
         raise RuntimeError(
             f"labels must have a list for every row of the logits {shape(logits)}, got {len(rows)} lists"
         )
-    at = [(i, int(k)) for i, row in enumerate(rows) for k in row]
+    at = [(i, k if type(k) is int else integer(f"a label of row {i}", k)) for i, row in enumerate(rows) for k in row]
     for i, k in at:
         if not 0 <= k < num_classes:
+            fix = "leave out what is no label" if k < 0 else "check the labels against the number of logits"
+            if k == num_classes and min(label for _, label in at) == 1:
+                fix = "if labels start at 1, subtract 1"
             raise IndexError(
-                f"labels must lie in [0, {num_classes}) for logits with {num_classes} classes; got {k} in row {i}: "
-                "leave out what is no label"
+                f"labels must lie in [0, {num_classes}) for logits with {num_classes} classes; got {k} in row {i}: {fix}"
             )
     hot = torch.zeros(num_rows, num_classes, dtype=torch.bool, device="cpu")
     if at:
@@ -250,6 +256,7 @@ def distillation_loss(
         )
     if not teacher_logits.is_floating_point():
         raise RuntimeError(f"teacher_logits must be floating, got {teacher_logits.dtype}: give class indices as target")
+    alpha, temperature = number("alpha", alpha), number("temperature", temperature)
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}: it is the share of the teacher's part")
     of_target: dict[str, Any] = {name: value for name, value in options.items() if name != "teacher_grad"}
@@ -330,6 +337,8 @@ def contrastive_cross_entropy(
             type_error(name, "a torch.Tensor of shape (N, D)", value)
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must have shapes (N, D) and (M, D), got {shape(a)} and {shape(b)}: one vector a row")
+    offset = integer("offset", offset)
+    scale = number_or_tensor("scale", scale)
     if not 0 <= offset <= b.shape[0] - a.shape[0]:
         raise IndexError(
             f"the partners of the {a.shape[0]} rows of a must lie among the {b.shape[0]} rows of b, "

@@ -121,6 +121,8 @@ def cross_entropy(
         and reduce is None
         and empty == "nan"
         and not inplace_backward
+        and type(temperature) is type(margin) is type(z_loss) is float
+        and softcap is None
         and options == _TORCHS_OWN
         and watch.current() is None
     ):

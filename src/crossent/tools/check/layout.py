@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, NamedTuple
 
+from crossent.core.messages import layout_fix
 from crossent.tools.check.options import CheckOptions
 from crossent.tools.files import RowArray
 from crossent.tools.shared_options import check_weight_count, class_axis
@@ -89,9 +90,12 @@ def _binary(logits: RowArray, target: RowArray | None, options: CheckOptions) ->
         return _with(layout, "weights", misfit)
     fix = "give every logit its own target; for one class index a row use cross_entropy"
     if prod(target.shape) == prod(shape):
-        fix = f"target.reshape{shape}, or the logits with reshape{target.shape}"
+        fix = (
+            layout_fix("target", target.shape, shape) or "the dimensions of the target must lie as those of the logits"
+        )
     seen = f"a target of shape {target.shape} for logits of shape {shape}"
-    return _with(layout, "weights" if prod(target.shape) == prod(shape) else "", Misfit(seen, fix))
+    in_order = _without_ones(target.shape) == _without_ones(shape)
+    return _with(layout, "weights" if in_order else "", Misfit(seen, fix))
 
 
 def _softmax(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
@@ -120,6 +124,8 @@ def _softmax(logits: RowArray, target: RowArray | None, options: CheckOptions) -
         misread = Misfit(f"{seen}: the classes are on the last axis, and torch takes axis 1", fix)
         return _with(_at(shape, len(shape) - 1), "indices", misread=misread)
     fix = f"class indices need shape {outside}, probabilities {shape}; dim= names another class axis"
+    if prod(target.shape) == prod(outside):
+        fix = layout_fix("target", target.shape, outside) or fix
     return _with(layout, "", Misfit(seen, fix))
 
 

@@ -299,7 +299,10 @@ def binary_targets_outside(facts: Facts) -> Iterator[Observation]:
     if (low, high) == (-1, 1):
         yield Observation(text, fix="Labels of −1 and 1: (t + 1) / 2. If −1 means unknown: ignore_index=-1.")
     elif low >= 0 and high > 1:
-        yield Observation(text, fix=f"Divide by {high:.4g}, or compare: t > {high / 2:.4g}.")
+        masks = f"Masks of 0 and {high:.4g} only: Divide by {high:.4g}, or t == {high:.4g}"
+        unknown = f"if {high:.4g} means unknown, ignore_index={high:.4g}"
+        fix = "Labels of 1 and 2: subtract 1." if (low, high) == (1, 2) else f"{masks}; {unknown}."
+        yield Observation(text, fix=fix)
     else:
         yield Observation(text)
 
@@ -343,5 +346,8 @@ def _reshaped(given: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
     if len(shape) > 2 and len(given) == 1 and given[0] == shape[1]:
         return f"pos_weight.reshape{(-1,) + (1,) * (len(shape) - 2)}, or dim=1 of crossent.binary_cross_entropy_with_logits"
     if len(given) == 1 and given[0] == 2:
-        return "Two numbers, for no and yes, are not wanted: pos_weight is the factor for yes, w_yes / w_no."
+        return (
+            "Two numbers, for no and yes, are not wanted: pos_weight is the factor for yes, w_yes / w_no, and weight=w_no "
+            "that for both."
+        )
     return None
