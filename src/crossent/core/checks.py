@@ -240,7 +240,7 @@ def check_probabilities(logits: Tensor, target: Tensor, dim: int | None) -> None
     """Refuse a target of the logits' shape that is not floating."""
     if target.is_floating_point():
         return
-    axis = class_axis(logits, dim)
+    axis = class_axis(logits, dim) if logits.dim() else 0
     fix = f"for one-hot rows convert with target.float(), or pass class indices with target.argmax({axis})"
     if logits.dim() == 2 and logits.shape[axis] == 1:
         fix = f"for class indices use target.squeeze({axis})"
