@@ -41,6 +41,7 @@ VALUES = {
     "class_mask": torch.tensor([True, True, True, True, True]),
     "z_loss": 0.1,
     "teacher_grad": True,
+    "reverse": True,
     "sample_weight": torch.arange(1.0, 7.0),
     "shift": 1,
     "max_bytes": 1 << 10,

@@ -764,11 +764,18 @@ def distillation_loss(
     denominator: float | None = None,
     empty: str = "nan",
     dim: int | None = None,
+    reverse: bool = False,
+    penalty: Penalty | None = None,
+    class_mask: ArrayLike | None = None,
+    z_loss: float = 0.0,
 ) -> LossAndGradient:
     """Learn from a teacher's probabilities: ``T² KL(q‖p)`` with ``q = softmax(teacher / T)`` and ``p = softmax(student / T)``.
 
     The gradient is ``T (p - q)``: the factor ``T²`` keeps its size while T is tuned. A row is summed over its classes and the mean
     is over rows (``"batchmean"`` of ``torch.nn.KLDivLoss``, whose ``"mean"`` divides by the number of classes as well).
+
+    ``reverse`` is ``T² KL(p‖q)``, with the gradient ``T p (log p - log q - KL(p‖q))``: the student may leave out what the teacher
+    finds possible, and pays for what the teacher finds impossible.
 
     With a target it is ``α`` times that plus ``1 - α`` times the cross entropy of the student with the target, at temperature 1.
 
@@ -786,29 +793,47 @@ def distillation_loss(
         denominator: replaces what both means divide by.
         empty: what a mean over nothing is, ``"nan"`` or ``"zero"``.
         dim: the class axis.
+        reverse: exchange p and q.
+        penalty: ``(f, s)`` of the second part. The first has no place for one: ``Σ q f(p)`` less what it is at ``p = q`` is a
+            distance for ``f = -log p`` only, since for another ``f`` it may be smallest elsewhere.
+        class_mask: ``(C)`` or of the logits' shape, True for the classes that are allowed. Student and teacher, in both parts, are
+            what they would be without the others.
+        z_loss: ``λ`` of ``λ lse²`` of the student's logits at temperature 1, whatever ``α`` is. It is reduced as the first part.
 
     Returns:
         The loss, its gradient, and in the place of the target's gradient that of the teacher's logits, for those who train it too.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; reverse: Gu et al., "MiniLLM: Knowledge Distillation of
+    Large Language Models", 2024.
 
     >>> distillation_loss(np.log([[0.5, 0.5]]), np.log([[0.1, 0.9]])).loss.round(4)
     np.float64(0.3681)
     """
-    settings = Settings(weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim)
+    if target is None and penalty is not None:
+        raise ValueError("penalty belongs to the target's part, and there is no target")
+    settings = Settings(
+        weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim, penalty, class_mask=class_mask
+    )  # fmt: skip
     rows = understand(student_logits, np.zeros(np.shape(student_logits)) if target is None else target, settings)
-    z = np.where(rows.valid[..., None], np.moveaxis(np.asarray(teacher_logits, np.float64), rows.axis, -1), 0.0)
-    kl = kl_divergence(rows.x / temperature, z / temperature)
+    counts = np.asarray(rows.valid, np.float64)
+    z = np.moveaxis(np.asarray(teacher_logits, np.float64), rows.axis, -1)
+    z = np.where(rows.valid[..., None], np.where(rows.allowed, z, -np.inf), 0.0)
+    of_target, predicted = (rows.x, z) if reverse else (z, rows.x)
+    kl = kl_divergence(predicted / temperature, of_target / temperature)
     assert kl.target_grad is not None
-    factor, soft = reduce_rows(temperature**2 * kl.loss, np.asarray(rows.valid, np.float64), settings)
-    grad = np.moveaxis(temperature * factor[..., None] * kl.grad, -1, rows.axis)
-    teacher_grad = np.moveaxis(temperature * factor[..., None] * kl.target_grad, -1, rows.axis)
-    if target is None:
-        return LossAndGradient(soft, grad, teacher_grad)
-    hard = cross_entropy_of_rows(rows, settings)
-    return LossAndGradient(
-        alpha * soft + (1 - alpha) * hard.loss, alpha * grad + (1 - alpha) * hard.grad, alpha * teacher_grad
-    )
+    factor, loss = reduce_rows(temperature**2 * kl.loss, counts, settings)
+    grad, teacher_grad = (kl.target_grad, kl.grad) if reverse else (kl.grad, kl.target_grad)
+    grad, teacher_grad = temperature * factor[..., None] * grad, temperature * factor[..., None] * teacher_grad
+    if target is not None:
+        hard = cross_entropy_of_rows(rows, settings)
+        loss = alpha * loss + (1 - alpha) * hard.loss
+        grad = alpha * grad + (1 - alpha) * np.moveaxis(hard.grad, rows.axis, -1)
+        teacher_grad = alpha * teacher_grad
+    if z_loss:
+        small = softmax_cross_entropy(rows.x, np.zeros(rows.x.shape), z_loss=z_loss * counts)
+        loss = loss + reduce_rows(small.loss, counts, settings)[1]
+        grad = grad + factor[..., None] * small.grad
+    return LossAndGradient(loss, np.moveaxis(grad, -1, rows.axis), np.moveaxis(teacher_grad, -1, rows.axis))
 
 
 class ContrastiveLoss(NamedTuple):

@@ -228,6 +228,10 @@ class DistillationModuleOptions(ModuleRowOptions, _Torchs, _Ignored, total=False
     weight: Tensor | None
     dim: int | None
     teacher_grad: bool
+    reverse: bool
+    penalty: Penalty | None
+    class_mask: Tensor | None
+    z_loss: float
 
 
 class DistillationOptions(DistillationModuleOptions, _Batch, total=False):
@@ -239,6 +243,7 @@ _DEFAULTS: dict[str, Any] = {
     "empty": "nan",
     "inplace_backward": False,
     "teacher_grad": False,
+    "reverse": False,
     "shift": 0,
     "penalty": None,
 }
@@ -294,6 +299,7 @@ DOCUMENTATION = {
     "pos_weight": "``π``, broadcast to the logits' shape from the last dimension, or ``(C)`` along ``dim``.",
     "mask": "boolean, broadcast to the logits' shape; False is ignored, whatever its logits hold.",
     "teacher_grad": "differentiate in the teacher's logits too.",
+    "reverse": "the distance is ``KL(p‖q)`` in the place of ``KL(q‖p)``.",
     "linear_bias": "``b``, of the shape of ``W`` without its last dimension.",
     "options": "accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.",
     "shift": """1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.

@@ -179,6 +179,8 @@ class BinaryTarget(NamedTuple):
 class Teacher(NamedTuple):
     """The target of a distillation: ``t = softmax((h Wᵀ + b) / T)`` of a teacher's hidden states and head, formed in blocks.
 
+    With a ``class_mask`` it is the softmax over the classes that are allowed, as the student's is.
+
     Attributes:
         input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
         weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.

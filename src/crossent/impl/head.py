@@ -173,23 +173,29 @@ def _form_logits(head: Head, x: Tensor, pieces: WidePieces | None, out: Tensor) 
 def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
     """Describe the target of some rows."""
     target = plan.target
-    if plan.teacher is None:
-        values = take(target.values, rows)
-    else:
-        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl)
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
+    if plan.teacher is None:
+        values = take(target.values, rows)
+    else:
+        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl, mask)
     return target._replace(values=values, logit_bias=bias, class_mask=mask)
 
 
-def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str) -> Tensor:
-    """Compute ``softmax(z / T)`` of the teacher's logits, in float32 or wider."""
+def teacher_probabilities(
+    teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
+) -> Tensor:
+    """Compute ``softmax(z / T)`` of the teacher's logits over the classes that these rows allow, in float32 or wider."""
     x, wide = take(teacher.input, rows), torch.promote_types(teacher.input.dtype, torch.float32)
     z = x.new_empty((x.shape[0], teacher.weight.shape[0]))
     head = Head(x, teacher.weight, teacher.bias, shape)
     _form_logits(head, x, wide_pieces(teacher.weight, x.shape[0], impl), z)
-    return z.view(-1, *shape).to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
+    z = z.view(-1, *shape).to(wide).div_(teacher.temperature)
+    if mask is not None:
+        mask = mask.reshape([-1] + [1] * (z.dim() - 2)) if mask.dim() == 1 else mask
+        z.masked_fill_(~mask, -torch.inf)
+    return z.softmax(1, dtype=wide)
 
 
 class Gradients:

@@ -443,7 +443,8 @@ def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
     logits = F.linear(*head[:3]).view(-1, *head.shape)
     if plan.teacher is None:
         return logits, plan.target
-    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape, plan.impl))
+    q = teacher_probabilities(plan.teacher, None, head.shape, plan.impl, plan.target.class_mask)
+    return logits, plan.target._replace(values=q)
 
 
 def _loss_at_once(call: _Call) -> Tensor:

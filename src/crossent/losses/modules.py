@@ -334,7 +334,7 @@ class DistillationLoss(_Options):
         temperature: ``T``, positive.
         alpha: ``α`` in [0, 1], the teacher's share where a target is given too.
         options: what :func:`crossent.distillation_loss` takes by keyword; ``weight`` is a buffer, and what belongs to a batch,
-            ``sample_weight`` and ``denominator``, is given at each call.
+            ``sample_weight``, ``denominator`` and ``class_mask``, may be given at each call.
 
     >>> loss = DistillationLoss(temperature=4.0)
     >>> loss
@@ -364,9 +364,10 @@ class DistillationLoss(_Options):
         *,
         sample_weight: Tensor | None = None,
         denominator: float | Tensor | None = None,
+        class_mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.distillation_loss`."""
-        options = self._call(sample_weight=sample_weight, denominator=denominator)
+        options = self._call(sample_weight=sample_weight, denominator=denominator, class_mask=class_mask)
         return distillation_loss(student_logits, teacher_logits, self.temperature, target, self.alpha, **options)
 
     def _first_words(self) -> list[str]:

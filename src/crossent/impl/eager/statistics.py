@@ -57,12 +57,11 @@ def correct_logits(logits: Tensor, target: Target) -> Tensor:
     return _correct_rows(transform(x, target).x, target) if x.numel() else x.sum(1)
 
 
-def distribution(logits: Tensor, valid: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Compute the probabilities of logits at a temperature and each row's entropy, 0 in rows that do not count."""
-    x = logits.to(compute_dtype(logits)) / temperature
-    if valid is not None:
-        x = x.masked_fill(~valid.unsqueeze(1), 0.0)
+def distribution(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Compute the probabilities of logits as a loss with this target sees them, and each row's entropy, 0 where it is ignored."""
+    x = transform(logits.to(compute_dtype(logits)), target).x
     log_q = log_softmax(x) if x.numel() else x
     q, entropy = log_q.exp(), row_entropy(log_q)
     q = q.masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
-    return q, entropy if valid is None else entropy.masked_fill(~valid, 0.0)
+    ignored = target.ignored_rows()
+    return q, entropy if ignored is None else entropy.masked_fill(ignored.squeeze(1), 0.0)
