@@ -845,7 +845,15 @@ class ContrastiveLoss(NamedTuple):
     scale_grad: Array
 
 
-def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, offset: int = 0) -> ContrastiveLoss:
+def contrastive_cross_entropy(
+    a: ArrayLike,
+    b: ArrayLike,
+    scale: float = 1.0,
+    offset: int = 0,
+    *,
+    symmetric: bool | None = None,
+    label_smoothing: float = 0.0,
+) -> ContrastiveLoss:
     """Find every vector's partner: cross entropy of the logits ``scale · a bᵀ``, where row i belongs to column ``i + offset``.
 
     As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
@@ -856,8 +864,11 @@ def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, of
         b: ``(M, D)``.
         scale: one over the temperature.
         offset: the column of the first row's partner.
+        symmetric: whether a and b are exchanged as well; by default where there are as many of both. False is InfoNCE.
+        label_smoothing: ``ε``.
 
-    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; the rows only: van den Oord et
+    al., "Representation Learning with Contrastive Predictive Coding", 2018.
 
     >>> contrastive_cross_entropy(np.eye(3), np.eye(3), scale=10.0).loss.round(6)
     np.float64(9.1e-05)
@@ -865,9 +876,9 @@ def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, of
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     similarity = a @ b.T
     partner = np.arange(len(a)) + offset
-    loss, grad, _ = cross_entropy(scale * similarity, partner)
-    if len(a) == len(b):
-        back = cross_entropy(scale * similarity.T, partner)
+    loss, grad, _ = cross_entropy(scale * similarity, partner, label_smoothing=label_smoothing)
+    if len(a) == len(b) if symmetric is None else symmetric:
+        back = cross_entropy(scale * similarity.T, partner, label_smoothing=label_smoothing)
         loss, grad = (loss + back.loss) / 2, (grad + back.grad.T) / 2
     return ContrastiveLoss(loss, scale * grad @ b, scale * grad.T @ a, np.sum(grad * similarity))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from crossent.core.checks import check_logits_dtype, check_tensors, class_axis
+from crossent.core.checks import check_logits_dtype, check_tensors, class_axis, under_autocast
 from crossent.core.messages import shape, type_error
 from crossent.core.penalties import BalancedFocal, Focal
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
@@ -358,6 +358,7 @@ def contrastive_cross_entropy(
     scale: float | Tensor = 1.0,
     offset: int = 0,
     *,
+    symmetric: bool | None = None,
     label_smoothing: float = 0.0,
     impl: str | None = None,
 ) -> Tensor:
@@ -365,28 +366,37 @@ def contrastive_cross_entropy(
 
     As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
     vectors against everybody's, ``offset`` vectors before its own): the rows only; exchange the two sets yourself and average.
+    ``symmetric=False`` is the rows only, InfoNCE, for as many too.
+
+    The logits are formed in float32 or wider from vectors of any floating dtype, and are not rounded before the loss.
 
     Args:
         a: ``(N, D)``, usually of length 1: ``torch.nn.functional.normalize(a, dim=-1)``.
         b: ``(M, D)`` with ``M >= N``.
         scale: one over the temperature; a 0-d tensor to learn it, such as ``log_scale.exp()``.
         offset: the column of the first row's partner.
+        symmetric: whether columns look for their row too, and the two losses are averaged; by default where there are as many of
+            both.
         label_smoothing: ``ε`` in [0, 1].
         impl: as in :func:`crossent.cross_entropy`.
 
     Returns:
-        The mean loss, 0-d, in the dtype of the logits.
+        The mean loss, 0-d, in the dtype of the vectors, float32 under autocast.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit; ``symmetric=True`` with more ``b`` than ``a``.
         IndexError: partners beyond the columns.
 
     >>> contrastive_cross_entropy(torch.eye(3), torch.eye(3), scale=10.0)
     tensor(9.0796e-05)
+    >>> a, b = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    >>> contrastive_cross_entropy(a, b), contrastive_cross_entropy(a, b, symmetric=False)
+    (tensor(0.3616), tensor(0.3133))
 
     See also: :func:`crossent.cross_entropy` with ``logit_bias`` for negatives that are sampled with known frequencies.
 
-    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; the rows only: van den
+    Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018.
     """
     for name, value in (("a", a), ("b", b)):
         if not isinstance(value, Tensor):
@@ -398,9 +408,27 @@ def contrastive_cross_entropy(
             f"the partners of the {a.shape[0]} rows of a must lie among the {b.shape[0]} rows of b, "
             f"got offset={offset}: it is the number of rows in b before the partner of a's first"
         )
+    if symmetric is None:
+        symmetric = a.shape[0] == b.shape[0]
+    elif symmetric and a.shape[0] != b.shape[0]:
+        raise ValueError(
+            f"symmetric=True needs as many a as b, since every column looks for its row, got {shape(a)} and {shape(b)}: "
+            "call it a second time with your own b and everybody's a, and average the two"
+        )
     partner = torch.arange(offset, offset + a.shape[0], device=a.device)
-    logits = scale * (a @ b.T)
+    logits = scale * _similarity(a, b)
     loss = cross_entropy(logits, partner, label_smoothing=label_smoothing, impl=impl)
-    if a.shape[0] != b.shape[0]:
-        return loss
-    return (loss + cross_entropy(logits.T, partner, label_smoothing=label_smoothing, impl=impl)) / 2
+    if symmetric:
+        loss = (loss + cross_entropy(logits.T, partner, label_smoothing=label_smoothing, impl=impl)) / 2
+    vectors = torch.promote_types(a.dtype, b.dtype)
+    return loss.to(result_dtype(a.new_empty(0, dtype=vectors), (), None)) if vectors.is_floating_point else loss
+
+
+def _similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Compute ``a bᵀ`` in float32 or wider, also under autocast: a logit near 100 in bfloat16 is off by up to one quarter."""
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = a.to(wide), b.to(wide)
+    if not under_autocast(a.device):
+        return a @ b.T
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.T
