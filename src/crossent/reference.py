@@ -889,7 +889,7 @@ def contrastive_cross_entropy(
 class CrossEntropyStats(NamedTuple):
     """What a row's logits say beside its loss. All of it is about ``x'`` and ``p = softmax(x')``, as the loss sees them.
 
-    A row that is ignored has 0 and False everywhere.
+    A row that is ignored has 0 and False everywhere, and no predicted class.
 
     Attributes:
         loss: ``cross_entropy`` with the same arguments.
@@ -900,6 +900,8 @@ class CrossEntropyStats(NamedTuple):
             it is positive. With a margin: whether it is correct by more than that.
         count: 1, or 0 if ignored.
         weight_sum: what the row adds to the mean's divisor: ``c[y]`` for indices or 1 for probabilities, times ``sample_weight``.
+        predicted: the class of the first largest ``x'``; -100 for a row that is ignored or has no softmax, and where rows are
+            reduced, since a total has no class.
     """
 
     loss: Array
@@ -909,6 +911,10 @@ class CrossEntropyStats(NamedTuple):
     correct: NDArray[Any]
     count: NDArray[Any]  # type: ignore[assignment]  # tuple.count is of no use here
     weight_sum: Array
+    predicted: NDArray[Any]
+
+
+NO_CLASS = -100
 
 
 def cross_entropy_stats(
@@ -944,7 +950,11 @@ def cross_entropy_stats(
     entropy = np.where(valid, times(np.exp(-cost), cost).sum(-1), 0.0)
     correct = hit & ~np.isnan(lse)
     if reduction == "none":
-        return CrossEntropyStats(loss, lse, target_log_prob, entropy, correct, valid.astype(int), rows.weight * u)
+        classes = first_largest(rows.x) @ np.arange(rows.x.shape[-1])
+        predicted = np.where(valid & ~np.isnan(lse), classes, NO_CLASS)
+        return CrossEntropyStats(
+            loss, lse, target_log_prob, entropy, correct, valid.astype(int), rows.weight * u, predicted
+        )
     count: Any = valid.sum()
     divisor = count if reduction == "mean" else 1
 
@@ -953,8 +963,8 @@ def cross_entropy_stats(
 
     weight_sum: Any = np.sum(rows.weight * u)
     return CrossEntropyStats(
-        loss, reduced(lse), reduced(target_log_prob), reduced(entropy), reduced(correct), count, weight_sum
-    )
+        loss, reduced(lse), reduced(target_log_prob), reduced(entropy), reduced(correct), count, weight_sum, np.int64(NO_CLASS)
+    )  # fmt: skip
 
 
 class StatsGradients(NamedTuple):

@@ -105,6 +105,12 @@ class Target(NamedTuple):
         ones = torch.ones_like(x.narrow(1, 0, 1))
         return ones if self.valid is None else ones * self.valid.unsqueeze(1)
 
+    def some_rows(self, rows: slice) -> Target:
+        """Describe the target of some rows of the batch."""
+        values, valid = self.values[rows], None if self.valid is None else self.valid[rows]
+        bias, mask = (t if t is None or t.dim() == 1 else t[rows] for t in (self.logit_bias, self.class_mask))
+        return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
+
     def divisor(self, logits: Tensor) -> Tensor:
         """Compute what the mean divides by."""
         return ordered_sum(self.row_weights(logits.to(compute_dtype(logits, self.values))))
@@ -183,7 +189,7 @@ class Teacher(NamedTuple):
 
     Attributes:
         input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
-        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.
+        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``; or the module that is the head.
         bias: ``b``, of the shape of ``W`` without its last dimension.
         temperature: ``T``, positive.
     """

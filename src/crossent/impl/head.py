@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
-from crossent.impl.protocol import Implementation, RowStatistics
+from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 4 << 20  # bytes of a piece of the head, or of its gradient, that is in float32 at a time
@@ -316,15 +316,19 @@ def row_losses(head: Head, plan: Plan) -> Tensor:
     return losses
 
 
-def statistics(head: Head, plan: Plan) -> RowStatistics:
-    """Compute the statistics of every row, 0 where it is ignored."""
+def statistics(head: Head, plan: Plan) -> tuple[RowStatistics, Tensor]:
+    """Compute the statistics of every row, 0 where it is ignored, and the class that is predicted."""
     compute = load(plan.impl)
     of_rows = RowStatistics(*(_zero_rows(head) for _ in RowStatistics._fields))
+    predicted = torch.full_like(of_rows.loss, NO_CLASS, dtype=torch.int64)
     for block in blocks(head, plan):
         of_block = compute.statistics(block.logits, block.target)
+        classes = formulas.predicted_logits(block.logits, block.target)
+        put(predicted, block.rows, classes)
+        of_block = of_block._replace(correct=formulas.correct_classes(classes, block.target))
         for to, value in zip(of_rows, of_block, strict=True):
             put(to, block.rows, value)
-    return of_rows
+    return of_rows, predicted
 
 
 def _zero_rows(head: Head) -> Tensor:

@@ -29,6 +29,7 @@ from crossent.core.settings import (
 )
 from crossent.core.target import Teacher
 from crossent.losses.binary import binary_cross_entropy_with_logits
+from crossent.losses.heads import head_of
 from crossent.losses.linear import MAX_BYTES, linear_cross_entropy
 from crossent.losses.named import distillation_loss, multilabel_cross_entropy, sigmoid_focal
 from crossent.losses.softmax import cross_entropy
@@ -426,11 +427,12 @@ class LinearCrossEntropyLoss(_Options, _TorchsLinear):
 
     def forward(self, input: Tensor, target: Tensor | Teacher, **of_the_batch: Any) -> Tensor:
         """Compute the loss; see :func:`crossent.linear_cross_entropy`."""
-        classes, bias = (self.num_classes, *self.out_features), self.linear.bias
+        classes = (self.num_classes, *self.out_features)
+        input, weight, bias = head_of(self.linear, input)
         options = self._call() | of_the_batch
         return linear_cross_entropy(
             input,
-            self.linear.weight.reshape(*classes, -1),
+            weight.reshape(*classes, -1),
             target,
             linear_bias=None if bias is None else bias.reshape(classes),
             **options,

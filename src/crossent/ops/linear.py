@@ -42,7 +42,7 @@ statistics_operator = Operator(
     "linear_statistics",
     HEAD,
     PLAN,
-    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct)",
+    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct, Tensor predicted)",
 )
 statistics_backward_operator = Operator(
     "linear_statistics_backward", HEAD, PLAN, "Tensor[] grads", "bool[3] needs", returns=_GRADIENTS
@@ -95,8 +95,8 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.implement
 def _(head, plan):
-    row_statistics = _explained(heads.statistics, head, plan)
-    return (*row_statistics[:4], row_statistics.correct)
+    row_statistics, predicted = _explained(heads.statistics, head, plan)
+    return (*row_statistics[:4], row_statistics.correct, predicted)
 
 
 @statistics_backward_operator.implement
@@ -129,7 +129,8 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.fake
 def _(head, plan):
-    return tuple(_rows_like(head) for _ in range(5))
+    rows = tuple(_rows_like(head) for _ in range(5))
+    return (*rows, rows[0].new_empty(rows[0].shape, dtype=torch.int64))
 
 
 @statistics_backward_operator.fake
@@ -242,7 +243,7 @@ class LinearStatistics(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *given, ctx.again = inputs
-        ctx.mark_non_differentiable(output[4])
+        ctx.mark_non_differentiable(*output[4:])
         _save(ctx, tuple(given))
 
     @staticmethod
@@ -259,7 +260,7 @@ def _rows_gradients(ctx: Any, first: Tensor, grads: Any, backward: Operator) -> 
     return where_asked(tuple(backward.overload(*given, grads, needs)), needs)
 
 
-def linear_statistics(head: Head, plan: Plan, row_weight: Tensor, again: Again) -> RowStatistics:
-    """Compute the statistics of rows in blocks; what they weigh is known without them."""
-    loss, lse, log_prob, entropy, correct = LinearStatistics.apply(*flat(head, plan), again)
-    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct)
+def linear_statistics(head: Head, plan: Plan, row_weight: Tensor, again: Again) -> tuple[RowStatistics, Tensor]:
+    """Compute the statistics of rows and the classes predicted, in blocks; what rows weigh is known without them."""
+    loss, lse, log_prob, entropy, correct, predicted = LinearStatistics.apply(*flat(head, plan), again)
+    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct), predicted
