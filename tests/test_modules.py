@@ -36,6 +36,7 @@ VALUES = {
     "penalty": crossent.Focal(1.5),
     "temperature": 2.0,
     "softcap": 1.5,
+    "softcap_after_temperature": True,
     "logit_bias": torch.arange(5.0),
     "margin": 0.3,
     "class_mask": torch.tensor([True, True, True, True, True]),
@@ -48,6 +49,7 @@ VALUES = {
     "options": None,
 }
 UNSEEN = {
+    "softcap_after_temperature",
     "empty",
     "impl",
     "inplace_backward",

@@ -316,6 +316,7 @@ class Settings(NamedTuple):
     margin: float = 0.0
     class_mask: ArrayLike | None = None
     z_loss: float = 0.0
+    softcap_after_temperature: bool = False
 
 
 def soft_cap(x: Array, cap: float) -> tuple[Array, Array]:
@@ -333,11 +334,21 @@ def transform(x: Array, t: Array, bias: ArrayLike, settings: Settings) -> tuple[
 
     T divides last, so it is the temperature of all of it; ``∂x'/∂bias = 1/T`` and ``∂x'/∂t = -margin/T``.
 
+    With ``softcap_after_temperature`` the cap is that of ``x / T``: ``x' = cap · tanh(x / (T · cap)) + (bias - margin · t) / T``.
+
     >>> transform(np.array([3.0, 1.0]), np.array([1.0, 0.0]), [0.0, 1.0], Settings(margin=2.0, temperature=2.0))
     (array([0.5, 1. ]), array([0.5, 0.5]))
     """
-    capped, slope = (x, np.ones_like(x)) if settings.softcap is None else soft_cap(x, settings.softcap)
-    return (capped + np.asarray(bias) - settings.margin * t) / settings.temperature, slope / settings.temperature
+    T, cap = settings.temperature, settings.softcap
+    shift = (np.asarray(bias) - settings.margin * t) / T
+    if cap is None:
+        scaled, slope = x / T, np.ones_like(x)
+    elif settings.softcap_after_temperature:
+        scaled, slope = soft_cap(x / T, cap)
+    else:
+        capped, slope = soft_cap(x, cap)
+        scaled = capped / T
+    return scaled + shift, slope / T
 
 
 class Rows(NamedTuple):
@@ -443,6 +454,7 @@ def cross_entropy(
     margin: float = 0.0,
     class_mask: ArrayLike | None = None,
     z_loss: float = 0.0,
+    softcap_after_temperature: bool = False,
 ) -> LossAndGradient:
     """Softmax cross entropy with everything ``crossent.cross_entropy`` takes.
 
@@ -472,6 +484,7 @@ def cross_entropy(
             pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has no softmax.
         z_loss: ``λ`` of the additional ``λ lse²`` of ``x'``, weighted like its row: by ``c[y]`` for indices, 1 for probabilities,
             and by ``sample_weight``.
+        softcap_after_temperature: the cap bounds ``x / T`` in the place of ``x``. Bias and margin are divided by T as ever.
 
     Returns:
         The loss in nats, its gradient, and the gradient of a probability target.
@@ -483,7 +496,7 @@ def cross_entropy(
     """
     settings = Settings(
         weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim, penalty, temperature,
-        softcap, logit_bias, margin, class_mask, z_loss,
+        softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature,
     )  # fmt: skip
     return cross_entropy_of_rows(understand(logits, target, settings), settings)
 

@@ -44,7 +44,12 @@ class Record:
             unsaid = cls.unsaid[name]
             if value is not unsaid and (type(value) is not type(unsaid) or value != unsaid):
                 changed[name] = cls.checks[name](name, value)
-        return cls(**changed) if changed else cls.usual
+        return cls(**cls.in_order(changed)) if changed else cls.usual
+
+    @classmethod
+    def in_order(cls, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Write checked numbers in the one way that is computed, where there are several ways to say it."""
+        return numbers
 
     def unusual(self) -> tuple[str, ...]:
         """Name the numbers that are not their defaults."""
@@ -89,6 +94,18 @@ class Settings(Record):
     penalty: NamedPenalty = row(
         default=NamedPenalty(), schema="penalty", check=lambda _, value: named_penalty(value, binary=False)
     )
+    softcap_after_temperature: bool = row(default=False, schema="bool", check=checks.flag)
+
+    @classmethod
+    def in_order(cls, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Write a cap of ``x / T`` as one of ``x``: ``cap · tanh((x / T) / cap) = (T · cap · tanh(x / (T · cap))) / T``.
+
+        So no implementation knows of the other order.
+        """
+        if numbers.pop("softcap_after_temperature", False) and "softcap" in numbers:
+            cap = numbers["softcap"] * numbers.get("temperature", 1.0)
+            numbers["softcap"] = checks.positive("it is multiplied by the temperature")("softcap", cap)
+        return numbers
 
 
 @record
@@ -129,6 +146,7 @@ class LogitOptions(TypedDict, total=False):
     margin: float
     class_mask: Tensor | None
     z_loss: float
+    softcap_after_temperature: bool
 
 
 class _Batch(TypedDict, total=False):
@@ -288,6 +306,8 @@ DOCUMENTATION = {
     "temperature": "``T``, positive. The loss is not multiplied by it.",
     "softcap": """``cap``, positive. A logit of ``-inf`` becomes ``-cap`` and so possible: use ``class_mask``, which comes
         later.""",
+    "softcap_after_temperature": """the cap bounds ``x / T`` in the place of ``x``: ``cap · tanh(x / (T · cap))``, for a model that
+        scales its logits before it caps them. Bias and margin are divided by ``T`` as ever.""",
     "logit_bias": """floating, ``(C)`` or of the logits' shape, such as the log of the classes' frequencies. Differentiable.""",
     "margin": """``m``, subtracted from the logit of the target class; with probabilities, ``m t_k`` from each. It is the target
         before smoothing in either case.""",

@@ -22,6 +22,7 @@ from crossent.core.settings import (
     FocalModuleOptions,
     LinearModuleOptions,
     MultilabelModuleOptions,
+    Settings,
     SigmoidFocalModuleOptions,
     check_names,
     default_of,
@@ -115,6 +116,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
 
     takes = CrossEntropyModuleOptions
     softcap: float | None
+    softcap_after_temperature: bool
     temperature: float
     class_mask: Tensor | None
     dim: int | None
@@ -154,10 +156,12 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     def activation(self, logits: Tensor) -> Tensor:
         """Compute the probabilities that a model trained with this loss gives, over its class dimension.
 
-        They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes. The bias and the margin, which make training
-        harder than its use, are left out.
+        They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes, or what ``softcap_after_temperature`` makes of it.
+        The bias and the margin, which make training harder than its use, are left out.
         """
-        x = logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        names = ("temperature", "softcap", "softcap_after_temperature")
+        cap = Settings.of(**{name: getattr(self, name) for name in names}).softcap
+        x = logits if cap is None else cap * (logits / cap).tanh()
         return self._masked(x / self.temperature).softmax(self._class_dim(logits))
 
     def predict(self, logits: Tensor) -> Tensor:
