@@ -22,8 +22,11 @@ from crossent.core.names import refuse_unknown
 from crossent.core.penalties import BinaryPenalty, NamedPenalty, Penalty, named_penalty
 
 
-def row(*, default: Any, schema: str, check: Callable[[str, Any], Any]) -> Any:
-    """Write a row of a record: a number's default, its check, and how a schema writes it."""
+def row(*, default: Any, schema: str | None, check: Callable[[str, Any], Any]) -> Any:
+    """Write a row of a record: a number's default, its check, and how a schema writes it.
+
+    A schema of None is that of a row which only says how another is meant, and is settled by ``in_order``: no operator has it.
+    """
     return field(default=default, metadata={"check": check, "schema": schema})
 
 
@@ -94,7 +97,7 @@ class Settings(Record):
     penalty: NamedPenalty = row(
         default=NamedPenalty(), schema="penalty", check=lambda _, value: named_penalty(value, binary=False)
     )
-    softcap_after_temperature: bool = row(default=False, schema="bool", check=checks.flag)
+    softcap_after_temperature: bool = row(default=False, schema=None, check=checks.flag)
 
     @classmethod
     def in_order(cls, numbers: dict[str, Any]) -> dict[str, Any]:
