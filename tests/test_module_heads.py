@@ -369,6 +369,12 @@ def test_is_refused_where_something_would_be_lost(name):
             call(torch.randn(N, D, **DOUBLE), head, Y)
 
 
+def test_features_that_do_not_fit_are_refused_as_those_of_a_matrix():
+    for head in (made("Linear")[0], made("LoRA")[0]):
+        with pytest.raises(RuntimeError, match=r"must have the same last dimension, got \(12, 7\) and \(9, 6\)"):
+            crossent.linear_cross_entropy(torch.randn(N, 7, **DOUBLE), head, Y)
+
+
 def test_two_biases_are_refused():
     head, h = made("Linear")
     for call in (crossent.linear_cross_entropy, crossent.linear_cross_entropy_stats):

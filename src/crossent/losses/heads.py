@@ -127,7 +127,7 @@ def _adapted(module: Any, input: Tensor) -> ModuleHead:
                 "linear_weight is a module whose adapters are merged and disabled: call its unmerge() first, as its forward does"
             )
         return head
-    if merged:
+    if merged or input.shape[-1:] != head.weight.shape[-1:]:  # features that do not fit are refused with all others
         return head
     inputs, columns, bias = [head.input], [head.weight], head.bias
     for down, up, more in _low_ranks(module, input):
