@@ -9,13 +9,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SANITIZED := build/sanitized
 SECONDS ?= 60
 
-.PHONY: demo test lint bench fuzz peers wheel sanitize clean
+.PHONY: demo test peers clients lint bench fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
 
 test: $(VENV)/.dev
 	$(PYTEST) $(ARGS)
+
+# The tests that need models of other libraries, which `make test` leaves out where those are not installed.
+clients: $(VENV)/.clients
+	$(PYTEST) tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -53,7 +57,7 @@ sanitize: $(VENV)/.dev
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.peers: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
 	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
 	touch $@
 

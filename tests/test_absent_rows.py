@@ -146,12 +146,13 @@ def _setup(name: str, options: dict[str, Any], more: dict[str, Any], garbage: st
 @pytest.mark.parametrize(("name", "options", "more"), _calls())
 def test_value_and_gradient(name, options, more, impl, garbage):
     for dtype in (torch.float64, torch.float32):
+        whole, x, kept, few = _setup(name, options, more, garbage, dtype, impl)
+        x.requires_grad_(), few.requires_grad_()
         try:
-            whole, x, kept, few = _setup(name, options, more, garbage, dtype, impl)
-            x.requires_grad_(), few.requires_grad_()
             loss, expected = whole(x), kept(few)
         except RuntimeError as error:
-            assert "cannot run here" in str(error)
+            if "cannot run here" not in str(error):
+                raise
             pytest.skip(str(error))
         torch.testing.assert_close(loss, expected)
         (grad,), (of_few,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, few)

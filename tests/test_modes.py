@@ -206,7 +206,7 @@ def test_captured(name, capture, grad):
     if capture == "symbolic_trace" and name == "module":
         pytest.skip("a module made inside a function is no submodule, torch's own neither")
     if (capture, name) == ("symbolic_trace", "stats"):
-        with pytest.raises(TypeError, match="input must be a torch.Tensor, got torch.fx.proxy.Proxy"):
+        with pytest.raises(TypeError, match=r"input must be a torch\.Tensor, got torch\.fx\.proxy\.Proxy"):
             torch.fx.symbolic_trace(crossent.cross_entropy_stats)
         return
     torch._dynamo.reset()

@@ -165,6 +165,7 @@ OPTIONS = {
     "temperature": {"temperature": 2.5},
     "cold": {"temperature": 0.4},
     "softcap": {"softcap": 1.5},
+    "softcap after the temperature": {"softcap": 1.5, "temperature": 2.5, "softcap_after_temperature": True},
     "bias": {"logit_bias": numbers(5, seed=3)},
     "bias of every logit": {"logit_bias": numbers(4, 5, seed=3)},
     "impossible class": {"logit_bias": np.array([0.0, 0.5, 0.0, 0.0, -INF])},
@@ -913,9 +914,11 @@ def test_statistics_by_hand():
     np.testing.assert_array_equal(stats.correct, [False, True, False, False])
     np.testing.assert_array_equal(stats.count, [1, 1, 0, 1])
     np.testing.assert_array_equal(stats.weight_sum, [2, 2, 0, 4])
+    np.testing.assert_array_equal(stats.predicted, [1, 1, -100, 1])
     total = reference.cross_entropy_stats(x, y, c, reduction="sum", sample_weight=[1.0, 2.0, 5.0, 1.0])
-    for each, one in zip(stats, total, strict=True):
+    for each, one in zip(stats[:7], total[:7], strict=True):
         np.testing.assert_allclose(one, each.sum(), rtol=1e-14)
+    assert total.predicted == -100
     mean = reference.cross_entropy_stats(x, y, c, reduction="mean", sample_weight=[1.0, 2.0, 5.0, 1.0])
     np.testing.assert_allclose(mean.loss, total.loss / 8, rtol=1e-14)
     np.testing.assert_allclose(
@@ -989,8 +992,10 @@ def test_statistics_of_nothing():
         stats = reference.cross_entropy_stats(numbers(3, 5), [-100] * 3, reduction="mean", empty=empty)
         np.testing.assert_array_equal(stats[:5], [expected] * 5)
         assert (stats.count, stats.weight_sum) == (0, 0)
-    for value in reference.cross_entropy_stats(np.full((3, 5), np.nan), [-100] * 3):
+    *values, predicted = reference.cross_entropy_stats(np.full((3, 5), np.nan), [-100] * 3)
+    for value in values:
         assert (value == 0).all()
+    assert (predicted == -100).all()
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -136,6 +136,13 @@ def integer_from(low: int, rule: str) -> Callable[[str, Any], int]:
     return check
 
 
+def flag(name: str, value: Any) -> bool:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        type_error(name, "True or False", value)
+    return value
+
+
 def smoothing(name: str, value: Any) -> float:
     """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0, and True as 1."""
     value = plain(value)

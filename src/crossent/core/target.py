@@ -111,6 +111,12 @@ class Target(NamedTuple):
         ones = torch.ones_like(x.narrow(1, 0, 1))
         return ones if self.valid is None else ones * self.valid.unsqueeze(1)
 
+    def some_rows(self, rows: slice) -> Target:
+        """Describe the target of some rows of the batch."""
+        values, valid = self.values[rows], None if self.valid is None else self.valid[rows]
+        bias, mask = (t if t is None or t.dim() == 1 else t[rows] for t in (self.logit_bias, self.class_mask))
+        return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
+
     def divisor(self, logits: Tensor) -> Tensor:
         """Compute what the mean divides by."""
         return ordered_sum(self.row_weights(logits.to(compute_dtype(logits, self.values))))
@@ -195,9 +201,11 @@ class BinaryTarget(NamedTuple):
 class Teacher(NamedTuple):
     """The target of a distillation: ``t = softmax((h Wᵀ + b) / T)`` of a teacher's hidden states and head, formed in blocks.
 
+    With a ``class_mask`` it is the softmax over the classes that are allowed, as the student's is.
+
     Attributes:
         input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
-        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.
+        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``; or the module that is the head.
         bias: ``b``, of the shape of ``W`` without its last dimension.
         temperature: ``T``, positive.
     """

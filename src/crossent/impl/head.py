@@ -18,7 +18,7 @@ from torch import Tensor
 from crossent.core.reduction import times
 from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
-from crossent.impl.protocol import Implementation, RowStatistics
+from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 4 << 20  # bytes of a piece of the head, or of its gradient, that is in float32 at a time
@@ -183,26 +183,32 @@ def _form_logits(head: Head, x: Tensor, pieces: WidePieces | None, out: Tensor) 
 def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
     """Describe the target of some rows."""
     target = plan.target
-    if plan.teacher is None:
-        values = take(target.values, rows)
-    else:
-        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl)
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
     valid = (
         None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
     )  # taken are those that count
+    if plan.teacher is None:
+        values = take(target.values, rows)
+    else:
+        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl, mask)
     return target._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
 
 
-def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str) -> Tensor:
-    """Compute ``softmax(z / T)`` of the teacher's logits, in float32 or wider."""
+def teacher_probabilities(
+    teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
+) -> Tensor:
+    """Compute ``softmax(z / T)`` of the teacher's logits over the classes that these rows allow, in float32 or wider."""
     x, wide = take(teacher.input, rows), torch.promote_types(teacher.input.dtype, torch.float32)
     z = x.new_empty((x.shape[0], teacher.weight.shape[0]))
     head = Head(x, teacher.weight, teacher.bias, shape)
     _form_logits(head, x, wide_pieces(teacher.weight, x.shape[0], impl), z)
-    return z.view(-1, *shape).to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
+    z = z.view(-1, *shape).to(wide).div_(teacher.temperature)
+    if mask is not None:
+        mask = mask.reshape([-1] + [1] * (z.dim() - 2)) if mask.dim() == 1 else mask
+        z.masked_fill_(~mask, -torch.inf)
+    return z.softmax(1, dtype=wide)
 
 
 class Gradients:
@@ -323,15 +329,19 @@ def row_losses(head: Head, plan: Plan) -> Tensor:
     return losses
 
 
-def statistics(head: Head, plan: Plan) -> RowStatistics:
-    """Compute the statistics of every row, 0 where it is ignored."""
+def statistics(head: Head, plan: Plan) -> tuple[RowStatistics, Tensor]:
+    """Compute the statistics of every row, 0 where it is ignored, and the class that is predicted."""
     compute = load(plan.impl)
     of_rows = RowStatistics(*(_zero_rows(head) for _ in RowStatistics._fields))
+    predicted = torch.full_like(of_rows.loss, NO_CLASS, dtype=torch.int64)
     for block in blocks(head, plan):
         of_block = compute.statistics(block.logits, block.target)
+        classes = formulas.predicted_logits(block.logits, block.target)
+        put(predicted, block.rows, classes)
+        of_block = of_block._replace(correct=formulas.correct_classes(classes, block.target))
         for to, value in zip(of_rows, of_block, strict=True):
             put(to, block.rows, value)
-    return of_rows
+    return of_rows, predicted
 
 
 def _zero_rows(head: Head) -> Tensor:

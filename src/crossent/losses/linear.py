@@ -9,7 +9,7 @@ from math import ceil, prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import Unpack
@@ -40,8 +40,9 @@ from crossent.impl.head import (
     teacher_probabilities,
 )
 from crossent.impl.protocol import RowStatistics
+from crossent.losses.heads import head_of
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
-from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
+from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
 from crossent.ops.library import plain
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transformed
 
@@ -99,7 +100,7 @@ class _Call(NamedTuple):
 @documented
 def linear_cross_entropy(
     input: Tensor,
-    linear_weight: Tensor,
+    linear_weight: Tensor | nn.Module,
     target: Tensor | Teacher,
     *,
     linear_bias: Tensor | None = None,
@@ -126,7 +127,10 @@ def linear_cross_entropy(
 
     Args:
         input: hidden states ``h``, ``(..., D)``.
-        linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``.
+        linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``. Or the module that is the
+            head, such as ``model.lm_head``: an :class:`torch.nn.Linear`, whose bias counts too, a tied
+            :class:`torch.nn.Embedding`, or either with PEFT's LoRA, whose adapters count too, and learn. A module whose
+            call does more than ``h Wᵀ + b`` (hooks, a forward of its own, quantised weights) is refused.
         target: class indices ``(..., d1, ...)`` of any integer dtype, probabilities ``(..., C, d1, ...)``, or the
             :class:`crossent.Teacher` whose probabilities are to be learned, and who learns nothing.
         weight: class weights, ``(C)``.
@@ -150,12 +154,16 @@ def linear_cross_entropy(
     >>> h, W = torch.eye(2, 3), torch.tensor([[2.0, 0.5, 0], [1.0, 2.5, 0], [0.1, 0.3, 0]])
     >>> linear_cross_entropy(h, W, torch.tensor([0, 1]))
     tensor(0.3185)
+    >>> linear_cross_entropy(h, torch.nn.Embedding.from_pretrained(W), torch.tensor([0, 1]))
+    tensor(0.3185)
 
     See also: :func:`linear_cross_entropy_stats`; :class:`crossent.LinearCrossEntropyLoss` for a module.
 
     Source: PyTorch 2.13, ``torch.nn.functional.linear_cross_entropy``; Wijmans et al., "Cut Your Losses in Large-Vocabulary
     Language Models", 2024.
     """
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     tensors = (input, linear_weight, target, linear_bias, weight)
     if has_torch_function_variadic(*(t for t in tensors if not isinstance(t, Teacher))):
         return handle_torch_function(
@@ -191,13 +199,13 @@ def linear_cross_entropy(
 
 
 def linear_cross_entropy_stats(
-    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
 ) -> CrossEntropyStats:
     """Compute the loss of a head with what else its logits can tell, a block of rows at a time.
 
     The arguments are those of :func:`linear_cross_entropy`, the result that of :func:`crossent.cross_entropy_stats`: loss, lse,
-    log-probability of the target, entropy, whether the likeliest class is the target's, and the counts to average by. The
-    loss and the three numbers after it are differentiable.
+    log-probability of the target, entropy, whether the likeliest class is the target's, the counts to average by, and the
+    likeliest class. The loss and the three numbers after it are differentiable.
 
     >>> h, W = torch.eye(2, 3), torch.tensor([[2.0, 0.5, 0], [1.0, 2.5, 0], [0.1, 0.3, 0]])
     >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
@@ -206,7 +214,7 @@ def linear_cross_entropy_stats(
     call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
     try:
         call = _without_garbage(call, statistics=True)
-        row = _statistics_at_once(call) if _at_once(call) else _statistics(call)
+        row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     except IndexError:
         _say_where(target, call)
         raise
@@ -216,11 +224,12 @@ def linear_cross_entropy_stats(
     if reduction.how == "none":
         row, valid, u = RowStatistics(*map(call.rows_back, row)), call.rows_back(valid), reduction.sample_weight
         reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(u))
-    return reduced_statistics(row, valid, reduction, call.dtype)
+        predicted = None if predicted is None else call.rows_back(predicted)
+    return reduced_statistics(row, valid, reduction, call.dtype, predicted)
 
 
 def linear_plan(
-    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
 ) -> LinearPlan:
     """Say how :func:`linear_cross_entropy` takes a call with these arguments apart.
 
@@ -240,16 +249,22 @@ def linear_plan(
 # --- understanding ----------------------------------------------------------------------------------------------------
 
 
-def _understand(input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> _Call:
+def _understand(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> _Call:
     """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
     check_names(arguments, LinearArguments, "linear_cross_entropy")
     rows = Reduction.among(arguments.get("reduction", "mean"), arguments)
     linear_bias, weight = arguments.get("linear_bias"), arguments.get("weight")
     ignore_index = optional(integer)("ignore_index", arguments.get("ignore_index"))
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     _check_head(input, linear_weight, linear_bias)
     max_bytes = _BYTES("max_bytes", arguments.get("max_bytes", MAX_BYTES))
     shift = _SHIFT("shift", arguments.get("shift", 0))
+    assert isinstance(linear_weight, Tensor)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    assert isinstance(linear_weight, Tensor)
     lead, classes = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
     like = input.new_empty(()).expand(lead + classes)
     teacher = target if isinstance(target, Teacher) else None
@@ -344,6 +359,9 @@ def _side_by_side(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
 
 def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teacher:
     """Check a teacher and lay it out as the student's head; it is a constant, whatever it requires."""
+    if isinstance(teacher.weight, nn.Module):
+        with torch.no_grad():
+            teacher = Teacher(*head_of(teacher.weight, teacher.input, teacher.bias), teacher.temperature)
     if teacher.input.shape[:-1] != input.shape[:-1] or tuple(teacher.weight.shape[:-1]) != classes:
         raise RuntimeError(
             f"the teacher must have input of shape {(*input.shape[:-1], 'D')} and weight of shape {(*classes, 'D')}, got "
@@ -506,7 +524,8 @@ def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
     logits = F.linear(*head[:3]).view(-1, *head.shape)
     if plan.teacher is None:
         return logits, plan.target
-    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape, plan.impl))
+    q = teacher_probabilities(plan.teacher, None, head.shape, plan.impl, plan.target.class_mask)
+    return logits, plan.target._replace(values=q)
 
 
 def _loss_at_once(call: _Call) -> Tensor:
@@ -515,8 +534,10 @@ def _loss_at_once(call: _Call) -> Tensor:
     return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, False, impl)
 
 
-def _statistics_at_once(call: _Call) -> RowStatistics:
-    return statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
+def _statistics_at_once(call: _Call) -> tuple[RowStatistics, Tensor | None]:
+    logits, target = _logits(call.head, call.plan())
+    row = statistics_of(logits, target, call.impl if call.named else None)
+    return with_prediction(row, logits, target, call.reduction.how)
 
 
 def _row_weights(call: _Call) -> Tensor:
@@ -531,8 +552,8 @@ def _row_weights(call: _Call) -> Tensor:
     return target.weight.to(dtype)[y].masked_fill(~valid, 0.0)
 
 
-def _statistics(call: _Call) -> RowStatistics:
-    """Compute the statistics of rows in blocks."""
+def _statistics(call: _Call) -> tuple[RowStatistics, Tensor | None]:
+    """Compute the statistics of rows and the classes predicted, in blocks."""
     return linear_statistics(call.head, call.plan(), _row_weights(call))
 
 

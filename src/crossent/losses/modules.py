@@ -23,6 +23,7 @@ from crossent.core.settings import (
     FocalModuleOptions,
     LinearModuleOptions,
     MultilabelModuleOptions,
+    Settings,
     SigmoidFocalModuleOptions,
     check_names,
     default_of,
@@ -30,6 +31,7 @@ from crossent.core.settings import (
 )
 from crossent.core.target import Teacher
 from crossent.losses.binary import binary_cross_entropy_with_logits
+from crossent.losses.heads import head_of
 from crossent.losses.linear import MAX_BYTES, linear_cross_entropy
 from crossent.losses.named import distillation_loss, multilabel_cross_entropy, sigmoid_focal
 from crossent.losses.softmax import cross_entropy
@@ -116,6 +118,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
 
     takes = CrossEntropyModuleOptions
     softcap: float | None
+    softcap_after_temperature: bool
     temperature: float
     class_mask: Tensor | None
     dim: int | None
@@ -155,11 +158,12 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     def activation(self, logits: Tensor) -> Tensor:
         """Compute the probabilities that a model trained with this loss gives, over its class dimension.
 
-        They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes. The bias and the margin, which make training
-        harder than its use, are left out.
+        They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes, or what ``softcap_after_temperature`` makes of it.
+        The bias and the margin, which make training harder than its use, are left out.
         """
-        softcap = None if self.softcap is None else number("softcap", self.softcap)
-        x = logits if softcap is None else softcap * (logits / softcap).tanh()
+        names = ("temperature", "softcap", "softcap_after_temperature")
+        cap = Settings.of(**{name: getattr(self, name) for name in names}).softcap
+        x = logits if cap is None else cap * (logits / cap).tanh()
         return self._masked(x / number("temperature", self.temperature)).softmax(self._class_dim(logits))
 
     def predict(self, logits: Tensor) -> Tensor:
@@ -337,7 +341,7 @@ class DistillationLoss(_Options):
         temperature: ``T``, positive.
         alpha: ``α`` in [0, 1], the teacher's share where a target is given too.
         options: what :func:`crossent.distillation_loss` takes by keyword; ``weight`` is a buffer, and what belongs to a batch,
-            ``sample_weight`` and ``denominator``, is given at each call.
+            ``sample_weight``, ``denominator`` and ``class_mask``, may be given at each call.
 
     >>> loss = DistillationLoss(temperature=4.0)
     >>> loss
@@ -367,9 +371,10 @@ class DistillationLoss(_Options):
         *,
         sample_weight: Tensor | None = None,
         denominator: float | Tensor | None = None,
+        class_mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.distillation_loss`."""
-        options = self._call(sample_weight=sample_weight, denominator=denominator)
+        options = self._call(sample_weight=sample_weight, denominator=denominator, class_mask=class_mask)
         return distillation_loss(student_logits, teacher_logits, self.temperature, target, self.alpha, **options)
 
     def _first_words(self) -> list[str]:
@@ -428,11 +433,12 @@ class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
 
     def forward(self, input: Tensor, target: Tensor | Teacher, **of_the_batch: Any) -> Tensor:
         """Compute the loss; see :func:`crossent.linear_cross_entropy`."""
-        classes, bias = (self.num_classes, *self.out_features), self.linear.bias
+        classes = (self.num_classes, *self.out_features)
+        input, weight, bias = head_of(self.linear, input)
         options = self._call() | of_the_batch
         return linear_cross_entropy(
             input,
-            self.linear.weight.reshape(*classes, -1),
+            weight.reshape(*classes, -1),
             target,
             linear_bias=None if bias is None else bias.reshape(classes),
             **options,

@@ -84,6 +84,8 @@ def _numbers(record: type[Record]) -> Fields:
     parts: dict[str, str | Fields] = {}
     for row in fields(record):  # type: ignore[arg-type]
         schema = row.metadata["schema"]
+        if schema is None:  # it says how another number is meant, and that is settled
+            continue
         parts[row.name] = _PENALTY if schema == "penalty" else f"{schema} {row.name}"
     return Fields(record, **parts)
 

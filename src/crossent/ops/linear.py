@@ -43,7 +43,7 @@ statistics_operator = Operator(
     "linear_statistics",
     HEAD,
     PLAN,
-    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct)",
+    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct, Tensor predicted)",
 )
 statistics_backward_operator = Operator(
     "linear_statistics_backward", HEAD, PLAN, "Tensor[] grads", "bool[3] needs", returns=_GRADIENTS
@@ -96,8 +96,8 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.implement
 def _(head, plan):
-    row_statistics = _explained(heads.statistics, head, plan)
-    return (*row_statistics[:4], row_statistics.correct)
+    row_statistics, predicted = _explained(heads.statistics, head, plan)
+    return (*row_statistics[:4], row_statistics.correct, predicted)
 
 
 @statistics_backward_operator.implement
@@ -154,7 +154,8 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.fake
 def _(head, plan):
-    return tuple(_rows_like(head) for _ in range(5))
+    rows = tuple(_rows_like(head) for _ in range(5))
+    return (*rows, rows[0].new_empty(rows[0].shape, dtype=torch.int64))
 
 
 @statistics_backward_operator.fake
@@ -291,7 +292,7 @@ class LinearStatistics(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.mark_non_differentiable(output[4])
+        ctx.mark_non_differentiable(*output[4:])
         _save(ctx, inputs)
 
     @staticmethod
@@ -334,7 +335,7 @@ def _(head, plan, grads, needs):
     return _asked(head, _gradients_at_once("statistics", tuple(grads), needs, head, plan))
 
 
-def linear_statistics(head: Head, plan: Plan, row_weight: Tensor) -> RowStatistics:
-    """Compute the statistics of rows in blocks; what they weigh is known without them."""
-    loss, lse, log_prob, entropy, correct = statistics_operator(head, plan)
-    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct)
+def linear_statistics(head: Head, plan: Plan, row_weight: Tensor) -> tuple[RowStatistics, Tensor]:
+    """Compute the statistics of rows and the classes predicted, in blocks; what rows weigh is known without them."""
+    loss, lse, log_prob, entropy, correct, predicted = statistics_operator(head, plan)
+    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct), predicted
