@@ -172,11 +172,17 @@ def _power(base: Tensor, exponent: float) -> Tensor:
         n //= 2
         square = square * square if n else square
     if rest:
-        nothing = base == 0
+        nothing = base < torch.finfo(base.dtype).smallest_normal  # the inverse of what is less still is infinite
         some = base.masked_fill(nothing, 1.0)
         root = some.sqrt() if rest == 0.5 else (rest * some.log()).exp()
         factors.append(root.masked_fill(nothing, 0.0))
     return prod(factors[1:], start=factors[0])
+
+
+def _surprisal_by_lack(log_p: Tensor, lack: Tensor) -> Tensor:
+    """Compute ``-log p / (1 - p)``, near ``p = 1`` by its expansion, since the derivatives of the quotient divide by its square."""
+    sure = log_p > -1e-3
+    return torch.where(sure, 1 - log_p / 2 + log_p.square() / 12, -log_p / lack.masked_fill(sure, 1.0))
 
 
 # --- the penalties of one probability ---------------------------------------------------------------------------------
@@ -213,9 +219,7 @@ class Focal(Penalty):
         """Compute ``(1-p)^γ (1 + γ p r)`` with ``r = -log p / (1-p)``, which tends to 1 as p tends to 1."""
         log_p = log_p.clamp_min(_HOPELESS)
         lack = complement(log_p)
-        sure = lack == 0
-        ratio = (-log_p / lack.masked_fill(sure, 1.0)).masked_fill(sure, 1.0)
-        return _power(lack, self.gamma) * (1 + self.gamma * log_p.exp() * ratio)
+        return _power(lack, self.gamma) * (1 + self.gamma * log_p.exp() * _surprisal_by_lack(log_p, lack))
 
 
 @dataclass(frozen=True)
