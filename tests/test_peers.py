@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import test_migration as page
+from docs import test_migration_page as page
 import torch
 from torch import Tensor
 
