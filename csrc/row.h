@@ -171,9 +171,7 @@ template <class R> struct RowSlopes {
     }
 
     // ∂L/∂x' of a class index, where log p = u: of p - 1 = expm1(u).
-    INLINE_MEMBER R of_index(R u) const {
-        return times(g, times(mass, expm1_(u)) + others + times(extra, exp_(u)));
-    }
+    INLINE_MEMBER R of_index(R u) const { return times(g, times(mass, expm1_(u)) + others + times(extra, exp_(u))); }
 
     // ∂L/∂t of a class.
     INLINE_MEMBER R of_target(R keep, R c, R f) const { return times(keep * g, times(c, f)); }

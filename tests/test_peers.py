@@ -11,11 +11,11 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from docs import test_migration_page as page
 import torch
 from torch import Tensor
 
 import crossent
+from docs import test_migration_page as page
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # read when keras is imported
 
