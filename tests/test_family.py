@@ -1107,7 +1107,7 @@ MESSAGES = [
     ("negative z-loss", {"z_loss": -1e-4}, ["z_loss must be at least 0, got -0.0001"]),
     ("infinite margin", {"margin": float("inf")}, ["margin must be finite", "inf"]),
     ("a list as a mask", {"class_mask": [True] * 5}, ["class_mask must be a torch.Tensor", "builtins.list"]),
-    ("zeros and ones", {"class_mask": torch.ones(5, dtype=torch.long)}, ["boolean", "torch.int64", "class_mask.bool()"]),
+    ("zeros and ones", {"class_mask": torch.ones(5, dtype=torch.long)}, ["boolean", "torch.int64", "class_mask == 1"]),
     ("an additive mask", {"class_mask": torch.zeros(5)}, ["boolean", "torch.float32", "class_mask == 0"]),
     ("a mask of rows", {"class_mask": torch.ones(8, dtype=torch.bool)}, ["(5,) or (8, 5)", "(8,)", "along dimension 1"]),
     ("a column", {"class_mask": torch.ones(8, 1, dtype=torch.bool)}, ["(8, 1)", "class_mask.expand(8, 5)"]),
@@ -1128,7 +1128,7 @@ def test_message(settings, said):
 
 
 BINARY_MESSAGES = [
-    ("a mask of floats", {"mask": torch.ones(8, 5)}, ["mask must be boolean", "torch.float32", "mask.bool()"]),
+    ("a mask of floats", {"mask": torch.ones(8, 5)}, ["mask must be boolean", "torch.float32", "mask == 1"]),
     ("a mask of rows", {"mask": torch.ones(8, dtype=torch.bool)}, ["broadcast", "(8, 5)", "(8,)"]),
     ("no dimension", {"dim": 2, "pos_weight": torch.ones(5)}, ["dim must lie in [-2, 2)", "got 2"]),
     ("too many weights", {"dim": 0, "pos_weight": torch.ones(5)}, ["8 values along dimension 0", "(5,)"]),

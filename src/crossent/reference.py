@@ -518,7 +518,9 @@ def cross_entropy_of_rows(rows: Rows, settings: Settings) -> LossAndGradient:
         return LossAndGradient(loss, grad)
     assert row.target_grad is not None
     target_grad = times((1 - settings.label_smoothing) * factor[..., None], row.target_grad)
-    target_grad = np.where(rows.valid[..., None], target_grad - settings.margin / settings.temperature * at_x, 0.0)
+    target_grad = np.where(
+        rows.valid[..., None], target_grad - times(settings.margin / settings.temperature, at_x), 0.0
+    )
     return LossAndGradient(loss, grad, np.moveaxis(target_grad, -1, rows.axis))
 
 

@@ -20,6 +20,7 @@ Small sums and means have a shorter way past the first door: ``ops/small.py``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -218,12 +219,19 @@ def has_tangent(x: Tensor) -> bool:
     return unpack_dual(x).tangent is not None
 
 
+def exporting_to_onnx() -> bool:
+    """Whether an export to ONNX is under way; torch.onnx is not imported to find out that it is not."""
+    return (torch.compiler.is_compiling() or "torch.onnx" in sys.modules) and torch.onnx.is_in_onnx_export()
+
+
 def by_formula() -> bool:
     """Whether torch itself is to differentiate or translate what a call that is not plain computes: see the table above."""
     if transformed():
+        if torch.compiler.is_compiling():  # which cannot look into the stack
+            return False
         stack = torch._C._functorch.get_interpreter_stack() or []
         return any(each.key() == torch._C._functorch.TransformType.Functionalize for each in stack)
-    return forward_ad._current_level >= 0 or torch.onnx.is_in_onnx_export()
+    return forward_ad._current_level >= 0 or exporting_to_onnx()
 
 
 def differentiated(grad: Tensor, *saved: Tensor | None) -> bool:

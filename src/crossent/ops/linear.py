@@ -22,6 +22,7 @@ from crossent.ops.library import (
     PLAN,
     Operator,
     differentiated,
+    exporting_to_onnx,
     fake_gradients,
     has_tangent,
     plain,
@@ -169,7 +170,7 @@ def transformed(*tensors: Tensor | None) -> str:
         return "torch.func"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    if torch.onnx.is_in_onnx_export():
+    if exporting_to_onnx():
         return "an export to ONNX"
     if torch.compiler.is_compiling():
         return "forward mode" if forward_ad._current_level >= 0 else ""
