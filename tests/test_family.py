@@ -486,6 +486,25 @@ def test_a_confident_row_keeps_its_relative_accuracy(name, kind):
     assert_close_in_family(grad, expected.grad, torch.float32, terms=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_at_0_is_cross_entropy_to_the_last_bit(dtype, smoothing):
+    x, y = (torch.randn(64, 7) * 8).to(dtype).requires_grad_(), torch.randint(7, (64,))
+    t = torch.rand(64, 7).to(dtype)
+    for focal, plain in (
+        (
+            crossent.focal_loss(x, y, 0.0, label_smoothing=smoothing),
+            crossent.cross_entropy(x, y, label_smoothing=smoothing),
+        ),
+        (
+            crossent.binary_cross_entropy_with_logits(x, t, label_smoothing=smoothing, penalty=crossent.Focal(0.0)),
+            crossent.binary_cross_entropy_with_logits(x, t, label_smoothing=smoothing),
+        ),
+    ):
+        assert torch.equal(focal, plain)
+        assert torch.equal(torch.autograd.grad(focal, x)[0], torch.autograd.grad(plain, x)[0])
+
+
 def test_half_focal_where_subtraction_gives_nan():
     # torchvision's, mmdetection's and MONAI's formulas have nan gradients here
     x = torch.tensor([18.0, 40.0, 200.0, INF])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.metrics import accuracy_score, log_loss
-from tools.training import Silent
+from tools.training import Links, Silent
 from torch import nn
 
 from crossent import reference
@@ -427,21 +426,6 @@ def test_a_diverged_seed_shows_as_a_dash_and_as_null(results):
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
-
-
-class Links(HTMLParser):
-    """Collects every attribute that could make a browser ask for something."""
-
-    def __init__(self):
-        super().__init__()
-        self.asked, self.tags, self.meta = [], [], {}
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tags.append(tag)
-        self.asked += [found[key] for key in ("src", "srcset", "href", "action", "data", "poster") if key in found]
-        if "http-equiv" in found:
-            self.meta[found["http-equiv"]] = found["content"]
 
 
 def test_the_report_asks_for_nothing(results):

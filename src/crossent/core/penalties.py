@@ -122,6 +122,8 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
             )
         if _KNOWN[penalty.name] is not type(penalty):
             raise TypeError(f"penalty {penalty!r} is of a class that was defined anew since: make it again")
+        if type(penalty) is Focal and penalty.gamma == 0:
+            return NamedPenalty()  # which it is, to the last bit
         return NamedPenalty(penalty.name, penalty.parameters)
     rule = "penalty must be None or a crossent.Penalty such as Focal(gamma=2.0)"
     if isinstance(penalty, BinaryPenalty):

@@ -73,7 +73,7 @@ def new(impl: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | No
 
 def rows_that_count(target: Target) -> Tensor | None:
     """Mark the rows of hidden states of which some position counts, as ``(N)``; None for all."""
-    valid = target.valid if target.valid is not None else None
+    valid = target.valid
     if target.indices:
         labelled = target.values != target.settings.ignore_index
         valid = labelled if valid is None else valid & labelled
@@ -186,9 +186,8 @@ def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
-    valid = (
-        None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
-    )  # taken are those that count
+    # Rows that are listed were chosen because they count.
+    valid = None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
     if plan.teacher is None:
         values = take(target.values, rows)
     else:

@@ -52,9 +52,8 @@ def _tangent(row: RowGradient, logits: Tensor, target: Target, tangents: Tangent
     if on_weight is not None:
         x = transform(logits.to(dtype), target).x
         terms = weighted_cost(smoothed_target(target, x), target.penalty, log_softmax(x))
-        along_rows = class_sum(
-            times(along_classes(on_weight.to(dtype), x), terms)
-        )  # torch.func gives zeros for no tangent
+        # torch.func gives zeros where there is no tangent, and 0 times an infinite cost is 0.
+        along_rows = class_sum(times(along_classes(on_weight.to(dtype), x), terms))
         if target.settings.z_loss and target.indices:
             top, log_sum = row_lse(x)
             weight = target._replace(weight=on_weight).labels(x)[2]

@@ -81,18 +81,7 @@ class References:
 
 @dataclass(frozen=True, repr=False)
 class RowNumbers:
-    """The numbers of every loss for one row.
-
-    Attributes:
-        logits: ``x``.
-        class_names: one for each class.
-        labels: the classes that are true, or None if the target is weights.
-        weights: the target as one weight a class, before a loss makes its ``t`` of it.
-        step: the size of the gradient step.
-        losses: one for each loss.
-        references: losses to compare with.
-        notes: what was left out, and why.
-    """
+    """The numbers of every loss for one row. ``Explanation`` says what each holds."""
 
     logits: tuple[float, ...]
     class_names: tuple[str, ...]

@@ -51,19 +51,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """The scores of a file of logits.
-
-    Attributes:
-        settings: where the numbers came from and how they were read.
-        numbers: the scores, under the names of :data:`DEFINITIONS`; None where a number is not defined, inf where it is infinite.
-        class_names: one for each class.
-        classes: what is known of each class.
-        bins: the reliability of the most probable class, by its probability.
-        worst: the examples with the largest loss.
-        suspects: the labels that are most likely wrong.
-        remarks: what a reader should know before believing a number.
-        ids: the names of the rows that occur in the report.
-    """
+    """The scores of a file of logits. ``Report`` says what each holds."""
 
     settings: dict[str, Any]
     numbers: dict[str, float | int | None]
