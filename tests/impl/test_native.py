@@ -283,6 +283,9 @@ def test_in_place_is_refused_for_leaves_and_given_up_where_it_cannot_be():
     for f, target in ((crossent.cross_entropy, y), (crossent.binary_cross_entropy_with_logits, torch.rand(4, 3))):
         with pytest.raises(RuntimeError, match="inplace_backward=True would write the gradient over a leaf"):
             f(x, target, inplace_backward=True)
+        for view in (x[:], x.view_as(x), x.reshape(x.shape), x.T.T, x.narrow(0, 0, len(x))):
+            with pytest.raises(RuntimeError, match="inplace_backward=True would write the gradient over a leaf"):
+                f(view, target, inplace_backward=True)
         logits = (x[:1] * 1).expand(4, 3)  # one row in memory for all four
         (grad,) = torch.autograd.grad(f(logits, target, inplace_backward=True), x)
         torch.testing.assert_close(grad, torch.autograd.grad(f((x[:1] * 1).expand(4, 3), target), x)[0])

@@ -423,8 +423,11 @@ def element_mask(mask: object, input: Tensor) -> Tensor | None:
 
 
 def check_inplace(inplace_backward: bool, logits: Tensor) -> None:
-    """Refuse to write a gradient over a leaf."""
-    if inplace_backward and logits.is_leaf and logits.requires_grad:
+    """Refuse to write a gradient over a leaf, or over a view of one."""
+    if not inplace_backward or torch.compiler.is_compiling():  # a compiled call never writes over its logits
+        return
+    owner = logits._base if logits._is_view() else logits
+    if owner is not None and owner.is_leaf and owner.requires_grad:
         raise RuntimeError(
             "inplace_backward=True would write the gradient over a leaf, whose values would be lost: "
             "use it for logits that a model computed, or leave it out"
