@@ -9,13 +9,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SANITIZED := build/sanitized
 SECONDS ?= 60
 
-.PHONY: demo test lint bench fuzz wheel sanitize clean
+.PHONY: demo test peers clients lint bench fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
 
 test: $(VENV)/.dev
 	$(PYTEST) $(ARGS)
+
+# The tests that need models of other libraries, which `make test` leaves out where those are not installed.
+clients: $(VENV)/.clients
+	$(PYTEST) tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,6 +33,10 @@ bench: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
+
+# The rows of docs/migration.md beside the libraries themselves, which bring much with them.
+peers: $(VENV)/.peers
+	KERAS_BACKEND=torch $(PYTEST) tests/test_peers.py $(ARGS)
 
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
@@ -45,12 +53,12 @@ sanitize: $(VENV)/.dev
 	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \
 		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON \
 		--config-settings=install.strip=false .
-	$(WATCHED) -m pytest tests/test_native.py tests/test_family_native.py tests/test_wrong_arguments.py \
+	$(WATCHED) -m pytest tests/impl/test_native.py tests/impl/test_native_family.py tests/test_wrong_arguments.py \
 		tests/test_fuzz.py $(ARGS)
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
-$(VENV)/.demo $(VENV)/.dev: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
 	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
 	touch $@
 

@@ -100,7 +100,7 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
             const R x = e.x[k + l], size = magnitude(x), tail = log1p_unit(exp_(-size));
             R gain = pick(x < R(0), size, R(0)) + tail;
             if constexpr (WEIGHTED) gain = times(e.pi[k + l], gain);
-            run[l] = rows[k + l] * e.weight(k + l) * (gain - (pick(x > R(0), size, R(0)) + tail));
+            run[l] = times(rows[k + l] * e.weight(k + l), gain - (pick(x > R(0), size, R(0)) + tail));
         }
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }
@@ -111,8 +111,8 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
         for (int l = 0; l < LANES; l++) {
             const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
-            run[l] = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small) *
-                     (rows[k + l] * e.weight(k + l));
+            const R slope_of_one = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small);
+            run[l] = times(rows[k + l] * e.weight(k + l), slope_of_one);
         }
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }

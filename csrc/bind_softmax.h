@@ -170,7 +170,8 @@ double forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, con
     read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
     double sums[2] = {0, 0};
     for (size_t i = 0; i < partial.size(); i++) sums[i % 2] += partial[i];
-    if (reduction != NONE) put_number(loss, reduction == MEAN ? sums[0] / sums[1] : sums[0]);
+    if (reduction != NONE)
+        put_number(loss, reduction == SUM ? sums[0] : sums[1] == 0 ? std::nan("") : sums[0] / sums[1]);
     return sums[1];
 }
 
@@ -331,7 +332,7 @@ void softmax_small(
     set_lse(p, lse.data(), size);
     const double total = forward(p, dtype_of(logits), 0, mean ? MEAN : SUM, loss);
     if (!grad_logits) return;
-    const Gradient g(mean ? 1 / total : 1.0, size == 8);
+    const Gradient g(mean ? over(1, total) : 1.0, size == 8);
     p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.grad_at = p.at;
     kernels->softmax_backward[dtype_of(logits)](p, 0, p.tiles());
 }
@@ -344,10 +345,11 @@ void scale(nb::handle grad_, nb::handle factor_) {
     const double factor = number(by);
     if (factor == 1) return;
     const int64_t n = grad.numel();
-    if (grad.dtype.bits == 64)
-        for (int64_t i = 0; i < n; i++) static_cast<double*>(grad.pointer())[i] *= factor;
-    else
-        for (int64_t i = 0; i < n; i++) static_cast<float*>(grad.pointer())[i] *= float(factor);
+    const auto by = [n](auto* g, auto factor) {
+        for (int64_t i = 0; i < n; i++) g[i] = times(g[i], factor);
+    };
+    if (grad.dtype.bits == 64) by(static_cast<double*>(grad.pointer()), factor);
+    else by(static_cast<float*>(grad.pointer()), float(factor));
 }
 
 // --- the module -----------------------------------------------------------------------------------------------------

@@ -95,6 +95,9 @@ double number(const View& from) {
     }
 }
 
+// A gradient divided by what a mean divided by; that of a mean over nothing is 0.
+double over(double grad, double divisor) { return divisor == 0 ? 0.0 : grad / divisor; }
+
 // The gradient of a loss as the kernels take it: R, one number or one for each row, divided by what a mean divides by.
 struct Gradient {
     double wide;
@@ -106,7 +109,7 @@ struct Gradient {
         if (rows) {
             pointer = grad.pointer();
         } else {
-            set(number(grad) / divisor, wide_rows);
+            set(over(number(grad), divisor), wide_rows);
         }
     }
     Gradient(double value, bool wide_rows) : rows(false) { set(value, wide_rows); }

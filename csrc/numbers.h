@@ -158,8 +158,8 @@ INLINE float expm1_(float z) {
 }
 INLINE double expm1_(double z) { return std::expm1(z); }
 
-template <class R> INLINE R times(R weight, R value) {  // 0 · inf = 0
-    return pick(weight == R(0) && value == value, R(0), weight * value);
+template <class R> INLINE R times(R weight, R value) {  // what has no weight is not there, whatever its value
+    return pick(weight == R(0), R(0), weight * value);
 }
 
 // --- runs of LANES numbers -------------------------------------------------------------------------------------------

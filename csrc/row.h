@@ -108,7 +108,7 @@ template <class R, class A> struct RowSums {
     INLINE_MEMBER R entropy(R log_sum) const { return log_sum + R(moment / A(1 + rest())); }
 
     // Σ w (-log p), or Σ w f(p) where that was summed as the cost, without a mass.
-    INLINE_MEMBER R total(R log_sum) const { return R(cost + mass * A(log_sum)); }
+    INLINE_MEMBER R total(R log_sum) const { return R(cost + times(mass, A(log_sum))); }
 };
 
 template <class R> INLINE R log_p_of(R x, R top, R log_sum) { return (x - top) - log_sum; }
@@ -125,9 +125,6 @@ template <class R> INLINE R row_loss(const Softmax& p, R penalised, R weight, R 
 
 // --- the gradient of a row ------------------------------------------------------------------------------------------
 
-// g · mass, which is 0 without a mass: the g of a mean over nothing is infinite.
-template <class R> INLINE R scaled(R g, R mass) { return pick(mass == R(0), R(0), g * mass); }
-
 // The mass of a row in its parts.
 template <class R> struct Masses {
     R own;     // of a class index: (1 - ε) c_y s(p_y)
@@ -139,7 +136,7 @@ template <class R> struct Masses {
 // Those of a class index without a penalty on all classes. `weight` is c[y], `even` what smoothing spreads over y,
 // `total` the sum of that over all classes.
 template <class R> INLINE Masses<R> index_masses(const Smoothing<R>& smoothing, R weight, R even, R total, R s) {
-    return {smoothing.keep * weight * s, smoothing.share * total, smoothing.share * (total - even), NAN_<R>};
+    return {times(smoothing.keep * weight, s), smoothing.share * total, smoothing.share * (total - even), NAN_<R>};
 }
 
 // What the slopes of a row's classes have in common.
@@ -154,29 +151,27 @@ template <class R> struct RowSlopes {
     // Begin with the gradient of row_loss.
     INLINE_MEMBER void start(const Softmax& p, R grad, R weight) {
         g = grad;
-        extra = p.z_loss == 0 ? R(0) : R(2) * R(p.z_loss) * (top + log_sum) * weight;
+        extra = p.z_loss == 0 ? R(0) : times(weight, R(2) * R(p.z_loss) * (top + log_sum));
     }
 
     INLINE_MEMBER void set(const Masses<R>& masses) {
         mass = masses.own + masses.spread, others = masses.others, rest = masses.rest + masses.own;
-        scale = scaled(g, mass + extra);
+        scale = times(g, mass + extra);
     }
 
     INLINE_MEMBER R log_p(R x) const { return log_p_of(x, top, log_sum); }
 
     // g (mass + extra) p, from which g w is to be subtracted: plainly, or so that nothing cancels where p may be
     // near 1.
-    INLINE_MEMBER R of_p(R x) const { return scale * exp_(log_p(x)); }
-    INLINE_MEMBER R minus_weight(R slope, R w) const { return slope - g * w; }
+    INLINE_MEMBER R of_p(R x) const { return times(scale, exp_(log_p(x))); }
+    INLINE_MEMBER R minus_weight(R slope, R w) const { return slope - times(g, w); }
     INLINE_MEMBER R minus_weight_near_one(R slope, R x, R w) const {
         const R u = log_p(x), away = pick(rest == rest, rest, mass - w);
         return pick(u > LOG_HALF<R>, scale * expm1_(u) + g * (away + extra), minus_weight(slope, w));
     }
 
     // ∂L/∂x' of a class index, where log p = u: of p - 1 = expm1(u).
-    INLINE_MEMBER R of_index(R u) const {
-        return scaled(g, mass) * expm1_(u) + scaled(g, others) + pick(extra == R(0), R(0), g * extra * exp_(u));
-    }
+    INLINE_MEMBER R of_index(R u) const { return times(g, times(mass, expm1_(u)) + others + times(extra, exp_(u))); }
 
     // ∂L/∂t of a class.
     INLINE_MEMBER R of_target(R keep, R c, R f) const { return times(keep * g, times(c, f)); }

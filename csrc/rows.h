@@ -215,7 +215,7 @@ template <class R> struct Penalised {
         for (int64_t k = 0; k < padded(w.n); k += LANES) {
             const R* from = w.run(k);
             R* to = k < w.whole ? scratch + k : w.last;
-            for (int l = 0; l < LANES; l++) to[l] = from[l] * s[k + l];
+            for (int l = 0; l < LANES; l++) to[l] = times(from[l], s[k + l]);
         }
         w.x = scratch;
     }
@@ -237,7 +237,7 @@ template <class R> struct PenalisedSums {
             w.each([&](const R* weight, int64_t i) {
                 for (int l = 0; l < LANES; l++) {
                     costs[l] += times(weight[l], at.f[i + l]);
-                    add_pull(at.log_p[i + l], weight[l] * at.s[i + l], masses[l], rests[l]);
+                    add_pull(at.log_p[i + l], times(weight[l], at.s[i + l]), masses[l], rests[l]);
                 }
             });
             cost += fold(costs), mass += fold(masses), rest += fold(rests);

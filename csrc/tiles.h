@@ -169,6 +169,9 @@ template <class R> struct Labels {
     bool within(int64_t l, int64_t k, int64_t n) const { return valid[l] != R(0) && uint64_t(y[l] - k) < uint64_t(n); }
 };
 
+// The number of a class, as wide as R so that LANES of them are as many vectors; R itself is not exact beyond 2^24.
+template <class R> using Class = std::conditional_t<sizeof(R) == 8, int64_t, int32_t>;
+
 // --- panels: LANES rows of a tile -----------------------------------------------------------------------------------
 
 // The weights w of a tile; where the target is indices, the part of them that smoothing spreads; none without
@@ -244,10 +247,10 @@ INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&
 template <class R> struct Sums {
     alignas(64) R top[LANES], level[LANES], ties[LANES], cost[LANES], mass[LANES], moment[LANES], at_y[LANES];
     double others[LANES];
-    R likeliest[LANES];
+    Class<R> likeliest[LANES];
 
     Sums() {
-        for (int l = 0; l < LANES; l++) set(l, {}), level[l] = at_y[l] = 0, likeliest[l] = R(NO_CLASS);
+        for (int l = 0; l < LANES; l++) set(l, {}), level[l] = at_y[l] = 0, likeliest[l] = NO_CLASS;
     }
 
     INLINE_MEMBER RowSums<R, R> row(int64_t l) const {
@@ -270,7 +273,7 @@ template <class R> struct Sums {
             for (int l = 0; l < LANES; l++) high[l] = pick(x[j * pitch + l] > high[l], x[j * pitch + l], high[l]);
         for (int l = 0; !first && l < LANES; l++) {
             RowSums<R, R> sum = row(l);
-            likeliest[l] = pick(high[l] > sum.top, R(NO_CLASS), likeliest[l]);
+            likeliest[l] = pick(high[l] > sum.top, Class<R>(NO_CLASS), likeliest[l]);
             sum.raise(high[l]);
             set(l, sum);
         }
@@ -293,7 +296,7 @@ template <class R> struct Sums {
             for (int l = 0; l < LANES; l++) {
                 const R logit = x[j * pitch + l];
                 add_moment(logit, level[l], moment[l]);
-                likeliest[l] = pick(logit == level[l] && likeliest[l] < R(0), R(k + j), likeliest[l]);
+                likeliest[l] = pick(logit == level[l] && likeliest[l] < 0, Class<R>(k + j), likeliest[l]);
             }
     }
 
@@ -332,18 +335,19 @@ static void soft_statistics(const Softmax& p, const Rows<S, T>& here, const Labe
     Softmax bare = p;
     bare.smoothing = bare.share = 0, bare.weight = bare.spread = nullptr;
     struct {
-        R log_sum[LANES], log_p[LANES] = {}, most[LANES] = {}, wanted[LANES];
+        R log_sum[LANES], log_p[LANES] = {}, most[LANES] = {};
+        Class<R> wanted[LANES];
     } panel[ROWS / LANES];
     for (int64_t q = 0; q < here.panels(); q++) {
         sum[q].log_sums(panel[q].log_sum);
-        for (int l = 0; l < LANES; l++) panel[q].wanted[l] = R(NO_TARGET);
+        for (int l = 0; l < LANES; l++) panel[q].wanted[l] = NO_TARGET;
     }
     const auto labels = [&](int64_t q) -> const Labels<R>& { return label[q]; };
     look_again<R>(bare, here, true, labels, [&](int64_t q, int64_t k, const R* x, const R* t) {
         auto& of = panel[q];
         for (int l = 0; l < LANES; l++) {
             of.log_p[l] += times(t[l], log_p_of(x[l], sum[q].top[l], of.log_sum[l]));
-            of.wanted[l] = pick(t[l] > of.most[l], R(k), of.wanted[l]);
+            of.wanted[l] = pick(t[l] > of.most[l], Class<R>(k), of.wanted[l]);
             of.most[l] = pick(t[l] > of.most[l], t[l], of.most[l]);
         }
     });
@@ -367,7 +371,7 @@ INLINE void add_targets(
         R entropy[LANES];
         for (int l = 0; l < LANES; l++) entropy[l] = sum.row(l).entropy(log_sum[l]);
         for (int64_t l = 0; l < rows; l++) {
-            const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == R(label.y[l]) && log_p[l] == log_p[l];
+            const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == label.y[l] && log_p[l] == log_p[l];
             store_statistics(p, row + l, valid ? entropy[l] : R(0), valid ? log_p[l] : R(0), valid && hit);
         }
     }
@@ -457,13 +461,12 @@ template <class R> struct Slopes {
         }
     }
 
-    // Slopes of x' by p alone; 0 in rows that do not count, whatever they hold.
+    // Slopes of x' by p alone.
     template <class S>
     void of_p(const R* x, int64_t pitch, R* __restrict out, int64_t to_pitch, int64_t n, Ahead next, Ahead to) const {
         for (int64_t j = 0; j < n; j++) {
             fetch(next[j], LANES * sizeof(S)), fetch_to_write(to[j], LANES * sizeof(S));
-            for (int l = 0; l < LANES; l++)
-                out[j * to_pitch + l] = pick(label.valid[l] == R(0), R(0), row(l).of_p(x[j * pitch + l]));
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = row(l).of_p(x[j * pitch + l]);
         }
     }
     // What the weights take from them.
@@ -495,7 +498,7 @@ template <class R> struct Slopes {
         for (int64_t j = 0; j < n; j++) {
             R* w = weights.at(q) + j * weights.pitch;
             penalise_run(p, logits.at(q) + j * logits.pitch, top, log_sum, f, s);
-            for (int l = 0; l < LANES; l++) w[l] *= s[l];
+            for (int l = 0; l < LANES; l++) w[l] = times(w[l], s[l]);
         }
     }
     void of_targets(
@@ -554,7 +557,7 @@ static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slop
         R log_p[LANES], f[LANES], s[LANES];
         for (int l = 0; l < LANES; l++) s[l] = 1, log_p[l] = slopes[q].row(l).log_p(x[l]);
         if (penalised) penalise<LANES>(p, log_p, f, s);
-        for (int l = 0; l < LANES; l++) s[l] = pick(label.valid[l] == R(0), R(0), w[l] * s[l]);
+        for (int l = 0; l < LANES; l++) s[l] = pick(label.valid[l] == R(0), R(0), times(w[l], s[l]));
         for (int l = 0; l < LANES; l++) add_pull(log_p[l], s[l], to.spread[l], to.rest[l]);
         for (int l = 0; !here.t && l < LANES; l++) to.others[l] += label.y[l] == k ? R(0) : s[l];
     });

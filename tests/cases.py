@@ -177,6 +177,7 @@ def special_settings() -> dict[str, dict[str, Any]]:
         "hot": {"temperature": 2.5},
         "cold": {"temperature": 0.3},
         "soft cap": {"softcap": 1.5},
+        "soft cap after the temperature": {"softcap": 1.5, "temperature": 2.5, "softcap_after_temperature": True},
         "bias": {"logit_bias": _logits((5,), 1, 3)},
         "bias of every logit": {"logit_bias": _logits((7, 5), 1, 3)},
         "impossible class": {"logit_bias": np.array([0.0, 0.5, -INF, 0.0, 0.0])},
@@ -188,6 +189,10 @@ def special_settings() -> dict[str, dict[str, Any]]:
         "everything": {
             "temperature": 1.7, "softcap": 3.0, "logit_bias": _logits((7, 5), 1, 3), "margin": 0.4, "class_mask": some,
             "z_loss": 0.2, "penalty": crossent.Focal(1.5),
+        },
+        "margin and bias under a cap after the temperature": {
+            "margin": 0.7, "softcap": 2.0, "temperature": 0.5, "softcap_after_temperature": True,
+            "logit_bias": _logits((5,), 1, 3),
         },
         "everything else": {
             "temperature": 0.6, "logit_bias": _logits((5,), 1, 3), "class_mask": each, "z_loss": 0.01,

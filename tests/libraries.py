@@ -1,4 +1,4 @@
-"""The losses of other libraries in plain torch, under their names and with their arguments, for ``test_migration.py``.
+"""The losses of other libraries in plain torch, under their names and with their arguments, for ``docs/test_migration_page.py``.
 
 Written from their documentation and sources, of the versions that ``docs/migration.md`` names: formulas only, in whatever
 precision the inputs have. A class is a library; what it holds is called as its users call it.
@@ -493,6 +493,91 @@ class Liger:
             return SimpleNamespace(loss=total, z_loss=z_loss, token_accuracy=(x.argmax(1) == y).to(x.dtype).mean())
 
         return call
+
+
+class transformers:
+    @staticmethod
+    def LabelSmoother(epsilon=0.1, ignore_index=-100):
+        def call(model_output, labels, shift_labels=False):
+            x = model_output["logits"]
+            if shift_labels:
+                x, labels = x[..., :-1, :], labels[..., 1:]
+            cost, padding = -x.log_softmax(-1), labels == ignore_index
+            nll = pick(cost, labels.clamp(min=0)).masked_fill(padding, 0.0)
+            smoothed = cost.sum(-1).masked_fill(padding, 0.0)
+            active = padding.numel() - padding.sum()
+            return (1 - epsilon) * nll.sum() / active + epsilon * smoothed.sum() / (active * x.shape[-1])
+
+        return call
+
+    @staticmethod
+    def fixed(x, target, num_items_in_batch=None, ignore_index=-100):
+        loss = F.cross_entropy(
+            x, target, ignore_index=ignore_index, reduction="mean" if num_items_in_batch is None else "sum"
+        )
+        return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+    @staticmethod
+    def ForCausalLMLoss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100):
+        labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        return transformers.fixed(logits.view(-1, vocab_size), labels.reshape(-1), num_items_in_batch, ignore_index)
+
+    @staticmethod
+    def ForMaskedLMLoss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100):
+        return transformers.fixed(logits.view(-1, vocab_size), labels.view(-1), num_items_in_batch, ignore_index)
+
+    @staticmethod
+    def ForTokenClassification(logits, labels, config, num_items_in_batch=None):
+        return transformers.fixed(logits.view(-1, config.num_labels), labels.view(-1), num_items_in_batch)
+
+    @staticmethod
+    def ForSequenceClassificationLoss(labels, pooled_logits, config):
+        if config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(pooled_logits, labels)
+        return transformers.fixed(pooled_logits.view(-1, config.num_labels), labels.view(-1))
+
+    @staticmethod
+    def ForQuestionAnsweringLoss(start_logits, end_logits, start_positions, end_positions):
+        beyond = start_logits.size(1)
+        pairs = ((start_logits, start_positions), (end_logits, end_positions))
+        return sum(transformers.fixed(x, y.clamp(0, beyond), ignore_index=beyond) for x, y in pairs) / 2
+
+
+class sentence_transformers:
+    @staticmethod
+    def MultipleNegativesRankingLoss(scale=20.0):
+        def call(anchors, candidates):
+            scores = scale * F.cosine_similarity(anchors[:, None], candidates[None], dim=-1)
+            return F.cross_entropy(scores, torch.arange(len(anchors)))
+
+        return call
+
+    @staticmethod
+    def MultipleNegativesSymmetricRankingLoss(scale=20.0):
+        def call(anchors, candidates):
+            scores = scale * F.cosine_similarity(anchors[:, None], candidates[None], dim=-1)
+            right = torch.arange(len(anchors))
+            return (F.cross_entropy(scores, right) + F.cross_entropy(scores[:, : len(anchors)].T, right)) / 2
+
+        return call
+
+
+class TRL:
+    @staticmethod
+    def selective_log_softmax(logits, index):
+        return pick(logits, index) - logits.logsumexp(-1)
+
+
+class sklearn:
+    @staticmethod
+    def log_loss(y_true, y_pred, *, normalize=True, sample_weight=None):
+        loss = -pick(
+            (y_pred / y_pred.sum(-1, keepdim=True)).log(), y_true
+        )  # only so do numbers that sum to 1 have a gradient
+        loss = loss if sample_weight is None else sample_weight * loss
+        if not normalize:
+            return loss.sum()
+        return loss.mean() if sample_weight is None else loss.sum() / sample_weight.sum()
 
 
 def names(library: type) -> dict[str, object]:

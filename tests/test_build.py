@@ -94,7 +94,7 @@ def documented_bounds(fused):
     return bounds
 
 
-def check_errors(report, fused):
+def assert_errors_are_documented(report, fused):
     *errors, ends, nan = (line.split() for line in report.decode().splitlines())
     bounds = documented_bounds(fused)
     assert {name for name, _, _ in errors} == set(bounds)
@@ -105,7 +105,7 @@ def check_errors(report, fused):
 
 
 def test_elementary_functions_are_as_exact_as_they_say(numbers):
-    check_errors(run(numbers.program, 1009), numbers.fused)
+    assert_errors_are_documented(run(numbers.program, 1009), numbers.fused)
 
 
 def test_what_the_header_says_is_what_the_page_says():
@@ -123,7 +123,7 @@ def test_what_the_header_says_is_what_the_page_says():
 @pytest.mark.skipif(not QEMU, reason="there is no qemu-aarch64 to run arm64 programs")
 def test_elementary_functions_on_arm(tmp_path):
     run(ARM, *STRICT, *options("arithmetic"), "-static", ROOT / "tests/numbers.cpp", "-o", tmp_path / "numbers")
-    check_errors(run(QEMU, tmp_path / "numbers", 10007), fused=True)
+    assert_errors_are_documented(run(QEMU, tmp_path / "numbers", 10007), fused=True)
 
 
 def test_every_half_and_bfloat16_number_widens_and_narrows_back(numbers):
@@ -169,6 +169,10 @@ def test_narrowing_rounds_as_torch_does(numbers):
 @needs_arm
 def test_kernels_compile_for_arm(tmp_path):
     run(ARM, *STRICT, "-DISA=baseline", "-c", ROOT / "csrc/isa.cpp", "-o", tmp_path / "isa.o")
+    made = (tmp_path / "isa.o").read_bytes()
+    assert made[:4] == b"\x7fELF"
+    assert int.from_bytes(made[18:20], "little") == 183  # EM_AARCH64
+    assert b"\0kernels_baseline\0" in made
 
 
 def compiled(compiler, isa, to, *more):

@@ -29,11 +29,12 @@ def outcome(f, *args, **kwargs):
 
 
 def assert_same(ours, theirs, rounding=1.3e-6):
-    """Hold an outcome to torch's, in everything but rounding."""
+    """Hold an outcome to torch's, in everything but rounding, which both do: this asks for the same rule, not for digits."""
     if isinstance(theirs, type) or isinstance(ours, type):
         assert ours == theirs
         return
     for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
         if b is not None:
             tolerance = max(rounding, 4 * torch.finfo(b.dtype).eps)
             torch.testing.assert_close(a, b, equal_nan=True, rtol=tolerance, atol=tolerance)  # shape and dtype too
@@ -275,6 +276,22 @@ BETTER = [
 def test_better_than_torch(args, kwargs, theirs, right):
     torch.testing.assert_close(F.cross_entropy(*args, **kwargs), torch.tensor(theirs), equal_nan=True)
     torch.testing.assert_close(crossent.cross_entropy(*args, **kwargs), torch.tensor(right), atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_better_than_torch_wide_class_weights(half, wide):
+    """A deliberate difference: torch refuses weights wider than logits in half precision where the target holds indices."""
+    x, y, c = torch.randn(4, 3).to(half), torch.tensor([0, 1, 2, 0]), torch.tensor([0.1, 0.2, 0.7], dtype=wide)
+    assert outcome(F.cross_entropy, x, y, c) is RuntimeError
+    loss, _ = outcome(crossent.cross_entropy, x, y, c)
+    assert loss.dtype == half
+    torch.testing.assert_close(loss, F.cross_entropy(x.to(wide), y, c).to(half))
+    # narrower weights, and those of another half precision, are refused as ever
+    other = {torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}[half]
+    for logits, weight in ((x.to(wide), c.to(half)), (x, c.to(other)), (x, c.long()), (x.float(), c.double())):
+        assert outcome(crossent.cross_entropy, logits, y, weight) is RuntimeError
+        assert outcome(F.cross_entropy, logits, y, weight) is RuntimeError
 
 
 def test_better_than_torch_ignored_garbage():

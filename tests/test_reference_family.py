@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_slope
 from sklearn.utils.class_weight import compute_class_weight
 
 from crossent import reference
@@ -50,21 +51,6 @@ def numbers(*shape, seed=0, scale=2.0):
 
 def shares(*shape, seed=1):
     return np.random.default_rng(seed).random(shape)
-
-
-def central_differences(f, x, step=1e-5):
-    """Differentiate the sum of f; the error is about 1e-10 of its size."""
-    x, slope = np.array(x, np.float64), np.zeros(np.shape(x))
-    for at in np.ndindex(x.shape):
-        there, back = x.copy(), x.copy()
-        there[at] += step
-        back[at] -= step
-        slope[at] = (np.sum(f(there)) - np.sum(f(back))) / (2 * step)
-    return slope
-
-
-def assert_slope(grad, f, x):
-    np.testing.assert_allclose(grad, central_differences(f, x), rtol=1e-6, atol=2e-9)
 
 
 def assert_same(got, expected, rtol=1e-12):
@@ -179,6 +165,7 @@ OPTIONS = {
     "temperature": {"temperature": 2.5},
     "cold": {"temperature": 0.4},
     "softcap": {"softcap": 1.5},
+    "softcap after the temperature": {"softcap": 1.5, "temperature": 2.5, "softcap_after_temperature": True},
     "bias": {"logit_bias": numbers(5, seed=3)},
     "bias of every logit": {"logit_bias": numbers(4, 5, seed=3)},
     "impossible class": {"logit_bias": np.array([0.0, 0.5, 0.0, 0.0, -INF])},
@@ -211,7 +198,7 @@ TARGETS = {
 OPTIONS["class mask of every row"]["class_mask"][np.arange(4), [0, 1, 2, 3]] = True
 
 
-def hold_to_differences(x, target, **settings):
+def assert_gradients_are_slopes(x, target, **settings):
     """Hold the gradients of a call to central differences."""
     got = cross_entropy(x, target, **settings)
     assert_slope(got.grad, lambda x: cross_entropy(x, target, **settings).loss, x)
@@ -224,7 +211,7 @@ def hold_to_differences(x, target, **settings):
 @pytest.mark.parametrize("target", TARGETS)
 def test_gradient_of_every_penalty(name, target):
     target, settings = TARGETS[target]
-    hold_to_differences(numbers(4, 5), target, penalty=PENALTIES[name], **settings)
+    assert_gradients_are_slopes(numbers(4, 5), target, penalty=PENALTIES[name], **settings)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -238,7 +225,7 @@ def test_gradient_of_every_option(option, target):
             settings = settings | {"label_smoothing": 0.0}
     elif np.any(np.isinf(options.get("logit_bias", 0.0))):
         settings = settings | {"label_smoothing": 0.0}
-    got = hold_to_differences(numbers(4, 5), target, **settings, **options)
+    got = assert_gradients_are_slopes(numbers(4, 5), target, **settings, **options)
     assert np.isfinite(got.loss)
     assert np.isfinite(got.grad).all()
 
@@ -298,7 +285,7 @@ def test_any_combination(seed):
     target[0] = -100 if rng.random() < 0.5 else 0
     if rng.random() < 0.5:
         target = rng.random((4, 5)) * np.broadcast_to(settings.get("class_mask", True), (4, 5))
-    got = hold_to_differences(x, target, penalty=PENALTIES[name], **settings)
+    got = assert_gradients_are_slopes(x, target, penalty=PENALTIES[name], **settings)
     np.testing.assert_allclose(got.loss, plain_loops(x, target, name, settings), rtol=1e-12)
 
 
@@ -445,7 +432,8 @@ def test_a_row_that_wants_what_it_does_not_allow():
     assert bounded.loss[0] == 2.0
     assert (bounded.grad[0] == 0).all()
     nothing = cross_entropy(x, [0, 1], reduction="none", class_mask=[[False] * 3, [True] * 3])
-    np.testing.assert_array_equal(np.isnan(nothing.loss), [True, False])
+    np.testing.assert_allclose(nothing.loss, [0, cross_entropy(x[1], 1).loss], rtol=1e-14)  # a row that allows nothing
+    assert (nothing.grad[0] == 0).all()
 
 
 def test_the_prior_as_a_bias_is_balanced_softmax():
@@ -926,9 +914,11 @@ def test_statistics_by_hand():
     np.testing.assert_array_equal(stats.correct, [False, True, False, False])
     np.testing.assert_array_equal(stats.count, [1, 1, 0, 1])
     np.testing.assert_array_equal(stats.weight_sum, [2, 2, 0, 4])
+    np.testing.assert_array_equal(stats.predicted, [1, 1, -100, 1])
     total = reference.cross_entropy_stats(x, y, c, reduction="sum", sample_weight=[1.0, 2.0, 5.0, 1.0])
-    for each, one in zip(stats, total, strict=True):
+    for each, one in zip(stats[:7], total[:7], strict=True):
         np.testing.assert_allclose(one, each.sum(), rtol=1e-14)
+    assert total.predicted == -100
     mean = reference.cross_entropy_stats(x, y, c, reduction="mean", sample_weight=[1.0, 2.0, 5.0, 1.0])
     np.testing.assert_allclose(mean.loss, total.loss / 8, rtol=1e-14)
     np.testing.assert_allclose(
@@ -1002,8 +992,10 @@ def test_statistics_of_nothing():
         stats = reference.cross_entropy_stats(numbers(3, 5), [-100] * 3, reduction="mean", empty=empty)
         np.testing.assert_array_equal(stats[:5], [expected] * 5)
         assert (stats.count, stats.weight_sum) == (0, 0)
-    for value in reference.cross_entropy_stats(np.full((3, 5), np.nan), [-100] * 3):
+    *values, predicted = reference.cross_entropy_stats(np.full((3, 5), np.nan), [-100] * 3)
+    for value in values:
         assert (value == 0).all()
+    assert (predicted == -100).all()
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ Cross entropy is ``f = -log p`` and ``s = 1``. Every member is a choice of ``t``
 the place of ``x``. The functions here are written to be read, not to be fast: they store everything, loop over nothing and
 never round below float64. What they return is what every implementation of this library is held to.
 
-Two conventions hold throughout: ``0 · inf = 0`` (a class without weight costs nothing, however impossible it is), and a
-row whose largest logit is not finite has no softmax, so its loss is nan.
+Two conventions hold throughout. What has no weight is not there: ``0 · x = 0``, also where x is infinite or nan, so a class
+without weight costs nothing, however impossible it is, and a row without weight adds nothing, whatever it holds. And a row
+whose largest logit is not finite has no softmax, so its loss is nan.
 """
 
 from __future__ import annotations
@@ -38,10 +39,14 @@ class LossAndGradient(NamedTuple):
 
 
 def times(weight: ArrayLike, value: ArrayLike) -> Array:
-    """Multiply, with ``0 · inf = 0``."""
+    """Multiply, with ``0 · x = 0`` for whatever x; the weight comes first.
+
+    >>> times([0.0, 0.0, 2.0], [np.inf, np.nan, 3.0])
+    array([0., 0., 6.])
+    """
     weight, value = np.broadcast_arrays(np.asarray(weight, np.float64), np.asarray(value, np.float64))
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.where((weight == 0) & np.isinf(value), 0.0, weight * value)
+        return np.where(weight == 0, 0.0, weight * value)
 
 
 # --- p ----------------------------------------------------------------------------------------------------------------
@@ -316,6 +321,7 @@ class Settings(NamedTuple):
     margin: float = 0.0
     class_mask: ArrayLike | None = None
     z_loss: float = 0.0
+    softcap_after_temperature: bool = False
 
 
 def soft_cap(x: Array, cap: float) -> tuple[Array, Array]:
@@ -333,11 +339,21 @@ def transform(x: Array, t: Array, bias: ArrayLike, settings: Settings) -> tuple[
 
     T divides last, so it is the temperature of all of it; ``∂x'/∂bias = 1/T`` and ``∂x'/∂t = -margin/T``.
 
+    With ``softcap_after_temperature`` the cap is that of ``x / T``: ``x' = cap · tanh(x / (T · cap)) + (bias - margin · t) / T``.
+
     >>> transform(np.array([3.0, 1.0]), np.array([1.0, 0.0]), [0.0, 1.0], Settings(margin=2.0, temperature=2.0))
     (array([0.5, 1. ]), array([0.5, 0.5]))
     """
-    capped, slope = (x, np.ones_like(x)) if settings.softcap is None else soft_cap(x, settings.softcap)
-    return (capped + np.asarray(bias) - settings.margin * t) / settings.temperature, slope / settings.temperature
+    T, cap = settings.temperature, settings.softcap
+    shift = (np.asarray(bias) - settings.margin * t) / T
+    if cap is None:
+        scaled, slope = x / T, np.ones_like(x)
+    elif settings.softcap_after_temperature:
+        scaled, slope = soft_cap(x / T, cap)
+    else:
+        capped, slope = soft_cap(x, cap)
+        scaled = capped / T
+    return scaled + shift, slope / T
 
 
 class Rows(NamedTuple):
@@ -375,9 +391,10 @@ def understand(logits: ArrayLike, target: ArrayLike, settings: Settings, keep: B
     else:
         t = np.moveaxis(target.astype(np.float64), axis, -1)
         valid = np.full(x.shape[:-1], num_classes > 0)
-    valid = valid if keep is None else valid & keep
     mask = True if settings.class_mask is None else class_last(settings.class_mask)
     allowed = np.broadcast_to(np.asarray(mask, bool), x.shape)
+    valid = valid & allowed.any(-1) if num_classes else valid
+    valid = valid if keep is None else valid & keep
     bias = 0.0 if settings.logit_bias is None else class_last(settings.logit_bias)
 
     with np.errstate(invalid="ignore"):
@@ -413,14 +430,14 @@ def softmax_cross_entropy(
     c = np.ones(t.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
     f, s = CROSS_ENTROPY if penalty is None else penalty
     log_p, lse = -surprisal(x), log_sum_exp(x)
-    cost, pull = times(c, f(log_p)), c * s(log_p) * t
+    cost, pull = times(c, f(log_p)), times(c * t, s(log_p))
     # mass·p - w∘t without cancellation: for the class with the largest p, which may be next to 1, it is
     # rest·p - pull·(1 - p), where the rest of the mass is summed, not subtracted.
     top, z = first_largest(x), times(z_loss, lse)
     rest = np.where(top, 0.0, pull).sum(-1) + 2 * z
     mass = pull.sum(-1) + 2 * z
     p = np.exp(log_p)
-    grad = np.where(top, rest[..., None] * p + pull * np.expm1(log_p), mass[..., None] * p - pull)
+    grad = np.where(top, times(rest[..., None], p) + times(pull, np.expm1(log_p)), times(mass[..., None], p) - pull)
     return LossAndGradient(times(t, cost).sum(-1) + times(z, lse), grad, cost)
 
 
@@ -443,6 +460,7 @@ def cross_entropy(
     margin: float = 0.0,
     class_mask: ArrayLike | None = None,
     z_loss: float = 0.0,
+    softcap_after_temperature: bool = False,
 ) -> LossAndGradient:
     """Softmax cross entropy with everything ``crossent.cross_entropy`` takes.
 
@@ -469,9 +487,10 @@ def cross_entropy(
             target before smoothing in either case.
         class_mask: ``(C)`` or of the logits' shape, True for the classes that are allowed. The others have probability 0 and no
             gradient, and smoothing spreads over the allowed classes only. A row that wants a class it does not allow
-            pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has no softmax.
+            pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing counts for nothing.
         z_loss: ``λ`` of the additional ``λ lse²`` of ``x'``, weighted like its row: by ``c[y]`` for indices, 1 for probabilities,
             and by ``sample_weight``.
+        softcap_after_temperature: the cap bounds ``x / T`` in the place of ``x``. Bias and margin are divided by T as ever.
 
     Returns:
         The loss in nats, its gradient, and the gradient of a probability target.
@@ -483,7 +502,7 @@ def cross_entropy(
     """
     settings = Settings(
         weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim, penalty, temperature,
-        softcap, logit_bias, margin, class_mask, z_loss,
+        softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature,
     )  # fmt: skip
     return cross_entropy_of_rows(understand(logits, target, settings), settings)
 
@@ -494,12 +513,14 @@ def cross_entropy_of_rows(rows: Rows, settings: Settings) -> LossAndGradient:
     row = softmax_cross_entropy(rows.x, t, rows.c, settings.penalty, settings.z_loss * rows.weight)
     factor, loss = reduce_rows(row.loss, rows.weight, settings)
     at_x = times(factor[..., None], row.grad)
-    grad = np.moveaxis(np.where(rows.live, rows.slope * at_x, 0.0), -1, rows.axis)
+    grad = np.moveaxis(np.where(rows.live, times(at_x, rows.slope), 0.0), -1, rows.axis)
     if rows.indices:
         return LossAndGradient(loss, grad)
     assert row.target_grad is not None
     target_grad = times((1 - settings.label_smoothing) * factor[..., None], row.target_grad)
-    target_grad = np.where(rows.valid[..., None], target_grad - settings.margin / settings.temperature * at_x, 0.0)
+    target_grad = np.where(
+        rows.valid[..., None], target_grad - times(settings.margin / settings.temperature, at_x), 0.0
+    )
     return LossAndGradient(loss, grad, np.moveaxis(target_grad, -1, rows.axis))
 
 
@@ -507,13 +528,13 @@ def reduce_rows(loss: Array, row_weight: Array, settings: Settings) -> tuple[Arr
     """Reduce one loss a row; return the factor with which each row enters, and the reduced loss."""
     u = sample_weights(loss, settings)
     if settings.reduction == "none":
-        return u, loss * u
-    total: Any = np.sum(loss * u)
+        return u, times(u, loss)
+    total: Any = np.sum(times(u, loss))
     if settings.reduction == "sum":
         return u, total
     divisor: Any = np.sum(row_weight * u) if settings.denominator is None else np.float64(settings.denominator)
     if divisor == 0:
-        return np.zeros_like(loss), total + mean_of_nothing(settings)
+        return np.zeros_like(loss), mean_of_nothing(settings)
     return u / divisor, total / divisor
 
 
@@ -596,7 +617,8 @@ def sigmoid_cross_entropy(
     log_p, log_not_p = -softplus(-x), -softplus(x)
     loss = times(pi * t, yes.f(log_p)) + times(1 - t, no.f(log_not_p))
     grad = (1 - t) * no.s(log_not_p) * sigmoid(x) - pi * t * yes.s(log_p) * sigmoid(-x)
-    return LossAndGradient(loss, grad, times(pi, yes.f(log_p)) - no.f(log_not_p))
+    with np.errstate(invalid="ignore"):
+        return LossAndGradient(loss, grad, times(pi, yes.f(log_p)) - no.f(log_not_p))
 
 
 def binary_cross_entropy_with_logits(
@@ -657,9 +679,9 @@ def binary_cross_entropy_with_logits(
     each = sigmoid_cross_entropy(x, t, pi, both)
     assert each.target_grad is not None
     settings = Settings(reduction=reduction, sample_weight=sample_weight, denominator=denominator, empty=empty)
-    factor, loss = reduce_rows(np.where(valid, w * each.loss, 0.0), np.asarray(valid, np.float64), settings)
-    grad = np.where(valid, factor * w * each.grad, 0.0)
-    target_grad = np.where(valid, (1 - label_smoothing) * times(factor, w * each.target_grad), 0.0)
+    factor, loss = reduce_rows(np.where(valid, times(w, each.loss), 0.0), np.asarray(valid, np.float64), settings)
+    grad = np.where(valid, times(factor * w, each.grad), 0.0)
+    target_grad = np.where(valid, times((1 - label_smoothing) * factor * w, each.target_grad), 0.0)
     return LossAndGradient(loss, grad, target_grad)
 
 
@@ -764,11 +786,18 @@ def distillation_loss(
     denominator: float | None = None,
     empty: str = "nan",
     dim: int | None = None,
+    reverse: bool = False,
+    penalty: Penalty | None = None,
+    class_mask: ArrayLike | None = None,
+    z_loss: float = 0.0,
 ) -> LossAndGradient:
     """Learn from a teacher's probabilities: ``T² KL(q‖p)`` with ``q = softmax(teacher / T)`` and ``p = softmax(student / T)``.
 
     The gradient is ``T (p - q)``: the factor ``T²`` keeps its size while T is tuned. A row is summed over its classes and the mean
     is over rows (``"batchmean"`` of ``torch.nn.KLDivLoss``, whose ``"mean"`` divides by the number of classes as well).
+
+    ``reverse`` is ``T² KL(p‖q)``, with the gradient ``T p (log p - log q - KL(p‖q))``: the student may leave out what the teacher
+    finds possible, and pays for what the teacher finds impossible.
 
     With a target it is ``α`` times that plus ``1 - α`` times the cross entropy of the student with the target, at temperature 1.
 
@@ -786,29 +815,47 @@ def distillation_loss(
         denominator: replaces what both means divide by.
         empty: what a mean over nothing is, ``"nan"`` or ``"zero"``.
         dim: the class axis.
+        reverse: exchange p and q.
+        penalty: ``(f, s)`` of the second part. The first has no place for one: ``Σ q f(p)`` less what it is at ``p = q`` is a
+            distance for ``f = -log p`` only, since for another ``f`` it may be smallest elsewhere.
+        class_mask: ``(C)`` or of the logits' shape, True for the classes that are allowed. Student and teacher, in both parts, are
+            what they would be without the others.
+        z_loss: ``λ`` of ``λ lse²`` of the student's logits at temperature 1, whatever ``α`` is. It is reduced as the first part.
 
     Returns:
         The loss, its gradient, and in the place of the target's gradient that of the teacher's logits, for those who train it too.
 
-    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; reverse: Gu et al., "MiniLLM: Knowledge Distillation of
+    Large Language Models", 2024.
 
     >>> distillation_loss(np.log([[0.5, 0.5]]), np.log([[0.1, 0.9]])).loss.round(4)
     np.float64(0.3681)
     """
-    settings = Settings(weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim)
+    if target is None and penalty is not None:
+        raise ValueError("penalty belongs to the target's part, and there is no target")
+    settings = Settings(
+        weight, ignore_index, reduction, label_smoothing, sample_weight, denominator, empty, dim, penalty, class_mask=class_mask
+    )  # fmt: skip
     rows = understand(student_logits, np.zeros(np.shape(student_logits)) if target is None else target, settings)
-    z = np.where(rows.valid[..., None], np.moveaxis(np.asarray(teacher_logits, np.float64), rows.axis, -1), 0.0)
-    kl = kl_divergence(rows.x / temperature, z / temperature)
+    counts = np.asarray(rows.valid, np.float64)
+    z = np.moveaxis(np.asarray(teacher_logits, np.float64), rows.axis, -1)
+    z = np.where(rows.valid[..., None], np.where(rows.allowed, z, -np.inf), 0.0)
+    of_target, predicted = (rows.x, z) if reverse else (z, rows.x)
+    kl = kl_divergence(predicted / temperature, of_target / temperature)
     assert kl.target_grad is not None
-    factor, soft = reduce_rows(temperature**2 * kl.loss, np.asarray(rows.valid, np.float64), settings)
-    grad = np.moveaxis(temperature * factor[..., None] * kl.grad, -1, rows.axis)
-    teacher_grad = np.moveaxis(temperature * factor[..., None] * kl.target_grad, -1, rows.axis)
-    if target is None:
-        return LossAndGradient(soft, grad, teacher_grad)
-    hard = cross_entropy_of_rows(rows, settings)
-    return LossAndGradient(
-        alpha * soft + (1 - alpha) * hard.loss, alpha * grad + (1 - alpha) * hard.grad, alpha * teacher_grad
-    )
+    factor, loss = reduce_rows(temperature**2 * kl.loss, counts, settings)
+    grad, teacher_grad = (kl.target_grad, kl.grad) if reverse else (kl.grad, kl.target_grad)
+    grad, teacher_grad = temperature * factor[..., None] * grad, temperature * factor[..., None] * teacher_grad
+    if target is not None:
+        hard = cross_entropy_of_rows(rows, settings)
+        loss = alpha * loss + (1 - alpha) * hard.loss
+        grad = alpha * grad + (1 - alpha) * np.moveaxis(hard.grad, rows.axis, -1)
+        teacher_grad = alpha * teacher_grad
+    if z_loss:
+        small = softmax_cross_entropy(rows.x, np.zeros(rows.x.shape), z_loss=z_loss * counts)
+        loss = loss + reduce_rows(small.loss, counts, settings)[1]
+        grad = grad + factor[..., None] * small.grad
+    return LossAndGradient(loss, np.moveaxis(grad, -1, rows.axis), np.moveaxis(teacher_grad, -1, rows.axis))
 
 
 class ContrastiveLoss(NamedTuple):
@@ -820,7 +867,15 @@ class ContrastiveLoss(NamedTuple):
     scale_grad: Array
 
 
-def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, offset: int = 0) -> ContrastiveLoss:
+def contrastive_cross_entropy(
+    a: ArrayLike,
+    b: ArrayLike,
+    scale: float = 1.0,
+    offset: int = 0,
+    *,
+    symmetric: bool | None = None,
+    label_smoothing: float = 0.0,
+) -> ContrastiveLoss:
     """Find every vector's partner: cross entropy of the logits ``scale · a bᵀ``, where row i belongs to column ``i + offset``.
 
     As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
@@ -831,8 +886,11 @@ def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, of
         b: ``(M, D)``.
         scale: one over the temperature.
         offset: the column of the first row's partner.
+        symmetric: whether a and b are exchanged as well; by default where there are as many of both. False is InfoNCE.
+        label_smoothing: ``ε``.
 
-    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021.
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021; the rows only: van den Oord et
+    al., "Representation Learning with Contrastive Predictive Coding", 2018.
 
     >>> contrastive_cross_entropy(np.eye(3), np.eye(3), scale=10.0).loss.round(6)
     np.float64(9.1e-05)
@@ -840,9 +898,9 @@ def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, of
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     similarity = a @ b.T
     partner = np.arange(len(a)) + offset
-    loss, grad, _ = cross_entropy(scale * similarity, partner)
-    if len(a) == len(b):
-        back = cross_entropy(scale * similarity.T, partner)
+    loss, grad, _ = cross_entropy(scale * similarity, partner, label_smoothing=label_smoothing)
+    if len(a) == len(b) if symmetric is None else symmetric:
+        back = cross_entropy(scale * similarity.T, partner, label_smoothing=label_smoothing)
         loss, grad = (loss + back.loss) / 2, (grad + back.grad.T) / 2
     return ContrastiveLoss(loss, scale * grad @ b, scale * grad.T @ a, np.sum(grad * similarity))
 
@@ -853,7 +911,7 @@ def contrastive_cross_entropy(a: ArrayLike, b: ArrayLike, scale: float = 1.0, of
 class CrossEntropyStats(NamedTuple):
     """What a row's logits say beside its loss. All of it is about ``x'`` and ``p = softmax(x')``, as the loss sees them.
 
-    A row that is ignored has 0 and False everywhere.
+    A row that is ignored has 0 and False everywhere, and no predicted class.
 
     Attributes:
         loss: ``cross_entropy`` with the same arguments.
@@ -864,6 +922,8 @@ class CrossEntropyStats(NamedTuple):
             it is positive. With a margin: whether it is correct by more than that.
         count: 1, or 0 if ignored.
         weight_sum: what the row adds to the mean's divisor: ``c[y]`` for indices or 1 for probabilities, times ``sample_weight``.
+        predicted: the class of the first largest ``x'``; -100 for a row that is ignored or has no softmax, and where rows are
+            reduced, since a total has no class.
     """
 
     loss: Array
@@ -873,6 +933,10 @@ class CrossEntropyStats(NamedTuple):
     correct: NDArray[Any]
     count: NDArray[Any]  # type: ignore[assignment]  # tuple.count is of no use here
     weight_sum: Array
+    predicted: NDArray[Any]
+
+
+NO_CLASS = -100
 
 
 def cross_entropy_stats(
@@ -908,7 +972,11 @@ def cross_entropy_stats(
     entropy = np.where(valid, times(np.exp(-cost), cost).sum(-1), 0.0)
     correct = hit & ~np.isnan(lse)
     if reduction == "none":
-        return CrossEntropyStats(loss, lse, target_log_prob, entropy, correct, valid.astype(int), rows.weight * u)
+        classes = first_largest(rows.x) @ np.arange(rows.x.shape[-1])
+        predicted = np.where(valid & ~np.isnan(lse), classes, NO_CLASS)
+        return CrossEntropyStats(
+            loss, lse, target_log_prob, entropy, correct, valid.astype(int), rows.weight * u, predicted
+        )
     count: Any = valid.sum()
     divisor = count if reduction == "mean" else 1
 
@@ -917,8 +985,8 @@ def cross_entropy_stats(
 
     weight_sum: Any = np.sum(rows.weight * u)
     return CrossEntropyStats(
-        loss, reduced(lse), reduced(target_log_prob), reduced(entropy), reduced(correct), count, weight_sum
-    )
+        loss, reduced(lse), reduced(target_log_prob), reduced(entropy), reduced(correct), count, weight_sum, np.int64(NO_CLASS)
+    )  # fmt: skip
 
 
 class StatsGradients(NamedTuple):
@@ -979,7 +1047,10 @@ def linear_cross_entropy(
     soft = target.shape == (*h.shape[:-1], len(W))
     loss, grad, _ = cross_entropy(x, target.reshape(x.shape if soft else -1), dim=1, **options)
     loss = loss.reshape(h.shape[:-1]) if loss.ndim else loss
-    return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ rows, grad.sum(0))
+    seen = np.where(
+        (grad != 0).any(-1, keepdims=True), rows, 0.0
+    )  # a row without a gradient adds nothing, whatever it holds
+    return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ seen, grad.sum(0))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

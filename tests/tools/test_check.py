@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import crossent
 from crossent import reference
 from crossent.tools.check.findings import REMARK, SEVERITIES
-from crossent.tools.check.rules import CARDS, VALUES
+from crossent.tools.check.rules import RULE_DESCRIPTIONS, VALUE_RULES
 
 check = crossent.check
 INF, NAN = float("inf"), float("nan")
@@ -669,12 +669,12 @@ def test_ordinary_courses_are_left_in_peace():
     y = labels(500, 10)
     for seed in range(20):
         random = np.random.default_rng(seed)
-        course = (
+        loss_curve = (
             random.uniform(0.02, 0.7)
             + 2.3 * np.exp(-np.arange(200) / random.uniform(5, 60))
             + 0.1 * random.normal(size=200)
         )
-        assert check(normal(500, 10), y, losses=np.abs(course)) == []
+        assert check(normal(500, 10), y, losses=np.abs(loss_curve)) == []
 
 
 # --- what is taken, and how it is said --------------------------------------------------------------------------------
@@ -769,11 +769,11 @@ def test_whatever_comes_is_answered_or_refused_with_a_reason(data):
 
 
 def test_every_rule_has_a_card_that_says_everything():
-    assert list(CARDS) == sorted(CARDS)
-    for name, card in CARDS.items():
-        assert card.id == name
-        assert card.severity in SEVERITIES
-        for said in (card.title, card.why, card.fix, card.source):
+    assert list(RULE_DESCRIPTIONS) == sorted(RULE_DESCRIPTIONS)
+    for name, description in RULE_DESCRIPTIONS.items():
+        assert description.id == name
+        assert description.severity in SEVERITIES
+        for said in (description.title, description.why, description.fix, description.source):
             assert said
             assert said == said.strip()
 
@@ -805,13 +805,13 @@ FIRES = {
 }
 
 
-@pytest.mark.parametrize("rule", VALUES)
+@pytest.mark.parametrize("rule", VALUE_RULES)
 def test_every_rule_fires_and_says_all_of_it(rule):
     logits, target, settings = FIRES[rule]
     found = [finding for finding in check(logits, target, **settings) if finding.rule == rule]
     assert found
     for finding in found:
-        assert finding.title == CARDS[rule].title
+        assert finding.title == RULE_DESCRIPTIONS[rule].title
         assert list(finding.to_dict()) == ["rule", "severity", "title", "seen", "why", "fix"]
         assert all(finding.to_dict().values())
         assert re.search(r"\d", finding.seen)

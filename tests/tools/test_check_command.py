@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from crossent import reference
 from crossent.tools import cli
 from crossent.tools.check.findings import REMARK
-from crossent.tools.check.rules import CARDS, VALUES
+from crossent.tools.check.rules import RULE_DESCRIPTIONS, VALUE_RULES
 
 RUN = (
     "import sys\nfrom crossent.tools.cli import main\n"
@@ -47,7 +47,7 @@ def files(tmp_path, monkeypatch):
 def test_nothing_found(files):
     ran = asked("check", "good.npz")
     assert ran.exit_code == 0
-    assert ran.stdout == f"Nothing found in 200 rows of 5 classes by {len(VALUES)} rules.\n{REMARK}\n"
+    assert ran.stdout == f"Nothing found in 200 rows of 5 classes by {len(VALUE_RULES)} rules.\n{REMARK}\n"
     assert "logits: good.npz::logits, 200 × 5 float32" in ran.stderr
 
 
@@ -212,16 +212,21 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 def test_rule_lists_and_explains():
     listed = asked("rule").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == list(CARDS)
+    assert [line.split()[0] for line in listed] == list(RULE_DESCRIPTIONS)
     said = re.sub(r"\s+", " ", asked("rule", "ce101").stdout)
-    for part in ("CE101 error softmax before the loss", CARDS["CE101"].why, CARDS["CE101"].fix, CARDS["CE101"].source):
+    for part in (
+        "CE101 error softmax before the loss",
+        RULE_DESCRIPTIONS["CE101"].why,
+        RULE_DESCRIPTIONS["CE101"].fix,
+        RULE_DESCRIPTIONS["CE101"].source,
+    ):
         assert part in said
 
 
 def test_rule_as_json():
     document = json.loads(asked("rule", "--json").stdout)
     assert document["schema"] == "crossent.rule/1"
-    assert [card["id"] for card in document["rules"]] == list(CARDS)
+    assert [description["id"] for description in document["rules"]] == list(RULE_DESCRIPTIONS)
 
 
 def test_an_unknown_rule_is_refused():

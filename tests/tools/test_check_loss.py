@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import crossent
 from crossent import check_loss
 from crossent.tools.check.findings import REMARK
-from crossent.tools.check.rules import CUSTOM
+from crossent.tools.check.rules import LOSS_RULES
 from crossent.tools.train import digits
 
 
@@ -51,7 +51,7 @@ def test_a_right_loss_comes_out_clean(name):
     report = check_loss(RIGHT[name])
     assert report.findings == []
     assert report.ok
-    assert len(report.trials) == len(CUSTOM)
+    assert len(report.trials) == len(LOSS_RULES)
     assert REMARK in str(report)
 
 
@@ -191,7 +191,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("rule", CUSTOM)
+@pytest.mark.parametrize("rule", LOSS_RULES)
 def test_every_rule_sees_a_wrong_loss(rule):
     loss, fix = WRONG[rule]
     assert fix in found(check_loss(loss), rule).fix

@@ -61,8 +61,8 @@ def test_help_imports_nothing_heavy(args):
 
 def test_help_lists_every_job():
     said = asked("train", "--help").output
-    for name, card in JOBS.items():
-        assert re.search(rf"^  {name} +{re.escape(card.summary)}$", said, re.MULTILINE)
+    for name, entry in JOBS.items():
+        assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", JOBS)

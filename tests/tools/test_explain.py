@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import crossent
 from crossent import reference
-from crossent.tools.explain import losses
-from crossent.tools.explain.catalogue import ALIASES, CARDS, DEFAULT
-from crossent.tools.explain.target import read_target
+from crossent.tools.explain import loss_terms
+from crossent.tools.explain.catalogue import ALIASES, DEFAULT, LOSSES
+from crossent.tools.explain.row_target import read_target
 from crossent.tools.train.catalogue import IMBALANCED_LOSSES
 
 ASKED = np.log([0.1, 0.7, 0.2])
@@ -64,10 +64,10 @@ TARGETS = {
 
 
 def cases():
-    for name in CARDS:
+    for name in LOSSES:
         for kind, target in TARGETS.items():
             understood = read_target(target, 4, "0123")
-            if losses.objection(CARDS[name], np.zeros(4), understood) is None:
+            if loss_terms.objection(LOSSES[name], np.zeros(4), understood) is None:
                 yield pytest.param(name, target, id=f"{name}-{kind}")
 
 
@@ -135,13 +135,13 @@ def test_laws(x, data, step):
     for loss in e.losses:
         after = np.subtract(x, step * np.array(loss.gradient))
         np.testing.assert_array_equal(loss.logits_after, after)
-        p_of = reference.sigmoid if loss.card.link == "sigmoid" else reference.softmax
+        p_of = reference.sigmoid if loss.description.link == "sigmoid" else reference.softmax
         np.testing.assert_array_equal((loss.p, loss.p_after), (p_of(x), p_of(after)))
         assert len(loss.t) == len(loss.terms) == len(loss.gradient) == len(x)
         assert all(
             way == ("none", "down", "up")[int(np.sign(g))] for way, g in zip(loss.push, loss.gradient, strict=True)
         )
-        if loss.card.link == "softmax":
+        if loss.description.link == "softmax":
             assert abs(loss.gradient_sum) < 1e-11  # what one class gains, the others lose
         assert loss.bits is None or not math.isfinite(loss.loss) or math.isclose(loss.bits * math.log(2), loss.loss)
     assert json.loads(e.to_json()) == e.to_dict()
@@ -150,7 +150,7 @@ def test_laws(x, data, step):
 
 def test_what_is_said_of_the_pull_is_so():
     """The catalogue's s(p), read off its words, is the pull on the true class over 1 - p."""
-    said = {name: re.match(r"s\(p\) = (.*?):", card.why) for name, card in CARDS.items()}
+    said = {name: re.match(r"s\(p\) = (.*?):", description.why) for name, description in LOSSES.items()}
     read = {name: found[1] for name, found in said.items() if found}
     assert set(read) == {"focal", "gce", "mae", "sce", "poly1", "taylor"}
     for name, formula in read.items():
@@ -169,14 +169,14 @@ def test_the_gradient_formula_counts_the_target():
 
 
 def test_the_catalogue_is_complete_and_speaks_as_the_training_jobs_do():
-    assert set(losses.PENALTIES) < set(CARDS)
-    assert set(ALIASES.values()) <= set(CARDS)
-    assert not set(ALIASES) & set(CARDS)
-    assert set(DEFAULT) <= set(CARDS) == set(BY_TORCH)
-    assert CARDS["focal"].about == IMBALANCED_LOSSES["focal"]
-    for card in CARDS.values():
-        assert len(card.about) <= 56
-        assert card.why.endswith(".")
+    assert set(loss_terms.PENALTIES) < set(LOSSES)
+    assert set(ALIASES.values()) <= set(LOSSES)
+    assert not set(ALIASES) & set(LOSSES)
+    assert set(DEFAULT) <= set(LOSSES) == set(BY_TORCH)
+    assert LOSSES["focal"].about == IMBALANCED_LOSSES["focal"]
+    for description in LOSSES.values():
+        assert len(description.about) <= 56
+        assert description.why.endswith(".")
 
 
 # --- the arguments ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import crossent
 from crossent.tools import cli
-from crossent.tools.explain.catalogue import ALIASES, CARDS
+from crossent.tools.explain.catalogue import ALIASES, LOSSES
 
 
 def asked(*args, **environ):
@@ -138,8 +138,8 @@ def test_what_cannot_be_explained_is_one_sentence_and_exit_code_2(files, args, s
 
 def test_help_names_every_loss():
     said = asked("--help").output
-    for name, card in CARDS.items():
-        assert re.search(rf"^ +{name} +{re.escape(card.about)}$", said, re.MULTILINE)
+    for name, description in LOSSES.items():
+        assert re.search(rf"^ +{name} +{re.escape(description.about)}$", said, re.MULTILINE)
     for alias, name in ALIASES.items():
         assert re.search(rf"^ +{re.escape(alias)} +{name}$", said, re.MULTILINE)
     assert max(map(len, said.splitlines())) <= 80

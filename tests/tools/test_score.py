@@ -24,7 +24,7 @@ import crossent
 from crossent import reference
 from crossent.tools.files import FileError
 from crossent.tools.score import measures, row_blocks, temperature
-from crossent.tools.score.report import DEFINITIONS
+from crossent.tools.score.scores import DEFINITIONS
 from crossent.tools.score.scoring import score
 from crossent.tools.shared_options import OptionError
 

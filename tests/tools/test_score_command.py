@@ -19,7 +19,7 @@ from rich.console import Console
 from crossent.tools import cli
 from crossent.tools import progress as bar
 from crossent.tools.score import fail_if
-from crossent.tools.score.report import DEFINITIONS
+from crossent.tools.score.scores import DEFINITIONS
 from crossent.tools.score.scoring import score
 
 RNG = np.random.default_rng(0)
@@ -245,10 +245,10 @@ def test_long_names_are_folded_and_numbers_are_not():
     assert re.findall(r"\d+\.\d+", said) == numbers
 
 
-# --- gates ------------------------------------------------------------------------------------------------------------
+# --- conditions -------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_that_holds_exits_with_1_after_the_results():
+def test_a_condition_that_holds_exits_with_1_after_the_results():
     ran = asked("preds.npz", "--json", "--fail-if", "nll > 0.01", "--fail-if", "accuracy<0.1")
     value = json.loads(ran.stdout)["numbers"]["nll_nats_mean"]
     assert ran.exit_code == 1
@@ -258,18 +258,19 @@ def test_a_gate_that_holds_exits_with_1_after_the_results():
 
 
 @pytest.mark.parametrize("name", [*fail_if.SHORT, "brier", "rows"])
-def test_gates_compare_in_every_direction(name):
+def test_conditions_compare_in_every_direction(name):
     report = score(np.tile(LOGITS, (1, 3)), LABELS, label_smoothing=0.1)
     value = report.numbers[fail_if.SHORT.get(name, name)]
     for comparison, holds in {">": (True, False), ">=": (True, True), "<": (False, False), "<=": (False, True)}.items():
         found = tuple(
-            fail_if.gate(f"{name}{comparison}{bound!r}").holds(report) for bound in (float(value) - 1e-3, float(value))
+            fail_if.parse_condition(f"{name}{comparison}{bound!r}").holds(report)
+            for bound in (float(value) - 1e-3, float(value))
         )
         assert found == holds
 
 
 @pytest.mark.parametrize(
-    ("gate", "said"),
+    ("condition", "said"),
     [
         ("nll=0.5", "must read like 'nll>0.5', got 'nll=0.5'; what can be compared: nll, loss, bits"),
         ("nothing>0.5", "got 'nothing>0.5'"),
@@ -278,8 +279,8 @@ def test_gates_compare_in_every_direction(name):
         ("top5<0.5", "this report has no top5_accuracy"),
     ],
 )
-def test_a_gate_that_cannot_be_is_refused(gate, said):
-    ran = asked("preds.npz", "--fail-if", gate)
+def test_a_condition_that_cannot_be_is_refused(condition, said):
+    ran = asked("preds.npz", "--fail-if", condition)
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert said in re.sub(r"\s+", " ", ran.stderr)
 
@@ -384,7 +385,7 @@ def test_a_progress_bar_comes_after_a_while_and_goes(monkeypatch):
     def shown(patience):
         monkeypatch.setattr(bar, "PATIENCE", patience)
         out = io.StringIO()
-        with bar.Bar(Console(file=out, force_terminal=True, width=80)) as tell:
+        with bar.ProgressBar(Console(file=out, force_terminal=True, width=80)) as tell:
             tell("fitting the temperature", 1, 0)
             tell("scoring", 30, 60)
             time.sleep(0.2)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import crossent
 from crossent import reference
-from crossent.tools.arrays import read_array, read_table
+from crossent.tools.arrays import read_array, read_rows
 from crossent.tools.cli import main
 from crossent.tools.errors import FileError
 from crossent.tools.shared_options import OptionError
@@ -170,19 +170,19 @@ def test_probabilities_are_taken_for_what_they_are():
 
 @pytest.mark.parametrize(
     "values",
-    [X.tolist(), X, torch.tensor(X, requires_grad=True), read_table("logits", X)],
+    [X.tolist(), X, torch.tensor(X, requires_grad=True), read_rows("logits", X)],
     ids=lambda v: type(v).__name__,
 )
 def test_values_come_as_lists_arrays_tensors_or_tables(values):
-    table = read_table("logits", values)
+    table = read_rows("logits", values)
     np.testing.assert_array_equal(table.rows(0, 99), X)
     assert (table.shape, table.dtype, len(table)) == (X.shape, "float64", 6)
 
 
 def test_a_narrow_tensor_keeps_the_name_of_its_dtype():
-    table = read_table("logits", torch.ones(2, 3, dtype=torch.bfloat16))
+    table = read_rows("logits", torch.ones(2, 3, dtype=torch.bfloat16))
     assert (table.dtype, table.rows(0, 2).dtype) == ("bfloat16", np.float32)
-    assert read_table("labels", 3).shape == (1,)
+    assert read_rows("labels", 3).shape == (1,)
 
 
 @pytest.mark.parametrize("values", [[["a"]], np.ones(2, complex), [None]])

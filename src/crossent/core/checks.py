@@ -7,35 +7,79 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import _VF, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from crossent.core.messages import shape, type_error
+from crossent.core.messages import layout_fix, shape, type_error
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 UNDIFFERENTIABLE_WEIGHT = (
     "weight must not require grad when target holds class indices: its derivative is not defined there; "
-    "pass weight.detach(), or give the target as probabilities of the logits' shape"
+    "pass weight.detach(), or give the target as probabilities of the logits' shape, whose mean divides by the number of rows"
 )
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def number(name: str, value: Any) -> float:
-    """Refuse what is not a plain number."""
+def plain(value: Any) -> Any:
+    """Read a number of NumPy's, or the one element of a tensor or array, as Python's; anything else stays what it is.
+
+    So does a tensor that carries a derivative, which would be lost in silence.
+    """
     if isinstance(value, Tensor):
-        raise TypeError(
-            f"{name} must be a plain number, got a tensor of shape {shape(value)}: the loss is not differentiable in it; "
-            f"pass {name}.item()" + (", or divide the logits by it yourself" if name == "temperature" else "")
-        )
+        return value.item() if value.numel() == 1 and not _carries_derivative(value) else value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.item() if value.size == 1 else value
+    return value
+
+
+def _carries_derivative(value: Tensor) -> bool:
+    """Whether a gradient or a forward-mode tangent would be lost if the value were read."""
+    return value.requires_grad or _VF._unpack_dual(value, level=0)[1] is not None
+
+
+def number(name: str, value: Any) -> float:
+    """Read a number, and refuse what is none."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        _refuse_tensor(name, "a number", value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         type_error(name, "a number", value)
     return float(value)
+
+
+def number_or_tensor(name: str, value: Any) -> float | Tensor:
+    """Read a number; a tensor of one element stays one, which may carry a derivative and need not be waited for."""
+    rule = "a number or a 0-d tensor"
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be {rule}, got shape {shape(value)}: pass a single number")
+        if value.dtype == torch.bool or value.is_complex():
+            type_error(name, rule, value)
+        return value.reshape(())
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)):
+        type_error(name, rule, value)
+    symbolic = isinstance(value, (torch.SymInt, torch.SymFloat))
+    return value if symbolic or isinstance(value, (int, float)) else float(value)  # type: ignore[return-value]
+
+
+def _refuse_tensor(name: str, rule: str, value: Tensor) -> NoReturn:
+    """Refuse a tensor in the place of a number."""
+    if value.numel() != 1:
+        raise TypeError(f"{name} must be {rule}, got a tensor of shape {shape(value)}: pass a single one")
+    by_hand = "; without softcap, logit_bias and margin you may divide the logits by it yourself instead"
+    raise TypeError(
+        f"{name} must be {rule}, got a tensor of shape {shape(value)} that carries a derivative: the loss is not "
+        f"differentiable in it; pass {name}.item(){by_hand if name == 'temperature' else ''}"
+    )
 
 
 def number_such_that(holds: Callable[[float], bool], rule: str, why: str) -> Callable[[str, Any], float]:
@@ -70,16 +114,41 @@ def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     return lambda name, value: None if value is None else check(name, value)
 
 
-def integer(name: str, value: Any) -> int:
-    """Refuse what is not a plain integer."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        type_error(name, "an int", value)
+def integer(name: str, value: Any, rule: str = "an int") -> int:
+    """Read an integer, and refuse what is none; ``rule`` says what is wanted."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        _refuse_tensor(name, rule, value)
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
+        type_error(name, rule, value)
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
+
+
+def integer_from(low: int, rule: str) -> Callable[[str, Any], int]:
+    """Make the check of an integer of at least ``low``, which ``rule`` says."""
+
+    def check(name: str, value: Any) -> int:
+        number = integer(name, value, rule)
+        if number < low:
+            type_error(name, rule, number)
+        return number
+
+    return check
+
+
+def flag(name: str, value: Any) -> bool:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        type_error(name, "True or False", value)
     return value
 
 
 def smoothing(name: str, value: Any) -> float:
-    """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0."""
-    if isinstance(value, (str, bytes)) or value is None:
+    """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0, and True as 1."""
+    value = plain(value)
+    if isinstance(value, Tensor):
+        _refuse_tensor(name, "a float in [0, 1]", value)
+    if not isinstance(value, (int, float, Real)):
         type_error(name, "a float in [0, 1]", value)
     value = float(value)
     if value > 1.0:
@@ -100,10 +169,13 @@ def check_tensors(**values: object) -> None:
 def check_logits_dtype(logits: Tensor) -> None:
     """Refuse logits that are not of a floating dtype this library computes with, as torch does."""
     if logits.dtype not in _FLOATS:
+        fix = "convert with input.float()"
+        if logits.is_complex():
+            fix = "logits are real numbers"
+        elif not logits.is_floating_point():
+            fix = f"did you swap input and target? else {fix}"
         raise NotImplementedError(
-            f"input must hold logits in float32, float64, bfloat16 or float16, got {logits.dtype}: "
-            f"{'did you swap input and target? else ' if not logits.is_floating_point() else ''}"
-            f"convert with input.float()"
+            f"input must hold logits in float32, float64, bfloat16 or float16, got {logits.dtype}: {fix}"
         )
 
 
@@ -114,13 +186,12 @@ def under_autocast(device: torch.device) -> bool:
 
 def axis_of(dim: Any, logits: Tensor) -> int:
     """Hold a dimension to those of the logits."""
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        type_error("dim", "an int or None", dim)
+    dim = integer("dim", dim, "an int or None")
     if not -logits.dim() <= dim < logits.dim():
         raise IndexError(
             f"dim must lie in [{-logits.dim()}, {logits.dim()}) for logits of shape {shape(logits)}, got {dim}"
         )
-    return dim % logits.dim()
+    return int(dim % logits.dim())
 
 
 def class_axis(logits: Tensor, dim: int | None) -> int:
@@ -138,7 +209,10 @@ def check_bias(bias: object) -> Tensor:
     if not isinstance(bias, Tensor):
         type_error("logit_bias", "a torch.Tensor of shape (C,) or of the logits' shape", bias)
     if not bias.is_floating_point():
-        raise RuntimeError(f"logit_bias must be floating, got {bias.dtype}: convert with logit_bias.float()")
+        fix = "convert with logit_bias.float()"
+        if bias.dtype == torch.bool:
+            fix = "classes are allowed and forbidden with class_mask, True for those allowed"
+        raise RuntimeError(f"logit_bias must be floating, got {bias.dtype}: {fix}")
     return bias
 
 
@@ -147,7 +221,7 @@ def check_mask(mask: object) -> Tensor:
     if not isinstance(mask, Tensor):
         type_error("class_mask", "a torch.Tensor of shape (C,) or of the logits' shape", mask)
     if mask.dtype != torch.bool:
-        fix = "pass class_mask == 0 if it is to be added" if mask.is_floating_point() else "pass class_mask.bool()"
+        fix = "pass class_mask == 1 if 1 stands for allowed, class_mask == 0 if it is to be added to the logits"
         raise RuntimeError(f"class_mask must be boolean, True for the classes allowed, got {mask.dtype}: {fix}")
     return mask
 
@@ -169,13 +243,15 @@ def along_classes_or_whole(value: Tensor, name: str, logits: Tensor, axis: int) 
     )
 
 
-def check_probabilities(logits: Tensor, target: Tensor) -> None:
+def check_probabilities(logits: Tensor, target: Tensor, dim: int | None) -> None:
     """Refuse a target of the logits' shape that is not floating."""
     if target.is_floating_point():
         return
-    fix = "for one-hot rows convert with target.float(), or pass class indices with target.argmax(1)"
-    if logits.dim() == 2 and logits.shape[1] == 1:
-        fix = "for class indices use target.squeeze(1); for one logit a row use binary_cross_entropy_with_logits"
+    axis = class_axis(logits, dim) if logits.dim() else 0
+    fix = f"for one-hot rows convert with target.float(), or pass class indices with target.argmax({axis})"
+    if logits.dim() == 2 and logits.shape[axis] == 1:
+        fix = f"for class indices use target.squeeze({axis})"
+    fix += "; for a yes or no to each logit use binary_cross_entropy_with_logits"
     raise RuntimeError(
         f"target must hold floating-point probabilities when its shape equals that of the logits {shape(logits)}, "
         f"got {target.dtype}: {fix}"
@@ -187,7 +263,8 @@ def check_index_dtype(logits: Tensor, target: Tensor) -> None:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise RuntimeError(
             f"target must hold class indices of an integer dtype for logits of shape {shape(logits)} and target of shape "
-            f"{shape(target)}, got {target.dtype}: convert with target.long(), or give probabilities of the logits' shape"
+            f"{shape(target)}, got {target.dtype}: convert whole numbers with target.long(), or give probabilities of the "
+            "logits' shape"
         )
 
 
@@ -211,15 +288,11 @@ def _shape_fix(logits: Tensor, target: Tensor, rows: torch.Size, axis: int, dim:
     """Recognise the usual slip behind a wrong shape and say what mends it."""
     if dim is None and logits.dim() > 2 and target.shape == logits.shape[:-1]:
         return "the class dimension seems to be the last; pass dim=-1"
-    if (
-        target.dim() == len(rows) + 1
-        and target.numel() == rows.numel()
-        and axis < target.dim()
-        and target.shape[axis] == 1
-    ):
+    if axis < target.dim() and target.shape == (*rows[:axis], 1, *rows[axis:]):
         return f"drop the dimension of size 1 with target.squeeze({axis})"
     if target.numel() == rows.numel():
-        return f"the number of elements fits; reshape with target.reshape{tuple(rows)}"
+        mixed = "the number of elements fits, but not the order of the dimensions, which a reshape would mix up"
+        return layout_fix("target", target.shape, rows) or mixed
     if logits.dim() == 1 and target.dim() <= 1:
         return "logits of shape (C,) are one row and take one class; logits for several rows need shape (N, C)"
     if target.dim() == logits.dim():
@@ -230,7 +303,7 @@ def _shape_fix(logits: Tensor, target: Tensor, rows: torch.Size, axis: int, dim:
 
 
 def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probabilities: bool) -> Tensor | None:
-    """Hold class weights to one a class, and for indices to the logits' dtype."""
+    """Hold class weights to one a class, and for indices to the logits' dtype, or a wider one than half precision."""
     if weight is None:
         return None
     flat = not probabilities and logits.dim() > 2
@@ -246,10 +319,12 @@ def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probab
     if not probabilities:
         if weight.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
-        if weight.dtype != logits.dtype and not under_autocast(logits.device):
+        wider = logits.dtype.itemsize < 4 and weight.dtype in (torch.float32, torch.float64)
+        if weight.dtype != logits.dtype and not wider and not under_autocast(logits.device):
+            also = ", float32 or float64" if logits.dtype.itemsize < 4 else ""
             raise RuntimeError(
-                f"weight must have the dtype of the logits, {logits.dtype}, when target holds class indices, "
-                f"got {weight.dtype}: convert with weight.to({logits.dtype})"
+                f"weight must have the dtype of the logits, {logits.dtype}{also}, when target holds class indices, "
+                f"got {weight.dtype}: convert with weight.to({torch.float32 if also else logits.dtype})"
             )
     return weight.reshape(-1)
 
@@ -265,13 +340,16 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
     if target.shape != input.shape:
         fix = "give every logit its own target"
         if target.numel() == input.numel():
-            fix = f"reshape with target.reshape{shape(input)} or the logits with input.reshape{shape(target)}"
+            mixed = "the number of elements fits, but not the order of the dimensions, which a reshape would mix up"
+            fix = layout_fix("target", target.shape, input.shape) or mixed
         elif input.dim() == target.dim() + 1 and input.shape[:1] == target.shape[:1]:
             fix = "for one class index a row use cross_entropy, or one-hot rows"
         raise ValueError(f"target must have the shape of the logits {shape(input)}, got {shape(target)}: {fix}")
     check_logits_dtype(input)
     if not target.is_floating_point():
-        raise RuntimeError(f"target must be floating, got {target.dtype}: convert with target.float()")
+        raise _torchs_refusal(target.dtype)(
+            f"target must be floating, got {target.dtype}: convert zeros and ones with target.float()"
+        )
     for name, value in weights.items():
         if value is None:
             continue
@@ -280,11 +358,17 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
                 f"{name} must not require grad, the loss is not differentiable in it: pass {name}.detach()"
             )
         if not _broadcasts(value, input):
-            fix = "reshape it so that its last dimensions meet the logits' last"
-            if value.dim() == 1 and value.shape[0] in input.shape:
-                axis = tuple(input.shape).index(value.shape[0])
-                fix = f"to lay it along dimension {axis} use {name}.reshape{(-1,) + (1,) * (input.dim() - axis - 1)}"
+            fix = _broadcast_fix(name, value, input)
             raise RuntimeError(f"{name} must broadcast to the logits' shape {shape(input)}, got {shape(value)}: {fix}")
+
+
+def _torchs_refusal(dtype: torch.dtype) -> type[Exception]:
+    """Ask the installed torch how it refuses binary targets of a dtype: for bool that changed from 2.13 to 2.14."""
+    try:
+        binary_cross_entropy_with_logits(torch.zeros(1), torch.zeros(1, dtype=dtype))
+    except (RuntimeError, TypeError) as error:  # of which NotImplementedError is one
+        return type(error)
+    return RuntimeError
 
 
 def _broadcasts(value: Tensor, logits: Tensor) -> bool:
@@ -292,11 +376,23 @@ def _broadcasts(value: Tensor, logits: Tensor) -> bool:
     return value.dim() <= logits.dim() and all(a in (1, b) for a, b in aligned)
 
 
+def _broadcast_fix(name: str, value: Tensor, logits: Tensor) -> str:
+    """Say how a tensor comes to broadcast to the logits."""
+    if value.dim() == 1:
+        fits = [axis for axis, size in enumerate(logits.shape) if size == value.shape[0]]
+        ways = (f"along dimension {k} with {name}.reshape{(-1,) + (1,) * (logits.dim() - k - 1)}" for k in fits)
+        return f"lay it {', or '.join(ways)}" if fits else "give one number for every entry of a dimension"
+    if value.dim() < logits.dim() and value.shape == logits.shape[: value.dim()]:
+        return f"for one number a row use {name}.reshape{tuple(value.shape) + (1,) * (logits.dim() - value.dim())}"
+    if value.numel() == logits.numel() and (fix := layout_fix(name, value.shape, logits.shape)):
+        return fix
+    return "its dimensions must be the logits' last, each of their size or of size 1"
+
+
 def pos_weight_along(dim: Any, input: object, pos_weight: Tensor | None) -> Tensor | None:
     """Lay a pos_weight of shape ``(C)`` along the class dimension."""
     if not isinstance(input, Tensor) or not isinstance(pos_weight, Tensor):
-        if not isinstance(dim, int) or isinstance(dim, bool):
-            type_error("dim", "an int or None", dim)
+        integer("dim", dim, "an int or None")
         return pos_weight
     axis = axis_of(dim, input)
     if pos_weight.dim() != 1:
@@ -317,18 +413,21 @@ def element_mask(mask: object, input: Tensor) -> Tensor | None:
         type_error("mask", "a torch.Tensor that broadcasts to the logits' shape", mask)
     if mask.dtype != torch.bool:
         raise RuntimeError(
-            f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask.bool(), or the factors "
-            "as weight"
+            f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask == 1 if 1 stands for those, "
+            "and factors as weight, which the mean does not divide by"
         )
     if not _broadcasts(mask, input):
-        fix = "add the missing dimensions with mask.unsqueeze" if mask.dim() < input.dim() else "reshape it"
+        fix = _broadcast_fix("mask", mask, input)
         raise RuntimeError(f"mask must broadcast to the logits' shape {shape(input)}, got {shape(mask)}: {fix}")
     return mask
 
 
 def check_inplace(inplace_backward: bool, logits: Tensor) -> None:
-    """Refuse to write a gradient over a leaf."""
-    if inplace_backward and logits.is_leaf and logits.requires_grad:
+    """Refuse to write a gradient over a leaf, or over a view of one."""
+    if not inplace_backward or torch.compiler.is_compiling():  # a compiled call never writes over its logits
+        return
+    owner = logits._base if logits._is_view() else logits
+    if owner is not None and owner.is_leaf and owner.requires_grad:
         raise RuntimeError(
             "inplace_backward=True would write the gradient over a leaf, whose values would be lost: "
             "use it for logits that a model computed, or leave it out"

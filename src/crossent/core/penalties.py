@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.core.checks import plain
+
 _KNOWN: dict[str, type[Penalty] | type[BinaryPenalty]] = {}
 _HOPELESS = -1e4  # a log p whose p is 0 in every dtype
 _LARGEST = 1.7976931348623157e308
@@ -37,7 +39,7 @@ class _Named:
     @property
     def parameters(self) -> tuple[float, ...]:
         """The numbers to make it of again."""
-        return tuple(float(value) for value in self.__dict__.values())
+        return tuple(float(plain(value)) for value in self.__dict__.values())
 
 
 class Penalty(_Named):
@@ -110,7 +112,9 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
     if penalty is None:
         return NamedPenalty()
     if isinstance(penalty, Penalty) or (binary and isinstance(penalty, BinaryPenalty)):
-        wrong = [k for k, v in penalty.__dict__.items() if type(v) is not float and not isinstance(v, (int, float))]
+        wrong = [
+            k for k, v in penalty.__dict__.items() if type(v) is not float and not isinstance(plain(v), (int, float))
+        ]
         if wrong:
             raise TypeError(
                 f"a penalty's parameters must be plain numbers, got {type(penalty.__dict__[wrong[0]]).__name__} for "
@@ -118,6 +122,8 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
             )
         if _KNOWN[penalty.name] is not type(penalty):
             raise TypeError(f"penalty {penalty!r} is of a class that was defined anew since: make it again")
+        if type(penalty) is Focal and penalty.gamma == 0:
+            return NamedPenalty()  # which it is, to the last bit
         return NamedPenalty(penalty.name, penalty.parameters)
     rule = "penalty must be None or a crossent.Penalty such as Focal(gamma=2.0)"
     if isinstance(penalty, BinaryPenalty):
@@ -126,8 +132,8 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
         fix = f"make one, {penalty.__name__}()"
     elif isinstance(penalty, str):
         builtin = {name.lower(): name for name in _KNOWN if "." not in name}
-        name = builtin.get(penalty.lower(), "Focal")
-        fix = f"import it, crossent.{name}()"
+        name = builtin.get(penalty.lower())
+        fix = f"import it, crossent.{name}()" if name else f"there are {', '.join(sorted(builtin.values()))}"
     elif callable(penalty):
         fix = "write a subclass of crossent.Penalty whose method f is that function of log p"
     else:
@@ -136,8 +142,11 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
 
 
 def _check(penalty: Any, name: str, low: float, high: float | None = None) -> None:
-    """Hold a parameter to ``[low, high]``."""
-    value = getattr(penalty, name)
+    """Hold a parameter to ``[low, high]``, and keep it as a number of Python's, whatever it came as."""
+    given = getattr(penalty, name)
+    value = plain(given)
+    if value is not given:
+        object.__setattr__(penalty, name, value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not max(low, -_LARGEST) <= value <= (_LARGEST if high is None else high):
         where = "" if low == -torch.inf else f" of at least {low:g}" if high is None else f" in [{low:g}, {high:g}]"
@@ -165,11 +174,17 @@ def _power(base: Tensor, exponent: float) -> Tensor:
         n //= 2
         square = square * square if n else square
     if rest:
-        nothing = base == 0
+        nothing = base < torch.finfo(base.dtype).smallest_normal  # the inverse of what is less still is infinite
         some = base.masked_fill(nothing, 1.0)
         root = some.sqrt() if rest == 0.5 else (rest * some.log()).exp()
         factors.append(root.masked_fill(nothing, 0.0))
     return prod(factors[1:], start=factors[0])
+
+
+def _surprisal_by_lack(log_p: Tensor, lack: Tensor) -> Tensor:
+    """Compute ``-log p / (1 - p)``, near ``p = 1`` by its expansion, since the derivatives of the quotient divide by its square."""
+    sure = log_p > -1e-3
+    return torch.where(sure, 1 - log_p / 2 + log_p.square() / 12, -log_p / lack.masked_fill(sure, 1.0))
 
 
 # --- the penalties of one probability ---------------------------------------------------------------------------------
@@ -206,9 +221,7 @@ class Focal(Penalty):
         """Compute ``(1-p)^γ (1 + γ p r)`` with ``r = -log p / (1-p)``, which tends to 1 as p tends to 1."""
         log_p = log_p.clamp_min(_HOPELESS)
         lack = complement(log_p)
-        sure = lack == 0
-        ratio = (-log_p / lack.masked_fill(sure, 1.0)).masked_fill(sure, 1.0)
-        return _power(lack, self.gamma) * (1 + self.gamma * log_p.exp() * ratio)
+        return _power(lack, self.gamma) * (1 + self.gamma * log_p.exp() * _surprisal_by_lack(log_p, lack))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.checks import under_autocast
+from crossent.core.checks import number_or_tensor, under_autocast
 from crossent.core.messages import shape, type_error
 
 _BLOCK = 4096
@@ -47,7 +47,11 @@ class Reduction(NamedTuple):
         if empty not in ("nan", "zero"):
             raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
         if denominator is not None:
-            _check_denominator(how, denominator)
+            if how != "mean":
+                raise ValueError(
+                    f"denominator replaces what reduction='mean' divides by, got it with reduction={how!r}: drop one"
+                )
+            denominator = number_or_tensor("denominator", denominator)
         return cls(how, sample_weight, denominator, empty)
 
     @classmethod
@@ -71,22 +75,23 @@ def read_reduction(reduction: str, size_average: bool | None = None, reduce: boo
     if reduction == "elementwise_mean":
         warnings.warn("reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.", stacklevel=4)
         return "mean"
-    hint = "; to divide by the batch size, pass denominator=" if reduction == "batchmean" else ""
+    hint = "; to divide by the batch size, pass 'mean' with denominator=len(input)" if reduction == "batchmean" else ""
     raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r}{hint}")
 
 
-def _check_denominator(how: str, denominator: Any) -> None:
-    if how != "mean":
-        raise ValueError(
-            f"denominator replaces what reduction='mean' divides by, got it with reduction={how!r}: drop one"
-        )
-    if isinstance(denominator, Tensor):
-        if denominator.dim() != 0:
-            raise ValueError(
-                f"denominator must be a number or a 0-d tensor, got shape {shape(denominator)}: sum it first"
-            )
-    elif isinstance(denominator, bool) or not isinstance(denominator, (int, float)):
-        type_error("denominator", "a number or a 0-d tensor", denominator)
+def times(weight: Tensor, value: Tensor) -> Tensor:
+    """Multiply, with ``0 · x = 0`` also where x is infinite or nan: what has no weight is not there.
+
+    Only there is the product replaced, so that elsewhere a weight of 0 has a derivative.
+    """
+    return (weight * value).masked_fill((weight == 0) & ~value.isfinite(), 0.0)
+
+
+def over(value: Tensor, divisor: float | Tensor) -> Tensor:
+    """Divide the gradient or the tangent of a mean by what it divides by; those of a mean over nothing are 0."""
+    if isinstance(divisor, Tensor):
+        return value / divisor.masked_fill(divisor == 0, torch.inf)
+    return value / (divisor or torch.inf)
 
 
 def ordered_sum(x: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
     """Weigh a loss a row, and sum or average; ``row_weight`` is what each row adds to the divisor."""
     if reduction.sample_weight is not None:
         u = weights_of_rows(reduction.sample_weight, loss, whole=True)
-        loss, row_weight = loss * u, None if row_weight is None else row_weight * u
+        loss, row_weight = times(u, loss), None if row_weight is None else row_weight * u
     if reduction.how == "none":
         return loss
     loss = ordered_sum(loss)
@@ -119,15 +124,11 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
 
 def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
     """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph, and the gradient is 0."""
+    nothing = 0.0 if empty == "zero" else torch.nan
     if isinstance(divisor, Tensor):
         divisor = divisor.to(total.dtype)
-        nothing = divisor == 0
-        loss = total / divisor.masked_fill(nothing, torch.inf)
-        return loss if empty == "zero" else loss.masked_fill(nothing, torch.nan)
-    if divisor == 0:
-        loss = total / torch.inf
-        return loss if empty == "zero" else loss + torch.nan
-    return total / divisor
+        return over(total, divisor).masked_fill(divisor == 0, nothing)
+    return total / divisor if divisor else total.masked_fill(torch.ones_like(total, dtype=torch.bool), nothing)
 
 
 def weights_of_rows(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:

@@ -11,19 +11,22 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from typing_extensions import Self, dataclass_transform
+from typing_extensions import Self, TypedDict, dataclass_transform
 
 from crossent.core import checks
 from crossent.core.names import refuse_unknown
 from crossent.core.penalties import BinaryPenalty, NamedPenalty, Penalty, named_penalty
 
 
-def row(*, default: Any, schema: str, check: Callable[[str, Any], Any]) -> Any:
-    """Write a row of a record: a number's default, its check, and how a schema writes it."""
+def row(*, default: Any, schema: str | None, check: Callable[[str, Any], Any]) -> Any:
+    """Write a row of a record: a number's default, its check, and how a schema writes it.
+
+    A schema of None is that of a row which only says how another is meant, and is settled by ``in_order``: no operator has it.
+    """
     return field(default=default, metadata={"check": check, "schema": schema})
 
 
@@ -44,7 +47,12 @@ class Record:
             unsaid = cls.unsaid[name]
             if value is not unsaid and (type(value) is not type(unsaid) or value != unsaid):
                 changed[name] = cls.checks[name](name, value)
-        return cls(**changed) if changed else cls.usual
+        return cls(**cls.in_order(changed)) if changed else cls.usual
+
+    @classmethod
+    def in_order(cls, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Write checked numbers in the one way that is computed, where there are several ways to say it."""
+        return numbers
 
     def unusual(self) -> tuple[str, ...]:
         """Name the numbers that are not their defaults."""
@@ -89,6 +97,18 @@ class Settings(Record):
     penalty: NamedPenalty = row(
         default=NamedPenalty(), schema="penalty", check=lambda _, value: named_penalty(value, binary=False)
     )
+    softcap_after_temperature: bool = row(default=False, schema=None, check=checks.flag)
+
+    @classmethod
+    def in_order(cls, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Write a cap of ``x / T`` as one of ``x``: ``cap · tanh((x / T) / cap) = (T · cap · tanh(x / (T · cap))) / T``.
+
+        So no implementation knows of the other order.
+        """
+        if numbers.pop("softcap_after_temperature", False) and "softcap" in numbers:
+            cap = numbers["softcap"] * numbers.get("temperature", 1.0)
+            numbers["softcap"] = checks.positive("it is multiplied by the temperature")("softcap", cap)
+        return numbers
 
 
 @record
@@ -106,6 +126,8 @@ PLAIN: Settings = Settings.usual
 PLAIN_BINARY: BinarySettings = BinarySettings.usual
 TORCHS = ("ignore_index", "label_smoothing")
 """The numbers of a softmax loss that torch has too."""
+NUMBERS = frozenset({*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty"})
+"""The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
 
 
 # --- the options that functions and modules take by keyword -------------------------------------------------------------
@@ -129,6 +151,7 @@ class LogitOptions(TypedDict, total=False):
     margin: float
     class_mask: Tensor | None
     z_loss: float
+    softcap_after_temperature: bool
 
 
 class _Batch(TypedDict, total=False):
@@ -228,6 +251,10 @@ class DistillationModuleOptions(ModuleRowOptions, _Torchs, _Ignored, total=False
     weight: Tensor | None
     dim: int | None
     teacher_grad: bool
+    reverse: bool
+    penalty: Penalty | None
+    class_mask: Tensor | None
+    z_loss: float
 
 
 class DistillationOptions(DistillationModuleOptions, _Batch, total=False):
@@ -239,6 +266,7 @@ _DEFAULTS: dict[str, Any] = {
     "empty": "nan",
     "inplace_backward": False,
     "teacher_grad": False,
+    "reverse": False,
     "shift": 0,
     "penalty": None,
 }
@@ -263,7 +291,8 @@ def check_names(given: Any, options: type, function: str) -> None:
 # --- the words ----------------------------------------------------------------------------------------------------------
 
 DOCUMENTATION = {
-    "weight": "class weights ``c``, ``(C)``; for indices in the dtype of the logits.",
+    "weight": """class weights ``c``, ``(C)``; for indices in the dtype of the logits, or in float32 or float64 where these are
+        in half precision.""",
     "size_average": "deprecated, as in torch.",
     "reduce": "deprecated, as in torch.",
     "ignore_index": """rows with this index count for nothing: no loss, no gradient whatever their logits hold, no share in the
@@ -283,6 +312,8 @@ DOCUMENTATION = {
     "temperature": "``T``, positive. The loss is not multiplied by it.",
     "softcap": """``cap``, positive. A logit of ``-inf`` becomes ``-cap`` and so possible: use ``class_mask``, which comes
         later.""",
+    "softcap_after_temperature": """the cap bounds ``x / T`` in the place of ``x``: ``cap · tanh(x / (T · cap))``, for a model that
+        scales its logits before it caps them. Bias and margin are divided by ``T`` as ever.""",
     "logit_bias": """floating, ``(C)`` or of the logits' shape, such as the log of the classes' frequencies. Differentiable.""",
     "margin": """``m``, subtracted from the logit of the target class; with probabilities, ``m t_k`` from each. It is the target
         before smoothing in either case.""",
@@ -294,6 +325,7 @@ DOCUMENTATION = {
     "pos_weight": "``π``, broadcast to the logits' shape from the last dimension, or ``(C)`` along ``dim``.",
     "mask": "boolean, broadcast to the logits' shape; False is ignored, whatever its logits hold.",
     "teacher_grad": "differentiate in the teacher's logits too.",
+    "reverse": "the distance is ``KL(p‖q)`` in the place of ``KL(q‖p)``.",
     "linear_bias": "``b``, of the shape of ``W`` without its last dimension.",
     "options": "accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.",
     "shift": """1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.

@@ -71,6 +71,12 @@ class Target(NamedTuple):
         """Whether the target holds class indices, rather than weights of the logits' shape."""
         return not self.values.is_floating_point()
 
+    def leaving_out(self, rows: Tensor) -> Target:
+        """Let some rows, marked as ``(N, d1, ...)``, count for nothing, whatever they hold."""
+        if self.indices:
+            return self._replace(values=self.values.masked_fill(rows, self.settings.ignore_index))
+        return self._replace(valid=~rows if self.valid is None else self.valid & ~rows)
+
     def ignored_rows(self) -> Tensor | None:
         """Mark the rows that count for nothing, as ``(N, 1, d1, ...)``; None where every row counts."""
         ignored = (self.values == self.settings.ignore_index).unsqueeze(1) if self.indices else None
@@ -105,6 +111,12 @@ class Target(NamedTuple):
         ones = torch.ones_like(x.narrow(1, 0, 1))
         return ones if self.valid is None else ones * self.valid.unsqueeze(1)
 
+    def some_rows(self, rows: slice) -> Target:
+        """Describe the target of some rows of the batch."""
+        values, valid = self.values[rows], None if self.valid is None else self.valid[rows]
+        bias, mask = (t if t is None or t.dim() == 1 else t[rows] for t in (self.logit_bias, self.class_mask))
+        return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
+
     def divisor(self, logits: Tensor) -> Tensor:
         """Compute what the mean divides by."""
         return ordered_sum(self.row_weights(logits.to(compute_dtype(logits, self.values))))
@@ -122,17 +134,27 @@ class Target(NamedTuple):
         at = tuple(where[0].tolist())
         label = int(values[at])
         place = ", ".join(map(str, at))
-        if label == num_classes:
-            fix = "if labels start at 1, subtract 1; if there is one more class, the model needs one more logit"
-        elif label < 0 or label == 255:
-            fix = f"to leave such rows out, pass ignore_index={label}"
-        else:
-            fix = "check the labels against the number of logits"
+        fix = self._range_fix(label, values, num_classes)
         raise IndexError(
             f"target must lie in [0, {num_classes}) for logits with {num_classes} classes, or equal "
             f"ignore_index={ignore_index}; got {label} at target[{place}]"
             f"{f' and {len(where) - 1} more' if len(where) > 1 else ''}: {fix}"
         )
+
+    def _range_fix(self, label: int, values: Tensor, num_classes: int) -> str:
+        """Say what a label out of range usually means, so that no other row changes its meaning where that is mended."""
+        ignore_index = self.settings.ignore_index
+        ignores = bool((values == ignore_index).any()) or 0 <= ignore_index < num_classes
+        if label == num_classes:
+            start = int(values.masked_fill(values == ignore_index, num_classes).min())
+            more = "if there is one more class, the model needs one more logit"
+            also = f" from all of target.long() and pass ignore_index={ignore_index - 1}" if ignores else ""
+            return f"if labels start at 1, subtract 1{also}; {more}" if start == 1 else more
+        if label < 0 or label == 255:
+            if ignores:
+                return f"to leave such rows out too, use target.long().masked_fill(target == {label}, {ignore_index})"
+            return f"to leave such rows out, pass ignore_index={label}"
+        return "check the labels against the number of logits"
 
 
 class BinaryTarget(NamedTuple):
@@ -179,9 +201,11 @@ class BinaryTarget(NamedTuple):
 class Teacher(NamedTuple):
     """The target of a distillation: ``t = softmax((h Wᵀ + b) / T)`` of a teacher's hidden states and head, formed in blocks.
 
+    With a ``class_mask`` it is the softmax over the classes that are allowed, as the student's is.
+
     Attributes:
         input: hidden states ``h``, ``(..., D)``, the same leading dimensions as the student's.
-        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``.
+        weight: head ``W``, ``(C, D)`` or ``(C, d1, ..., D)``; or the module that is the head.
         bias: ``b``, of the shape of ``W`` without its last dimension.
         temperature: ``T``, positive.
     """
@@ -210,25 +234,25 @@ def describe(
     checks.check_tensors(input=logits, target=target)
     if weight is not None and not isinstance(weight, Tensor):
         type_error("weight", "a torch.Tensor of shape (C,) or None", weight)
-    checks.integer("ignore_index", options.get("ignore_index", -100))
+    ignore_index = checks.integer("ignore_index", options.get("ignore_index", -100))
     probabilities = target.shape == logits.shape
     checks.check_logits_dtype(logits)
     if probabilities:
-        checks.check_probabilities(logits, target)
+        checks.check_probabilities(logits, target, dim)
     axis = checks.class_axis(logits, dim)
     numbers = _numbers(Settings, options)
     label_smoothing = checks.smoothing("label_smoothing", numbers.get("label_smoothing", 0.0))
     if probabilities:
-        if numbers.get("ignore_index", -100) >= 0:
+        if ignore_index >= 0:
             raise RuntimeError(
                 f"ignore_index must be negative when target holds probabilities, which have no index to ignore; "
-                f"got {numbers['ignore_index']}: leave it out, and give rows to be ignored a sample_weight of 0"
+                f"got {ignore_index}: leave it out, and give rows to be ignored a sample_weight of 0"
             )
     else:
         checks.check_index_shape(logits, target, axis, dim)
         checks.check_index_dtype(logits, target)
     weight = checks.class_weight(weight, logits.shape[axis], logits, probabilities)
-    numbers["label_smoothing"] = label_smoothing
+    numbers["ignore_index"], numbers["label_smoothing"] = ignore_index, label_smoothing
     settings = Settings.of(**numbers)
     bias, mask = options.get("logit_bias"), options.get("class_mask")
     if bias is not None:
@@ -242,7 +266,16 @@ def describe(
         logits = logits.movedim(axis, 1)
         target = target.movedim(axis, 1) if probabilities else target
     values = target if probabilities or target.dtype == torch.int64 else target.long()
-    return logits, Target(values, weight, bias, mask, None, settings)
+    described = Target(values, weight, bias, mask, None, settings)
+    return logits, described if mask is None or logits.shape[1] == 0 else _allowing_some(described, mask, logits)
+
+
+def _allowing_some(target: Target, mask: Tensor, logits: Tensor) -> Target:
+    """Leave out the rows that allow no class."""
+    nothing = ~mask.any(0 if mask.dim() == 1 else 1)
+    if mask.dim() == 1 and type(mask) is Tensor and mask.is_cpu and not torch.compiler.is_compiling() and not nothing:
+        return target
+    return target.leaving_out(nothing.expand(logits.shape[:1] + logits.shape[2:]))
 
 
 def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) -> Target | BinaryTarget:
@@ -251,7 +284,7 @@ def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) 
     for name in options:
         if name not in names:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(names)}, not on {name}")
-    values = torch.empty(0, dtype=torch.int64) if target is None else target
+    values = torch.empty(0, dtype=torch.int64, device="cpu") if target is None else target
     if loss == "cross_entropy":
         bias, mask = options.get("logit_bias"), options.get("class_mask")
         bias, mask = (

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.core.reduction import times
 from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
-from crossent.impl.protocol import Implementation, RowStatistics
+from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 4 << 20  # bytes of a piece of the head, or of its gradient, that is in float32 at a time
@@ -70,14 +71,21 @@ def new(impl: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | No
     return load(impl).empty(shape, like, like.dtype if dtype is None else dtype)
 
 
+def rows_that_count(target: Target) -> Tensor | None:
+    """Mark the rows of hidden states of which some position counts, as ``(N)``; None for all."""
+    valid = target.valid
+    if target.indices:
+        labelled = target.values != target.settings.ignore_index
+        valid = labelled if valid is None else valid & labelled
+    return valid if valid is None or valid.dim() == 1 else valid.flatten(1).any(1)
+
+
 def counted(head: Head, target: Target) -> Tensor | None:
-    """Find the rows that are not ignored, or None for all; a GPU would have to be waited for, and takes all."""
-    if not target.indices or head.input.device.type != "cpu" or head.input.is_meta:
+    """Find the rows that count, or None for all; a GPU would have to be waited for, and takes all."""
+    valid = rows_that_count(target)
+    if valid is None or head.input.device.type != "cpu" or head.input.is_meta or valid.all():
         return None
-    valid = target.values != target.settings.ignore_index
-    if valid.dim() > 1:
-        valid = valid.flatten(1).any(1)
-    return None if valid.all() else valid.nonzero().squeeze(1)
+    return valid.nonzero().squeeze(1)
 
 
 def block_size(head: Head, plan: Plan, size: int) -> int:
@@ -91,7 +99,7 @@ def block_size(head: Head, plan: Plan, size: int) -> int:
 
 def blocks(head: Head, plan: Plan) -> Iterator[Block]:
     """Form the logits of the rows that count, block after block, in the same memory."""
-    keep = counted(head, plan.target)
+    keep, valid = counted(head, plan.target), rows_that_count(plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
     columns = head.weight.shape[0]
@@ -103,6 +111,8 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
         if step >= size and keep is None:
             rows = None
         x = take(head.input, rows)
+        if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
+            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
         logits = memory[: x.shape[0]]
         _form_logits(head, x, pieces, logits)
         yield Block(rows, x, logits.view(-1, *head.shape), block_target(plan, rows, head.shape))
@@ -173,23 +183,31 @@ def _form_logits(head: Head, x: Tensor, pieces: WidePieces | None, out: Tensor) 
 def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]) -> Target:
     """Describe the target of some rows."""
     target = plan.target
-    if plan.teacher is None:
-        values = take(target.values, rows)
-    else:
-        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl)
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
-    return target._replace(values=values, logit_bias=bias, class_mask=mask)
+    # Rows that are listed were chosen because they count.
+    valid = None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
+    if plan.teacher is None:
+        values = take(target.values, rows)
+    else:
+        values = teacher_probabilities(plan.teacher, rows, shape, plan.impl, mask)
+    return target._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
 
 
-def teacher_probabilities(teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str) -> Tensor:
-    """Compute ``softmax(z / T)`` of the teacher's logits, in float32 or wider."""
+def teacher_probabilities(
+    teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
+) -> Tensor:
+    """Compute ``softmax(z / T)`` of the teacher's logits over the classes that these rows allow, in float32 or wider."""
     x, wide = take(teacher.input, rows), torch.promote_types(teacher.input.dtype, torch.float32)
     z = x.new_empty((x.shape[0], teacher.weight.shape[0]))
     head = Head(x, teacher.weight, teacher.bias, shape)
     _form_logits(head, x, wide_pieces(teacher.weight, x.shape[0], impl), z)
-    return z.view(-1, *shape).to(wide).div_(teacher.temperature).softmax(1, dtype=wide)
+    z = z.view(-1, *shape).to(wide).div_(teacher.temperature)
+    if mask is not None:
+        mask = mask.reshape([-1] + [1] * (z.dim() - 2)) if mask.dim() == 1 else mask
+        z.masked_fill_(~mask, -torch.inf)
+    return z.softmax(1, dtype=wide)
 
 
 class Gradients:
@@ -278,7 +296,7 @@ def loss_and_gradients(
     for block in blocks(head, plan):
         loss, _, lse = compute.cross_entropy_forward(block.logits, block.target, "sum" if factor is None else "none")
         u = None if factor is None else take(factor, block.rows)
-        totals.append(loss.double() if u is None else (loss.double() * u).sum())
+        totals.append(loss.double() if u is None else times(u, loss.double()).sum())
         if gradients is not None:
             grad = torch.ones_like(loss) if u is None else u.to(loss.dtype)
             at_logits = _at_logits(
@@ -310,15 +328,19 @@ def row_losses(head: Head, plan: Plan) -> Tensor:
     return losses
 
 
-def statistics(head: Head, plan: Plan) -> RowStatistics:
-    """Compute the statistics of every row, 0 where it is ignored."""
+def statistics(head: Head, plan: Plan) -> tuple[RowStatistics, Tensor]:
+    """Compute the statistics of every row, 0 where it is ignored, and the class that is predicted."""
     compute = load(plan.impl)
     of_rows = RowStatistics(*(_zero_rows(head) for _ in RowStatistics._fields))
+    predicted = torch.full_like(of_rows.loss, NO_CLASS, dtype=torch.int64)
     for block in blocks(head, plan):
         of_block = compute.statistics(block.logits, block.target)
+        classes = formulas.predicted_logits(block.logits, block.target)
+        put(predicted, block.rows, classes)
+        of_block = of_block._replace(correct=formulas.correct_classes(classes, block.target))
         for to, value in zip(of_rows, of_block, strict=True):
             put(to, block.rows, value)
-    return of_rows
+    return of_rows, predicted
 
 
 def _zero_rows(head: Head) -> Tensor:

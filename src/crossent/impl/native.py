@@ -24,6 +24,7 @@ from crossent.core.settings import Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics
 
+_CPU = torch.device("cpu")  # said wherever a tensor is made, since a default device may be another
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -121,7 +122,9 @@ def _member(target: Target, dtype: torch.dtype, num_classes: int) -> Member | No
     settings, bias, mask = target.settings, target.logit_bias, target.class_mask
     bias = None if bias is None else bias.detach().to(dtype)
     if mask is not None:
-        bias = (torch.zeros(num_classes, dtype=dtype) if bias is None else bias).masked_fill(~mask, -torch.inf)
+        bias = (torch.zeros(num_classes, dtype=dtype, device=_CPU) if bias is None else bias).masked_fill(
+            ~mask, -torch.inf
+        )
     bias = None if bias is None else bias.contiguous()
     member = Member(settings, *_penalty(settings.penalty), bias, mask is not None)
     if mask is None or not settings.label_smoothing:
@@ -162,7 +165,9 @@ def new(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: torch.dt
         capsule = _native.recycled(shape, strides, _DLPACK_CODE.get(dtype, 2), 8 * dtype.itemsize)
         if capsule is not None:
             return torch.from_dlpack(capsule)
-    return torch.empty(shape, dtype=dtype) if strides is None else torch.empty_strided(shape, strides, dtype=dtype)
+    if strides is None:
+        return torch.empty(shape, dtype=dtype, device=_CPU)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=_CPU)
 
 
 def _new_like(x: Tensor) -> Tensor:
@@ -190,8 +195,8 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
     dtype = _wide(logits)
     rows = logits.shape[:1] + logits.shape[2:]
     none = reduction == "none"
-    loss = torch.empty(rows if none else (), dtype=dtype)
-    row_weight = torch.empty(rows, dtype=dtype) if none else None
+    loss = torch.empty(rows if none else (), dtype=dtype, device=_CPU)
+    row_weight = torch.empty(rows, dtype=dtype, device=_CPU) if none else None
     lse = new((2, *rows), None, dtype)
     if logits.numel() == 0:
         nothing = torch.nan if reduction == "mean" else 0.0
@@ -214,8 +219,8 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
 def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     """Compute the statistics of each row in one pass."""
     dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
-    loss, row_weight, entropy, log_prob = (torch.empty(rows, dtype=dtype) for _ in range(4))
-    lse, correct = new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8)
+    loss, row_weight, entropy, log_prob = (torch.empty(rows, dtype=dtype, device=_CPU) for _ in range(4))
+    lse, correct = new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8, device=_CPU)
     weight, member = _weight(target.weight, dtype), _member(target, dtype, logits.shape[1])
     values = target.values.contiguous() if target.indices else target.values
     for copied in (False, True):
@@ -259,8 +264,8 @@ def cross_entropy_backward(
     grad_target = _new_like(target.values) if needs[1] else None
     member = _member(target, dtype, logits.shape[1])
     if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, member):
-        grad_logits = None if grad_logits is None else torch.empty(logits.shape, dtype=logits.dtype)
-        grad_target = None if grad_target is None else torch.empty(values.shape, dtype=values.dtype)
+        grad_logits = None if grad_logits is None else torch.empty(logits.shape, dtype=logits.dtype, device=_CPU)
+        grad_target = None if grad_target is None else torch.empty(values.shape, dtype=values.dtype, device=_CPU)
         _native.softmax_backward(
             grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target,
             member,
@@ -272,7 +277,15 @@ def cross_entropy_backward(
 kind_of, ORDINARY, SMALL = _native.kind_of, _native.ORDINARY, _native.SMALL
 
 
-_NUMBER = {dtype: torch.empty((), dtype=dtype) for dtype in (torch.float32, torch.float64)}  # to be like costs half
+_NUMBERS: dict[torch.dtype, Tensor] = {}  # to be like one of them costs half of what a new tensor costs
+
+
+def _number(dtype: torch.dtype) -> Tensor:
+    """Return a new 0-d tensor; the one it is like is made by the first call and not at import, which any mode may surround."""
+    like = _NUMBERS.get(dtype)
+    if like is None:
+        like = _NUMBERS[dtype] = torch.empty((), dtype=dtype, device="cpu")
+    return torch.empty_like(like)
 
 
 def small_cross_entropy(
@@ -285,7 +298,7 @@ def small_cross_entropy(
     grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute a SMALL sum or mean and, if it is wanted, the gradient at once."""
-    loss, gradient = torch.empty_like(_NUMBER[logits.dtype]), torch.empty_like(logits) if grad else None
+    loss, gradient = _number(logits.dtype), torch.empty_like(logits) if grad else None
     _native.softmax_small(logits, target, weight, ignore_index, label_smoothing, mean, loss, gradient)
     return loss, gradient
 
@@ -343,12 +356,12 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
     dtype = _wide(logits)
     if logits.numel() == 0:
         return (
-            torch.full((), 0.0 if divisor else torch.nan, dtype=dtype)
+            torch.full((), 0.0 if divisor else torch.nan, dtype=dtype, device=_CPU)
             if reduce
             else torch.empty_like(logits, dtype=dtype)
         )
     given = _Elements.of(logits, target)
-    loss = torch.empty((), dtype=dtype) if reduce else new(given.logits.shape, None, dtype)
+    loss = torch.empty((), dtype=dtype, device=_CPU) if reduce else new(given.logits.shape, None, dtype)
     if not _native.binary_forward(*given[:4], reduce, divisor, loss):
         _native.binary_forward(*given.contiguous()[:4], reduce, divisor, loss)
     return loss if reduce else given.back(loss)

@@ -48,6 +48,10 @@ class RowStatistics(NamedTuple):
     correct: Tensor
 
 
+NO_CLASS = -100
+"""What is predicted for a row that is ignored or has no softmax: no class, whatever index is ignored."""
+
+
 class SmallCalls(Protocol):
     """Calls so small that Python is what takes time: the arguments are looked at once and taken just as they come."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crossent.core.messages import type_error
+from crossent.core.checks import integer, number
 
 
 def class_weights(
@@ -50,6 +50,7 @@ def class_weights(
     if scheme == "balanced":
         weights = [sum(n) / (present * k) if k else 0.0 for k in n]
     elif scheme == "effective":
+        beta = number("beta", beta)
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"beta must lie in [0, 1), got {beta}: near 1 it weighs by 1/n, at 0 all alike")
         each = [(1 - beta) / -expm1(k * (log(beta) if beta else -inf)) if k else 0.0 for k in n]
@@ -120,8 +121,7 @@ def double_softmax_floor(num_classes: int) -> float:
 
 
 def _num_classes(num_classes: int) -> int:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        type_error("num_classes", "an int", num_classes)
+    num_classes = integer("num_classes", num_classes)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     return num_classes

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from crossent.core import watch
 from crossent.core.checks import check_binary, check_inplace, element_mask, pos_weight_along
 from crossent.core.penalties import BinaryPenalty, Penalty
-from crossent.core.reduction import Reduction, divide, ordered_sum, result_dtype, weights_of_rows
+from crossent.core.reduction import Reduction, divide, ordered_sum, result_dtype, times, weights_of_rows
 from crossent.core.settings import BinarySettings, documented
 from crossent.core.target import BinaryTarget
 from crossent.impl import choose
@@ -74,7 +74,8 @@ def binary_cross_entropy_with_logits(
 
     Raises:
         ValueError: bad ``reduction`` or ``empty``, shapes of input and target that differ.
-        RuntimeError: target not floating, weights that do not broadcast to the input, weights that require grad.
+        RuntimeError: target not floating (for a bool one NotImplementedError from torch 2.14 on), weights that do not
+            broadcast to the input, weights that require grad.
         TypeError: an argument of another type.
         NotImplementedError: logits of another dtype.
 
@@ -123,7 +124,7 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
         divisor = valid.expand_as(input).sum()
     if sample_weight is not None:
         u = weights_of_rows(sample_weight, loss, whole=False)
-        loss = loss * u
+        loss = times(u, loss)
         if reduction.how != "none":
             counted = u.expand_as(input) if valid is None else u * valid
             loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))

@@ -9,27 +9,50 @@ from math import ceil, prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import Unpack
 
 from crossent.core import watch
-from crossent.core.checks import check_logits_dtype, check_tensors, under_autocast
+from crossent.core.checks import (
+    check_logits_dtype,
+    check_tensors,
+    integer,
+    integer_from,
+    optional,
+    positive,
+    under_autocast,
+)
 from crossent.core.messages import shape, type_error
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
-from crossent.impl.head import Head, Plan, block_size, block_target, counted, take, teacher_probabilities
+from crossent.impl.head import (
+    Head,
+    Plan,
+    block_size,
+    block_target,
+    counted,
+    rows_that_count,
+    take,
+    teacher_probabilities,
+)
 from crossent.impl.protocol import RowStatistics
+from crossent.losses.heads import head_of
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
-from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
-from crossent.ops.linear import Again, LinearCrossEntropy, LinearRows, flat, linear_statistics, transformed
+from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
+from crossent.ops.library import plain
+from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transformed
 
 MAX_BYTES = 128 << 20  # of a block of logits
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
+
+_BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
+_SHIFT = integer_from(0, "an int of at least 0")
+_TEACHERS_TEMPERATURE = positive("it divides the teacher's logits")
 
 
 class LinearPlan(NamedTuple):
@@ -77,7 +100,7 @@ class _Call(NamedTuple):
 @documented
 def linear_cross_entropy(
     input: Tensor,
-    linear_weight: Tensor,
+    linear_weight: Tensor | nn.Module,
     target: Tensor | Teacher,
     *,
     linear_bias: Tensor | None = None,
@@ -104,7 +127,10 @@ def linear_cross_entropy(
 
     Args:
         input: hidden states ``h``, ``(..., D)``.
-        linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``.
+        linear_weight: ``W``, ``(C, D)``; or ``(C, d1, ..., D)``, for logits of ``(..., C, d1, ...)``. Or the module that is the
+            head, such as ``model.lm_head``: an :class:`torch.nn.Linear`, whose bias counts too, a tied
+            :class:`torch.nn.Embedding`, or either with PEFT's LoRA, whose adapters count too, and learn. A module whose
+            call does more than ``h Wᵀ + b`` (hooks, a forward of its own, quantised weights) is refused.
         target: class indices ``(..., d1, ...)`` of any integer dtype, probabilities ``(..., C, d1, ...)``, or the
             :class:`crossent.Teacher` whose probabilities are to be learned, and who learns nothing.
         weight: class weights, ``(C)``.
@@ -128,12 +154,16 @@ def linear_cross_entropy(
     >>> h, W = torch.eye(2, 3), torch.tensor([[2.0, 0.5, 0], [1.0, 2.5, 0], [0.1, 0.3, 0]])
     >>> linear_cross_entropy(h, W, torch.tensor([0, 1]))
     tensor(0.3185)
+    >>> linear_cross_entropy(h, torch.nn.Embedding.from_pretrained(W), torch.tensor([0, 1]))
+    tensor(0.3185)
 
     See also: :func:`linear_cross_entropy_stats`; :class:`crossent.LinearCrossEntropyLoss` for a module.
 
     Source: PyTorch 2.13, ``torch.nn.functional.linear_cross_entropy``; Wijmans et al., "Cut Your Losses in Large-Vocabulary
     Language Models", 2024.
     """
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     tensors = (input, linear_weight, target, linear_bias, weight)
     if has_torch_function_variadic(*(t for t in tensors if not isinstance(t, Teacher))):
         return handle_torch_function(
@@ -141,13 +171,20 @@ def linear_cross_entropy(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
             max_bytes=max_bytes, **more,
         )  # fmt: skip
-    if not more and shift == 0 and _ordinary(input, linear_weight, target, linear_bias, max_bytes):
+    if (
+        not more
+        and weight is None
+        and type(shift) is int
+        and shift == 0
+        and _ordinary(input, linear_weight, target, linear_bias, max_bytes)
+    ):
         assert isinstance(target, Tensor)
         ignored = -100 if ignore_index is None else ignore_index
-        return cross_entropy(
-            F.linear(input, linear_weight, linear_bias), target, weight, ignore_index=ignored, reduction=reduction,
-            label_smoothing=label_smoothing,
-        )  # fmt: skip
+        if _all_labelled(target, ignored):
+            return cross_entropy(
+                F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
+                label_smoothing=label_smoothing,
+            )  # fmt: skip
     call = _understand(
         input, linear_weight, target, {
             **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
@@ -162,13 +199,13 @@ def linear_cross_entropy(
 
 
 def linear_cross_entropy_stats(
-    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
 ) -> CrossEntropyStats:
     """Compute the loss of a head with what else its logits can tell, a block of rows at a time.
 
     The arguments are those of :func:`linear_cross_entropy`, the result that of :func:`crossent.cross_entropy_stats`: loss, lse,
-    log-probability of the target, entropy, whether the likeliest class is the target's, and the counts to average by. The
-    loss and the three numbers after it are differentiable.
+    log-probability of the target, entropy, whether the likeliest class is the target's, the counts to average by, and the
+    likeliest class. The loss and the three numbers after it are differentiable.
 
     >>> h, W = torch.eye(2, 3), torch.tensor([[2.0, 0.5, 0], [1.0, 2.5, 0], [0.1, 0.3, 0]])
     >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
@@ -176,7 +213,8 @@ def linear_cross_entropy_stats(
     """
     call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
     try:
-        row = _statistics_at_once(call) if _at_once(call) else _statistics(call)
+        call = _without_garbage(call, statistics=True)
+        row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     except IndexError:
         _say_where(target, call)
         raise
@@ -186,11 +224,12 @@ def linear_cross_entropy_stats(
     if reduction.how == "none":
         row, valid, u = RowStatistics(*map(call.rows_back, row)), call.rows_back(valid), reduction.sample_weight
         reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(u))
-    return reduced_statistics(row, valid, reduction, call.dtype)
+        predicted = None if predicted is None else call.rows_back(predicted)
+    return reduced_statistics(row, valid, reduction, call.dtype, predicted)
 
 
 def linear_plan(
-    input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, **arguments: Unpack[LinearArguments]
 ) -> LinearPlan:
     """Say how :func:`linear_cross_entropy` takes a call with these arguments apart.
 
@@ -210,16 +249,22 @@ def linear_plan(
 # --- understanding ----------------------------------------------------------------------------------------------------
 
 
-def _understand(input: Tensor, linear_weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> _Call:
+def _understand(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> _Call:
     """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
     check_names(arguments, LinearArguments, "linear_cross_entropy")
     rows = Reduction.among(arguments.get("reduction", "mean"), arguments)
-    linear_bias, weight, shift = arguments.get("linear_bias"), arguments.get("weight"), arguments.get("shift", 0)
-    ignore_index, max_bytes = arguments.get("ignore_index"), arguments.get("max_bytes", MAX_BYTES)
+    linear_bias, weight = arguments.get("linear_bias"), arguments.get("weight")
+    ignore_index = optional(integer)("ignore_index", arguments.get("ignore_index"))
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     _check_head(input, linear_weight, linear_bias)
-    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
-        type_error("max_bytes", "a positive int, the bytes of a block of logits", max_bytes)
+    max_bytes = _BYTES("max_bytes", arguments.get("max_bytes", MAX_BYTES))
+    shift = _SHIFT("shift", arguments.get("shift", 0))
+    assert isinstance(linear_weight, Tensor)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
+    assert isinstance(linear_weight, Tensor)
     lead, classes = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
     like = input.new_empty(()).expand(lead + classes)
     teacher = target if isinstance(target, Teacher) else None
@@ -263,7 +308,9 @@ def _check_head(input: object, weight: object, bias: object) -> None:
         )
     if input.shape[-1] != weight.shape[-1]:
         fix = (
-            "transpose it with linear_weight.t()" if weight.shape[0] == input.shape[-1] else "they are the features, D"
+            "transpose it with linear_weight.t()"
+            if weight.dim() == 2 and weight.shape[0] == input.shape[-1]
+            else "they are the features, D"
         )
         raise RuntimeError(
             f"input and linear_weight must have the same last dimension, got {shape(input)} and {shape(weight)}: {fix}"
@@ -312,6 +359,9 @@ def _side_by_side(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
 
 def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teacher:
     """Check a teacher and lay it out as the student's head; it is a constant, whatever it requires."""
+    if isinstance(teacher.weight, nn.Module):
+        with torch.no_grad():
+            teacher = Teacher(*head_of(teacher.weight, teacher.input, teacher.bias), teacher.temperature)
     if teacher.input.shape[:-1] != input.shape[:-1] or tuple(teacher.weight.shape[:-1]) != classes:
         raise RuntimeError(
             f"the teacher must have input of shape {(*input.shape[:-1], 'D')} and weight of shape {(*classes, 'D')}, got "
@@ -322,18 +372,15 @@ def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teach
             "the teacher's input and weight must have the same last dimension, got "
             f"{shape(teacher.input)} and {shape(teacher.weight)}"
         )
-    if not teacher.temperature > 0:
-        raise ValueError(f"the teacher's temperature must be positive, got {teacher.temperature}")
+    temperature = _TEACHERS_TEMPERATURE("the teacher's temperature", teacher.temperature)
     if teacher.bias is not None and tuple(teacher.bias.shape) != classes:
         raise RuntimeError(f"the teacher's bias must have shape {classes}, got {shape(teacher.bias)}")
     head = _side_by_side(*_autocast(*(None if t is None else t.detach() for t in teacher[:3])))
-    return Teacher(*head, teacher.temperature)
+    return Teacher(*head, temperature)
 
 
 def _shifted(target: Tensor, lead: tuple[int, ...], shift: int, ignore_index: int) -> Tensor:
     """Move class indices ``shift`` positions to the front; what has no label any more is ignored."""
-    if not isinstance(shift, int) or isinstance(shift, bool) or shift < 0:
-        type_error("shift", "an int of at least 0", shift)
     if shift == 0:
         return target
     if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != torch.Size(lead) or not lead:
@@ -408,14 +455,48 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
     )
 
 
+def _all_labelled(target: Tensor, ignore_index: int) -> bool:
+    """Whether every row is seen to count: hidden states of others may hold anything, which the products would carry along."""
+    return plain(target) and target.is_cpu and not (target == ignore_index).any()
+
+
+def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
+    """Leave out the rows that have no weight in the loss, whose hidden states may hold anything and save their products.
+
+    Where that weight has a derivative, or statistics tell of such rows too, only what is not finite is left out.
+    """
+    head, target, u = call.head, call.target, call.reduction.sample_weight
+    weightless = None if u is None else u == 0
+    if target.indices:
+        c = _row_weights(call) if target.settings.label_smoothing == 0 else None
+        ignored = target.values == target.settings.ignore_index if c is None else c == 0
+        weightless = ignored if weightless is None else weightless | ignored
+    if weightless is None:
+        return call
+    absent = weightless.flatten(1).all(1) if weightless.dim() > 1 else weightless
+    if statistics or _wants_grad(u) or transformed(u):
+        absent = absent & ~head.input.detach().isfinite().all(1)
+    if _at_once(call):
+        if not plain(absent) or not absent.is_cpu or absent.any():
+            head = head._replace(input=head.input.masked_fill(absent.unsqueeze(1), 0.0))
+        return call._replace(head=head)
+    rows = absent.reshape(-1, *(1 for _ in head.shape[1:])).expand(-1, *head.shape[1:])
+    if target.indices:
+        rows = rows & (target.values != target.settings.ignore_index)
+    if plain(rows) and rows.is_cpu and not rows.any():
+        return call  # with the caller's own target, which autograd watches
+    return call._replace(target=target.leaving_out(rows))
+
+
 def _loss(call: _Call) -> Tensor:
+    call = _without_garbage(call)
     reduction = call.reduction
     if _at_once(call):
         loss = _loss_at_once(call)
         return call.rows_back(loss) if reduction.how == "none" else loss
     scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
     if reduction.how == "none" or scaled_later or _wants_grad(reduction.sample_weight):
-        rows = LinearRows.apply(*flat(call.head, call.plan()), Again(_rows_again))
+        rows = rows_operator(call.head, call.plan())
         loss = reduce_rows(rows, _row_weights(call), reduction).to(call.dtype)
         loss = call.rows_back(loss) if reduction.how == "none" else loss
     else:
@@ -443,7 +524,8 @@ def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
     logits = F.linear(*head[:3]).view(-1, *head.shape)
     if plan.teacher is None:
         return logits, plan.target
-    return logits, plan.target._replace(values=teacher_probabilities(plan.teacher, None, head.shape, plan.impl))
+    q = teacher_probabilities(plan.teacher, None, head.shape, plan.impl, plan.target.class_mask)
+    return logits, plan.target._replace(values=q)
 
 
 def _loss_at_once(call: _Call) -> Tensor:
@@ -452,8 +534,10 @@ def _loss_at_once(call: _Call) -> Tensor:
     return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, False, impl)
 
 
-def _statistics_at_once(call: _Call) -> RowStatistics:
-    return statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
+def _statistics_at_once(call: _Call) -> tuple[RowStatistics, Tensor | None]:
+    logits, target = _logits(call.head, call.plan())
+    row = statistics_of(logits, target, call.impl if call.named else None)
+    return with_prediction(row, logits, target, call.reduction.how)
 
 
 def _row_weights(call: _Call) -> Tensor:
@@ -468,26 +552,36 @@ def _row_weights(call: _Call) -> Tensor:
     return target.weight.to(dtype)[y].masked_fill(~valid, 0.0)
 
 
-def _statistics(call: _Call) -> RowStatistics:
-    """Compute the statistics of rows in blocks."""
-    return linear_statistics(call.head, call.plan(), _row_weights(call), Again(_statistics_again))
+def _statistics(call: _Call) -> tuple[RowStatistics, Tensor | None]:
+    """Compute the statistics of rows and the classes predicted, in blocks."""
+    return linear_statistics(call.head, call.plan(), _row_weights(call))
 
 
-def _rows_again(head: Head, plan: Plan) -> Tensor:
-    return _all_again(head, plan, Reduction("none"))
+@at_once("rows")
+def _rows_at_once(head: Head, plan: Plan) -> Tensor:
+    return _reduced_at_once(head, plan, Reduction("none"))
 
 
-def _sum_again(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
-    return _all_again(head, plan, Reduction("sum", factor)) / divisor
+@at_once("sum")
+def _sum_at_once(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
+    return _reduced_at_once(head, plan, Reduction("sum", factor)) / divisor
 
 
-def _all_again(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
-    logits, described = _logits(head, plan)
+def _of_rows_that_count(head: Head, plan: Plan) -> tuple[Tensor, Target]:
+    valid = rows_that_count(plan.target)
+    if valid is not None:
+        head = head._replace(input=head.input.masked_fill(~valid.unsqueeze(1), 0.0))
+    return _logits(head, plan)
+
+
+def _reduced_at_once(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
+    logits, described = _of_rows_that_count(head, plan)
     return reduced_cross_entropy(logits, logits, described, reduction, torch.promote_types(logits.dtype, torch.float32))
 
 
-def _statistics_again(head: Head, plan: Plan) -> tuple[Tensor, ...]:
-    return statistics_of(*_logits(head, plan), None)[:4]
+@at_once("statistics")
+def _differentiable_statistics_at_once(head: Head, plan: Plan) -> tuple[Tensor, ...]:
+    return statistics_of(*_of_rows_that_count(head, plan), None)[:4]
 
 
 def _reduced(call: _Call) -> Tensor:
@@ -506,7 +600,7 @@ def _reduced(call: _Call) -> Tensor:
     by = divisor.masked_fill(nothing, torch.inf)
 
     needs = tuple(_wants_grad(t) for t in call.head[:3])
-    loss: Tensor = LinearCrossEntropy.apply(*flat(call.head, call.plan()), factor, by, Again(_sum_again), needs)[0]
+    loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
     if later:
         assert given is not None
         return divide(loss, given, empty)

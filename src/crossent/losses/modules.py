@@ -1,9 +1,8 @@
 """The losses as modules, which are torch's own: subclasses, so that ``isinstance``, state dicts and pickles go on working.
 
 A module keeps every option of its function as an attribute of that name and hands all of them over by going through the names.
+Annotations are evaluated here: fastai and others read them off an instance, where the names in a string mean nothing.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -13,15 +12,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from crossent.core.checks import class_axis, integer, number, plain, smoothing
 from crossent.core.messages import shape
 from crossent.core.penalties import Focal
 from crossent.core.settings import (
+    NUMBERS,
     BinaryModuleOptions,
     CrossEntropyModuleOptions,
     DistillationModuleOptions,
     FocalModuleOptions,
     LinearModuleOptions,
     MultilabelModuleOptions,
+    Settings,
     SigmoidFocalModuleOptions,
     check_names,
     default_of,
@@ -29,6 +31,7 @@ from crossent.core.settings import (
 )
 from crossent.core.target import Teacher
 from crossent.losses.binary import binary_cross_entropy_with_logits
+from crossent.losses.heads import head_of
 from crossent.losses.linear import MAX_BYTES, linear_cross_entropy
 from crossent.losses.named import distillation_loss, multilabel_cross_entropy, sigmoid_focal
 from crossent.losses.softmax import cross_entropy
@@ -49,6 +52,7 @@ class _Options(nn.Module):
         check_names(given, self.takes, type(self).__name__)
         for name in names_of(self.takes):
             value = given.get(name, self.default(name))
+            value = plain(value) if name in NUMBERS else value
             if name == "weight" and "weight" not in self._buffers:
                 self.register_buffer(name, value)
             elif name in _OF_THE_LOSS and not isinstance(value, nn.Parameter):
@@ -114,6 +118,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
 
     takes = CrossEntropyModuleOptions
     softcap: float | None
+    softcap_after_temperature: bool
     temperature: float
     class_mask: Tensor | None
     dim: int | None
@@ -128,7 +133,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         **options: Unpack[CrossEntropyModuleOptions],
     ) -> None:
-        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        super().__init__(weight, size_average, plain(ignore_index), reduce, reduction, plain(label_smoothing))
         self._keep(options)
 
     def forward(
@@ -153,11 +158,13 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     def activation(self, logits: Tensor) -> Tensor:
         """Compute the probabilities that a model trained with this loss gives, over its class dimension.
 
-        They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes. The bias and the margin, which make training
-        harder than its use, are left out.
+        They are ``softmax(cap · tanh(x / cap) / T)`` over the allowed classes, or what ``softcap_after_temperature`` makes of it.
+        The bias and the margin, which make training harder than its use, are left out.
         """
-        x = logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
-        return self._masked(x / self.temperature).softmax(self._class_dim(logits))
+        names = ("temperature", "softcap", "softcap_after_temperature")
+        cap = Settings.of(**{name: getattr(self, name) for name in names}).softcap
+        x = logits if cap is None else cap * (logits / cap).tanh()
+        return self._masked(x / number("temperature", self.temperature)).softmax(self._class_dim(logits))
 
     def predict(self, logits: Tensor) -> Tensor:
         """Choose the most probable of the allowed classes for each row."""
@@ -172,7 +179,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         return logits.masked_fill(~mask, -torch.inf)
 
     def _class_dim(self, logits: Tensor) -> int:
-        return self.dim % logits.dim() if self.dim is not None else min(logits.dim() - 1, 1)
+        return class_axis(logits, self.dim)
 
     def _divisor(self) -> str:
         weight = "Σ weight[target] of" if self.weight is not None else "the number of"
@@ -334,7 +341,7 @@ class DistillationLoss(_Options):
         temperature: ``T``, positive.
         alpha: ``α`` in [0, 1], the teacher's share where a target is given too.
         options: what :func:`crossent.distillation_loss` takes by keyword; ``weight`` is a buffer, and what belongs to a batch,
-            ``sample_weight`` and ``denominator``, is given at each call.
+            ``sample_weight``, ``denominator`` and ``class_mask``, may be given at each call.
 
     >>> loss = DistillationLoss(temperature=4.0)
     >>> loss
@@ -353,7 +360,7 @@ class DistillationLoss(_Options):
         self, temperature: float = 1.0, alpha: float = 0.5, **options: Unpack[DistillationModuleOptions]
     ) -> None:
         super().__init__()
-        self.temperature, self.alpha = temperature, alpha
+        self.temperature, self.alpha = plain(temperature), plain(alpha)
         self._keep(options)
 
     def forward(
@@ -364,9 +371,10 @@ class DistillationLoss(_Options):
         *,
         sample_weight: Tensor | None = None,
         denominator: float | Tensor | None = None,
+        class_mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.distillation_loss`."""
-        options = self._call(sample_weight=sample_weight, denominator=denominator)
+        options = self._call(sample_weight=sample_weight, denominator=denominator, class_mask=class_mask)
         return distillation_loss(student_logits, teacher_logits, self.temperature, target, self.alpha, **options)
 
     def _first_words(self) -> list[str]:
@@ -376,10 +384,7 @@ class DistillationLoss(_Options):
         return "the number of rows not ignored"
 
 
-_TorchsLinear: Any = getattr(nn, "LinearCrossEntropyLoss", nn.modules.loss._WeightedLoss)  # torch has it from 2.13 on
-
-
-class LinearCrossEntropyLoss(_Options, _TorchsLinear):
+class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
     """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
 
     The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
@@ -408,28 +413,32 @@ class LinearCrossEntropyLoss(_Options, _TorchsLinear):
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options: Unpack[LinearModuleOptions],
+        **more: Unpack[LinearModuleOptions],
     ) -> None:
-        weight, label_smoothing = options.get("weight"), options.get("label_smoothing", 0.0)
+        in_features, num_classes = integer("in_features", in_features), integer("num_classes", num_classes)
+        out_features = tuple(integer("out_features", size) for size in out_features)
+        weight, label_smoothing = more.get("weight"), plain(more.get("label_smoothing", 0.0))
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
-        if not 0.0 <= label_smoothing <= 1.0:
+        smoothing("label_smoothing", label_smoothing)
+        if not label_smoothing >= 0.0:
             raise RuntimeError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-        reduction = options.get("reduction", "mean")
+        reduction = more.get("reduction", "mean")
         nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
-        self.num_classes, self.out_features = num_classes, tuple(out_features)
+        self.num_classes, self.out_features = num_classes, out_features
         self.linear = nn.Linear(
             in_features, prod(out_features, start=num_classes), bias=bias, device=device, dtype=dtype
         )
-        self._keep(options)
+        self._keep(more)
 
     def forward(self, input: Tensor, target: Tensor | Teacher, **of_the_batch: Any) -> Tensor:
         """Compute the loss; see :func:`crossent.linear_cross_entropy`."""
-        classes, bias = (self.num_classes, *self.out_features), self.linear.bias
+        classes = (self.num_classes, *self.out_features)
+        input, weight, bias = head_of(self.linear, input)
         options = self._call() | of_the_batch
         return linear_cross_entropy(
             input,
-            self.linear.weight.reshape(*classes, -1),
+            weight.reshape(*classes, -1),
             target,
             linear_bias=None if bias is None else bias.reshape(classes),
             **options,

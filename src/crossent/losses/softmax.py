@@ -44,6 +44,7 @@ def cross_entropy(
     margin: float = 0.0,
     class_mask: Tensor | None = None,
     z_loss: float = 0.0,
+    softcap_after_temperature: bool = False,
     inplace_backward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
@@ -98,7 +99,7 @@ def cross_entropy(
     """
     options: dict[str, Any] = {
         "penalty": penalty, "temperature": temperature, "softcap": softcap, "logit_bias": logit_bias, "margin": margin,
-        "class_mask": class_mask, "z_loss": z_loss,
+        "class_mask": class_mask, "z_loss": z_loss, "softcap_after_temperature": softcap_after_temperature,
     }  # fmt: skip
     if has_torch_function_variadic(input, target, weight, logit_bias, class_mask):
         return handle_torch_function(
@@ -121,6 +122,8 @@ def cross_entropy(
         and reduce is None
         and empty == "nan"
         and not inplace_backward
+        and type(temperature) is type(margin) is type(z_loss) is float
+        and softcap is None
         and options == _TORCHS_OWN
         and watch.current() is None
     ):

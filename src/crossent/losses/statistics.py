@@ -11,15 +11,15 @@ from typing_extensions import Unpack
 from crossent.core.reduction import Reduction, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
 from crossent.core.target import Target, describe
-from crossent.impl import choose
-from crossent.impl.protocol import RowStatistics
+from crossent.impl import choose, formulas
+from crossent.impl.protocol import NO_CLASS, RowStatistics
 from crossent.ops import softmax as ops
 
 
 class CrossEntropyStats(NamedTuple):
     """What a row's logits say beside its loss. All of it is about ``x'`` and ``p = softmax(x')``, as the loss sees them.
 
-    A row that is ignored has 0 and False everywhere.
+    A row that is ignored has 0 and False everywhere, and no predicted class.
 
     Attributes:
         loss: :func:`crossent.cross_entropy` with the same arguments.
@@ -31,6 +31,8 @@ class CrossEntropyStats(NamedTuple):
             it is positive. With a margin: whether it is correct by more than that.
         count: 1, or 0 if ignored.
         weight_sum: what the row adds to the mean's divisor: ``c[y]`` for indices or 1 for probabilities, times ``sample_weight``.
+        predicted: the class of the first largest ``x'``; -100, whatever ``ignore_index`` is, for a row that is ignored or has no
+            softmax (nan, infinity, no class allowed), and where rows are reduced, since a total has no class.
     """
 
     loss: Tensor
@@ -40,6 +42,7 @@ class CrossEntropyStats(NamedTuple):
     correct: Tensor
     count: Tensor  # type: ignore[assignment]  # tuple.count is of no use here
     weight_sum: Tensor
+    predicted: Tensor
 
 
 @documented
@@ -60,7 +63,8 @@ def cross_entropy_stats(
     ``weight_sum``. ``sample_weight`` and ``denominator`` touch the loss and ``weight_sum`` only, since the others describe the
     model and not the loss.
 
-    The loss and the three numbers after it are differentiable, to any order; ``correct``, ``count`` and ``weight_sum`` are not.
+    The loss and the three numbers after it are differentiable, to any order; ``correct``, ``count``, ``weight_sum`` and
+    ``predicted`` are not.
 
     Args:
         input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
@@ -75,12 +79,15 @@ def cross_entropy_stats(
 
     Returns:
         :class:`CrossEntropyStats`, of tensors of the rows' shape or 0-d. The loss has the dtype of
-        :func:`crossent.cross_entropy`, ``correct`` is boolean for each row, ``count`` int64; the rest is float32 or wider.
+        :func:`crossent.cross_entropy`, ``correct`` is boolean for each row, ``count`` and ``predicted`` int64; the rest is float32
+        or wider.
 
     >>> logits = torch.tensor([[0.1, 0.7, 0.2], [0.3, 0.3, 0.4]]).log()
     >>> stats = cross_entropy_stats(logits, torch.tensor([1, 0]), reduction="sum")
     >>> stats.loss, stats.correct, stats.count
     (tensor(1.5606), tensor(1.), tensor(2))
+    >>> cross_entropy_stats(logits, torch.tensor([1, -100])).predicted
+    tensor([   1, -100])
 
     See also: :func:`crossent.cross_entropy` with ``denominator=`` for the count over all micro-batches.
     """
@@ -90,9 +97,23 @@ def cross_entropy_stats(
     logits, described = describe(input, target, weight, options.get("dim"), numbers)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), options.get("out_dtype"))
     row_statistics, counted = statistics_of(logits, described, options.get("impl")), described.counted_rows(logits)
+    row_statistics, predicted = with_prediction(row_statistics, logits, described, rows.how)
     if input.dim() == 1:
         row_statistics, counted = RowStatistics(*(t.squeeze(0) for t in row_statistics)), counted.squeeze(0)
-    return reduced_statistics(row_statistics, counted, rows, dtype)
+        predicted = None if predicted is None else predicted.squeeze(0)
+    return reduced_statistics(row_statistics, counted, rows, dtype, predicted)
+
+
+def with_prediction(
+    row: RowStatistics, logits: Tensor, target: Target, how: str
+) -> tuple[RowStatistics, Tensor | None]:
+    """Predict the class of each row, which only rows that are told apart show, and let ``correct`` say the same."""
+    if how != "none":
+        return row, None
+    with torch.no_grad():
+        predicted = formulas.predicted_logits(logits, target)
+        correct = formulas.correct_classes(predicted, target).to(row.correct.dtype)
+    return row._replace(correct=correct), predicted
 
 
 def statistics_of(logits: Tensor, target: Target, impl: str | None) -> RowStatistics:
@@ -101,7 +122,7 @@ def statistics_of(logits: Tensor, target: Target, impl: str | None) -> RowStatis
 
 
 def reduced_statistics(
-    row: RowStatistics, counted: Tensor, reduction: Reduction, dtype: torch.dtype
+    row: RowStatistics, counted: Tensor, reduction: Reduction, dtype: torch.dtype, predicted: Tensor | None
 ) -> CrossEntropyStats:
     """Reduce the statistics of rows; ``counted`` marks those that are not ignored."""
     loss = reduce_rows(row.loss, row.row_weight, reduction).to(dtype)
@@ -110,7 +131,9 @@ def reduced_statistics(
         row_weight = row_weight * weights_of_rows(reduction.sample_weight, row_weight, whole=True).detach()
     of_model = (row.lse, row.target_log_prob, row.entropy, row.correct)
     if reduction.how == "none":
-        return CrossEntropyStats(loss, *of_model[:3], row.correct.bool(), counted.long(), row_weight)
+        assert predicted is not None
+        return CrossEntropyStats(loss, *of_model[:3], row.correct.bool(), counted.long(), row_weight, predicted)
     by_count = Reduction(reduction.how, empty=reduction.empty)
     averages = (reduce_rows(rows, counted.to(rows.dtype), by_count) for rows in of_model)
-    return CrossEntropyStats._make((loss, *averages, counted.long().sum(), ordered_sum(row_weight)))
+    none = torch.full((), NO_CLASS, device=row_weight.device)
+    return CrossEntropyStats._make((loss, *averages, counted.long().sum(), ordered_sum(row_weight), none))

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, over
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
 from crossent.ops import validation
 from crossent.ops.library import (
     BINARY_TARGET,
     Operator,
+    by_formula,
     differentiated,
     fake_gradients,
     gradients_like,
@@ -96,6 +97,17 @@ def _gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Tensor | N
     return where_asked(both, needs)
 
 
+@forward_operator.differentiate
+def _(logits, target, reduce, divisor, impl):
+    return _CompiledBinaryCrossEntropy.apply(logits, *target.tensors, target.settings, reduce, divisor, impl)
+
+
+@backward_operator.differentiate
+def _(grad, divisor, logits, target, needs, impl):
+    grads = _EAGER.binary_cross_entropy_backward(grad, logits, target, tuple(needs), divisor)
+    return gradients_like(grads, (logits, target.values))
+
+
 class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
     generate_vmap_rule = True
 
@@ -110,7 +122,7 @@ class _TransformedBinaryCrossEntropy(_CompiledBinaryCrossEntropy):
             logits, *tensors = map(primal, ctx.saved_tensors)
             target = BinaryTarget._make((*tensors, ctx.settings))
             along = formulas.binary_cross_entropy_tangent(logits, target, ctx.reduce, tangents[:4])
-            return along / ctx.divisor if ctx.reduce else along
+            return over(along, ctx.divisor) if ctx.reduce else along
 
 
 class BinaryCrossEntropy(Function):
@@ -143,8 +155,10 @@ def binary_cross_entropy(
     loss: Tensor
     if plain(logits, *target.tensors):
         loss = BinaryCrossEntropy.apply(*arguments, inplace)
+    elif by_formula():
+        loss = _EAGER.binary_cross_entropy_forward(logits, target, reduce, divisor)
     elif transformed():
         loss = _TransformedBinaryCrossEntropy.apply(*arguments)
     else:
-        loss = _CompiledBinaryCrossEntropy.apply(*arguments)
+        loss = forward_operator(logits, target, reduce, divisor, impl)
     return loss

@@ -1,19 +1,36 @@
 """How records are written as the arguments of an operator and read back, by name, in one place; and what autograd asks first.
 
 An :class:`Operator` is defined by its parameters: a schema's words, such as ``"Tensor logits"``, or a :class:`Fields`, which
-stands for a record whose fields become arguments of their own. It is called, implemented and faked with the records themselves.
+stands for a record whose fields become arguments of their own. It is called, implemented, faked and differentiated with the
+records themselves.
+
+A call takes one of four doors, the first whose conditions hold:
+
+==================  =================================================================  =========================================
+door                conditions                                                         what runs
+==================  =================================================================  =========================================
+:func:`plain`       torch's own tensors; no compiler, tracer, transform or mode        the implementation itself
+:func:`by_formula`  forward mode, ``functionalize`` or an export to ONNX               torch operations, which torch differentiates
+:func:`transformed` ``torch.func`` and vmap                                            a Function over torch operations
+none of these       compilers, tracers, exports, fake tensors, modes, subclasses       the operator, through the dispatcher
+==================  =================================================================  =========================================
+
+Small sums and means have a shorter way past the first door: ``ops/small.py``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
 
 from crossent.core.penalties import NamedPenalty
 from crossent.core.settings import BinarySettings, Record, Settings
@@ -68,6 +85,8 @@ def _numbers(record: type[Record]) -> Fields:
     parts: dict[str, str | Fields] = {}
     for row in fields(record):  # type: ignore[arg-type]
         schema = row.metadata["schema"]
+        if schema is None:  # it says how another number is meant, and that is settled
+            continue
         parts[row.name] = _PENALTY if schema == "penalty" else f"{schema} {row.name}"
     return Fields(record, **parts)
 
@@ -146,6 +165,34 @@ class Operator:
         torch.library.register_fake(f"crossent::{self.name}", self._with_records(describe), lib=_library)
         return describe
 
+    def differentiate(self, record: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the parameters compute it where autograd is to know of it."""
+
+        def under_autograd(*arguments: Any) -> Any:
+            if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in _flat(arguments)):
+                return self._with_records(record)(*arguments)
+            if forward_ad._current_level >= 0 and any(
+                isinstance(x, Tensor) and has_tangent(x) for x in _flat(arguments)
+            ):
+                raise NotImplementedError(
+                    f"crossent::{self.name} has no forward mode: call the function that it belongs to"
+                )
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.overload(*arguments)
+
+        _library.impl(self.name, under_autograd, "Autograd")
+        return record
+
+    def count_flops(self, count: Callable[..., int]) -> Callable[..., int]:
+        """Let a function of the parameters, with shapes in the place of tensors, tell FlopCounterMode the cost."""
+
+        def of_shapes(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
+            flops: int = self._with_records(count)(*arguments)
+            return flops
+
+        register_flop_formula(self.overload.overloadpacket)(of_shapes)
+        return count
+
     def _with_records(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def from_arguments(*arguments: Any) -> Any:
             rest = iter(arguments)
@@ -156,12 +203,40 @@ class Operator:
         return from_arguments
 
 
+def _flat(arguments: Sequence[Any]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, (list, tuple)):
+            yield from argument
+        else:
+            yield argument
+
+
 # --- what is asked before and after -----------------------------------------------------------------------------------
 
 
 def transformed() -> bool:
     """Whether ``torch.func`` transforms or vmap are under way, which only torch operations pass through."""
     return torch._C._are_functorch_transforms_active()
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether a tensor carries a tangent of the innermost level of forward mode."""
+    return unpack_dual(x).tangent is not None
+
+
+def exporting_to_onnx() -> bool:
+    """Whether an export to ONNX is under way; torch.onnx is not imported to find out that it is not."""
+    return (torch.compiler.is_compiling() or "torch.onnx" in sys.modules) and torch.onnx.is_in_onnx_export()
+
+
+def by_formula() -> bool:
+    """Whether torch itself is to differentiate or translate what a call that is not plain computes: see the table above."""
+    if transformed():
+        if torch.compiler.is_compiling():  # which cannot look into the stack
+            return False
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        return any(each.key() == torch._C._functorch.TransformType.Functionalize for each in stack)
+    return forward_ad._current_level >= 0 or exporting_to_onnx()
 
 
 def differentiated(grad: Tensor, *saved: Tensor | None) -> bool:
@@ -171,7 +246,7 @@ def differentiated(grad: Tensor, *saved: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     batched = torch._C._functorch.is_legacy_batchedtensor  # by is_grads_batched
-    return any(t is not None and (batched(t) or unpack_dual(t).tangent is not None) for t in (grad, *saved))
+    return any(t is not None and (batched(t) or has_tangent(t)) for t in (grad, *saved))
 
 
 def primal(value: Any) -> Any:
@@ -191,6 +266,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """Whether these are torch's own tensors, with nobody looking on: then the dispatcher need not be asked."""
     return (
         not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
         and not transformed()
         and torch._C._len_torch_dispatch_stack() == 0
         and all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)

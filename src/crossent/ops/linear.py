@@ -2,12 +2,12 @@
 
 A sum over rows forms its gradients together with the loss, which costs three products instead of four; backward hands them
 over, multiplied by what arrives. Rows kept apart form the logits of a block once more in backward, with each row's gradient.
-A backward that is differentiated itself runs the loss of all logits (``again``), and differentiates that.
+A backward that is differentiated itself runs the loss of all logits at once, and differentiates that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from crossent.ops.library import (
     PLAN,
     Operator,
     differentiated,
+    exporting_to_onnx,
     fake_gradients,
+    has_tangent,
     plain,
     where_asked,
 )
@@ -44,7 +46,7 @@ statistics_operator = Operator(
     "linear_statistics",
     HEAD,
     PLAN,
-    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct)",
+    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor correct, Tensor predicted)",
     check=validation.linear_rows,
 )
 statistics_backward_operator = Operator(
@@ -99,13 +101,37 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.implement
 def _(head, plan):
-    row_statistics = _explained(heads.statistics, head, plan)
-    return (*row_statistics[:4], row_statistics.correct)
+    row_statistics, predicted = _explained(heads.statistics, head, plan)
+    return (*row_statistics[:4], row_statistics.correct, predicted)
 
 
 @statistics_backward_operator.implement
 def _(head, plan, grads, needs):
     return _asked(head, _explained(heads.statistics_backward, head, plan, grads, needs))
+
+
+def _products(head: Any, plan: Any, count: int) -> int:
+    """Count the flops of products of all hidden states with a head, given by their shapes, and of the teacher's own."""
+    (columns, features), size = head.weight, head.input[0]
+    taught = 0 if plan.teacher is None else 2 * size * columns * plan.teacher.weight[1]
+    return int(2 * size * columns * features * count + taught)
+
+
+@sum_operator.count_flops
+def _(head, plan, factor, divisor, needs):
+    return _products(head, plan, 1 + needs[0] + needs[1])
+
+
+@rows_operator.count_flops
+@statistics_operator.count_flops
+def _(head, plan):
+    return _products(head, plan, 1)
+
+
+@rows_backward_operator.count_flops
+@statistics_backward_operator.count_flops
+def _(head, plan, grads, needs):
+    return _products(head, plan, 1 + needs[0] + needs[1])
 
 
 def _rows_like(head: Head) -> Tensor:
@@ -133,7 +159,8 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.fake
 def _(head, plan):
-    return tuple(_rows_like(head) for _ in range(5))
+    rows = tuple(_rows_like(head) for _ in range(5))
+    return (*rows, rows[0].new_empty(rows[0].shape, dtype=torch.int64))
 
 
 @statistics_backward_operator.fake
@@ -145,23 +172,50 @@ def transformed(*tensors: Tensor | None) -> str:
     """Name the transform under way that only torch operations pass through, or "" for none."""
     if _transformed():
         return "torch.func"
-    duals = (forward_ad.unpack_dual(t).tangent is not None for t in tensors if t is not None)
-    return "forward mode" if forward_ad._current_level >= 0 and any(duals) else ""
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace"
+    if exporting_to_onnx():
+        return "an export to ONNX"
+    if torch.compiler.is_compiling():
+        return "forward mode" if forward_ad._current_level >= 0 else ""
+    return (
+        "forward mode"
+        if forward_ad._current_level >= 0 and any(has_tangent(t) for t in tensors if t is not None)
+        else ""
+    )
 
 
-class Again:
-    """How a loss is computed of a head and a plan in operations that autograd knows; it holds no tensor, autograd saves them."""
+Formed = Callable[..., Any]
+_AT_ONCE: dict[str, Formed] = {}
 
-    def __init__(self, compute: Callable[..., Any]) -> None:
-        self.compute = compute
 
-    def gradients(self, grads: Any, needs: tuple[bool, ...], head: Head, plan: Plan, *more: Any) -> tuple[Any, ...]:
-        """Compute gradients for a head that can be differentiated."""
-        with torch.enable_grad():
-            inputs: tuple[Any, ...] = head[:3]
-            wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
-            found = iter(torch.autograd.grad(self.compute(head, plan, *more), wanted, grads, create_graph=True))
-        return tuple(next(found) if need else None for need in needs)
+def at_once(kind: str) -> Callable[[Formed], Formed]:
+    """Register how a loss of a head and its plan is computed in operations that autograd knows: a sum, rows or statistics."""
+
+    def register(compute: Formed) -> Formed:
+        _AT_ONCE[kind] = compute
+        return compute
+
+    return register
+
+
+def _to_differentiate(x: Tensor | None) -> Tensor | None:
+    """Return a tensor that requires grad, on whose graph it stays if it has one."""
+    return x if x is None or x.requires_grad else x.detach().requires_grad_()
+
+
+def _gradients_at_once(
+    kind: str, grads: Any, needs: Sequence[bool], head: Head, plan: Plan, *more: Any
+) -> tuple[Tensor | None, ...]:
+    """Compute gradients for a head that can be differentiated."""
+    with torch.enable_grad():
+        input, weight, bias = map(_to_differentiate, head[:3])
+        assert input is not None
+        assert weight is not None
+        head = Head(input, weight, bias, head.shape)
+        wanted = [x for x, need in zip(head[:3], needs, strict=True) if need and x is not None]
+        of_heads = iter(torch.autograd.grad(_AT_ONCE[kind](head, plan, *more), wanted, grads, create_graph=True))
+    return tuple(next(of_heads) if need else None for need in needs)
 
 
 def _save(ctx: Any, arguments: tuple[Any, ...], *formed: Tensor) -> None:
@@ -184,24 +238,23 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(*arguments):
-        *given, _, needs = arguments
-        return sum_operator.overload(*given, needs)
+        return sum_operator.overload(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *given, ctx.again, ctx.needs = inputs
+        *given, ctx.needs = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         _save(ctx, tuple(given), *output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest = (None,) * (len(ctx.numbers) - 1)
+        rest = (None,) * (len(ctx.numbers) - 2)
         if grad is None:
             return (None, None, None, *rest)
         given, formed = _saved(ctx)
         if not torch.compiler.is_compiling() and differentiated(grad, *given[:3]):
-            return (*ctx.again.gradients(grad, ctx.needs, *_records(given), *given[_SIZE:]), *rest)
+            return (*_gradients_at_once("sum", grad, ctx.needs, *_records(given), *given[_SIZE:]), *rest)
         found = iter(_scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
         return (*(next(found) if need else None for need in ctx.needs), *rest)
 
@@ -220,20 +273,19 @@ class LinearRows(Function):
 
     @staticmethod
     def forward(*arguments):
-        return rows_operator.overload(*arguments[:-1])
+        return rows_operator.overload(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *given, ctx.again = inputs
         ctx.set_materialize_grads(False)
-        _save(ctx, tuple(given))
+        _save(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest = (None,) * (_SIZE - 2)
+        rest = (None,) * (_SIZE - 3)
         if grad is None:
             return (None, None, None, *rest)
-        return (*_rows_gradients(ctx, grad, grad, rows_backward_operator), *rest)
+        return (*_rows_gradients(ctx, "rows", grad, rows_backward_operator), *rest)
 
 
 class LinearStatistics(Function):
@@ -241,29 +293,54 @@ class LinearStatistics(Function):
 
     @staticmethod
     def forward(*arguments):
-        return tuple(statistics_operator.overload(*arguments[:-1]))
+        return tuple(statistics_operator.overload(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *given, ctx.again = inputs
-        ctx.mark_non_differentiable(output[4])
-        _save(ctx, tuple(given))
+        ctx.mark_non_differentiable(*output[4:])
+        _save(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_rows_gradients(ctx, grads[0], grads[:4], statistics_backward_operator), *(None,) * (_SIZE - 2))
+        return (*_rows_gradients(ctx, "statistics", grads[:4], statistics_backward_operator), *(None,) * (_SIZE - 3))
 
 
-def _rows_gradients(ctx: Any, first: Tensor, grads: Any, backward: Operator) -> tuple[Tensor | None, ...]:
+def _rows_gradients(ctx: Any, kind: str, grads: Any, backward: Operator) -> tuple[Tensor | None, ...]:
     """Compute the gradients of a head from those of its rows."""
     given, needs = _saved(ctx)[0], ctx.needs_input_grad[:3]
+    first = grads[0] if isinstance(grads, tuple) else grads
     if not torch.compiler.is_compiling() and differentiated(first, *given[:3]):
-        again: Again = ctx.again
-        return again.gradients(grads, needs, *_records(given))
+        return _gradients_at_once(kind, grads, needs, *_records(given))
     return where_asked(tuple(backward.overload(*given, grads, needs)), needs)
 
 
-def linear_statistics(head: Head, plan: Plan, row_weight: Tensor, again: Again) -> RowStatistics:
-    """Compute the statistics of rows in blocks; what they weigh is known without them."""
-    loss, lse, log_prob, entropy, correct = LinearStatistics.apply(*flat(head, plan), again)
-    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct)
+@sum_operator.differentiate
+def _(head, plan, factor, divisor, needs):
+    wanted = tuple(need or (x is not None and x.requires_grad) for x, need in zip(head[:3], needs, strict=True))
+    return LinearCrossEntropy.apply(*flat(head, plan), factor, divisor, wanted)
+
+
+@rows_operator.differentiate
+def _(head, plan):
+    return LinearRows.apply(*flat(head, plan))
+
+
+@statistics_operator.differentiate
+def _(head, plan):
+    return LinearStatistics.apply(*flat(head, plan))
+
+
+@rows_backward_operator.differentiate
+def _(head, plan, grad, needs):
+    return _asked(head, _gradients_at_once("rows", grad, needs, head, plan))
+
+
+@statistics_backward_operator.differentiate
+def _(head, plan, grads, needs):
+    return _asked(head, _gradients_at_once("statistics", tuple(grads), needs, head, plan))
+
+
+def linear_statistics(head: Head, plan: Plan, row_weight: Tensor) -> tuple[RowStatistics, Tensor]:
+    """Compute the statistics of rows and the classes predicted, in blocks; what rows weigh is known without them."""
+    loss, lse, log_prob, entropy, correct, predicted = statistics_operator(head, plan)
+    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct), predicted

@@ -25,14 +25,15 @@ _SMALL: Any = None if _IMPLEMENTATION is None else _IMPLEMENTATION.small
 class SmallCrossEntropy(Function):
     """The sum or mean over so few elements that the gradient costs less than a second launch: it is formed with the loss.
 
-    Autograd is told of nothing but the logits. The rest does not require grad.
+    Autograd is told of nothing but the logits. The rest does not require grad, and is saved so that autograd refuses what was
+    modified in place where it is needed again.
     """
 
     @staticmethod
     def forward(ctx, logits, call):
+        target, weight, *ctx.numbers = call
         loss, ctx.gradient = _SMALL.small_cross_entropy(logits, *call, True)
-        ctx.call, ctx.version = call, call[0]._version
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, target, weight)
         return loss
 
     @staticmethod
@@ -41,17 +42,16 @@ class SmallCrossEntropy(Function):
         if torch.is_grad_enabled() or not _quiet() or torch._C._functorch.is_legacy_batchedtensor(grad):
             return _differentiable_gradient(ctx, grad), None
         if gradient is None:  # given away by an earlier backward pass
-            gradient = _SMALL.small_cross_entropy(*ctx.saved_tensors, *ctx.call, True)[1]
+            gradient = _SMALL.small_cross_entropy(*ctx.saved_tensors, *ctx.numbers, True)[1]
         _SMALL.scale(gradient, grad)
         return gradient, None
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> Tensor:
     """Form the gradient as a differentiable function."""
-    (logits,) = ctx.saved_tensors
-    values, weight, ignore_index, label_smoothing, mean = ctx.call
-    if values._version != ctx.version:
-        raise RuntimeError("target was modified in place between the forward and the backward pass: clone it before")
+    logits, values, weight = ctx.saved_tensors
+    ignore_index, label_smoothing, mean = ctx.numbers
+    values = values if values.is_floating_point() else values.long()  # the kernels take every integer
     target = Target(values, weight, settings=Settings(ignore_index, label_smoothing))
     divisor = target.divisor(logits) if mean else 1.0
     gradient = formulas.IMPLEMENTATION.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
@@ -66,9 +66,10 @@ SmallCrossEntropy._backward_cls.__name__ = CrossEntropy._backward_cls.__name__
 
 
 def _quiet() -> bool:
-    """Whether nothing looks on or transforms: no mode, no forward-mode level, no autocast."""
+    """Whether nothing looks on or transforms: no tracer, no mode, no forward-mode level, no autocast."""
     return (
         forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
         and not transformed()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_any_autocast_enabled()

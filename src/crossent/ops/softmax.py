@@ -3,7 +3,7 @@
 There is one operator forward and one backward, opaque to the compiler, with the implementation to run as their last argument,
 and two more for statistics. Around them stands an ``autograd.Function`` in three dresses with one backward:
 
-- compiled, traced or fake: the operators, through the dispatcher;
+- compiled, traced, exported or fake: the operators, through the dispatcher, whose derivative it is;
 - ``torch.func`` and vmap: formulas in torch operations, which these transforms know and can differentiate again. It has a
   ``jvp``, which a Function that is to be compiled must not have;
 - plain tensors: the implementation itself, without the dispatcher and without the binding of arguments that
@@ -22,7 +22,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, divide, over
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
@@ -30,6 +30,7 @@ from crossent.ops import validation
 from crossent.ops.library import (
     TARGET,
     Operator,
+    by_formula,
     differentiated,
     fake_gradients,
     gradients_like,
@@ -174,6 +175,18 @@ class _CompiledCrossEntropy(Function):
         return (*where_asked(both, needs[:2]), None, None, *_NOTHING_MORE)
 
 
+@forward_operator.differentiate
+def _(logits, target, reduction, impl):
+    return _CompiledCrossEntropy.apply(logits, *target.tensors, target.settings, reduction, impl)
+
+
+@backward_operator.differentiate
+def _(grad, divisor, logits, target, lse, needs, impl):
+    by, needs = 1.0 if divisor is None else divisor, (*needs, False, False)
+    grads = _EAGER.cross_entropy_backward(grad, logits, target, None, needs, by)
+    return gradients_like((grads.logits, grads.target), (logits, target.values))
+
+
 class _TransformedCrossEntropy(Function):
     generate_vmap_rule = True
 
@@ -243,7 +256,7 @@ class CrossEntropy(Function):
                 None if on_target is None else like(on_target, target.values),
             )
         else:
-            both = backward_operator(grad / ctx.divisor, None, logits, target, lse, needs[:2], ctx.impl)
+            both = backward_operator(over(grad, ctx.divisor), None, logits, target, lse, needs[:2], ctx.impl)
             grads = Gradients(*where_asked(both, needs[:2]))
         return (*grads, *_NOTHING_MORE, None)
 
@@ -252,7 +265,7 @@ class CrossEntropy(Function):
         if tangents[2] is not None and not ctx.saved_tensors[1].is_floating_point():
             raise RuntimeError(UNDIFFERENTIABLE_WEIGHT)
         tangent = _TransformedCrossEntropy.jvp(ctx, *tangents)
-        return tangent / ctx.divisor if ctx.mean else (tangent, None)
+        return over(tangent, ctx.divisor) if ctx.mean else (tangent, None)
 
 
 def cross_entropy(
@@ -263,15 +276,18 @@ def cross_entropy(
     if plain(logits, *tensors):
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, inplace)
         return (result, None) if mean else result
+    if by_formula():
+        loss, row_weight, _ = _EAGER.cross_entropy_forward(logits, target, reduction)
+        return loss, None if mean else _as_tensor(row_weight, loss)
     if transformed():
         how = "sum" if mean else reduction
         loss = _TransformedCrossEntropy.apply(logits, *tensors, target.settings, how)
         if how == "sum":
             divisor = target.divisor(logits)
-            return (loss / divisor, None) if mean else (loss, divisor)
+            return (divide(loss, divisor, "nan"), None) if mean else (loss, divisor)
         x = logits.to(compute_dtype(logits, target.values))
         return loss, target.row_weights(x).squeeze(1)
-    loss, row_weight, _ = _CompiledCrossEntropy.apply(logits, *tensors, target.settings, reduction, impl)
+    loss, row_weight, _ = forward_operator(logits, target, reduction, impl)
     return loss, None if mean else row_weight
 
 
@@ -282,41 +298,53 @@ class _CompiledStatistics(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, values, weight, logit_bias, class_mask, valid, settings):
-        target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        return statistics_operator(logits, target, _EAGER.name)[:4]
+    def forward(logits, values, weight, logit_bias, class_mask, valid, settings, impl):
+        return statistics_operator(logits, Target(values, weight, logit_bias, class_mask, valid, settings), impl)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.settings = inputs
+        *tensors, ctx.settings, _ = inputs
+        ctx.mark_non_differentiable(*output[4:])
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         logits, *tensors = ctx.saved_tensors
-        target, needs = Target._make((*tensors, ctx.settings)), ctx.needs_input_grad[:4]
+        target, needs, grads = Target._make((*tensors, ctx.settings)), ctx.needs_input_grad[:4], grads[:4]
         if needs[2] or needs[3] or differentiated(grads[0], *grads[1:], logits, *tensors):
-            return (*formulas.statistics_backward(grads, logits, target, needs), None, None, None)
+            return (*formulas.statistics_backward(grads, logits, target, needs), None, None, None, None)
         both = statistics_backward_operator(grads, logits, target, needs[:2])
-        return (*where_asked(both, needs[:2]), None, None, None, None, None)
+        return (*where_asked(both, needs[:2]), None, None, None, None, None, None)
+
+
+@statistics_operator.differentiate
+def _(logits, target, impl):
+    return _CompiledStatistics.apply(logits, *target.tensors, target.settings, impl)
+
+
+@statistics_backward_operator.differentiate
+def _(grads, logits, target, needs):
+    on = formulas.statistics_backward(tuple(grads), logits, target, (*needs, False, False))
+    return gradients_like((on.logits, on.target), (logits, target.values))
 
 
 class Statistics(_CompiledStatistics):
-    """The four statistics of rows that have derivatives; public for its name, which autograd shows."""
+    """The statistics of rows, of which the first four have derivatives; public for its name, which autograd shows."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, values, weight, logit_bias, class_mask, valid, settings):
+    def forward(logits, values, weight, logit_bias, class_mask, valid, settings, impl):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        return tuple(_apart(explained(formulas.statistics, logits, target)))[:4]
+        return tuple(_apart(explained(formulas.statistics, logits, target)))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, *tensors = map(primal, ctx.saved_tensors)
         with _set_fwd_grad_enabled(True):
-            return formulas.statistics_tangent(logits, Target._make((*tensors, ctx.settings)), tangents[:4])
+            of_four = formulas.statistics_tangent(logits, Target._make((*tensors, ctx.settings)), tangents[:4])
+        return (*of_four, None, None)
 
 
 def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> RowStatistics:
@@ -324,17 +352,19 @@ def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> RowSta
     differentiable = torch.is_grad_enabled() and (
         logits.requires_grad or any(t is not None and t.requires_grad for t in target.tensors)
     )
-    outside = plain(logits, *target.tensors) and forward_ad._current_level < 0
-    if logits.numel() and outside and not differentiable:
-        row_statistics: RowStatistics = explained(load(impl).statistics, logits, target)
+    outside = plain(logits, *target.tensors)
+    row_statistics: RowStatistics
+    if logits.numel() and outside and not differentiable and forward_ad._current_level < 0:
+        row_statistics = explained(load(impl).statistics, logits, target)
         return row_statistics
     if named and impl != _EAGER.name:
         raise RuntimeError(
             f"impl={impl!r} cannot run here: the {impl} kernels give statistics where nothing is to be differentiated; "
             "use impl='eager' or leave it out"
         )
-    function = _CompiledStatistics if torch.compiler.is_compiling() else Statistics
-    four = function.apply(logits, *target.tensors, target.settings)
-    x = logits.to(compute_dtype(logits, target.values))
-    with torch.no_grad():
-        return RowStatistics._make((*four, target.row_weights(x).squeeze(1), formulas.correct_logits(logits, target)))
+    if not outside and by_formula():
+        row_statistics = formulas.statistics(logits, target)
+        return row_statistics
+    if outside or transformed():
+        return RowStatistics._make(Statistics.apply(logits, *target.tensors, target.settings, _EAGER.name))
+    return RowStatistics._make(statistics_operator(logits, target, _EAGER.name))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
-from crossent.tools.files.table import Table, table_of
+from crossent.tools.files.row_array import RowArray, row_array
 
 
 class NotNumbersError(FileError, TypeError):
@@ -33,12 +33,12 @@ def read_array(name: str, value: Any) -> NDArray[Any]:
     return _real_numbers(name, value)[0]
 
 
-def read_table(name: str, value: Any) -> Table:
+def read_rows(name: str, value: Any) -> RowArray:
     """Let values in memory be read like a file; a single number is one row, and what is a table already stays it."""
-    if isinstance(value, Table):
+    if isinstance(value, RowArray):
         return value
     values, dtype = _real_numbers(name, value)
-    return table_of(np.atleast_1d(values), name, dtype)
+    return row_array(np.atleast_1d(values), name, dtype)
 
 
 def to_lists(value: Any) -> Any:

@@ -9,7 +9,7 @@ class FileError(ValueError):
     """A file or an array that cannot be read as asked."""
 
 
-class Unreadable(click.ClickException):
+class InputError(click.ClickException):
     """Input that a command cannot read."""
 
     exit_code = 2

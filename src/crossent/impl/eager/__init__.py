@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from crossent.impl.eager import binary, softmax
 from crossent.impl.eager.binary import binary_cross_entropy_tangent
-from crossent.impl.eager.statistics import correct_logits, distribution, statistics, statistics_backward
+from crossent.impl.eager.statistics import (
+    correct_classes,
+    correct_logits,
+    distribution,
+    predicted_logits,
+    statistics,
+    statistics_backward,
+)
 from crossent.impl.eager.tangents import cross_entropy_tangent, statistics_tangent
 from crossent.impl.protocol import Implementation
 
@@ -16,9 +23,11 @@ __all__ = [
     "IMPLEMENTATION",
     "Eager",
     "binary_cross_entropy_tangent",
+    "correct_classes",
     "correct_logits",
     "cross_entropy_tangent",
     "distribution",
+    "predicted_logits",
     "statistics",
     "statistics_backward",
     "statistics_tangent",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from crossent.core.reduction import compute_dtype, ordered_sum
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
 from crossent.core.target import BinaryTarget
-from crossent.impl.eager.pieces import cost, times, weighted_cost
+from crossent.impl.eager.pieces import cost, weighted_cost
 
 
 class Terms(NamedTuple):
@@ -43,7 +43,7 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
         loss = times(target.weight.to(x.dtype), loss)
     if ignored is not None:
         loss = loss.masked_fill(ignored, 0.0)
-    return ordered_sum(loss) / divisor if reduce else loss
+    return divide(ordered_sum(loss), divisor, "nan") if reduce else loss
 
 
 def binary_cross_entropy_backward(
@@ -59,8 +59,9 @@ def binary_cross_entropy_backward(
     ``divisor`` is what a mean was divided by; ``inplace`` would save nothing here, as in the softmax loss.
     """
     x, t, ignored = _terms(logits, target)
-    g = grad / divisor if grad.dim() == 0 else grad
-    factor = g if target.weight is None else g * target.weight.to(x.dtype)
+    g = over(grad, divisor) if grad.dim() == 0 else grad
+    factor = g if target.weight is None else times(target.weight.to(x.dtype), g)
+    x = x.masked_fill((factor == 0) & x.isnan(), 0.0)  # what weighs nothing is not there, in derivatives either
     pi = None if target.pos_weight is None else target.pos_weight.to(x.dtype)
     on_yes, on_no = target.penalties
     log_p, log_not_p = logsigmoid(x), logsigmoid(-x)
@@ -99,9 +100,9 @@ def binary_cross_entropy_tangent(
             tangent = tangent + times(along, grad)
     if on_weight is not None:
         each = binary_cross_entropy_forward(logits, target._replace(weight=None), False)
-        tangent = tangent + on_weight * each
+        tangent = tangent + times(on_weight, each)
     if on_pos_weight is not None:
         gain = weighted_cost(t, target.penalties[0], logsigmoid(x))
         gain = gain if ignored is None else gain.masked_fill(ignored, 0.0)
-        tangent = tangent + on_pos_weight * (gain if target.weight is None else target.weight * gain)
+        tangent = tangent + times(on_pos_weight if target.weight is None else on_pos_weight * target.weight, gain)
     return ordered_sum(tangent) if reduce else tangent

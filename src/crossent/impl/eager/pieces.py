@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from crossent.core.penalties import Penalty
-from crossent.core.reduction import ordered_sum
+from crossent.core.reduction import ordered_sum, times
 from crossent.core.target import Target
 
 _BLOCK = 4096
@@ -24,11 +24,6 @@ def class_sum(x: Tensor) -> Tensor:
     if x.numel() > x.shape[1] or x.numel() <= _BLOCK:
         return x.sum(1, keepdim=True)
     return ordered_sum(x).reshape([1] * x.dim())
-
-
-def times(weight: Tensor, value: Tensor) -> Tensor:
-    """Multiply, with ``0 · inf = 0``."""
-    return (weight * value).masked_fill((weight == 0) & value.isinf(), 0.0)
 
 
 def row_lse(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype, ordered_sum
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
 from crossent.core.settings import Settings
 from crossent.core.target import Target
 from crossent.impl.eager.pieces import (
@@ -22,7 +22,6 @@ from crossent.impl.eager.pieces import (
     row_entropy,
     row_lse,
     smoothed_target,
-    times,
     transform,
     uniform_share,
     weighted_cost,
@@ -35,7 +34,7 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
     loss, row_weight, lse = row_losses(transformed(logits, target), target)
     if reduction != "none":
         loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
-    return Forward(loss / row_weight if reduction == "mean" else loss, row_weight, lse)
+    return Forward(divide(loss, row_weight, "nan") if reduction == "mean" else loss, row_weight, lse)
 
 
 def transformed(logits: Tensor, target: Target) -> Tensor:
@@ -75,7 +74,7 @@ def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tens
             uniform = class_sum(times(share if c is None else share * c, each))
         else:
             uniform = share * class_sum(each if c is None else times(c, each))
-        loss = (1 - smoothing) * loss + smoothing * uniform
+        loss = smoothing * uniform + (0.0 if smoothing == 1 else (1 - smoothing) * loss)  # which may be infinite
     return loss.masked_fill(ignored, 0.0)
 
 
@@ -93,7 +92,7 @@ def cross_entropy_backward(
     ``divisor`` is what a mean was divided by. With ``lse=None`` it is computed here, and the result is then a differentiable
     function of every tensor given. ``inplace`` would save nothing here, where other tensors as large are formed.
     """
-    g = grad / divisor if grad.dim() == 0 else grad.unsqueeze(1)
+    g = over(grad, divisor) if grad.dim() == 0 else grad.unsqueeze(1)
     return gradients(RowGradient(g), logits, target, lse, needs)
 
 
@@ -117,6 +116,8 @@ def gradients(
         zeros = (torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True))
         return Gradients(*zeros)
     settings, whole = target.settings, row.lse is not None
+    unseen = _unseen_rows(row, x, target, lse)
+    x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
     dead = None
     if not target.plain or whole:
@@ -149,6 +150,9 @@ def gradients(
             grad_target = grad_target - weigh(row.target_log_prob, None, log_p)
         if at_x is not None and settings.margin:
             grad_target = grad_target - (settings.margin / settings.temperature) * at_x
+        grad_target = grad_target.masked_fill(
+            unseen & (row.loss != 0), torch.nan
+        )  # of a target that wants no class yet
         if target.valid is not None:
             grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
         grad_target = grad_target.to(target.values.dtype)
@@ -156,6 +160,28 @@ def gradients(
         terms = weigh(row.loss * smoothed_target(target, x), target.penalty, log_p)
         grad_weight = sum_over_rows(terms).to(target.weight.dtype)
     return Gradients(grad_logits, grad_target, grad_weight, grad_bias)
+
+
+def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None) -> Tensor:
+    """Mark the rows, as ``(N, 1, d1, ...)``, that weigh nothing and have no softmax: whose logits may as well be 0.
+
+    A row that weighs nothing and has a softmax stays: its gradient is 0, and the derivative of that by the weight is not.
+    """
+    weightless = row.loss == 0
+    if target.settings.label_smoothing == 0:
+        weightless = weightless | (_weights(target, x) == 0).all(1, keepdim=True)
+    for g in row[1:]:
+        weightless = weightless if g is None else weightless & (g == 0)
+    level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
+    return (weightless & ~level.isfinite()).expand_as(level)
+
+
+def _weights(target: Target, x: Tensor) -> Tensor:
+    """Compute ``c ∘ t`` without smoothing, of class indices only where it is not 0."""
+    if target.indices:
+        return target.labels(x)[2]
+    c = class_weights(target.weight, x)
+    return target.values if c is None else c * target.values
 
 
 def sum_over_rows(x: Tensor) -> Tensor:

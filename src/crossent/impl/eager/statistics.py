@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, times
 from crossent.core.target import Target
-from crossent.impl.eager.pieces import class_sum, log_softmax, row_entropy, times, transform
+from crossent.impl.eager.pieces import class_sum, log_softmax, row_entropy, transform
 from crossent.impl.eager.softmax import RowGradient, gradients, row_losses, transformed
-from crossent.impl.protocol import Gradients, RowStatistics
+from crossent.impl.protocol import NO_CLASS, Gradients, RowStatistics
+
+_RUN = 64  # numbers of a row of which the largest is found first
+_PIECE = 1 << 20  # logits that are transformed at a time
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -28,7 +31,8 @@ def statistics(logits: Tensor, target: Target) -> RowStatistics:
     ignored = target.ignored_rows()
     if ignored is not None:
         each = [rows.masked_fill(ignored.squeeze(1), 0.0) for rows in each]
-    return RowStatistics._make((loss, *each, row_weight, _correct_rows(x, target)))
+    correct = correct_classes(_predicted_rows(x, target), target)
+    return RowStatistics._make((loss, *each, row_weight, correct.to(x.dtype)))
 
 
 def statistics_backward(
@@ -38,31 +42,71 @@ def statistics_backward(
     return gradients(RowGradient(*(grad.unsqueeze(1) for grad in grads)), logits, target, None, needs)
 
 
-def _correct_rows(x: Tensor, target: Target) -> Tensor:
-    """Tell whether the first largest of the transformed logits is that of the target's class, as 0 or 1; 0 where ignored."""
-    top, at = x.max(1, keepdim=True)
-    if target.indices:
-        hit = at == target.labels(x)[1]
+def _predicted_rows(x: Tensor, target: Target) -> Tensor:
+    """Find the first largest of each row's transformed logits; no class where there is no softmax, or the row is ignored."""
+    top, at = first_largest(x)
+    none, ignored = ~top.isfinite(), target.ignored_rows()
+    return at.masked_fill(none if ignored is None else none | ignored, NO_CLASS).squeeze(1)
+
+
+def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the largest number over the class axis, kept, and where it is first.
+
+    Torch compares number by number. The largest of a run of numbers it finds several at a time, so in long rows the first run
+    that has it is searched for.
+    """
+    classes = x.shape[1]
+    if torch.compiler.is_compiling() or x.dim() != 2 or classes < 16 * _RUN or x.stride(1) != 1:
+        return x.max(1, keepdim=True)
+    runs = x[:, : classes - classes % _RUN].unflatten(1, (-1, _RUN))
+    highest, run = runs.amax(2).max(1, keepdim=True)
+    at = run * _RUN + runs.take_along_dim(run.unsqueeze(2), 1).squeeze(1).max(1, keepdim=True).indices
+    if classes % _RUN == 0:
+        return highest, at
+    top, behind = x[:, classes - classes % _RUN :].max(1, keepdim=True)
+    higher = (top > highest) | top.isnan()
+    return torch.where(higher, top, highest), torch.where(higher, behind + (classes - classes % _RUN), at)
+
+
+def correct_classes(predicted: Tensor, target: Target) -> Tensor:
+    """Tell whether what is predicted is the target's class; for probabilities, where the first largest is, if it is positive."""
+    if target.indices or target.values.numel() == 0:
+        hit = predicted == (target.values if target.indices else NO_CLASS)
     else:
-        largest, where = target.values.max(1, keepdim=True)
-        hit = (at == where) & (largest > 0)
-    hit = hit & top.isfinite()
-    ignored = target.ignored_rows()
-    return (hit if ignored is None else hit & ~ignored).to(x.dtype).squeeze(1)
+        largest, at = target.values.max(1)
+        hit = (predicted == at) & (largest > 0)
+    return hit & (predicted != NO_CLASS)
+
+
+def predicted_logits(logits: Tensor, target: Target) -> Tensor:
+    """Predict a class for each row of logits that are not transformed yet, a few rows at a time."""
+    rows = logits.shape[:1] + logits.shape[2:]
+    if logits.numel() == 0:
+        return logits.new_full(rows, NO_CLASS, dtype=torch.int64)
+    x = logits.detach()
+    if target.plain:
+        return _predicted_rows(x, target)
+    step = max(1, _PIECE * x.shape[0] // x.numel())
+    if torch.compiler.is_compiling() or step >= x.shape[0]:
+        return _predicted_rows(transformed(x, target), target)
+    parts = []
+    for start in range(0, x.shape[0], step):
+        some = slice(start, start + step)
+        part = target.some_rows(some)
+        parts.append(_predicted_rows(transformed(x[some], part), part))
+    return torch.cat(parts)
 
 
 def correct_logits(logits: Tensor, target: Target) -> Tensor:
-    """Tell whether rows of logits that are not transformed yet are correct."""
-    x = logits.detach().to(compute_dtype(logits, target.values))
-    return _correct_rows(transform(x, target).x, target) if x.numel() else x.sum(1)
+    """Tell whether rows of logits that are not transformed yet are correct, as 0 or 1."""
+    return correct_classes(predicted_logits(logits, target), target).to(compute_dtype(logits, target.values))
 
 
-def distribution(logits: Tensor, valid: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Compute the probabilities of logits at a temperature and each row's entropy, 0 in rows that do not count."""
-    x = logits.to(compute_dtype(logits)) / temperature
-    if valid is not None:
-        x = x.masked_fill(~valid.unsqueeze(1), 0.0)
+def distribution(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Compute the probabilities of logits as a loss with this target sees them, and each row's entropy, 0 where it is ignored."""
+    x = transform(logits.to(compute_dtype(logits)), target).x
     log_q = log_softmax(x) if x.numel() else x
     q, entropy = log_q.exp(), row_entropy(log_q)
     q = q.masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
-    return q, entropy if valid is None else entropy.masked_fill(~valid, 0.0)
+    ignored = target.ignored_rows()
+    return q, entropy if ignored is None else entropy.masked_fill(ignored.squeeze(1), 0.0)

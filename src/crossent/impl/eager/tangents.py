@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype, ordered_sum
+from crossent.core.reduction import compute_dtype, ordered_sum, times
 from crossent.core.target import Target
 from crossent.impl.eager.pieces import (
     along_classes,
@@ -14,7 +14,6 @@ from crossent.impl.eager.pieces import (
     log_softmax,
     row_lse,
     smoothed_target,
-    times,
     transform,
     weighted_cost,
 )
@@ -53,10 +52,11 @@ def _tangent(row: RowGradient, logits: Tensor, target: Target, tangents: Tangent
     if on_weight is not None:
         x = transform(logits.to(dtype), target).x
         terms = weighted_cost(smoothed_target(target, x), target.penalty, log_softmax(x))
-        along_rows = class_sum(terms * along_classes(on_weight.to(dtype), x))
+        # torch.func gives zeros where there is no tangent, and 0 times an infinite cost is 0.
+        along_rows = class_sum(times(along_classes(on_weight.to(dtype), x), terms))
         if target.settings.z_loss and target.indices:
             top, log_sum = row_lse(x)
             weight = target._replace(weight=on_weight).labels(x)[2]
-            along_rows = along_rows + weight * (target.settings.z_loss * (top + log_sum).square())
-        tangent = tangent + row.loss * along_rows
+            along_rows = along_rows + times(weight, target.settings.z_loss * (top + log_sum).square())
+        tangent = tangent + times(row.loss, along_rows)
     return tangent.squeeze(1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent.tools import shared_options
-from crossent.tools.errors import Unreadable
+from crossent.tools.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
             click.echo(note, err=True)
         facts, findings = _checked(pair, options)
     except FileError as error:
-        raise Unreadable(str(error)) from None
+        raise InputError(str(error)) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     if pair.labels is None:
@@ -78,16 +78,16 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
 
 
 def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
-    from crossent.tools.check.findings import look
+    from crossent.tools.check.findings import apply_rules
     from crossent.tools.check.options import read_options
-    from crossent.tools.check.rules import VALUES
+    from crossent.tools.check.rules import VALUE_RULES
     from crossent.tools.check.survey import survey
-    from crossent.tools.progress import Bar
+    from crossent.tools.progress import ProgressBar
 
     options = _read(**options)
-    with Bar() as bar:
-        facts = survey(pair.logits, pair.labels, read_options(options), bar)
-    return facts, look(VALUES.values(), facts)
+    with ProgressBar() as progress:
+        facts = survey(pair.logits, pair.labels, read_options(options), progress)
+    return facts, apply_rules(VALUE_RULES.values(), facts)
 
 
 def _read(
@@ -113,7 +113,7 @@ def _read(
 
 
 def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:
-    from crossent.tools.check.rules import VALUES
+    from crossent.tools.check.rules import VALUE_RULES
     from crossent.tools.check.terminal import show
 
     if as_json:
@@ -121,13 +121,13 @@ def _print(pair: Pair, facts: Facts, findings: Findings, as_json: bool) -> None:
         return
     size = f"{facts.rows:,} row{'s' * (facts.rows != 1)}" + (f" of {facts.C:,} classes" if facts.C > 1 else "")
     ignored = f" ({facts.target.ignored:,} labels ignored)" if facts.target.ignored else ""
-    show(findings, size + ignored, len(VALUES))
+    show(findings, size + ignored, len(VALUE_RULES))
 
 
 def document(pair: Pair, facts: Facts, findings: Findings) -> dict[str, Any]:
     """Give findings and the numbers behind them as one object of plain data."""
     from crossent.tools.check.findings import REMARK, SEVERITIES
-    from crossent.tools.check.rules import VALUES
+    from crossent.tools.check.rules import VALUE_RULES
     from crossent.tools.check.rules.loss_curve import levels
 
     of_labels = levels(facts)
@@ -145,7 +145,7 @@ def document(pair: Pair, facts: Facts, findings: Findings) -> dict[str, Any]:
         "ln_classes": _finite(of_labels.start),
         "prior_entropy": _finite(of_labels.prior),
         "double_softmax_floor": _finite(of_labels.floor),
-        "rules": list(VALUES),
+        "rules": list(VALUE_RULES),
         "counts": {kind: findings.count(kind) for kind in SEVERITIES},
         "findings": [finding.to_dict() for finding in findings],
         "remark": REMARK,
@@ -163,23 +163,26 @@ def _finite(value: float | None) -> float | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def rule(name: str | None, as_json: bool) -> None:
     """Explain a rule of check or check_loss, or list them all."""
-    from crossent.tools.check.rules import CARDS
+    from crossent.tools.check.rules import RULE_DESCRIPTIONS
 
-    if name is not None and name.upper() not in CARDS:
-        raise click.BadParameter(f"no rule is called {name!r}; there are {', '.join(CARDS)}", param_hint="ID")
-    cards = list(CARDS.values()) if name is None else [CARDS[name.upper()]]
+    if name is not None and name.upper() not in RULE_DESCRIPTIONS:
+        raise click.BadParameter(
+            f"no rule is called {name!r}; there are {', '.join(RULE_DESCRIPTIONS)}", param_hint="ID"
+        )
+    descriptions = list(RULE_DESCRIPTIONS.values()) if name is None else [RULE_DESCRIPTIONS[name.upper()]]
     if as_json:
         from dataclasses import asdict
 
-        click.echo(json.dumps({"schema": "crossent.rule/1", "rules": [asdict(card) for card in cards]}, indent=1))
+        rules = [asdict(description) for description in descriptions]
+        click.echo(json.dumps({"schema": "crossent.rule/1", "rules": rules}, indent=1))
         return
-    _print_cards(cards, all=name is None)
+    _print_rules(descriptions, all=name is None)
 
 
-def _print_cards(cards: Sequence[Any], all: bool) -> None:
-    from crossent.tools.check.terminal import show_card, show_cards
+def _print_rules(descriptions: Sequence[Any], all: bool) -> None:
+    from crossent.tools.check.terminal import show_rule, show_rules
 
     if all:
-        show_cards(cards)
+        show_rules(descriptions)
     else:
-        show_card(cards[0])
+        show_rule(descriptions[0])

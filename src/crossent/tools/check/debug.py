@@ -23,11 +23,11 @@ from torch import Tensor
 
 from crossent.core import watch
 from crossent.core.target import BinaryTarget, Target
-from crossent.tools.arrays import read_table
+from crossent.tools.arrays import read_rows
 from crossent.tools.check.facts import Facts
-from crossent.tools.check.findings import REMARK, Findings, look
+from crossent.tools.check.findings import REMARK, Findings, apply_rules
 from crossent.tools.check.options import CheckOptions, read_options
-from crossent.tools.check.rules import VALUES, loss_curve
+from crossent.tools.check.rules import VALUE_RULES, loss_curve
 from crossent.tools.check.survey import survey
 
 AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
@@ -49,7 +49,7 @@ class Site(NamedTuple):
 
 
 @dataclass
-class Course:
+class CallHistory:
     """What is known of the calls at one site."""
 
     calls: int = 0
@@ -69,7 +69,7 @@ class Debug:
     def __init__(self, first_n: int) -> None:
         self.first_n = first_n
         self.findings = Findings()
-        self._courses: dict[Site, Course] = {}
+        self._histories: dict[Site, CallHistory] = {}
         self._before = watch.current()
         watch.watcher = self
 
@@ -93,38 +93,44 @@ class Debug:
             return
         kind = "binary" if isinstance(target, BinaryTarget) else "indices" if target.indices else "weights"
         site = _site(kind)
-        course = self._courses.setdefault(site, Course())
-        course.calls += 1
+        history = self._histories.setdefault(site, CallHistory())
+        history.calls += 1
         value = float(loss.detach()) if loss.dim() == 0 else 0.0
         if averaged and target.plain and loss.dim() == 0:
-            course.losses.append(value)
-        if course.calls <= self.first_n or (not isfinite(value) and not course.broken):
-            course.broken |= not isfinite(value)
+            history.losses.append(value)
+        if history.calls <= self.first_n or (not isfinite(value) and not history.broken):
+            history.broken |= not isfinite(value)
             # an axis that was named need not be guessed
-            self._look(site, course, logits, target, loss, None if input is logits else 1)
-        elif course.facts is not None and _again(len(course.losses)):
-            course.facts.options = replace(course.facts.options, losses=course.losses)
-            self._tell(site, course, look(loss_curve.RULES.values(), course.facts))
+            self._look(site, history, logits, target, loss, None if input is logits else 1)
+        elif history.facts is not None and _again(len(history.losses)):
+            history.facts.options = replace(history.facts.options, losses=history.losses)
+            self._tell(site, history, apply_rules(loss_curve.RULES.values(), history.facts))
 
     def _look(
-        self, site: Site, course: Course, logits: Tensor, target: Target | BinaryTarget, loss: Tensor, dim: int | None
+        self,
+        site: Site,
+        history: CallHistory,
+        logits: Tensor,
+        target: Target | BinaryTarget,
+        loss: Tensor,
+        dim: int | None,
     ) -> None:
         """Look at the values of one call."""
         x, t = _rows(logits, target)
         if x.numel():
-            options = _options(target, loss, course.losses if course.calls == 1 else [])
+            options = _options(target, loss, history.losses if history.calls == 1 else [])
             options = replace(options, dim=dim if x.shape == logits.shape else None)
-            course.facts = survey(read_table("logits", x), read_table("target", t), options)
-            self._tell(site, course, look(VALUES.values(), course.facts))
-        if course.calls == self.first_n and not course.reported:
+            history.facts = survey(read_rows("logits", x), read_rows("target", t), options)
+            self._tell(site, history, apply_rules(VALUE_RULES.values(), history.facts))
+        if history.calls == self.first_n and not history.reported:
             many = f"{self.first_n} batches" if self.first_n > 1 else "batch"
             print(f"{site.file}:{site.line}: crossent found nothing in the first {many}. {REMARK}", file=sys.stderr)
 
-    def _tell(self, site: Site, course: Course, findings: Findings) -> None:
+    def _tell(self, site: Site, history: CallHistory, findings: Findings) -> None:
         """Warn of what was not found here before."""
         for finding in findings:
-            if finding.rule not in course.reported:
-                course.reported.add(finding.rule)
+            if finding.rule not in history.reported:
+                history.reported.add(finding.rule)
                 self.findings.append(finding)
                 warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
 

@@ -17,7 +17,7 @@ from crossent import reference
 from crossent.reference import Array, Bools
 from crossent.tools.check.layout import RowLayout
 from crossent.tools.check.options import CheckOptions
-from crossent.tools.check.pieces import Piece, anywhere, everywhere, numbers
+from crossent.tools.check.row_block import RowBlock, anywhere, everywhere, numbers
 
 SHOWN = 3  # rows that are written out
 OFFSETS = (-1, 0, 1)  # of the labels of a language model, in positions
@@ -31,17 +31,17 @@ class Tally:
     first: list[str] = field(default_factory=list)
     at: int = -1
 
-    def add(self, piece: Piece, rows: Bools, values: Any) -> None:
-        """Count rows; ``values`` has one row or number for each row of the piece."""
+    def add(self, block: RowBlock, rows: Bools, values: Any) -> None:
+        """Count rows; ``values`` has one row or number for each row of the block."""
         marked = np.flatnonzero(rows)
         if len(marked) == 0:
             return
         if self.count == 0:
-            self.at = piece.first + int(marked[0])
+            self.at = block.first + int(marked[0])
         self.count += len(marked)
         for i in marked[: SHOWN - len(self.first)]:
             shown = np.atleast_1d(values[i])
-            self.first.append(f"{piece.place(int(i))}: {numbers(shown)}")
+            self.first.append(f"{block.place(int(i))}: {numbers(shown)}")
 
     def of(self, total: int) -> str:
         """Say it: how many of how many, and the first."""
@@ -68,24 +68,24 @@ class LogitFacts:
     masked: Tally = field(default_factory=Tally)  # -inf, but not everywhere
     nothing: Tally = field(default_factory=Tally)  # -inf everywhere
 
-    def add(self, piece: Piece) -> None:
+    def add(self, block: RowBlock) -> None:
         """Look at some rows."""
-        x = piece.x
+        x = block.x
         is_nan, low = np.isnan(x), np.isneginf(x)
         with_nan, closed = anywhere(is_nan), everywhere(low) & (x.shape[1] > 1)
-        self.nan.add(piece, with_nan, x)
-        self.nan_counts += int((with_nan & piece.counts).sum())
+        self.nan.add(block, with_nan, x)
+        self.nan_counts += int((with_nan & block.counts).sum())
         if with_nan.any():
             columns = np.asarray(is_nan[with_nan].all(0))
             self.nan_columns = columns if self.nan_columns is None else self.nan_columns & columns
-        self.infinite.add(piece, anywhere(np.isposinf(x)), x)
-        self.masked.add(piece, anywhere(low) & ~closed & piece.counts, x)
-        self.nothing.add(piece, closed & piece.counts, x)
-        rows = x[piece.counts & ~with_nan]
+        self.infinite.add(block, anywhere(np.isposinf(x)), x)
+        self.masked.add(block, anywhere(low) & ~closed & block.counts, x)
+        self.nothing.add(block, closed & block.counts, x)
+        rows = x[block.counts & ~with_nan]
         if len(rows) == 0:
             return
         if not self.example:
-            self.example = f"{piece.place(int(np.argmax(piece.counts & ~with_nan)))}: {numbers(rows[0])}"
+            self.example = f"{block.place(int(np.argmax(block.counts & ~with_nan)))}: {numbers(rows[0])}"
         finite = rows[np.isfinite(rows)]
         self.low, self.high = min(self.low, finite.min(initial=inf)), max(self.high, finite.max(initial=-inf))
         self.unit &= bool(rows.min() >= -1e-6 and rows.max() <= 1 + 1e-6)
@@ -111,41 +111,41 @@ class TargetFacts:
     masked: Tally = field(default_factory=Tally)  # weight 0 meets a logit of -inf
     sums: tuple[float, float] = (inf, -inf)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, block: RowBlock) -> None:
         """Look at some rows."""
-        raw, ignored = piece.raw, piece.ignored
+        raw, ignored = block.raw, block.ignored
         if raw is None:
             return
         self.rows += len(raw)
-        self.ignored += int((ignored if piece.indices else ignored.all(1)).sum())
+        self.ignored += int((ignored if block.indices else ignored.all(1)).sum())
         kept = raw[~ignored]
         kept = kept[np.isfinite(kept)]
         self.low, self.high = min(self.low, kept.min(initial=inf)), max(self.high, kept.max(initial=-inf))
-        if piece.indices:
-            self._add_indices(piece, raw)
+        if block.indices:
+            self._add_indices(block, raw)
         else:
-            self._add_weights(piece, raw)
+            self._add_weights(block, raw)
 
-    def _add_indices(self, piece: Piece, raw: Array) -> None:
-        y, counts = piece.y, piece.counts
-        broken = ~piece.ignored & (~np.isfinite(raw) | (raw != np.rint(raw)))
-        self.broken.add(piece, broken, raw)
-        self.outside.add(piece, ~counts & ~piece.ignored & ~broken, raw)
+    def _add_indices(self, block: RowBlock, raw: Array) -> None:
+        y, counts = block.y, block.counts
+        broken = ~block.ignored & (~np.isfinite(raw) | (raw != np.rint(raw)))
+        self.broken.add(block, broken, raw)
+        self.outside.add(block, ~counts & ~block.ignored & ~broken, raw)
         np.add.at(self.counts, y[counts], 1)
-        forbidden = np.isneginf(piece.x[np.arange(len(y)), y]) & counts
-        self.forbidden.add(piece, forbidden & ~everywhere(np.isneginf(piece.x)), raw)
+        forbidden = np.isneginf(block.x[np.arange(len(y)), y]) & counts
+        self.forbidden.add(block, forbidden & ~everywhere(np.isneginf(block.x)), raw)
 
-    def _add_weights(self, piece: Piece, raw: Array) -> None:
-        t, low = piece.t, np.isneginf(piece.x) & ~np.isneginf(piece.x).all(1, keepdims=True)
+    def _add_weights(self, block: RowBlock, raw: Array) -> None:
+        t, low = block.t, np.isneginf(block.x) & ~np.isneginf(block.x).all(1, keepdims=True)
         self.counts += t.sum(0)
         total = t.sum(1)
         self.sums = (min(self.sums[0], total.min(initial=inf)), max(self.sums[1], total.max(initial=-inf)))
-        self.broken.add(piece, anywhere(~np.isfinite(raw) & ~piece.ignored), raw)
-        self.outside.add(piece, anywhere((t < 0) | (t > 1)), raw)
-        self.negative.add(piece, anywhere(t < 0), raw)
-        self.off_sum.add(piece, np.abs(total - 1) > 0.01, raw)
-        self.forbidden.add(piece, anywhere(low & (t > 0)), raw)
-        self.masked.add(piece, anywhere(low & (t == 0)), piece.x)
+        self.broken.add(block, anywhere(~np.isfinite(raw) & ~block.ignored), raw)
+        self.outside.add(block, anywhere((t < 0) | (t > 1)), raw)
+        self.negative.add(block, anywhere(t < 0), raw)
+        self.off_sum.add(block, np.abs(total - 1) > 0.01, raw)
+        self.forbidden.add(block, anywhere(low & (t > 0)), raw)
+        self.masked.add(block, anywhere(low & (t == 0)), block.x)
 
 
 @dataclass
@@ -181,7 +181,7 @@ class RunningMean:
 
 
 @dataclass
-class Part:
+class MicroBatch:
     """A micro-batch: how many of its rows count, and what they cost."""
 
     counted: int = 0
@@ -199,35 +199,35 @@ class LossFacts:
     as_probabilities: RunningMean = field(default_factory=RunningMean)  # if the logits are the probabilities
     right: int = 0
     near: dict[int, RunningMean] = field(default_factory=lambda: {k: RunningMean() for k in OFFSETS})
-    parts: list[Part] = field(default_factory=list)  # micro-batches
+    parts: list[MicroBatch] = field(default_factory=list)  # micro-batches
 
-    def add(self, piece: Piece, options: CheckOptions) -> None:
+    def add(self, block: RowBlock, options: CheckOptions) -> None:
         """Look at some rows."""
-        good = piece.counts & np.isfinite(piece.cost).any(1)
-        p = np.exp(-piece.cost[good])
+        good = block.counts & np.isfinite(block.cost).any(1)
+        p = np.exp(-block.cost[good])
         self.p_sum += p.sum(0)
         self.p_squares += (p**2).sum(0)
         self.p_rows += len(p)
-        self.loss.add(piece.loss)
-        if piece.indices:
-            rows = np.flatnonzero(piece.counts)
-            y = piece.y[rows]
-            self.right += int((piece.x[rows].argmax(1) == y).sum())
-            self.as_probabilities.add(-np.log(piece.x[rows, y]))
-        for k, labels in piece.near.items():
+        self.loss.add(block.loss)
+        if block.indices:
+            rows = np.flatnonzero(block.counts)
+            y = block.y[rows]
+            self.right += int((block.x[rows].argmax(1) == y).sum())
+            self.as_probabilities.add(-np.log(block.x[rows, y]))
+        for k, labels in block.near.items():
             there = np.flatnonzero(labels >= 0)
-            self.near[k].add(piece.cost[there, labels[there]])
+            self.near[k].add(block.cost[there, labels[there]])
         if options.micro_batch is not None:
-            self._add_parts(piece, options.micro_batch)
+            self._add_parts(block, options.micro_batch)
 
-    def _add_parts(self, piece: Piece, micro_batch: int) -> None:
-        part = (piece.first + np.arange(len(piece.x))) // piece.layout.row_size // micro_batch
+    def _add_parts(self, block: RowBlock, micro_batch: int) -> None:
+        part = (block.first + np.arange(len(block.x))) // block.layout.row_size // micro_batch
         for k in np.unique(part):
             while len(self.parts) <= k:
-                self.parts.append(Part())
+                self.parts.append(MicroBatch())
             here = part == k
-            self.parts[k].counted += int((piece.counts & here).sum())
-            self.parts[k].loss.add(piece.loss[here])
+            self.parts[k].counted += int((block.counts & here).sum())
+            self.parts[k].loss.add(block.loss[here])
 
     @cached_property
     def p(self) -> Array:

@@ -16,7 +16,7 @@ REMARK = "No finding is not proof: a check sees values, not the code that made t
 
 
 @dataclass(frozen=True)
-class Card:
+class RuleDescription:
     """A rule in words.
 
     Attributes:
@@ -37,8 +37,8 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a rule saw. Where the case is a special one, it replaces what the card says."""
+class Observation:
+    """What a rule saw. Where the case is a special one, it replaces what the description says."""
 
     text: str
     severity: Severity | None = None
@@ -46,22 +46,22 @@ class Seen:
     fix: str | None = None
 
 
-class Unable(Exception):
+class NotApplicable(Exception):
     """A rule cannot be tried on its subject."""
 
 
 class Rule(NamedTuple):
-    """A card and the function that looks."""
+    """A description, and the function that looks for what it describes."""
 
-    card: Card
-    look: Callable[[Any], Iterable[str | Seen]]
+    description: RuleDescription
+    look: Callable[[Any], Iterable[str | Observation]]
 
 
-def rule(rules: dict[str, Rule], card: Card) -> Callable[[Any], Any]:
-    """Register a function under a card."""
+def register_rule(rules: dict[str, Rule], description: RuleDescription) -> Callable[[Any], Any]:
+    """Register a function under a description."""
 
-    def register(look: Callable[[Any], Iterable[str | Seen]]) -> Callable[[Any], Iterable[str | Seen]]:
-        rules[card.id] = Rule(card, look)
+    def register(look: Callable[[Any], Iterable[str | Observation]]) -> Callable[[Any], Iterable[str | Observation]]:
+        rules[description.id] = Rule(description, look)
         return look
 
     return register
@@ -72,7 +72,7 @@ class Finding:
     """One thing that was found.
 
     Attributes:
-        rule: the card's id, which ``crossent rule`` explains.
+        rule: the rule's id, which ``crossent rule`` explains.
         severity: ``"error"``, ``"warning"`` or ``"note"``.
         title: the mistake.
         seen: what was seen, with rows and values.
@@ -121,20 +121,22 @@ class Findings(list[Finding]):
         return sum(finding.severity == severity for finding in self)
 
 
-def _finding(card: Card, seen: Seen) -> Finding:
-    severity = seen.severity or card.severity
-    return Finding(card.id, severity, card.title, seen.text, seen.why or card.why, seen.fix or card.fix)
+def _finding(description: RuleDescription, seen: Observation) -> Finding:
+    severity = seen.severity or description.severity
+    return Finding(
+        description.id, severity, description.title, seen.text, seen.why or description.why, seen.fix or description.fix
+    )
 
 
-def look(rules: Iterable[Rule], subject: Any) -> Findings:
+def apply_rules(rules: Iterable[Rule], subject: Any) -> Findings:
     """Let rules look at their subject; errors come first, otherwise in the order of the rules.
 
-    A rule that raises :class:`Unable` has found what it has found.
+    A rule that raises :class:`NotApplicable` has found what it has found.
     """
     found = Findings()
-    for card, see in rules:
-        with suppress(Unable):
+    for description, see in rules:
+        with suppress(NotApplicable):
             for seen in see(subject):
-                found.append(_finding(card, Seen(seen) if isinstance(seen, str) else seen))
+                found.append(_finding(description, Observation(seen) if isinstance(seen, str) else seen))
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return found

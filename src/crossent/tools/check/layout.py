@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, NamedTuple
 
+from crossent.core.messages import layout_fix
 from crossent.tools.check.options import CheckOptions
-from crossent.tools.files import Table
+from crossent.tools.files import RowArray
 from crossent.tools.shared_options import check_weight_count, class_axis
 
 
@@ -54,7 +55,7 @@ class Misfit(NamedTuple):
     fix: str
 
 
-def row_layout(logits: Table, target: Table | None, options: CheckOptions) -> RowLayout:
+def row_layout(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
     """Find the classes and the rows in the two shapes.
 
     Raises:
@@ -74,7 +75,7 @@ def row_layout(logits: Table, target: Table | None, options: CheckOptions) -> Ro
     return layout
 
 
-def _binary(logits: Table, target: Table | None, options: CheckOptions) -> RowLayout:
+def _binary(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
     """Lay out the logits of a sigmoid: targets have their shape."""
     shape = logits.shape
     if len(shape) == 1:
@@ -89,12 +90,15 @@ def _binary(logits: Table, target: Table | None, options: CheckOptions) -> RowLa
         return _with(layout, "weights", misfit)
     fix = "give every logit its own target; for one class index a row use cross_entropy"
     if prod(target.shape) == prod(shape):
-        fix = f"target.reshape{shape}, or the logits with reshape{target.shape}"
+        fix = (
+            layout_fix("target", target.shape, shape) or "the dimensions of the target must lie as those of the logits"
+        )
     seen = f"a target of shape {target.shape} for logits of shape {shape}"
-    return _with(layout, "weights" if prod(target.shape) == prod(shape) else "", Misfit(seen, fix))
+    in_order = _without_ones(target.shape) == _without_ones(shape)
+    return _with(layout, "weights" if in_order else "", Misfit(seen, fix))
 
 
-def _softmax(logits: Table, target: Table | None, options: CheckOptions) -> RowLayout:
+def _softmax(logits: RowArray, target: RowArray | None, options: CheckOptions) -> RowLayout:
     """Lay out the logits of a softmax, as torch does where it can."""
     shape, lm = logits.shape, options.task == "lm"
     axis = class_axis("dim", options.dim, shape, -1 if lm else min(len(shape) - 1, 1))
@@ -120,6 +124,8 @@ def _softmax(logits: Table, target: Table | None, options: CheckOptions) -> RowL
         misread = Misfit(f"{seen}: the classes are on the last axis, and torch takes axis 1", fix)
         return _with(_at(shape, len(shape) - 1), "indices", misread=misread)
     fix = f"class indices need shape {outside}, probabilities {shape}; dim= names another class axis"
+    if prod(target.shape) == prod(outside):
+        fix = layout_fix("target", target.shape, outside) or fix
     return _with(layout, "", Misfit(seen, fix))
 
 
@@ -135,5 +141,5 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _floating(table: Table) -> bool:
+def _floating(table: RowArray) -> bool:
     return "float" in table.dtype

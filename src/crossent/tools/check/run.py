@@ -8,10 +8,10 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from crossent.core.names import only_its_keywords
-from crossent.tools.arrays import read_table
-from crossent.tools.check.findings import Findings, look
+from crossent.tools.arrays import read_rows
+from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.options import read_options
-from crossent.tools.check.rules import VALUES
+from crossent.tools.check.rules import VALUE_RULES
 from crossent.tools.check.survey import survey
 
 
@@ -77,5 +77,5 @@ def check(
             "loss_dtype": loss_dtype, "live": live,
         }
     )  # fmt: skip
-    facts = survey(read_table("logits", logits), None if target is None else read_table("target", target), options)
-    return look(VALUES.values(), facts)
+    facts = survey(read_rows("logits", logits), None if target is None else read_rows("target", target), options)
+    return apply_rules(VALUE_RULES.values(), facts)

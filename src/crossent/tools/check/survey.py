@@ -1,4 +1,4 @@
-"""Reads logits and target once, a block of rows at a time, and lets the facts look at every piece."""
+"""Reads logits and target once, a block of rows at a time, and lets the facts look at every block."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from crossent import reference
 from crossent.tools.check.facts import OFFSETS, Facts, LogitFacts, LossFacts, TargetFacts
 from crossent.tools.check.layout import RowLayout, row_layout
 from crossent.tools.check.options import CheckOptions
-from crossent.tools.check.pieces import Ints, Piece
-from crossent.tools.files import Table
+from crossent.tools.check.row_block import Ints, RowBlock
+from crossent.tools.files import RowArray
 
-ELEMENTS = 1 << 19  # of float64 in a piece: 4 MiB, of which there are a few copies
+ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
 
 
 def survey(
-    logits: Table, target: Table | None, options: CheckOptions, watch: Callable[[str, int, int], None] | None = None
+    logits: RowArray,
+    target: RowArray | None,
+    options: CheckOptions,
+    watch: Callable[[str, int, int], None] | None = None,
 ) -> Facts:
     """Read everything once; ``watch`` is told how far."""
     layout = row_layout(logits, target, options)
@@ -39,15 +42,15 @@ def survey(
             _add_last_axis(facts, x, raw)
         # whatever the values are, inf - inf is an answer here
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            for piece in _pieces(facts, x, raw, start):
-                facts.logits.add(piece)
-                facts.target.add(piece)
-                facts.loss.add(piece, options)
+            for block in _pieces(facts, x, raw, start):
+                facts.logits.add(block)
+                facts.target.add(block)
+                facts.loss.add(block, options)
     return facts
 
 
 def blocks(
-    logits: Table, target: Table | None, layout: RowLayout
+    logits: RowArray, target: RowArray | None, layout: RowLayout
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, int]]:
     """Read blocks along the leading axis, the classes moved to the end; whole, if those are the leading axis."""
     used = target if layout.kind else None
@@ -67,8 +70,8 @@ def blocks(
         yield x, raw, start
 
 
-def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int) -> Iterator[Piece]:
-    """Cut a block into rows, and those into pieces that a few copies of fit anywhere."""
+def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int) -> Iterator[RowBlock]:
+    """Cut a block into rows, and those into blocks that a few copies of fit anywhere."""
     options = facts.options
     near: dict[int, Ints] = {}
     if options.task == "lm" and raw is not None and raw.ndim == x.ndim - 1 == 2:
@@ -86,7 +89,7 @@ def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int)
             if facts.layout.kind == "weights" and not options.binary:
                 ignored[:] = False  # probabilities have no index to ignore
         nearby = {k: labels[cut] for k, labels in near.items()}
-        yield Piece(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
+        yield RowBlock(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
 
 
 def _shifted(

@@ -1,4 +1,4 @@
-"""Findings and cards in the terminal, as wide as that is unless it is wider than is pleasant to read."""
+"""Findings and rules in the terminal, as wide as that is unless it is wider than is pleasant to read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 from rich.text import Text
 
-from crossent.tools.check.findings import REMARK, SEVERITIES, Card, Findings, paragraphs
+from crossent.tools.check.findings import REMARK, SEVERITIES, Findings, RuleDescription, paragraphs
+from crossent.tools.terminal import readable
 
-MOST = 100
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
 def show(findings: Findings, looked_at: str, rules: int, console: Console | None = None) -> None:
     """Print findings, and how many of what; or that nothing was found, which is no proof."""
-    console = _console(console)
+    console = readable(console)
     for finding in findings:
         console.print(_heading(finding.rule, finding.severity, finding.title))
         for part in _parts(console, ("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)):
@@ -29,25 +29,19 @@ def show(findings: Findings, looked_at: str, rules: int, console: Console | None
         console.print(Text(REMARK, style="dim"))
 
 
-def show_card(card: Card, console: Console | None = None) -> None:
+def show_rule(description: RuleDescription, console: Console | None = None) -> None:
     """Print a rule."""
-    console = _console(console)
-    console.print(_heading(card.id, card.severity, card.title))
-    for part in _parts(console, ("why", card.why), ("fix", card.fix), ("from", card.source)):
+    console = readable(console)
+    console.print(_heading(description.id, description.severity, description.title))
+    for part in _parts(console, ("why", description.why), ("fix", description.fix), ("from", description.source)):
         console.print(part)
 
 
-def show_cards(cards: Iterable[Card], console: Console | None = None) -> None:
+def show_rules(descriptions: Iterable[RuleDescription], console: Console | None = None) -> None:
     """Print a line for every rule."""
-    console = _console(console)
-    for card in cards:
-        console.print(_heading(card.id, card.severity, card.title, style=""))
-
-
-def _console(console: Console | None) -> Console:
-    console = console or Console(highlight=False)
-    console.width = min(console.width, MOST)
-    return console
+    console = readable(console)
+    for description in descriptions:
+        console.print(_heading(description.id, description.severity, description.title, style=""))
 
 
 def _many(n: int, kind: str) -> str:

@@ -11,7 +11,7 @@ from crossent.tools.train.catalogue import DIGITS_LOSSES, NOISY_LOSSES, SEGMENTA
 
 
 @dataclass(frozen=True)
-class Card:
+class LossDescription:
     """A loss in words.
 
     Attributes:
@@ -37,10 +37,10 @@ class Card:
 
 _IDENTITY = "m · p − s(p) · t with m = Σ s(p) · t"
 
-CARDS = {
-    card.name: card
-    for card in (
-        Card(
+LOSSES = {
+    description.name: description
+    for description in (
+        LossDescription(
             "ce",
             DIGITS_LOSSES["ce"],
             "−Σ t log p",
@@ -49,7 +49,7 @@ CARDS = {
             "a class that is not true. The pushes sum to 0.",
             nats=True,
         ),
-        Card(
+        LossDescription(
             "ce-smooth",
             DIGITS_LOSSES["ce-smooth"],
             "−Σ t log p",
@@ -58,7 +58,7 @@ CARDS = {
             "true class beyond p = 0.9 + 0.1/C is pushed down.",
             nats=True,
         ),
-        Card(
+        LossDescription(
             "bce",
             DIGITS_LOSSES["bce"],
             "−Σ [t log σ(x) + (1 − t) log σ(−x)]",
@@ -67,7 +67,7 @@ CARDS = {
             link="sigmoid",
             nats=True,
         ),
-        Card(
+        LossDescription(
             "sigmoid-difference",
             DIGITS_LOSSES["sigmoid-difference"],
             "Σ [1 − σ(x) if t = 1, else σ(x)]",
@@ -76,7 +76,7 @@ CARDS = {
             link="sigmoid",
             takes="labels",
         ),
-        Card(
+        LossDescription(
             "hinge",
             DIGITS_LOSSES["hinge"],
             "1/C · Σ max(0, 1 − x(true) + x) over the others",
@@ -85,7 +85,7 @@ CARDS = {
             "probabilities: p is the softmax of the logits.",
             takes="label",
         ),
-        Card(
+        LossDescription(
             "ce-after-softmax",
             DIGITS_LOSSES["ce-after-softmax"],
             "−Σ t log softmax(p)",
@@ -94,14 +94,14 @@ CARDS = {
             "loss cannot come near 0.",
             nats=True,
         ),
-        Card(
+        LossDescription(
             "focal",
             SEGMENTATION_LOSSES["focal"],
             "−Σ t (1 − p)² log p",
             _IDENTITY,
             "s(p) = (1 − p)² − 2p(1 − p) log p: what is known already pulls less, what is thought impossible as in ce.",
         ),
-        Card(
+        LossDescription(
             "gce",
             NOISY_LOSSES["gce"],
             "Σ t (1 − p^0.7) / 0.7",
@@ -109,35 +109,35 @@ CARDS = {
             "s(p) = p^0.7: a target that is thought impossible is hardly pulled, so that wrong labels are not learned; "
             "nor hard ones.",
         ),
-        Card(
+        LossDescription(
             "mae",
             NOISY_LOSSES["mae"],
             "Σ t (1 − p)",
             _IDENTITY,
             "s(p) = p: a target that is thought impossible is not pulled at all.",
         ),
-        Card(
+        LossDescription(
             "sce",
             NOISY_LOSSES["sce"],
             "Σ t (−0.1 log p + 4 (1 − p))",
             _IDENTITY,
             "s(p) = 0.1 + 4p: a tenth of ce where the target is thought impossible, four times mae elsewhere.",
         ),
-        Card(
+        LossDescription(
             "poly1",
             "Poly-1, epsilon 1",
             "Σ t (−log p + 1 − p)",
             _IDENTITY,
             "s(p) = 1 + p: ce where the target is thought impossible, and up to twice ce where it is known.",
         ),
-        Card(
+        LossDescription(
             "taylor",
             "Taylor cross entropy, order 2",
             "Σ t ((1 − p) + (1 − p)²/2)",
             _IDENTITY,
             "s(p) = 1 − (1 − p)²: twice mae where the target is thought impossible, ce where it is known.",
         ),
-        Card(
+        LossDescription(
             "sigmoid-focal",
             "sigmoid focal loss, gamma 2, alpha 0.25",
             "Σ [0.25 t f(σ(x)) + 0.75 (1 − t) f(σ(−x))]",
@@ -145,7 +145,7 @@ CARDS = {
             "f(p) = −(1 − p)² log p, s as in focal. Every class for itself, and what is known already hardly pushes.",
             link="sigmoid",
         ),
-        Card(
+        LossDescription(
             "asymmetric",
             "asymmetric loss, gamma 1 and 4, clip 0.05",
             "−Σ [t (1 − σ(x)) log σ(x) + (1 − t) q⁴ log(1 − q)]",
@@ -171,20 +171,20 @@ DEFAULT = tuple(DIGITS_LOSSES)
 """The losses that ``crossent train digits`` compares."""
 
 
-def cards(losses: str | Iterable[str]) -> tuple[Card, ...]:
+def find_losses(losses: str | Iterable[str]) -> tuple[LossDescription, ...]:
     """Look up losses, each once and in the order given.
 
-    >>> [card.name for card in cards("mnist, ce")]
+    >>> [loss.name for loss in find_losses("mnist, ce")]
     ['sigmoid-difference', 'ce']
     """
     listed = losses.split(",") if isinstance(losses, str) else losses
     names = [str(name).strip() for name in listed]
     found = dict.fromkeys(ALIASES.get(name, name) for name in names if name)
     if not found:
-        raise ValueError(f"losses must name at least one loss, got none: choose from {', '.join(CARDS)}")
+        raise ValueError(f"losses must name at least one loss, got none: choose from {', '.join(LOSSES)}")
     for name in found:
-        if name not in CARDS:
-            close = get_close_matches(name, [*CARDS, *ALIASES], 1)
+        if name not in LOSSES:
+            close = get_close_matches(name, [*LOSSES, *ALIASES], 1)
             meant = f"did you mean {close[0]!r}? It must be one of" if close else "choose from"
-            raise ValueError(f"no loss is called {name!r}: {meant} {', '.join(CARDS)}")
-    return tuple(CARDS[name] for name in found)
+            raise ValueError(f"no loss is called {name!r}: {meant} {', '.join(LOSSES)}")
+    return tuple(LOSSES[name] for name in found)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent.tools import shared_options
-from crossent.tools.errors import Unreadable
-from crossent.tools.explain.catalogue import ALIASES, CARDS, DEFAULT
+from crossent.tools.errors import InputError
+from crossent.tools.explain.catalogue import ALIASES, DEFAULT, LOSSES
 
 if TYPE_CHECKING:
-    from crossent.tools.files import Table
+    from crossent.tools.files import RowArray
 
-_LOSSES = "\n".join(f"  {name:<20}{card.about}" for name, card in CARDS.items())
+_LOSSES = "\n".join(f"  {name:<20}{description.about}" for name, description in LOSSES.items())
 _EXAMPLES = """\
   crossent explain --logits 2,1,.1 --target 0
   crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist
@@ -84,7 +84,7 @@ def explain(
     except shared_options.OptionError as error:
         raise error.usage from None
     except ValueError as error:  # FileError is one
-        raise Unreadable(str(error)) from None
+        raise InputError(str(error)) from None
     _show(explanation, as_json)
 
 
@@ -92,7 +92,7 @@ def _read(
     logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
 ) -> dict[str, Any]:
     """Read the texts of the options."""
-    from crossent.tools.files.names import read_names
+    from crossent.tools.files.class_names import read_names
     from crossent.tools.files.values import WEIGHTS, read_numbers
 
     return {
@@ -128,7 +128,7 @@ def _from_file(path: str, labels: str | None, row: int | None, dim: int | None, 
     return given
 
 
-def _counts(labels: Table, num_classes: int, ignore_index: int) -> Any:
+def _counts(labels: RowArray, num_classes: int, ignore_index: int) -> Any:
     """Count class indices a block at a time, those in range and not ignored; None where labels are something else."""
     import numpy as np
 

@@ -1,11 +1,11 @@
-"""``explain`` and what it returns: the numbers of every loss for one row, plain data that can be shown in several ways."""
+"""``explain`` and what it returns: the numbers of every loss for one row, and the ways to show them."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from crossent import reference
 from crossent.core.names import only_its_keywords
 from crossent.reference import Array
 from crossent.tools.arrays import to_numpy
-from crossent.tools.explain.catalogue import CARDS, DEFAULT, Card, cards
-from crossent.tools.explain.losses import add, compute, objection, probabilities
-from crossent.tools.explain.target import RowTarget, read_target
+from crossent.tools.explain.catalogue import DEFAULT, LOSSES, LossDescription, find_losses
+from crossent.tools.explain.loss_terms import add, compute, objection, probabilities
+from crossent.tools.explain.row_numbers import LossExplanation, References, RowNumbers
+from crossent.tools.explain.row_target import RowTarget, read_target
 from crossent.tools.shared_options import IGNORE_INDEX, INPUTS, OptionError, check_choice, class_axis
 
 if TYPE_CHECKING:
@@ -25,77 +26,9 @@ if TYPE_CHECKING:
 
     from crossent.tools.explain.plot import ExplanationDisplay
 
-SCHEMA = "crossent.explanation/1"
-
-
-@dataclass(frozen=True)
-class LossExplanation:
-    """One loss on one row; tuples have one number a class.
-
-    Attributes:
-        name: of the loss, as in ``crossent.explain.catalogue``.
-        p: what the loss takes as probabilities: softmax or sigmoid of the logits.
-        t: the target, as this loss uses it.
-        terms: what each class adds to the loss.
-        gradient: ``∂L/∂x``. Descent raises a logit whose derivative is negative.
-        logits_after: ``x - step · ∂L/∂x``.
-        p_after: their probabilities.
-        loss: the sum of the terms, in nats if the loss is a logarithm.
-    """
-
-    name: str
-    p: tuple[float, ...]
-    t: tuple[float, ...]
-    terms: tuple[float, ...]
-    gradient: tuple[float, ...]
-    logits_after: tuple[float, ...]
-    p_after: tuple[float, ...]
-    loss: float
-
-    @property
-    def card(self) -> Card:
-        """The loss in words."""
-        return CARDS[self.name]
-
-    @property
-    def bits(self) -> float | None:
-        """The loss in bits; None for a loss that is no logarithm."""
-        return self.loss / math.log(2) if self.card.nats else None
-
-    @property
-    def gradient_sum(self) -> float:
-        """``Σ ∂L/∂x``: 0 where what one class gains, the others lose."""
-        return add(self.gradient)
-
-    @property
-    def gradient_formula(self) -> str:
-        """The formula of the gradient; ``p - t`` is short for ``Σt · p - t``."""
-        formula, whole = self.card.gradient, math.isclose(add(self.t), 1)
-        return f"m · {formula} with m = Σ t" if formula == "p − t" and not whole else formula
-
-    @property
-    def push(self) -> tuple[str, ...]:
-        """Which way descent moves each logit: ``"up"``, ``"down"`` or ``"none"``."""
-        return tuple("up" if g < 0 else "down" if g > 0 else "none" for g in self.gradient)
-
-
-@dataclass(frozen=True)
-class References:
-    """Losses to compare with, in nats.
-
-    Attributes:
-        ln_classes: ``ln C``, where all classes are equally likely.
-        prior_entropy: ``H(π)`` of the class frequencies, if they were given: the best without looking at the input.
-        double_softmax_floor: ``ln(e + C - 1) - 1``, below which cross entropy after a softmax cannot fall.
-    """
-
-    ln_classes: float
-    prior_entropy: float | None
-    double_softmax_floor: float
-
 
 @dataclass(frozen=True, repr=False)
-class Explanation:
+class Explanation(RowNumbers):
     """What each loss tells each class of one row, and what one gradient step makes of it.
 
     ``print`` it, end a notebook cell with it, ``plot`` it, or take its numbers: ``explanation["ce"].gradient``.
@@ -111,47 +44,11 @@ class Explanation:
         notes: what was left out, and why.
     """
 
-    logits: tuple[float, ...]
-    class_names: tuple[str, ...]
-    labels: tuple[int, ...] | None
-    weights: tuple[float, ...]
-    step: float
-    losses: tuple[LossExplanation, ...]
-    references: References
-    notes: tuple[str, ...] = ()
-
-    def __getitem__(self, name: str) -> LossExplanation:
-        (card,) = cards([name])
-        for loss in self.losses:
-            if loss.name == card.name:
-                return loss
-        raise KeyError(f"{name} was not explained, only {', '.join(loss.name for loss in self.losses)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Write everything as plain data with a versioned schema; what is not finite is None."""
-        document: dict[str, Any] = {
-            "schema": SCHEMA,
-            "computed_by": "crossent.reference, float64",
-            "classes": len(self.logits),
-            "class_names": list(self.class_names),
-            "logits": list(self.logits),
-            "target": {"labels": None if self.labels is None else list(self.labels), "weights": list(self.weights)},
-            "step": self.step,
-            "references": asdict(self.references),
-            "losses": [_loss_document(loss) for loss in self.losses],
-            "notes": list(self.notes),
-        }
-        finite: dict[str, Any] = _finite(document)
-        return finite
-
-    def to_json(self, indent: int | None = 1) -> str:
-        """Write ``to_dict`` as JSON."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
-
     def __str__(self) -> str:
-        from crossent.tools.explain.terminal import text
+        from crossent.tools.explain.terminal import show
+        from crossent.tools.terminal import plain_text
 
-        return text(self)
+        return plain_text(partial(show, self))
 
     __repr__ = __str__
 
@@ -163,9 +60,9 @@ class Explanation:
         return Group(*parts(self))
 
     def _repr_html_(self) -> str:
-        from crossent.tools.explain.html import page
+        from crossent.tools.explain.notebook import fragment
 
-        return page(self)
+        return fragment(self)
 
     def plot(self, ax: Axes | None = None) -> ExplanationDisplay:
         """Draw the push of each loss on each class, as scikit-learn's displays do.
@@ -205,7 +102,7 @@ def explain(
         logits: ``(C)``, a list, array or tensor; finite, or -inf for a class that is impossible.
         target: a class index or name; several of them in a set, or in a list whose length is not C; or C weights, a soft label
             or zeros and ones. Softmax losses give each of M labels ``t = 1/M``.
-        losses: names, as in ``crossent.tools.explain.catalogue.CARDS``; ``"all"`` or None, the losses of ``crossent train
+        losses: names, as in ``crossent.tools.explain.catalogue.LOSSES``; ``"all"`` or None, the losses of ``crossent train
             digits``, for those of them that can take the row.
         input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. The softmax of log p is p again.
         dim: the class axis, which is the only one of a row: 0 or -1.
@@ -219,7 +116,7 @@ def explain(
 
     Raises:
         TypeError: an argument that does not exist.
-        ValueError: an argument that cannot be row_target, or a loss that cannot take the row.
+        ValueError: an argument that cannot be, or a loss that cannot take the row.
 
     >>> e = explain(np.log([0.1, 0.7, 0.2]), 0)
     >>> [round(g, 4) for g in e["ce"].gradient], [round(p, 3) for p in e["ce"].p_after]
@@ -242,7 +139,7 @@ def explain(
         labels=row_target.labels,
         weights=tuple(row_target.weights.tolist()),
         step=float(step),
-        losses=tuple(_explain_loss(card, x, row_target, step) for card in chosen),
+        losses=tuple(_explain_loss(description, x, row_target, step) for description in chosen),
         references=References(
             reference.expected_initial_loss(len(x)),
             None if prior is None else reference.prior_entropy(_prior(prior, len(x))),
@@ -252,14 +149,14 @@ def explain(
     )
 
 
-def _explain_loss(card: Card, x: Array, target: RowTarget, step: float) -> LossExplanation:
+def _explain_loss(description: LossDescription, x: Array, target: RowTarget, step: float) -> LossExplanation:
     with np.errstate(over="ignore", invalid="ignore"):  # of a step that leads out of float64
-        t, terms, gradient = compute(card, x, target)
+        t, terms, gradient = compute(description, x, target)
         after = x - step * gradient
-        p, p_after = probabilities(card, x), probabilities(card, after)
+        p, p_after = probabilities(description, x), probabilities(description, after)
     columns = {"p": p, "t": t, "terms": terms, "gradient": gradient, "logits_after": after, "p_after": p_after}
     return LossExplanation(
-        name=card.name,
+        name=description.name,
         loss=add(terms.tolist()),
         **{column: tuple(values.tolist()) for column, values in columns.items()},
     )
@@ -314,43 +211,18 @@ def _prior(prior: Any, num_classes: int) -> Array:
     return counts
 
 
-def _choose(losses: str | Iterable[str] | None, x: Array, target: RowTarget) -> tuple[list[Card], tuple[str, ...]]:
+def _choose(
+    losses: str | Iterable[str] | None, x: Array, target: RowTarget
+) -> tuple[list[LossDescription], tuple[str, ...]]:
     """Look the losses up. One asked for by name must be able to take the row; of the default ones, or all, those that can."""
-    optional = {None: DEFAULT, "all": tuple(CARDS)}.get(losses) if isinstance(losses, (str, type(None))) else None
+    optional = {None: DEFAULT, "all": tuple(LOSSES)}.get(losses) if isinstance(losses, (str, type(None))) else None
     chosen, notes = [], []
-    for card in cards(optional or losses or ()):
-        why = objection(card, x, target)
+    for description in find_losses(optional or losses or ()):
+        why = objection(description, x, target)
         if why is None:
-            chosen.append(card)
+            chosen.append(description)
         elif optional:
             notes.append(f"Left out: {why}.")
         else:
             raise ValueError(why)
     return chosen, tuple(notes)
-
-
-# --- plain data -------------------------------------------------------------------------------------------------------
-
-
-def _loss_document(loss: LossExplanation) -> dict[str, Any]:
-    card = loss.card
-    return {
-        "name": loss.name,
-        "about": card.about,
-        "formula": card.formula,
-        "gradient_formula": loss.gradient_formula,
-        "probabilities": card.link,
-        "loss": loss.loss,
-        "unit": "nats" if card.nats else None,
-        "bits": loss.bits,
-        "gradient_sum": loss.gradient_sum,
-        **{key: list(getattr(loss, key)) for key in ("p", "t", "terms", "gradient", "push", "logits_after", "p_after")},
-    }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

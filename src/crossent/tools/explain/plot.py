@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossent.tools.explain import tables
-from crossent.tools.explain.explanation import Explanation
+from crossent.tools.explain.row_numbers import RowNumbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class ExplanationDisplay:
     figure_: Figure | SubFigure | None
     bars_: list[BarContainer]
 
-    def __init__(self, explanation: Explanation) -> None:
+    def __init__(self, explanation: RowNumbers) -> None:
         self.explanation = explanation
 
     def plot(self, ax: Axes | None = None) -> ExplanationDisplay:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from crossent.tools.explain.losses import add
-from crossent.tools.train.tables import Grid
-
-if TYPE_CHECKING:
-    from crossent.tools.explain.explanation import Explanation, LossExplanation
+from crossent.tools.explain.loss_terms import add
+from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
+from crossent.tools.table import Table
 
 MOST_CLASSES = 12
 OF_MANY = 8
 MOST_LABELS = 5
 LONGEST = 30
-BAR = 12
+BAR_WIDTH = 12
 UP, DOWN, LITTLE_UP, LITTLE_DOWN = "▲", "▼", "△", "▽"
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def heading(e: Explanation) -> str:
+def heading(e: RowNumbers) -> str:
     """Say what is explained."""
     count = len(e.logits)
     return f"{count} class{'es' * (count > 1)}, target: {target(e)}"
 
 
-def legend(e: Explanation) -> str:
+def legend(e: RowNumbers) -> str:
     """Say how to read the tables."""
     said = (
         "x: logit, p: probability, t: target, term: the class's part of the loss L. One step of gradient descent, "
@@ -38,11 +35,11 @@ def legend(e: Explanation) -> str:
     if len(e.losses) > 1:
         said += " All bars have one scale."
     classes, scale = shown(e), _scale(e)
-    drawn = {bar(loss.gradient[k], scale) for loss in e.losses for k in classes}
+    drawn = {push_bar(loss.gradient[k], scale) for loss in e.losses for k in classes}
     return said + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
 
 
-def target(e: Explanation) -> str:
+def target(e: RowNumbers) -> str:
     """Name the target.
 
     >>> from crossent.tools.explain.explanation import explain
@@ -69,7 +66,7 @@ def total(loss: LossExplanation) -> str:
     return f"{number(loss.loss)} nats = {number(loss.bits)} bits"
 
 
-def references(e: Explanation) -> str:
+def references(e: RowNumbers) -> str:
     """Say what the losses can be compared with."""
     r = e.references
     said = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all classes are equally likely"
@@ -83,7 +80,7 @@ def references(e: Explanation) -> str:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
+def loss_table(e: RowNumbers, loss: LossExplanation) -> Table:
     """Tabulate the classes that matter, the others together, and in the last row the sums."""
     classes, scale = shown(e), _scale(e)
     rows = [_class_row(e, loss, k, scale) for k in classes]
@@ -91,15 +88,15 @@ def loss_table(e: Explanation, loss: LossExplanation) -> Grid:
     if rest:
         rows.append(_sums(f"{len(rest)} others", loss, rest))
     rows.append(_sums("Σ", loss, range(len(e.logits))))
-    card = loss.card
-    p = "σ(x)" if card.link == "sigmoid" else "p"
+    description = loss.description
+    p = "σ(x)" if description.link == "sigmoid" else "p"
     columns = ("class", "x", p, "t", "term", "∂L/∂x", "push", f"{p.removesuffix('(x)')} after")
     marked = frozenset((i, 0) for i, k in enumerate(classes) if e.weights[k])
-    notes = (f"L = {total(loss)} = {card.formula}", f"∂L/∂x = {loss.gradient_formula}. {card.why}")
-    return Grid(f"{loss.name}  {card.about}", columns, tuple(rows), notes, marked)
+    notes = (f"L = {total(loss)} = {description.formula}", f"∂L/∂x = {loss.gradient_formula}. {description.why}")
+    return Table(f"{loss.name}  {description.about}", columns, rows, notes, marked, _text_columns(columns))
 
 
-def comparison(e: Explanation) -> Grid:
+def comparison(e: RowNumbers) -> Table:
     """Tabulate the losses side by side: what each does for the class that counts most."""
     k, scale = focus(e), _scale(e)
     rows = tuple(
@@ -107,7 +104,7 @@ def comparison(e: Explanation) -> Grid:
             loss.name,
             number(loss.loss),
             signed(loss.gradient[k]),
-            bar(loss.gradient[k], scale),
+            push_bar(loss.gradient[k], scale),
             number(loss.p[k]),
             number(loss.p_after[k]),
             _sum_text(loss.gradient),
@@ -115,16 +112,21 @@ def comparison(e: Explanation) -> Grid:
         for loss in e.losses
     )
     columns = ("loss", "L", "∂L/∂x", "push", "p", "p after", "Σ ∂L/∂x")
-    return Grid(f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}", columns, rows)
+    title = f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}"
+    return Table(title, columns, rows, text_columns=_text_columns(columns))
 
 
-def focus(e: Explanation) -> int:
+def _text_columns(columns: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(j for j, column in enumerate(columns) if column in ("class", "loss", "push"))
+
+
+def focus(e: RowNumbers) -> int:
     """Choose the class that counts most: of the largest weight, or without a target of the largest logit."""
     best = e.weights if any(e.weights) else e.logits
     return max(range(len(best)), key=best.__getitem__)
 
 
-def _focus_is(e: Explanation) -> str:
+def _focus_is(e: RowNumbers) -> str:
     if not any(e.weights):
         return "likeliest class"
     if e.labels is None:
@@ -132,7 +134,7 @@ def _focus_is(e: Explanation) -> str:
     return "true class" if len(e.labels) == 1 else "first of the true classes"
 
 
-def shown(e: Explanation) -> list[int]:
+def shown(e: RowNumbers) -> list[int]:
     """Choose the classes that matter: all of a few; of many the labels first, then the largest logits. In their order."""
     count = len(e.logits)
     if count <= MOST_CLASSES:
@@ -142,10 +144,10 @@ def shown(e: Explanation) -> list[int]:
     return sorted(by_weight + by_logit[: OF_MANY - len(by_weight)])
 
 
-def _class_row(e: Explanation, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
+def _class_row(e: RowNumbers, loss: LossExplanation, k: int, scale: float) -> tuple[str, ...]:
     g = loss.gradient[k]
     numbers = (number(loss.p[k]), weight(loss.t[k]), number(loss.terms[k]), signed(g))
-    return name(e, k), general(e.logits[k]), *numbers, bar(g, scale), number(loss.p_after[k])
+    return name(e, k), general(e.logits[k]), *numbers, push_bar(g, scale), number(loss.p_after[k])
 
 
 def _sums(title: str, loss: LossExplanation, classes: Iterable[int]) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ def _sum_text(gradient: Sequence[float]) -> str:
     return signed(added if abs(added) > 1e-12 * largest else 0.0)
 
 
-def _scale(e: Explanation) -> float:
+def _scale(e: RowNumbers) -> float:
     """Find the largest derivative of all losses: a whole bar."""
     return max((abs(g) for loss in e.losses for g in loss.gradient if math.isfinite(g)), default=0.0)
 
@@ -169,15 +171,15 @@ def _scale(e: Explanation) -> float:
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def bar(gradient: float, scale: float) -> str:
+def push_bar(gradient: float, scale: float) -> str:
     """Draw a push: as many signs as it is parts of the scale.
 
-    >>> bar(-0.9, 0.9), bar(0.2, 0.9), bar(0.001, 0.9), bar(0.0, 0.9)
+    >>> push_bar(-0.9, 0.9), push_bar(0.2, 0.9), push_bar(0.001, 0.9), push_bar(0.0, 0.9)
     ('▲▲▲▲▲▲▲▲▲▲▲▲', '▼▼▼', '▽', '')
     """
     if not gradient or not math.isfinite(gradient) or not scale:
         return ""
-    whole = round(BAR * abs(gradient) / scale)
+    whole = round(BAR_WIDTH * abs(gradient) / scale)
     if gradient < 0:
         return UP * whole or LITTLE_UP
     return DOWN * whole or LITTLE_DOWN
@@ -226,7 +228,7 @@ def general(value: float) -> str:
     return f"{value:.4g}".replace("-", "−").replace("inf", "∞")
 
 
-def called(e: Explanation, k: int) -> str:
+def called(e: RowNumbers, k: int) -> str:
     """Name a class in a sentence."""
     return brief(name(e, k), LONGEST) if e.class_names[k] != str(k) else f"class {k}"
 
@@ -240,6 +242,6 @@ def brief(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def name(e: Explanation, k: int) -> str:
+def name(e: RowNumbers, k: int) -> str:
     """Write a class name so that it can do no harm in a terminal: control and direction signs as their codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in e.class_names[k])

@@ -2,74 +2,65 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
+import rich.table
 from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from crossent.tools.explain import tables
-from crossent.tools.explain.explanation import Explanation
-from crossent.tools.train.tables import Grid
+from crossent.tools.explain.row_numbers import RowNumbers
+from crossent.tools.table import Table
+from crossent.tools.terminal import print_table, readable
 
-MOST = 100
-LEAST = 80
 COLOURS = {tables.UP: "cyan", tables.LITTLE_UP: "cyan", tables.DOWN: "red", tables.LITTLE_DOWN: "red"}
 
 
-def text(e: Explanation) -> str:
-    """Write an explanation in 80 columns, without colour."""
-    out = io.StringIO()
-    show(e, Console(file=out, width=LEAST, color_system=None, force_terminal=False, legacy_windows=False))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def show(e: Explanation, console: Console) -> None:
+def show(e: RowNumbers, console: Console) -> None:
     """Print an explanation."""
-    width = console.width
+    readable(console)
     for part in parts(e):
-        # A table broken by a narrow terminal can still be read; one cut to fit it has lost its numbers.
-        console.width = max(width, LEAST) if isinstance(part, Table) else min(width, MOST)
-        console.print(part)
-    console.width = width
+        if isinstance(part, Text):
+            console.print(part)
+        else:
+            print_table(part, console)
 
 
-def parts(e: Explanation) -> Iterator[Text | Table]:
+def parts(e: RowNumbers) -> Iterator[Text | rich.table.Table]:
     """Show a table for each loss, the losses side by side, and what to compare with."""
     yield Text(tables.heading(e), style="bold")
     for said in (tables.legend(e), *e.notes):
         yield Text(said, style="dim")
     for loss in e.losses:
-        grid = tables.loss_table(e, loss)
-        value, gradient = grid.notes
-        yield Text.assemble("\n", (grid.title, "bold"), "\n", value)
-        yield draw(grid, sums=True)
+        table = tables.loss_table(e, loss)
+        value, gradient = table.notes
+        yield Text.assemble("\n", (table.title, "bold"), "\n", value)
+        yield draw(table, sums=True)
         yield Text(gradient, style="dim")
     if len(e.losses) > 1:
-        grid = tables.comparison(e)
-        yield Text(f"\n{grid.title}", style="bold")
-        yield draw(grid)
+        table = tables.comparison(e)
+        yield Text(f"\n{table.title}", style="bold")
+        yield draw(table)
     yield Text(f"\n{tables.references(e)}", style="dim")
 
 
-def draw(grid: Grid, sums: bool = False) -> Table:
-    """Draw a grid: what is marked is bold, pushes are coloured, and the last row may be sums below a line."""
-    body, last = (grid.rows[:-1], grid.rows[-1]) if sums else (grid.rows, ("",) * len(grid.columns))
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_footer=sums)
-    for title, foot in zip(grid.columns, last, strict=True):
-        table.add_column(
+def draw(table: Table, sums: bool = False) -> rich.table.Table:
+    """Draw a table: what is marked is bold, pushes are coloured, and the last row may be sums below a line."""
+    body, last = (table.rows[:-1], table.rows[-1]) if sums else (table.rows, ("",) * len(table.columns))
+    drawn = rich.table.Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_footer=sums)
+    for j, (title, foot) in enumerate(zip(table.columns, last, strict=True)):
+        drawn.add_column(
             Text(title),
             Text(foot),
-            justify="left" if title in ("class", "loss", "push") else "right",
+            justify="left" if j in table.text_columns else "right",
             no_wrap=True,
             max_width=14 if title == "class" else None,
-            min_width=tables.BAR if title == "push" else None,
+            min_width=tables.BAR_WIDTH if title == "push" else None,
         )
     for i, row in enumerate(body):
-        table.add_row(*(_cell(cell, (i, j) in grid.marked) for j, cell in enumerate(row)))
-    return table
+        drawn.add_row(*(_cell(cell, (i, j) in table.marked) for j, cell in enumerate(row)))
+    return drawn
 
 
 def _cell(cell: str, marked: bool) -> Text:

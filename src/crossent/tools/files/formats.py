@@ -11,10 +11,10 @@ from crossent.tools.errors import FileError
 from crossent.tools.files.damage import reading
 from crossent.tools.files.numpy_files import open_npy, open_npz
 from crossent.tools.files.parquet import open_parquet
+from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.store import Store, listed
-from crossent.tools.files.table import Table
 from crossent.tools.files.tensors import open_pt, open_safetensors
-from crossent.tools.files.text import open_csv, open_jsonl, open_tsv
+from crossent.tools.files.text_files import open_csv, open_jsonl, open_tsv
 
 FORMATS: dict[str, Callable[[str], Store]] = {
     ".npy": open_npy,
@@ -48,12 +48,12 @@ def open_store(path: str) -> Store:
         if os.path.getsize(path) == 0:
             raise FileError(f"{path}: the file is empty")
         store = FORMATS[suffix](path)
-    return store._replace(table=lambda key: _opened(path, store, key))
+    return store._replace(array=lambda key: _opened(path, store, key))
 
 
-def _opened(path: str, store: Store, key: str) -> Table:
+def _opened(path: str, store: Store, key: str) -> RowArray:
     if key not in store.names + store.columns:
         raise FileError(f"{path}: has no array {key!r}, only {listed(store.names + store.columns)}")
     with reading(path):
-        table = store.table(key)
-    return replace(table, name=f"{path}::{key}" if key else path)
+        array = store.array(key)
+    return replace(array, name=f"{path}::{key}" if key else path)

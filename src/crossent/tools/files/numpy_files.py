@@ -13,8 +13,8 @@ from numpy.lib import format as npy
 
 from crossent.tools.errors import FileError
 from crossent.tools.files.damage import refuse_other_start, refuse_other_than_numbers
+from crossent.tools.files.row_array import RowArray, row_array
 from crossent.tools.files.store import Store
-from crossent.tools.files.table import Table, table_of
 
 
 def open_npy(path: str) -> Store:
@@ -31,7 +31,7 @@ def open_npz(path: str) -> Store:
     if not members:
         raise FileError(f"{path}: holds no arrays; a PyTorch file must end in .pt")
 
-    def table(key: str) -> Table:
+    def array(key: str) -> RowArray:
         info = members[key]
         if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
             start = _start_of_member(path, info)
@@ -39,18 +39,18 @@ def open_npz(path: str) -> Store:
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
             # compressed: its rows cannot be found without what comes before them
             shape, order, dtype = _header(path, stream, info.file_size)
-            return table_of(np.frombuffer(stream.read(), dtype, math.prod(shape)).reshape(shape, order=order))
+            return row_array(np.frombuffer(stream.read(), dtype, math.prod(shape)).reshape(shape, order=order))
 
-    return Store(tuple(members), table)
+    return Store(tuple(members), array)
 
 
-def _mapped(path: str, start: int, end: int) -> Table:
+def _mapped(path: str, start: int, end: int) -> RowArray:
     """Map the array whose header and values lie between two offsets of a file."""
     with open(path, "rb") as stream:
         stream.seek(start)
         shape, order, dtype = _header(path, stream, end - start)
         offset = stream.tell()
-    return table_of(np.memmap(path, dtype, "r", offset, shape, order) if math.prod(shape) else np.empty(shape, dtype))
+    return row_array(np.memmap(path, dtype, "r", offset, shape, order) if math.prod(shape) else np.empty(shape, dtype))
 
 
 def _header(path: str, stream: Any, size: int) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:

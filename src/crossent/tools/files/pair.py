@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 from crossent.tools.errors import FileError
 from crossent.tools.files.formats import open_store
+from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.store import LABELS, LOGITS, choose, listed, split
-from crossent.tools.files.table import Table
 
 
 class Pair(NamedTuple):
     """Logits and their labels, with what was chosen and left out, one sentence each."""
 
-    logits: Table
-    labels: Table | None
+    logits: RowArray
+    labels: RowArray | None
     notes: list[str]
 
 
@@ -34,15 +34,15 @@ def open_pair(logits: str, labels: str | None = None) -> Pair:
     path, key = split(logits)
     store = open_store(path)
     key = choose(path, store, key, LOGITS, "logits")
-    first = store.table(key)
+    first = store.array(key)
     second, notes = None, list(store.notes)
     if labels is not None:
         path, key = split(labels)
         other = open_store(path)
-        second = other.table(choose(path, other, key, LABELS, "labels"))
+        second = other.array(choose(path, other, key, LABELS, "labels"))
         notes += [note for note in other.notes if note not in notes]
     elif name := store.usual(LABELS):
-        second = store.table(name)
+        second = store.array(name)
     elif others := [name for name in store.names if name != key]:
         notes.append(
             f"{path}: nothing is called labels; if {listed(others)} holds them, say {path}::{others[0]} as well"
@@ -54,13 +54,13 @@ def open_pair(logits: str, labels: str | None = None) -> Pair:
     return Pair(first, second, notes)
 
 
-def _check(logits: Table, labels: Table | None) -> None:
+def _check(logits: RowArray, labels: RowArray | None) -> None:
     """Refuse what has no rows, and labels that cannot belong to the logits."""
-    for table in (logits, labels):
-        if table is not None and not table.shape:
-            raise FileError(f"{table.name}: holds a single number, not rows")
-        if table is not None and not all(table.shape):
-            raise FileError(f"{table.name}: has no values, its shape is {table.shape}")
+    for array in (logits, labels):
+        if array is not None and not array.shape:
+            raise FileError(f"{array.name}: holds a single number, not rows")
+        if array is not None and not all(array.shape):
+            raise FileError(f"{array.name}: has no values, its shape is {array.shape}")
     if labels is None or len(labels) == len(logits):
         return
     # classes first: labels of the shape that the logits have without their class axis

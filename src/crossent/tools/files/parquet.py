@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.files.damage import refuse_other_start
+from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.spool import BLOCK, spooled
 from crossent.tools.files.store import Store, listed, roles
-from crossent.tools.files.table import Table
 
 
 def open_parquet(path: str) -> Store:
@@ -31,11 +31,11 @@ def open_parquet(path: str) -> Store:
     if lists and rest:  # numbers beside lists are something else than a class each
         names, notes = names[1:], (*notes, f"{path}: left out the column {listed(rest)}")
 
-    def table(key: str) -> Table:
+    def array(key: str) -> RowArray:
         chosen = (key,) if key else rest
         return spooled(path, _rows(path, chosen), chosen if len(chosen) > 1 else ())
 
-    return Store(lists + names, table, plain, notes)
+    return Store(lists + names, array, plain, notes)
 
 
 def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[int, NDArray[np.float64]]]:

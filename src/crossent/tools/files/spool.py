@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
-from crossent.tools.files.table import Table, table_of
+from crossent.tools.files.row_array import RowArray, row_array
 
 BLOCK = 1 << 16  # rows that are looked at together
 
 
-def spooled(path: str, rows: Iterable[tuple[int, NDArray[np.float64]]], columns: Sequence[str] = ()) -> Table:
+def spooled(path: str, rows: Iterable[tuple[int, NDArray[np.float64]]], columns: Sequence[str] = ()) -> RowArray:
     """Write rows of one shape into an unnamed temporary file and map it; each comes with its line, to be named if it differs."""
     shape, count = None, 0
     with tempfile.TemporaryFile() as spool:
@@ -31,10 +31,10 @@ def spooled(path: str, rows: Iterable[tuple[int, NDArray[np.float64]]], columns:
         if shape is None or not (count and math.prod(shape)):
             raise FileError(f"{path}: holds no rows")
         values = np.memmap(spool, np.float64, "r", shape=(count, *shape))
-    table = replace(table_of(values), columns=tuple(columns))
+    array = replace(row_array(values), columns=tuple(columns))
     if all(_whole(values[start : start + BLOCK]) for start in range(0, count, BLOCK)):
-        return replace(table, dtype="int64", read=lambda start, stop: values[start:stop].astype(np.int64))
-    return table
+        return replace(array, dtype="int64", read=lambda start, stop: values[start:stop].astype(np.int64))
+    return array
 
 
 def _whole(values: NDArray[np.float64]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from crossent.tools.errors import FileError
-from crossent.tools.files.table import Table
+from crossent.tools.files.row_array import RowArray
 
 LOGITS = ("logits", "predictions", "preds", "scores", "outputs", "probs")
 LABELS = ("labels", "targets", "label_ids", "label", "target", "y")
@@ -20,7 +20,7 @@ class Store(NamedTuple):
     """
 
     names: tuple[str, ...]
-    table: Callable[[str], Table]
+    array: Callable[[str], RowArray]
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
 from crossent.tools.files.damage import refuse_other_than_numbers
+from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.store import Store, listed
-from crossent.tools.files.table import Table
 
 
 def open_safetensors(path: str) -> Store:
@@ -21,18 +21,18 @@ def open_safetensors(path: str) -> Store:
     with safe_open(path, "np") as file:
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no dict)
 
-    def table(key: str) -> Table:
+    def array(key: str) -> RowArray:
         kind = kinds[key]
         narrow = kind == "BF16" or kind.startswith("F8")  # NumPy has none of them, and only there is torch needed
         part = safe_open(path, "pt" if narrow else "np").__enter__().get_slice(key)
         if narrow:
             dtype = "bfloat16" if kind == "BF16" else kind.lower()
-            return Table("", tuple(part.get_shape()), dtype, lambda start, stop: part[start:stop].float().numpy())
+            return RowArray("", tuple(part.get_shape()), dtype, lambda start, stop: part[start:stop].float().numpy())
         none = part[:0]
         refuse_other_than_numbers(path, none.dtype)
-        return Table("", tuple(part.get_shape()), none.dtype.name, lambda start, stop: part[start:stop])
+        return RowArray("", tuple(part.get_shape()), none.dtype.name, lambda start, stop: part[start:stop])
 
-    return Store(tuple(kinds), table)
+    return Store(tuple(kinds), array)
 
 
 def open_pt(path: str) -> Store:
@@ -48,7 +48,7 @@ def open_pt(path: str) -> Store:
         hint = f", only {listed(map(str, named))}: save the logits as a tensor of its own" if named else ""
         raise FileError(f"{path}: holds no tensors at its top level{hint}")
 
-    def table(key: str) -> Table:
+    def array(key: str) -> RowArray:
         tensor = tensors[key]
         if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
             raise FileError(f"{path}: holds a tensor of {tensor.dtype} and {tensor.layout}, not plain real numbers")
@@ -58,9 +58,9 @@ def open_pt(path: str) -> Store:
             part = tensor[start:stop]
             return np.asarray((part.float() if narrow else part).numpy())
 
-        return Table("", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
+        return RowArray("", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
 
-    return Store(tuple(tensors), table)
+    return Store(tuple(tensors), array)
 
 
 def _loaded(path: str) -> Any:

@@ -29,8 +29,8 @@ def read_numbers(given: str, usual: Sequence[str] = ()) -> NDArray[Any]:
     path, key = split(given)
     if Path(path).suffix.lower() in FORMATS:
         store = open_store(path)
-        table = store.table(choose(path, store, key, usual, usual[0] if usual else "numbers"))
-        return table.rows(0, len(table))
+        array = store.array(choose(path, store, key, usual, usual[0] if usual else "numbers"))
+        return array.rows(0, len(array))
     try:
         return np.array([float(number) for number in given.split(",")])
     except ValueError:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent.tools import shared_options
-from crossent.tools.errors import Unreadable
+from crossent.tools.errors import InputError
 
 if TYPE_CHECKING:
-    from crossent.tools.files import Table
-    from crossent.tools.score.fail_if import Gate
+    from crossent.tools.files import RowArray
+    from crossent.tools.score.fail_if import Condition
     from crossent.tools.score.report import Report
 
 EPILOG = """\b
@@ -42,8 +42,8 @@ Examples:
 """
 
 
-def _face(name: str, what: str) -> Callable[[Any], Any]:
-    return click.option(f"--{name}", "face", flag_value=name, help=what)
+def _format_flag(name: str, what: str) -> Callable[[Any], Any]:
+    return click.option(f"--{name}", "output_format", flag_value=name, help=what)
 
 
 @click.command("score", epilog=EPILOG)
@@ -61,11 +61,16 @@ def _face(name: str, what: str) -> Callable[[Any], Any]:
 @click.option("--top", type=click.IntRange(0), default=10, metavar="N", help="How many examples to show.  [10]")
 @click.option("--bytes", type=click.IntRange(1), metavar="N", help="The length of the tokens' text, for bits per byte.")
 @click.option("--fail-if", multiple=True, metavar="CONDITION", help="Such as 'nll>0.5': exit with 1 if it holds.")
-@_face("json", "Print one JSON object.")
-@_face("csv", "Print comma-separated values.")
-@_face("md", "Print Markdown.")
+@_format_flag("json", "Print one JSON object.")
+@_format_flag("csv", "Print comma-separated values.")
+@_format_flag("md", "Print Markdown.")
 def score(
-    logits: str, labels: str | None, fail_if: tuple[str, ...], ids: str | None, face: str | None, **options: Any
+    logits: str,
+    labels: str | None,
+    fail_if: tuple[str, ...],
+    ids: str | None,
+    output_format: str | None,
+    **options: Any,
 ) -> None:
     """Score predictions against labels: cross entropy, accuracy, calibration, and the examples that hurt.
 
@@ -75,48 +80,51 @@ def score(
     from crossent.tools.files import FileError
 
     try:
-        gates = _gates(fail_if)
+        conditions = _conditions(fail_if)
         report = _report(logits, labels, ids, options)
-        failed = [gate for gate in gates if gate.holds(report)]
+        failed = [condition for condition in conditions if condition.holds(report)]
     except shared_options.OptionError as error:
         raise error.usage from None
     except FileError as error:
-        raise Unreadable(str(error)) from None
+        raise InputError(str(error)) from None
     for remark in report.remarks:
         click.echo(f"Warning: {remark}", err=True)
-    _print(report, face)
-    for gate in failed:
-        click.echo(f"Failed: {gate.key} is {report.numbers[gate.key]:.6g}, and --fail-if says {gate.said}", err=True)
+    _print(report, output_format)
+    for condition in failed:
+        click.echo(
+            f"Failed: {condition.key} is {report.numbers[condition.key]:.6g}, and --fail-if says {condition.text}",
+            err=True,
+        )
     click.get_current_context().exit(1 if failed else 0)
 
 
-def _gates(conditions: tuple[str, ...]) -> list[Gate]:
-    from crossent.tools.score.fail_if import gate
+def _conditions(conditions: tuple[str, ...]) -> list[Condition]:
+    from crossent.tools.score.fail_if import parse_condition
 
-    return [gate(condition) for condition in conditions]
+    return [parse_condition(condition) for condition in conditions]
 
 
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
     from dataclasses import replace
 
-    from crossent.tools.files.names import read_ids, read_names
+    from crossent.tools.files.class_names import read_ids, read_names
     from crossent.tools.files.values import WEIGHTS, read_numbers
-    from crossent.tools.progress import Bar
+    from crossent.tools.progress import ProgressBar
     from crossent.tools.score.scoring import score as scored
 
     if options["weight"] is not None:
         options["weight"] = read_numbers(options["weight"], WEIGHTS).reshape(-1)
     if options["class_names"] is not None:
         options["class_names"] = read_names(options["class_names"])
-    with Bar() as bar:
-        report = scored(*_open(logits, labels), watch=bar, **options)
+    with ProgressBar() as progress:
+        report = scored(*_open(logits, labels), watch=progress, **options)
     if ids is None:
         return report
     mentioned = {example.row for example in (*report.worst, *report.suspects)}
     return replace(report, ids=read_ids(ids, mentioned, int(report.numbers["rows"] or 0)))
 
 
-def _open(logits: str, labels: str | None) -> tuple[Table, Table]:
+def _open(logits: str, labels: str | None) -> tuple[RowArray, RowArray]:
     from crossent.tools.files import FileError, open_pair
 
     pair = open_pair(logits, labels)
@@ -127,11 +135,11 @@ def _open(logits: str, labels: str | None) -> tuple[Table, Table]:
     return pair.logits, pair.labels
 
 
-def _print(report: Report, face: str | None) -> None:
+def _print(report: Report, output_format: str | None) -> None:
     from crossent.tools.score import show
 
-    if face is None:
+    if output_format is None:
         show.show(report)
     else:
         write = {"json": report.to_json, "csv": lambda: show.separated(report), "md": lambda: show.markdown(report)}
-        click.echo(write[face]().rstrip("\n"))
+        click.echo(write[output_format]().rstrip("\n"))

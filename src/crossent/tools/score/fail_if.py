@@ -7,7 +7,7 @@ import operator
 import re
 from typing import NamedTuple
 
-from crossent.tools.score.report import DEFINITIONS, Report
+from crossent.tools.score.scores import DEFINITIONS, Scores
 from crossent.tools.shared_options import OptionError
 
 SHORT = {
@@ -22,15 +22,15 @@ SHORT = {
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
-class Gate(NamedTuple):
+class Condition(NamedTuple):
     """A condition; the command fails where it holds."""
 
-    said: str
+    text: str
     key: str
     comparison: str
     bound: float
 
-    def holds(self, report: Report) -> bool:
+    def holds(self, report: Scores) -> bool:
         """Compare with the number of a report.
 
         Raises:
@@ -38,26 +38,26 @@ class Gate(NamedTuple):
         """
         value = report.numbers[self.key]
         if value is None or math.isnan(value):
-            raise OptionError("fail_if", f"{self.said!r}: this report has no {self.key}")
+            raise OptionError("fail_if", f"{self.text!r}: this report has no {self.key}")
         return bool(COMPARISONS[self.comparison](value, self.bound))
 
 
-def gate(said: str) -> Gate:
+def parse_condition(text: str) -> Condition:
     """Understand a condition.
 
     Raises:
         OptionError: it is none.
 
-    >>> gate("nll > 0.5")
-    Gate(said='nll > 0.5', key='nll_nats_mean', comparison='>', bound=0.5)
+    >>> parse_condition("nll > 0.5")
+    Condition(text='nll > 0.5', key='nll_nats_mean', comparison='>', bound=0.5)
     """
-    parts = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*", said)
+    parts = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*", text)
     try:
         name, comparison, bound = parts.groups() if parts else ("", "", "")
         key = SHORT.get(name, name)
         if key in DEFINITIONS:
-            return Gate(said, key, comparison, float(bound))
+            return Condition(text, key, comparison, float(bound))
     except ValueError:
         pass
     names = ", ".join([*SHORT, *(key for key in DEFINITIONS if key not in SHORT.values())])
-    raise OptionError("fail_if", f"must read like 'nll>0.5', got {said!r}; what can be compared: {names}")
+    raise OptionError("fail_if", f"must read like 'nll>0.5', got {text!r}; what can be compared: {names}")

@@ -6,7 +6,7 @@ from math import prod
 from typing import NamedTuple
 
 from crossent.tools.errors import FileError
-from crossent.tools.files import Table
+from crossent.tools.files import RowArray
 from crossent.tools.score.options import ScoreOptions
 from crossent.tools.shared_options import class_axis
 
@@ -30,7 +30,7 @@ class DecisionLayout(NamedTuple):
         return prod(self.positions)
 
 
-def decision_layout(logits: Table, labels: Table, options: ScoreOptions) -> DecisionLayout:
+def decision_layout(logits: RowArray, labels: RowArray, options: ScoreOptions) -> DecisionLayout:
     """Find the classes and the decisions in the two shapes.
 
     Raises:
@@ -62,21 +62,21 @@ def decision_layout(logits: Table, labels: Table, options: ScoreOptions) -> Deci
     return DecisionLayout(axis, logits.shape[axis], positions, one_hot, options.shift)
 
 
-def class_axes(logits: Table, labels: Table) -> list[int]:
+def class_axes(logits: RowArray, labels: RowArray) -> list[int]:
     """Find the axes of the logits that the labels do not have."""
     shape = logits.shape
     outside = [shape[:k] + shape[k + 1 :] for k in range(len(shape))]
     return [k for k, left in enumerate(outside) if _squeezed(labels.shape, left) == left]
 
 
-def _advice(logits: Table, labels: Table) -> str:
+def _advice(logits: RowArray, labels: RowArray) -> str:
     fits = class_axes(logits, labels)
     if 0 in fits:
         return ": the classes seem to come first, where the rows belong; save the logits transposed"
     return "".join(f": --class-dim {k} would fit" for k in fits[-1:])
 
 
-def _multilabel(logits: Table, labels: Table) -> DecisionLayout:
+def _multilabel(logits: RowArray, labels: RowArray) -> DecisionLayout:
     shape = logits.shape if len(logits.shape) > 1 else (len(logits), 1)
     one_class = labels.shape == (len(logits),) and shape == (len(logits), 1)
     if _squeezed(labels.shape, logits.shape) != logits.shape and labels.shape != shape and not one_class:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crossent import reference
 from crossent.reference import Array, Bools
 from crossent.tools.errors import FileError
-from crossent.tools.files import Table
+from crossent.tools.files import RowArray
 from crossent.tools.score.layout import DecisionLayout
 from crossent.tools.score.options import ScoreOptions
 
@@ -99,7 +99,7 @@ class RawDecisions(NamedTuple):
 
 
 class Reader:
-    """Reads two tables in blocks of decisions, and notes what looks wrong on the way.
+    """Reads two arrays in blocks of decisions, and notes what looks wrong on the way.
 
     Args:
         logits: the values.
@@ -108,9 +108,9 @@ class Reader:
         options: how to read them.
     """
 
-    def __init__(self, logits: Table, labels: Table, layout: DecisionLayout, options: ScoreOptions) -> None:
+    def __init__(self, logits: RowArray, labels: RowArray, layout: DecisionLayout, options: ScoreOptions) -> None:
         self.logits, self.labels, self.layout, self.options = logits, labels, layout, options
-        self.ignored, self.looks = 0, Looks(options)
+        self.ignored, self.value_range = 0, ValueRange(options)
 
     def blocks(self, watch: Callable[[int], None]) -> Iterator[Decisions]:
         """Read everything; ``watch`` is told how many rows are done.
@@ -118,12 +118,12 @@ class Reader:
         Raises:
             FileError: labels that are no classes, or, after the last block, decisions without a softmax.
         """
-        self.ignored, self.looks = 0, Looks(self.options)
+        self.ignored, self.value_range = 0, ValueRange(self.options)
         broken = Broken(self.logits.name)
         for stop, piece in self._pieces(None):
             y, keep = self._classes(piece)
             self.ignored += int((~keep).sum())
-            self.looks.add(piece.values[keep])
+            self.value_range.add(piece.values[keep])
             block = Decisions(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
             if not broken.found_in(block):
                 yield block
@@ -247,7 +247,7 @@ class Broken:
             )
 
 
-class Looks:
+class ValueRange:
     """What the values look like, against which the ``input`` option is held; nothing is decided by it."""
 
     def __init__(self, options: ScoreOptions) -> None:

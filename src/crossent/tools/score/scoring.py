@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
-from crossent.tools.arrays import read_array, read_table
+from crossent.tools.arrays import read_array, read_rows
 from crossent.tools.errors import FileError
-from crossent.tools.files import Table
+from crossent.tools.files import RowArray
 from crossent.tools.score.layout import class_axes, decision_layout
 from crossent.tools.score.measures import Accuracy, Brier, Calibration, Classes, ExactMatch, Largest, Loss, Suspects
 from crossent.tools.score.options import ScoreOptions
@@ -23,14 +23,14 @@ from crossent.tools.score.row_blocks import Reader
 from crossent.tools.score.temperature import LIMITS, BeforeAndAfter, fit
 from crossent.tools.shared_options import OptionError, check_weight_count
 
-Watch = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
+OnProgress = Callable[[str, int, int], None]  # what is being done, how much of it is, of how much
 
 
 @only_its_keywords
 def score(
-    logits: ArrayLike | Table,
-    labels: ArrayLike | Table,
-    watch: Watch | None = None,
+    logits: ArrayLike | RowArray,
+    labels: ArrayLike | RowArray,
+    watch: OnProgress | None = None,
     *,
     input: str = "logits",
     task: str = "multiclass",
@@ -95,8 +95,8 @@ def _unwatched(doing: str, done: int, of: int) -> None:
     pass
 
 
-def _rows(name: str, values: Any) -> Table:
-    table = read_table(name, values)
+def _rows(name: str, values: Any) -> RowArray:
+    table = read_rows(name, values)
     if 0 in table.shape:
         raise FileError(f"{name}: must hold at least one row, got shape {table.shape}")
     return table
@@ -105,7 +105,7 @@ def _rows(name: str, values: Any) -> Table:
 class Scoring:
     """One scoring: the parts that look at every block, and how their numbers become a report."""
 
-    def __init__(self, logits: Table, labels: Table, options: ScoreOptions, watch: Watch) -> None:
+    def __init__(self, logits: RowArray, labels: RowArray, options: ScoreOptions, watch: OnProgress) -> None:
         self.options, self.layout = options, decision_layout(logits, labels, options)
         self.reader, self.watch = Reader(logits, labels, self.layout, options), watch
         self.columns = self.layout.axis is None
@@ -146,7 +146,7 @@ class Scoring:
             bins=self.calibration.bins(),
             worst=self.worst.examples(),
             suspects=suspects[: self.options.top],
-            remarks=self.reader.looks.warnings() + self._remarks(numbers),
+            remarks=self.reader.value_range.warnings() + self._remarks(numbers),
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -242,11 +242,11 @@ class Scoring:
         return remarks
 
 
-def _described(table: Table) -> dict[str, Any]:
+def _described(table: RowArray) -> dict[str, Any]:
     return {"name": table.name, "shape": list(table.shape), "dtype": table.dtype}
 
 
-def _class_names(logits: Table, options: ScoreOptions, size: int) -> tuple[str, ...]:
+def _class_names(logits: RowArray, options: ScoreOptions, size: int) -> tuple[str, ...]:
     names = options.class_names or (logits.columns if len(logits.columns) == size else None)
     if names is None:
         return tuple(map(str, range(size)))

@@ -7,65 +7,37 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from crossent.tools.score.report import Report
-from crossent.tools.score.tables import Grid, grids, heading
-
-LEAST, MOST = (
-    80,
-    100,
-)  # columns; a table broken by a narrow terminal can still be read, one cut to fit it has lost its numbers
+from crossent.tools.score.scores import Scores
+from crossent.tools.score.tables import heading, report_tables
+from crossent.tools.terminal import draw, print_table, readable
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: Scores, console: Console | None = None) -> None:
     """Print a report in the terminal."""
-    console = console or Console(highlight=False)
-    console.width = min(console.width, MOST)
+    console = readable(console)
     console.print(Text(heading(report)))
-    for grid in grids(report):
+    for table in report_tables(report):
         console.print()
-        console.print(Text(grid.title, style="bold"))
-        if grid.rows:
-            width, console.width = console.width, max(console.width, LEAST)
-            console.print(_draw(grid))
-            console.width = width
-        for note in grid.notes:
+        console.print(Text(table.title, style="bold"))
+        if table.rows:
+            print_table(draw(table), console)
+        for note in table.notes:
             console.print(Text(note, style="dim"))
 
 
-def text(report: Report) -> str:
-    """Write a report as it stands in a terminal of 80 columns without colour."""
-    out = io.StringIO()
-    show(report, Console(file=out, width=80, color_system=None, highlight=False, legacy_windows=False))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-
-
-def _draw(grid: Grid) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), show_header=any(grid.columns)
-    )
-    for j, column in enumerate(grid.columns):
-        left = j in grid.text
-        table.add_column(Text(column), justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in grid.rows:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def markdown(report: Report) -> str:
+def markdown(report: Scores) -> str:
     """Write the tables of a report in Markdown."""
     lines = [f"**crossent score** {report.settings['logits']['name']}: {heading(report)}"]
     lines += [f"> {remark}" for remark in report.remarks]
-    for grid in grids(report):
-        rule = ["---" if j in grid.text else "---:" for j in range(len(grid.columns))]
-        lines += ["", f"### {grid.title}", ""]
-        if grid.rows:
-            lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in (grid.columns, rule, *grid.rows)]
-        lines += ["", *grid.notes] if grid.notes else []
+    for table in report_tables(report):
+        rule = ["---" if j in table.text_columns else "---:" for j in range(len(table.columns))]
+        lines += ["", f"### {table.title}", ""]
+        if table.rows:
+            lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in (table.columns, rule, *table.rows)]
+        lines += ["", *table.notes] if table.notes else []
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +45,7 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def separated(report: Report) -> str:
+def separated(report: Scores) -> str:
     """Write every number on a line of comma-separated values: the table, the item in it, the measure and its value."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

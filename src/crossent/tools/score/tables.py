@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from crossent.tools.score.measures import ClassRow, Example
-from crossent.tools.score.report import Report
+from crossent.tools.score.scores import Scores
+from crossent.tools.table import Table
 
 FEW = 30  # so many classes are all shown
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table; the columns named in ``text`` are words and stand left, all others are numbers and stand right."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    notes: tuple[str, ...] = ()
-    text: tuple[int, ...] = (0,)
-
-
-def grids(report: Report) -> list[Grid]:
+def report_tables(report: Scores) -> list[Table]:
     """Tabulate a report, the most important first."""
     said = [_loss(report), _scores(report)]
     if report.numbers["odd_rows_nll_nats_after"] is not None:
@@ -37,7 +27,7 @@ def grids(report: Report) -> list[Grid]:
     return said
 
 
-def heading(report: Report) -> str:
+def heading(report: Scores) -> str:
     """Say of what the scores are, in a line."""
     n = report.numbers
     each = "token" if report.settings["task"] == "lm" else "decision"
@@ -53,7 +43,7 @@ def _count(number: float | None, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
-def _loss(report: Report) -> Grid:
+def _loss(report: Scores) -> Table:
     n = report.numbers
 
     def line(name: str, nats: float | None, error: float | None = None, skill: float | None = None) -> tuple[str, ...]:
@@ -74,10 +64,10 @@ def _loss(report: Report) -> Grid:
     notes = ["± one standard error over rows. Skill: 1 − cross entropy / this line."]
     if n["loss_nats_mean"] is not None:
         notes.append("As trained: with the class weights and label smoothing given. All else is without.")
-    return Grid("Loss", ("", "nats", "bits", "skill"), rows, tuple(notes))
+    return Table("Loss", ("", "nats", "bits", "skill"), rows, tuple(notes))
 
 
-def _scores(report: Report) -> Grid:
+def _scores(report: Scores) -> Table:
     n: dict[str, Any] = report.numbers
     error = n["accuracy_standard_error"]
     spread = f" ± {100 * error:.2f}" if math.isfinite(error) else ""
@@ -109,14 +99,14 @@ def _scores(report: Report) -> Grid:
         ),
     ]
     rows = [(name, write(n[key]), what) for name, key, write, what in lines if n[key] is not None]
-    return Grid("Scores", ("", "", ""), rows, text=(0, 2))
+    return Table("Scores", ("", "", ""), rows, text_columns=(0, 2))
 
 
-def _temperature(report: Report) -> Grid:
+def _temperature(report: Scores) -> Table:
     n: dict[str, Any] = report.numbers
     at = f"at {n['temperature']:.3f}"
     named = (("cross entropy, nats", "odd_rows_nll_nats"), ("calibration error", "odd_rows_calibration_error"))
-    return Grid(
+    return Table(
         f"Temperature {n['temperature']:.3f} (a model that is too sure needs more than 1)",
         (f"the {n['decisions_odd_rows']:,} decisions of odd rows", "as they are", at),
         [(name, _plain(n[f"{key}_before"]), _plain(n[f"{key}_after"])) for name, key in named],
@@ -124,7 +114,7 @@ def _temperature(report: Report) -> Grid:
     )
 
 
-def _classes(report: Report) -> Grid:
+def _classes(report: Scores) -> Table:
     shown, title = report.costliest(FEW), "Classes"
     if len(shown) < len(report.classes):
         title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
@@ -135,10 +125,10 @@ def _classes(report: Report) -> Grid:
     notes.append("p − freq.: mean probability − frequency, above 0 if it is named too readily.")
     notes += ["Taken for: what it is most often called instead."] * taken
     rows = [_class(report, row)[: 8 + taken] for row in shown]
-    return Grid(title, columns[: 8 + taken], rows, tuple(notes), (0, 8))
+    return Table(title, columns[: 8 + taken], rows, tuple(notes), text_columns=(0, 8))
 
 
-def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
+def _class(report: Scores, row: ClassRow) -> tuple[str, ...]:
     return (
         report.class_names[row.label],
         f"{row.decisions:,}",
@@ -152,10 +142,10 @@ def _class(report: Report, row: ClassRow) -> tuple[str, ...]:
     )
 
 
-def _suspects(report: Report) -> Grid:
+def _suspects(report: Scores) -> Table:
     found = report.numbers["suspected_label_errors"] or 0
     if not found:
-        return Grid("Suspected label errors: none", (), ())
+        return Table("Suspected label errors: none", (), ())
     shown = len(report.suspects)
     title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if 0 < shown < found else "")
     note = (
@@ -163,12 +153,11 @@ def _suspects(report: Report) -> Grid:
         "reading if it was not trained on these rows."
     )
     if not shown:
-        return Grid(title, (), (), (note,))
-    grid = _examples(report, title, report.suspects)
-    return Grid(grid.title, grid.columns, grid.rows, (note,), grid.text)
+        return Table(title, (), (), (note,))
+    return replace(_examples(report, title, report.suspects), notes=(note,))
 
 
-def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
+def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
     ids, names = bool(report.ids), report.class_names
     place = "token" if report.settings["task"] == "lm" else "at"
     several = not report.columns and bool(report.settings["positions"])
@@ -183,11 +172,11 @@ def _examples(report: Report, title: str, examples: list[Example]) -> Grid:
         else:
             cells += [names[e.true], number(e.p_true, 4), names[e.predicted], number(e.p_predicted, 4)]
         rows.append((*cells, number(e.loss_nats, 4)))
-    words = {"id", "class", "true", "predicted"}
-    return Grid(title, tuple(columns), rows, (), tuple(k for k, name in enumerate(columns) if name in words))
+    text_columns = tuple(k for k, name in enumerate(columns) if name in ("id", "class", "true", "predicted"))
+    return Table(title, tuple(columns), rows, text_columns=text_columns)
 
 
-def _place(report: Report, position: int) -> str:
+def _place(report: Scores, position: int) -> str:
     """Write where in a row a decision is: one number for each axis."""
     at = []
     for size in reversed(report.settings["positions"]):

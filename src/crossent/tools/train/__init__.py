@@ -1,10 +1,10 @@
 """Training jobs on data that comes with a library, so that a loss can be seen at work without a download.
 
 ``catalogue`` lists the jobs. A job is one file, such as ``noisy.py``: its rows, its losses, its scores, what is said and
-shown of them. All else is shared: ``data`` and ``canvases`` make the rows, ``network`` is trained with each of the ``losses``,
-``fit`` trains and sweeps, ``metrics`` scores, ``results`` records, ``findings`` says what the numbers show, ``job`` puts
-these in order; ``tables``, ``figure``, ``report``, ``progress`` and ``terminal`` show them. Importing this package imports
-neither torch nor anything optional.
+shown of them. All else is shared: ``data`` and ``canvases`` make the rows, ``network`` is trained with each of the ``candidates``,
+``fit`` trains and sweeps, ``metrics`` scores, ``results`` records, ``conclusions`` says what the numbers show, ``job`` puts
+these in order; ``tables``, ``panel``, ``figure``, ``report``, ``training_progress`` and ``terminal`` show them.
+Importing this package imports neither torch nor anything optional.
 """
 
 from __future__ import annotations

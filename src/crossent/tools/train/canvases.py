@@ -11,11 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from crossent.tools.train import data
-from crossent.tools.train.data import Part, Split, stratified_split
-from crossent.tools.train.results import Settings
+from crossent.tools.train.data import Split, Subset, stratified_split
+from crossent.tools.train.results import TrainSettings
 
 BLOCKS = 20
 """The test canvases lie in so many blocks. Canvases of one block share digits; the blocks, which share none, are independent."""
+BLOCKS_DEFINITION = (
+    f"Test canvases lie in {BLOCKS} blocks that share no digit; standard errors are over the blocks and the seeds."
+)
+SPLIT = (
+    "the digits are split before the canvases are drawn, so that the parts share none; test canvases the same for every loss and "
+    "run"
+)
+SEEDED = "the training and validation canvases, the first weights and the order"
 SIDE = 8
 
 Rows = NDArray[np.int64]
@@ -42,7 +50,7 @@ class Canvases:
     zero: float
     one: float
 
-    def load(self, settings: Settings, seed: int) -> Split:
+    def load(self, settings: TrainSettings, seed: int) -> Split:
         """Draw canvases: those to train and to choose by are the run's own, those to report are the same for all runs."""
         pools = stratified_split(data.digits()[1].numpy(), settings.seed)
         seeds = (seed, seed, settings.seed)
@@ -54,9 +62,9 @@ class Canvases:
             )
         )
 
-    def compose(self, pool: Rows, count: int, blocks: int, rng: np.random.Generator) -> Part:
+    def compose(self, pool: Rows, count: int, blocks: int, rng: np.random.Generator) -> Subset:
         """Draw this many canvases, as many a block, from digits that are dealt to the blocks."""
         dealt = np.array_split(rng.permutation(pool), blocks)
         drawn = [self.draw(i, dealt[i * blocks // count], rng) for i in range(count)]
         position, ink, label = (torch.from_numpy(np.stack(each)) for each in zip(*drawn, strict=True))
-        return Part(position, (ink.unsqueeze(1) - self.zero) / (self.one - self.zero), label)
+        return Subset(position, (ink.unsqueeze(1) - self.zero) / (self.one - self.zero), label)

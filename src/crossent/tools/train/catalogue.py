@@ -17,7 +17,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Card:
+class JobEntry:
     """A job's name, the module whose ``JOB`` it is, its losses by the name a user types, and its defaults."""
 
     name: str
@@ -67,9 +67,9 @@ IMBALANCED_LOSSES = {
 }
 
 JOBS = {
-    card.name: card
-    for card in (
-        Card(
+    entry.name: entry
+    for entry in (
+        JobEntry(
             "digits",
             "digits",
             "Losses side by side on handwritten digits.",
@@ -79,7 +79,7 @@ JOBS = {
             epochs=15,
             seeds=3,
         ),
-        Card(
+        JobEntry(
             "digits-multilabel",
             "multilabel",
             "Several labels a picture: softmax or sigmoid?",
@@ -89,7 +89,7 @@ JOBS = {
             epochs=20,
             seeds=3,
         ),
-        Card(
+        JobEntry(
             "digits-segmentation",
             "segmentation",
             "A class for every pixel, most of them background.",
@@ -99,7 +99,7 @@ JOBS = {
             epochs=15,
             seeds=3,
         ),
-        Card(
+        JobEntry(
             "digits-noisy",
             "noisy",
             "Training labels of which a share is wrong.",
@@ -110,7 +110,7 @@ JOBS = {
             seeds=5,
             options=(Option("flipped", 0.4, 0.05, 0.85, "Share of the labels that are flipped."),),
         ),
-        Card(
+        JobEntry(
             "digits-imbalanced",
             "imbalanced",
             "Classes of which some are rare.",

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossent.tools.train import JOBS
-from crossent.tools.train.catalogue import Card, Option
+from crossent.tools.train.catalogue import JobEntry, Option
+from crossent.tools.train.command_options import files, ready, seed, show
 from crossent.tools.train.language.command import bytes_
-from crossent.tools.train.options import files, ready, seed, show
 
 if TYPE_CHECKING:
     from crossent.tools.train.job import Job
-    from crossent.tools.train.results import Settings
+    from crossent.tools.train.results import TrainSettings
 
 QUICK_EPOCHS, QUICK_SEEDS = 3, 1
 
@@ -44,21 +44,21 @@ def _rate(ctx: click.Context, param: click.Parameter, value: float | None) -> fl
     return value
 
 
-def _training(card: Card) -> click.Command:
-    """Make the command of a job from its card."""
+def _training(entry: JobEntry) -> click.Command:
+    """Make the command of a job from its entry in the catalogue."""
     whole = click.IntRange(1)
-    losses = "\n".join(f"  {name:<20}{what}" for name, what in card.losses.items())
+    losses = "\n".join(f"  {name:<20}{what}" for name, what in entry.losses.items())
     options = [
         click.Option(
             ["--losses"],
             callback=_loss_names,
-            default=",".join(card.losses),
+            default=",".join(entry.losses),
             metavar="NAME,NAME,...",
             help="Some of the losses below.  [all]",
         ),
-        *(_own(option) for option in card.options),
-        click.Option(["--epochs"], type=whole, metavar="N", help=f"Times through the training rows.  [{card.epochs}]"),
-        click.Option(["--seeds"], type=whole, metavar="N", help=f"Runs at the chosen rate.  [{card.seeds}]"),
+        *(_own(option) for option in entry.options),
+        click.Option(["--epochs"], type=whole, metavar="N", help=f"Times through the training rows.  [{entry.epochs}]"),
+        click.Option(["--seeds"], type=whole, metavar="N", help=f"Runs at the chosen rate.  [{entry.seeds}]"),
         seed("Fixes the split; the first run's."),
         click.Option(
             ["--lr"],
@@ -67,13 +67,13 @@ def _training(card: Card) -> click.Command:
             metavar="RATE",
             help="One learning rate for all, instead of a sweep for each.",
         ),
-        *files(card.name),
+        *files(entry.name),
     ]
     return click.Command(
-        card.name,
+        entry.name,
         params=list[click.Parameter](options),
-        callback=partial(_train, card),
-        help=f"{card.summary}\n\n{card.about}",
+        callback=partial(_train, entry),
+        help=f"{entry.summary}\n\n{entry.about}",
         epilog=f"\b\nLosses:\n{losses}",
     )
 
@@ -89,16 +89,16 @@ def _own(option: Option) -> click.Option:
     )
 
 
-def _train(card: Card, as_json: bool, out: Path, **asked: Any) -> None:
+def _train(entry: JobEntry, as_json: bool, out: Path, **asked: Any) -> None:
     """Run a job, write its files and print its results."""
     ready(out, "sklearn", "matplotlib")
 
-    from crossent.tools.train.progress import Watch
     from crossent.tools.train.run import job_of, output, run, total_runs
+    from crossent.tools.train.training_progress import TrainingProgress
 
-    job = job_of(card)
+    job = job_of(entry)
     settings = _settings(job, **asked)
-    results = run(job, settings, Watch(total_runs(settings), settings.epochs))
+    results = run(job, settings, TrainingProgress(total_runs(settings), settings.epochs))
     if not results.losses:
         raise click.ClickException("interrupted before the first loss was finished: nothing was kept")
     show(output(results), out, as_json)
@@ -116,13 +116,13 @@ def _settings(
     lr: float | None,
     quick: bool,
     **options: float,
-) -> Settings:
-    from crossent.tools.train.results import Settings
+) -> TrainSettings:
+    from crossent.tools.train.results import TrainSettings
 
-    return Settings(
+    return TrainSettings(
         losses=losses,
-        epochs=epochs or (QUICK_EPOCHS if quick else job.card.epochs),
-        seeds=seeds or (QUICK_SEEDS if quick else job.card.seeds),
+        epochs=epochs or (QUICK_EPOCHS if quick else job.entry.epochs),
+        seeds=seeds or (QUICK_SEEDS if quick else job.entry.seeds),
         seed=seed,
         rates=(lr,) if lr is not None else job.quick_rates if quick else job.rates,
         quick=quick,
@@ -130,6 +130,6 @@ def _settings(
     )
 
 
-for _card in JOBS.values():
-    train.add_command(_training(_card))
+for _entry in JOBS.values():
+    train.add_command(_training(_entry))
 train.add_command(bytes_)

@@ -13,7 +13,7 @@ from torch import Tensor
 FRACTIONS = (0.6, 0.2, 0.2)
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """Some rows of a data set: their positions in it, their inputs and their labels."""
 
     position: Tensor
@@ -24,9 +24,9 @@ class Part(NamedTuple):
 class Split(NamedTuple):
     """Three parts without a common row: to train on, to choose by, and to report."""
 
-    train: Part
-    validation: Part
-    test: Part
+    train: Subset
+    validation: Subset
+    test: Subset
 
 
 def stratified_split(
@@ -63,4 +63,4 @@ def load_digits(seed: int) -> Split:
     parts = [torch.from_numpy(index) for index in stratified_split(labels.numpy(), seed)]
     known = images[parts[0]]
     images = (images - known.mean()) / known.std()
-    return Split(*(Part(index, images[index], labels[index]) for index in parts))
+    return Split(*(Subset(index, images[index], labels[index]) for index in parts))

@@ -9,14 +9,9 @@ from torch.nn import functional as F
 
 from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
-from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Split
-from crossent.tools.train.figure import Panel, epoch_panel, push_panel
-from crossent.tools.train.findings import compare, cost_of_one_rate, have_learnt, percent, points, ranking
-from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Words
-from crossent.tools.train.losses import (
+from crossent.tools.train.candidates import (
     CE,
     CE_SMOOTH,
     NORMALISED_SIGMOID,
@@ -28,9 +23,15 @@ from crossent.tools.train.losses import (
     log_softmax,
     push_when_wrong,
 )
+from crossent.tools.train.catalogue import JOBS
+from crossent.tools.train.conclusions import compare, cost_of_one_rate, have_learnt, percent, points, ranking
+from crossent.tools.train.data import Split
+from crossent.tools.train.figure import epoch_panel, push_panel
+from crossent.tools.train.fit import Fitted, by_accuracy, predict
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import network
-from crossent.tools.train.results import LossResult, Results, SeedResult, Settings
-from crossent.tools.train.tables import Grid
+from crossent.tools.train.panel import Panel
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
 
 LEVEL = 0.9
 """The validation accuracy whose first epoch is reported."""
@@ -96,7 +97,7 @@ CANDIDATES = by_name(
 # --- rows and scores --------------------------------------------------------------------------------------------------
 
 
-def load(settings: Settings, seed: int) -> Split:
+def load(settings: TrainSettings, seed: int) -> Split:
     """Load the digits; every run has the same."""
     return data.load_digits(settings.seed)
 
@@ -107,21 +108,14 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
     log_p = candidate.log_probabilities(predict(fitted.model, split.test)).numpy()
     right = log_p.argmax(1) == labels
     scores = {
-        "accuracy": metrics.accuracy(log_p, labels),
         "nll": metrics.nll(log_p, labels),
         "calibration_error": metrics.calibration_error(log_p, labels),
     }
-    return SeedResult(
-        fitted.seed,
-        scores,
-        {"accuracy": tuple(right.astype(float).tolist())},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "epochs_to_90_percent": metrics.epochs_to(fitted.validation_score, LEVEL),
-            "wrong": tuple(split.test.position.numpy()[~right].tolist()),
-        },
-    )
+    details = {
+        "epochs_to_90_percent": metrics.epochs_to(fitted.validation_score, LEVEL),
+        "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+    }
+    return seed_result(fitted, {"accuracy": right}, details, scores)
 
 
 def epochs(loss: LossResult) -> str:
@@ -152,7 +146,7 @@ def gradient(loss: LossResult) -> dict[str, object]:
     return {"gradient": {"logits": SURE_AND_WRONG, "label": 0, **push._asdict()}}
 
 
-def gradients(results: Results) -> Grid:
+def gradients(results: Results) -> Table:
     """Tabulate the gradient that each loss gives to a prediction that is sure and wrong."""
     pushes = {loss.name: push_when_wrong(CANDIDATES[loss.name]) for loss in results.losses}
     rows = tuple(
@@ -170,7 +164,7 @@ def gradients(results: Results) -> Grid:
         "Computed by crossent.reference, the definition, in float64. Autograd of the very losses that were trained "
         f"gives the same; the largest difference is {f'{worst:.0e}' if worst else 0}.",
     )
-    return Grid("The gradient ∂L/∂x at logits (−1, 6, −0.25), the first class being true", columns, rows, notes)
+    return Table("The gradient ∂L/∂x at logits (−1, 6, −0.25), the first class being true", columns, rows, notes)
 
 
 def opening(results: Results) -> str:
@@ -262,7 +256,7 @@ def probabilities(results: Results) -> str:
 
 
 JOB = Job(
-    card=JOBS["digits"],
+    entry=JOBS["digits"],
     candidates=CANDIDATES,
     network=network,
     load=load,
@@ -277,7 +271,7 @@ JOB = Job(
     cost="nll",
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     quick_rates=(0.1, 1.0),
-    words=Words(
+    wording=Wording(
         row="image",
         rows="images",
         measured="accuracy",

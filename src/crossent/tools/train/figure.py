@@ -5,32 +5,19 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crossent.tools.train.losses import push_curve
-from crossent.tools.train.results import LossResult, Results, Tried
+from crossent.tools.train.candidates import push_curve
+from crossent.tools.train.job import Results
+from crossent.tools.train.panel import LIGHT, Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult, Tried
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of paper and ink, and the tints of the losses; dashes differ besides, for the colour-blind."""
-
-    paper: str
-    ink: str
-    faint: str
-    tints: tuple[str, ...]
-
-
-LIGHT = Theme("#ffffff", "#1b1f24", "#c9ced6", ("#0072b2", "#3aa0dc", "#009e73", "#d55e00", "#b0609a", "#d99600"))
-DARK = Theme("#14171c", "#e6e9ee", "#3a414c", ("#4aa3f0", "#a5d8ff", "#2cc79b", "#ff8145", "#e79fd0", "#f4c542"))
-THEMES = (LIGHT, DARK)
 
 _DASHES = (None, (1.5, 1.5), (4, 2), None, None, (6, 2, 1.5, 2))
 TINTS = {
@@ -42,16 +29,7 @@ TINTS = {
     "ce-after-softmax": 5, "sce": 5,
 }  # fmt: skip
 """Which tint and which dashes a loss has, the same in every picture."""
-_WIDTH, _HEIGHT = 5.8, 4.9
-
-
-class Panel(NamedTuple):
-    """A part of the picture: how it is drawn, and what it shows for those who do not see it."""
-
-    draw: Callable[[Axes, Any, Theme], None]
-    words: str
-    wide: bool = False
-    height: float = _HEIGHT
+_WIDTH = 5.8
 
 
 def png(results: Results, theme: Theme = LIGHT) -> bytes:
@@ -157,6 +135,29 @@ def over_rates(axes: Axes, results: Results, theme: Theme, share: Callable[[Trie
     label_ends(axes, ends, theme)
 
 
+def over_categories(
+    axes: Axes,
+    results: Results,
+    theme: Theme,
+    shares: Callable[[SeedResult], Sequence[float]],
+    *,
+    each_seed: bool = False,
+    markersize: float | None = None,
+) -> None:
+    """Plot shares of a few categories in their order: the seeds' mean, and each seed in a thin line where that is asked."""
+    ends = []
+    for loss in results.losses:
+        curves = 100 * np.array([shares(run) for run in loss.runs])
+        style, places = line(loss, theme), range(curves.shape[1])
+        axes.plot(places, curves.mean(0), marker="o", markersize=markersize, **style)
+        if each_seed:
+            axes.plot(places, curves.T, **{**style, "linewidth": 0.8}, alpha=0.5)
+        ends.append((float(curves[:, -1].mean()), loss))
+        axes.set_xlim(0, len(places) - 1)
+    axes.set_ylim(0, 102)
+    label_ends(axes, ends, theme)
+
+
 def dots(axes: Axes, results: Results, theme: Theme, groups: dict[str, str]) -> None:
     """Plot test scores side by side, those of one name together: a dot a seed, a line at their mean."""
     count = len(results.losses)
@@ -183,7 +184,7 @@ def legend(axes: Axes, results: Results, theme: Theme) -> None:
 
 
 def _validation(results: Results) -> str:
-    return f"{results.job.words.measured} on the validation {results.job.words.rows}, %"
+    return f"{results.job.wording.measured} on the validation {results.job.wording.rows}, %"
 
 
 # --- their parts ------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from crossent.tools.train import metrics
-from crossent.tools.train.data import Part
-from crossent.tools.train.losses import Candidate, Loss
+from crossent.tools.train.candidates import Candidate, Loss
+from crossent.tools.train.data import Subset
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Task:
     """What is trained on what: a fresh model, the rows to learn from, and the rows to choose by."""
 
     build: Callable[[], nn.Module]
-    train: Part
-    validation: Part
+    train: Subset
+    validation: Subset
     judge: Judge
     recipe: Recipe
 
@@ -138,7 +138,7 @@ def train_epoch(
     return float(torch.stack(seen).mean())
 
 
-def predict(model: nn.Module, part: Part) -> Tensor:
+def predict(model: nn.Module, part: Subset) -> Tensor:
     """Compute a model's logits for the rows of a part."""
     with torch.no_grad():
         logits: Tensor = model(part.inputs)

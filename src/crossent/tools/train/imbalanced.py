@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from crossent import class_weights, cross_entropy, focal_loss, reference
+from crossent import class_weights, cross_entropy, reference
 from crossent.reference import Array
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
+from crossent.tools.train.candidates import FOCAL, PLAIN, SOFTMAX, WEIGHTED, Candidate, by_name
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, dots, finish, label_ends, line
-from crossent.tools.train.findings import (
+from crossent.tools.train.conclusions import (
     Difference,
     compare,
     cost_of_one_rate,
@@ -25,12 +26,14 @@ from crossent.tools.train.findings import (
     percent,
     ranking,
 )
+from crossent.tools.train.data import Split, Subset
+from crossent.tools.train.figure import dots, finish, over_categories
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Words
-from crossent.tools.train.losses import SOFTMAX, Candidate, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import network
-from crossent.tools.train.results import LossResult, Results, SeedResult, Settings
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,13 +46,13 @@ FEW = 3
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def load(settings: Settings, seed: int) -> Split:
+def load(settings: TrainSettings, seed: int) -> Split:
     """Thin the training part; the run's seed says which rows stay. The others are as they were."""
     split = data.load_digits(settings.seed)
     return split._replace(train=thin(split.train, settings.options["ratio"], np.random.default_rng([seed, 2])))
 
 
-def thin(part: Part, ratio: float, rng: np.random.Generator) -> Part:
+def thin(part: Subset, ratio: float, rng: np.random.Generator) -> Subset:
     """Keep fewer and fewer rows of the classes 0 to 9, geometrically, so that 9 is so many times rarer than 0."""
     labels = part.labels.numpy()
     most = np.bincount(labels).min()
@@ -58,10 +61,10 @@ def thin(part: Part, ratio: float, rng: np.random.Generator) -> Part:
         for label in range(CLASSES)
     ]
     rows = torch.from_numpy(np.sort(np.concatenate(kept)))
-    return Part(part.position[rows], part.inputs[rows], part.labels[rows])
+    return Subset(part.position[rows], part.inputs[rows], part.labels[rows])
 
 
-def counts(part: Part) -> Tensor:
+def counts(part: Subset) -> Tensor:
     """Count the rows of each class."""
     return torch.bincount(part.labels, minlength=CLASSES)
 
@@ -69,30 +72,23 @@ def counts(part: Part) -> Tensor:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def weights(train: Part) -> dict[str, Any]:
+def weights(train: Subset) -> dict[str, Any]:
     """Weigh each class by one over its frequency, an example 1 on average."""
     return {"weight": class_weights(counts(train))}
 
 
-def log_prior(train: Part) -> dict[str, Any]:
+def log_prior(train: Subset) -> dict[str, Any]:
     """Add the log of each class's frequency to its logit while training, so that the network need not learn it."""
     return {"logit_bias": (counts(train) / len(train.labels)).log()}
 
 
 CANDIDATES = by_name(
-    Candidate("plain", "−log p(true)", cross_entropy, *SOFTMAX, reference.cross_entropy),
-    Candidate(
-        "weighted",
-        "−c(true) log p(true), c = n / (C n(true))",
-        cross_entropy,
-        *SOFTMAX,
-        reference.cross_entropy,
-        weights,
-    ),
+    PLAIN,
+    replace(WEIGHTED, given=weights),
     Candidate(
         "adjusted", "−log softmax(x + log prior)(true)", cross_entropy, *SOFTMAX, reference.cross_entropy, log_prior
     ),
-    Candidate("focal", "−(1 − p(true))² log p(true)", focal_loss, *SOFTMAX, reference.focal_loss),
+    FOCAL,
 )
 
 
@@ -118,18 +114,12 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
         "rare": labels >= CLASSES - FEW,
     }
     shares = {key: metrics.balanced_shares(right[rows], labels[rows]) for key, rows in groups.items()}
-    return SeedResult(
-        fitted.seed,
-        {key: float(share.mean()) for key, share in shares.items()},
-        {key: tuple(share.tolist()) for key, share in shares.items()},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "recall": tuple(metrics.recalls(predicted, labels, CLASSES).tolist()),
-            "training_images": tuple(counts(split.train).tolist()),
-            "wrong": tuple(split.test.position.numpy()[~right].tolist()),
-        },
-    )
+    details = {
+        "recall": tuple(metrics.recalls(predicted, labels, CLASSES).tolist()),
+        "training_images": tuple(counts(split.train).tolist()),
+        "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+    }
+    return seed_result(fitted, shares, details)
 
 
 def definitions(results: Results) -> tuple[str, ...]:
@@ -151,12 +141,12 @@ def recall(loss: LossResult) -> Array:
     return np.asarray(np.mean([run.details["recall"] for run in loss.runs], axis=0))
 
 
-def by_class(results: Results) -> Grid:
+def by_class(results: Results) -> Table:
     """Tabulate the recall of each class."""
     rows = [("training images", *(str(n) for n in training_images(results)))]
     rows += [(loss.name, *(f"{100 * share:.0f}" for share in recall(loss))) for loss in results.losses]
     title = f"Found of each class in %{over_seeds(results)}"
-    return Grid(title, ("class", *map(str, range(CLASSES))), tuple(rows))
+    return Table(title, ("class", *map(str, range(CLASSES))), tuple(rows))
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -210,18 +200,11 @@ def _more(difference: Difference) -> str:
 
 def recall_panel(axes: Axes, results: Results, theme: Theme) -> None:
     """Plot the recall of each class, from the most frequent to the rarest: the seeds' mean."""
-    ends = []
-    for loss in results.losses:
-        curve = 100 * recall(loss)
-        axes.plot(range(CLASSES), curve, marker="o", markersize=4, **line(loss, theme))
-        ends.append((float(curve[-1]), loss))
+    over_categories(axes, results, theme, lambda run: run.details["recall"], markersize=4)
     images = training_images(results)
     axes.set_xticks(range(CLASSES), [f"{label}\n{n}" for label, n in enumerate(images)])
-    axes.set_xlim(0, CLASSES - 1)
-    axes.set_ylim(0, 102)
     finish(axes, theme, "What is found of each class", "test images found, %")
     axes.set_xlabel("class, and its training images", color=theme.ink)
-    label_ends(axes, ends, theme)
 
 
 def score_panel(axes: Axes, results: Results, theme: Theme) -> None:
@@ -232,7 +215,7 @@ def score_panel(axes: Axes, results: Results, theme: Theme) -> None:
 
 
 JOB = Job(
-    card=JOBS["digits-imbalanced"],
+    entry=JOBS["digits-imbalanced"],
     candidates=CANDIDATES,
     network=network,
     load=load,
@@ -246,7 +229,7 @@ JOB = Job(
     cost="nll",
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     quick_rates=(0.01, 0.1),
-    words=Words(
+    wording=Wording(
         row="image",
         rows="images",
         measured="balanced accuracy",

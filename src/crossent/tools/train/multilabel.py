@@ -9,12 +9,12 @@ from torch import Tensor
 
 from crossent import binary_cross_entropy_with_logits, multilabel_cross_entropy, reference, sigmoid_focal_loss
 from crossent.reference import Array, Bools
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
-from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
+from crossent.tools.train.candidates import SIGMOID, SOFTMAX, Candidate, by_name
+from crossent.tools.train.canvases import BLOCKS, BLOCKS_DEFINITION, SEEDED, SIDE, SPLIT, Canvas, Canvases, Rows
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, dots, finish, label_ends, line
-from crossent.tools.train.findings import (
+from crossent.tools.train.conclusions import (
     compare,
     cost_of_one_rate,
     failures,
@@ -24,12 +24,14 @@ from crossent.tools.train.findings import (
     percent,
     ranking,
 )
+from crossent.tools.train.data import Split, Subset
+from crossent.tools.train.figure import dots, finish, over_categories
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Words
-from crossent.tools.train.losses import SIGMOID, SOFTMAX, Candidate, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import canvas_network
-from crossent.tools.train.results import LossResult, Results, SeedResult
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +118,7 @@ def _p(candidate: Candidate, logits: Tensor) -> Array:
     return candidate.log_probabilities(logits).exp().numpy()
 
 
-def _hot(part: Part) -> Bools:
+def _hot(part: Subset) -> Bools:
     return part.labels.numpy() > 0
 
 
@@ -139,19 +141,13 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
     }
     for number in range(MOST + 1):
         shares[f"exact_{number}"] = metrics.block_means(right[hot.sum(1) == number], BLOCKS)
-    scores = {key: float(share.mean()) for key, share in shares.items()}
-    return SeedResult(
-        fitted.seed,
-        {**scores, "map": metrics.mean_average_precision(p, hot)},
-        {key: tuple(share.tolist()) for key, share in shares.items()},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "threshold": threshold,
-            "exact_by_block": tuple(shares["exact"].tolist()),
-            "said_of_first": tuple(tuple(np.flatnonzero(row >= threshold).tolist()) for row in p[:SHOWN]),
-        },
-    )
+    details = {
+        "threshold": threshold,
+        "exact_by_block": tuple(shares["exact"].tolist()),
+        "said_of_first": tuple(tuple(np.flatnonzero(row >= threshold).tolist()) for row in p[:SHOWN]),
+    }
+    # The mean of the jackknife's shares is this score but for a small bias.
+    return seed_result(fitted, shares, details, {"map": metrics.mean_average_precision(p, hot)})
 
 
 def definitions(results: Results) -> tuple[str, ...]:
@@ -160,7 +156,7 @@ def definitions(results: Results) -> tuple[str, ...]:
         "Exact: the share of canvases whose digits are all named and no other, the digits named being those with at least the "
         "threshold as probability; one threshold for each loss and run, tuned on its validation canvases. Told: the same, the "
         "number M of digits being told and the M most probable named. mAP: average precision, mean over the classes.",
-        f"Test canvases lie in {BLOCKS} blocks that share no digit; standard errors are over the blocks and the seeds.",
+        BLOCKS_DEFINITION,
     )
 
 
@@ -169,14 +165,14 @@ def threshold(loss: LossResult) -> str:
     return f"{loss.mean_of(lambda run: run.details['threshold']):.2f}"
 
 
-def by_number(results: Results) -> Grid:
+def by_number(results: Results) -> Table:
     """Tabulate the exact canvases by the number of digits on them."""
     rows = tuple(
         (loss.name, *(f"{100 * loss.mean(f'exact_{number}'):.1f}" for number in range(MOST + 1)))
         for loss in results.losses
     )
     title = f"Exact in %, by the number of digits{over_seeds(results)}"
-    return Grid(title, ("digits", *map(str, range(MOST + 1))), rows)
+    return Table(title, ("digits", *map(str, range(MOST + 1))), rows)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -206,7 +202,7 @@ def told(results: Results) -> str:
 
 def without_digit(results: Results) -> str:
     """Say what is done with canvases on which there is no digit."""
-    if "softmax" not in {loss.name for loss in results.learnt}:
+    if not have_learnt(results, "softmax"):
         return ""
     silent = joined(f"{percent(loss.mean('exact_0'))} with {loss.name}" for loss in results.learnt)
     return (
@@ -241,19 +237,14 @@ def focal_against_bce(results: Results) -> str:
 
 def number_panel(axes: Axes, results: Results, theme: Theme) -> None:
     """Plot the exact canvases over the number of digits on them."""
-    ends = []
-    for loss in results.losses:
-        curves = 100 * np.array([[run.scores[f"exact_{number}"] for number in range(MOST + 1)] for run in loss.runs])
-        style = line(loss, theme)
-        axes.plot(range(MOST + 1), curves.mean(0), marker="o", **style)
-        axes.plot(range(MOST + 1), curves.T, **{**style, "linewidth": 0.8}, alpha=0.5)
-        ends.append((float(curves[:, -1].mean()), loss))
+
+    def exact(run: SeedResult) -> list[float]:
+        return [run.scores[f"exact_{number}"] for number in range(MOST + 1)]
+
+    over_categories(axes, results, theme, exact, each_seed=True)
     axes.set_xticks(range(MOST + 1))
-    axes.set_xlim(0, MOST)
-    axes.set_ylim(0, 102)
     finish(axes, theme, "Where each loss is exact", "test canvases named exactly, %")
     axes.set_xlabel("digits on the canvas", color=theme.ink)
-    label_ends(axes, ends, theme)
 
 
 def score_panel(axes: Axes, results: Results, theme: Theme) -> None:
@@ -290,7 +281,7 @@ def _said(labels: list[int]) -> str:
 
 
 JOB = Job(
-    card=JOBS["digits-multilabel"],
+    entry=JOBS["digits-multilabel"],
     candidates=CANDIDATES,
     network=canvas_network,
     load=CANVASES.load,
@@ -301,7 +292,7 @@ JOB = Job(
     cost="loss",
     rates=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     quick_rates=(0.1, 1.0),
-    words=Words(
+    wording=Wording(
         row="canvas",
         rows="canvases",
         measured="exact match",
@@ -311,9 +302,8 @@ JOB = Job(
         data="scikit-learn's load_digits, 1 797 handwritten digits of 8×8 grey levels, pasted into the cells of 2×2 canvases: "
         "none, one, two or three of different classes, as many canvases of each number. By chance, every other free cell holds one "
         "whose pixels are shuffled, so that a canvas without a digit is not an empty sheet.",
-        split="the digits are split before the canvases are drawn, so that the parts share none; test canvases the same for every "
-        "loss and run",
-        seeded="the training and validation canvases, the first weights and the order",
+        split=SPLIT,
+        seeded=SEEDED,
     ),
     title="Several labels a picture: softmax or sigmoid?",
     opening=opening,

@@ -12,17 +12,28 @@ from torch import Tensor
 
 from crossent import GCE, MAE, SCE, cross_entropy, reference
 from crossent.reference import Array, Bools, LossAndGradient
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
+from crossent.tools.train.candidates import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, colour, finish, over_probability, over_rates, rate_panel
-from crossent.tools.train.findings import compare, cost_of_one_rate, failures, joined, margin, percent, ranking
+from crossent.tools.train.conclusions import (
+    compare,
+    cost_of_one_rate,
+    failures,
+    have_learnt,
+    joined,
+    margin,
+    percent,
+    ranking,
+)
+from crossent.tools.train.data import Split, Subset
+from crossent.tools.train.figure import colour, finish, over_probability, over_rates, rate_panel
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
-from crossent.tools.train.job import Job, Measure, Words
-from crossent.tools.train.losses import CE, CE_SMOOTH, SOFTMAX, Candidate, Labels, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import wide_network
-from crossent.tools.train.results import LossResult, Results, SeedResult, Settings
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +47,7 @@ LITTLE = 0.1
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def load(settings: Settings, seed: int) -> Split:
+def load(settings: TrainSettings, seed: int) -> Split:
     """Flip labels of the training and the validation part; the run's seed says which. Those of the test part stay."""
     split = data.load_digits(settings.seed)
     rng = np.random.default_rng([seed, 1])
@@ -44,7 +55,7 @@ def load(settings: Settings, seed: int) -> Split:
     return split._replace(train=flip(split.train, share, rng), validation=flip(split.validation, share, rng))
 
 
-def flip(part: Part, share: float, rng: np.random.Generator) -> Part:
+def flip(part: Subset, share: float, rng: np.random.Generator) -> Subset:
     """Give this share of each class's rows the label of another class, each of the others being equally likely."""
     labels = part.labels.numpy().copy()
     for label in range(10):
@@ -54,7 +65,7 @@ def flip(part: Part, share: float, rng: np.random.Generator) -> Part:
     return part._replace(labels=torch.from_numpy(labels))
 
 
-def truth(part: Part) -> Labels:
+def truth(part: Subset) -> Labels:
     """Look up the labels as they were before any was flipped."""
     labels: Labels = data.digits()[1][part.position].numpy()
     return labels
@@ -128,19 +139,13 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
         "by_heart": learnt_by_heart(log_p, labels, true),
         "found": np.isin(np.flatnonzero(false), order[: false.sum()]),
     }
-    return SeedResult(
-        fitted.seed,
-        {key: float(share.mean()) for key, share in shares.items()},
-        {key: tuple(share.astype(float).tolist()) for key, share in shares.items()},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "wrong": tuple(split.test.position.numpy()[~right].tolist()),
-            "flipped": int(false.sum()),
-            "flipped_by_suspicion": "".join("1" if each else "0" for each in false[order]),
-            "suspects": suspects(split.train, log_p, true, order[:LISTED]),
-        },
-    )
+    details = {
+        "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+        "flipped": int(false.sum()),
+        "flipped_by_suspicion": "".join("1" if each else "0" for each in false[order]),
+        "suspects": suspects(split.train, log_p, true, order[:LISTED]),
+    }
+    return seed_result(fitted, shares, details)
 
 
 def note(candidate: Candidate, fitted: Fitted, split: Split) -> dict[str, float]:
@@ -154,11 +159,11 @@ def learnt_by_heart(log_p: Array, labels: Labels, true: Labels) -> Bools:
     return np.asarray((log_p.argmax(1) == labels)[labels != true])
 
 
-def _log_p(candidate: Candidate, fitted: Fitted, part: Part) -> Array:
+def _log_p(candidate: Candidate, fitted: Fitted, part: Subset) -> Array:
     return candidate.log_probabilities(predict(fitted.model, part)).numpy()
 
 
-def suspects(train: Part, log_p: Array, true: Labels, rows: NDArray[np.int64]) -> tuple[Suspect, ...]:
+def suspects(train: Subset, log_p: Array, true: Labels, rows: NDArray[np.int64]) -> tuple[Suspect, ...]:
     """Describe these training rows."""
     said = log_p.argmax(1)
     return tuple(
@@ -199,7 +204,7 @@ def definitions(results: Results) -> tuple[str, ...]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def sorting(results: Results) -> Grid:
+def sorting(results: Results) -> Table:
     """Tabulate how many of the most suspicious labels are false, and how many of the false are among them."""
     flipped = results.losses[0].runs[0].details["flipped"]
     cuts = [round(part * flipped) for part in (0.25, 0.5, 1, 1.5)]
@@ -210,10 +215,10 @@ def sorting(results: Results) -> Grid:
     columns = ("precision / recall in %", *(f"first {k}" for k in cuts))
     title = f"Of the labels sorted by loss, the first ones{over_seeds(results)}"
     notes = ("Precision: how many of these are flipped. Recall: how many of the flipped ones are among these.",)
-    return Grid(title, columns, tuple(rows), notes)
+    return Table(title, columns, tuple(rows), notes)
 
 
-def most_suspicious(results: Results) -> Grid:
+def most_suspicious(results: Results) -> Table:
     """List the labels that the best finder believes least."""
     loss = best_finder(results)
     run = loss.runs[0]
@@ -226,7 +231,7 @@ def most_suspicious(results: Results) -> Grid:
         for each in run.details["suspects"][:10]
     )  # fmt: skip
     columns = ("image", "label", "p(label)", "network says", "p", "in truth", "the label is")
-    return Grid(f"The ten labels that the network of {loss.name} believes least, seed {run.seed}", columns, rows)
+    return Table(f"The ten labels that the network of {loss.name} believes least, seed {run.seed}", columns, rows)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -271,7 +276,7 @@ def by_heart(results: Results) -> str:
 
 def against_ce(results: Results) -> str:
     """Compare the losses made for false labels with cross entropy, each at its own rate."""
-    if "ce" not in {loss.name for loss in results.learnt} or len(results.learnt) < 2:
+    if not have_learnt(results, "ce") or len(results.learnt) < 2:
         return ""
     ce = results["ce"]
     differences = [(loss.name, compare(results, loss, ce)) for loss in results.learnt if loss is not ce]
@@ -363,7 +368,7 @@ def suspects_panel(axes: Axes, results: Results, theme: Theme) -> None:
 
 
 JOB = Job(
-    card=JOBS["digits-noisy"],
+    entry=JOBS["digits-noisy"],
     candidates=CANDIDATES,
     network=wide_network,
     load=load,
@@ -377,7 +382,7 @@ JOB = Job(
     cost="nll",
     rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     quick_rates=(0.01, 0.1),
-    words=Words(
+    wording=Wording(
         row="image",
         rows="images",
         measured="accuracy",

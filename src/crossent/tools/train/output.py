@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crossent.tools.train.tables import Grid
+from crossent.tools.table import Table
 
 
 class Output(NamedTuple):
@@ -14,7 +14,7 @@ class Output(NamedTuple):
 
     name: str
     notices: list[str]
-    grids: list[Grid]
+    tables: list[Table]
     paragraphs: list[str]
     document: dict[str, Any]
     page: str

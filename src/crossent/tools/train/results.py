@@ -1,16 +1,13 @@
-"""What a job found: frozen records, and their form as JSON."""
+"""What is kept of each loss: frozen records, and their form as JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from crossent.tools.train.job import Job
 
 Shares = tuple[float, ...]
 
@@ -77,7 +74,7 @@ class LossResult:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """What was asked: enough to run it again. ``options`` are those that one job alone takes."""
 
     losses: tuple[str, ...]
@@ -92,35 +89,6 @@ class Settings:
     def swept(self) -> bool:
         """Say whether rates were chosen and not given."""
         return len(self.rates) > 1
-
-
-@dataclass(frozen=True)
-class Results:
-    """A whole job; ``complete`` is false if it was interrupted, and then only the finished losses are here."""
-
-    job: Job
-    settings: Settings
-    sizes: dict[str, int]
-    test_index: tuple[Any, ...]
-    losses: tuple[LossResult, ...]
-    complete: bool
-    seconds: float
-    versions: dict[str, str]
-
-    def __getitem__(self, name: str) -> LossResult:
-        return next(loss for loss in self.losses if loss.name == name)
-
-    def __contains__(self, name: object) -> bool:
-        return any(loss.name == name for loss in self.losses)
-
-    def score(self, loss: LossResult) -> float:
-        """Average the score that counts over the seeds."""
-        return loss.mean(self.job.measures[0].key)
-
-    @property
-    def learnt(self) -> tuple[LossResult, ...]:
-        """List the losses that have learnt the task; the other scores of those that have not are not compared."""
-        return tuple(loss for loss in self.losses if self.score(loss) >= self.job.learnt)
 
 
 def plain(value: Any) -> Any:
@@ -138,30 +106,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_json(job: Job, loss: LossResult) -> dict[str, Any]:
-    """Write one loss for JSON, with the means and spreads of its runs."""
-    headline = job.measures[0].key
-    summary: dict[str, Any] = {}
-    for measure in job.measures:
-        name = f"test_{measure.key}{measure.unit}"
-        summary |= {name: loss.mean(measure.key), f"{name}_sd": loss.spread(measure.key)}
-    runs = [
-        {
-            **run.scores,
-            **run.details,
-            "seed": run.seed,
-            "train_loss": run.train_loss,
-            f"validation_{headline}": run.validation,
-        }
-        for run in loss.runs
-    ]
-    head = {"name": loss.name, "rate": loss.rate, "rate_at_end_of_sweep": loss.at_end_of_sweep}
-    sweep = [{"rate": tried.rate, headline: tried.score, job.cost: tried.cost, **tried.noted} for tried in loss.sweep]
-    written: dict[str, Any] = plain({**head, **summary, "sweep": sweep, "runs": runs, **job.record(loss)})
-    return written
-
-
-def settings_as_json(settings: Settings) -> dict[str, Any]:
+def settings_as_json(settings: TrainSettings) -> dict[str, Any]:
     """Write the settings for JSON, those of one job among those of all."""
     written = asdict(settings)
     own = written.pop("options")

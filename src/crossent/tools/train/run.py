@@ -15,35 +15,35 @@ import numpy as np
 import torch
 
 from crossent import __version__, choose_implementation
-from crossent.tools.train import figure, findings, report, tables
-from crossent.tools.train.catalogue import Card
+from crossent.tools.train import conclusions, figure, report, tables
+from crossent.tools.train.candidates import Candidate
+from crossent.tools.train.catalogue import JobEntry
 from crossent.tools.train.data import Split
 from crossent.tools.train.fit import Fitted, OnEpoch, Recipe, Task, choose, fit, one_thread, sweep
-from crossent.tools.train.job import Job
-from crossent.tools.train.losses import Candidate
+from crossent.tools.train.job import Job, Results, as_json
 from crossent.tools.train.output import Output
-from crossent.tools.train.progress import Watch
-from crossent.tools.train.results import LossResult, Results, Settings, Tried, as_json, settings_as_json
+from crossent.tools.train.results import LossResult, TrainSettings, Tried, settings_as_json
+from crossent.tools.train.training_progress import TrainingProgress
 
 
-def job_of(card: Card) -> Job:
-    """Import the job that a card announces."""
-    job: Job = import_module(f"crossent.tools.train.{card.module}").JOB
+def job_of(entry: JobEntry) -> Job:
+    """Import the job that an entry of the catalogue announces."""
+    job: Job = import_module(f"crossent.tools.train.{entry.module}").JOB
     return job
 
 
-def run(job: Job, settings: Settings, watch: Watch) -> Results:
+def run(job: Job, settings: TrainSettings, progress: TrainingProgress) -> Results:
     """Train every loss; an interrupt ends the job with the losses that were finished."""
     split_of = cache(lambda seed: job.load(settings, seed))
     first = split_of(settings.seed)
     finished: list[LossResult] = []
     started = time.perf_counter()
     try:
-        with watch, one_thread():
+        with progress, one_thread():
             for name in settings.losses:
-                watch.start(name)
-                finished.append(train_loss(job, settings, name, split_of, watch.epoch))
-                _tell(watch, finished[-1])
+                progress.start(name)
+                finished.append(train_loss(job, settings, name, split_of, progress.epoch))
+                _tell(progress, finished[-1])
     except KeyboardInterrupt:
         pass
     return Results(
@@ -59,7 +59,7 @@ def run(job: Job, settings: Settings, watch: Watch) -> Results:
 
 
 def train_loss(
-    job: Job, settings: Settings, name: str, split_of: Callable[[int], Split], on_epoch: OnEpoch
+    job: Job, settings: TrainSettings, name: str, split_of: Callable[[int], Split], on_epoch: OnEpoch
 ) -> LossResult:
     """Sweep with the first seed, choose the rate, train with the other seeds at it; only then score the test part."""
     candidate = job.candidates[name]
@@ -80,7 +80,7 @@ def train_loss(
     )
 
 
-def recipe(job: Job, settings: Settings) -> Recipe:
+def recipe(job: Job, settings: TrainSettings) -> Recipe:
     """Say how a job trains."""
     return Recipe(settings.epochs, job.batch_size)
 
@@ -92,7 +92,7 @@ def as_tried(job: Job, candidate: Candidate, runs: Sequence[Fitted], split: Spli
     )
 
 
-def total_runs(settings: Settings) -> int:
+def total_runs(settings: TrainSettings) -> int:
     """Count the trainings of a whole job: the sweep's serve the first seed."""
     return len(settings.losses) * (len(settings.rates) + settings.seeds - 1)
 
@@ -109,8 +109,8 @@ def versions(*packages: str) -> dict[str, str]:
     }
 
 
-def _tell(watch: Watch, loss: LossResult) -> None:
-    watch.finish(loss.rate, len(loss.sweep), loss.runs[0].validation[-1])
+def _tell(progress: TrainingProgress, loss: LossResult) -> None:
+    progress.finish(loss.rate, len(loss.sweep), loss.runs[0].validation[-1])
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def document(results: Results) -> dict[str, Any]:
     """Write the results for JSON; a number that is not finite is null."""
     job, settings = results.job, results.settings
     return {
-        "schema": f"crossent.{job.card.name}/1",
+        "schema": f"crossent.{job.entry.name}/1",
         "complete": results.complete,
         "settings": {**settings_as_json(settings), **asdict(recipe(job, settings)), "threads": 1},
         "versions": results.versions,
@@ -128,20 +128,20 @@ def document(results: Results) -> dict[str, Any]:
         "split": {**results.sizes, "test_index": list(results.test_index)},
         "definitions": list(tables.scores(results).notes),
         "losses": [as_json(job, loss) for loss in results.losses],
-        "findings": findings.paragraph(results),
+        "findings": conclusions.paragraph(results),
     }
 
 
 def output(results: Results) -> Output:
     """Lay the results out: the sweep, the scores, the job's own tables, and what they show."""
-    grids = [tables.rates(results)] if results.settings.swept else []
-    grids += [tables.scores(results), *(own(results) for own in results.job.details)]
+    shown = [tables.rates(results)] if results.settings.swept else []
+    shown += [tables.scores(results), *(tabulate(results) for tabulate in results.job.details)]
     return Output(
-        name=results.job.card.name,
+        name=results.job.entry.name,
         notices=report.notices(results),
-        grids=grids,
-        paragraphs=[findings.paragraph(results)],
+        tables=shown,
+        paragraphs=[conclusions.paragraph(results)],
         document=document(results),
-        page=report.html(results),
+        page=report.write_page(results),
         picture=figure.png(results),
     )

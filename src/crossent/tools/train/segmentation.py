@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,20 +10,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossent import class_weights, cross_entropy, focal_loss, reference
-from crossent.reference import Bools
+from crossent import class_weights, cross_entropy
+from crossent.reference import Array, Bools
+from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
-from crossent.tools.train.canvases import BLOCKS, SIDE, Canvas, Canvases, Rows
+from crossent.tools.train.candidates import FOCAL, PLAIN, WEIGHTED, Candidate, Labels, by_name
+from crossent.tools.train.canvases import BLOCKS, BLOCKS_DEFINITION, SEEDED, SIDE, SPLIT, Canvas, Canvases, Rows
 from crossent.tools.train.catalogue import JOBS
-from crossent.tools.train.data import Part, Split
-from crossent.tools.train.figure import Panel, Theme, dots, finish, rate_panel
-from crossent.tools.train.findings import compare, cost_of_one_rate, failures, have_learnt, margin, percent, ranking
+from crossent.tools.train.conclusions import compare, cost_of_one_rate, failures, have_learnt, margin, percent, ranking
+from crossent.tools.train.data import Split, Subset
+from crossent.tools.train.figure import dots, finish, rate_panel
 from crossent.tools.train.fit import Fitted, Standing, predict
-from crossent.tools.train.job import Job, Measure, Words
-from crossent.tools.train.losses import SOFTMAX, Candidate, Labels, by_name
+from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
 from crossent.tools.train.network import pixel_network
-from crossent.tools.train.results import LossResult, Results, SeedResult
-from crossent.tools.train.tables import Grid, over_seeds
+from crossent.tools.train.panel import Panel, Theme
+from crossent.tools.train.results import LossResult, SeedResult
+from crossent.tools.train.tables import over_seeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +68,7 @@ def corners(rng: np.random.Generator) -> NDArray[np.int64]:
 CANVASES = Canvases(draw, sizes=(800, 160, 240), zero=0.0, one=8.0)
 
 
-def counts(part: Part) -> Tensor:
+def counts(part: Subset) -> Tensor:
     """Count the pixels of each class, without those that are ignored."""
     return torch.bincount(part.labels[part.labels != FAINT], minlength=CLASSES)
 
@@ -73,27 +76,18 @@ def counts(part: Part) -> Tensor:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def without_faint(train: Part) -> dict[str, Any]:
+def without_faint(train: Subset) -> dict[str, Any]:
     """Ignore faint ink."""
     return {"ignore_index": FAINT}
 
 
-def weighted(train: Part) -> dict[str, Any]:
+def weighted(train: Subset) -> dict[str, Any]:
     """Ignore faint ink, and weigh each class by one over its frequency, a pixel 1 on average."""
     return {"ignore_index": FAINT, "weight": class_weights(counts(train))}
 
 
 CANDIDATES = by_name(
-    Candidate("plain", "−log p(true)", cross_entropy, *SOFTMAX, reference.cross_entropy, without_faint),
-    Candidate(
-        "weighted",
-        "−c(true) log p(true), c = n / (C n(true))",
-        cross_entropy,
-        *SOFTMAX,
-        reference.cross_entropy,
-        weighted,
-    ),
-    Candidate("focal", "−(1 − p(true))² log p(true)", focal_loss, *SOFTMAX, reference.focal_loss, without_faint),
+    replace(PLAIN, given=without_faint), replace(WEIGHTED, given=weighted), replace(FOCAL, given=without_faint)
 )
 
 
@@ -128,22 +122,16 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
             "precision": float(np.nanmean(each.precision[:BACKGROUND])),
         }
 
-    def share(key: str) -> tuple[float, ...]:
-        return tuple(metrics.jackknife(lambda keep: scores(keep)[key], BLOCKS, len(labels)).tolist())
+    def share(key: str) -> Array:
+        return metrics.jackknife(lambda keep: scores(keep)[key], BLOCKS, len(labels))
 
     whole = scores(np.ones(len(labels), bool))
-    return SeedResult(
-        fitted.seed,
-        whole,
-        {key: share(key) for key in whole},
-        fitted.train_loss,
-        fitted.validation_score,
-        {
-            "iou": tuple(metrics.pixel_scores(confusion.sum(0)).iou.tolist()),
-            "confusion": tuple(map(tuple, confusion.sum(0).tolist())),
-            "first_canvases": tuple(written(canvas) for canvas in predicted[:SHOWN]),
-        },
-    )
+    details = {
+        "iou": tuple(metrics.pixel_scores(confusion.sum(0)).iou.tolist()),
+        "confusion": tuple(map(tuple, confusion.sum(0).tolist())),
+        "first_canvases": tuple(written(canvas) for canvas in predicted[:SHOWN]),
+    }
+    return seed_result(fitted, {key: share(key) for key in whole}, details, whole)
 
 
 def written(canvas: Labels) -> tuple[str, ...]:
@@ -162,7 +150,7 @@ def definitions(results: Results) -> tuple[str, ...]:
         "Mean IoU: of the pixels that are or are called a class, the share that are and are called so; mean over background and "
         "the ten digits. Recall, precision: of a digit's pixels the share called so, and of those called so the share that are; "
         "mean over the ten digits. Faint ink is not counted.",
-        f"Test canvases lie in {BLOCKS} blocks that share no digit; standard errors are over the blocks and the seeds.",
+        BLOCKS_DEFINITION,
     )
 
 
@@ -171,11 +159,11 @@ def iou(loss: LossResult) -> NDArray[np.float64]:
     return np.asarray(np.mean([run.details["iou"] for run in loss.runs], axis=0))
 
 
-def by_class(results: Results) -> Grid:
+def by_class(results: Results) -> Table:
     """Tabulate the IoU of each class."""
     rows = tuple((loss.name, *(f"{100 * each:.1f}" for each in np.roll(iou(loss), 1))) for loss in results.losses)
     title = f"IoU of each class in %{over_seeds(results)}"
-    return Grid(title, ("class", "background", *map(str, range(BACKGROUND))), rows)
+    return Table(title, ("class", "background", *map(str, range(BACKGROUND))), rows)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -271,7 +259,7 @@ def _square(x: float, y: float, colour: str) -> Any:
 
 
 JOB = Job(
-    card=JOBS["digits-segmentation"],
+    entry=JOBS["digits-segmentation"],
     candidates=CANDIDATES,
     network=pixel_network,
     load=CANVASES.load,
@@ -285,7 +273,7 @@ JOB = Job(
     cost="nll",
     rates=(0.03, 0.1, 0.3, 1.0, 3.0),
     quick_rates=(0.1, 1.0),
-    words=Words(
+    wording=Wording(
         row="canvas",
         rows="canvases",
         measured="mean IoU",
@@ -295,9 +283,8 @@ JOB = Job(
         data="scikit-learn's load_digits, 1 797 handwritten digits of 8×8 grey levels, three of them pasted onto a canvas of 24×24 "
         f"where they do not overlap. A pixel with ink from {DARK} to 16 has the class of its digit, one without ink is background, "
         "and fainter ink is ignored (ignore_index=255).",
-        split="the digits are split before the canvases are drawn, so that the parts share none; test canvases the same for every "
-        "loss and run",
-        seeded="the training and validation canvases, the first weights and the order",
+        split=SPLIT,
+        seeded=SEEDED,
     ),
     title="Most pixels are background. Who finds the digits?",
     opening=opening,

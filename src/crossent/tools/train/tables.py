@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from crossent.tools.train.job import Measure
-    from crossent.tools.train.results import LossResult, Results
+from crossent.tools.table import Table
+from crossent.tools.train.job import Measure, Results
+from crossent.tools.train.results import LossResult
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table: names, and numbers from the second column on; ``marked`` are the (row, column) cells that stand out."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    marked: frozenset[tuple[int, int]] = field(default_factory=frozenset)
-
-
-def scores(results: Results) -> Grid:
+def scores(results: Results) -> Table:
     """Tabulate the test scores of each loss."""
     job = results.job
     rows = tuple(
@@ -35,8 +22,8 @@ def scores(results: Results) -> Grid:
         for loss in results.losses
     )
     columns = ("loss", "rate", *(measure.column for measure in job.measures), *(title for title, _ in job.columns))
-    title = f"Scores on the {results.sizes['test']} test {job.words.rows}{over_seeds(results, spread=True)}"
-    return Grid(title, columns, rows, (_scored(results), *job.definitions(results)))
+    title = f"Scores on the {results.sizes['test']} test {job.wording.rows}{over_seeds(results, spread=True)}"
+    return Table(title, columns, rows, (_scored(results), *job.definitions(results)))
 
 
 def over_seeds(results: Results, spread: bool = False) -> str:
@@ -52,9 +39,9 @@ def _scored(results: Results) -> str:
     return "Probabilities scored: " + "; ".join(f"{', '.join(names)}: {what}" for what, names in scored.items()) + "."
 
 
-def rates(results: Results) -> Grid:
+def rates(results: Results) -> Table:
     """Tabulate the validation score at each rate of the sweep, the chosen one marked."""
-    tried, words = results.settings.rates, results.job.words
+    tried, wording = results.settings.rates, results.job.wording
     scale = results.job.measures[0].scale
     rows = tuple(
         (loss.name, *(number(scale * t.score, 1) if math.isfinite(t.cost) else "–" for t in loss.sweep))
@@ -62,19 +49,19 @@ def rates(results: Results) -> Grid:
     )
     marked = frozenset((i, 1 + tried.index(loss.rate)) for i, loss in enumerate(results.losses))
     columns = ("learning rate", *(f"{rate:g}" for rate in tried))
-    measured = words.measured[0].upper() + words.measured[1:]
+    measured = wording.measured[0].upper() + wording.measured[1:]
     title = (
-        f"{measured} in % on the {results.sizes['validation']} validation {words.rows}, "
+        f"{measured} in % on the {results.sizes['validation']} validation {wording.rows}, "
         f"after {results.settings.epochs} epochs"
     )
-    return Grid(title, columns, rows, _rate_notes(results), marked)
+    return Table(title, columns, rows, _rate_notes(results), marked)
 
 
 def _rate_notes(results: Results) -> tuple[str, ...]:
-    words = results.job.words
+    wording = results.job.wording
     notes = [
-        f"* chosen: the best validation {words.measured}, among equals the lowest validation {words.cost}; seed "
-        f"{results.settings.seed}, no test {words.row} seen. –: the weights overflowed."
+        f"* chosen: the best validation {wording.measured}, among equals the lowest validation {wording.cost}; seed "
+        f"{results.settings.seed}, no test {wording.row} seen. –: the weights overflowed."
     ]
     edge = [loss.name for loss in results.losses if loss.at_end_of_sweep]
     if edge:

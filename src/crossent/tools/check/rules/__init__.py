@@ -1,9 +1,9 @@
-"""The rules: those of ``VALUES`` look at facts about logits, targets and losses, those of ``CUSTOM`` at a loss somebody wrote."""
+"""The rules: ``VALUE_RULES`` look at facts about logits, targets and losses, ``LOSS_RULES`` at a loss somebody wrote."""
 
-from crossent.tools.check.rules import custom, logits, loss_curve, target
+from crossent.tools.check.rules import custom_loss, logits, loss_curve, target
 
-VALUES = dict(sorted({**logits.RULES, **target.RULES, **loss_curve.RULES}.items()))
-CUSTOM = custom.RULES
-CARDS = {name: rule.card for name, rule in (VALUES | CUSTOM).items()}
+VALUE_RULES = dict(sorted({**logits.RULES, **target.RULES, **loss_curve.RULES}.items()))
+LOSS_RULES = custom_loss.RULES
+RULE_DESCRIPTIONS = {name: rule.description for name, rule in (VALUE_RULES | LOSS_RULES).items()}
 
-__all__ = ["CARDS", "CUSTOM", "VALUES"]
+__all__ = ["LOSS_RULES", "RULE_DESCRIPTIONS", "VALUE_RULES"]

@@ -7,7 +7,7 @@ from math import floor, isfinite, log2
 
 from crossent import reference
 from crossent.tools.check.facts import Facts, Tally
-from crossent.tools.check.findings import Card, Rule, Seen, rule
+from crossent.tools.check.findings import Observation, Rule, RuleDescription, register_rule
 
 RULES: dict[str, Rule] = {}
 
@@ -15,9 +15,9 @@ RULES: dict[str, Rule] = {}
 # --- squashed before the loss -----------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE101",
         "error",
         "softmax before the loss",
@@ -50,9 +50,9 @@ def _are_probabilities(facts: Facts) -> bool:
     return facts.C > 1 and bool(seen.example) and seen.unit and seen.unit_error <= tolerance
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE102",
         "note",
         "log-softmax before the loss",
@@ -70,9 +70,9 @@ def log_softmax_before_the_loss(facts: Facts) -> Iterator[str]:
         yield f"in all {facts.counted:,} rows that count Σ exp(x) is 1 ({seen.example})"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE110",
         "warning",
         "sigmoid before the loss",
@@ -83,7 +83,7 @@ def log_softmax_before_the_loss(facts: Facts) -> Iterator[str]:
         "torch.nn.BCEWithLogitsLoss",
     ),
 )
-def sigmoid_before_the_loss(facts: Facts) -> Iterator[Seen]:
+def sigmoid_before_the_loss(facts: Facts) -> Iterator[Observation]:
     """Values that never leave [0, 1], though those of a linear layer would."""
     seen, columns = facts.logits, facts.C
     if not seen.example or not seen.unit or facts.counted * columns < 16 or _are_probabilities(facts):
@@ -93,22 +93,22 @@ def sigmoid_before_the_loss(facts: Facts) -> Iterator[Seen]:
         return
     text = f"all {facts.counted * columns:,} logits that count lie in [0, 1], from {seen.low:.3g} to {seen.high:.3g}"
     if facts.options.binary:
-        yield Seen(f"{text} ({seen.example})")
+        yield Observation(f"{text} ({seen.example})")
         return
     low = reference.double_softmax_floor(columns)
     why = f"A softmax of values that differ by 1 at most hardly tells classes apart: the loss cannot fall below {low:.4f}."
     fix = "Give the loss the values before the sigmoid."
     if seen.low == 0 and seen.high < 0.9:  # a sigmoid is not 0 where it does not come near 1 either
         fix = "The exact 0 looks like a ReLU as last layer: give the loss the values before it."
-    yield Seen(f"{text} ({seen.example})", why=why, fix=fix)
+    yield Observation(f"{text} ({seen.example})", why=why, fix=fix)
 
 
 # --- the class axis ---------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE103",
         "error",
         "classes on another axis",
@@ -118,11 +118,11 @@ def sigmoid_before_the_loss(facts: Facts) -> Iterator[Seen]:
         "pytorch/pytorch issue 3947",
     ),
 )
-def classes_on_another_axis(facts: Facts) -> Iterator[Seen]:
+def classes_on_another_axis(facts: Facts) -> Iterator[Observation]:
     """(N, T, C) where (N, C, T) is expected: by the shape, or by the loss where both are possible."""
     layout, options = facts.layout, facts.options
     if layout.misread is not None:
-        yield Seen(f"{layout.misread.seen} (torch says: Expected target size ...)", fix=layout.misread.fix)
+        yield Observation(f"{layout.misread.seen} (torch says: Expected target size ...)", fix=layout.misread.fix)
     if not layout.square or options.dim is not None or facts.last_axis.n == 0:
         return
     here, there = facts.loss.loss, facts.last_axis
@@ -132,14 +132,14 @@ def classes_on_another_axis(facts: Facts) -> Iterator[Seen]:
         f"axis 1, as torch takes them, and {there.value:.4f} with them on the last"
     )
     if apart > 5:
-        yield Seen(text)
+        yield Observation(text)
     elif apart > -5 and options.live:
-        yield Seen(f"{text}; an untrained model does not tell which is meant", "note")
+        yield Observation(f"{text}; an untrained model does not tell which is meant", "note")
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE104",
         "error",
         "one logit a row",
@@ -158,9 +158,9 @@ def one_logit_a_row(facts: Facts) -> Iterator[str]:
 # --- infinities, nan, half precision ----------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE107",
         "error",
         "a masked class is asked for",
@@ -173,7 +173,7 @@ def one_logit_a_row(facts: Facts) -> Iterator[str]:
         "google-deepmind/optax issue 896",
     ),
 )
-def masked_class_asked_for(facts: Facts) -> Iterator[str | Seen]:
+def masked_class_asked_for(facts: Facts) -> Iterator[str | Observation]:
     """-inf where the target, or its smoothed form, is not 0."""
     logits, target, total = facts.logits, facts.target, facts.rows
     if target.forbidden.count:
@@ -182,14 +182,14 @@ def masked_class_asked_for(facts: Facts) -> Iterator[str | Seen]:
         smoothing = facts.options.label_smoothing
         yield f"label_smoothing={smoothing:g} meets logits of −inf in {logits.masked.of(total)}: the loss is inf"
     elif target.masked.count and not facts.options.binary:
-        yield Seen(
+        yield Observation(
             f"a soft target of 0 meets a logit of −inf in {target.masked.of(total)}: torch's loss is nan", "warning"
         )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE113",
         "error",
         "half precision",
@@ -201,7 +201,7 @@ def masked_class_asked_for(facts: Facts) -> Iterator[str | Seen]:
         "pytorch/pytorch issue 85791, google-deepmind/optax issue 1020",
     ),
 )
-def half_precision(facts: Facts) -> Iterator[str | Seen]:
+def half_precision(facts: Facts) -> Iterator[str | Observation]:
     """float16 that overflows, and losses that can only take a few values."""
     seen, dtype = facts.logits, facts.dtype
     if dtype == "float16" and seen.infinite.count:
@@ -214,20 +214,20 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
         and not facts.options.micro_batch
     ):
         text = f"{facts.rows:,} rows of float16: torch's mean divides by a count that float16 cannot hold"
-        yield Seen(text, "warning", fix=f"If these rows are one batch: {RULES['CE113'].card.fix}")
+        yield Observation(text, "warning", fix=f"If these rows are one batch: {RULES['CE113'].description.fix}")
     loss = facts.loss.loss.value
     if loss_dtype == "bfloat16" and loss > 0:
         step = 2.0 ** (floor(log2(loss)) - 7)
-        yield Seen(
+        yield Observation(
             f"the loss is {loss:.4f}; computed in bfloat16 it is {round(loss / step) * step:.6g}, in steps of {step:.2g}",
             "note",
             why="bfloat16 has 8 bits: progress smaller than a step is not seen, and sums lose more than that.",
         )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE115",
         "error",
         "nan or inf in the logits",
@@ -237,46 +237,48 @@ def half_precision(facts: Facts) -> Iterator[str | Seen]:
         "torch.autograd.set_detect_anomaly",
     ),
 )
-def not_a_number(facts: Facts) -> Iterator[Seen]:
+def not_a_number(facts: Facts) -> Iterator[Observation]:
     """Where the first nan is, and what that says about its origin."""
     seen, total, losses = facts.logits, facts.rows, facts.options.losses
     broken = [k for k, loss in enumerate(losses) if not isfinite(loss)]
     if broken and not facts.options.live:
         k = broken[0]
         before = f"; before it was {losses[k - 1]:.4g}" if k else ""
-        yield Seen(f"the loss is {losses[k]} from value {k} of {len(losses)} on, counted from 0{before}")
+        yield Observation(f"the loss is {losses[k]} from value {k} of {len(losses)} on, counted from 0{before}")
     if seen.nan.count:
         yield _nan_finding(facts, seen.nan)
     if seen.infinite.count and facts.dtype != "float16":
-        yield Seen(
+        yield Observation(
             f"logits are +inf in {seen.infinite.of(total)}: the softmax of such a row is nan",
             fix="Look for an overflow before this: exp of a large number, a division by 0, half precision.",
         )
     if seen.nothing.count:
-        yield Seen(
+        yield Observation(
             f"every logit is −inf in {seen.nothing.of(total)}: nothing is allowed there, and the softmax is nan",
             fix="A mask leaves out all classes: let it leave one, or ignore these rows with ignore_index.",
         )
 
 
-def _nan_finding(facts: Facts, nan: Tally) -> Seen:
+def _nan_finding(facts: Facts, nan: Tally) -> Observation:
     """Say where the nan are: from one row on, in a column, in single rows."""
     total, columns = facts.rows, facts.logits.nan_columns
     text = f"nan in {nan.of(total)}"
     if facts.has_target and facts.logits.nan_counts == 0:
-        return Seen(
+        return Observation(
             f"{text}, all of them ignored",
             "note",
             why="The loss does not see them. In torch's gradient of these rows they come back as nan (0 · nan); crossent's is 0.",
             fix="Nothing for crossent. For torch put 0 into ignored rows before the loss.",
         )
     if nan.count == total:
-        return Seen(
+        return Observation(
             f"{text}: likely the weights themselves are nan", fix="Go back to the last step with a finite loss."
         )
     if nan.at + nan.count == total and nan.count > 1:
-        return Seen(f"{text}, and in every row after the first: likely the weights became nan there")
+        return Observation(f"{text}, and in every row after the first: likely the weights became nan there")
     if columns is not None and columns.any() and not columns.all():
         which = ", ".join(str(k) for k in columns.nonzero()[0][:4])
-        return Seen(f"{text}, always in class {which}: likely the weights of that class, or a bias such as log 0")
-    return Seen(f"{text}, while the rows between are finite: likely the inputs of these rows")
+        return Observation(
+            f"{text}, always in class {which}: likely the weights of that class, or a bias such as log 0"
+        )
+    return Observation(f"{text}, while the rows between are finite: likely the inputs of these rows")

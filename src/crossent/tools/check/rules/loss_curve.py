@@ -9,7 +9,7 @@ import numpy as np
 
 from crossent import reference
 from crossent.tools.check.facts import Facts
-from crossent.tools.check.findings import Card, Rule, Seen, rule
+from crossent.tools.check.findings import Observation, Rule, RuleDescription, register_rule
 
 RULES: dict[str, Rule] = {}
 
@@ -44,7 +44,7 @@ def levels(facts: Facts) -> Levels:
 
 
 def stays_at(losses: Sequence[float], level: float | None) -> bool:
-    """Whether the second half of a course stays within a hundredth of a level: both of its halves do, and no value is far."""
+    """Whether the second half of a loss curve stays within a hundredth of a level: both of its halves do, and no value is far."""
     if level is None or len(losses) < LEAST or not np.all(np.isfinite(losses)):
         return False
     tail = np.asarray(losses[len(losses) // 2 :])
@@ -58,7 +58,7 @@ def _tail(facts: Facts) -> float:
     return float(np.mean(losses[len(losses) // 2 :]))
 
 
-def _course(facts: Facts) -> str:
+def _loss_curve(facts: Facts) -> str:
     losses = facts.options.losses
     many = len(losses) - len(losses) // 2
     return (
@@ -71,9 +71,9 @@ def _alike(facts: Facts) -> bool:
     return not facts.options.live and facts.loss.p_rows >= 20 and facts.loss.spread < 0.01
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE117",
         "warning",
         "the loss is far above ln C",
@@ -84,7 +84,7 @@ def _alike(facts: Facts) -> bool:
         'A. Karpathy, "A Recipe for Training Neural Networks", 2019: verify loss @ init',
     ),
 )
-def far_above(facts: Facts) -> Iterator[str | Seen]:
+def far_above(facts: Facts) -> Iterator[str | Observation]:
     """A first value, or a second half, that is more than a nat, and more than a quarter, above."""
     losses, (start, _, _, start_text) = facts.options.losses, levels(facts)
     limit = start + max(1.0, 0.25 * start)
@@ -93,16 +93,16 @@ def far_above(facts: Facts) -> Iterator[str | Seen]:
     if losses and losses[0] > limit:
         yield f"the first loss is {losses[0]:.4f}; {start_text} = {start:.4f}"
     elif len(losses) >= LEAST and _tail(facts) > limit:
-        yield Seen(
-            f"{_course(facts)}; {start_text} = {start:.4f}",
+        yield Observation(
+            f"{_loss_curve(facts)}; {start_text} = {start:.4f}",
             why="It is worse than knowing nothing: the model is sure and wrong, and steps make it worse.",
             fix="A learning rate ten times smaller; and see that the loss is minimised, not maximised.",
         )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE118",
         "warning",
         "the loss stays at ln C",
@@ -114,24 +114,24 @@ def far_above(facts: Facts) -> Iterator[str | Seen]:
         'discuss.pytorch.org, "Cross entropy loss is not decreasing"',
     ),
 )
-def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
-    """A course that stays, or a model whose every p is 1/C."""
+def stays_at_ln_c(facts: Facts) -> Iterator[Observation]:
+    """A loss curve that stays, or a model whose every p is 1/C."""
     start, _, _, start_text = levels(facts)
     if start == 0:  # one class, which is another rule's
         return
     if stays_at(facts.options.losses, start):
-        yield Seen(f"{_course(facts)}; {start_text} = {start:.4f}")
+        yield Observation(f"{_loss_curve(facts)}; {start_text} = {start:.4f}")
     elif not facts.options.binary and _alike(facts) and np.abs(facts.loss.p * facts.C - 1).max() < 0.02:
         p = f"every p is 1/{facts.C} within 2% in all {facts.loss.p_rows:,} rows"
-        yield Seen(
+        yield Observation(
             f"{p}: the loss is {start_text} = {start:.4f} for any labels; a model before its first step does that",
             "note",
         )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE119",
         "warning",
         "the loss stays at the entropy of the labels",
@@ -142,21 +142,21 @@ def stays_at_ln_c(facts: Facts) -> Iterator[Seen]:
         "crossent.prior_entropy",
     ),
 )
-def stays_at_the_prior(facts: Facts) -> Iterator[Seen]:
-    """A course that stays, or a model that predicts the frequencies for every row."""
+def stays_at_the_prior(facts: Facts) -> Iterator[Observation]:
+    """A loss curve that stays, or a model that predicts the frequencies for every row."""
     start, prior, _, _ = levels(facts)
     if prior is None or abs(prior - start) <= 2 * CLOSE * start:  # the same place, and said already
         return
     if stays_at(facts.options.losses, prior):
-        yield Seen(f"{_course(facts)}; H(prior) = {prior:.4f}")
+        yield Observation(f"{_loss_curve(facts)}; H(prior) = {prior:.4f}")
     elif _alike(facts) and abs(facts.loss.loss.value - prior) <= CLOSE * prior:
         same = f"p is the same in all {facts.loss.p_rows:,} rows within 1%"
-        yield Seen(f"{same}, and the loss {facts.loss.loss.value:.4f} is H(prior) = {prior:.4f}")
+        yield Observation(f"{same}, and the loss {facts.loss.loss.value:.4f} is H(prior) = {prior:.4f}")
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE120",
         "warning",
         "the loss stays at the floor of two softmaxes",
@@ -168,18 +168,18 @@ def stays_at_the_prior(facts: Facts) -> Iterator[Seen]:
     ),
 )
 def stays_at_the_floor(facts: Facts) -> Iterator[str]:
-    """A course that stays there, or a little above: by as much as there are mistakes; and never falls below."""
+    """A loss curve that stays there, or a little above: by as much as there are mistakes; and never falls below."""
     losses, (_, prior, floor, _) = facts.options.losses, levels(facts)
     if floor is None or stays_at(losses, prior):
         return
     if stays_at(losses, floor):
-        yield f"{_course(facts)}; the floor is {floor:.4f}"
+        yield f"{_loss_curve(facts)}; the floor is {floor:.4f}"
     elif not facts.options.binary and _is_wall(losses, floor):
-        yield f"{_course(facts)}, and none is below the floor, {floor:.4f}: the least is {min(losses):.4f}"
+        yield f"{_loss_curve(facts)}, and none is below the floor, {floor:.4f}: the least is {min(losses):.4f}"
 
 
 def _is_wall(losses: Sequence[float], floor: float) -> bool:
-    """Whether a course has come down to a floor, to 5% for the best batch, and goes on above it."""
+    """Whether a loss curve has come down to a floor, to 5% for the best batch, and goes on above it."""
     if len(losses) < LEAST or not np.all(np.isfinite(losses)) or not 0.999 * floor <= min(losses) <= 1.05 * floor:
         return False
     before, after = (half.mean() for half in np.array_split(np.asarray(losses[len(losses) // 2 :]), 2))

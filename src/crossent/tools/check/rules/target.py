@@ -8,8 +8,8 @@ from math import prod
 import numpy as np
 
 from crossent.tools.check.facts import Facts
-from crossent.tools.check.findings import Card, Rule, Seen, Severity, rule
-from crossent.tools.check.pieces import numbers
+from crossent.tools.check.findings import Observation, Rule, RuleDescription, Severity, register_rule
+from crossent.tools.check.row_block import numbers
 
 RULES: dict[str, Rule] = {}
 
@@ -17,9 +17,9 @@ RULES: dict[str, Rule] = {}
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE114",
         "error",
         "labels that are no class",
@@ -30,7 +30,7 @@ RULES: dict[str, Rule] = {}
         "pytorch/pytorch issues 1204 and 18014",
     ),
 )
-def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
+def labels_that_are_no_class(facts: Facts) -> Iterator[Observation]:
     """Labels out of range, or from 1 to C."""
     target, C = facts.target, facts.C
     if facts.layout.kind != "indices" or C == 1:  # one class is another rule's
@@ -39,12 +39,14 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
         low, high = int(target.low), int(target.high)
         text = f"labels from {low} to {high} for {C} classes, 0 to {C - 1}: {target.outside.of(target.rows)}"
         if low == 1 and high == C:
-            yield Seen(text, fix="The labels start at 1: subtract 1.")
+            yield Observation(text, fix="The labels start at 1: subtract 1.")
         elif low < 0 or high == 255:
             odd = low if low < 0 else 255
-            yield Seen(text, fix=f"If {odd} means nothing to be learned, pass ignore_index={odd}.")
+            yield Observation(text, fix=f"If {odd} means nothing to be learned, pass ignore_index={odd}.")
         else:
-            yield Seen(text, fix="Compare the labels with the number of logits: the model needs one for every class.")
+            yield Observation(
+                text, fix="Compare the labels with the number of logits: the model needs one for every class."
+            )
         return
     n, counts = int(target.counts.sum()), target.counts
     # Would class 0 be missing by chance, were it as frequent as the rarest of the others?
@@ -55,16 +57,16 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
                 f"class 0 never occurs in {n:,} labels, and every class from 1 to {C - 1} at least {rarest} times: "
                 f"do labels start at 1, for {C - 1} classes?"
             )
-            yield Seen(
+            yield Observation(
                 text,
                 "warning",
                 why="The model then has a logit that is only ever pushed down, and predicts one class too many.",
             )
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE116",
         "error",
         "target of the wrong shape or dtype",
@@ -75,22 +77,24 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Seen]:
         "torch.nn.CrossEntropyLoss",
     ),
 )
-def target_of_the_wrong_kind(facts: Facts) -> Iterator[Seen]:
+def target_of_the_wrong_kind(facts: Facts) -> Iterator[Observation]:
     """Shapes and dtypes that torch refuses."""
     misfit = facts.layout.misfit
     if facts.target.broken.count:
         what = "labels that are no whole numbers" if facts.layout.kind == "indices" else "targets that are nan or inf"
-        yield Seen(f"{what} in {facts.target.broken.of(facts.target.rows)}", fix="Look where these rows were labelled.")
+        yield Observation(
+            f"{what} in {facts.target.broken.of(facts.target.rows)}", fix="Look where these rows were labelled."
+        )
     if misfit is not None:
         # What a file stores is not yet what the loss is given; only a shape or a one-hot row will stay what it is.
         severity: Severity = "warning" if misfit.fix in ("target.long()", "target.float()") else "error"
         why = "torch takes a floating target of the logits' shape and raises a RuntimeError or ValueError for others."
-        yield Seen(misfit.seen, severity, why if facts.options.binary else None, misfit.fix)
+        yield Observation(misfit.seen, severity, why if facts.options.binary else None, misfit.fix)
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE105",
         "error",
         "soft targets that are no probabilities",
@@ -102,7 +106,7 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Seen]:
         "pytorch/pytorch issue 152437",
     ),
 )
-def soft_targets(facts: Facts) -> Iterator[str | Seen]:
+def soft_targets(facts: Facts) -> Iterator[str | Observation]:
     """Negative weights, or rows that do not sum to 1."""
     target = facts.target
     if facts.layout.kind != "weights" or facts.options.binary or facts.C == 1:
@@ -112,12 +116,12 @@ def soft_targets(facts: Facts) -> Iterator[str | Seen]:
     if target.off_sum.count:
         low, high = target.sums
         text = f"rows that sum to {low:.4g}" if low == high else f"rows that sum to between {low:.4g} and {high:.4g}"
-        yield Seen(f"{text}: {target.off_sum.of(target.rows)}", "warning")
+        yield Observation(f"{text}: {target.off_sum.of(target.rows)}", "warning")
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE106",
         "error",
         "every target is ignored",
@@ -143,9 +147,9 @@ def every_target_ignored(facts: Facts) -> Iterator[str]:
         yield f"{many} hold ignore_index={ignored} only: number {which}, counted from 0"
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE121",
         "warning",
         "a mean of means",
@@ -173,9 +177,9 @@ def mean_of_means(facts: Facts) -> Iterator[str]:
 # --- language models --------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE108",
         "error",
         "labels of the wrong position",
@@ -187,7 +191,7 @@ def mean_of_means(facts: Facts) -> Iterator[str]:
         "transformers, ForCausalLMLoss",
     ),
 )
-def labels_of_the_wrong_position(facts: Facts) -> Iterator[Seen]:
+def labels_of_the_wrong_position(facts: Facts) -> Iterator[Observation]:
     """Labels that are the input, or that suit the logits of another position."""
     if facts.options.task != "lm" or not facts.has_target:
         return
@@ -203,7 +207,7 @@ def labels_of_the_wrong_position(facts: Facts) -> Iterator[Seen]:
         if min(here.n, there.n) >= 20 and here.above(there) > 5 and there.value < 0.9 * here.value:
             where = "one position later" if k > 0 else "one position earlier"
             fix = "The loss shifts and the data does too: let one of them do it." if facts.options.shift else None
-            yield Seen(
+            yield Observation(
                 f"the loss of {name} is {here.value:.4f}, with the labels {where} {there.value:.4f} ({here.n:,} tokens)",
                 fix=fix,
             )
@@ -211,20 +215,20 @@ def labels_of_the_wrong_position(facts: Facts) -> Iterator[Seen]:
     share = facts.loss.right / max(here.n, 1)
     if here.n >= 100 and share >= 0.99:
         text = f"{100 * share:.1f}% of {here.n:,} tokens are predicted: real text is not that predictable"
-        yield Seen(
+        yield Observation(
             text, "note", fix="See that the labels are not the input: give inputs= as well, and it will be compared."
         )
 
 
-def _against_inputs(facts: Facts) -> Iterator[Seen]:
+def _against_inputs(facts: Facts) -> Iterator[Observation]:
     """Compare labels with the input: they must be what comes next."""
     ahead = {k: n == facts.pairs for k, n in facts.ahead.items()}
     if ahead.get(1, False):
         return
     if ahead.get(0, False):
-        yield Seen(f"the label of every position is its own input, for all {facts.pairs:,} tokens that count")
+        yield Observation(f"the label of every position is its own input, for all {facts.pairs:,} tokens that count")
     elif ahead.get(2, False):
-        yield Seen(
+        yield Observation(
             f"the label of every position is the input two positions on, for all {facts.pairs:,} tokens that count",
             fix="The data is shifted and the loss shifts again: let one of them do it.",
         )
@@ -233,9 +237,9 @@ def _against_inputs(facts: Facts) -> Iterator[Seen]:
 # --- weights and smoothing --------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE109",
         "error",
         "class weights against label smoothing",
@@ -272,9 +276,9 @@ def weights_against_smoothing(facts: Facts) -> Iterator[str]:
 # --- binary -----------------------------------------------------------------------------------------------------------
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE111",
         "error",
         "binary targets outside [0, 1]",
@@ -285,7 +289,7 @@ def weights_against_smoothing(facts: Facts) -> Iterator[str]:
         "pytorch/pytorch issues 110865 and 123339; milesial/Pytorch-UNet issue 65",
     ),
 )
-def binary_targets_outside(facts: Facts) -> Iterator[Seen]:
+def binary_targets_outside(facts: Facts) -> Iterator[Observation]:
     """Targets below 0 or above 1."""
     target = facts.target
     if not facts.options.binary or not target.outside.count:
@@ -293,16 +297,19 @@ def binary_targets_outside(facts: Facts) -> Iterator[Seen]:
     low, high = target.low, target.high
     text = f"targets from {low:.4g} to {high:.4g}: {target.outside.of(target.rows)}"
     if (low, high) == (-1, 1):
-        yield Seen(text, fix="Labels of −1 and 1: (t + 1) / 2. If −1 means unknown: ignore_index=-1.")
+        yield Observation(text, fix="Labels of −1 and 1: (t + 1) / 2. If −1 means unknown: ignore_index=-1.")
     elif low >= 0 and high > 1:
-        yield Seen(text, fix=f"Divide by {high:.4g}, or compare: t > {high / 2:.4g}.")
+        masks = f"Masks of 0 and {high:.4g} only: Divide by {high:.4g}, or t == {high:.4g}"
+        unknown = f"if {high:.4g} means unknown, ignore_index={high:.4g}"
+        fix = "Labels of 1 and 2: subtract 1." if (low, high) == (1, 2) else f"{masks}; {unknown}."
+        yield Observation(text, fix=fix)
     else:
-        yield Seen(text)
+        yield Observation(text)
 
 
-@rule(
+@register_rule(
     RULES,
-    Card(
+    RuleDescription(
         "CE112",
         "error",
         "pos_weight along the wrong axis",
@@ -314,7 +321,7 @@ def binary_targets_outside(facts: Facts) -> Iterator[Seen]:
         "pytorch/pytorch issues 27936 and 82496",
     ),
 )
-def pos_weight_along_the_wrong_axis(facts: Facts) -> Iterator[Seen]:
+def pos_weight_along_the_wrong_axis(facts: Facts) -> Iterator[Observation]:
     """A vector that meets another axis than that of the classes."""
     pos_weight, shape = facts.options.pos_weight, facts.layout.shape
     if not facts.options.binary or pos_weight is None or prod(pos_weight.shape) == 1 or facts.options.dim is not None:
@@ -322,13 +329,13 @@ def pos_weight_along_the_wrong_axis(facts: Facts) -> Iterator[Seen]:
     given = f"pos_weight of shape {pos_weight.shape} ({numbers(pos_weight.reshape(-1))}) for logits of shape {shape}"
     behind = zip(reversed(pos_weight.shape), reversed(shape), strict=False)
     if pos_weight.ndim > len(shape) or any(a not in (1, b) for a, b in behind):
-        yield Seen(f"{given}: it does not broadcast, torch refuses it", fix=_reshaped(pos_weight.shape, shape))
+        yield Observation(f"{given}: it does not broadcast, torch refuses it", fix=_reshaped(pos_weight.shape, shape))
     elif len(shape) == 1:
-        yield Seen(
+        yield Observation(
             f"{given}: every row gets a weight of its own", fix="One logit a row has one pos_weight, a single number."
         )
     elif len(shape) > 2 and pos_weight.shape == (shape[1],):
-        yield Seen(
+        yield Observation(
             f"{given}: it lies along axis {len(shape) - 1}, not along the classes on axis 1",
             fix=_reshaped(pos_weight.shape, shape),
         )
@@ -339,5 +346,8 @@ def _reshaped(given: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
     if len(shape) > 2 and len(given) == 1 and given[0] == shape[1]:
         return f"pos_weight.reshape{(-1,) + (1,) * (len(shape) - 2)}, or dim=1 of crossent.binary_cross_entropy_with_logits"
     if len(given) == 1 and given[0] == 2:
-        return "Two numbers, for no and yes, are not wanted: pos_weight is the factor for yes, w_yes / w_no."
+        return (
+            "Two numbers, for no and yes, are not wanted: pos_weight is the factor for yes, w_yes / w_no, and weight=w_no "
+            "that for both."
+        )
     return None

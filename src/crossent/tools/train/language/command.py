@@ -7,13 +7,10 @@ from typing import Any
 
 import click
 
-from crossent.tools.train.options import files, ready, seed, show
+from crossent.tools.errors import InputError
+from crossent.tools.train.command_options import files, ready, seed, show
 
 MOST_MINUTES = 600
-
-
-class _Unreadable(click.ClickException):
-    exit_code = 2
 
 
 def _minutes(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -38,17 +35,17 @@ def _bytes(
         raise click.UsageError("give --steps or --minutes, not both")
     ready(out, "matplotlib")
 
+    from crossent.tools.progress import ProgressBar
     from crossent.tools.train.language.report import output
-    from crossent.tools.train.language.run import QUICK_STEPS, STEPS, Settings, run
+    from crossent.tools.train.language.run import QUICK_STEPS, STEPS, LanguageSettings, run
     from crossent.tools.train.language.text import MOST, QUICK_MOST, TextError, read_text
-    from crossent.tools.train.progress import Bar
 
     steps = steps or (QUICK_STEPS if quick else STEPS[vocab])
-    settings = Settings(vocab, None if text is None else str(text), steps, minutes, quick=quick, **asked)
+    settings = LanguageSettings(vocab, None if text is None else str(text), steps, minutes, quick=quick, **asked)
     try:
-        results = run(settings, read_text(text, QUICK_MOST if quick else MOST), Bar(1.0))
+        results = run(settings, read_text(text, QUICK_MOST if quick else MOST), ProgressBar(patience=0, counted=False))
     except TextError as error:
-        raise _Unreadable(str(error)) from None
+        raise InputError(str(error)) from None
     if results is None:
         raise click.ClickException("interrupted before both ways were compared: nothing was kept")
     show(output(results), out, as_json)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crossent.tools.train.figure import Panel, Theme, finish, label_values
+from crossent.tools.train.figure import finish, label_values
 from crossent.tools.train.language.heads import CALLS
 from crossent.tools.train.language.run import LanguageResults
+from crossent.tools.train.panel import Panel, Theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +19,8 @@ LABELS = [call.replace(", ", ",\n") for call in CALLS.values()]
 
 
 def curve_panel(axes: Axes, results: LanguageResults, theme: Theme) -> None:
-    """Plot bits per byte over the time of training, below the yardsticks."""
-    model, yardstick = theme.tints[0], theme.tints[3]
+    """Plot bits per byte over the time of training, above what others need."""
+    model, reference_colour = theme.tints[0], theme.tints[3]
     losses = np.array([step.bits for step in results.steps])
     seconds = np.cumsum([step.seconds for step in results.steps])
     width = min(SMOOTHED, len(losses))
@@ -31,13 +32,13 @@ def curve_panel(axes: Axes, results: LanguageResults, theme: Theme) -> None:
     lines = [(each.after, f"{each.name} {each.after:.2f}") for each in results.compressed]
     lines += [(known.bigram, f"pairs of bytes {known.bigram:.2f}"), (known.unigram, f"bytes {known.unigram:.2f}")]
     for height, _ in lines:
-        axes.axhline(height, color=yardstick, linewidth=1, linestyle=(0, (4, 2)))
+        axes.axhline(height, color=reference_colour, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_xlim(0, max(seconds[-1], times[-1]))
     heights = [results.bits, *(height for height, _ in lines)]
     axes.set_ylim(0.9 * min(*heights, smooth.min()), max(known.unigram, results.bits) + 0.4)
     finish(axes, theme, "What a byte costs", "bits per byte; dots: held-out text; thin: training batches")
     axes.set_xlabel("seconds of training", color=theme.ink)
-    ends = [(height, name, yardstick) for height, name in lines]
+    ends = [(height, name, reference_colour) for height, name in lines]
     label_values(axes, [*ends, (results.bits, f"the model {results.bits:.2f}", model)], theme)
 
 

@@ -6,11 +6,11 @@ import shlex
 from dataclasses import asdict
 from typing import Any
 
-from crossent.tools.train import figure
-from crossent.tools.train import report as pages
-from crossent.tools.train.language import findings, model, tables
+from crossent.tools import html
+from crossent.tools.train import figure, report
+from crossent.tools.train.language import conclusions, model, tables
 from crossent.tools.train.language.panels import PANELS
-from crossent.tools.train.language.run import COMPARED, SEQUENCES, TEMPERATURE, LanguageResults, Settings
+from crossent.tools.train.language.run import COMPARED, SEQUENCES, TEMPERATURE, LanguageResults, LanguageSettings
 from crossent.tools.train.output import Output
 from crossent.tools.train.results import plain
 
@@ -27,17 +27,17 @@ def output(results: LanguageResults) -> Output:
     return Output(
         name=NAME,
         notices=notices(results),
-        grids=[tables.costs(results), tables.ways(results)],
-        paragraphs=[findings.paragraph(results), f"{continuation(results)}\n\n{results.sample}"],
+        tables=[tables.costs(results), tables.ways(results)],
+        paragraphs=[conclusions.paragraph(results), f"{continuation(results)}\n\n{results.sample}"],
         document=document(results),
-        page=html(results),
+        page=write_page(results),
         picture=figure.together(PANELS, results),
     )
 
 
 def notices(results: LanguageResults) -> list[str]:
     """Say what a reader must know before any number."""
-    said = [pages.QUICK] if results.settings.quick else []
+    said = [report.QUICK] if results.settings.quick else []
     if not results.complete:
         said.append(f"Interrupted after {len(results.steps)} steps: the model is scored as it was then.")
     return [*said, *results.text.notes]
@@ -48,24 +48,24 @@ def continuation(results: LanguageResults) -> str:
     return f"The training text, continued by the model at temperature {TEMPERATURE:g}:"
 
 
-def html(results: LanguageResults) -> str:
+def write_page(results: LanguageResults) -> str:
     """Lay out the report."""
     body = [
-        pages.heading(TITLE, 1),
-        pages.prose(OPENING, "lead"),
-        *(pages.prose(notice, "notice") for notice in notices(results)),
-        pages.pictures_of(PANELS, results),
-        pages.heading("What comes of it"),
-        pages.prose(findings.paragraph(results)),
-        pages.table(tables.costs(results)),
-        pages.table(tables.ways(results)),
-        pages.heading("What it writes"),
-        pages.prose(continuation(results)),
-        pages.preformatted(results.sample),
-        pages.heading("How this was measured"),
-        pages.facts(_facts(results)),
+        html.heading(TITLE, 1),
+        html.paragraph(OPENING, "lead"),
+        *(html.paragraph(notice, "notice") for notice in notices(results)),
+        report.pictures(PANELS, results),
+        html.heading("What comes of it"),
+        html.paragraph(conclusions.paragraph(results)),
+        html.table(tables.costs(results)),
+        html.table(tables.ways(results)),
+        html.heading("What it writes"),
+        html.paragraph(continuation(results)),
+        html.preformatted(results.sample),
+        html.heading("How this was measured"),
+        html.definition_list(_facts(results)),
     ]
-    return pages.page(f"crossent train {NAME}", body)
+    return html.page(f"crossent train {NAME}", body)
 
 
 def _facts(results: LanguageResults) -> dict[str, str]:
@@ -90,7 +90,7 @@ def _facts(results: LanguageResults) -> dict[str, str]:
     }
 
 
-def command(settings: Settings) -> str:
+def command(settings: LanguageSettings) -> str:
     """Write the command that runs the job again."""
     length = f"--steps {settings.steps}" if settings.minutes is None else f"--minutes {settings.minutes:g}"
     parts = [f"crossent train {NAME} --vocab {settings.vocab} {length} --seed {settings.seed}"]
@@ -136,7 +136,7 @@ def document(results: LanguageResults) -> dict[str, Any]:
             "curve": results.curve,
             "training": results.steps,
             "sample": results.sample,
-            "findings": findings.paragraph(results),
+            "findings": conclusions.paragraph(results),
         }
     )
     return written

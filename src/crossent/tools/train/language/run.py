@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from crossent import linear_cross_entropy
+from crossent.tools.progress import ProgressBar
 from crossent.tools.train.fit import one_thread
 from crossent.tools.train.language import compressors, heads, model
 from crossent.tools.train.language.heads import CROSSENT, TORCH, WAYS, Shape
 from crossent.tools.train.language.model import CONTEXT, LanguageModel
 from crossent.tools.train.language.text import Ids, Text, TextError, vocabulary
-from crossent.tools.train.progress import Bar
 from crossent.tools.train.run import versions
 
 STEPS = {"bytes": 1000, "words": 300}  # two to three times through Python's documentation
@@ -33,7 +33,7 @@ AT_ONCE = 64  # windows that are scored together
 
 
 @dataclass(frozen=True)
-class Settings:
+class LanguageSettings:
     """What was asked; ``minutes``, of training, replaces the number of steps."""
 
     vocab: str = "bytes"
@@ -85,7 +85,7 @@ class Way(NamedTuple):
 class LanguageResults:
     """Everything that came of it; ``complete`` is false where the training was interrupted."""
 
-    settings: Settings
+    settings: LanguageSettings
     text: Text
     shape: Shape
     parameters: int
@@ -216,8 +216,8 @@ class Corpus:
 
 
 @one_thread()
-def run(settings: Settings, text: Text, bar: Bar) -> LanguageResults | None:
-    """Train, and score beside the yardsticks; None if it was interrupted before the two ways were compared."""
+def run(settings: LanguageSettings, text: Text, bar: ProgressBar) -> LanguageResults | None:
+    """Train, and score beside what others need; None if it was interrupted before the two ways were compared."""
     started = time.perf_counter()
     corpus = Corpus(text, settings.vocab)
     shape = Shape(SEQUENCES, CONTEXT, model.FEATURES, len(corpus.vocabulary))
@@ -257,7 +257,7 @@ def run(settings: Settings, text: Text, bar: Bar) -> LanguageResults | None:
     )
 
 
-def compare(trainers: dict[str, Trainer], settings: Settings, bar: Bar) -> None:
+def compare(trainers: dict[str, Trainer], settings: LanguageSettings, bar: ProgressBar) -> None:
     """Train the first steps both ways, in turns, so that a busy machine hinders both alike."""
     for step in range(settings.compared):
         progress = _progress(trainers[CROSSENT], settings)
@@ -266,7 +266,7 @@ def compare(trainers: dict[str, Trainer], settings: Settings, bar: Bar) -> None:
         tell(trainers[CROSSENT], progress, bar, "both ways")
 
 
-def train(trainer: Trainer, settings: Settings, bar: Bar) -> Iterator[Point]:
+def train(trainer: Trainer, settings: LanguageSettings, bar: ProgressBar) -> Iterator[Point]:
     """Train on, and score the held-out text now and then; the last point is that of the trained model."""
     evaluations = QUICK_EVALUATIONS if settings.quick else EVALUATIONS
     scored = 0
@@ -285,13 +285,13 @@ def train(trainer: Trainer, settings: Settings, bar: Bar) -> Iterator[Point]:
         tell(trainer, progress, bar, "training")
 
 
-def _progress(trainer: Trainer, settings: Settings) -> float:
+def _progress(trainer: Trainer, settings: LanguageSettings) -> float:
     if settings.minutes is not None:
         return trainer.seconds / (60 * settings.minutes)
     return len(trainer.steps) / settings.steps
 
 
-def tell(trainer: Trainer, progress: float, bar: Bar, what: str) -> None:
+def tell(trainer: Trainer, progress: float, bar: ProgressBar, what: str) -> None:
     """Show the mean loss of the last steps."""
     last = [step.bits for step in trainer.steps[-20:]]
-    bar.reach(progress, f"{what}  step {len(trainer.steps)}  {sum(last) / len(last):5.3f} bits per byte")
+    bar(f"{what}  step {len(trainer.steps)}  {sum(last) / len(last):5.3f} bits per byte", progress, 1.0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from crossent.tools.train.language.findings import megabytes, milliseconds
+from crossent.tools.table import Table
+from crossent.tools.train.language.conclusions import megabytes, milliseconds
 from crossent.tools.train.language.heads import CALLS
 from crossent.tools.train.language.run import LanguageResults
-from crossent.tools.train.tables import Grid
 
 
-def costs(results: LanguageResults) -> Grid:
-    """Tabulate what a held-out byte costs the model and its yardsticks, the dearest first."""
+def costs(results: LanguageResults) -> Table:
+    """Tabulate what a held-out byte costs the model and what it is compared with, the dearest first."""
     known = results.frequencies
     rows: list[tuple[str, float | None, float]] = [
         ("all bytes alike", None, known.uniform),
@@ -31,10 +31,10 @@ def costs(results: LanguageResults) -> Grid:
         )
     marked = frozenset((i, 2) for i, row in enumerate(rows) if row[0] == "the model")
     title = f"Bits for a byte of the held-out tail, {len(results.text.tail)} bytes"
-    return Grid(title, ("", "tail alone", "after the training text"), cells, notes, marked)
+    return Table(title, ("", "tail alone", "after the training text"), cells, notes, marked)
 
 
-def ways(results: LanguageResults) -> Grid:
+def ways(results: LanguageResults) -> Table:
     """Tabulate time and memory with and without the logits of all tokens."""
     shape = results.shape
     rows = tuple(
@@ -54,4 +54,4 @@ def ways(results: LanguageResults) -> Grid:
         f"of all tokens are {megabytes(logits)} MB.",
     )
     title = f"Both ways: {shape.sequences} × {shape.length} tokens, {shape.features} features, {shape.classes} classes"
-    return Grid(title, ("head and loss by", "step ms", "head+loss ms", "memory MB"), rows, notes)
+    return Table(title, ("head and loss by", "step ms", "head+loss ms", "memory MB"), rows, notes)

@@ -1,0 +1,26 @@
+"""The door for tensors of other kinds: subclasses, tracers' proxies and function modes see a call before it does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from torch.overrides import handle_torch_function, has_torch_function
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def overridable(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Let an argument that has ``__torch_function__`` answer for a function, as for torch's own functions."""
+
+    @wraps(function)
+    def asked(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            result: _Result = handle_torch_function(asked, given, *args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return asked

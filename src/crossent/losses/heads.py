@@ -1,0 +1,189 @@
+"""A module as the head of a linear loss: the matrix and bias with which its logits are ``h Wᵀ + b``, or why there are none.
+
+A head is never called here, since its logits are not to exist. What only a call of it would do (hooks, a forward of its own)
+would be lost in silence, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossent.core.checks import check_tensors
+
+_KNOWN = "nn.Linear, nn.Embedding, or a LoRA adapter of one"
+_HOOKS = {
+    "_forward_hooks": "forward hooks",
+    "_forward_pre_hooks": "forward pre-hooks",
+    "_backward_hooks": "backward hooks",
+    "_backward_pre_hooks": "backward pre-hooks",
+}
+
+
+class ModuleHead(NamedTuple):
+    """Hidden states ``(..., D)``, a matrix ``(C, D)`` and a bias ``(C)``, or None, that give the logits of a module."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def head_of(module: nn.Module, input: Tensor, linear_bias: Tensor | None = None) -> ModuleHead:
+    """Take a module apart into what gives its logits; a bias may be given beside a module that has none."""
+    check_tensors(input=input)
+    head = _head(module, input)
+    if linear_bias is None:
+        return head
+    if head.bias is not None:
+        raise ValueError(
+            f"linear_bias must be left out where linear_weight is a module with a bias of its own, got "
+            f"{type(module).__name__} with a bias and a linear_bias: to replace the bias, pass the module's weight alone"
+        )
+    return head._replace(bias=linear_bias)
+
+
+def _head(module: nn.Module, input: Tensor) -> ModuleHead:
+    parts = module._modules
+    compiled = parts.get("_orig_mod")  # of torch.compile
+    if compiled is not None:
+        return _head(compiled, input)
+    _refuse_what_a_call_would_do(module)
+    if parts.get("base_layer") is not None:
+        return _adapted(module, input)
+    if parts.get("original_module") is not None and "modules_to_save" in parts:
+        return _head(_saved(module), input)
+    _refuse_quantised(module)
+    if isinstance(module, nn.Embedding):  # tied: it looks rows up, and a head multiplies by them
+        return ModuleHead(input, module.weight, None)
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return ModuleHead(input, module.weight, module.bias)
+    if isinstance(module, nn.Linear):
+        raise TypeError(
+            f"linear_weight must be a module whose logits are h Wᵀ + b, got {type(module).__qualname__}, a Linear with a forward "
+            "of its own, which would be lost: pass the weight and bias that this comes to as linear_weight and linear_bias"
+        )
+    raise TypeError(
+        f"linear_weight must be a torch.Tensor or a module whose logits are h Wᵀ + b, {_KNOWN}, got "
+        f"{type(module).__module__}.{type(module).__qualname__}: pass the Linear inside, and apply what comes before it to input"
+    )
+
+
+def _refuse_what_a_call_would_do(module: nn.Module) -> None:
+    """Refuse hooks, which run when a module is called; lookups of an embedding are not what a head does, and may have some."""
+    if isinstance(module, nn.Embedding):
+        return
+    for attribute, what in _HOOKS.items():
+        if getattr(module, attribute, None):
+            raise RuntimeError(
+                f"linear_weight must be a module without hooks, which run when it is called, and here it is not: got "
+                f"{type(module).__name__} with {what}, which would be lost. Remove them, with parametrizations in the place of "
+                "weight_norm, spectral_norm and pruning; or pass the weight as linear_weight if the hooks do not change it"
+            )
+    if "forward" in module.__dict__:
+        raise RuntimeError(
+            f"linear_weight must be a module with the forward of its class, got {type(module).__name__} whose forward was "
+            "replaced, as accelerate does to move weights: what it does would be lost. Remove the hook, or pass the weight"
+        )
+
+
+def _refuse_quantised(module: nn.Module) -> None:
+    weight: Any = getattr(module, "weight", None)
+    quantised = callable(weight) or (
+        isinstance(weight, Tensor)
+        and (not weight.is_floating_point() or type(weight).dequantize is not Tensor.dequantize)
+    )
+    if quantised:
+        raise RuntimeError(
+            f"linear_weight must hold floating numbers, got {type(module).__name__} with a quantised weight, whose scales would be "
+            "lost: keep the head unquantised, as quantisers do by default, or pass its dequantised weight"
+        )
+
+
+# --- adapters, as PEFT has them -----------------------------------------------------------------------------------------
+
+
+def _saved(module: Any) -> nn.Module:
+    """Choose between a module and its trained copies, as a wrapper of modules to save does."""
+    copies, active = module._modules["modules_to_save"]._modules, module.active_adapters
+    if module.disable_adapters or any(name not in copies for name in active):
+        original: nn.Module = module._modules["original_module"]
+        return original
+    chosen: nn.Module = copies[active[0]]
+    return chosen
+
+
+def _adapted(module: Any, input: Tensor) -> ModuleHead:
+    """Take a LoRA layer apart: ``h Wᵀ + s (h Aᵀ) Bᵀ`` are the logits of ``[h, h Aᵀ]`` and the matrix ``[W, s B]``.
+
+    They are those of the effective weight ``W + s B A``, of which a small ``B A`` in half precision would be rounded away.
+    """
+    head, merged = _head(module._modules["base_layer"], input), bool(getattr(module, "merged_adapters", ()))
+    if getattr(module, "disable_adapters", False):
+        if merged:
+            raise RuntimeError(
+                "linear_weight is a module whose adapters are merged and disabled: call its unmerge() first, as its forward does"
+            )
+        return head
+    if merged or input.shape[-1:] != head.weight.shape[-1:]:  # features that do not fit are refused with all others
+        return head
+    inputs, columns, bias = [head.input], [head.weight], head.bias
+    for down, up, more in _low_ranks(module, input):
+        inputs.append(down.to(head.input.dtype))
+        columns.append(up.to(head.weight.dtype))
+        if more is not None:
+            more = more.to(head.weight.dtype)
+            bias = more if bias is None else bias + more
+    if len(inputs) == 1:
+        return head
+    return ModuleHead(torch.cat(inputs, -1), torch.cat(columns, 1), bias)
+
+
+def _low_ranks(module: Any, input: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """List ``h Aᵀ``, ``s B`` and what is added to the bias, of each adapter that is active."""
+    found: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    downs, ups, tables, columns = (
+        getattr(module, factor, {}) for factor in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+    )
+    for name in _active(module):
+        if name in downs:
+            down, up = downs[name], ups[name]
+            if type(down) is not nn.Linear or type(up) is not nn.Linear:
+                _refuse_adapter(module, f"its factors are {type(down).__name__} and {type(up).__name__}, not Linear")
+            _refuse_what_a_call_would_do(up)
+            dropout = getattr(module, "lora_dropout", {})
+            x = input.to(down.weight.dtype)
+            x = down(dropout[name](x) if name in dropout else x)
+            factor, scale = up.weight, module.scaling[name]
+            found.append((x, scale * factor, None if up.bias is None else scale * up.bias))
+        elif name in tables:
+            a, b = tables[name], columns[name]  # (r, C) and (D, r): of a table whose columns are features
+            found.append((input.to(b.dtype) @ b, module.scaling[name] * a.t(), None))
+        elif name in module.scaling:
+            _refuse_adapter(module, f"its adapter {name!r} is no product of two matrices")
+    return found
+
+
+def _active(module: Any) -> list[str]:
+    """Name the adapters that are active, if they are of the kind that is a product of two matrices."""
+    if not isinstance(getattr(module, "scaling", None), Mapping):
+        _refuse_adapter(module, "it is not LoRA")
+    given: Any = getattr(module, "active_adapters", None)
+    active: list[str] = list(module.scaling) if given is None else [given] if isinstance(given, str) else list(given)
+    variants, dora = getattr(module, "lora_variant", {}), getattr(module, "use_dora", {})
+    for name in active:
+        if name in variants or dora.get(name):
+            kind = type(variants[name]).__name__ if name in variants else "DoRA"
+            _refuse_adapter(module, f"its adapter {name!r} is a variant of LoRA, {kind}")
+    if hasattr(module, "lora_E"):
+        _refuse_adapter(module, "its rank is adapted")
+    return active
+
+
+def _refuse_adapter(module: object, why: str) -> None:
+    raise RuntimeError(
+        f"linear_weight must be {_KNOWN}, got {type(module).__module__}.{type(module).__qualname__}: {why}, and the adapter would "
+        "be lost. Merge it with merge() or merge_and_unload(), or pass the effective weight as linear_weight"
+    )

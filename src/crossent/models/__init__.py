@@ -1,0 +1,1 @@
+"""Losses in the places where other libraries' models call theirs."""

@@ -1,0 +1,154 @@
+"""The page ``docs/performance.md``: calls that run what it says, constants of the kernels; and what all pages quote."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import crossent
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/performance.md").read_text("utf-8")
+QUOTING = ["README.md", "docs/performance.md", "docs/linear.md"]
+RESULTS = json.loads((ROOT / "benchmarks/results/results.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")  # where its neighbours are
+        spec.loader.exec_module(module)
+    return module
+
+
+def table(head: str) -> list[list[str]]:
+    """Read the lines of the table that begins so."""
+    lines = PAGE[PAGE.index(head) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUOTING)
+def test_pages_quote_the_stored_measurements(name, report):
+    page = (ROOT / name).read_text("utf-8")
+    assert report.quote(page, report.fragments(RESULTS)) == page, "write them again: benchmarks/run.py --from-json"
+
+
+def test_the_table_holds_the_stored_measurements(report):
+    assert (ROOT / "benchmarks/results/table.md").read_text("utf-8") == report.make_markdown(RESULTS)
+    assert not RESULTS["partial"]
+
+
+def test_every_fragment_is_quoted_somewhere(report):
+    quoted = re.findall(r"<!-- bench: (\w+) -->", "".join((ROOT / name).read_text("utf-8") for name in QUOTING))
+    assert sorted(quoted) == sorted(report.fragments(RESULTS))
+
+
+def test_a_page_that_asks_for_what_was_not_measured_is_refused(report):
+    with pytest.raises(KeyError, match="wind"):
+        report.quote("<!-- bench: wind -->\n<!-- end -->", report.fragments(RESULTS))
+
+
+# --- what runs where --------------------------------------------------------------------------------------------------
+
+native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
+CALLS, LAYOUTS = table("| call | forward |"), table("| logits | taken |")
+NAMES = {name: getattr(crossent, name) for name in ("cross_entropy", "binary_cross_entropy_with_logits", "Focal")}
+
+
+def code(cell: str) -> str:
+    return re.match("`([^`]+)`", cell)[1]
+
+
+def shown(prelude: str) -> dict:
+    """Run the assignments that the page shows."""
+    names = NAMES | {"torch": torch}
+    (lines,) = re.findall(rf"((?:    {prelude}.*\n)(?:    .*\n)*)", PAGE)
+    exec("\n".join(line.strip() for line in lines.splitlines()), names)
+    return names
+
+
+@pytest.mark.parametrize(("call", "forward", "backward"), CALLS, ids=[code(call) for call, _, _ in CALLS])
+def test_calls_run_what_the_page_says(call, forward, backward, monkeypatch):
+    launched = set()
+    for name in (
+        "small_cross_entropy",
+        *(f"{n}cross_entropy_{d}" for n in ("", "binary_") for d in ("forward", "backward")),
+    ):
+        home = native if name == "small_cross_entropy" else native.Native
+        kernel = getattr(home, name)
+
+        def counted(*a, kernel=kernel, name=name, **k):
+            launched.add(name)
+            return kernel(*a, **k)
+
+        monkeypatch.setattr(home, name, counted if home is native else staticmethod(counted))
+    torch._dynamo.reset()
+    loss = eval(code(call), shown("x, y = "))
+    assert "small_cross_entropy" not in launched
+    assert any("forward" in name for name in launched) == (forward == "kernels")
+    if loss.requires_grad:
+        loss.sum().backward()
+    assert any("backward" in name for name in launched) == (backward == "kernels")
+    assert {forward, backward} <= {"kernels", "torch operations"}
+
+
+@pytest.mark.parametrize(("logits", "taken"), LAYOUTS, ids=[code(logits) for logits, _ in LAYOUTS])
+def test_layouts_are_taken_as_the_page_says(logits, taken, monkeypatch):
+    x = eval(code(logits), {"torch": torch, "z": torch.randn(2, 5, 6, 4)})
+    calls = []
+    kernel = native._native.softmax_forward
+    monkeypatch.setattr(native._native, "softmax_forward", lambda *a: (calls.append(a[0]), kernel(*a))[1])
+    crossent.cross_entropy(x, torch.zeros(x.shape[:1] + x.shape[2:], dtype=torch.long), reduction="none")
+    assert len(calls) == {"as they are": 1, "by a copy": 2}[taken]
+    assert calls[0].data_ptr() == x.data_ptr()
+
+
+def test_the_binary_loss_copies_what_has_gaps(monkeypatch):
+    taken = []
+    kernel = native._native.binary_forward
+    monkeypatch.setattr(native._native, "binary_forward", lambda *a: (taken.append(a[0].data_ptr()), kernel(*a))[1])
+    z = torch.randn(2, 5, 6, 4)
+    for x in (z, z.transpose(2, 3), z.permute(3, 0, 2, 1), z[..., :3], z[..., ::2]):
+        taken.clear()
+        crossent.binary_cross_entropy_with_logits(x, torch.rand(x.shape))
+        assert (taken[-1] == x.data_ptr()) == (x.numel() == z.numel())
+
+
+# --- constants --------------------------------------------------------------------------------------------------------
+
+
+def constant(name: str) -> int:
+    """Read a constant of the kernels."""
+    source = "".join(path.read_text() for path in sorted((ROOT / "csrc").glob("*.[hc]*")))
+    (value,) = re.findall(rf"\b{name} = (\d+(?: << \d+)?)[,;]", source)
+    return eval(value)
+
+
+def test_the_page_names_the_kernels_constants():
+    text = " ".join(PAGE.split())
+    lanes, block, rows = constant("LANES"), constant("BLOCK"), constant("ROWS")
+    for claim in (
+        f"Up to {constant('SMALL_ELEMENTS'):,} elements in float32 or float64",
+        f"Below {constant('SERIAL'):,} elements one thread does all",
+        f"in blocks of {block:,} numbers",
+        f"are taken {rows} at a time, {lanes} to a vector loop",
+        f"loops over {lanes} numbers",
+        f"the two halves of {lanes} rows five times",
+        f"{lanes} lanes within a block",
+        f"from {native._LARGE >> 20} MB on, in **huge pages** of {constant('PAGE') >> 20} MB",
+    ):
+        assert claim in text, claim
+    assert lanes == 2**5
+    assert constant("MOST") == 4
+    assert "of the last four that were dropped" in text
+    assert native.torch is torch

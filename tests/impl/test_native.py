@@ -1,0 +1,353 @@
+"""The compiled kernels: every instruction set, which implementation runs when, and a package without them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import crossent
+from crossent.core.settings import Settings
+from crossent.core.target import Target
+
+native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
+_native = native._native
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code, **environment):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+def test_every_instruction_set_keeps_the_laws(isa):
+    laws = ["tests/test_laws.py", "tests/test_properties.py", "-k", "native and not billion"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *laws]
+    environment = os.environ | {"CROSSENT_ISA": isa, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (
+        python("from crossent.impl import native; print(native._native.isa())", CROSSENT_ISA=isa).stdout.strip() == isa
+    )
+
+
+def test_an_unknown_instruction_set_is_refused():
+    done = python("import crossent; crossent.implementations()", CROSSENT_ISA="mmx")
+    assert "offer the instruction sets" in done.stderr
+    assert "not mmx" in done.stderr
+
+
+def test_the_command_says_in_one_sentence_that_there_is_no_such_instruction_set():
+    done = python("from crossent.tools.cli import main; main(['info'])", CROSSENT_ISA="nonsense")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: CROSSENT_ISA=nonsense cannot be obeyed: this processor and build offer")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_the_extension_everything_is_eager():
+    code = (
+        "import sys; sys.modules['crossent._native'] = None\n"
+        "import torch, crossent\n"
+        "x = torch.zeros(2, 3)\n"
+        "print(crossent.choose_implementation(x), crossent.cross_entropy(x, torch.tensor([0, 1])).item())\n"
+        "print(crossent.implementations()['native'])\n"
+        "crossent.cross_entropy(x, torch.tensor([0, 1]), impl='native')"
+    )
+    done = python(code)
+    chosen, reason = done.stdout.splitlines()
+    assert chosen == "eager 1.0986123085021973"
+    assert "the compiled CPU kernels are not installed" in reason
+    assert f"RuntimeError: impl='native' cannot run here: {reason}" in done.stderr
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Count the launches of the kernels."""
+    counts = {}
+
+    def count(name):
+        home = native.Native if hasattr(native.Native, name) else native
+        kernel = getattr(home, name)
+
+        def counted(*args):
+            counts[name] = counts.get(name, 0) + 1
+            return kernel(*args)
+
+        monkeypatch.setattr(home, name, counted if home is native else staticmethod(counted))
+
+    for loss in ("cross_entropy", "binary_cross_entropy"):
+        count(f"{loss}_forward"), count(f"{loss}_backward")
+    count("small_cross_entropy")
+    return counts
+
+
+X, Y = torch.linspace(-2, 2, 12).view(4, 3), torch.tensor([0, 2, -100, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_plain_calls_run_the_kernels(dtype, launched):
+    assert crossent.choose_implementation(X.to(dtype)) == "native"
+    x = X.clone().to(dtype).requires_grad_()
+    crossent.cross_entropy(x, Y, label_smoothing=0.1).backward()
+    crossent.cross_entropy(x, x.detach().softmax(1)).backward()
+    crossent.cross_entropy(x, Y, reduction="none").sum().backward()
+    crossent.binary_cross_entropy_with_logits(x, x.detach().sigmoid()).backward()
+    small = 2 if dtype.itemsize >= 4 else 0  # loss and gradient at once
+    assert launched == ({"small_cross_entropy": small} if small else {}) | {
+        "cross_entropy_forward": 3 - small,
+        "cross_entropy_backward": 3 - small,
+        "binary_cross_entropy_forward": 1,
+        "binary_cross_entropy_backward": 1,
+    }
+
+
+def test_what_is_not_small_runs_forward_and_backward(launched):
+    x = torch.randn(200, 100, requires_grad=True)
+    crossent.cross_entropy(x, torch.randint(100, (200,))).backward()
+    assert launched == {"cross_entropy_forward": 1, "cross_entropy_backward": 1}
+    with torch.no_grad():
+        crossent.cross_entropy(x[:5], torch.randint(100, (5,)))
+    assert launched.pop("small_cross_entropy") == 1
+
+
+def test_compiled_calls_run_the_kernels(launched):
+    torch._dynamo.reset()
+    x = X.clone().requires_grad_()
+    torch.compile(crossent.cross_entropy, fullgraph=True, backend="aot_eager")(x, Y).backward()
+    assert launched == {"cross_entropy_forward": 1, "cross_entropy_backward": 1}
+
+
+def test_transforms_run_torch_operations(launched):
+    torch.func.grad(crossent.cross_entropy)(X, Y)
+    torch.vmap(crossent.cross_entropy)(X.expand(2, 4, 3), Y.expand(2, 4))
+    torch.func.jvp(lambda x: crossent.cross_entropy(x, Y), (X,), (X,))
+    assert launched == {}
+    x = X.clone().requires_grad_()
+    torch.autograd.grad(crossent.cross_entropy(x, Y), x, create_graph=True)
+    torch.autograd.grad(crossent.cross_entropy(x, Y, impl="native"), x, create_graph=True)
+    once = {"small_cross_entropy": 1, "cross_entropy_forward": 1}
+    assert launched == once
+    crossent.cross_entropy(X, Y, impl="eager")
+    assert launched == once
+
+
+def test_what_the_kernels_refuse_goes_to_torch_operations(launched):
+    soft = X.softmax(1).double()
+    assert crossent.choose_implementation(X, target=soft) == "eager"
+    crossent.cross_entropy(X, soft)
+    assert launched == {}
+    with pytest.raises(RuntimeError, match=r"take probabilities in torch.float32"):
+        crossent.cross_entropy(X, soft, impl="native")
+
+
+def test_tensors_without_memory_are_refused():
+    meta = torch.empty(4, 3, device="meta")
+    assert "meta" in native.refuses(meta)
+    numbers = torch.empty(())
+    rows = torch.empty(2, 4)
+    with pytest.raises((RuntimeError, ValueError), match="meta"):
+        _native.softmax_forward(meta, Y, None, -100, 0.0, 1, numbers, None, rows)
+    assert native.kind_of(meta, Y, None, -100) == 0
+
+
+def test_strides_that_do_not_collapse_are_copied():
+    x = torch.randn(2, 5, 8, 6)[..., ::2, :3].requires_grad_()
+    y = torch.randint(5, (2, 4, 3))
+    ours, theirs = (f(x, y) for f in (crossent.cross_entropy, torch.nn.functional.cross_entropy))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)))
+
+
+# --- small calls ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 10), (32, 10), (7, 33), (5, 100), (2, 3, 4, 5), (3, 70, 2)])
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_small_calls_are_the_general_ones(dtype, shape, mean, smoothing):
+    torch.manual_seed(0)
+    x, c = torch.randn(shape, dtype=dtype) * 5, torch.rand(shape[1], dtype=dtype)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]))
+    y[0] = -100
+    for target, weight in ((y, None), (y.int(), c), (x.softmax(1), None)):
+        assert native.kind_of(x, target, weight, -100) == native.SMALL
+        loss, gradient = native.small_cross_entropy(x, target, weight, -100, smoothing, mean, True)
+        described = Target(target, weight, settings=Settings(-100, smoothing))
+        general, divisor, lse = native.cross_entropy_forward(x, described, "mean" if mean else "sum")
+        one = torch.ones((), dtype=dtype)
+        torch.testing.assert_close(loss, general, equal_nan=True)
+        by, *_ = native.cross_entropy_backward(one, x, described, lse, divisor=divisor if mean else 1.0)
+        torch.testing.assert_close(gradient, by)
+
+
+def test_a_small_gradient_is_given_away_once_and_formed_again():
+    x = X.clone().requires_grad_()
+    loss = crossent.cross_entropy(x, Y)
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x, torch.tensor(3.0), retain_graph=True)
+    assert first.data_ptr() != second.data_ptr()
+    torch.testing.assert_close(second, 3 * first, rtol=1e-6, atol=0)
+    (third,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, third)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+
+
+def test_a_small_target_that_changed_is_noticed_where_it_matters():
+    x, y = X.clone().requires_grad_(), Y.clone()
+    (expected,) = torch.autograd.grad(crossent.cross_entropy(x, y), x)
+    loss = crossent.cross_entropy(x, y)
+    y[0] = 1
+    assert torch.equal(torch.autograd.grad(loss, x, retain_graph=True)[0], expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+@pytest.mark.parametrize("target", [Y, X.softmax(1)])
+def test_what_looks_on_or_is_unusual_is_no_quick_call(target):
+    x, ignore_index = X.clone(), -100
+    assert native.kind_of(x, target, None, ignore_index) == native.SMALL
+    for odd in (x.to(torch.complex64), x.bool(), x.to_sparse(), x.to("meta"), x[0], x[:0], x.numpy(), None):
+        assert native.kind_of(odd, target, None, ignore_index) == 0
+    assert native.kind_of(x, target[:3], None, ignore_index) == 0
+    assert native.kind_of(x, target, torch.rand(3, requires_grad=True), ignore_index) == 0
+    assert native.kind_of(x, target, torch.rand(4), ignore_index) == 0
+    assert native.kind_of(x, target, torch.rand(3).double(), ignore_index) == 0
+    assert native.kind_of(x.half(), target if target is Y else target.half(), None, ignore_index) == native.ORDINARY
+
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            Mode.seen += "crossent" in str(op)
+            return op(*args, **(kwargs or {}))
+
+    with Mode():
+        crossent.cross_entropy(x, target)
+    assert Mode.seen == 1
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def losses_of(logits, y, t, **settings):
+    yield crossent.cross_entropy(logits(), y, **settings)
+    yield crossent.cross_entropy(logits(), y, label_smoothing=0.1, reduction="none", **settings).square().sum()
+    yield crossent.cross_entropy(logits(), t, weight=torch.rand(t.shape[1]), **settings)
+    yield crossent.binary_cross_entropy_with_logits(logits(), t, **settings)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("classes", [3, 40, 200, 2100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_in_place_the_gradient_is_the_same_and_takes_the_logits_memory(layout, classes, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(3, classes, 7, 5).to(dtype)
+    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+    x = x.transpose(2, 3).contiguous().transpose(2, 3) if layout == "transposed" else x
+    y, t = torch.randint(classes, (3, 7, 5)), torch.rand(x.shape).to(dtype)
+    leaf, made = x.clone().requires_grad_(), []
+
+    def computed():
+        made.append(leaf * 1)
+        return made[-1]
+
+    torch.manual_seed(1)
+    usual = [torch.autograd.grad(loss, made.pop())[0] for loss in losses_of(computed, y, t)]
+    torch.manual_seed(1)
+    for i, loss in enumerate(losses_of(computed, y, t, inplace_backward=True)):
+        logits = made.pop()
+        (grad,) = torch.autograd.grad(loss, logits)
+        assert torch.equal(grad, usual[i])
+        assert grad.stride() == logits.stride()
+        copied = i < 3 and layout == "transposed"  # what softmax takes in no other way
+        assert (grad.data_ptr() == logits.data_ptr()) != copied
+
+
+def test_in_place_a_later_use_of_the_logits_raises():
+    x = torch.randn(300, 100, requires_grad=True)
+    y = torch.randint(100, (300,))
+    logits = x * 1
+    loss, other = crossent.cross_entropy(logits, y, inplace_backward=True), logits.exp().sum()
+    loss.backward(retain_graph=True)
+    assert logits._version == 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    logits = x * 1
+    loss, other = crossent.cross_entropy(logits, y, inplace_backward=True), logits.square().sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+
+def test_in_place_is_refused_for_leaves_and_given_up_where_it_cannot_be():
+    x, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    for f, target in ((crossent.cross_entropy, y), (crossent.binary_cross_entropy_with_logits, torch.rand(4, 3))):
+        with pytest.raises(RuntimeError, match="inplace_backward=True would write the gradient over a leaf"):
+            f(x, target, inplace_backward=True)
+        for view in (x[:], x.view_as(x), x.reshape(x.shape), x.T.T, x.narrow(0, 0, len(x))):
+            with pytest.raises(RuntimeError, match="inplace_backward=True would write the gradient over a leaf"):
+                f(view, target, inplace_backward=True)
+        logits = (x[:1] * 1).expand(4, 3)  # one row in memory for all four
+        (grad,) = torch.autograd.grad(f(logits, target, inplace_backward=True), x)
+        torch.testing.assert_close(grad, torch.autograd.grad(f((x[:1] * 1).expand(4, 3), target), x)[0])
+        logits = x * 1
+        (grad,) = torch.autograd.grad(f(logits, target, inplace_backward=True), logits, create_graph=True)
+        assert grad.data_ptr() != logits.data_ptr()
+        torch.testing.assert_close(logits, x)
+
+
+def test_large_gradients_come_in_memory_that_is_used_again():
+    x, y = torch.randn(600, 1000, requires_grad=True), torch.randint(1000, (600,))
+    crossent.cross_entropy(x, y).backward()
+    place, expected = x.grad.data_ptr(), x.grad.clone()
+    x.grad = None
+    x.grad = torch.autograd.grad(crossent.cross_entropy(x, y), x)[0]
+    assert x.grad.data_ptr() == place
+    assert torch.equal(x.grad, expected)
+    held = [torch.autograd.grad(crossent.cross_entropy(x, y), x)[0] for _ in range(6)]
+    assert len({grad.data_ptr() for grad in [x.grad, *held]}) == 7
+    assert all(torch.equal(grad, expected) for grad in held)
+    small = python(
+        "import torch, crossent; from crossent.impl import native; print(native._RECYCLES)\n"
+        "x = torch.randn(600, 1000, requires_grad=True); crossent.cross_entropy(x, x.argmax(1)).backward()\n"
+        "print(bool(x.grad.isfinite().all()))",
+        CROSSENT_RECYCLE="0",
+    )
+    assert small.stdout.split() == ["False", "True"]
+
+
+def test_recycled_memory_is_an_ordinary_tensor():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        new = native.new((1024, 1100), (1, 1024), dtype)
+        assert (new.shape, new.stride(), new.dtype, new.device.type) == ((1024, 1100), (1, 1024), dtype, "cpu")
+        new.fill_(1)
+        assert new.sum(dtype=torch.float64) == 1024 * 1100
+        view = new[:3]
+        del new
+        assert view.sum() == 3 * 1100  # the view keeps it
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "features"), [(1, 1, 1), (2, 33, 48), (5, 100, 50), (64, 40, 770), (2049, 40, 49)]
+)
+def test_the_product_of_a_block_is_added_in_float32(rows, columns, features):
+    torch.manual_seed(0)
+    g, x = torch.randn(rows, columns).bfloat16(), torch.randn(rows, features).bfloat16()
+    exact, sums = g.double().t() @ x.double(), torch.randn(columns, features)
+    before = sums.double()
+    if not native.accumulate(g, x, sums, False):
+        assert native._native.isa() != "avx512bf16"
+        pytest.skip("this instruction set has no product of bfloat16")
+    # Eight units of float32 of the largest, whatever the number of rows; sums in bfloat16 would be off by ten thousands of them.
+    close = {"rtol": 0, "atol": 1e-6 * float(exact.abs().max() + before.abs().max())}
+    torch.testing.assert_close(sums.double(), before + exact, **close)
+    native.accumulate(g, x.t().contiguous().t(), sums, True)
+    torch.testing.assert_close(sums.double(), exact, **close)
+    assert not native.accumulate(g.float(), x, sums, True)
+    assert not native.accumulate(g.t().contiguous().t(), x, sums, True) or columns == 1 or rows == 1
