@@ -74,7 +74,7 @@ template <class R, class S, class T, bool WEIGHTED> static void block_forward(co
         e.fetch_next(k);
         for (int l = 0; l < LANES; l++) {
             const R x = e.x[k + l], size = magnitude(x), yes = e.yes(k + l), no = e.no(k + l);
-            loss[l] = times(pick(x > R(0), no, yes), size) + (yes + no) * log1p_unit(exp_(-size));
+            loss[l] = times(pick(x > R(0), no, yes), size) + times(yes + no, log1p_unit(exp_(-size)));
             if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
         }
         if (k + LANES > e.n)

@@ -345,11 +345,11 @@ void scale(nb::handle grad_, nb::handle factor_) {
     const double factor = number(by);
     if (factor == 1) return;
     const int64_t n = grad.numel();
-    const auto by = [n](auto* g, auto factor) {
-        for (int64_t i = 0; i < n; i++) g[i] = times(g[i], factor);
+    const auto multiply = [n](auto* g, auto by) {
+        for (int64_t i = 0; i < n; i++) g[i] = times(g[i], by);
     };
-    if (grad.dtype.bits == 64) by(static_cast<double*>(grad.pointer()), factor);
-    else by(static_cast<float*>(grad.pointer()), float(factor));
+    if (grad.dtype.bits == 64) multiply(static_cast<double*>(grad.pointer()), factor);
+    else multiply(static_cast<float*>(grad.pointer()), float(factor));
 }
 
 // --- the module -----------------------------------------------------------------------------------------------------

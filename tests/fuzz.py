@@ -14,7 +14,6 @@ A problem is drawn from its seed alone; what fails is printed with the command t
 from __future__ import annotations
 
 import argparse
-import functools
 import random
 import sys
 import time
@@ -271,11 +270,6 @@ def numbers(x: Strided | None) -> Any:
     return x.view.double().numpy() if x.view.is_floating_point() else x.view.numpy().astype(np.int64)
 
 
-def product(*factors: Any) -> np.ndarray:
-    """Multiply, with 0 · inf = 0."""
-    return np.asarray(functools.reduce(reference.times, factors))
-
-
 def expect_softmax(p: Problem) -> tuple[Expected, Expected, Expected]:
     """Compute the loss of each row and its gradients for logits and target, each with its bound.
 
@@ -297,18 +291,20 @@ def expect_softmax(p: Problem) -> tuple[Expected, Expected, Expected]:
         # what smoothing adds or takes is a term of its own
         w += np.abs(c) * ((1 - smoothing) * np.abs(hot) + smoothing / x.shape[-1]) * valid[..., None]
         mass, m = w.sum(-1, keepdims=True), cost.min(-1, keepdims=True, initial=np.inf)
-        slack = mass * np.where((m > 0) & (m < 1), m * np.abs(np.log(m)), 0.0)
+        slack = reference.times(mass, np.where((m > 0) & (m < 1), m * np.abs(np.log(m)), 0.0))
         p_k = np.exp(-cost)
         # the reference's own rounding of large logits, beside that of float64 results
         lost = np.where(np.isfinite(x), np.abs(x), 0.0).max(-1, keepdims=True, initial=0.0) * 2.0**-52 / eps
-        on_loss = (K * product(w, cost).sum(-1, keepdims=True) + slack + 4 * mass * lost)[..., 0]
-        on_grad = K * (mass * product(p_k, 1 + cost + lost) + w)
-        on_target = product(np.abs(c) * (1 - smoothing), K * cost + 4 * lost) + slack
+        on_loss = (K * reference.times(w, cost).sum(-1, keepdims=True) + slack + 4 * mass * lost)[..., 0]
+        on_grad = K * (reference.times(mass, reference.times(p_k, 1 + cost + lost)) + w)
+        on_target = reference.times(np.abs(c) * (1 - smoothing), K * cost + 4 * lost) + slack
         if (
             not soft
         ):  # the true class, of mass (p - 1) and what smoothing gives to the others, keeps its relative accuracy
             given = smoothing / x.shape[-1] * np.abs(c).sum()
-            here = 2 * K * (np.abs(np.moveaxis(right.grad, axis, -1)) + given + mass * p_k * lost) + slack
+            here = (
+                2 * K * (np.abs(np.moveaxis(right.grad, axis, -1)) + given + reference.times(mass, p_k * lost)) + slack
+            )
             on_grad = np.where(hot == 1, here, on_grad)
         tiny = 8 * torch.finfo(p.wide).tiny * (1 + mass)
     loss = Expected(right.loss, eps * on_loss + tiny[..., 0])
@@ -322,23 +318,21 @@ def expect_binary(p: Problem) -> tuple[Expected, Expected, Expected]:
     x, t, weight, pi = numbers(p.logits), numbers(p.target), numbers(p.weight), numbers(p.pos_weight)
     eps, tiny = torch.finfo(p.wide).eps, torch.finfo(p.wide).tiny
     right = reference.binary_cross_entropy_with_logits(x, t, weight, "none", pi)
-    loss = reference.binary_cross_entropy_with_logits(x, t, None, "none", pi).loss
-    right = right._replace(loss=product(1.0 if weight is None else weight, loss))  # 0 · inf is 0
     w, pi = (np.broadcast_to(1.0 if v is None else np.abs(v), x.shape) for v in (weight, pi))
     with np.errstate(all="ignore"):
         yes, no = pi * np.abs(t), 1 + np.abs(t)
         off, on = reference.softplus(-x), reference.softplus(x)
-        on_loss = product(w, product(yes, off) + product(no, on))
-        on_grad = w * (no * reference.sigmoid(x) + yes * reference.sigmoid(-x))
-        on_target = product(w, product(pi, off) + on)
+        on_loss = reference.times(w, reference.times(yes, off) + reference.times(no, on))
+        on_grad = reference.times(w, no * reference.sigmoid(x) + yes * reference.sigmoid(-x))
+        on_target = reference.times(w, reference.times(pi, off) + on)
         tiny = 8 * tiny * (1 + w * (yes + no + pi))
     bounds = (K * eps * bound + tiny for bound in (on_loss, on_grad, on_target))
     each = [Expected(value, bound) for value, bound in zip(right, bounds, strict=True)]
     return each[0], each[1], each[2]
 
 
-def expect(p: Problem) -> tuple[Expected, Expected | None, Expected | None]:
-    """Compute what the call returns and the gradients, or None for these if smoothing spreads over a batch that weighs nothing."""
+def expect(p: Problem) -> tuple[Expected, Expected, Expected]:
+    """Compute what the call returns and the gradients."""
     with np.errstate(all="ignore"):
         loss, grad, target = expect_binary(p) if p.binary else expect_softmax(p)
     g, eps = np.ones(()) if p.grad is None else numbers(p.grad), torch.finfo(p.wide).eps
@@ -347,14 +341,14 @@ def expect(p: Problem) -> tuple[Expected, Expected | None, Expected | None]:
             value, bound = loss.value.sum(), loss.bound.sum() + K * eps * np.abs(loss.value).sum()
             if p.options["reduction"] == "mean":
                 divisor = divisor_of(p)
-                value, bound, g = value / divisor, bound / divisor, g / divisor if divisor else np.zeros(())
-                if not divisor and p.options.get("label_smoothing"):
-                    return Expected(value, bound), None, None
+                value, bound = (value / divisor if divisor else np.nan), bound / divisor
+                g = g / divisor if divisor else np.zeros(())
         loss = Expected(value, bound)
     elif not p.binary and grad.value.ndim > 1 and g.ndim:
         g = np.expand_dims(g, 1)
     with np.errstate(all="ignore"):
-        by = [Expected(e.value * g, (e.bound + K * eps * np.abs(e.value)) * np.abs(g)) for e in (grad, target)]
+        bounds = (reference.times(np.abs(g), e.bound + K * eps * np.abs(e.value)) for e in (grad, target))
+        by = [Expected(reference.times(g, e.value), bound) for e, bound in zip((grad, target), bounds, strict=True)]
     return loss, by[0], by[1]
 
 

@@ -126,7 +126,9 @@ PLAIN: Settings = Settings.usual
 PLAIN_BINARY: BinarySettings = BinarySettings.usual
 TORCHS = ("ignore_index", "label_smoothing")
 """The numbers of a softmax loss that torch has too."""
-NUMBERS = frozenset({*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty"})
+NUMBERS = frozenset(
+    {*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty", "softcap_after_temperature"}
+)
 """The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
 
 

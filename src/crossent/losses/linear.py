@@ -455,9 +455,9 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
     )
 
 
-def _all_labelled(target: Tensor, ignore_index: int) -> bool:
+def _all_labelled(target: Tensor, ignore_index: object) -> bool:
     """Whether every row is seen to count: hidden states of others may hold anything, which the products would carry along."""
-    return plain(target) and target.is_cpu and not (target == ignore_index).any()
+    return type(ignore_index) is int and plain(target) and target.is_cpu and not bool((target == ignore_index).any())
 
 
 def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
