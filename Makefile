@@ -41,8 +41,8 @@ peers: $(VENV)/.peers
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-# The laws on every instruction set, the family, wrong arguments and the fuzz target, on kernels that watch every access and every overflow, in
-# an environment that shares the packages of the other. Compiling them takes minutes.
+# The laws on every instruction set, the family, wrong arguments and the fuzz target, on kernels that watch every access and
+# every overflow, in an environment that shares the packages of the other. Compiling them takes minutes.
 sanitize: WATCHED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	OMP_NUM_THREADS=1 $(SANITIZED)/bin/python
