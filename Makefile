@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+JOBS ?= 2
 SANITIZED := build/sanitized
 SECONDS ?= 60
 
@@ -15,7 +16,7 @@ demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
 
 test: $(VENV)/.dev
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 # The tests that need models of other libraries, which `make test` leaves out where those are not installed.
 clients: $(VENV)/.clients

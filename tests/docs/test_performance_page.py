@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -152,3 +153,22 @@ def test_the_page_names_the_kernels_constants():
     assert constant("MOST") == 4
     assert "of the last four that were dropped" in text
     assert native.torch is torch
+
+
+# --- the benchmarks themselves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_every_contender_solves_every_problem(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cases = importlib.import_module("cases")
+    for case in cases.CASES:
+        case = dataclasses.replace(case, shape=(5, 7, *(3 for _ in case.shape[2:])), channels_last=False)
+        torch.manual_seed(0)
+        x, (target, options) = cases.logits(case), cases.arguments(case)
+        peers = cases.contenders(case, target, options, crossent.choose_implementation(x, target=target))
+        del peers["compile"]  # its code is made at the first call, and takes seconds for each
+        losses = {name: f.loss(x.detach().clone().requires_grad_()) for name, f in peers.items()}
+        for loss in losses.values():
+            loss.backward()
+            torch.testing.assert_close(loss, losses["eager"], rtol=2e-2, atol=0)
