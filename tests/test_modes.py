@@ -6,14 +6,17 @@ Modes × entry points × kinds of target: tracing, compiling, exporting, dispatc
 from __future__ import annotations
 
 import contextlib
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -227,6 +230,63 @@ def test_captured(name, capture, grad):
             (grad_of_ours,) = torch.autograd.grad(loss, ours, create_graph=True)
             (second,) = torch.autograd.grad(grad_of_ours.square().sum(), ours)
             torch.testing.assert_close(second, torch.autograd.grad(right.square().sum(), theirs)[0])
+
+
+# --- exports to ONNX ----------------------------------------------------------------------------------------------------
+
+_EXPORTERS_WARN = pytest.mark.filterwarnings(  # of themselves
+    "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+_NO_LEGACY_FORM = "focal"  # takes expm1, which torch's older exporter does not know
+
+
+class _Model(torch.nn.Module):
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(x, y)
+
+
+def _exported(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, dynamo: bool) -> Any:
+    if dynamo:
+        return torch.onnx.export(_Model(loss), (x, y), dynamo=True, verbose=False).model_proto
+    file = io.BytesIO()
+    torch.onnx.export(_Model(loss), (x, y), file, dynamo=False)
+    return onnx.load_model_from_string(file.getvalue())
+
+
+@_EXPORTERS_WARN
+@pytest.mark.parametrize("dynamo", [False, True], ids=["legacy", "dynamo"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_exported_to_onnx(name, dynamo):
+    """What ONNX's own evaluator makes of the exported loss, on numbers that it was not exported with, is torch's value."""
+    entry = ENTRIES[name]
+    x, y = _arguments(entry)
+    if name == _NO_LEGACY_FORM and not dynamo:
+        with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match="expm1"):
+            _exported(entry.ours, x, y, dynamo)
+        return
+    model = _exported(entry.ours, x, y, dynamo)
+    other, labels = x.flip(0) * 1.5, y.flip(0)
+    names = [each.name for each in model.graph.input]
+    (loss,) = ReferenceEvaluator(model).run(None, dict(zip(names, (other.numpy(), labels.numpy()), strict=True)))
+    torch.testing.assert_close(torch.as_tensor(loss), entry.torchs(other, labels))
+
+
+@_EXPORTERS_WARN
+@pytest.mark.parametrize("dynamo", [False, True], ids=["legacy", "dynamo"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_onnx_runtimes_see_their_own_operator(reduction, dynamo):
+    weight = torch.linspace(0.5, 1.5, 5)
+    x, y = _arguments(ENTRIES["mean"])
+    options = {"weight": weight, "ignore_index": 2, "reduction": reduction}
+    kinds = []
+    for loss in (crossent.cross_entropy, F.cross_entropy):
+        model = _exported(lambda x, y, loss=loss: loss(x, y, **options), x, y, dynamo)
+        kinds.append({node.op_type for node in model.graph.node} - {"Cast", "Constant"})
+    assert kinds == [{"SoftmaxCrossEntropyLoss"}] * 2
 
 
 # --- transforms --------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from crossent.ops.library import (
     Operator,
     by_formula,
     differentiated,
+    exporting_to_onnx,
     fake_gradients,
     gradients_like,
     like,
@@ -277,6 +278,8 @@ def cross_entropy(
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, inplace)
         return (result, None) if mean else result
     if by_formula():
+        if exporting_to_onnx() and target.indices and target.plain and not target.settings.label_smoothing:
+            return _in_onnx(logits, target, reduction)
         loss, row_weight, _ = _EAGER.cross_entropy_forward(logits, target, reduction)
         return loss, None if mean else _as_tensor(row_weight, loss)
     if transformed():
@@ -289,6 +292,17 @@ def cross_entropy(
         return loss, target.row_weights(x).squeeze(1)
     loss, row_weight, _ = forward_operator(logits, target, reduction, impl)
     return loss, None if mean else row_weight
+
+
+def _in_onnx(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """Ask torch for what ONNX has an operator of its own for, SoftmaxCrossEntropyLoss, so that its runtimes recognise it."""
+    x = logits.to(compute_dtype(logits, target.values))
+    weight = None if target.weight is None else target.weight.to(x.dtype)
+    ignored = target.settings.ignore_index
+    loss = torch.nn.functional.cross_entropy(x, target.values, weight, ignore_index=ignored, reduction=reduction)
+    if reduction == "mean":
+        return loss, None
+    return loss, target.divisor(x) if reduction == "sum" else target.row_weights(x).squeeze(1)
 
 
 # --- the statistics ---------------------------------------------------------------------------------------------------
