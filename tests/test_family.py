@@ -805,6 +805,17 @@ def test_distillation(dtype, reduction, kind):
     assert torch.autograd.grad(constant.sum(), z, allow_unused=True) == (None,)
 
 
+@pytest.mark.parametrize("impl", [None, "eager"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_who_agrees_with_the_teacher_is_exactly_0_from_it(dtype, reverse, impl):
+    x = (torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
+    mask = torch.arange(300) % 3 > 0
+    for options in ({}, {"class_mask": mask}, {"temperature": 3.0}):
+        loss = crossent.distillation_loss(x, x.clone(), reduction="none", reverse=reverse, impl=impl, **options)
+        assert torch.equal(loss, torch.zeros_like(loss))
+
+
 def test_distillation_is_torchs_kl_div():
     x, z = torch.randn(6, 4, **DOUBLE), torch.randn(6, 4, **DOUBLE)
 

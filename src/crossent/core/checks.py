@@ -160,10 +160,19 @@ def smoothing(name: str, value: Any) -> float:
 
 
 def check_tensors(**values: object) -> None:
-    """Refuse what is not a tensor, by the name of its argument."""
+    """Refuse what is not a tensor with an element at every place, by the name of its argument."""
     for name, value in values.items():
-        if not isinstance(value, Tensor):
-            type_error(name, "a torch.Tensor", value)
+        check_tensor(name, value, "a torch.Tensor")
+
+
+def check_tensor(name: str, value: object, what: str) -> Tensor:
+    """Refuse what is not a tensor of that kind, or not a dense one."""
+    if not isinstance(value, Tensor):
+        type_error(name, what, value)
+    if value.layout is not torch.strided:
+        fix = f"{name}.to_dense() has a number at every place, 0 where nothing is stored"
+        raise NotImplementedError(f"{name} must be dense, got the layout {value.layout}: {fix}")
+    return value
 
 
 def check_logits_dtype(logits: Tensor) -> None:
@@ -206,8 +215,7 @@ def class_axis(logits: Tensor, dim: int | None) -> int:
 
 def check_bias(bias: object) -> Tensor:
     """Refuse a logit_bias that is not a floating tensor."""
-    if not isinstance(bias, Tensor):
-        type_error("logit_bias", "a torch.Tensor of shape (C,) or of the logits' shape", bias)
+    bias = check_tensor("logit_bias", bias, "a torch.Tensor of shape (C,) or of the logits' shape")
     if not bias.is_floating_point():
         fix = "convert with logit_bias.float()"
         if bias.dtype == torch.bool:
@@ -218,8 +226,7 @@ def check_bias(bias: object) -> Tensor:
 
 def check_mask(mask: object) -> Tensor:
     """Refuse a class_mask that is not a boolean tensor."""
-    if not isinstance(mask, Tensor):
-        type_error("class_mask", "a torch.Tensor of shape (C,) or of the logits' shape", mask)
+    mask = check_tensor("class_mask", mask, "a torch.Tensor of shape (C,) or of the logits' shape")
     if mask.dtype != torch.bool:
         fix = "pass class_mask == 1 if 1 stands for allowed, class_mask == 0 if it is to be added to the logits"
         raise RuntimeError(f"class_mask must be boolean, True for the classes allowed, got {mask.dtype}: {fix}")
@@ -409,8 +416,7 @@ def element_mask(mask: object, input: Tensor) -> Tensor | None:
     """Hold a mask of elements to the logits' shape."""
     if mask is None:
         return None
-    if not isinstance(mask, Tensor):
-        type_error("mask", "a torch.Tensor that broadcasts to the logits' shape", mask)
+    mask = check_tensor("mask", mask, "a torch.Tensor that broadcasts to the logits' shape")
     if mask.dtype != torch.bool:
         raise RuntimeError(
             f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask == 1 if 1 stands for those, "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.checks import number_or_tensor, under_autocast
+from crossent.core.checks import check_tensor, number_or_tensor, under_autocast
 from crossent.core.messages import shape, type_error
 
 _BLOCK = 4096
@@ -133,8 +133,7 @@ def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
 
 def weights_of_rows(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
     """Check sample weights against the rows' shape, all of it or its leading part, and make them broadcast to it."""
-    if not isinstance(sample_weight, Tensor):
-        type_error("sample_weight", "a torch.Tensor of the rows' shape", sample_weight)
+    sample_weight = check_tensor("sample_weight", sample_weight, "a torch.Tensor of the rows' shape")
     k = sample_weight.dim()
     if sample_weight.shape != rows.shape[:k] or (whole and k != rows.dim()):
         rule = "must have the shape of the rows" if whole else "must have the shape of the leading dimensions of"

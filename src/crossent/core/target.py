@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from crossent.core import checks
-from crossent.core.messages import type_error
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import compute_dtype, ordered_sum
 from crossent.core.settings import PLAIN, PLAIN_BINARY, TORCHS, BinarySettings, LogitOptions, Record, Settings, names_of
@@ -232,8 +231,8 @@ def describe(
     holds the numbers of :class:`Settings`, ``logit_bias`` and ``class_mask``, as far as they are said.
     """
     checks.check_tensors(input=logits, target=target)
-    if weight is not None and not isinstance(weight, Tensor):
-        type_error("weight", "a torch.Tensor of shape (C,) or None", weight)
+    if weight is not None:
+        checks.check_tensor("weight", weight, "a torch.Tensor of shape (C,) or None")
     ignore_index = checks.integer("ignore_index", options.get("ignore_index", -100))
     probabilities = target.shape == logits.shape
     checks.check_logits_dtype(logits)

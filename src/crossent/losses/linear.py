@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from crossent.core import watch
 from crossent.core.checks import (
     check_logits_dtype,
+    check_tensor,
     check_tensors,
     integer,
     integer_from,
@@ -24,7 +25,7 @@ from crossent.core.checks import (
     positive,
     under_autocast,
 )
-from crossent.core.messages import shape, type_error
+from crossent.core.messages import shape
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.target import Target, Teacher, describe
@@ -271,9 +272,10 @@ def _understand(
     if teacher is not None:
         teacher = _teacher(teacher, input, classes)
         target = like.detach()
-    elif not isinstance(target, Tensor):
-        type_error("target", "a torch.Tensor or a crossent.Teacher", target)
-    elif target.shape == like.shape and ignore_index is not None:
+    elif (
+        check_tensor("target", target, "a torch.Tensor or a crossent.Teacher").shape == like.shape
+        and ignore_index is not None
+    ):
         raise RuntimeError("ignore_index cannot be specified when target holds probabilities: leave it out")
     ignored = -100 if ignore_index is None else ignore_index
     assert isinstance(target, Tensor)
@@ -448,6 +450,7 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
         and input.dim() == weight.dim() == 2
         and input.shape[1] == weight.shape[1]
         and input.dtype == weight.dtype
+        and input.layout is weight.layout is torch.strided
         and target.dim() == 1
         and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
         and type(max_bytes) is int

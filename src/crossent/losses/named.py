@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from crossent.core.checks import (
     check_logits_dtype,
+    check_tensor,
     check_tensors,
     class_axis,
     integer,
@@ -19,7 +20,7 @@ from crossent.core.checks import (
     number_or_tensor,
     under_autocast,
 )
-from crossent.core.messages import shape, type_error
+from crossent.core.messages import shape
 from crossent.core.overrides import overridable
 from crossent.core.penalties import BalancedFocal, Focal
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
@@ -349,10 +350,14 @@ def _understand_pair(
 
 
 def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
-    """Compute ``T² KL(q‖p)`` of each row, or ``T² KL(p‖q)``: a cross entropy less the entropy of its target."""
+    """Compute ``T² KL(q‖p)`` of each row, or ``T² KL(p‖q)``: a cross entropy less the entropy of its target.
+
+    The entropy is computed as the cross entropy is, so that equal logits are exactly 0 apart.
+    """
     logits, of_target = (pair.teacher, pair.student) if reverse else (pair.student, pair.teacher)
-    t, entropy = formulas.distribution(of_target, pair.target)
+    t = formulas.distribution(of_target, pair.target)
     described = pair.target._replace(values=t)
+    entropy = _row_losses(of_target, described, impl)
     if reverse:  # whoever looks on is to see the student's logits, not the teacher's
         cross = _row_losses(logits, described, impl)
     else:
@@ -417,8 +422,7 @@ def contrastive_cross_entropy(
     Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018.
     """
     for name, value in (("a", a), ("b", b)):
-        if not isinstance(value, Tensor):
-            type_error(name, "a torch.Tensor of shape (N, D)", value)
+        check_tensor(name, value, "a torch.Tensor of shape (N, D)")
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must have shapes (N, D) and (M, D), got {shape(a)} and {shape(b)}: one vector a row")
     offset = integer("offset", offset)

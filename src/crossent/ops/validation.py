@@ -271,8 +271,18 @@ def _head(head: Head, plan: Plan) -> tuple[Any, ...]:
         temperature = teacher.temperature
         require(0 < temperature < inf, lambda: f"teacher_temperature must be positive, got {temperature}")
     require(plan.max_bytes > 0, lambda: f"max_bytes must be at least 1, got {plan.max_bytes}")
-    choose(input, plan.impl, target.values, target)
+    choose(input, plan.impl, target.values, target._replace(valid=_within_rows(target.valid)))
     return (input.shape[0], *shape[1:])
+
+
+def _within_rows(valid: Tensor | None) -> Tensor | None:
+    """Return what counts unless whole hidden states are left out, whose logits no implementation is shown."""
+    if valid is None or valid.dim() == 1:
+        return None
+    if type(valid) is not Tensor or not valid.is_cpu:  # fake, or on a device that would have to be waited for
+        return None
+    flat = valid.flatten(1)
+    return None if torch.equal(flat.any(1), flat.all(1)) else valid
 
 
 def _head_needs(head: Head, needs: Sequence[bool]) -> None:

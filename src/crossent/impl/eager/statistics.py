@@ -102,11 +102,8 @@ def correct_logits(logits: Tensor, target: Target) -> Tensor:
     return correct_classes(predicted_logits(logits, target), target).to(compute_dtype(logits, target.values))
 
 
-def distribution(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Compute the probabilities of logits as a loss with this target sees them, and each row's entropy, 0 where it is ignored."""
+def distribution(logits: Tensor, target: Target) -> Tensor:
+    """Compute the probabilities of logits as a loss with this target sees them."""
     x = transform(logits.to(compute_dtype(logits)), target).x
     log_q = log_softmax(x) if x.numel() else x
-    q, entropy = log_q.exp(), row_entropy(log_q)
-    q = q.masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
-    ignored = target.ignored_rows()
-    return q, entropy if ignored is None else entropy.masked_fill(ignored.squeeze(1), 0.0)
+    return log_q.exp().masked_fill(log_q == -torch.inf, 0.0)  # what has no probability has no gradient either
