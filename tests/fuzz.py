@@ -18,7 +18,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -493,13 +493,19 @@ def check(p: Problem) -> None:
         close("gradient of the target", result.target_grad, target)
 
 
-def run(seeds: Iterator[int], seconds: float, most_failures: int = 5) -> tuple[int, list[int]]:
+def run(
+    seeds: Iterator[int],
+    seconds: float,
+    most_failures: int = 5,
+    draw: Callable[[int], Any] = draw,
+    check: Callable[[Any], None] = check,
+) -> tuple[int, list[int]]:
     """Check one seed after the other for so long; print what fails; return how many were tried, and which failed."""
     start, tried, failed = time.monotonic(), 0, []
     for seed in seeds:
         if time.monotonic() - start > seconds or len(failed) == most_failures:
             break
-        problem: Problem | None = None
+        problem = None
         tried += 1
         try:
             problem = draw(seed)
@@ -509,13 +515,14 @@ def run(seeds: Iterator[int], seconds: float, most_failures: int = 5) -> tuple[i
             if not isinstance(error, AssertionError):
                 traceback.print_exc(file=sys.stdout)
             print(
-                f"seed {seed}: {error}\n  {problem}\n  again: python tests/fuzz.py --seed {seed} --count 1", flush=True
+                f"seed {seed}: {error}\n  {problem}\n  again: python {sys.argv[0]} --seed {seed} --count 1", flush=True
             )
     return tried, failed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(draw: Callable[[int], Any] = draw, check: Callable[[Any], None] = check, text: str = __doc__) -> None:
+    """Run a fuzz target from the command line."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("seconds", type=float, nargs="?", default=60.0)
     parser.add_argument("--seed", type=int, help="the first seed; by default the time")
     parser.add_argument("--count", type=int, default=2**62, help="how many seeds at most")
@@ -525,7 +532,7 @@ def main() -> None:
     print(
         f"crossent {crossent.__version__}, implementations {', '.join(IMPLEMENTATIONS)}, from seed {first}", flush=True
     )
-    tried, failed = run(iter(range(first, first + args.count)), args.seconds, args.failures)
+    tried, failed = run(iter(range(first, first + args.count)), args.seconds, args.failures, draw, check)
     print(f"{tried} problems, {len(failed)} failed")
     sys.exit(bool(failed))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crossent.core import checks
+from crossent.core.modes import readable
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import compute_dtype, ordered_sum
 from crossent.core.settings import PLAIN, PLAIN_BINARY, TORCHS, BinarySettings, LogitOptions, Record, Settings, names_of
@@ -272,7 +273,7 @@ def describe(
 def _allowing_some(target: Target, mask: Tensor, logits: Tensor) -> Target:
     """Leave out the rows that allow no class."""
     nothing = ~mask.any(0 if mask.dim() == 1 else 1)
-    if mask.dim() == 1 and type(mask) is Tensor and mask.is_cpu and not torch.compiler.is_compiling() and not nothing:
+    if mask.dim() == 1 and readable(mask) and not nothing:
         return target
     return target.leaving_out(nothing.expand(logits.shape[:1] + logits.shape[2:]))
 

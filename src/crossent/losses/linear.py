@@ -26,6 +26,7 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape
+from crossent.core.modes import readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.target import Target, Teacher, describe
@@ -44,7 +45,6 @@ from crossent.impl.protocol import RowStatistics
 from crossent.losses.heads import head_of
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
-from crossent.ops.library import plain
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transformed
 
 MAX_BYTES = 128 << 20  # of a block of logits
@@ -460,7 +460,7 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
 
 def _all_labelled(target: Tensor, ignore_index: object) -> bool:
     """Whether every row is seen to count: hidden states of others may hold anything, which the products would carry along."""
-    return type(ignore_index) is int and plain(target) and target.is_cpu and not bool((target == ignore_index).any())
+    return type(ignore_index) is int and readable(target) and not bool((target == ignore_index).any())
 
 
 def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
@@ -480,13 +480,13 @@ def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
     if statistics or _wants_grad(u) or transformed(u):
         absent = absent & ~head.input.detach().isfinite().all(1)
     if _at_once(call):
-        if not plain(absent) or not absent.is_cpu or absent.any():
+        if not readable(absent) or absent.any():
             head = head._replace(input=head.input.masked_fill(absent.unsqueeze(1), 0.0))
         return call._replace(head=head)
     rows = absent.reshape(-1, *(1 for _ in head.shape[1:])).expand(-1, *head.shape[1:])
     if target.indices:
         rows = rows & (target.values != target.settings.ignore_index)
-    if plain(rows) and rows.is_cpu and not rows.any():
+    if readable(rows) and not rows.any():
         return call  # with the caller's own target, which autograd watches
     return call._replace(target=target.leaving_out(rows))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
+from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, over
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
@@ -20,10 +21,8 @@ from crossent.ops.library import (
     differentiated,
     fake_gradients,
     gradients_like,
-    plain,
     primal,
     tell_if_in_place,
-    transformed,
     where_asked,
 )
 

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
-from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
+from crossent.core.modes import transformed
 from crossent.core.penalties import NamedPenalty
 from crossent.core.settings import BinarySettings, Record, Settings
 from crossent.core.target import BinaryTarget, Target, Teacher
@@ -214,11 +214,6 @@ def _flat(arguments: Sequence[Any]) -> Iterator[Any]:
 # --- what is asked before and after -----------------------------------------------------------------------------------
 
 
-def transformed() -> bool:
-    """Whether ``torch.func`` transforms or vmap are under way, which only torch operations pass through."""
-    return torch._C._are_functorch_transforms_active()
-
-
 def has_tangent(x: Tensor) -> bool:
     """Whether a tensor carries a tangent of the innermost level of forward mode."""
     return unpack_dual(x).tangent is not None
@@ -260,17 +255,6 @@ def primal(value: Any) -> Any:
         return None if value is None else unpack_dual(value).primal
     batch, level = functorch.maybe_get_bdim(value), functorch.maybe_get_level(value)
     return functorch._add_batch_dim(primal(functorch.get_unwrapped(value)), batch, level)
-
-
-def plain(*tensors: Tensor | None) -> bool:
-    """Whether these are torch's own tensors, with nobody looking on: then the dispatcher need not be asked."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and not transformed()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)
-    )
 
 
 def tell_if_in_place(grad: Tensor | None, logits: Tensor) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from crossent.core.modes import plain
+from crossent.core.modes import transformed as _transformed
 from crossent.impl import head as heads
 from crossent.impl.head import Head, Plan
 from crossent.impl.protocol import RowStatistics
@@ -26,10 +28,8 @@ from crossent.ops.library import (
     exporting_to_onnx,
     fake_gradients,
     has_tangent,
-    plain,
     where_asked,
 )
-from crossent.ops.library import transformed as _transformed
 
 _GRADIENTS = "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from crossent.core.modes import transformed
 from crossent.core.settings import Settings
 from crossent.core.target import Target
 from crossent.impl import fastest_small, formulas
-from crossent.ops.library import transformed
 from crossent.ops.softmax import CrossEntropy
 
 _IMPLEMENTATION = fastest_small()

@@ -22,6 +22,7 @@ from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT
+from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, divide, over
 from crossent.core.target import Target
 from crossent.impl import formulas, load
@@ -36,10 +37,8 @@ from crossent.ops.library import (
     fake_gradients,
     gradients_like,
     like,
-    plain,
     primal,
     tell_if_in_place,
-    transformed,
     where_asked,
 )
 

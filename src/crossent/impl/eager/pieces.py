@@ -127,6 +127,13 @@ def cost(penalty: Penalty | None, log_p: Tensor) -> Tensor:
     return -log_p if penalty is None else penalty.f(log_p)
 
 
+def total_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor:
+    """Compute ``Σ_k weight_k f(p_k)``; a class that has neither weight nor probability adds nothing, and has no derivative."""
+    nothing = (weight == 0) & (log_p == -torch.inf)
+    each = times(weight, cost(penalty, log_p.masked_fill(nothing, -1.0)))
+    return class_sum(each.masked_fill(nothing, 0.0))
+
+
 def weighted_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor:
     """Compute ``weight · f(p)`` as a differentiable function; where p is 0 and f may be infinite, nothing is differentiated."""
     hopeless = log_p == -torch.inf

@@ -22,6 +22,7 @@ from crossent.impl.eager.pieces import (
     row_entropy,
     row_lse,
     smoothed_target,
+    total_cost,
     transform,
     uniform_share,
     weighted_cost,
@@ -58,7 +59,7 @@ def row_losses(x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
 
 def _soft_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
     t, c = smoothed_target(target, x), class_weights(target.weight, x)
-    return class_sum(times(t if c is None else c * t, cost(target.penalty, (x - top) - log_sum)))
+    return total_cost(t if c is None else c * t, target.penalty, (x - top) - log_sum)
 
 
 def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
@@ -68,12 +69,13 @@ def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tens
         loss = times(row_weight, loss)
     smoothing = target.settings.label_smoothing
     if smoothing > 0:
-        each, share = cost(target.penalty, (x - top) - log_sum), uniform_share(target, x)
-        c = class_weights(target.weight, x)
+        log_p, share, c = (x - top) - log_sum, uniform_share(target, x), class_weights(target.weight, x)
         if isinstance(share, Tensor):
-            uniform = class_sum(times(share if c is None else share * c, each))
+            uniform = total_cost(share if c is None else share * c, target.penalty, log_p)
+        elif c is None:
+            uniform = share * class_sum(cost(target.penalty, log_p))
         else:
-            uniform = share * class_sum(each if c is None else times(c, each))
+            uniform = share * total_cost(c, target.penalty, log_p)
         loss = smoothing * uniform + (0.0 if smoothing == 1 else (1 - smoothing) * loss)  # which may be infinite
     return loss.masked_fill(ignored, 0.0)
 

@@ -1,0 +1,28 @@
+"""Who looks on while a loss is computed: compilers, tracers, modes and transforms of torch, for whom values are not there yet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+def transformed() -> bool:
+    """Whether ``torch.func`` transforms or vmap are under way, which only torch operations pass through."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether these are torch's own tensors, with nobody looking on: then the dispatcher need not be asked."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not transformed()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(t is None or type(t) is Tensor or type(t) is Parameter for t in tensors)
+    )
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor may decide what is done: they are there, and nobody would have to wait for them."""
+    return plain(tensor) and tensor.is_cpu
