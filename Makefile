@@ -34,6 +34,7 @@ bench: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
+	$(BIN)/python tests/fuzz_modes.py $(SECONDS) $(ARGS)
 
 # The rows of docs/migration.md beside the libraries themselves, which bring much with them.
 peers: $(VENV)/.peers

@@ -42,7 +42,8 @@ struct Member {
         if (soft && margin != 0) refuse("margin", "must be 0 with probabilities");
         check_penalty();
         if (bias) check_class_numbers(*bias, logits);
-        if (masked && !bias) refuse("masked", "needs a bias, which is -inf for the classes that are masked");
+        if (masked && !bias)
+            refuse("masked", "needs a bias, which is the largest number for the classes that are masked");
         if (!spread) return;
         check_class_numbers(*spread, logits);
         check_at_least_zero("spread_classes", spread_classes);
@@ -339,10 +340,10 @@ void softmax_small(
 
 // Multiply a small contiguous gradient by a number.
 void scale(nb::handle grad_, nb::handle factor_) {
-    const View grad(grad_, "grad", View::WRITE), by(factor_, "factor");
+    const View grad(grad_, "grad", View::WRITE), given(factor_, "factor");
     if (!has_dtype(grad, dlpack::FLOAT, 32)) check_wide(grad, grad);
-    check_contiguous(grad), check_one(by);
-    const double factor = number(by);
+    check_contiguous(grad), check_one(given);
+    const double factor = number(given);
     if (factor == 1) return;
     const int64_t n = grad.numel();
     const auto multiply = [n](auto* g, auto by) {

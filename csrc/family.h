@@ -23,19 +23,20 @@ template <class R> INLINE R tanh_slope(R z) {
     return R(4) * t * inverse * inverse;
 }
 
-// x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is -inf, is
-// out, whatever x is.
+// x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is the largest
+// number there is, is out, whatever x is. A bias of -inf is not out: what is wanted of such a class costs inf.
 template <class R> struct Transform {
+    static constexpr R GONE = -std::numeric_limits<R>::infinity();
     R cap, per_cap, per_temperature;
     R out;  // the bias that marks a class as masked; nan, which nothing equals, where none is
 
     explicit Transform(const Softmax& p)
         : cap(R(p.cap)), per_cap(p.cap > 0 ? R(1 / p.cap) : R(0)), per_temperature(R(p.per_temperature)),
-          out(p.masked ? -std::numeric_limits<R>::infinity() : std::numeric_limits<R>::quiet_NaN()) {}
+          out(p.masked ? std::numeric_limits<R>::max() : std::numeric_limits<R>::quiet_NaN()) {}
 
     R of(R x, R bias) const {
         const R capped = cap > R(0) ? cap * tanh_(x * per_cap) : x;
-        return bias == out ? bias : (capped + bias) * per_temperature;
+        return bias == out ? GONE : (capped + bias) * per_temperature;
     }
     template <bool MANY> INLINE_MEMBER void run(const R* x, const R* bias, R* to) const {
         R moved[LANES];
@@ -45,7 +46,7 @@ template <class R> struct Transform {
             for (int l = 0; l < LANES; l++) moved[l] = x[l];
         for (int l = 0; bias && l < LANES; l++) {
             const R b = MANY ? bias[l] : *bias;
-            moved[l] = pick(b == out, b, moved[l] + b);
+            moved[l] = pick(b == out, GONE, moved[l] + b);
         }
         for (int l = 0; l < LANES; l++) to[l] = moved[l] * per_temperature;
     }

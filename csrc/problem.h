@@ -47,7 +47,7 @@ struct Softmax {
 
     // x' = (cap tanh(x / cap) + bias - margin at the target) / T; see family.h
     double cap, margin, per_temperature, z_loss;
-    const void* bias;  // R, one a class, or null; if some are masked, -inf for those
+    const void* bias;  // R, one a class, or null; if some are masked, the largest R for those
     bool masked;
     int64_t penalty;  // a Penalty and its parameters
     double penalty_a, penalty_b;

@@ -79,11 +79,6 @@ THROUGH: dict[str, Callable[[Loss, Tensor], Loss]] = {
     "checkpoint": lambda f, x: lambda x: checkpoint(f, x, use_reentrant=False),
 }
 ORDERS = ("value", "gradient", "gradient twice", "forward", "reverse over reverse", "forward over reverse", "jacobian")
-# What torch refuses of any loss: transforms of a recomputation, and of a graph that holds an operator with its derivative.
-REFUSED = {
-    "checkpoint": {"forward", "forward over reverse", "jacobian"},
-    "make_fx": {"forward", "forward over reverse", "jacobian"},
-}
 PENALTIES = [
     (crossent.Focal(2.0), reference.focal(2.0)), (crossent.Focal(0.5), reference.focal(0.5)),
     (crossent.Poly1(1.0), reference.poly1(1.0)), (crossent.GCE(0.7), reference.gce(0.7)),
@@ -113,6 +108,17 @@ class Problem:
         return f"{self.member} of {self.logits}, {said}: {how}"
 
 
+def _torch_refuses(order: str, around: str, through: str, expanded: bool) -> bool:
+    """Whether torch refuses this of any loss."""
+    functions = order in ("forward over reverse", "jacobian")  # transforms of torch.func
+    return (
+        (through in ("checkpoint", "make_fx") and (functions or order == "forward"))
+        or (around == "saved tensors are copied" and functions)
+        or (around == "flop counter" and through == "make_fx")  # whose graph is a module without parameters of its own
+        or (expanded and order in ("forward", "forward over reverse"))  # a tangent is laid out as its primal is
+    )
+
+
 def draw(seed: int) -> Problem:
     """Draw the problem of a seed."""
     rng = random.Random(seed)
@@ -139,10 +145,12 @@ def draw(seed: int) -> Problem:
     theirs = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in theirs.items() if k != "impl"}
     theirs |= {} if penalties is None else {"penalty": penalties[1]}
     loss, expected = _member(member, x.view, target, ours, theirs)
-    order = rng.choice(ORDERS)
-    around = rng.choice(list(AROUND)) if rng.random() < 0.5 else "plain"
-    ways = [name for name in THROUGH if order not in REFUSED.get(name, ())]
-    through = rng.choice(ways) if rng.random() < 0.5 else "as it is"
+    while True:
+        order = rng.choice(ORDERS)
+        around = rng.choice(list(AROUND)) if rng.random() < 0.5 else "plain"
+        through = rng.choice(list(THROUGH)) if rng.random() < 0.5 else "as it is"
+        if not _torch_refuses(order, around, through, x.layout == "expanded"):
+            break
     return Problem(seed, member, x, torch.randn(shape).to(dtype), loss, expected, ours, around, through, order)
 
 

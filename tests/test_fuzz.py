@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import fuzz
+import fuzz_modes
 import pytest
 import torch
+
+from crossent.core.target import SPECIAL
 
 PART = 40
 
@@ -81,3 +84,39 @@ _native.softmax_forward(torch.zeros(100, 100), torch.zeros(100, dtype=torch.long
     done = subprocess.run([sys.executable, "-c", too_small], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
+
+
+# --- modes and orders of derivative -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_modes(part, capsys):
+    first = part * PART
+    run = fuzz.run(iter(range(first, first + PART)), 600, draw=fuzz_modes.draw, check=fuzz_modes.check)
+    assert run == (PART, []), capsys.readouterr().out
+
+
+def test_every_mode_order_and_option_is_drawn():
+    problems = [fuzz_modes.draw(seed) for seed in range(1500)]
+    assert {p.around for p in problems} == set(fuzz_modes.AROUND)
+    assert {p.through for p in problems} == set(fuzz_modes.THROUGH)
+    assert {p.order for p in problems} == set(fuzz_modes.ORDERS)
+    drawn = {name for p in problems for name in p.options}
+    assert drawn >= {*SPECIAL["cross_entropy"], "mask", "weight", "pos_weight", "sample_weight", "label_smoothing"}
+
+
+@pytest.mark.parametrize("what", ["value", "derivative", "dropped"])
+def test_what_is_wrong_in_a_mode_is_found(what, monkeypatch):
+    original = fuzz_modes.crossent.cross_entropy
+
+    def wrong(logits, target, **options):
+        loss = original(logits, target, **options)
+        if what == "value":
+            return loss * 1.01
+        if what == "derivative":
+            return loss + 1e-3 * (logits - logits.detach()).square().sum()  # which only second derivatives see
+        return loss.detach() + 0 * logits.sum()
+
+    monkeypatch.setattr(fuzz_modes.crossent, "cross_entropy", wrong)
+    _, failed = fuzz.run(iter(range(150)), 600, 3, fuzz_modes.draw, fuzz_modes.check)
+    assert len(failed) == 3

@@ -341,6 +341,19 @@ def test_the_first_call_may_stand_inside_a_mode(first):
     assert done.returncode == 0, done.stderr
 
 
+def test_flops_are_counted_where_the_first_call_stands_inside():
+    program = (
+        "import torch, crossent\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    h, y = torch.ones(6, 5), torch.zeros(6, dtype=torch.long)\n"
+        "    crossent.linear_cross_entropy(h, torch.ones(8, 5), y, max_bytes=64)\n"
+        "assert counter.get_total_flops() == 2 * 6 * 8 * 5, counter.get_flop_counts()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_flops_of_a_head_are_counted(reduction):
     """Three products where the gradient is formed with the loss; rows form their logits once more."""

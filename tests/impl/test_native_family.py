@@ -208,3 +208,29 @@ def test_where_no_target_weighs_anything_the_gradient_of_the_mean_is_zero(shape,
     loss = crossent.cross_entropy(x, target, weight, impl="native", **settings)
     assert loss.isnan()
     assert (torch.autograd.grad(loss, x)[0] == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3000])  # small and not, in tiles
+@pytest.mark.parametrize("classes", [3, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_bias_of_minus_infinity_is_no_mask_beside_one(dtype, classes, rows):
+    """A class that is allowed and has no probability costs inf and pulls with its whole weight; a masked one has no gradient."""
+    x = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0)).to(dtype)
+    bias, mask, y = (
+        torch.zeros(classes, dtype=dtype),
+        torch.ones(classes, dtype=torch.bool),
+        torch.ones(rows, dtype=torch.long),
+    )
+    bias[1], mask[2] = -torch.inf, False
+    bias[2] = torch.finfo(dtype).max  # of a masked class, whatever it is
+    for penalty in (None, crossent.Focal(2.0)):
+        got = []
+        for impl in ("native", "eager"):
+            leaf = x.clone().requires_grad_()
+            options = {"logit_bias": bias, "class_mask": mask, "penalty": penalty, "reduction": "sum", "impl": impl}
+            loss = crossent.cross_entropy(leaf, y, **options)
+            got.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+        torch.testing.assert_close(got[0], got[1])
+        assert got[0][0] == torch.inf
+        assert (got[0][1][:, 2] == 0).all()
+        assert (got[0][1][:, 1] == -1).all()

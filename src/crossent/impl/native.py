@@ -99,9 +99,9 @@ def _penalty(penalty: NamedPenalty) -> tuple[int, float, float]:
 class Member(NamedTuple):
     """What makes a member of the family other than cross entropy, as csrc/bind_softmax.h reads it by these names.
 
-    The kernels have a mask as a bias of -inf, and know a penalty by its number and two parameters. ``spread`` holds the weights
-    over which smoothing spreads where some classes are masked, ``spread_classes`` how many are not, ``spread_sum`` the sum
-    of those weights.
+    The kernels have a mask as a bias of the largest number there is, and know a penalty by its number and two parameters.
+    ``spread`` holds the weights over which smoothing spreads where some classes are masked, ``spread_classes`` how many are
+    not, ``spread_sum`` the sum of those weights.
     """
 
     settings: Settings
@@ -122,9 +122,9 @@ def _member(target: Target, dtype: torch.dtype, num_classes: int) -> Member | No
     settings, bias, mask = target.settings, target.logit_bias, target.class_mask
     bias = None if bias is None else bias.detach().to(dtype)
     if mask is not None:
-        bias = (torch.zeros(num_classes, dtype=dtype, device=_CPU) if bias is None else bias).masked_fill(
-            ~mask, -torch.inf
-        )
+        bias = torch.zeros(num_classes, dtype=dtype, device=_CPU) if bias is None else bias
+        out = torch.finfo(dtype).max
+        bias = bias.masked_fill(bias == out, out / 2).masked_fill(~mask, out)
     bias = None if bias is None else bias.contiguous()
     member = Member(settings, *_penalty(settings.penalty), bias, mask is not None)
     if mask is None or not settings.label_smoothing:

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.flop_counter import _FlopCounterMode, flop_registry, register_flop_formula
 
 from crossent.core.modes import transformed
 from crossent.core.penalties import NamedPenalty
@@ -187,20 +188,28 @@ class Operator:
         """Let a function of the parameters, with shapes in the place of tensors, tell FlopCounterMode the cost."""
 
         def of_shapes(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
-            flops: int = self._with_records(count)(*arguments)
+            flops: int = count(*self._records(arguments))
             return flops
 
-        register_flop_formula(self.overload.overloadpacket)(of_shapes)
+        packet = self.overload.overloadpacket
+        register_flop_formula(packet)(of_shapes)
+        for mode in _get_current_dispatch_mode_stack():  # a counter copies the formulas when it is made
+            if isinstance(mode, _FlopCounterMode):
+                mode.counter.flop_registry.setdefault(packet, flop_registry[packet])
         return count
 
     def _with_records(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def from_arguments(*arguments: Any) -> Any:
-            rest = iter(arguments)
-            values = [p.read(rest) if isinstance(p, Fields) else next(rest) for p in self.parameters]
+            values = self._records(arguments)
             self.check(*values)
             return function(*values)
 
         return from_arguments
+
+    def _records(self, arguments: Sequence[Any]) -> list[Any]:
+        """Read the values of the parameters off the arguments of the schema."""
+        rest = iter(arguments)
+        return [p.read(rest) if isinstance(p, Fields) else next(rest) for p in self.parameters]
 
 
 def _flat(arguments: Sequence[Any]) -> Iterator[Any]:

@@ -353,11 +353,19 @@ class Statistics(_CompiledStatistics):
         return tuple(_apart(explained(formulas.statistics, logits, target)))
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Mark nothing as without derivative: vmap forgets the mark of what is batched, and then refuses a missing tangent."""
+        *tensors, ctx.settings, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, *tensors = map(primal, ctx.saved_tensors)
         with _set_fwd_grad_enabled(True):
             of_four = formulas.statistics_tangent(logits, Target._make((*tensors, ctx.settings)), tangents[:4])
-        return (*of_four, None, None)
+        nothing = torch.zeros_like(of_four[0])
+        return (*of_four, nothing, nothing.clone())
 
 
 def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> RowStatistics:
@@ -379,5 +387,6 @@ def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> RowSta
         row_statistics = formulas.statistics(logits, target)
         return row_statistics
     if outside or transformed():
-        return RowStatistics._make(Statistics.apply(logits, *target.tensors, target.settings, _EAGER.name))
+        row = RowStatistics._make(Statistics.apply(logits, *target.tensors, target.settings, _EAGER.name))
+        return row._replace(row_weight=row.row_weight.detach(), correct=row.correct.detach())
     return RowStatistics._make(statistics_operator(logits, target, _EAGER.name))
