@@ -11,7 +11,6 @@ Numbers are moderate here: what is hostile belongs to ``fuzz.py``.
 
 from __future__ import annotations
 
-import contextlib
 import random
 import warnings
 from collections.abc import Callable
@@ -21,10 +20,9 @@ from typing import Any
 import fuzz
 import numpy as np
 import torch
+from contexts import CONTEXTS
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import crossent
@@ -36,41 +34,6 @@ STEP = 1e-5  # of the differences, whose error is its square
 Loss = Callable[..., Tensor]
 
 
-class _Dispatching(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
-
-
-class _Overriding(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
-
-
-def _flops() -> Any:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    return FlopCounterMode(display=False)
-
-
-@contextlib.contextmanager
-def _deterministic() -> Any:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-AROUND: dict[str, Callable[[], Any]] = {
-    "plain": contextlib.nullcontext,
-    "dispatch mode": _Dispatching,
-    "function mode": _Overriding,
-    "flop counter": _flops,
-    "saved tensors are copied": lambda: torch.autograd.graph.saved_tensors_hooks(Tensor.clone, lambda t: t),
-    "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
-    "deterministic": _deterministic,
-    "device meta": lambda: torch.device("meta"),
-}
 THROUGH: dict[str, Callable[[Loss, Tensor], Loss]] = {
     "as it is": lambda f, x: f,
     "vmap": lambda f, x: lambda x: torch.vmap(f)(x.unsqueeze(0)).squeeze(0),
@@ -113,7 +76,8 @@ def _torch_refuses(order: str, around: str, through: str, expanded: bool) -> boo
     functions = order in ("forward over reverse", "jacobian")  # transforms of torch.func
     return (
         (through in ("checkpoint", "make_fx") and (functions or order == "forward"))
-        or (around == "saved tensors are copied" and functions)
+        or (around in ("hooks on saved tensors", "saved on the CPU") and functions)
+        or (around == "forward mode, unused" and order in ("forward", "forward over reverse"))  # which does not nest
         or (around == "flop counter" and through == "make_fx")  # whose graph is a module without parameters of its own
         or (expanded and order in ("forward", "forward over reverse"))  # a tangent is laid out as its primal is
     )
@@ -147,7 +111,7 @@ def draw(seed: int) -> Problem:
     loss, expected = _member(member, x.view, target, ours, theirs)
     while True:
         order = rng.choice(ORDERS)
-        around = rng.choice(list(AROUND)) if rng.random() < 0.5 else "plain"
+        around = rng.choice(list(CONTEXTS)) if rng.random() < 0.5 else "none"
         through = rng.choice(list(THROUGH)) if rng.random() < 0.5 else "as it is"
         if not _torch_refuses(order, around, through, x.layout == "expanded"):
             break
@@ -256,7 +220,7 @@ def _member(name: str, x: Tensor, target: Tensor, ours: dict[str, Any], theirs: 
 def compute(p: Problem) -> Tensor:
     """Call the loss in its mode and differentiate it to its order."""
     x, v = p.logits.view.detach(), p.direction
-    with AROUND[p.around]():
+    with CONTEXTS[p.around]():
         f = THROUGH[p.through](lambda x: p.loss(x), x)
 
         def total(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import fuzz
 import fuzz_modes
 import pytest
 import torch
+from contexts import CONTEXTS
 
 from crossent.core.target import SPECIAL
 
@@ -98,7 +99,7 @@ def test_random_modes(part, capsys):
 
 def test_every_mode_order_and_option_is_drawn():
     problems = [fuzz_modes.draw(seed) for seed in range(1500)]
-    assert {p.around for p in problems} == set(fuzz_modes.AROUND)
+    assert {p.around for p in problems} == set(CONTEXTS)
     assert {p.through for p in problems} == set(fuzz_modes.THROUGH)
     assert {p.order for p in problems} == set(fuzz_modes.ORDERS)
     drawn = {name for p in problems for name in p.options}

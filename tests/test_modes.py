@@ -9,19 +9,18 @@ import contextlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from contexts import CONTEXTS, flop_counter
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 
@@ -91,48 +90,6 @@ def _arguments(entry: Entry) -> tuple[Tensor, Tensor]:
 
 
 # --- contexts: the call stands inside one ------------------------------------------------------------------------------
-
-
-class _Watching(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
-
-
-class _Overriding(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def _switched(switch: Callable[[Any], None], on: Any, off: Any) -> Iterator[None]:
-    switch(on)
-    try:
-        yield
-    finally:
-        switch(off)
-
-
-def _flops() -> Any:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    return FlopCounterMode(display=False)
-
-
-CONTEXTS: dict[str, Callable[[], Any]] = {
-    "none": contextlib.nullcontext,
-    "a dispatch mode": _Watching,
-    "a function mode": _Overriding,
-    "flop counter": _flops,
-    "hooks on saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t),
-    "saved on the CPU": torch.autograd.graph.save_on_cpu,
-    "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
-    "deterministic": lambda: _switched(torch.use_deterministic_algorithms, True, False),
-    "default dtype": lambda: _switched(torch.set_default_dtype, torch.float64, torch.float32),
-    "default device": lambda: torch.device("cpu"),
-    "default device meta": lambda: torch.device("meta"),
-    "one autograd thread": lambda: torch.autograd.set_multithreading_enabled(False),
-    "forward mode, unused": forward_ad.dual_level,
-}
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
@@ -359,15 +316,15 @@ def test_flops_of_a_head_are_counted(reduction):
     """Three products where the gradient is formed with the loss; rows form their logits once more."""
     h, W = torch.randn(6, 5, requires_grad=True), torch.randn(8, 5, requires_grad=True)
     y = torch.zeros(6, dtype=torch.long)
-    with _flops() as counter:
+    with flop_counter() as counter:
         crossent.linear_cross_entropy(h, W, y, max_bytes=64, reduction=reduction).sum().backward()
     assert counter.get_total_flops() == 2 * 6 * 8 * 5 * (3 if reduction == "mean" else 4)
-    with _flops() as torchs:
+    with flop_counter() as torchs:
         F.cross_entropy(F.linear(h, W), y).backward()
-    with _flops() as counter:
+    with flop_counter() as counter:
         crossent.linear_cross_entropy(h, W, y).backward()
     assert counter.get_total_flops() == torchs.get_total_flops() == 2 * 6 * 8 * 5 * 3
-    with _flops() as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         crossent.linear_cross_entropy_stats(h, W, y, max_bytes=64)
     assert counter.get_total_flops() == 2 * 6 * 8 * 5
 
