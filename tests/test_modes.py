@@ -368,3 +368,18 @@ def test_what_is_modified_between_forward_and_backward_is_refused_or_not_needed(
         changed.zero_()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(loss, x, create_graph=steps == "create_graph", retain_graph=True)
+
+
+@pytest.mark.parametrize("impl", [None, "eager"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (2, 1, 0), (1, 2, 0)])
+def test_forward_mode_in_any_order_of_the_dimensions(order, impl):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn([(2, 4, 3)[d] for d in order], generator=generator).permute([order.index(d) for d in range(3)])
+    v, y = torch.randn(2, 4, 3, generator=generator), torch.tensor([[0, 1, 2], [3, 0, 1]])
+    for f in (crossent.cross_entropy, lambda *a, **o: crossent.cross_entropy_stats(*a, **o).loss, crossent.focal_loss):
+        with forward_ad.dual_level():
+            rows = f(forward_ad.make_dual(x, v), y, reduction="none", impl=impl)
+            tangent = forward_ad.unpack_dual(rows).tangent
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(f(leaf, y, reduction="sum"), leaf)
+        torch.testing.assert_close(tangent.sum(), (grad * v).sum())

@@ -139,6 +139,11 @@ def _(grads, logits, target, needs):
     return fake_gradients((logits, target.values), needs)
 
 
+def _no_view(result: Tensor) -> Tensor:
+    """Give a result memory of its own: torch wants the tangent of a view to lie as the view does, or stops in an assertion."""
+    return result.clone() if result._is_view() else result
+
+
 def _apart(row_statistics: RowStatistics) -> RowStatistics:
     """Give each of the statistics of no rows, which are one tensor, memory of its own, as operators promise."""
     return row_statistics if row_statistics.loss.numel() else RowStatistics(*(t.clone() for t in row_statistics))
@@ -225,6 +230,7 @@ class CrossEntropy(Function):
     def forward(ctx, logits, values, weight, logit_bias, class_mask, valid, settings, reduction, impl, inplace):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
         loss, row_weight, lse = explained(load(impl).cross_entropy_forward, logits, target, reduction)
+        loss = _no_view(loss)
         ctx.settings, ctx.reduction = settings, reduction
         ctx.impl, ctx.inplace, ctx.mean = impl, inplace, reduction == "mean"
         ctx.divisor = row_weight if ctx.mean else 1.0
@@ -350,7 +356,7 @@ class Statistics(_CompiledStatistics):
     @staticmethod
     def forward(logits, values, weight, logit_bias, class_mask, valid, settings, impl):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        return tuple(_apart(explained(formulas.statistics, logits, target)))
+        return tuple(map(_no_view, _apart(explained(formulas.statistics, logits, target))))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
