@@ -28,7 +28,7 @@ UNDIFFERENTIABLE_WEIGHT = (
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """Read a number of NumPy's, or the one element of a tensor or array, as Python's; anything else stays what it is.
 
     So does a tensor that carries a derivative, which would be lost in silence.
@@ -47,7 +47,7 @@ def _carries_derivative(value: Tensor) -> bool:
 
 def number(name: str, value: Any) -> float:
     """Read a number, and refuse what is none."""
-    value = plain(value)
+    value = as_python(value)
     if isinstance(value, Tensor):
         _refuse_tensor(name, "a number", value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
@@ -64,7 +64,7 @@ def number_or_tensor(name: str, value: Any) -> float | Tensor:
         if value.dtype == torch.bool or value.is_complex():
             type_error(name, rule, value)
         return value.reshape(())
-    value = plain(value)
+    value = as_python(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Real, torch.SymInt, torch.SymFloat)):
         type_error(name, rule, value)
     symbolic = isinstance(value, (torch.SymInt, torch.SymFloat))
@@ -116,7 +116,7 @@ def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 def integer(name: str, value: Any, rule: str = "an int") -> int:
     """Read an integer, and refuse what is none; ``rule`` says what is wanted."""
-    value = plain(value)
+    value = as_python(value)
     if isinstance(value, Tensor):
         _refuse_tensor(name, rule, value)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
@@ -145,7 +145,7 @@ def flag(name: str, value: Any) -> bool:
 
 def smoothing(name: str, value: Any) -> float:
     """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0, and True as 1."""
-    value = plain(value)
+    value = as_python(value)
     if isinstance(value, Tensor):
         _refuse_tensor(name, "a float in [0, 1]", value)
     if not isinstance(value, (int, float, Real)):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.checks import plain
+from crossent.core.checks import as_python
 
 _KNOWN: dict[str, type[Penalty] | type[BinaryPenalty]] = {}
 _HOPELESS = -1e4  # a log p whose p is 0 in every dtype
@@ -39,7 +39,7 @@ class _Named:
     @property
     def parameters(self) -> tuple[float, ...]:
         """The numbers to make it of again."""
-        return tuple(float(plain(value)) for value in self.__dict__.values())
+        return tuple(float(as_python(value)) for value in self.__dict__.values())
 
 
 class Penalty(_Named):
@@ -113,7 +113,9 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
         return NamedPenalty()
     if isinstance(penalty, Penalty) or (binary and isinstance(penalty, BinaryPenalty)):
         wrong = [
-            k for k, v in penalty.__dict__.items() if type(v) is not float and not isinstance(plain(v), (int, float))
+            k
+            for k, v in penalty.__dict__.items()
+            if type(v) is not float and not isinstance(as_python(v), (int, float))
         ]
         if wrong:
             raise TypeError(
@@ -144,7 +146,7 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
 def _check(penalty: Any, name: str, low: float, high: float | None = None) -> None:
     """Hold a parameter to ``[low, high]``, and keep it as a number of Python's, whatever it came as."""
     given = getattr(penalty, name)
-    value = plain(given)
+    value = as_python(given)
     if value is not given:
         object.__setattr__(penalty, name, value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -45,7 +45,7 @@ from crossent.impl.protocol import RowStatistics
 from crossent.losses.heads import head_of
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
-from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transformed
+from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
 
 MAX_BYTES = 128 << 20  # of a block of logits
 SHOWN = 256  # rows whose logits are shown to crossent.debug
@@ -430,7 +430,7 @@ def _at_once(call: _Call) -> str:
         call.reduction.sample_weight,
         denominator if isinstance(denominator, Tensor) else None,
     )
-    if why := transformed(*given):
+    if why := transform_under_way(*given):
         return why
     if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
         return "probabilities, class weights or a logit_bias that require grad"
@@ -477,7 +477,7 @@ def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
     if weightless is None:
         return call
     absent = weightless.flatten(1).all(1) if weightless.dim() > 1 else weightless
-    if statistics or _wants_grad(u) or transformed(u):
+    if statistics or _wants_grad(u) or transform_under_way(u):
         absent = absent & ~head.input.detach().isfinite().all(1)
     if _at_once(call):
         if not readable(absent) or absent.any():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from crossent.core.checks import class_axis, integer, number, plain, smoothing
+from crossent.core.checks import as_python, class_axis, integer, number, smoothing
 from crossent.core.messages import shape
 from crossent.core.penalties import Focal
 from crossent.core.settings import (
@@ -52,7 +52,7 @@ class _Options(nn.Module):
         check_names(given, self.takes, type(self).__name__)
         for name in names_of(self.takes):
             value = given.get(name, self.default(name))
-            value = plain(value) if name in NUMBERS else value
+            value = as_python(value) if name in NUMBERS else value
             if name == "weight" and "weight" not in self._buffers:
                 self.register_buffer(name, value)
             elif name in _OF_THE_LOSS and not isinstance(value, nn.Parameter):
@@ -133,7 +133,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         **options: Unpack[CrossEntropyModuleOptions],
     ) -> None:
-        super().__init__(weight, size_average, plain(ignore_index), reduce, reduction, plain(label_smoothing))
+        super().__init__(weight, size_average, as_python(ignore_index), reduce, reduction, as_python(label_smoothing))
         self._keep(options)
 
     def forward(
@@ -360,7 +360,7 @@ class DistillationLoss(_Options):
         self, temperature: float = 1.0, alpha: float = 0.5, **options: Unpack[DistillationModuleOptions]
     ) -> None:
         super().__init__()
-        self.temperature, self.alpha = plain(temperature), plain(alpha)
+        self.temperature, self.alpha = as_python(temperature), as_python(alpha)
         self._keep(options)
 
     def forward(
@@ -417,7 +417,7 @@ class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
     ) -> None:
         in_features, num_classes = integer("in_features", in_features), integer("num_classes", num_classes)
         out_features = tuple(integer("out_features", size) for size in out_features)
-        weight, label_smoothing = more.get("weight"), plain(more.get("label_smoothing", 0.0))
+        weight, label_smoothing = more.get("weight"), as_python(more.get("label_smoothing", 0.0))
         if weight is not None and weight.shape != (num_classes,):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
         smoothing("label_smoothing", label_smoothing)

@@ -15,6 +15,7 @@ door                conditions                                                  
 none of these       compilers, tracers, exports, fake tensors, modes, subclasses       the operator, through the dispatcher
 ==================  =================================================================  =========================================
 
+An export to ONNX gets torch's own loss where ONNX has an operator for it: ``ops/softmax.py``.
 Small sums and means have a shorter way past the first door: ``ops/small.py``.
 """
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from crossent.core.modes import plain
-from crossent.core.modes import transformed as _transformed
+from crossent.core.modes import plain, transformed
 from crossent.impl import head as heads
 from crossent.impl.head import Head, Plan
 from crossent.impl.protocol import RowStatistics
@@ -168,9 +167,9 @@ def _(head, plan, grads, needs):
     return fake_gradients(head[:3], needs)
 
 
-def transformed(*tensors: Tensor | None) -> str:
+def transform_under_way(*tensors: Tensor | None) -> str:
     """Name the transform under way that only torch operations pass through, or "" for none."""
-    if _transformed():
+    if transformed():
         return "torch.func"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"

@@ -118,7 +118,7 @@ def _(grad, divisor, logits, target, lse, needs, impl):
 
 @statistics_operator.implement
 def _(logits, target, impl):
-    return tuple(_apart(explained(load(impl).statistics, logits, target)))
+    return tuple(map(_own, explained(load(impl).statistics, logits, target)))
 
 
 @statistics_operator.fake
@@ -139,14 +139,13 @@ def _(grads, logits, target, needs):
     return fake_gradients((logits, target.values), needs)
 
 
-def _no_view(result: Tensor) -> Tensor:
-    """Give a result memory of its own: torch wants the tangent of a view to lie as the view does, or stops in an assertion."""
-    return result.clone() if result._is_view() else result
+def _own(result: Tensor) -> Tensor:
+    """Give a result memory of its own.
 
-
-def _apart(row_statistics: RowStatistics) -> RowStatistics:
-    """Give each of the statistics of no rows, which are one tensor, memory of its own, as operators promise."""
-    return row_statistics if row_statistics.loss.numel() else RowStatistics(*(t.clone() for t in row_statistics))
+    Operators promise it, and the statistics of no rows are one tensor. Torch wants the tangent of a view to lie as the view
+    does, or stops in an assertion; whether something is a view does not show from inside vmap.
+    """
+    return result.clone() if transformed() or result._is_view() or not result.numel() else result
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -198,7 +197,7 @@ class _TransformedCrossEntropy(Function):
     @staticmethod
     def forward(logits, values, weight, logit_bias, class_mask, valid, settings, reduction):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        return _EAGER.cross_entropy_forward(logits, target, reduction).loss
+        return _own(_EAGER.cross_entropy_forward(logits, target, reduction).loss)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -230,7 +229,7 @@ class CrossEntropy(Function):
     def forward(ctx, logits, values, weight, logit_bias, class_mask, valid, settings, reduction, impl, inplace):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
         loss, row_weight, lse = explained(load(impl).cross_entropy_forward, logits, target, reduction)
-        loss = _no_view(loss)
+        loss = _own(loss)
         ctx.settings, ctx.reduction = settings, reduction
         ctx.impl, ctx.inplace, ctx.mean = impl, inplace, reduction == "mean"
         ctx.divisor = row_weight if ctx.mean else 1.0
@@ -356,7 +355,7 @@ class Statistics(_CompiledStatistics):
     @staticmethod
     def forward(logits, values, weight, logit_bias, class_mask, valid, settings, impl):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        return tuple(map(_no_view, _apart(explained(formulas.statistics, logits, target))))
+        return tuple(map(_own, explained(formulas.statistics, logits, target)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossent.core.checks import check_tensor
 from crossent.core.messages import shape as shape_of
+from crossent.core.modes import readable
 from crossent.core.penalties import NamedPenalty, Penalty
 from crossent.core.reduction import compute_dtype
 from crossent.core.settings import Record
@@ -56,8 +58,7 @@ def _with(logits: Tensor, **others: Tensor | None) -> None:
     for name, value in {"logits": logits, **others}.items():
         if value is None:
             continue
-        if value.layout is not torch.strided:
-            raise ValueError(f"{name} must be strided, got {value.layout}: write it out with {name}.to_dense()")
+        check_tensor(name, value, "a torch.Tensor")
         if value.device != logits.device:
             raise ValueError(f"{name} must be on {logits.device}, where the logits are, got {value.device}")
 
@@ -279,7 +280,7 @@ def _within_rows(valid: Tensor | None) -> Tensor | None:
     """Return what counts unless whole hidden states are left out, whose logits no implementation is shown."""
     if valid is None or valid.dim() == 1:
         return None
-    if type(valid) is not Tensor or not valid.is_cpu:  # fake, or on a device that would have to be waited for
+    if not readable(valid):
         return None
     flat = valid.flatten(1)
     return None if torch.equal(flat.any(1), flat.all(1)) else valid
