@@ -15,6 +15,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import fuzz
@@ -94,34 +95,40 @@ def draw(seed: int) -> Problem:
         shape = (6, 5)
     x = fuzz.lay_out(rng, (torch.randn(shape) * rng.choice([0.1, 1, 4])).to(dtype))
     axis = 0 if len(shape) == 1 else 1
-    parts = (
-        _draw_binary(rng, shape, dtype)
-        if member in ("binary", "multilabel")
-        else _draw_softmax(rng, shape, axis, dtype)
-    )
-    target, options, penalties = parts
-    if member == "stats" and penalties is not None:
-        penalties = None
-    ours = {**options, **({} if penalties is None else {"penalty": penalties[0]})}
-    theirs = {
-        k: v.double().numpy() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()
-    }
-    theirs = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in theirs.items() if k != "impl"}
-    theirs |= {} if penalties is None else {"penalty": penalties[1]}
-    loss, expected = _member(member, x.view, target, ours, theirs)
+    if member in ("binary", "multilabel"):
+        target, options = _draw_binary(rng, shape, dtype)
+    else:
+        target, options = _draw_softmax(rng, shape, axis, dtype)
+    if member == "stats":
+        options.pop("penalty", None)
+    if member == "multilabel":
+        options = {name: options[name] for name in ("reduction", "empty", "impl")}
+    theirs = {name: _for_reference(value) for name, value in options.items() if name != "impl"}
+    loss, expected = _member(member, x.view, target, options, theirs)
     while True:
         order = rng.choice(ORDERS)
         around = rng.choice(list(CONTEXTS)) if rng.random() < 0.5 else "none"
         through = rng.choice(list(THROUGH)) if rng.random() < 0.5 else "as it is"
         if not _torch_refuses(order, around, through, x.layout == "expanded"):
             break
-    return Problem(seed, member, x, torch.randn(shape).to(dtype), loss, expected, ours, around, through, order)
+    return Problem(seed, member, x, torch.randn(shape).to(dtype), loss, expected, options, around, through, order)
+
+
+def _for_reference(value: Any) -> Any:
+    """Say the value of an option as the reference takes it: arrays, in float64, and its own penalties."""
+    if isinstance(value, Tensor):
+        return value.double().numpy() if value.is_floating_point() else value.numpy()
+    return next((theirs for ours, theirs in PENALTIES if ours is value), value)
+
+
+def _some(rng: random.Random, chance: float = 0.25) -> bool:
+    return rng.random() < chance
 
 
 def _draw_softmax(rng: random.Random, shape: tuple[int, ...], axis: int, dtype: torch.dtype) -> Any:
-    """Draw a target, options, and a penalty in both libraries' words, or None."""
+    """Draw a target and options."""
     classes, rows = shape[axis], shape[:axis] + shape[axis + 1 :]
-    some = lambda p=0.25: rng.random() < p  # noqa: E731
+    some = partial(_some, rng)
     options: dict[str, Any] = {"reduction": rng.choice(["none", "sum", "mean"])}
     allowed = torch.ones(classes, dtype=torch.bool)
     if some() and classes > 1:
@@ -160,12 +167,14 @@ def _draw_softmax(rng: random.Random, shape: tuple[int, ...], axis: int, dtype: 
         options["denominator"] = 3.0
     options["empty"] = "zero"
     options["impl"] = rng.choice([None, None, "eager"])
-    return target, options, rng.choice(PENALTIES) if some(0.35) else None
+    if some(0.35):
+        options["penalty"] = rng.choice(PENALTIES)[0]
+    return target, options
 
 
 def _draw_binary(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """Draw a target, options, and a penalty in both libraries' words, or None."""
-    some = lambda p=0.25: rng.random() < p  # noqa: E731
+    """Draw a target and options."""
+    some = partial(_some, rng)
     options: dict[str, Any] = {"reduction": rng.choice(["none", "sum", "mean"])}
     target = (torch.rand(shape) if some(0.5) else (torch.rand(shape) < 0.4).float()).to(dtype)
     if some():
@@ -178,21 +187,20 @@ def _draw_binary(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype)
         options["label_smoothing"] = 0.1
     options["empty"] = "zero"
     options["impl"] = rng.choice([None, None, "eager"])
-    return target, options, rng.choice(PENALTIES) if some(0.35) else None
+    if some(0.35):
+        options["penalty"] = rng.choice(PENALTIES)[0]
+    return target, options
 
 
 def _member(name: str, x: Tensor, target: Tensor, ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[Loss, Any]:
     """Return the loss and what the reference says of it, both functions of the logits or of what takes their place."""
-    t = target.double().numpy() if target.is_floating_point() else target.numpy()
+    t = _for_reference(target)
     if name == "binary":
         return (
             lambda x: crossent.binary_cross_entropy_with_logits(x, target, **ours),
             lambda x: reference.binary_cross_entropy_with_logits(x, t, **theirs),
         )
     if name == "multilabel":
-        for options in (ours, theirs):
-            for each in ("pos_weight", "mask", "penalty", "weight", "label_smoothing"):
-                options.pop(each, None)
         labels = target > 0.5
         return (
             lambda x: crossent.multilabel_cross_entropy(x, labels, **ours),
@@ -206,7 +214,7 @@ def _member(name: str, x: Tensor, target: Tensor, ours: dict[str, Any], theirs: 
     if name in ("head", "head in blocks"):
         matrix = torch.randn(x.shape[1], x.shape[1]).to(x.dtype) / x.shape[1] ** 0.5
         more = {"max_bytes": 4 * x.shape[1] * x.itemsize} if name == "head in blocks" else {}
-        W = matrix.double().numpy()
+        W = _for_reference(matrix)
         return (
             lambda x: crossent.linear_cross_entropy(x, matrix, target, **ours, **more),
             lambda x: reference.linear_cross_entropy(x, W, t, **theirs)[:2],

@@ -284,6 +284,12 @@ FIRST = {
 }
 
 
+def _runs_alone(program: str) -> None:
+    """Run a program in a process of its own, whose first call it makes."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("first", FIRST)
 def test_the_first_call_may_stand_inside_a_mode(first):
     program = (
@@ -294,8 +300,7 @@ def test_the_first_call_may_stand_inside_a_mode(first):
         "stats = crossent.cross_entropy_stats(x.detach(), torch.tensor([0, 1]))\n"
         "assert stats.loss.device.type == 'cpu' and stats.loss.dtype == torch.float32"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    _runs_alone(program)
 
 
 def test_flops_are_counted_where_the_first_call_stands_inside():
@@ -307,8 +312,7 @@ def test_flops_are_counted_where_the_first_call_stands_inside():
         "    crossent.linear_cross_entropy(h, torch.ones(8, 5), y, max_bytes=64)\n"
         "assert counter.get_total_flops() == 2 * 6 * 8 * 5, counter.get_flop_counts()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    _runs_alone(program)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
