@@ -55,27 +55,40 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
         if constexpr (WEIGHTED) return w[k];
         else return R(1);
     }
-    template <class V> void store_to(const R* from, V* to) const {
+    template <class V> void store_to(const R* from, V* to, bool past = false) const {
         const int64_t whole = n / LANES * LANES;
-        if (whole) store(from, to + first, whole);
+        if (whole) past ? stream(from, to + first, whole) : store(from, to + first, whole);
         for (int64_t k = whole; k < n; k++) narrow(from[k], to[first + k]);
     }
 };
 
 template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
 
-// Takes logits, targets and weights of a block. Gives its losses, or their sum.
-// -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x.
-template <class R, class S, class T, bool WEIGHTED> static void block_forward(const Binary& p, int64_t block) {
+// -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x, weighed by `yes` and `no`; small is e^{-|x|}.
+template <class R> INLINE R binary_loss(R x, R small, R yes, R no) {
+    return times(pick(x > R(0), no, yes), magnitude(x)) + times(yes + no, log1p_unit(small));
+}
+template <class R> INLINE R binary_slope(R x, R small, R yes, R no) {
+    return pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small);
+}
+
+// Takes logits, targets and weights of a block, and with GRADIENT that of the sum. Gives its losses, or their sum, and
+// with GRADIENT the slopes of the logits.
+template <bool GRADIENT, class R, class S, class T, bool WEIGHTED>
+static void block_forward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
-    alignas(64) R lane[LANES] = {}, scratch[BINARY_BLOCK];
+    alignas(64) R lane[LANES] = {}, scratch[BINARY_BLOCK], slope[GRADIENT ? BINARY_BLOCK : 1];
+    S* out = static_cast<S*>(p.grad_logits);
+    const R g = GRADIENT ? static_cast<const R*>(p.grad)[0] : R(0);
     for (int64_t k = 0; k < e.n; k += LANES) {
         R loss[LANES];
         e.fetch_next(k);
+        if (GRADIENT && !p.stream) fetch_to_write(out + e.first + k, LANES * sizeof(S));
         for (int l = 0; l < LANES; l++) {
-            const R x = e.x[k + l], size = magnitude(x), yes = e.yes(k + l), no = e.no(k + l);
-            loss[l] = times(pick(x > R(0), no, yes), size) + times(yes + no, log1p_unit(exp_(-size)));
+            const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
+            loss[l] = binary_loss(x, small, yes, no);
             if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
+            if constexpr (GRADIENT) slope[k + l] = times(g * e.weight(k + l), binary_slope(x, small, yes, no));
         }
         if (k + LANES > e.n)
             for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
@@ -85,6 +98,7 @@ template <class R, class S, class T, bool WEIGHTED> static void block_forward(co
     }
     if (p.loss) e.store_to(scratch, static_cast<R*>(p.loss));
     if (p.partial) p.partial[block] = fold(lane);
+    if constexpr (GRADIENT) e.store_to(slope, out, p.stream);
 }
 
 // Takes them and the gradient of the loss. Gives the slopes of the targets and then, for they may lie where the logits
@@ -111,29 +125,23 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
         for (int l = 0; l < LANES; l++) {
             const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
-            const R slope_of_one = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small);
-            run[l] = times(rows[k + l] * e.weight(k + l), slope_of_one);
+            run[l] = times(rows[k + l] * e.weight(k + l), binary_slope(x, small, yes, no));
         }
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }
     if (p.grad_logits) e.store_to(slope, static_cast<S*>(p.grad_logits));
 }
 
-// A block by the types at hand.
-template <class R, class S> static void binary_block(const Binary& p, int64_t block) {
-    const bool backward = p.grad, weighted = p.weight || p.pos_weight;
-    if (p.wide_target) {
-        if (backward) weighted ? block_backward<R, S, R, true>(p, block) : block_backward<R, S, R, false>(p, block);
-        else weighted ? block_forward<R, S, R, true>(p, block) : block_forward<R, S, R, false>(p, block);
-    } else {
-        if (backward) weighted ? block_backward<R, S, S, true>(p, block) : block_backward<R, S, S, false>(p, block);
-        else weighted ? block_forward<R, S, S, true>(p, block) : block_forward<R, S, S, false>(p, block);
-    }
+// A block by what is wanted and the types at hand: losses, slopes, or a sum with its slopes.
+template <class R, class S, class T, bool WEIGHTED> static void binary_by(const Binary& p, int64_t block) {
+    if (!p.grad) block_forward<false, R, S, T, WEIGHTED>(p, block);
+    else if (p.partial) block_forward<true, R, S, T, WEIGHTED>(p, block);
+    else block_backward<R, S, T, WEIGHTED>(p, block);
 }
-
-// Forward, or backward where there is a gradient of the loss.
-template <class S> static void binary(const Binary& p, int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; block++) binary_block<typename Wide<S>::type, S>(p, block);
+template <class R, class S> static void binary_block(const Binary& p, int64_t block) {
+    const bool weighted = p.weight || p.pos_weight;
+    if (p.wide_target) weighted ? binary_by<R, S, R, true>(p, block) : binary_by<R, S, R, false>(p, block);
+    else weighted ? binary_by<R, S, S, true>(p, block) : binary_by<R, S, S, false>(p, block);
 }
 
 }  // namespace

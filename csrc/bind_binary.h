@@ -6,6 +6,8 @@
 // two that can be walked as one.
 
 #pragma once
+#include <memory>
+
 #include "bind_checks.h"
 #include "launch.h"
 #include "layout.h"
@@ -126,11 +128,60 @@ bool binary_backward(
     return true;
 }
 
+// Write the sum over `divisor` and `factor` times its gradient in one pass, as far as they are wanted.
+bool binary_sum(
+    nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, double divisor,
+    nb::handle loss_, nb::handle grad_logits_, double factor
+) {
+    const BinaryInputs inputs(logits_, target_, weight_, pos_weight_);
+    const View& logits = inputs.logits;
+    const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
+                              grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
+    Memory memory = inputs.memory();
+    if (loss) {
+        if (!same_dtype(*loss, logits)) check_wide(*loss, logits);
+        check_one(*loss), memory.writes(*loss);
+    }
+    if (grad_logits) check_gradient(*grad_logits, logits), memory.writes(*grad_logits, &logits);
+    Binary p{};
+    if (!describe(inputs, p)) return false;
+    const std::unique_ptr<double[]> partial(new double[size_t(p.blocks())]);
+    p.partial = partial.get();
+    const Gradient g(over(factor, divisor), logits.dtype.bits == 64);
+    if (grad_logits)
+        p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.stream = is_streamed(*grad_logits, logits);
+    auto* run = kernels->binary[dtype_of(logits)];
+    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    double sum = 0;
+    for (int64_t block = 0; block < p.blocks(); block++) sum += partial[size_t(block)];
+    if (loss) put_number(*loss, sum / divisor);
+    return true;
+}
+
+// Whether binary_sum takes a call without weights just as it came, as `ordinary` says it of softmax_sum.
+bool ordinary_binary(nb::handle logits_, nb::handle target_) try {
+    if (!types().plain(logits_) || !types().plain(target_) || nb::cast<bool>(target_.attr("requires_grad")))
+        return false;
+    const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
+    const auto [code, bits, lanes] = logits.dtype;
+    if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return false;
+    if (!same_dtype(target, logits) || !logits.on_cpu() || !target.on_cpu() || logits.numel() == 0) return false;
+    if (target.ndim != logits.ndim || !std::equal(logits.shape, logits.shape + logits.ndim, target.shape)) return false;
+    return contiguous(logits) && contiguous(target);
+} catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
+    return false;
+}
+
 void bind_binary(nb::module_& m) {
     using nb::literals::operator""_a;
     m.def(
         "binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,
         "divisor"_a, "loss"_a
+    );
+    m.def("ordinary_binary", &ordinary_binary, "logits"_a.none(), "target"_a.none());
+    m.def(
+        "binary_sum", &binary_sum, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "divisor"_a,
+        "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0
     );
     m.def(
         "binary_backward", &binary_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),

@@ -40,6 +40,18 @@ void check_like_or_wide(const View& x, const View& logits) {
 void check_contiguous(const View& x) {
     if (!contiguous(x)) x.refuse("must be contiguous");
 }
+// Without gaps, in any order of the dimensions.
+void check_dense(const View& x) {
+    std::vector<std::pair<int64_t, int64_t>> axes;
+    for (int32_t d = 0; d < x.ndim; d++)
+        if (x.shape[d] != 1) axes.emplace_back(x.strides[d], x.shape[d]);
+    std::sort(axes.begin(), axes.end());
+    int64_t run = 1;
+    for (const auto& [stride, size] : axes) {
+        if (stride != run && x.numel() > 0) x.refuse("must have no gaps between its elements");
+        run *= size;
+    }
+}
 void check_same_shape(const View& x, const View& like) {
     if (x.ndim != like.ndim || !std::equal(x.shape, x.shape + x.ndim, like.shape))
         x.refuse("must have the shape of " + std::string(like.name) + ", " + like.text() + ", got " + x.text());

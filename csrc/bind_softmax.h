@@ -7,9 +7,14 @@
 #pragma once
 #include <nanobind/stl/optional.h>
 
+#include <cstdlib>
+#include <memory>
+#include <new>
+
 #include "bind_checks.h"
 #include "launch.h"
 #include "layout.h"
+#include "row.h"
 
 namespace {
 
@@ -271,9 +276,95 @@ bool softmax_backward(
     return true;
 }
 
-// --- calls so small that Python is what takes time ------------------------------------------------------------------
+// --- a sum or a mean with its gradient ------------------------------------------------------------------------------
 
-constexpr int64_t SMALL_ELEMENTS = 1 << 14;  // up to this many elements the gradient is formed with the loss
+// Σ of what the rows weigh, which the target alone decides; labels out of range are found.
+template <class I> double sum_of_weights(const Softmax& p, const I* label, bool wide) {
+    double total = 0;
+    int64_t counted = 0, wrong = 0;
+    for (int64_t row = 0; row < p.rows(); row++) {
+        const int64_t y = int64_t(label[row]), all = counts(y, p.ignore_index, p.classes, wrong);
+        counted -= all;
+        if (p.weight && all)
+            total += wide ? static_cast<const double*>(p.weight)[y] : double(static_cast<const float*>(p.weight)[y]);
+    }
+    if (wrong) throw std::runtime_error("target has a class index that is out of range");
+    return p.weight ? total : double(counted);
+}
+double sum_of_weights(const Softmax& p, bool wide) {
+    switch (p.index_type) {
+        case -1: return double(p.rows());
+        case I8: return sum_of_weights(p, static_cast<const int8_t*>(p.target), wide);
+        case I16: return sum_of_weights(p, static_cast<const int16_t*>(p.target), wide);
+        case I32: return sum_of_weights(p, static_cast<const int32_t*>(p.target), wide);
+        case U8: return sum_of_weights(p, static_cast<const uint8_t*>(p.target), wide);
+        case U16: return sum_of_weights(p, static_cast<const uint16_t*>(p.target), wide);
+        case U32: return sum_of_weights(p, static_cast<const uint32_t*>(p.target), wide);
+        default: return sum_of_weights(p, static_cast<const int64_t*>(p.target), wide);
+    }
+}
+
+// Write the sum or mean of the losses and, while each row is near, `factor` times its gradient, as far as they are
+// wanted; return Σ of the rows' weights. A gradient in the place of the logits is written only where all labels are in
+// range.
+std::optional<double> softmax_sum(
+    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
+    nb::handle loss_, nb::handle grad_logits_, double factor, nb::handle member
+) {
+    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
+    const View& logits = inputs.logits;
+    const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
+                              grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
+    Memory memory = inputs.memory();
+    if (loss) {
+        if (!same_dtype(*loss, logits)) check_wide(*loss, logits);
+        check_one(*loss), memory.writes(*loss);
+    }
+    check_gradients(memory, inputs, grad_logits, {});
+    if (!inputs.lay_out(grad_logits)) return std::nullopt;
+    Softmax p = inputs.describe();
+    const bool wide = logits.dtype.bits == 64;
+    const double divisor = mean ? sum_of_weights(p, wide) : 1;
+    const Gradient g(over(factor, divisor), wide);
+    p.grad = g.pointer;
+    if (grad_logits) {
+        p.grad_logits = grad_logits->pointer(), p.grad_at = inputs.layouts.back().at;
+        if (p.grad_at.classes != 1) p.rows_per_tile = ROWS;
+    }
+    const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]), partial(new double[size_t(2 * p.tiles())]);
+    set_lse(p, lse.get(), wide ? 8 : 4);
+    p.partial = partial.get();
+    auto* run = (grad_logits ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
+    const int64_t elements = logits.numel();
+    const size_t scratch_bytes = grad_logits ? size_t(p.scratch_size()) * (wide ? 8 : 4) : 0;
+    p.stream = grad_logits && is_streamed(*grad_logits, logits);
+    read_labels(p, [&] {
+        share(p.tiles(), elements, [&](int64_t begin, int64_t end) {
+            const std::unique_ptr<void, decltype(&std::free)> scratch(
+                scratch_bytes ? std::aligned_alloc(64, (scratch_bytes + 63) / 64 * 64) : nullptr, &std::free
+            );
+            if (scratch_bytes && !scratch) throw std::bad_alloc();
+            Softmax mine = p;
+            mine.scratch = scratch.get();
+            run(mine, begin, end);
+        });
+    });
+    double sums[2] = {0, 0};
+    for (size_t i = 0; i < size_t(2 * p.tiles()); i++) sums[i % 2] += partial[i];
+    if (loss) put_number(*loss, mean && divisor == 0 ? std::nan("") : sums[0] / divisor);
+    return sums[1];
+}
+
+// Multiply a dense tensor by a number, in its place.
+void scale(nb::handle numbers_, double factor) {
+    const View numbers(numbers_, "numbers", View::WRITE);
+    check_dense(numbers);
+    const Scaled p{numbers.pointer(), numbers.numel(), factor};
+    auto* run = kernels->scale[dtype_of(numbers)];
+    share(p.blocks(), p.size, [&](int64_t begin, int64_t end) { run(p, begin, end); });
+}
+
+// --- calls that need nothing of what Python checks ------------------------------------------------------------------
 
 void know_types(nb::type_object tensor, nb::type_object parameter) {
     types().is_neg = tensor.attr("is_neg");
@@ -284,73 +375,29 @@ void know_types(nb::type_object tensor, nb::type_object parameter) {
 bool plain(nb::handle tensor) { return types().plain(tensor); }
 bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
 
-enum Kind { EXTRAORDINARY, ORDINARY, SMALL };
-
-// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as the kernels take
-// them.
-int64_t kind_of(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
-    if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return EXTRAORDINARY;
+// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as softmax_sum takes
+// them, and no derivative but that of the logits.
+bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
+    if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return false;
     const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
     const auto [code, bits, lanes] = logits.dtype;
-    if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return EXTRAORDINARY;
-    if (!logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0) return EXTRAORDINARY;
+    if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return false;
+    if (!logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0) return false;
     const bool soft = index_type_of(target) < 0;
-    if (soft ? target.dtype != logits.dtype || ignore_index >= 0 : !contiguous(target)) return EXTRAORDINARY;
-    if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return EXTRAORDINARY;
+    if (soft ? target.dtype != logits.dtype || ignore_index >= 0 || requires_grad(target_) : !contiguous(target))
+        return false;
+    if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return false;
     for (int32_t d = 1; d < target.ndim; d++)
-        if (target.shape[d] != logits.shape[soft ? d : d + 1]) return EXTRAORDINARY;
+        if (target.shape[d] != logits.shape[soft ? d : d + 1]) return false;
     if (!weight_.is_none()) {
         const View weight(weight_, "weight", View::LOOK);
-        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32) return EXTRAORDINARY;
-        if (weight.ndim != 1 || weight.shape[0] != logits.shape[1] || !contiguous(weight)) return EXTRAORDINARY;
-        if (requires_grad(weight_)) return EXTRAORDINARY;
+        if (!weight.on_cpu() || weight.dtype != logits.dtype || bits < 32 || requires_grad(weight_)) return false;
+        if (weight.ndim != 1 || weight.shape[0] != logits.shape[1] || !contiguous(weight)) return false;
     }
     std::vector<Layout> layouts;
-    const std::vector<const View*> tensors = soft ? std::vector{&logits, &target} : std::vector{&logits};
-    if (!lay_out(tensors, layouts)) return EXTRAORDINARY;
-    if (logits.numel() > SMALL_ELEMENTS || bits < 32 || (soft && requires_grad(target_))) return ORDINARY;
-    return contiguous(logits) ? SMALL : ORDINARY;
+    return lay_out(soft ? std::vector{&logits, &target} : std::vector{&logits}, layouts);
 } catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
-    return EXTRAORDINARY;
-}
-
-// A small loss and, where it is wanted, its gradient at once.
-void softmax_small(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
-    nb::handle loss_, nb::handle grad_logits_
-) {
-    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
-    const View loss(loss_, "loss", View::WRITE), &logits = inputs.logits;
-    const std::optional<View> grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
-    check_wide(logits, logits), check_contiguous(logits), check_wide(loss, logits), check_one(loss);
-    Memory memory = inputs.memory();
-    memory.writes(loss);
-    if (grad_logits) check_contiguous(*grad_logits), check_gradients(memory, inputs, grad_logits, {});
-    if (!inputs.lay_out()) inputs.target.refuse("must have dimensions that lie as one behind the classes");
-    Softmax p = inputs.describe();
-    const int64_t size = logits.dtype.bits / 8;
-    std::vector<double> lse(size_t(2 * p.outer * p.inner));
-    set_lse(p, lse.data(), size);
-    const double total = forward(p, dtype_of(logits), 0, mean ? MEAN : SUM, loss);
-    if (!grad_logits) return;
-    const Gradient g(mean ? over(1, total) : 1.0, size == 8);
-    p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.grad_at = p.at;
-    kernels->softmax_backward[dtype_of(logits)](p, 0, p.tiles());
-}
-
-// Multiply a small contiguous gradient by a number.
-void scale(nb::handle grad_, nb::handle factor_) {
-    const View grad(grad_, "grad", View::WRITE), given(factor_, "factor");
-    if (!has_dtype(grad, dlpack::FLOAT, 32)) check_wide(grad, grad);
-    check_contiguous(grad), check_one(given);
-    const double factor = number(given);
-    if (factor == 1) return;
-    const int64_t n = grad.numel();
-    const auto multiply = [n](auto* g, auto by) {
-        for (int64_t i = 0; i < n; i++) g[i] = times(g[i], by);
-    };
-    if (grad.dtype.bits == 64) multiply(static_cast<double*>(grad.pointer()), factor);
-    else multiply(static_cast<float*>(grad.pointer()), float(factor));
+    return false;
 }
 
 // --- the module -----------------------------------------------------------------------------------------------------
@@ -363,8 +410,6 @@ void bind_names(nb::module_& m) {
     reductions["none"] = int(NONE), reductions["sum"] = int(SUM), reductions["mean"] = int(MEAN);
     m.attr("PENALTIES") = penalties;
     m.attr("REDUCTIONS") = reductions;
-    m.attr("ORDINARY") = int(ORDINARY);
-    m.attr("SMALL") = int(SMALL);
 }
 
 void bind_softmax(nb::module_& m) {
@@ -380,12 +425,12 @@ void bind_softmax(nb::module_& m) {
         "lse"_a, "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(),
         "member"_a.none() = nb::none()
     );
-    m.def("kind_of", &kind_of, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
+    m.def("ordinary", &ordinary, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
     m.def(
-        "softmax_small", &softmax_small, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
-        "mean"_a, "loss"_a, "grad_logits"_a.none()
+        "softmax_sum", &softmax_sum, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
+        "mean"_a, "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0, "member"_a.none() = nb::none()
     );
-    m.def("scale", &scale, "grad"_a, "factor"_a);
+    m.def("scale", &scale, "numbers"_a, "factor"_a);
     m.def("know_types", &know_types, "tensor"_a, "parameter"_a);
 }
 

@@ -16,6 +16,8 @@ const Kernels TABLE(ISA) = {
     NAME(ISA),
     {softmax_forward<float>, softmax_forward<double>, softmax_forward<bf16>, softmax_forward<half>},
     {softmax_backward<float>, softmax_backward<double>, softmax_backward<bf16>, softmax_backward<half>},
+    {softmax_both<float>, softmax_both<double>, softmax_both<bf16>, softmax_both<half>},
     {binary<float>, binary<double>, binary<bf16>, binary<half>},
+    {scale<float>, scale<double>, scale<bf16>, scale<half>},
     ACCUMULATE,
 };

@@ -5,6 +5,8 @@
 // pair (top, log_sum) with log_sum = log1p(Σ_{j≠top} e^{x_j - top}), so that a confident row keeps its relative
 // accuracy; the gradient of the true class is formed as expm1(log p_y).
 //
+// Denormals: results below the smallest normal number may become 0 (flush.h); arguments keep what they hold.
+//
 // Order: every sum has a fixed order, whatever the threads. No allocation, no threads and no exceptions here.
 // Everything is static: an object compiled for one instruction set must not offer its code to another.
 //
@@ -17,27 +19,78 @@
 
 #pragma once
 #include "binary.h"
+#include "flush.h"
 #include "rows.h"
 #include "tiles.h"
 
 namespace {
 
-template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {
+template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    for (int64_t tile = begin; tile < end; tile++) {
-        double sums[2] = {0, 0};
-        if (p.rows_per_tile == 1)
-            p.wide_target ? row_forward<R, S, R>(p, tile, sums) : row_forward<R, S, S>(p, tile, sums);
-        else p.wide_target ? tile_forward<R, S, R>(p, tile, sums) : tile_forward<R, S, S>(p, tile, sums);
-        if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
-    }
+    double sums[2] = {0, 0};
+    if (p.rows_per_tile == 1) p.wide_target ? row_forward<R, S, R>(p, tile, sums) : row_forward<R, S, S>(p, tile, sums);
+    else p.wide_target ? tile_forward<R, S, R>(p, tile, sums) : tile_forward<R, S, S>(p, tile, sums);
+    if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
+}
+
+template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
+    using R = typename Wide<S>::type;
+    if (p.rows_per_tile == 1) p.wide_target ? row_backward<R, S, R>(p, tile) : row_backward<R, S, S>(p, tile);
+    else p.wide_target ? tile_backward<R, S, R>(p, tile) : tile_backward<R, S, S>(p, tile);
+}
+
+template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
+    using R = typename Wide<S>::type;
+    if (p.rows_per_tile != 1 && (p.classes > KEPT_CLASSES || p.penalises_all()))
+        return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
+    double* sums = p.partial + 2 * tile;
+    sums[0] = sums[1] = 0;
+    if (p.rows_per_tile == 1) p.wide_target ? row_both<R, S, R>(p, tile, sums) : row_both<R, S, S>(p, tile, sums);
+    else p.wide_target ? tile_both<R, S, R>(p, tile, sums) : tile_both<R, S, S>(p, tile, sums);
+}
+
+template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {
+    flushing_results([&] {
+        for (int64_t tile = begin; tile < end; tile++) forward_tile<S>(p, tile);
+    });
 }
 
 template <class S> static void softmax_backward(const Softmax& p, int64_t begin, int64_t end) {
+    flushing_results([&] {
+        for (int64_t tile = begin; tile < end; tile++) backward_tile<S>(p, tile);
+    });
+}
+
+// The loss and its gradient while the rows of a tile are near: memory is read once and written once.
+template <class S> static void softmax_both(const Softmax& p, int64_t begin, int64_t end) {
+    flushing_results([&] {
+        for (int64_t tile = begin; tile < end; tile++) both_of_tile<S>(p, tile);
+    });
+    if (p.stream) finish_streams();
+}
+
+template <class S> static void binary(const Binary& p, int64_t begin, int64_t end) {
+    flushing_results([&] {
+        for (int64_t block = begin; block < end; block++) binary_block<typename Wide<S>::type, S>(p, block);
+    });
+    if (p.stream) finish_streams();
+}
+
+template <class S> static void scale(const Scaled& p, int64_t begin, int64_t end) {
     using R = typename Wide<S>::type;
-    for (int64_t tile = begin; tile < end; tile++)
-        if (p.rows_per_tile == 1) p.wide_target ? row_backward<R, S, R>(p, tile) : row_backward<R, S, S>(p, tile);
-        else p.wide_target ? tile_backward<R, S, R>(p, tile) : tile_backward<R, S, S>(p, tile);
+    const R factor = R(p.factor);
+    S* numbers = static_cast<S*>(p.numbers);
+    const int64_t first = begin * BLOCK, last = end * BLOCK < p.size ? end * BLOCK : p.size;
+    const int64_t whole = first + (last - first) / LANES * LANES;
+    flushing_results([&] {
+        for (int64_t k = first; k < whole; k += LANES) {
+            R run[LANES];
+            widen_run(numbers + k, run);
+            for (int l = 0; l < LANES; l++) run[l] = times(run[l], factor);
+            narrow_run(run, numbers + k);
+        }
+        for (int64_t k = whole; k < last; k++) narrow(times(R(widen(numbers[k])), factor), numbers[k]);
+    });
 }
 
 }  // namespace

@@ -95,6 +95,12 @@ double number(const View& from) {
     }
 }
 
+constexpr int64_t STREAMED = 8 << 20;  // bytes from which on a new gradient is written past the caches
+
+bool is_streamed(const View& gradient, const View& of) {
+    return gradient.pointer() != of.pointer() && gradient.numel() * gradient.dtype.bits / 8 >= STREAMED;
+}
+
 // A gradient divided by what a mean divided by; that of a mean over nothing is 0.
 double over(double grad, double divisor) { return divisor == 0 ? 0.0 : grad / divisor; }
 

@@ -15,6 +15,9 @@ constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time
 // Up to this many classes rows are taken as tiles, even where each of them lies in one piece.
 constexpr int64_t FEW_CLASSES = 64;
 
+// Up to this many classes a tile's e^x are kept for its gradient, in as many R for each CLASSES of them.
+constexpr int64_t KEPT_CLASSES = 1024, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
+
 // Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss.
 constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024;
 
@@ -71,10 +74,18 @@ struct Softmax {
     void* grad_target;  // of the dtype of the target, or null
     Strides grad_target_at;
 
+    // both at once
+    void* scratch;  // this thread's, aligned as vectors are: `scratch_size` R
+    bool stream;    // write the gradient past the caches
+
     // Long contiguous rows are taken one at a time, everything else as tiles of ROWS rows side by side.
     int64_t rows_per_tile;
-    int64_t tiles_per_outer() const { return (inner + rows_per_tile - 1) / rows_per_tile; }
-    int64_t tiles() const { return outer * tiles_per_outer(); }
+    int64_t rows() const { return outer * inner; }
+    int64_t scratch_size() const {
+        if (rows_per_tile == 1) return classes + LANES + classes / (BLOCK - LANES) + 1;
+        return classes > KEPT_CLASSES ? 0 : (classes + CLASSES - 1) / CLASSES * KEPT_TILE;
+    }
+    int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
 
 // Binary cross entropy over outer × inner elements; logits, target and gradients are contiguous.
@@ -85,10 +96,11 @@ struct Binary {
     const void *weight, *pos_weight;  // R, or null, with strides over (outer, inner)
     int64_t weight_at[2], pos_weight_at[2];
     void* loss;       // R, or null, and then
-    double* partial;  // a sum for every block
+    double* partial;  // a sum for every block; with a gradient, too, both at once
     const void* grad;
     bool grad_rows;
     void *grad_logits, *grad_target;
+    bool stream;  // write the gradient past the caches
 
     int64_t blocks_per_outer() const { return (inner + BINARY_BLOCK - 1) / BINARY_BLOCK; }
     int64_t blocks() const { return outer * blocks_per_outer(); }
@@ -107,11 +119,22 @@ struct Product {
     int64_t groups() const { return (columns + GROUP - 1) / GROUP; }
 };
 
-// One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (Binary) [begin, end).
+// Contiguous numbers that are to be multiplied by one, in their place.
+struct Scaled {
+    void* numbers;
+    int64_t size;
+    double factor;
+
+    int64_t blocks() const { return (size + BLOCK - 1) / BLOCK; }
+};
+
+// One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (others) [begin, end).
 struct Kernels {
     const char* name;
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
+    void (*softmax_both[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*binary[DTYPES])(const Binary&, int64_t begin, int64_t end);
+    void (*scale[DTYPES])(const Scaled&, int64_t begin, int64_t end);
     void (*accumulate)(const Product&, int64_t begin, int64_t end);  // or null
 };

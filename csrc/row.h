@@ -52,11 +52,13 @@ template <class R> INLINE R target_logit(const Softmax& p, R x, int64_t y) {
 
 // --- sums over the classes of a row ---------------------------------------------------------------------------------
 
-// Σ e^{x - level}; what equals level is left out and counted instead: its ones would drown the rest of a confident row.
-template <class R> INLINE void add_exp(R x, R level, R& others, R& ties) {
+// Σ e^{x - level}, of which one is returned; what equals level is left out and counted instead: its ones would drown
+// the rest of a confident row.
+template <class R> INLINE R add_exp(R x, R level, R& others, R& ties) {
     const R below = x - level, e = exp_(below);
     others += pick(below == R(0), R(0), e);
     ties += pick(below == R(0), R(1), R(0));
+    return e;
 }
 
 // Σ e^{x - level} (level - x), of which the entropy is made.
@@ -166,8 +168,13 @@ template <class R> struct RowSlopes {
     INLINE_MEMBER R of_p(R x) const { return times(scale, exp_(log_p(x))); }
     INLINE_MEMBER R minus_weight(R slope, R w) const { return slope - times(g, w); }
     INLINE_MEMBER R minus_weight_near_one(R slope, R x, R w) const {
-        const R u = log_p(x), away = pick(rest == rest, rest, mass - w);
-        return pick(u > LOG_HALF<R>, scale * expm1_(u) + g * (away + extra), minus_weight(slope, w));
+        const R u = log_p(x);
+        return pick(u > LOG_HALF<R>, of_likely(u, w), minus_weight(slope, w));
+    }
+    // The slope of the one class that has more than half of p, with u = log p.
+    INLINE_MEMBER R of_likely(R u, R w) const {
+        const R away = pick(rest == rest, rest, mass - w);
+        return scale * expm1_(u) + g * (away + extra);
     }
 
     // ∂L/∂x' of a class index, where log p = u: of p - 1 = expm1(u).

@@ -1,7 +1,8 @@
 // Softmax cross entropy of rows with many classes that lie side by side in memory: one row at a time, block by block.
 //
 // Takes a Softmax problem with rows_per_tile 1 and the number of a row. row_forward gives the row's top and log_sum,
-// its loss and what it weighs, and the statistics where they are wanted; row_backward the slopes of logits and target.
+// its loss and what it weighs, and the statistics where they are wanted; row_backward the slopes of logits and target;
+// row_both the loss and the slopes of logits in one pass.
 // What is summed and how a slope is formed stands in row.h.
 //
 // Refuses classes that lie apart, and fewer than LANES of them: those go to tiles.h.
@@ -146,19 +147,25 @@ template <class R, class S, class F> INLINE void look_again(const Softmax& p, co
 // --- sums over a block ----------------------------------------------------------------------------------------------
 
 // add_exp of a block, fetching meanwhile as much as the block is behind `next`. WITH_TOP says that the block may have
-// what equals top.
-template <bool WITH_TOP, class R, class S, class T>
-INLINE void add_exps(RowSums<R, double>& sum, const Block<R>& block, const S* next, const T* next_target) {
+// what equals top. KEEP has each e^{x - level} written to `e`.
+template <bool WITH_TOP, bool KEEP, class R, class S, class T>
+INLINE void add_exps(
+    RowSums<R, double>& sum, const Block<R>& block, const S* next, const T* next_target, R* __restrict e
+) {
     const R level = sum.level();
     alignas(64) R others[LANES] = {}, ties[LANES] = {};
     block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
         fetch(next + k, LANES * sizeof(S));
         if (next_target) fetch(next_target + k, LANES * sizeof(T));
+        R one[LANES];
         for (int l = 0; l < LANES; l++) {
-            if constexpr (WITH_TOP) add_exp(x[l], level, others[l], ties[l]);
-            else others[l] += exp_(x[l] - level);
+            if constexpr (WITH_TOP) one[l] = add_exp(x[l], level, others[l], ties[l]);
+            else others[l] += one[l] = exp_(x[l] - level);
         }
+        for (int l = 0; KEEP && l < LANES; l++) e[k + l] = one[l];
     });
+    for (int64_t l = 0; KEEP && block.whole < block.n && l < block.seen; l++)  // what the last run repeats
+        e[block.whole + l] = e[block.n - LANES + l];
     sum.others += fold(others);
     if constexpr (WITH_TOP) sum.ties += fold(ties);
 }
@@ -247,9 +254,17 @@ template <class R> struct PenalisedSums {
 
 // --- forward --------------------------------------------------------------------------------------------------------
 
+// What row_both keeps of a row: e^{x - level} of each class, in runs as a Block has them, and the level of each block.
+template <class R> struct Kept {
+    R *e, *levels;
+    explicit Kept(const Softmax& p) : e(static_cast<R*>(p.scratch)), levels(e + p.classes + LANES) {}
+};
+
 // The sums of a row and, where statistics are wanted, the first of its largest classes.
-template <class R, class S, class T>
-INLINE RowSums<R, double> sum_row(const Softmax& p, const Row<R, S, T>& here, int64_t& likeliest) {
+template <bool KEEP, class R, class S, class T>
+INLINE RowSums<R, double> sum_row(
+    const Softmax& p, const Row<R, S, T>& here, int64_t& likeliest, [[maybe_unused]] Kept<R> kept
+) {
     const R* c = Smoothing<R>(p).spread;
     alignas(64) R buffer[BLOCK], scratch[BLOCK];
     Block<R> block, w;
@@ -263,8 +278,9 @@ INLINE RowSums<R, double> sum_row(const Softmax& p, const Row<R, S, T>& here, in
             else sum.raise(high);
             if (p.entropy) likeliest = k + first_of(block, high);
         }
-        if (may_tie) add_exps<true>(sum, block, here.x + k + n, here.target_from(k + n));
-        else add_exps<false>(sum, block, here.x + k + n, here.target_from(k + n));
+        if (may_tie) add_exps<true, KEEP>(sum, block, here.x + k + n, here.target_from(k + n), kept.e + k);
+        else add_exps<false, KEEP>(sum, block, here.x + k + n, here.target_from(k + n), kept.e + k);
+        if constexpr (KEEP) *kept.levels++ = sum.level();
         if (p.entropy) add_moments(sum, block);
         if (here.t) {
             load_weights(p, here.t, k, n, scratch, w);
@@ -327,7 +343,7 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     R top = 0, log_sum = 0, loss = 0;
     if (here.valid) {
         int64_t likeliest = NO_CLASS;
-        RowSums<R, double> sum = sum_row(p, here, likeliest);
+        RowSums<R, double> sum = sum_row<false>(p, here, likeliest, Kept<R>(p));
         top = sum.top, log_sum = sum.log_sum();
         loss = finish(p, here, sum, log_sum, likeliest);
     } else {
@@ -345,18 +361,26 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
 
 // --- backward -------------------------------------------------------------------------------------------------------
 
+// The masses of a row's class index without a penalty on all classes, its log p, what is spread over it, and s(p).
+template <class R, class S, class T>
+INLINE Masses<R> own_masses(
+    const Softmax& p, const Row<R, S, T>& here, const RowSlopes<R>& slopes, R& log_p, R& even, R& s
+) {
+    const Smoothing<R> smoothing(p);
+    R f;
+    log_p = slopes.log_p(target_logit(p, widen(here.x[here.y]), here.y));
+    penalise<1>(p, &log_p, &f, &s);
+    even = smoothing.spread ? smoothing.spread[here.y] : R(1);
+    return index_masses(smoothing, here.weight, even, R(p.weight_sum), s);
+}
+
 // The mass of a row, and the log p of its class index.
 template <class R, class S, class T>
 INLINE Masses<R> masses_of(const Softmax& p, const Row<R, S, T>& here, const RowSlopes<R>& slopes, R& log_p) {
     const Smoothing<R> smoothing(p);
     Masses<R> masses{R(0), R(0), R(0), NAN_<R>};
-    R f, s, even = 0;
-    if (!here.t) {
-        log_p = slopes.log_p(target_logit(p, widen(here.x[here.y]), here.y));
-        penalise<1>(p, &log_p, &f, &s);
-        even = smoothing.spread ? smoothing.spread[here.y] : R(1);
-        masses = index_masses(smoothing, here.weight, even, R(p.weight_sum), s);
-    }
+    R s = 0, even = 0;
+    if (!here.t) masses = own_masses(p, here, slopes, log_p, even, s);
     if (p.penalises_all()) {
         const PenalisedSums<R> sum(p, here, slopes.top, slopes.log_sum);
         masses.spread = R(sum.mass), masses.rest = R(sum.rest);
@@ -457,11 +481,69 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
         store_slopes(
             slopes, block, weighted ? &w : nullptr, less, slope, here.x + k + n, here.target_from(k + n), here.out + k
         );
-        const int64_t y = here.y - k, repeated = y - (n - LANES);
-        if (y >= 0 && y < block.whole) slope[y] = at_y;
-        if (y < n && repeated >= 0 && block.whole < n) slope[block.whole + repeated] = at_y;
+        put(slope, n, here.y - k, at_y);
         if (p.transformed()) chain_block(p, here.x + k, slope, k, n);
         store(slope, here.out + k, n);
+    }
+}
+
+// --- both at once ---------------------------------------------------------------------------------------------------
+
+// Takes the row's logits and target, and the gradient of a loss. Gives the loss and weight of the row, added to `sums`,
+// and the slopes of the logits. They are formed of the same powers e^{x - level}, which are kept in the scratch.
+template <class R, class S, class T> static void row_both(const Softmax& p, int64_t row, double* sums) {
+    const Row<R, S, T> here(p, row);
+    if (!here.valid || p.penalises_all()) {
+        row_forward<R, S, T>(p, row, sums);
+        return row_backward<R, S, T>(p, row);
+    }
+    int64_t likeliest = NO_CLASS;
+    Kept<R> kept(p);
+    RowSums<R, double> sum = sum_row<true>(p, here, likeliest, kept);
+    const R log_sum = sum.log_sum(), target_mass = R(sum.mass);
+    sums[0] += double(finish(p, here, sum, log_sum, likeliest));
+    sums[1] += double(here.weight);
+
+    RowSlopes<R> slopes{};
+    slopes.top = sum.top, slopes.log_sum = log_sum;
+    slopes.start(p, static_cast<const R*>(p.grad)[0], here.weight);
+    R log_p = 0, even, s;
+    slopes.set(here.t ? Masses<R>{R(0), target_mass, R(0), NAN_<R>} : own_masses(p, here, slopes, log_p, even, s));
+    const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits
+
+    const Smoothing<R> smoothing(p);
+    const bool weighted = here.t || (smoothing.spread && smoothing.share != R(0));
+    bool near_one = weighted && log_sum < -LOG_HALF<R>;
+    const R less = weighted || smoothing.share == R(0) ? R(0) : slopes.g * smoothing.share;  // g may be infinite
+    const R per_sum = R(1 / (1 + sum.rest())) + (sum.top - sum.top);  // nan where top is not finite
+    alignas(64) R scratch[BLOCK], slope[BLOCK + LANES];
+    Block<R> w;
+    if (slopes.scale == R(0))  // what has no weight is not there, whatever its logits hold
+        for (int64_t i = 0; i < padded(p.classes); i++) kept.e[i] = R(0);
+    for (int64_t k = 0, n; k < p.classes; k += n) {
+        n = block_size(p.classes, k);
+        const R *e = kept.e + k, level = *kept.levels++, down = level - sum.top;
+        const R of_e = times(slopes.scale, exp_(pick(down < R(0), down, R(0))) * per_sum);
+        if (weighted) load_weights(p, here.t, k, n, scratch, w);
+        for (int64_t i = 0; i < padded(n); i += LANES) {
+            if (!p.stream) fetch_to_write(here.out + k + i, LANES * sizeof(S));
+            const R* weight = weighted ? w.run(i) : nullptr;
+            if (weight)
+                for (int l = 0; l < LANES; l++) slope[i + l] = slopes.minus_weight(of_e * e[i + l], weight[l]);
+            else
+                for (int l = 0; l < LANES; l++) slope[i + l] = of_e * e[i + l] - less;
+        }
+        if (near_one && level == sum.top) {
+            const int64_t whole = n / LANES * LANES;
+            int64_t i = 0;
+            while (i < padded(n) && e[i] != R(1)) i++;
+            near_one = i == padded(n);
+            if (i >= whole) i += n - LANES - whole;  // the last run ends with the block: N = 146 has class 114 at 128
+            if (!near_one) put(slope, n, i, slopes.of_likely(-log_sum, w.at(i)));
+        }
+        put(slope, n, here.y - k, at_y);
+        if (p.transformed()) chain_block(p, here.x + k, slope, k, n);
+        p.stream ? stream(slope, here.out + k, n) : store(slope, here.out + k, n);
     }
 }
 

@@ -5,6 +5,11 @@
 // LANES numbers: nothing is read or written beside those that are there.
 
 #pragma once
+#include <algorithm>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "numbers.h"
 #include "problem.h"
 
@@ -76,7 +81,16 @@ template <class R> struct Block {
     }
 
     const R* run(int64_t k) const { return k < whole ? x + k : last; }
+    R at(int64_t i) const { return i < whole ? x[i] : last[i - whole + seen]; }
 };
+
+// Put a number in the place of one of n that lie in runs as a Block has them; nothing where i is none of them.
+template <class R> INLINE void put(R* runs, int64_t n, int64_t i, R value) {
+    const int64_t whole = n / LANES * LANES, repeated = i - (n - LANES);
+    if (i < 0 || i >= n) return;
+    if (i < whole) runs[i] = value;
+    if (whole < n && repeated >= 0) runs[whole + repeated] = value;
+}
 
 // Write n ≥ LANES numbers as a Block has them, in runs of which the last may overlap, to where they belong.
 template <class R, class S> INLINE void store(const R* from, S* to, int64_t n) {
@@ -87,6 +101,39 @@ template <class R, class S> INLINE void store(const R* from, S* to, int64_t n) {
         for (int64_t k = 0; k < whole; k += LANES) narrow_run(from + k, to + k);
     }
     if (whole < n) narrow_run(from + whole, to + n - LANES);
+}
+
+// Write bytes past the caches, line by line: memory that is not read soon need not be fetched to be written.
+INLINE void stream_bytes(const char* from, char* to, int64_t bytes) {
+#ifdef __SSE2__
+    const int64_t before = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);
+    std::memcpy(to, from, size_t(before));
+    int64_t at = before;
+    for (; at + 64 <= bytes; at += 64)
+        for (int64_t k = at; k < at + 64; k += 16)
+            _mm_stream_si128(
+                reinterpret_cast<__m128i*>(to + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k))
+            );
+    std::memcpy(to + at, from + at, size_t(bytes - at));
+#else
+    std::memcpy(to, from, size_t(bytes));
+#endif
+}
+
+// Wait until what was streamed can be seen by other threads.
+INLINE void finish_streams() {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+// The same as `store`, past the caches.
+template <class R, class S> INLINE void stream(const R* from, S* to, int64_t n) {
+    alignas(64) S dense[BLOCK];
+    const void* bytes = dense;
+    if (sizeof(S) == sizeof(R) && n % LANES == 0) bytes = from;
+    else store(from, dense, n);
+    stream_bytes(static_cast<const char*>(bytes), reinterpret_cast<char*>(to), n * int64_t(sizeof(S)));
 }
 
 // Bring what is read next, or written soon, into the second cache: the first has too few places for misses under way.

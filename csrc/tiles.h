@@ -1,10 +1,11 @@
 // Softmax cross entropy of rows with few classes, or with classes apart in memory: ROWS rows at a time, LANES of them
 // side by side.
 //
-// Takes a Softmax problem with rows_per_tile ROWS and the number of a tile, which is ROWS rows or what is left of an
-// outer index. tile_forward gives each row's top and log_sum, its loss and what it weighs, and the statistics where
-// they are wanted; tile_backward the slopes of logits and target. What is summed and how a slope is formed stands in
-// row.h.
+// Takes a Softmax problem with rows_per_tile ROWS and the number of a tile, which is ROWS rows or what is left of them;
+// where few rows lie side by side, those of several outer indices share a tile. tile_forward gives each row's top and
+// log_sum, its loss and what it weighs, and the statistics where they are wanted; tile_backward the slopes of logits
+// and target; tile_both the loss and the slopes of logits in one pass. What is summed and how a slope is formed stands
+// in row.h.
 //
 // Refuses nothing: any strides and any number of classes will do, from one on.
 
@@ -44,6 +45,31 @@ struct Ahead {
     const char* operator[](int64_t j) const { return first + j * step; }
 };
 
+// The rows of a tile: the first of them, how many there are, and where each of them lies.
+struct Span {
+    int64_t row, rows, inner;
+    bool crosses;  // from one outer index into the next
+
+    Span(const Softmax& p, int64_t tile) : row(tile * ROWS), inner(p.inner) {
+        rows = p.rows() - row < ROWS ? p.rows() - row : ROWS;
+        crosses = row / inner != (row + rows - 1) / inner;
+    }
+
+    // How far each row lies behind the first one.
+    void offsets(const Strides& at, int64_t* to) const {
+        int64_t outer = 0, i = row % inner;
+        const int64_t first = i * at.inner;
+        for (int64_t l = 0; l < rows; l++) {
+            to[l] = outer + i * at.inner - first;
+            if (++i == inner) i = 0, outer += at.outer;
+        }
+    }
+    int64_t offset(const Strides& at, int64_t l) const {
+        const int64_t first = row % inner, i = first + l;
+        return crosses ? i / inner * at.outer + (i % inner - first) * at.inner : l * at.inner;
+    }
+};
+
 // Up to ROWS rows in up to CLASSES classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
 template <class R> struct Tile {
     alignas(64) R values[CLASSES * ROWS], spare[CLASSES * LANES];
@@ -57,83 +83,92 @@ template <class R> struct Tile {
         pitch = rows_apart ? LANES : ROWS, panel = rows_apart ? LANES * classes : LANES;
     }
 
-    template <class S> void load(const S* from, const Strides& strides, int64_t classes, int64_t rows) {
+    template <class S> void load(const S* from, const Strides& strides, int64_t classes, const Span& span) {
         lay_out(strides, classes);
+        const bool dense = strides.classes != 1 && strides.inner == 1 && !span.crosses && span.rows == ROWS;
+        int64_t offset[ROWS];
+        if (!dense) span.offsets(strides, offset);
         if (strides.classes == 1) {
-            for (int64_t l = 0; l < rows; l += LANES)
-                load_panel(
-                    from + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES, at(l / LANES)
-                );
+            const bool in_one_piece = !span.crosses && strides.inner == classes;
+            for (int64_t l = 0; l < span.rows; l += LANES)
+                load_panel(from, offset + l, in_one_piece, classes, in_panel(span, l), at(l / LANES));
             return;
         }
         for (int64_t k = 0; k < classes; k++) {
             const S* x = from + k * strides.classes;
             R* to = values + k * ROWS;
-            if (rows == ROWS && strides.inner == 1) {
+            if (dense)
                 for (int l = 0; l < ROWS; l += LANES) widen_run(x + l, to + l);
-            } else {
-                for (int64_t l = 0; l < ROWS; l++) to[l] = l < rows ? widen(x[l * strides.inner]) : R(0);
-            }
+            else
+                for (int64_t l = 0; l < ROWS; l++) to[l] = l < span.rows ? widen(x[offset[l]]) : R(0);
         }
     }
 
-    template <class S> void store(S* to, const Strides& strides, int64_t classes, int64_t rows) {
+    // `past` the caches, where what lies together is worth it.
+    template <class S> void store(S* to, const Strides& strides, int64_t classes, const Span& span, bool past = false) {
+        const bool dense = strides.classes != 1 && strides.inner == 1 && !span.crosses && span.rows == ROWS;
+        int64_t offset[ROWS];
+        if (!dense) span.offsets(strides, offset);
         if (strides.classes == 1) {
-            for (int64_t l = 0; l < rows; l += LANES)
-                store_panel(
-                    at(l / LANES), to + l * strides.inner, strides.inner, classes, rows - l < LANES ? rows - l : LANES
-                );
+            const bool in_one_piece = !span.crosses && strides.inner == classes;
+            for (int64_t l = 0; l < span.rows; l += LANES)
+                store_panel(at(l / LANES), to, offset + l, in_one_piece, classes, in_panel(span, l), past);
             return;
         }
         for (int64_t k = 0; k < classes; k++) {
             const R* from = values + k * ROWS;
             S* out = to + k * strides.classes;
-            if (strides.inner == 1 && rows == ROWS) ::store(from, out, ROWS);
+            if (dense) past ? stream(from, out, ROWS) : ::store(from, out, ROWS);
             else
-                for (int64_t l = 0; l < rows; l++) narrow(from[l], out[l * strides.inner]);
+                for (int64_t l = 0; l < span.rows; l++) narrow(from[l], out[offset[l]]);
         }
     }
 
   private:
-    template <class S> void load_panel(const S* from, int64_t apart, int64_t classes, int64_t rows, R* to) {
+    static int64_t in_panel(const Span& span, int64_t l) { return span.rows - l < LANES ? span.rows - l : LANES; }
+
+    template <class S>
+    void load_panel(const S* from, const int64_t* offset, bool in_one_piece, int64_t classes, int64_t rows, R* to) {
         const int64_t n = LANES * classes, half = n / 2;
         const R* first = spare;
-        if (rows < LANES || apart != classes) {
+        if (rows < LANES || !in_one_piece) {
             for (int64_t i = rows * classes; i < n; i++) spare[i] = 0;
             for (int64_t l = 0; l < rows; l++)
-                for (int64_t k = 0; k < classes; k++) spare[l * classes + k] = widen(from[l * apart + k]);
+                for (int64_t k = 0; k < classes; k++) spare[l * classes + k] = widen(from[offset[l] + k]);
         } else if constexpr (sizeof(S) == sizeof(R)) {
-            first = from;
+            first = from + offset[0];
         } else {
-            for (int64_t i = 0; i < n; i += LANES) widen_run(from + i, spare + i);
+            for (int64_t i = 0; i < n; i += LANES) widen_run(from + offset[0] + i, spare + i);
         }
         interleave(first, to, half);
         interleave(to, spare, half), interleave(spare, to, half);
         interleave(to, spare, half), interleave(spare, to, half);
     }
 
-    template <class S> void store_panel(R* from, S* to, int64_t apart, int64_t classes, int64_t rows) {
+    template <class S>
+    void store_panel(
+        R* from, S* to, const int64_t* offset, bool in_one_piece, int64_t classes, int64_t rows, bool past
+    ) {
         const int64_t half = LANES * classes / 2;
         separate(from, spare, half), separate(spare, from, half);
         separate(from, spare, half), separate(spare, from, half);
         separate(from, spare, half);
-        if (rows == LANES && apart == classes) return ::store(spare, to, LANES * classes);
+        if (rows == LANES && in_one_piece)
+            return past ? stream(spare, to + offset[0], LANES * classes)
+                        : ::store(spare, to + offset[0], LANES * classes);
         for (int64_t l = 0; l < rows; l++)
-            for (int64_t k = 0; k < classes; k++) narrow(spare[l * classes + k], to[l * apart + k]);
+            for (int64_t k = 0; k < classes; k++) narrow(spare[l * classes + k], to[offset[l] + k]);
     }
 };
 
-// What a tile's rows are read from and written to: its first row, how many there are, and the pointers to them.
-template <class S, class T> struct Rows {
-    int64_t row, rows;
+// What a tile's rows are read from and written to: the pointers to the first of them.
+template <class S, class T> struct Rows : Span {
     const S* x;
     const T* t;
     S* out;
     T* out_target;
 
-    Rows(const Softmax& p, int64_t tile) {
-        const int64_t per_outer = p.tiles_per_outer(), i = tile % per_outer * ROWS;
-        rows = p.inner - i < ROWS ? p.inner - i : ROWS, row = tile / per_outer * p.inner + i;
+    Rows(const Softmax& p, int64_t tile) : Span(p, tile) {
         x = at_row<const S>(p, p.logits, p.at, row);
         t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
         out = at_row<S>(p, p.grad_logits, p.grad_at, row);
@@ -167,6 +202,12 @@ template <class R> struct Labels {
 
     // Whether a row counts and has its class among the n from k on.
     bool within(int64_t l, int64_t k, int64_t n) const { return valid[l] != R(0) && uint64_t(y[l] - k) < uint64_t(n); }
+
+    // Put a number of each row in the place of its class, where that is among the n from k on.
+    void put(const R* number, R* to, int64_t pitch, int64_t k, int64_t n) const {
+        for (int64_t l = 0; l < LANES; l++)
+            if (within(l, k, n)) to[(y[l] - k) * pitch + l] = number[l];
+    }
 };
 
 // The number of a class, as wide as R so that LANES of them are as many vectors; R itself is not exact beyond 2^24.
@@ -180,7 +221,7 @@ template <class R, class S, class T>
 INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, int64_t n, Tile<R>& tile) {
     if (!here.t && p.smoothing == 0) return false;
     const Smoothing<R> smoothing(p);
-    if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here.rows);
+    if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here);
     else tile.lay_out(p.target_at, n);
     for (int64_t j = 0; j < n; j++) {
         const R c = smoothing.weight ? smoothing.weight[k + j] : R(1);
@@ -216,6 +257,16 @@ static void chain_panel(const Softmax& p, const R* x, int64_t pitch, R* slope, i
         transform.template chain<false>(x ? x + j * pitch : nullptr, bias ? bias + j : nullptr, slope + j * to_pitch);
 }
 
+// The same for the panels of a tile, whose x is read once more where there is a soft cap.
+template <class R, class S, class T>
+static void chain_tile(const Softmax& p, const Rows<S, T>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
+    Tile<R> raw;
+    raw.lay_out(p.at, n);
+    if (p.cap > 0) raw.load(x, p.at, n, here);
+    for (int64_t q = 0; q < here.panels(); q++)
+        chain_panel(p, p.cap > 0 ? raw.at(q) : nullptr, raw.pitch, slopes.at(q), slopes.pitch, k, n);
+}
+
 // f and s of a panel and one class, from its x'.
 template <class R> INLINE void penalise_run(const Softmax& p, const R* x, const R* top, const R* log_sum, R* f, R* s) {
     R log_p[LANES];
@@ -231,7 +282,7 @@ INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
         logits.lay_out(p.at, n);
-        if (wanted) logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        if (wanted) logits.load(here.x + k * p.at.classes, p.at, n, here);
         tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
             if (wanted && p.transformed()) transform_panel(p, logits.at(q), logits.pitch, labels(q), k, n);
@@ -281,12 +332,17 @@ template <class R> struct Sums {
         for (int l = 0; l < LANES; l++) level[l] = row(l).level();
     }
 
-    template <class S> void add_exps(const R* x, int64_t pitch, int64_t n, const Ahead& next) {
+    // KEEP puts each e^{x - level} in the place of x.
+    template <bool KEEP, class S, class X> void add_exps(X* x, int64_t pitch, int64_t n, const Ahead& next) {
         R part[LANES] = {}, equal[LANES] = {}, from[LANES];
         for (int l = 0; l < LANES; l++) from[l] = level[l];
         for (int64_t j = 0; j < n; j++) {
+            X* here = x + j * pitch;
             fetch(next[j], LANES * sizeof(S));
-            for (int l = 0; l < LANES; l++) add_exp(x[j * pitch + l], from[l], part[l], equal[l]);
+            for (int l = 0; l < LANES; l++) {
+                const R e = add_exp(here[l], from[l], part[l], equal[l]);
+                if constexpr (KEEP) here[l] = e;
+            }
         }
         for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
     }
@@ -412,7 +468,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
     for (int64_t q = 0; q < here.panels(); q++) label[q].read(p, here.first_of(q), here.rows_of(q));
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        logits.load(here.x + k * p.at.classes, p.at, n, here.rows);
+        logits.load(here.x + k * p.at.classes, p.at, n, here);
         if (p.transformed())
             for (int64_t q = 0; q < here.panels(); q++) transform_panel(p, logits.at(q), logits.pitch, label[q], k, n);
         const bool weighted = tile_weights(p, here, k, n, weights);
@@ -420,7 +476,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
             if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
             sum[q].raise(logits.at(q), logits.pitch, n, k == 0);
             const Ahead next(here.x + k * p.at.classes, p.at, n, q);
-            sum[q].template add_exps<S>(logits.at(q), logits.pitch, n, next);
+            sum[q].template add_exps<false, S>(logits.at(q), logits.pitch, n, next);
             if (p.entropy) sum[q].add_moments(logits.at(q), logits.pitch, k, n);
             if (weighted) sum[q].add_costs(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
         }
@@ -488,8 +544,7 @@ template <class R> struct Slopes {
         for (int64_t l = 0; l < LANES; l++)
             if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
         for (int l = 0; l < LANES; l++) at_y[l] = row(l).of_index(row(l).log_p(at_y[l]));
-        for (int64_t l = 0; l < LANES; l++)
-            if (label.within(l, k, n)) out[(label.y[l] - k) * to_pitch + l] = at_y[l];
+        label.put(at_y, out, to_pitch, k, n);
     }
 
     // w ∘ s(p) in the place of w.
@@ -522,7 +577,7 @@ INLINE void index_pulls(const Softmax& p, const Rows<S, T>& here, int64_t q, con
     if (p.penalty == NO_PENALTY) return;
     R log_p[LANES] = {}, f[LANES];
     for (int64_t l = 0; l < here.rows_of(q); l++) {
-        const R x = widen(here.x[(q * LANES + l) * p.at.inner + label.y[l] * p.at.classes]);
+        const R x = widen(here.x[here.offset(p.at, q * LANES + l) + label.y[l] * p.at.classes]);
         log_p[l] = slopes.row(l).log_p(target_logit(p, x, label.y[l]));
     }
     penalise<LANES>(p, log_p, f, s);
@@ -578,7 +633,7 @@ static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slop
 // slopes of the logits and of the probabilities, each where it is wanted; those of a row that does not count are 0.
 template <class R, class S, class T> static void tile_backward(const Softmax& p, int64_t tile) {
     const Rows<S, T> here(p, tile);
-    Tile<R> logits, weights, result, raw;
+    Tile<R> logits, weights, result;
     Slopes<R> slopes[ROWS / LANES];
     const bool all = p.penalises_all();
     for (int64_t q = 0; q < here.panels(); q++) {
@@ -589,8 +644,7 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
     for (int64_t k = 0; k < p.classes; k += CLASSES) {
         const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
         const S* x = here.x + k * p.at.classes;
-        logits.load(x, p.at, n, here.rows);
-        if (p.cap > 0) raw.load(x, p.at, n, here.rows);
+        logits.load(x, p.at, n, here);
         for (int64_t q = 0; p.transformed() && q < here.panels(); q++)
             transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
         if (here.out_target) {
@@ -598,7 +652,7 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
             result.lay_out(p.grad_target_at, n);
             for (int64_t q = 0; q < here.panels(); q++)
                 slopes[q].of_targets(p, logits.at(q), logits.pitch, c, result.at(q), result.pitch, n);
-            result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here.rows);
+            result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here);
         }
         if (!here.out) continue;
         S* out = here.out + k * p.grad_at.classes;
@@ -615,9 +669,132 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
             else if (weighted)
                 slopes[q].template minus_weights<false>(from, logits.pitch, w, weights.pitch, to, pitch, n);
             if (!here.t) slopes[q].of_indices(from, logits.pitch, to, pitch, k, n);
-            if (p.transformed()) chain_panel(p, p.cap > 0 ? raw.at(q) : nullptr, raw.pitch, to, pitch, k, n);
         }
-        result.store(out, p.grad_at, n, here.rows);
+        if (p.transformed()) chain_tile(p, here, x, result, k, n);
+        result.store(out, p.grad_at, n, here);
+    }
+}
+
+// --- both at once ---------------------------------------------------------------------------------------------------
+
+// What tile_both keeps of CLASSES classes: e^{x - level} of each, and the levels.
+template <class R> struct KeptTile {
+    Tile<R> e;
+    alignas(64) R level[ROWS];
+};
+static_assert(
+    sizeof(KeptTile<float>) <= KEPT_TILE * sizeof(float) && sizeof(KeptTile<double>) <= KEPT_TILE * sizeof(double)
+);
+
+// What makes slopes of a panel's e^{x - level}: p times g (mass + extra), and what the class with more than half of p
+// gets instead, but for its weight.
+template <class R> struct SlopesOfE {
+    const Slopes<R>& slopes;
+    alignas(64) R of_e[LANES], likely[LANES];
+    int64_t any_likely = 0;
+
+    SlopesOfE(const Slopes<R>& of, const Sums<R>& sum, const R* level) : slopes(of) {
+        for (int l = 0; l < LANES; l++) {
+            const R down = level[l] - of.top[l], per_sum = R(1 / (1 + sum.row(l).rest())) + (of.top[l] - of.top[l]);
+            of_e[l] = times(of.scale[l], exp_(pick(down < R(0), down, R(0))) * per_sum);
+        }
+        for (int l = 0; l < LANES; l++) {
+            const bool here = level[l] == of.top[l] && of.log_sum[l] < -LOG_HALF<R>;
+            likely[l] = pick(here, R(1), NAN_<R>);
+            any_likely |= here;
+        }
+    }
+
+    // Let rows without weight hold nothing, whatever their logits hold.
+    void leave_out(R* e, int64_t pitch, int64_t n) const {
+        int64_t any = 0;
+        for (int l = 0; l < LANES; l++) any |= slopes.scale[l] == R(0);
+        for (int64_t j = 0; any && j < n; j++)
+            for (int l = 0; l < LANES; l++) e[j * pitch + l] = pick(slopes.scale[l] == R(0), R(0), e[j * pitch + l]);
+    }
+    void plain(const R* e, int64_t pitch, R* __restrict out, int64_t to_pitch, int64_t n) const {
+        for (int64_t j = 0; j < n; j++)
+            for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = of_e[l] * e[j * pitch + l];
+    }
+    void minus_weights(
+        const R* e, int64_t pitch, const R* w, int64_t w_pitch, R* __restrict out, int64_t to_pitch, int64_t n
+    ) const {
+        for (int64_t j = 0; j < n; j++)
+            for (int l = 0; l < LANES; l++)
+                out[j * to_pitch + l] = slopes.row(l).minus_weight(of_e[l] * e[j * pitch + l], w[j * w_pitch + l]);
+    }
+    // The slopes of likely classes, whose e is 1.
+    void of_likely(const R* e, int64_t pitch, const R* w, int64_t w_pitch, R* out, int64_t to_pitch, int64_t n) const {
+        R slope[LANES];
+        for (int64_t j = 0; any_likely && j < n; j++) {
+            const R *one = e + j * pitch, *weight = w + j * w_pitch;
+            R* to = out + j * to_pitch;
+            int64_t hit = 0;
+            for (int l = 0; l < LANES; l++) hit |= one[l] == likely[l];
+            if (!hit) continue;
+            for (int l = 0; l < LANES; l++) slope[l] = slopes.row(l).of_likely(-slopes.log_sum[l], weight[l]);
+            for (int l = 0; l < LANES; l++) to[l] = pick(one[l] == likely[l], slope[l], to[l]);
+        }
+    }
+};
+
+// Takes the logits and targets of a tile's rows, and the gradient of a loss. Gives the losses and weights of the rows,
+// added to `sums`, and the slopes of the logits, formed of the same powers e^{x - level}, which are kept in the
+// scratch.
+template <class R, class S, class T> static void tile_both(const Softmax& p, int64_t tile, double* sums) {
+    const Rows<S, T> here(p, tile);
+    auto* kept = static_cast<KeptTile<R>*>(p.scratch);
+    Tile<R> weights, result;
+    Sums<R> sum[ROWS / LANES];
+    Slopes<R> slopes[ROWS / LANES];
+    for (int64_t q = 0; q < here.panels(); q++) slopes[q].label.read(p, here.first_of(q), here.rows_of(q));
+    for (int64_t k = 0; k < p.classes; k += CLASSES) {
+        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+        KeptTile<R>& to = kept[k / CLASSES];
+        to.e.load(here.x + k * p.at.classes, p.at, n, here);
+        const bool weighted = tile_weights(p, here, k, n, weights);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            const Labels<R>& label = slopes[q].label;
+            R* x = to.e.at(q);
+            if (p.transformed()) transform_panel(p, x, to.e.pitch, label, k, n);
+            if (!here.t) sum[q].pick_labels(x, to.e.pitch, label, k, n);
+            sum[q].raise(x, to.e.pitch, n, k == 0);
+            if (weighted) sum[q].add_costs(x, to.e.pitch, weights.at(q), weights.pitch, n);
+            sum[q].template add_exps<true, S>(x, to.e.pitch, n, Ahead(here.x + k * p.at.classes, p.at, n, q));
+            std::memcpy(to.level + q * LANES, sum[q].level, sizeof sum[q].level);
+        }
+    }
+    R at_y[ROWS / LANES][LANES];
+    for (int64_t q = 0; q < here.panels(); q++) {
+        R target_mass[LANES];
+        std::memcpy(target_mass, sum[q].mass, sizeof target_mass);
+        finish(p, here, q, slopes[q].label, sum[q], sums);
+        slopes[q].read(p, here.first_of(q), here.rows_of(q));
+        if (!here.t) set_index_masses(p, here, q, slopes[q]);
+        for (int l = 0; here.t && l < LANES; l++) slopes[q].set(l, {R(0), target_mass[l], R(0), NAN_<R>});
+        for (int l = 0; l < LANES; l++) {
+            const RowSlopes<R> row = slopes[q].row(l);
+            at_y[q][l] = row.of_index(row.log_p(sum[q].at_y[l]));
+        }
+    }
+    for (int64_t k = 0; k < p.classes; k += CLASSES) {
+        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+        const S* x = here.x + k * p.at.classes;
+        KeptTile<R>& from = kept[k / CLASSES];
+        const bool weighted = tile_weights(p, here, k, n, weights);
+        result.lay_out(p.grad_at, n);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            const SlopesOfE<R> of(slopes[q], sum[q], from.level + q * LANES);
+            const R* w = weights.at(q);
+            R *e = from.e.at(q), *to = result.at(q);
+            of.leave_out(e, from.e.pitch, n);
+            if (weighted) of.minus_weights(e, from.e.pitch, w, weights.pitch, to, result.pitch, n);
+            else of.plain(e, from.e.pitch, to, result.pitch, n);
+            if (here.t) of.of_likely(e, from.e.pitch, w, weights.pitch, to, result.pitch, n);
+            else slopes[q].label.put(at_y[q], to, result.pitch, k, n);
+        }
+        if (p.transformed()) chain_tile(p, here, x, result, k, n);
+        result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here, p.stream);
     }
 }
 

@@ -339,10 +339,12 @@ def softmax_functions(_native, dtype, soft):
     yield Call(f"softmax_backward {name}", _native.softmax_backward, right, wrong | wrong_more | on_target | {
         "grad": incoming(grad, {wide}, True), "lse": tensors(lse, {wide}, True), "grad_logits": apart,
     })  # fmt: skip
-    if wide == dtype:
-        right = said | {"mean": True, "loss": torch.empty((), dtype=wide), "grad_logits": torch.empty_like(x)}
-        small = wrong | {"logits": [*tensors(x, {dtype}, True)]} | dict(outputs(right, "loss", "grad_logits"))
-        yield Call(f"softmax_small {name}", _native.softmax_small, right, small)
+    right = said | {
+        "mean": True, "loss": torch.empty((), dtype=wide), "grad_logits": on_x, "factor": 2.0, "member": more
+    }  # fmt: skip
+    on_loss = {"loss": [w for w in dict(outputs(right, "loss"))["loss"] if w.what != str(dtype)]}
+    apart = [w for w in apart if "grad_target" not in w.what]
+    yield Call(f"softmax_sum {name}", _native.softmax_sum, right, wrong | wrong_more | on_loss | {"grad_logits": apart})
 
 
 def binary_functions(_native, dtype):
@@ -375,9 +377,10 @@ def other_functions(_native):
         "g": [Wrong(w.what, w.value, False) for w in tensors(g, {torch.bfloat16}, True)],
         "x": [Wrong(w.what, w.value, False) for w in tensors(x, {torch.bfloat16}, True)], **dict(outputs(right, "sums")),
     })  # fmt: skip
-    right = {"grad": torch.rand(N), "factor": torch.tensor(2.0)}
-    kinds = [w for w in dict(outputs(right, "grad"))["grad"] if w.what not in SHAPES and w.what != "torch.float64"]
-    yield Call("scale", _native.scale, right, {"grad": kinds, "factor": tensors(right["factor"], FLOATS)})
+    right = {"numbers": torch.rand(N), "factor": 2.0}
+    floats = {str(dtype) for dtype in FLOATS}
+    kinds = [w for w in dict(outputs(right, "numbers"))["numbers"] if w.what not in {*SHAPES, *floats}]
+    yield Call("scale", _native.scale, right, {"numbers": kinds})
     right = {"shape": [1 << 18], "strides": [1], "code": 2, "bits": 32}
     yield Call("recycled", _native.recycled, right, {
         "shape": [*numbers([-1], [1 << 62], []), Wrong("wide", [1 << 40, 1 << 40], False), Wrong("None", None, False)],

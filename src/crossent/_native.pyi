@@ -2,8 +2,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-ORDINARY: int
-SMALL: int
 RECYCLES: bool
 PENALTIES: dict[str, int]
 REDUCTIONS: dict[str, int]
@@ -35,18 +33,31 @@ def softmax_backward(
     member: object | None = None,
 ) -> bool: ...
 def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool: ...
-def softmax_small(
+def softmax_sum(
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
     ignore_index: int,
     smoothing: float,
     mean: bool,
-    loss: Tensor,
+    loss: Tensor | None,
     grad_logits: Tensor | None,
-) -> None: ...
-def scale(grad: Tensor, factor: Tensor) -> None: ...
-def kind_of(logits: object, target: object, weight: object, ignore_index: int) -> int: ...
+    factor: float = 1.0,
+    member: object = None,
+) -> float | None: ...
+def scale(numbers: Tensor, factor: float) -> None: ...
+def ordinary(logits: object, target: object, weight: object, ignore_index: int) -> bool: ...
+def ordinary_binary(logits: object, target: object) -> bool: ...
+def binary_sum(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    divisor: float,
+    loss: Tensor | None,
+    grad_logits: Tensor | None,
+    factor: float = 1.0,
+) -> bool: ...
 def recycled(shape: Sequence[int], strides: Sequence[int], code: int, bits: int) -> object: ...
 def know_types(tensor: type, parameter: type) -> None: ...
 def binary_forward(

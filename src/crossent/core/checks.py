@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 from numbers import Integral, Real
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -428,13 +428,18 @@ def element_mask(mask: object, input: Tensor) -> Tensor | None:
     return mask
 
 
-def check_inplace(inplace_backward: bool, logits: Tensor) -> None:
-    """Refuse to write a gradient over a leaf, or over a view of one."""
-    if not inplace_backward or torch.compiler.is_compiling():  # a compiled call never writes over its logits
-        return
+Place = Literal["beside", "over in forward", "over in backward"]
+"""Where the gradient of a sum or a mean goes: beside the logits or over them, and in which pass."""
+
+
+def gradient_place(inplace_backward: bool, inplace_forward: bool, logits: Tensor) -> Place:
+    """Say where the gradient is to go; refuse to write it over a leaf, or over a view of one."""
+    if not (inplace_backward or inplace_forward) or torch.compiler.is_compiling():  # which never writes over logits
+        return "beside"
     owner = logits._base if logits._is_view() else logits
     if owner is not None and owner.is_leaf and owner.requires_grad:
         raise RuntimeError(
-            "inplace_backward=True would write the gradient over a leaf, whose values would be lost: "
-            "use it for logits that a model computed, or leave it out"
+            f"inplace_{'forward' if inplace_forward else 'backward'}=True would write the gradient over a leaf, whose values "
+            "would be lost: use it for logits that a model computed, or leave it out"
         )
+    return "over in forward" if inplace_forward else "over in backward"

@@ -163,6 +163,7 @@ class _Batch(TypedDict, total=False):
 class _Layout(TypedDict, total=False):
     dim: int | None
     inplace_backward: bool
+    inplace_forward: bool
 
 
 class _Penalty(TypedDict, total=False):
@@ -267,6 +268,7 @@ _DEFAULTS: dict[str, Any] = {
     "reduction": "mean",
     "empty": "nan",
     "inplace_backward": False,
+    "inplace_forward": False,
     "teacher_grad": False,
     "reverse": False,
     "shift": 0,
@@ -336,6 +338,10 @@ DOCUMENTATION = {
     "inplace_backward": """allow the backward pass to write the gradient over the logits, which then takes no memory and the
         least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so for plain
         tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.""",
+    "inplace_forward": """allow the same as soon as the gradient is formed, which for a sum or a mean is in the forward pass. So
+        nothing as large as the logits is made at all. They are gone once the loss is there: a second derivative or a second
+        backward pass raises. In bfloat16 a factor that backward brings rounds once more where it is no power of two. In
+        float16, whose gradient waits for the factor of a loss scaler, and without a reduction it is ``inplace_backward``.""",
     "impl": """``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
         derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.""",
 }

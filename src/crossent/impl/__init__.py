@@ -11,7 +11,7 @@ from crossent.core.target import BinaryTarget, Target, describe_options
 from crossent.impl import eager as formulas  # the one implementation whose operations autograd knows
 from crossent.impl.protocol import Implementation
 
-__all__ = ["choose", "choose_implementation", "fastest_small", "formulas", "implementations", "load", "register"]
+__all__ = ["choose", "choose_implementation", "formulas", "implementations", "load", "register", "with_short_way"]
 
 # Where each implementation lives, the preferred first; the last takes everything.
 HOMES = {
@@ -106,6 +106,6 @@ def load(name: str) -> Implementation:
     return _LOADED[name]
 
 
-def fastest_small() -> Implementation | None:
-    """Return the preferred implementation of those that have a shorter way for small calls."""
-    return next((each for each in _LOADED.values() if each.small is not None), None)
+def with_short_way() -> Implementation | None:
+    """Return the preferred implementation of those that have a shorter way for sums and means."""
+    return next((each for each in _LOADED.values() if each.has_short_way), None)

@@ -9,7 +9,6 @@ sliced. Others are copied first. What the kernels do not take at all, ``refuses`
 from __future__ import annotations
 
 import os
-import sys
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from crossent import _native
 from crossent.core.penalties import NamedPenalty
-from crossent.core.settings import Settings
+from crossent.core.settings import PLAIN, Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics
 
@@ -273,10 +272,6 @@ def cross_entropy_backward(
     return Gradients(grad_logits, grad_target)
 
 
-# Whether a call is one that the two functions below take as it is, unchecked: ORDINARY, or SMALL. Anything else is 0.
-kind_of, ORDINARY, SMALL = _native.kind_of, _native.ORDINARY, _native.SMALL
-
-
 _NUMBERS: dict[torch.dtype, Tensor] = {}  # to be like one of them costs half of what a new tensor costs
 
 
@@ -288,22 +283,48 @@ def _number(dtype: torch.dtype) -> Tensor:
     return torch.empty_like(like)
 
 
-def small_cross_entropy(
+def cross_entropy_sum(
     logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
+    target: Target,
     mean: bool,
-    grad: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute a SMALL sum or mean and, if it is wanted, the gradient at once."""
-    loss, gradient = _number(logits.dtype), torch.empty_like(logits) if grad else None
-    _native.softmax_small(logits, target, weight, ignore_index, label_smoothing, mean, loss, gradient)
-    return loss, gradient
+    dtype: torch.dtype | None,
+    gradient: bool,
+    factor: float = 1.0,
+    inplace: bool = False,
+) -> tuple[Tensor | None, float, Tensor | None]:
+    """Compute a sum or mean and its gradient in one pass; see the protocol."""
+    values, weight, bias, mask, valid, settings = target
+    wide = _wide(logits)
+    if logits.numel() == 0:
+        nothing = torch.nan if mean else 0.0
+        loss = None if dtype is None else torch.full((), nothing, dtype=dtype, device=_CPU)
+        return loss, 0.0, _new_like(logits) if gradient else None
+    if target.indices:
+        values = values.contiguous()
+    plain = settings is PLAIN and bias is None and mask is None and valid is None
+    member = None if plain else _member(target, wide, logits.shape[1])
+    weight = None if weight is None else _weight(weight, wide)
+    loss = None if dtype is None else _number(dtype if dtype == logits.dtype else wide)
+    grad_logits = None
+    if gradient:
+        grad_logits = _gradient(logits, values, True) if inplace else _new_like(logits)
+    ignore_index, smoothing = settings.ignore_index, settings.label_smoothing
+    total = _native.softmax_sum(
+        logits, values, weight, ignore_index, smoothing, mean, loss, grad_logits, factor, member
+    )  # fmt: skip
+    if total is None:
+        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=_CPU) if gradient else None
+        total = _native.softmax_sum(
+            logits.contiguous(), values.contiguous(), weight, ignore_index, smoothing, mean, loss, grad_logits, factor, member
+        )  # fmt: skip
+        assert total is not None
+        grad_logits = None if grad_logits is None else _new_like(logits).copy_(grad_logits)
+    return loss, total, grad_logits
 
 
-scale = _native.scale
+def scale(gradient: Tensor, factor: float) -> None:
+    """Multiply a gradient in its place."""
+    _native.scale(gradient, factor)
 
 
 def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:
@@ -391,6 +412,28 @@ def binary_cross_entropy_backward(
     )
 
 
+def binary_cross_entropy_sum(
+    logits: Tensor,
+    target: BinaryTarget,
+    divisor: float,
+    dtype: torch.dtype | None,
+    gradient: bool,
+    factor: float = 1.0,
+    inplace: bool = False,
+) -> tuple[Tensor | None, float, Tensor | None]:
+    """Compute a sum over a divisor and its gradient in one pass; see the protocol."""
+    if logits.numel() == 0:
+        loss = None if dtype is None else binary_cross_entropy_forward(logits, target, True, divisor).to(dtype)
+        return loss, divisor, _new_like(logits) if gradient else None
+    given = _Elements.of(logits, target)
+    loss = None if dtype is None else _number(dtype if dtype == logits.dtype else _wide(logits))
+    inplace = inplace and given.logits.data_ptr() == logits.data_ptr()
+    grad_logits = _gradient(given.logits, given.target, inplace) if gradient else None
+    if not _native.binary_sum(*given[:4], divisor, loss, grad_logits, factor):
+        _native.binary_sum(*given.contiguous()[:4], divisor, loss, grad_logits, factor)
+    return loss, divisor, None if grad_logits is None else given.back(grad_logits)
+
+
 # --- the implementation -----------------------------------------------------------------------------------------------
 
 
@@ -404,6 +447,12 @@ class Native(Implementation):
     statistics = staticmethod(cross_entropy_statistics)
     binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(binary_cross_entropy_backward)
+    fuses = has_short_way = True
+    cross_entropy_sum = staticmethod(cross_entropy_sum)
+    binary_cross_entropy_sum = staticmethod(binary_cross_entropy_sum)
+    takes_as_they_are = staticmethod(_native.ordinary)
+    takes_binary_as_they_are = staticmethod(_native.ordinary_binary)
+    scale = staticmethod(scale)
     accumulate = staticmethod(accumulate)
 
     def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -416,4 +465,3 @@ class Native(Implementation):
 
 
 IMPLEMENTATION = Native()
-IMPLEMENTATION.small = sys.modules[__name__]  # the module has the functions that SmallCalls names

@@ -8,7 +8,7 @@ another implementation. To add one, write a file with a subclass of :class:`Impl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,29 +52,14 @@ NO_CLASS = -100
 """What is predicted for a row that is ignored or has no softmax: no class, whatever index is ignored."""
 
 
-class SmallCalls(Protocol):
-    """Calls so small that Python is what takes time: the arguments are looked at once and taken just as they come."""
-
-    def kind_of(self, logits: Any, target: Any, weight: Any, ignore_index: int) -> int:
-        """Say whether a call is SMALL, ORDINARY (nothing of it needs to be checked), or 0 for neither."""
-
-    def small_cross_entropy(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, mean: bool,
-        grad: bool,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Compute the sum or mean of a SMALL call and, where it is wanted, the gradient at once."""
-
-    def scale(self, gradient: Tensor, factor: Tensor) -> None:
-        """Multiply a small gradient in its place."""
-
-    SMALL: int
-
-
 class Implementation:
     """One way to compute the family."""
 
     name: str
-    small: SmallCalls | None = None
+    fuses = False
+    """Whether ``cross_entropy_sum`` and ``binary_cross_entropy_sum`` form the gradient in the pass of the loss."""
+    has_short_way = False
+    """Whether ``takes_as_they_are`` and ``takes_binary_as_they_are`` are worth asking."""
     workspace = 0
     """How many tensors in float32, as large as a block of logits, the operations on a head's block make on their way."""
 
@@ -107,6 +92,35 @@ class Implementation:
         """
         raise NotImplementedError
 
+    def cross_entropy_sum(
+        self,
+        logits: Tensor,
+        target: Target,
+        mean: bool,
+        dtype: torch.dtype | None,
+        gradient: bool,
+        factor: float = 1.0,
+        inplace: bool = False,
+    ) -> tuple[Tensor | None, float, Tensor | None]:
+        """Compute a sum or mean and, where it is wanted, its gradient times a factor, in one pass.
+
+        Returned are the loss in a dtype, or None where that is None, the sum of the rows' weights, and the gradient, which
+        ``inplace`` allows to write over the logits.
+        """
+        raise NotImplementedError
+
+    def takes_as_they_are(self, logits: Any, target: Any, weight: Any, ignore_index: int) -> bool:
+        """Whether ``cross_entropy_sum`` takes what a caller gave, just as it came: then nothing of it needs to be checked."""
+        return False
+
+    def takes_binary_as_they_are(self, logits: Any, target: Any) -> bool:
+        """The same of ``binary_cross_entropy_sum``."""
+        return False
+
+    def scale(self, gradient: Tensor, factor: float) -> None:
+        """Multiply a gradient in its place."""
+        gradient.mul_(factor)
+
     def statistics(self, logits: Tensor, target: Target) -> RowStatistics:
         """Compute the statistics of each row without a derivative."""
         raise NotImplementedError
@@ -129,6 +143,19 @@ class Implementation:
         inplace: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the gradients for logits and target from that of the loss, one number or one an element."""
+        raise NotImplementedError
+
+    def binary_cross_entropy_sum(
+        self,
+        logits: Tensor,
+        target: BinaryTarget,
+        divisor: float,
+        dtype: torch.dtype | None,
+        gradient: bool,
+        factor: float = 1.0,
+        inplace: bool = False,
+    ) -> tuple[Tensor | None, float, Tensor | None]:
+        """Compute a sum over a divisor and, where it is wanted, its gradient times a factor, in one pass."""
         raise NotImplementedError
 
     # --- what a head needs --------------------------------------------------------------------------------------------

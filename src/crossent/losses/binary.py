@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
-from crossent.core.checks import check_binary, check_inplace, element_mask, pos_weight_along
+from crossent.core.checks import Place, check_binary, element_mask, gradient_place, pos_weight_along
 from crossent.core.penalties import BinaryPenalty, Penalty
 from crossent.core.reduction import Reduction, divide, ordered_sum, result_dtype, times, weights_of_rows
 from crossent.core.settings import BinarySettings, documented
 from crossent.core.target import BinaryTarget
 from crossent.impl import choose
 from crossent.ops import binary as ops
+from crossent.ops.small import quick_binary_cross_entropy
 
 
 @documented
@@ -38,6 +39,7 @@ def binary_cross_entropy_with_logits(
     dim: int | None = None,
     penalty: Penalty | BinaryPenalty | None = None,
     inplace_backward: bool = False,
+    inplace_forward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     r"""Compute the sigmoid (binary) cross entropy of every logit, in nats.
@@ -93,8 +95,26 @@ def binary_cross_entropy_with_logits(
             binary_cross_entropy_with_logits, (input, target, weight, pos_weight, mask), input, target, weight,
             size_average, reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator,
             empty=empty, out_dtype=out_dtype, ignore_index=ignore_index, mask=mask, label_smoothing=label_smoothing,
-            dim=dim, penalty=penalty, inplace_backward=inplace_backward, impl=impl,
+            dim=dim, penalty=penalty, inplace_backward=inplace_backward, inplace_forward=inplace_forward,
+            impl=impl,
         )  # fmt: skip
+    more = (
+        weight, pos_weight, sample_weight, denominator, out_dtype, dim, impl, size_average, reduce, ignore_index, mask, penalty,
+    )  # fmt: skip
+    if (
+        not torch.compiler.is_compiling()
+        and (reduction == "mean" or reduction == "sum")
+        and type(label_smoothing) is float
+        and label_smoothing == 0.0
+        and more == (None,) * len(more)
+        and empty == "nan"
+        and not inplace_backward
+        and not inplace_forward
+        and watch.current() is None
+    ):
+        quick = quick_binary_cross_entropy(input, target, reduction == "mean")
+        if quick is not None:
+            return quick
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     if dim is not None:
         pos_weight = pos_weight_along(dim, input, pos_weight)
@@ -103,22 +123,24 @@ def binary_cross_entropy_with_logits(
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
     name = choose(input, impl, target, described)
-    check_inplace(inplace_backward, input)
-    loss = _reduced(input, described, rows, name, inplace_backward)
+    watcher = None if torch.compiler.is_compiling() else watch.current()
+    place = gradient_place(inplace_backward, inplace_forward, input)
+    if place == "over in forward" and watcher is not None:  # which is shown the logits
+        place = "over in backward"
+    loss = _reduced(input, described, rows, name, place)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if watcher is not None:
         watcher(input, input, described, loss, rows.as_torch)
     return loss
 
 
-def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: str, inplace_backward: bool) -> Tensor:
+def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: str, place: Place) -> Tensor:
     """Compute the loss of every element, and weigh, sum or average."""
     valid, sample_weight = target.valid_elements(), reduction.sample_weight
     total = reduction.how != "none" and sample_weight is None
     over_all = total and reduction.as_torch and reduction.empty == "nan" and valid is None
-    loss = ops.binary_cross_entropy(
-        input, target, total, float(input.numel()) if over_all else 1.0, impl, inplace_backward
-    )
+    divided_by = float(input.numel()) if over_all else 1.0
+    loss = ops.binary_cross_entropy(input, target, total, divided_by, impl, place)
     divisor: float | Tensor = input.numel()
     if valid is not None:
         divisor = valid.expand_as(input).sum()

@@ -534,7 +534,7 @@ def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
 def _loss_at_once(call: _Call) -> Tensor:
     logits, described = _logits(call.head, call.plan())
     impl = call.impl if call.named else None
-    return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, False, impl)
+    return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, impl=impl)
 
 
 def _statistics_at_once(call: _Call) -> tuple[RowStatistics, Tensor | None]:

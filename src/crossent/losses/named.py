@@ -15,6 +15,7 @@ from crossent.core.checks import (
     check_tensor,
     check_tensors,
     class_axis,
+    gradient_place,
     integer,
     number,
     number_or_tensor,
@@ -182,8 +183,8 @@ def multilabel_cross_entropy(
     described = described._replace(valid=labelled.any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
     dtype = result_dtype(input, floating, out_dtype)
-    inplace = options.get("inplace_backward", False)
-    return reduced_cross_entropy(input, logits, described, rows, dtype, inplace, options.get("impl"))
+    place = gradient_place(options.get("inplace_backward", False), options.get("inplace_forward", False), input)
+    return reduced_cross_entropy(input, logits, described, rows, dtype, place, options.get("impl"))
 
 
 def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
@@ -361,7 +362,7 @@ def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
     if reverse:  # whoever looks on is to see the student's logits, not the teacher's
         cross = _row_losses(logits, described, impl)
     else:
-        cross = reduced_cross_entropy(logits, logits, described, Reduction("none"), t.dtype, False, impl)
+        cross = reduced_cross_entropy(logits, logits, described, Reduction("none"), t.dtype, impl=impl)
     return pair.target.settings.temperature**2 * (cross - entropy)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
-from crossent.core.checks import check_inplace
+from crossent.core.checks import Place, gradient_place
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import Reduction, divide, reduce_rows, result_dtype
 from crossent.core.settings import Settings, documented
@@ -18,7 +18,8 @@ from crossent.impl import choose
 from crossent.ops import softmax as ops
 from crossent.ops.small import quick_cross_entropy
 
-_TORCHS_OWN = {name: Settings.defaults.get(name) if name != "penalty" else None for name in SPECIAL["cross_entropy"]}
+_NAMES = SPECIAL["cross_entropy"]
+_TORCHS_OWN = tuple(Settings.defaults.get(name) if name != "penalty" else None for name in _NAMES)
 
 
 @documented
@@ -46,6 +47,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     softcap_after_temperature: bool = False,
     inplace_backward: bool = False,
+    inplace_forward: bool = False,
     impl: str | None = None,
 ) -> Tensor:
     r"""Compute the softmax cross entropy between logits and class indices or probabilities, in nats.
@@ -97,19 +99,18 @@ def cross_entropy(
     2021; margin: Wang et al., "Additive Margin Softmax for Face Verification", 2018; z-loss: Chowdhery et al., "PaLM", 2022;
     soft cap: Gemma Team, "Gemma 2", 2024.
     """
-    options: dict[str, Any] = {
-        "penalty": penalty, "temperature": temperature, "softcap": softcap, "logit_bias": logit_bias, "margin": margin,
-        "class_mask": class_mask, "z_loss": z_loss, "softcap_after_temperature": softcap_after_temperature,
-    }  # fmt: skip
+    # In the order of _NAMES: a dictionary would cost a small call more than its kernel does.
+    own = (penalty, temperature, softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature)
     if has_torch_function_variadic(input, target, weight, logit_bias, class_mask):
+        given: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
         return handle_torch_function(
             cross_entropy, (input, target, weight, logit_bias, class_mask), input, target, weight, size_average,
             ignore_index, reduce, reduction, label_smoothing, sample_weight=sample_weight, denominator=denominator,
-            empty=empty, out_dtype=out_dtype, dim=dim, inplace_backward=inplace_backward, impl=impl, **options,
+            empty=empty, out_dtype=out_dtype, dim=dim, inplace_backward=inplace_backward,
+            inplace_forward=inplace_forward, impl=impl, **given,
         )  # fmt: skip
     if (
         not torch.compiler.is_compiling()
-        and (reduction == "mean" or reduction == "sum")
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and 0.0 <= label_smoothing <= 1.0
@@ -122,19 +123,22 @@ def cross_entropy(
         and reduce is None
         and empty == "nan"
         and not inplace_backward
+        and not inplace_forward
         and type(temperature) is type(margin) is type(z_loss) is float
         and softcap is None
-        and options == _TORCHS_OWN
+        and own == _TORCHS_OWN
         and watch.current() is None
     ):
-        quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction == "mean")
+        quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
         if quick is not None:
             return quick
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
+    options: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
     options["ignore_index"], options["label_smoothing"] = ignore_index, label_smoothing
     logits, described = describe(input, target, weight, dim, options)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    return reduced_cross_entropy(input, logits, described, rows, dtype, inplace_backward, impl)
+    place = gradient_place(inplace_backward, inplace_forward, input)
+    return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)
 
 
 def reduced_cross_entropy(
@@ -143,18 +147,20 @@ def reduced_cross_entropy(
     target: Target,
     reduction: Reduction,
     dtype: torch.dtype,
-    inplace_backward: bool = False,
+    place: Place = "beside",
     impl: str | None = None,
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
     name = choose(logits, impl, target.values, target)
-    check_inplace(inplace_backward, input)
+    watcher = None if torch.compiler.is_compiling() else watch.current()
+    if place == "over in forward" and watcher is not None:  # which is shown the logits
+        place = "over in backward"
     how = reduction.how
     if reduction.sample_weight is not None:
         how = "none"
     elif how == "mean" and not (reduction.denominator is None and reduction.empty == "nan"):
         how = "sum"
-    loss, row_weight = ops.cross_entropy(logits, target, how, name, inplace_backward)
+    loss, row_weight = ops.cross_entropy(logits, target, how, name, place)
     if how == "none":
         if input.dim() == 1:
             loss = loss.squeeze(0)
@@ -163,6 +169,6 @@ def reduced_cross_entropy(
     elif row_weight is not None and reduction.how == "mean":
         loss = divide(loss, row_weight if reduction.denominator is None else reduction.denominator, reduction.empty)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if watcher is not None:
         watcher(input, logits, target, loss, reduction.as_torch)
     return loss

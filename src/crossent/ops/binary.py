@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
+from crossent.core.checks import Place
 from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, over
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
 from crossent.ops import validation
+from crossent.ops.fused import Fused, forms_gradient
 from crossent.ops.library import (
     BINARY_TARGET,
     Operator,
@@ -146,14 +148,44 @@ class BinaryCrossEntropy(Function):
         return _TransformedBinaryCrossEntropy.jvp(ctx, *tangents)
 
 
+class FusedBinaryCrossEntropy(Fused):
+    """A sum over plain tensors with its gradient; ``numbers`` are (settings, divisor, implementation)."""
+
+    @staticmethod
+    def compute(logits, tensors, numbers, dtype, gradient, factor, inplace):
+        settings, divisor, implementation = numbers
+        target = BinaryTarget._make((*tensors, settings))
+        return implementation.binary_cross_entropy_sum(logits, target, divisor, dtype, gradient, factor, inplace)
+
+    @staticmethod
+    def differentiable(grad, logits, tensors, numbers):
+        settings, divisor, _ = numbers
+        return _EAGER.binary_cross_entropy_backward(
+            grad, logits, BinaryTarget._make((*tensors, settings)), divisor=divisor
+        )[0]
+
+    @staticmethod
+    def scale(gradient, numbers, factor):
+        numbers[2].scale(gradient, factor)
+
+
+apply_fused = FusedBinaryCrossEntropy.lean(BinaryCrossEntropy._backward_cls.__name__)
+
+
 def binary_cross_entropy(
-    logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float, impl: str, inplace: bool = False
+    logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float, impl: str, place: Place = "beside"
 ) -> Tensor:
     """Compute the loss of every element, or the sum over a divisor."""
     arguments = (logits, *target.tensors, target.settings, reduce, divisor, impl)
     loss: Tensor
     if plain(logits, *target.tensors):
-        loss = BinaryCrossEntropy.apply(*arguments, inplace)
+        implementation = load(impl)
+        if reduce and implementation.fuses and forms_gradient(logits, *target.tensors):
+            numbers = (target.settings, divisor, implementation)
+            dtype = compute_dtype(logits, target.values)
+            loss, _ = apply_fused(logits, target.tensors, numbers, dtype, place)
+            return loss
+        loss = BinaryCrossEntropy.apply(*arguments, place != "beside")
     elif by_formula():
         loss = _EAGER.binary_cross_entropy_forward(logits, target, reduce, divisor)
     elif transformed():

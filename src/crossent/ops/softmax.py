@@ -7,7 +7,7 @@ and two more for statistics. Around them stands an ``autograd.Function`` in thre
 - ``torch.func`` and vmap: formulas in torch operations, which these transforms know and can differentiate again. It has a
   ``jvp``, which a Function that is to be compiled must not have;
 - plain tensors: the implementation itself, without the dispatcher and without the binding of arguments that
-  ``setup_context`` costs, half of the time of a small call.
+  ``setup_context`` costs, half of the time of a small call. A sum or a mean forms its gradient with the loss: ``fused.py``.
 
 A backward that is differentiated itself (``create_graph``, forward over reverse) always runs the formulas.
 """
@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT
+from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT, Place
 from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, divide, over
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
 from crossent.ops import validation
+from crossent.ops.fused import Fused, forms_gradient
 from crossent.ops.library import (
     TARGET,
     Operator,
@@ -273,13 +274,45 @@ class CrossEntropy(Function):
         return over(tangent, ctx.divisor) if ctx.mean else (tangent, None)
 
 
+class FusedCrossEntropy(Fused):
+    """The sum or mean over plain tensors, with its gradient; ``numbers`` are (settings, whether it is a mean, implementation)."""
+
+    @staticmethod
+    def compute(logits, tensors, numbers, dtype, gradient, factor, inplace):
+        settings, mean, implementation = numbers
+        target = Target._make((*tensors, settings))
+        return implementation.cross_entropy_sum(logits, target, mean, dtype, gradient, factor, inplace)
+
+    @staticmethod
+    def differentiable(grad, logits, tensors, numbers):
+        settings, mean, _ = numbers
+        values, *others = tensors
+        values = values if values.is_floating_point() else values.long()  # kernels take every integer
+        target = Target._make((values, *others, settings))
+        divisor = target.divisor(logits) if mean else 1.0
+        return _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
+
+    @staticmethod
+    def scale(gradient, numbers, factor):
+        numbers[2].scale(gradient, factor)
+
+
+apply_fused = FusedCrossEntropy.lean(CrossEntropy._backward_cls.__name__)
+
+
 def cross_entropy(
-    logits: Tensor, target: Target, reduction: str, impl: str, inplace: bool = False
+    logits: Tensor, target: Target, reduction: str, impl: str, place: Place = "beside"
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
     mean, tensors = reduction == "mean", target.tensors
     if plain(logits, *tensors):
-        result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, inplace)
+        implementation = load(impl)
+        if reduction != "none" and implementation.fuses and forms_gradient(logits, *tensors):
+            numbers = (target.settings, mean, implementation)
+            dtype = compute_dtype(logits, target.values)
+            loss, total = explained(_fused, logits, target, numbers, dtype, place)
+            return loss, None if mean else _as_tensor(total, loss)
+        result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result
     if by_formula():
         if exporting_to_onnx() and target.indices and target.plain and not target.settings.label_smoothing:
@@ -296,6 +329,13 @@ def cross_entropy(
         return loss, target.row_weights(x).squeeze(1)
     loss, row_weight, _ = forward_operator(logits, target, reduction, impl)
     return loss, None if mean else row_weight
+
+
+def _fused(
+    logits: Tensor, target: Target, numbers: tuple[Any, ...], dtype: torch.dtype, place: Place
+) -> tuple[Tensor, float]:
+    both: tuple[Tensor, float] = apply_fused(logits, target.tensors, numbers, dtype, place)
+    return both
 
 
 def _in_onnx(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor | None]:

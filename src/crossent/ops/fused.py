@@ -1,0 +1,150 @@
+"""Sums and means, which form their gradient with the loss: the logits are read once, and the gradient is written once.
+
+A sum knows what its backward is most often given, a gradient of 1 or what came the last time, and a mean knows its divisor from
+the target alone. So the gradient is formed while a row is near, in forward. Backward hands it over, or multiplies it in its place
+where another number comes. The logits are kept as well, for what the gradient cannot give: a second backward pass, a second
+derivative, and half precision under a factor that would be rounded twice.
+"""
+
+from __future__ import annotations
+
+from math import frexp, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from crossent.core.modes import transformed
+from crossent.ops.library import tell_if_in_place
+
+
+def undisturbed() -> bool:
+    """Whether nothing looks on or transforms: no tracer, no mode, no forward-mode level."""
+    return (
+        forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+        and not transformed()
+        and not torch._C._len_torch_dispatch_stack()
+    )
+
+
+def quiet() -> bool:
+    """Whether there is no autocast either, which decides dtypes."""
+    return undisturbed() and not torch._C._is_any_autocast_enabled()
+
+
+def kept_as_they_are() -> bool:
+    """Whether autograd keeps tensors as they are: hooks that move or recompute what is saved would not see a gradient."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+def forms_gradient(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether a sum over plain logits is to form their gradient: it will be asked for, and no other one."""
+    return (
+        logits.requires_grad
+        and torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and all(t is None or not t.requires_grad for t in others)
+        and kept_as_they_are()
+    )
+
+
+def _scales_exactly(factor: float) -> bool:
+    """Whether multiplying by a factor only changes exponents: it is a power of two."""
+    return abs(frexp(factor)[0]) == 0.5
+
+
+_LAST: dict[torch.dtype, float] = {}
+
+
+def _expect(dtype: torch.dtype) -> float | None:
+    """Return the factor that backward is likely to bring, which is the one that it brought last; None where that is open.
+
+    A loss scaler brings the same factor for thousands of steps, and so does a loss that is divided by the number of its
+    micro-batches. Of float16 nothing is expected at first, since a wrong guess cannot be mended by a multiplication there.
+    What is guessed decides how long a call takes, and changes no bit of what it returns.
+    """
+    return _LAST.get(dtype, None if dtype == torch.float16 else 1.0)
+
+
+def _remember(factor: float, dtype: torch.dtype) -> None:
+    if not isfinite(factor) or factor == 0:
+        return
+    _LAST[dtype] = factor if dtype.itemsize < 4 or _scales_exactly(factor) else 1.0
+
+
+def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
+    """Whether a gradient that was formed with one factor can be multiplied to be as good as one formed with another.
+
+    Numbers of float16 may have vanished already that a factor, such as a loss scaler's, was to save. Those of bfloat16 have
+    float32's range, and only a power of two does not round them again.
+    """
+    if dtype.itemsize >= 4 or factor == formed_with:
+        return True
+    return dtype == torch.bfloat16 and _scales_exactly(factor) and _scales_exactly(formed_with)
+
+
+def _saved(ctx: Any) -> tuple[Tensor, ...]:
+    """Return what was saved; autograd looks only from the end of forward on whether it was modified."""
+    if ctx.place == "over in forward":
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            "inplace_forward=True wrote the gradient over the logits, and a second derivative or a second backward pass needs "
+            "them: leave it out, or use inplace_backward=True"
+        )
+    saved: tuple[Tensor, ...] = ctx.saved_tensors
+    return saved
+
+
+class Fused(Function):
+    """A sum or a mean of which autograd is told nothing but the logits.
+
+    The rest does not require grad, and is saved so that autograd refuses what was modified in place where it is needed again.
+    A subclass has ``compute(logits, tensors, numbers, dtype, gradient, factor, inplace)``, which returns the loss in a dtype
+    (None where that is None), what the rows weigh, and a factor times the gradient where it is asked for; ``differentiable``,
+    the gradient in torch operations; and ``scale``, which multiplies a gradient in its place.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, tensors, numbers, dtype, place):
+        if place == "over in forward" and logits.dtype == torch.float16:  # a loss scaler's factor comes in backward
+            place = "over in backward"
+        over, factor = place == "over in forward", None if place == "over in backward" else _expect(logits.dtype)
+        loss, total, ctx.gradient = ctx._forward_cls.compute(
+            logits, tensors, numbers, dtype, factor is not None, factor or 1.0, over
+        )
+        ctx.formed_with, ctx.dtype = factor, logits.dtype
+        ctx.numbers, ctx.place = numbers, place
+        ctx.save_for_backward(logits, *tensors)
+        if over:
+            tell_if_in_place(ctx.gradient, logits)
+        return loss, total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        of = ctx._forward_cls
+        if torch.is_grad_enabled() or not undisturbed() or torch._C._functorch.is_legacy_batchedtensor(grad):
+            logits, *tensors = _saved(ctx)
+            return of.differentiable(grad, logits, tensors, ctx.numbers), None, None, None, None
+        gradient, formed_with, ctx.gradient = ctx.gradient, ctx.formed_with, None
+        factor, dtype = grad.item(), ctx.dtype
+        _remember(factor, dtype)
+        if gradient is None or not (ctx.place == "over in forward" or _can_become(factor, formed_with, dtype)):
+            logits, *tensors = _saved(ctx)
+            over, formed_with = ctx.place == "over in backward", 1.0
+            if dtype.itemsize < 4 or _scales_exactly(factor):
+                formed_with = factor
+            gradient = of.compute(logits, tensors, ctx.numbers, None, True, formed_with, over)[2]
+            if over:
+                tell_if_in_place(gradient, logits)
+        if factor != formed_with:
+            of.scale(gradient, ctx.numbers, factor / formed_with)
+        return gradient, None, None, None, None
+
+    @classmethod
+    def lean(cls, name: str) -> Any:
+        """Return ``apply`` without what torch.func needs, and settle what the node looks up in several places."""
+        cls._backward_cls.apply = cls.backward  # type: ignore[attr-defined]
+        cls._backward_cls.__name__ = name  # which autograd shows
+        return super(Function, cls).apply  # type: ignore[misc]
