@@ -7,6 +7,7 @@ from pathlib import Path
 
 from layout import figures, noise, table, thread_words
 from report_linear import linear_fragments, linear_markdown
+from sweep import SWEEP, draw_sweep, read_sweep
 
 CONTENDERS = {
     "eager": "torch eager",
@@ -199,6 +200,7 @@ def fragments(results: dict) -> dict[str, str]:
         "machine": machine_text(results),
         "pages": pages_table(results.get("pages", [])),
         "members": members_table(results.get("members", [])),
+        "sweep": results.get("sweep") or "Not measured yet.",
     }
     if large:
         found |= {"noise": noise(large), "speed": large_section(large)}
@@ -239,6 +241,8 @@ def make_markdown(results: dict) -> str:
         ]
     if results.get("members"):
         parts += ["## The members of the family, relative to cross entropy in the same kernels", found["members"]]
+    if results.get("sweep"):
+        parts += ["## Every shape, beside torch", found["sweep"]]
     parts += linear_markdown(results["linear"])
     if results.get("pages"):
         size = f"{results['pages'][0]['megabytes']} MB"
@@ -306,7 +310,7 @@ def two_lines(row: dict) -> str:
 
 
 def write_report(results: dict, out: Path) -> list[Path]:
-    """Write ``table.md`` and, if there is something to draw, ``speed.png``; return their paths."""
+    """Write ``table.md`` and, if there is something to draw, ``speed.png`` and ``sweep.png``; return their paths."""
     written = [out / "table.md"]
     written[0].write_text(make_markdown(results), encoding="utf-8")
     large = large_rows(results)
@@ -314,6 +318,9 @@ def write_report(results: dict, out: Path) -> list[Path]:
         threads = most_threads(large)
         written.append(out / "speed.png")
         draw(of_threads(large, threads), f"CPU, {thread_words(threads)}; shorter is better", written[1])
+    if (out / SWEEP).exists():
+        written.append(out / "sweep.png")
+        draw_sweep(read_sweep(out / SWEEP), written[-1])
     return written
 
 

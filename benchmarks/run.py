@@ -27,10 +27,12 @@ from members import measure_members
 from memory import measure_memory
 from pages import available, measure_pages
 from report import write_pages, write_report
+from sweep import SWEEP, measure_sweep, summary, write_sweep
 
 HERE = Path(__file__).resolve().parent
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each problem and number of threads, where five rounds fit into it
-OTHERS = ("memory", "pages", "members", "linear-memory", "linear-accuracy")  # names beside those of problems
+CELL_SECONDS = 0.02  # for each cell of the sweep
+OTHERS = ("memory", "pages", "members", "sweep", "linear-memory", "linear-accuracy")  # names beside those of problems
 
 
 def parse() -> argparse.Namespace:
@@ -96,6 +98,11 @@ def measure_all(args: argparse.Namespace) -> dict:
     members = []
     if wanted("members", args.names):
         members = [row for count in counts for row in measure_members(count, seconds)]
+    sweep = []
+    if wanted("sweep", args.names) and not args.quick:
+        sweep = [row for count in counts for row in measure_sweep(count, CELL_SECONDS)]
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_sweep(sweep, args.out / SWEEP)
     rows = []
     for case in chosen(args.names, args.quick):
         for count in counts:
@@ -112,6 +119,7 @@ def measure_all(args: argparse.Namespace) -> dict:
         "memory": memory,
         "pages": pages,
         "members": members,
+        "sweep": summary(sweep, machine),
         "linear": linear,
     }
 
