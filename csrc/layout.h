@@ -77,8 +77,10 @@ bool contiguous(const View& x) {
     return true;
 }
 
-// A number that is a tensor of its own.
+// A number that is a tensor of its own. There is one nan, whatever operation it came from: passes that compute the same
+// numbers in another order differ in its sign.
 void put_number(const View& to, double value) {
+    if (value != value) value = std::numeric_limits<double>::quiet_NaN();
     switch (dtype_of(to)) {
         case F64: *static_cast<double*>(to.pointer()) = value; break;
         case F32: *static_cast<float*>(to.pointer()) = float(value); break;

@@ -271,3 +271,16 @@ def test_a_learned_weight_of_zero_has_a_derivative():
     along = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(4, 5)
     of_rows = torch.autograd.grad(crossent.cross_entropy(x, y, reduction="sum"), x)[0]
     torch.testing.assert_close(torch.autograd.grad((grad * along).sum(), u)[0], (of_rows * along).sum(1))
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_of_classes_without_weight_has_no_gradient(impl, garbage, dtype):
+    """Whatever the row holds: each class adds ``c_k (-log p_k)`` to the gradient of its target, and 0 of anything is 0."""
+    x = torch.tensor([[0.5, 1.0, -1.0, 2.0], [*GARBAGE[garbage], 0.0, 0.1]], dtype=dtype)
+    t = torch.full((2, 4), 0.25, requires_grad=True)
+    for reduction in ("none", "sum"):
+        loss = crossent.cross_entropy(x, t, torch.zeros(4), reduction=reduction, impl=impl)
+        (grad,) = torch.autograd.grad(loss.sum(), t)
+        assert torch.equal(grad, torch.zeros(2, 4))

@@ -103,6 +103,35 @@ def test_a_factor_that_comes_again_is_formed_with(dtype, monkeypatch):
 
 
 @LOSSES
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_the_gradient_is_laid_out_as_the_logits_are(loss, factor):
+    """Gaps and all orders of the dimensions: what has gaps is dense in the same order."""
+    base = torch.randn(4, 9, 2 * 3, 7, requires_grad=True)
+    y = torch.zeros(4, 3, 7, dtype=torch.long)
+    for logits in (base[:, :, ::2], base.permute(3, 1, 2, 0)[:4, :, :3].expand(4, 9, 3, 4)):
+        y = torch.zeros(logits.shape[:1] + logits.shape[2:], dtype=torch.long)
+        value = loss(logits, y)
+        for _ in range(2):
+            assert gradient(value, logits, factor, retain_graph=True).stride() == torch.empty_like(logits).stride()
+
+
+@LOSSES
+@pytest.mark.parametrize("hostile", [float("nan"), float("inf"), -float("inf")])
+def test_there_is_one_nan(loss, hostile):
+    x, y = problem((16, 70))
+    with torch.no_grad():
+        x[y == y[1]] = hostile
+    logits = x * 1
+    values = [
+        loss(x, y),
+        loss(x.detach(), y),
+        loss(logits, y, inplace_backward=True),
+        loss(logits, y, inplace_forward=True),
+    ]
+    assert len({value.detach().view(torch.int32).item() for value in values}) == 1
+
+
+@LOSSES
 def test_backward_under_autocast_hands_over_the_same(loss):
     x, y = problem((64, 300))
     expected = gradient(loss(x, y), x)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from crossent.core.modes import transformed
-from crossent.ops.library import tell_if_in_place
+from crossent.ops.library import like, tell_if_in_place
 
 
 def undisturbed() -> bool:
@@ -114,6 +114,8 @@ class Fused(Function):
         loss, total, ctx.gradient = ctx._forward_cls.compute(
             logits, tensors, numbers, dtype, factor is not None, factor or 1.0, over
         )
+        if ctx.gradient is not None:
+            ctx.gradient = like(ctx.gradient, logits)
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.numbers, ctx.place = numbers, place
         ctx.save_for_backward(logits, *tensors)
@@ -135,7 +137,7 @@ class Fused(Function):
             over, formed_with = ctx.place == "over in backward", 1.0
             if dtype.itemsize < 4 or _scales_exactly(factor):
                 formed_with = factor
-            gradient = of.compute(logits, tensors, ctx.numbers, None, True, formed_with, over)[2]
+            gradient = like(of.compute(logits, tensors, ctx.numbers, None, True, formed_with, over)[2], logits)
             if over:
                 tell_if_in_place(gradient, logits)
         if factor != formed_with:

@@ -147,14 +147,13 @@ def gradients(
     weigh = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
     if on_target and not target.indices:
         c, by = class_weights(target.weight, x), (1 - settings.label_smoothing) * row.loss
-        grad_target = weigh(by if c is None else by * c, target.penalty, log_p)
+        by = by if c is None else by * c
+        grad_target = weigh(by, target.penalty, log_p)
         if row.target_log_prob is not None:
             grad_target = grad_target - weigh(row.target_log_prob, None, log_p)
         if at_x is not None and settings.margin:
             grad_target = grad_target - (settings.margin / settings.temperature) * at_x
-        grad_target = grad_target.masked_fill(
-            unseen & (row.loss != 0), torch.nan
-        )  # of a target that wants no class yet
+        grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # of a target that wants no class yet
         if target.valid is not None:
             grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
         grad_target = grad_target.to(target.values.dtype)
