@@ -324,7 +324,8 @@ std::optional<double> softmax_sum(
     if (!inputs.lay_out(grad_logits)) return std::nullopt;
     Softmax p = inputs.describe();
     const bool wide = logits.dtype.bits == 64;
-    const double divisor = mean ? sum_of_weights(p, wide) : 1;
+    const bool over_logits = grad_logits && grad_logits->pointer() == logits.pointer();
+    const double weights = mean || over_logits ? sum_of_weights(p, wide) : 1, divisor = mean ? weights : 1;
     const Gradient g(over(factor, divisor), wide);
     p.grad = g.pointer;
     if (grad_logits) {

@@ -10,6 +10,7 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
+#include <new>
 #include <string>
 
 #include "dispatch.h"
@@ -31,7 +32,8 @@ template <class F> void share(int64_t tiles, int64_t elements, F&& work) {
     nb::gil_scoped_release release;
     const int64_t grain = std::max<int64_t>(1, tiles * (SERIAL / 2) / elements);
     const Range range = [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); };
-    parallel_for(0, tiles, grain, range, &work);
+    // The one thing that a kernel's work can throw, and torch makes a code of it.
+    if (parallel_for(0, tiles, grain, range, &work)) throw std::bad_alloc();
 }
 
 nb::list isa_names() {

@@ -84,7 +84,25 @@ def test_what_came_before_changes_no_bit(loss, dtype):
     """What backward is given is guessed from the call before, and a wrong guess costs nothing but time."""
     x, y = problem(dtype=dtype)
     first = {}
-    for factor in [*FACTORS, *reversed(FACTORS), 4.0, 4.0, 1 / 3, 1 / 3, 1.0, 1.0, 65536.0, 65536.0, 1.0]:
+    with torch.no_grad():
+        x[::3] *= 25  # gradients down to the smallest numbers there are
+    for factor in [
+        *FACTORS,
+        *reversed(FACTORS),
+        4.0,
+        4.0,
+        2.0**-30,
+        1.0,
+        2.0**-60,
+        2.0**20,
+        1 / 3,
+        1 / 3,
+        1.0,
+        1.0,
+        65536.0,
+        65536.0,
+        1.0,
+    ]:
         grad = gradient(loss(x, y), x, factor)
         assert torch.equal(grad.nan_to_num(nan=7), first.setdefault(str(factor), grad.clone()).nan_to_num(nan=7))
 
@@ -206,6 +224,41 @@ def test_in_forward_nothing_is_written_that_is_still_wanted(loss):
         with pytest.raises(IndexError):
             softmax(logits, y.clone().fill_(70), inplace_forward=True)
         assert torch.equal(logits, x)
+
+
+@LOSSES
+def test_a_gradient_over_the_logits_that_was_changed_is_noticed(loss):
+    x, y = problem()
+    for change in (lambda z: z.mul_(100), lambda z: z.detach().zero_(), lambda z: z.relu_()):
+        logits = x * 1
+        value = loss(logits, y, inplace_forward=True)
+        with torch.no_grad():
+            change(logits)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("shape", [(40, 70), (40, 10)], ids=str)
+def test_a_label_out_of_range_is_found_before_anything_is_written(reduction, shape):
+    x, y = problem(shape)
+    logits = x * 1
+    with pytest.raises(IndexError):
+        softmax(logits, y.clone().fill_(shape[1]), reduction=reduction, inplace_forward=True)
+    assert torch.equal(logits, x)
+
+
+@LOSSES
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_compiled_autograd_gives_no_gradient_away_twice(loss, factor):
+    x, y = problem()
+    expected = gradient(loss(x, y), x, factor)
+    value = loss(x, y) * factor
+    for _ in range(3):
+        x.grad = None
+        with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
+            value.backward(retain_graph=True)
+        torch.testing.assert_close(x.grad, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_whoever_watches_is_shown_logits(monkeypatch):

@@ -75,14 +75,16 @@ def _remember(factor: float, dtype: torch.dtype) -> None:
 
 
 def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
-    """Whether a gradient that was formed with one factor can be multiplied to be as good as one formed with another.
+    """Whether a gradient that was formed with one factor becomes, by a multiplication, the one that is formed with another.
 
-    Numbers of float16 may have vanished already that a factor, such as a loss scaler's, was to save. Those of bfloat16 have
-    float32's range, and only a power of two does not round them again.
+    Bit for bit, so that nothing hangs on what came before: a power of two is exact unless numbers had vanished that it makes
+    larger, and what is no power of two multiplies the gradient of 1. Half precision would round twice.
     """
-    if dtype.itemsize >= 4 or factor == formed_with:
+    if factor == formed_with:
         return True
-    return dtype == torch.bfloat16 and _scales_exactly(factor) and _scales_exactly(formed_with)
+    if _scales_exactly(factor):
+        return dtype != torch.float16 and _scales_exactly(formed_with) and abs(factor) <= abs(formed_with)
+    return dtype.itemsize >= 4 and formed_with == 1
 
 
 def _saved(ctx: Any) -> tuple[Tensor, ...]:
@@ -111,16 +113,19 @@ class Fused(Function):
         if place == "over in forward" and logits.dtype == torch.float16:  # a loss scaler's factor comes in backward
             place = "over in backward"
         over, factor = place == "over in forward", None if place == "over in backward" else _expect(logits.dtype)
-        loss, total, ctx.gradient = ctx._forward_cls.compute(
+        if over and factor is not None and not _scales_exactly(factor):  # it cannot be formed again
+            factor = 1.0
+        loss, total, gradient = ctx._forward_cls.compute(
             logits, tensors, numbers, dtype, factor is not None, factor or 1.0, over
         )
-        if ctx.gradient is not None:
-            ctx.gradient = like(ctx.gradient, logits)
+        # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
+        ctx.gradients = [] if gradient is None else [like(gradient, logits)]
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.numbers, ctx.place = numbers, place
         ctx.save_for_backward(logits, *tensors)
         if over:
-            tell_if_in_place(ctx.gradient, logits)
+            tell_if_in_place(gradient, logits)
+            ctx.version = ctx.gradients[0]._version
         return loss, total
 
     @staticmethod
@@ -129,7 +134,12 @@ class Fused(Function):
         if torch.is_grad_enabled() or not undisturbed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             logits, *tensors = _saved(ctx)
             return of.differentiable(grad, logits, tensors, ctx.numbers), None, None, None, None
-        gradient, formed_with, ctx.gradient = ctx.gradient, ctx.formed_with, None
+        gradient, formed_with = ctx.gradients.pop() if ctx.gradients else None, ctx.formed_with
+        if gradient is not None and ctx.place == "over in forward" and gradient._version != ctx.version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                "inplace_forward=True had written the gradient over the logits, which were changed before backward"
+            )
         factor, dtype = grad.item(), ctx.dtype
         _remember(factor, dtype)
         if gradient is None or not (ctx.place == "over in forward" or _can_become(factor, formed_with, dtype)):
