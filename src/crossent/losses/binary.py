@@ -106,7 +106,7 @@ def binary_cross_entropy_with_logits(
         and (reduction == "mean" or reduction == "sum")
         and type(label_smoothing) is float
         and label_smoothing == 0.0
-        and more == (None,) * len(more)
+        and all(each is None for each in more)
         and empty == "nan"
         and not inplace_backward
         and not inplace_forward
