@@ -138,10 +138,7 @@ bool binary_sum(
     const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
                               grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
     Memory memory = inputs.memory();
-    if (loss) {
-        if (!same_dtype(*loss, logits)) check_wide(*loss, logits);
-        check_one(*loss), memory.writes(*loss);
-    }
+    if (loss) check_total(*loss, logits), memory.writes(*loss);
     if (grad_logits) check_gradient(*grad_logits, logits), memory.writes(*grad_logits, &logits);
     Binary p{};
     if (!describe(inputs, p)) return false;
@@ -163,9 +160,8 @@ bool ordinary_binary(nb::handle logits_, nb::handle target_) try {
     if (!types().plain(logits_) || !types().plain(target_) || nb::cast<bool>(target_.attr("requires_grad")))
         return false;
     const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
-    const auto [code, bits, lanes] = logits.dtype;
-    if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return false;
-    if (!same_dtype(target, logits) || !logits.on_cpu() || !target.on_cpu() || logits.numel() == 0) return false;
+    if (!is_float(logits) || !same_dtype(target, logits) || !logits.on_cpu() || !target.on_cpu() || logits.numel() == 0)
+        return false;
     if (target.ndim != logits.ndim || !std::equal(logits.shape, logits.shape + logits.ndim, target.shape)) return false;
     return contiguous(logits) && contiguous(target);
 } catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one

@@ -60,6 +60,12 @@ void check_one(const View& x) {
     if (x.numel() != 1) x.refuse("must be one number, got shape " + x.text());
 }
 
+// One number, in the dtype of the logits or wide.
+void check_total(const View& x, const View& logits) {
+    if (!same_dtype(x, logits)) check_wide(x, logits);
+    check_one(x);
+}
+
 // (N, d1, ...) of logits (N, C, d1, ...), with `lead` dimensions before it.
 void check_rows(const View& x, const View& logits, int32_t lead = 0) {
     bool fits = x.ndim == logits.ndim - 1 + lead && x.shape[lead] == logits.shape[0];

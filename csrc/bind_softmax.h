@@ -304,6 +304,19 @@ double sum_of_weights(const Softmax& p, bool wide) {
     }
 }
 
+// Memory for what a thread keeps of a row or a tile, aligned as vectors are.
+class Scratch {
+  public:
+    explicit Scratch(size_t bytes)
+        : memory_(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr, &std::free) {
+        if (bytes && !memory_) throw std::bad_alloc();
+    }
+    void* get() const { return memory_.get(); }
+
+  private:
+    std::unique_ptr<void, decltype(&std::free)> memory_;
+};
+
 // Write the sum or mean of the losses and, while each row is near, `factor` times its gradient, as far as they are
 // wanted; return Σ of the rows' weights. A gradient in the place of the logits is written only where all labels are in
 // range.
@@ -316,10 +329,7 @@ std::optional<double> softmax_sum(
     const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
                               grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
     Memory memory = inputs.memory();
-    if (loss) {
-        if (!same_dtype(*loss, logits)) check_wide(*loss, logits);
-        check_one(*loss), memory.writes(*loss);
-    }
+    if (loss) check_total(*loss, logits), memory.writes(*loss);
     check_gradients(memory, inputs, grad_logits, {});
     if (!inputs.lay_out(grad_logits)) return std::nullopt;
     Softmax p = inputs.describe();
@@ -341,10 +351,7 @@ std::optional<double> softmax_sum(
     p.stream = grad_logits && is_streamed(*grad_logits, logits);
     read_labels(p, [&] {
         share(p.tiles(), elements, [&](int64_t begin, int64_t end) {
-            const std::unique_ptr<void, decltype(&std::free)> scratch(
-                scratch_bytes ? std::aligned_alloc(64, (scratch_bytes + 63) / 64 * 64) : nullptr, &std::free
-            );
-            if (scratch_bytes && !scratch) throw std::bad_alloc();
+            const Scratch scratch(scratch_bytes);
             Softmax mine = p;
             mine.scratch = scratch.get();
             run(mine, begin, end);
@@ -381,9 +388,8 @@ bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requi
 bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
     if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return false;
     const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
-    const auto [code, bits, lanes] = logits.dtype;
-    if (code == dlpack::FLOAT ? bits < 16 : code != dlpack::BFLOAT) return false;
-    if (!logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0) return false;
+    if (!is_float(logits) || !logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0)
+        return false;
     const bool soft = index_type_of(target) < 0;
     if (soft ? target.dtype != logits.dtype || ignore_index >= 0 || requires_grad(target_) : !contiguous(target))
         return false;
@@ -392,7 +398,8 @@ bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_
         if (target.shape[d] != logits.shape[soft ? d : d + 1]) return false;
     if (!weight_.is_none()) {
         const View weight(weight_, "weight", View::LOOK);
-        if (!weight.on_cpu() || weight.dtype != logits.dtype || bits < 32 || requires_grad(weight_)) return false;
+        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || requires_grad(weight_))
+            return false;
         if (weight.ndim != 1 || weight.shape[0] != logits.shape[1] || !contiguous(weight)) return false;
     }
     std::vector<Layout> layouts;

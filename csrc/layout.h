@@ -27,6 +27,12 @@ DType dtype_of(const View& tensor) {
     tensor.refuse("must be float32, float64, bfloat16 or float16, which the native kernels take");
 }
 
+// Whether there are kernels for it, as dtype_of would refuse otherwise.
+bool is_float(const View& tensor) {
+    const auto [code, bits, lanes] = tensor.dtype;
+    return code == dlpack::FLOAT ? bits >= 16 : code == dlpack::BFLOAT;
+}
+
 int64_t index_type_of(const View& tensor) {
     const int64_t width = tensor.dtype.bits == 8 ? 0 : tensor.dtype.bits == 16 ? 1 : tensor.dtype.bits == 32 ? 2 : 3;
     if (tensor.dtype.code == dlpack::INT) return I8 + width;

@@ -15,6 +15,7 @@ import torch
 from torch import _VF, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from crossent.core import watch
 from crossent.core.messages import layout_fix, shape, type_error
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -442,4 +443,6 @@ def gradient_place(inplace_backward: bool, inplace_forward: bool, logits: Tensor
             f"inplace_{'forward' if inplace_forward else 'backward'}=True would write the gradient over a leaf, whose values "
             "would be lost: use it for logits that a model computed, or leave it out"
         )
-    return "over in forward" if inplace_forward else "over in backward"
+    return (
+        "over in forward" if inplace_forward and watch.current() is None else "over in backward"
+    )  # it is shown the logits

@@ -21,7 +21,7 @@ from crossent import _native
 from crossent.core.penalties import NamedPenalty
 from crossent.core.settings import PLAIN, Settings
 from crossent.core.target import BinaryTarget, Target
-from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics
+from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics, Sum
 
 _CPU = torch.device("cpu")  # said wherever a tensor is made, since a default device may be another
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -288,17 +288,16 @@ def cross_entropy_sum(
     target: Target,
     mean: bool,
     dtype: torch.dtype | None,
-    gradient: bool,
-    factor: float = 1.0,
+    factor: float | None,
     inplace: bool = False,
-) -> tuple[Tensor | None, float, Tensor | None]:
+) -> Sum:
     """Compute a sum or mean and its gradient in one pass; see the protocol."""
     values, weight, bias, mask, valid, settings = target
     wide = _wide(logits)
     if logits.numel() == 0:
         nothing = torch.nan if mean else 0.0
         loss = None if dtype is None else torch.full((), nothing, dtype=dtype, device=_CPU)
-        return loss, 0.0, _new_like(logits) if gradient else None
+        return Sum(loss, 0.0, None if factor is None else _new_like(logits))
     if target.indices:
         values = values.contiguous()
     plain = settings is PLAIN and bias is None and mask is None and valid is None
@@ -306,20 +305,19 @@ def cross_entropy_sum(
     weight = None if weight is None else _weight(weight, wide)
     loss = None if dtype is None else _number(dtype if dtype == logits.dtype else wide)
     grad_logits = None
-    if gradient:
+    if factor is not None:
         grad_logits = _gradient(logits, values, True) if inplace else _new_like(logits)
-    ignore_index, smoothing = settings.ignore_index, settings.label_smoothing
-    total = _native.softmax_sum(
-        logits, values, weight, ignore_index, smoothing, mean, loss, grad_logits, factor, member
-    )  # fmt: skip
+    numbers = (settings.ignore_index, settings.label_smoothing, mean)
+    by = 1.0 if factor is None else factor
+    total = _native.softmax_sum(logits, values, weight, *numbers, loss, grad_logits, by, member)
     if total is None:
-        grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=_CPU) if gradient else None
+        dense = None if factor is None else torch.empty(logits.shape, dtype=logits.dtype, device=_CPU)
         total = _native.softmax_sum(
-            logits.contiguous(), values.contiguous(), weight, ignore_index, smoothing, mean, loss, grad_logits, factor, member
+            logits.contiguous(), values.contiguous(), weight, *numbers, loss, dense, by, member
         )  # fmt: skip
         assert total is not None
-        grad_logits = None if grad_logits is None else _new_like(logits).copy_(grad_logits)
-    return loss, total, grad_logits
+        grad_logits = None if dense is None else _new_like(logits).copy_(dense)
+    return Sum(loss, total, grad_logits)
 
 
 def scale(gradient: Tensor, factor: float) -> None:
@@ -417,21 +415,21 @@ def binary_cross_entropy_sum(
     target: BinaryTarget,
     divisor: float,
     dtype: torch.dtype | None,
-    gradient: bool,
-    factor: float = 1.0,
+    factor: float | None,
     inplace: bool = False,
-) -> tuple[Tensor | None, float, Tensor | None]:
+) -> Sum:
     """Compute a sum over a divisor and its gradient in one pass; see the protocol."""
     if logits.numel() == 0:
         loss = None if dtype is None else binary_cross_entropy_forward(logits, target, True, divisor).to(dtype)
-        return loss, divisor, _new_like(logits) if gradient else None
+        return Sum(loss, divisor, None if factor is None else _new_like(logits))
     given = _Elements.of(logits, target)
     loss = None if dtype is None else _number(dtype if dtype == logits.dtype else _wide(logits))
     inplace = inplace and given.logits.data_ptr() == logits.data_ptr()
-    grad_logits = _gradient(given.logits, given.target, inplace) if gradient else None
-    if not _native.binary_sum(*given[:4], divisor, loss, grad_logits, factor):
-        _native.binary_sum(*given.contiguous()[:4], divisor, loss, grad_logits, factor)
-    return loss, divisor, None if grad_logits is None else given.back(grad_logits)
+    grad_logits = None if factor is None else _gradient(given.logits, given.target, inplace)
+    by = 1.0 if factor is None else factor
+    if not _native.binary_sum(*given[:4], divisor, loss, grad_logits, by):
+        _native.binary_sum(*given.contiguous()[:4], divisor, loss, grad_logits, by)
+    return Sum(loss, divisor, None if grad_logits is None else given.back(grad_logits))
 
 
 # --- the implementation -----------------------------------------------------------------------------------------------

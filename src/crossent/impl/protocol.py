@@ -37,6 +37,14 @@ class Gradients(NamedTuple):
     logit_bias: Tensor | None = None
 
 
+class Sum(NamedTuple):
+    """A sum or a mean, the sum of what the rows weigh, and the gradient for the logits; None what was not asked for."""
+
+    loss: Tensor | None
+    total: float
+    gradient: Tensor | None
+
+
 class RowStatistics(NamedTuple):
     """What each row's logits tell, ``(N, d1, ...)`` in float32 or wider; the first four are differentiable."""
 
@@ -98,14 +106,13 @@ class Implementation:
         target: Target,
         mean: bool,
         dtype: torch.dtype | None,
-        gradient: bool,
-        factor: float = 1.0,
+        factor: float | None,
         inplace: bool = False,
-    ) -> tuple[Tensor | None, float, Tensor | None]:
-        """Compute a sum or mean and, where it is wanted, its gradient times a factor, in one pass.
+    ) -> Sum:
+        """Compute a sum or mean and a factor times its gradient in one pass.
 
-        Returned are the loss in a dtype, or None where that is None, the sum of the rows' weights, and the gradient, which
-        ``inplace`` allows to write over the logits.
+        There is no loss where ``dtype``, its dtype, is None, and no gradient where ``factor`` is. ``inplace`` allows to write the
+        gradient over the logits.
         """
         raise NotImplementedError
 
@@ -151,11 +158,10 @@ class Implementation:
         target: BinaryTarget,
         divisor: float,
         dtype: torch.dtype | None,
-        gradient: bool,
-        factor: float = 1.0,
+        factor: float | None,
         inplace: bool = False,
-    ) -> tuple[Tensor | None, float, Tensor | None]:
-        """Compute a sum over a divisor and, where it is wanted, its gradient times a factor, in one pass."""
+    ) -> Sum:
+        """Compute a sum over a divisor and a factor times its gradient in one pass, as ``cross_entropy_sum`` does."""
         raise NotImplementedError
 
     # --- what a head needs --------------------------------------------------------------------------------------------

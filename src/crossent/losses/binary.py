@@ -123,13 +123,10 @@ def binary_cross_entropy_with_logits(
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
     name = choose(input, impl, target, described)
-    watcher = None if torch.compiler.is_compiling() else watch.current()
     place = gradient_place(inplace_backward, inplace_forward, input)
-    if place == "over in forward" and watcher is not None:  # which is shown the logits
-        place = "over in backward"
     loss = _reduced(input, described, rows, name, place)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if watcher is not None:
+    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
         watcher(input, input, described, loss, rows.as_torch)
     return loss
 

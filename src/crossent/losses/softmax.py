@@ -152,9 +152,6 @@ def reduced_cross_entropy(
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
     name = choose(logits, impl, target.values, target)
-    watcher = None if torch.compiler.is_compiling() else watch.current()
-    if place == "over in forward" and watcher is not None:  # which is shown the logits
-        place = "over in backward"
     how = reduction.how
     if reduction.sample_weight is not None:
         how = "none"
@@ -169,6 +166,6 @@ def reduced_cross_entropy(
     elif row_weight is not None and reduction.how == "mean":
         loss = divide(loss, row_weight if reduction.denominator is None else reduction.denominator, reduction.empty)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if watcher is not None:
+    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
         watcher(input, logits, target, loss, reduction.as_torch)
     return loss

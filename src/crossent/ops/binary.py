@@ -15,7 +15,7 @@ from crossent.core.reduction import compute_dtype, over
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
 from crossent.ops import validation
-from crossent.ops.fused import Fused, forms_gradient
+from crossent.ops.fused import Call, Fused, forms_gradient
 from crossent.ops.library import (
     BINARY_TARGET,
     Operator,
@@ -149,24 +149,17 @@ class BinaryCrossEntropy(Function):
 
 
 class FusedBinaryCrossEntropy(Fused):
-    """A sum over plain tensors with its gradient; ``numbers`` are (settings, divisor, implementation)."""
+    """A sum over a divisor of plain tensors, with its gradient."""
 
     @staticmethod
-    def compute(logits, tensors, numbers, dtype, gradient, factor, inplace):
-        settings, divisor, implementation = numbers
-        target = BinaryTarget._make((*tensors, settings))
-        return implementation.binary_cross_entropy_sum(logits, target, divisor, dtype, gradient, factor, inplace)
+    def compute(logits, tensors, call, dtype, factor, inplace):
+        target = BinaryTarget._make((*tensors, call.settings))
+        return call.implementation.binary_cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
 
     @staticmethod
-    def differentiable(grad, logits, tensors, numbers):
-        settings, divisor, _ = numbers
-        return _EAGER.binary_cross_entropy_backward(
-            grad, logits, BinaryTarget._make((*tensors, settings)), divisor=divisor
-        )[0]
-
-    @staticmethod
-    def scale(gradient, numbers, factor):
-        numbers[2].scale(gradient, factor)
+    def differentiable(grad, logits, tensors, call):
+        target = BinaryTarget._make((*tensors, call.settings))
+        return _EAGER.binary_cross_entropy_backward(grad, logits, target, divisor=call.divided)[0]
 
 
 apply_fused = FusedBinaryCrossEntropy.lean(BinaryCrossEntropy._backward_cls.__name__)
@@ -181,9 +174,8 @@ def binary_cross_entropy(
     if plain(logits, *target.tensors):
         implementation = load(impl)
         if reduce and implementation.fuses and forms_gradient(logits, *target.tensors):
-            numbers = (target.settings, divisor, implementation)
-            dtype = compute_dtype(logits, target.values)
-            loss, _ = apply_fused(logits, target.tensors, numbers, dtype, place)
+            dtype, call = compute_dtype(logits, target.values), Call(target.settings, divisor, implementation)
+            loss, _ = apply_fused(logits, target.tensors, call, dtype, place)
             return loss
         loss = BinaryCrossEntropy.apply(*arguments, place != "beside")
     elif by_formula():

@@ -9,13 +9,14 @@ derivative, and half precision under a factor that would be rounded twice.
 from __future__ import annotations
 
 from math import frexp, isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from crossent.core.modes import transformed
+from crossent.impl.protocol import Implementation
 from crossent.ops.library import like, tell_if_in_place
 
 
@@ -99,29 +100,54 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
     return saved
 
 
+def _taken(ctx: Any) -> Tensor | None:
+    """Take the gradient that forward formed; None where there was none, or an earlier backward pass took it."""
+    gradient: Tensor | None = ctx.gradients.pop() if ctx.gradients else None
+    if gradient is not None and ctx.place == "over in forward" and gradient._version != ctx.version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            "inplace_forward=True had written the gradient over the logits, which were changed before backward"
+        )
+    return gradient
+
+
+def _formed(ctx: Any, factor: float) -> Tensor:
+    """Form the gradient in backward."""
+    logits, *tensors = _saved(ctx)
+    over = ctx.place == "over in backward"
+    gradient = like(ctx._forward_cls.compute(logits, tensors, ctx.call, None, factor, over).gradient, logits)
+    if over:
+        tell_if_in_place(gradient, logits)
+    return gradient
+
+
+class Call(NamedTuple):
+    """What a sum is computed of, beside tensors: how it is divided (a softmax loss asks whether it is a mean), and by whom."""
+
+    settings: Any
+    divided: Any
+    implementation: Implementation
+
+
 class Fused(Function):
     """A sum or a mean of which autograd is told nothing but the logits.
 
     The rest does not require grad, and is saved so that autograd refuses what was modified in place where it is needed again.
-    A subclass has ``compute(logits, tensors, numbers, dtype, gradient, factor, inplace)``, which returns the loss in a dtype
-    (None where that is None), what the rows weigh, and a factor times the gradient where it is asked for; ``differentiable``,
-    the gradient in torch operations; and ``scale``, which multiplies a gradient in its place.
+    A subclass has ``compute(logits, tensors, call, dtype, factor, inplace)``, which asks the implementation for a
+    :class:`~crossent.impl.protocol.Sum`, and ``differentiable(grad, logits, tensors, call)``, the gradient in torch operations.
     """
 
     @staticmethod
-    def forward(ctx, logits, tensors, numbers, dtype, place):
+    def forward(ctx, logits, tensors, call, dtype, place):
         if place == "over in forward" and logits.dtype == torch.float16:  # a loss scaler's factor comes in backward
             place = "over in backward"
         over, factor = place == "over in forward", None if place == "over in backward" else _expect(logits.dtype)
         if over and factor is not None and not _scales_exactly(factor):  # it cannot be formed again
             factor = 1.0
-        loss, total, gradient = ctx._forward_cls.compute(
-            logits, tensors, numbers, dtype, factor is not None, factor or 1.0, over
-        )
+        loss, total, gradient = ctx._forward_cls.compute(logits, tensors, call, dtype, factor, over)
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
         ctx.gradients = [] if gradient is None else [like(gradient, logits)]
-        ctx.formed_with, ctx.dtype = factor, logits.dtype
-        ctx.numbers, ctx.place = numbers, place
+        ctx.call, ctx.place, ctx.formed_with, ctx.dtype = call, place, factor, logits.dtype
         ctx.save_for_backward(logits, *tensors)
         if over:
             tell_if_in_place(gradient, logits)
@@ -130,28 +156,18 @@ class Fused(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        of = ctx._forward_cls
         if torch.is_grad_enabled() or not undisturbed() or torch._C._functorch.is_legacy_batchedtensor(grad):
+            ctx.gradients.clear()
             logits, *tensors = _saved(ctx)
-            return of.differentiable(grad, logits, tensors, ctx.numbers), None, None, None, None
-        gradient, formed_with = ctx.gradients.pop() if ctx.gradients else None, ctx.formed_with
-        if gradient is not None and ctx.place == "over in forward" and gradient._version != ctx.version:
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                "inplace_forward=True had written the gradient over the logits, which were changed before backward"
-            )
-        factor, dtype = grad.item(), ctx.dtype
-        _remember(factor, dtype)
-        if gradient is None or not (ctx.place == "over in forward" or _can_become(factor, formed_with, dtype)):
-            logits, *tensors = _saved(ctx)
-            over, formed_with = ctx.place == "over in backward", 1.0
-            if dtype.itemsize < 4 or _scales_exactly(factor):
-                formed_with = factor
-            gradient = like(of.compute(logits, tensors, ctx.numbers, None, True, formed_with, over)[2], logits)
-            if over:
-                tell_if_in_place(gradient, logits)
+            return ctx._forward_cls.differentiable(grad, logits, tensors, ctx.call), None, None, None, None
+        factor = grad.item()
+        _remember(factor, ctx.dtype)
+        gradient, formed_with = _taken(ctx), ctx.formed_with
+        if gradient is None or not (ctx.place == "over in forward" or _can_become(factor, formed_with, ctx.dtype)):
+            formed_with = factor if ctx.dtype.itemsize < 4 or _scales_exactly(factor) else 1.0
+            gradient = _formed(ctx, formed_with)
         if factor != formed_with:
-            of.scale(gradient, ctx.numbers, factor / formed_with)
+            ctx.call.implementation.scale(gradient, factor / formed_with)
         return gradient, None, None, None, None
 
     @classmethod

@@ -13,7 +13,7 @@ from crossent.core.settings import PLAIN, PLAIN_BINARY, Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl import with_short_way
 from crossent.ops.binary import apply_fused as apply_binary
-from crossent.ops.fused import kept_as_they_are, quiet
+from crossent.ops.fused import Call, kept_as_they_are, quiet
 from crossent.ops.softmax import CrossEntropy, apply_fused
 
 _IMPLEMENTATION = with_short_way()
@@ -35,11 +35,11 @@ def quick_cross_entropy(
             return _of_rows(logits, target, weight, settings) if reduction == "none" else None
         if not wants_gradient:
             described = Target(target, weight, None, None, None, settings)
-            return _IMPLEMENTATION.cross_entropy_sum(logits, described, mean, logits.dtype, False)[0]
+            return _IMPLEMENTATION.cross_entropy_sum(logits, described, mean, logits.dtype, None).loss
         if not kept_as_they_are():
             return None
-        tensors = (target, weight, None, None, None)
-        loss: Tensor = apply_fused(logits, tensors, (settings, mean, _IMPLEMENTATION), logits.dtype, "beside")[0]
+        tensors, call = (target, weight, None, None, None), Call(settings, mean, _IMPLEMENTATION)
+        loss: Tensor = apply_fused(logits, tensors, call, logits.dtype, "beside")[0]
         return loss
     except RuntimeError:
         Target(target, settings=settings).raise_if_out_of_range(logits.shape[1])
@@ -61,9 +61,9 @@ def quick_binary_cross_entropy(logits: Tensor, target: Tensor, mean: bool) -> Te
         return None
     divisor = float(logits.numel()) if mean else 1.0
     if not (logits.requires_grad and torch.is_grad_enabled()):
-        return _IMPLEMENTATION.binary_cross_entropy_sum(logits, BinaryTarget(target), divisor, logits.dtype, False)[0]
+        return _IMPLEMENTATION.binary_cross_entropy_sum(logits, BinaryTarget(target), divisor, logits.dtype, None).loss
     if not kept_as_they_are():
         return None
-    numbers = (PLAIN_BINARY, divisor, _IMPLEMENTATION)
-    loss: Tensor = apply_binary(logits, (target, None, None, None), numbers, logits.dtype, "beside")[0]
+    call = Call(PLAIN_BINARY, divisor, _IMPLEMENTATION)
+    loss: Tensor = apply_binary(logits, (target, None, None, None), call, logits.dtype, "beside")[0]
     return loss

@@ -28,7 +28,7 @@ from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
 from crossent.ops import validation
-from crossent.ops.fused import Fused, forms_gradient
+from crossent.ops.fused import Call, Fused, forms_gradient
 from crossent.ops.library import (
     TARGET,
     Operator,
@@ -275,26 +275,20 @@ class CrossEntropy(Function):
 
 
 class FusedCrossEntropy(Fused):
-    """The sum or mean over plain tensors, with its gradient; ``numbers`` are (settings, whether it is a mean, implementation)."""
+    """The sum or mean over plain tensors, with its gradient."""
 
     @staticmethod
-    def compute(logits, tensors, numbers, dtype, gradient, factor, inplace):
-        settings, mean, implementation = numbers
-        target = Target._make((*tensors, settings))
-        return implementation.cross_entropy_sum(logits, target, mean, dtype, gradient, factor, inplace)
+    def compute(logits, tensors, call, dtype, factor, inplace):
+        target = Target._make((*tensors, call.settings))
+        return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
 
     @staticmethod
-    def differentiable(grad, logits, tensors, numbers):
-        settings, mean, _ = numbers
+    def differentiable(grad, logits, tensors, call):
         values, *others = tensors
         values = values if values.is_floating_point() else values.long()  # kernels take every integer
-        target = Target._make((values, *others, settings))
-        divisor = target.divisor(logits) if mean else 1.0
+        target = Target._make((values, *others, call.settings))
+        divisor = target.divisor(logits) if call.divided else 1.0
         return _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
-
-    @staticmethod
-    def scale(gradient, numbers, factor):
-        numbers[2].scale(gradient, factor)
 
 
 apply_fused = FusedCrossEntropy.lean(CrossEntropy._backward_cls.__name__)
@@ -308,9 +302,8 @@ def cross_entropy(
     if plain(logits, *tensors):
         implementation = load(impl)
         if reduction != "none" and implementation.fuses and forms_gradient(logits, *tensors):
-            numbers = (target.settings, mean, implementation)
             dtype = compute_dtype(logits, target.values)
-            loss, total = explained(_fused, logits, target, numbers, dtype, place)
+            loss, total = explained(_fused, logits, target, Call(target.settings, mean, implementation), dtype, place)
             return loss, None if mean else _as_tensor(total, loss)
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result
@@ -331,10 +324,8 @@ def cross_entropy(
     return loss, None if mean else row_weight
 
 
-def _fused(
-    logits: Tensor, target: Target, numbers: tuple[Any, ...], dtype: torch.dtype, place: Place
-) -> tuple[Tensor, float]:
-    both: tuple[Tensor, float] = apply_fused(logits, target.tensors, numbers, dtype, place)
+def _fused(logits: Tensor, target: Target, call: Call, dtype: torch.dtype, place: Place) -> tuple[Tensor, float]:
+    both: tuple[Tensor, float] = apply_fused(logits, target.tensors, call, dtype, place)
     return both
 
 
