@@ -163,7 +163,7 @@ def summary(rows: list[dict], machine: dict) -> str:
             row = slower[0]
             shape = (row["batch"], row["classes"]) + ((row["inner"],) if row["inner"] > 1 else ())
             how = f"{row['loss']} {row['dtype']} {shape}, {row['layout']} classes, reduction {row['reduction']}"
-            text += f", at most {ratio(row):.2f} ({how})"
+            text += f", the worst at {ratio(row):.2f} ({how})"
         parts.append(f"- {text}.")
     return "\n".join([parts[0], "", *parts[1:]])
 
