@@ -16,7 +16,7 @@ none of these       compilers, tracers, exports, fake tensors, modes, subclasses
 ==================  =================================================================  =========================================
 
 An export to ONNX gets torch's own loss where ONNX has an operator for it: ``ops/softmax.py``.
-Small sums and means have a shorter way past the first door: ``ops/small.py``.
+Plain calls have a shorter way past the first door: ``ops/small.py``. Sums and means form their gradient there: ``ops/fused.py``.
 """
 
 from __future__ import annotations
