@@ -77,6 +77,9 @@ struct Member {
     }
 };
 
+// Few rows are cut into small tiles, so that there are enough of them for several threads.
+int64_t tile_rows(const Softmax& p) { return p.rows() < 64 * ROWS ? LANES : ROWS; }
+
 // What every softmax loss is given.
 struct Inputs {
     View logits, target;
@@ -128,7 +131,7 @@ struct Inputs {
         p.weight_sum = double(p.classes);
         if (weight) p.weight = weight->pointer(), p.weight_sum = sum(*weight);
         p.ignore_index = ignore_index, p.smoothing = smoothing, p.share = smoothing / double(p.classes);
-        p.rows_per_tile = p.at.classes == 1 && p.classes > FEW_CLASSES ? 1 : ROWS;
+        p.rows_per_tile = p.at.classes == 1 && p.classes > FEW_CLASSES ? 1 : tile_rows(p);
         set_member(p);
         return p;
     }
@@ -195,7 +198,8 @@ struct Statistics {
     }
 };
 
-// Return Σ of the rows' weights. `loss` is one number, or one R a row with `row_weight`.
+// Return Σ of the rows' weights. `loss` is one number, or where nothing is reduced one R a row; so is `row_weight`
+// where it is wanted.
 std::optional<double> softmax_forward(
     nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing,
     int64_t reduction, nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle member,
@@ -205,14 +209,14 @@ std::optional<double> softmax_forward(
     const View &logits = inputs.logits, loss(loss_, "loss", View::WRITE), lse(lse_, "lse", View::WRITE);
     const std::optional<View> row_weight = maybe(row_weight_, "row_weight", View::WRITE);
     if (reduction < NONE || reduction > MEAN) refuse("reduction", "must be one of REDUCTIONS");
-    if ((reduction == NONE) != row_weight.has_value())
-        refuse("row_weight", "must be there where nothing is reduced, only");
-    if (!statistics_.is_none() && !row_weight) refuse("statistics", "must be None where losses are reduced");
+    const bool each = reduction == NONE;
+    if (row_weight && !each) refuse("row_weight", "must be None where losses are reduced");
+    if (!statistics_.is_none() && !each) refuse("statistics", "must be None where losses are reduced");
     check_lse(lse, logits), check_wide(loss, logits);
     Memory memory = inputs.memory();
     memory.writes(loss), memory.writes(lse);
-    if (row_weight) check_row_numbers(loss, logits), check_row_numbers(*row_weight, logits), memory.writes(*row_weight);
-    else check_one(loss);
+    each ? check_row_numbers(loss, logits) : check_one(loss);
+    if (row_weight) check_row_numbers(*row_weight, logits), memory.writes(*row_weight);
     std::optional<Statistics> statistics;
     if (!statistics_.is_none()) {
         statistics.emplace(statistics_, logits);
@@ -222,7 +226,8 @@ std::optional<double> softmax_forward(
     if (!inputs.lay_out()) return std::nullopt;
     Softmax p = inputs.describe();
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
-    if (row_weight) p.loss = loss.pointer(), p.row_weight = row_weight->pointer();
+    if (each) p.loss = loss.pointer();
+    if (row_weight) p.row_weight = row_weight->pointer();
     if (statistics) {
         p.entropy = statistics->entropy.pointer(), p.target_log_prob = statistics->target_log_prob.pointer();
         p.correct = static_cast<uint8_t*>(statistics->correct.pointer());
@@ -267,7 +272,7 @@ bool softmax_backward(
     size_t next = inputs.soft ? 2 : 1;
     if (grad_logits) {
         p.grad_logits = grad_logits->pointer(), p.grad_at = inputs.layouts[next++].at;
-        if (p.grad_at.classes != 1) p.rows_per_tile = ROWS;
+        if (p.grad_at.classes != 1) p.rows_per_tile = tile_rows(p);
     }
     if (grad_target) p.grad_target = grad_target->pointer(), p.grad_target_at = inputs.layouts[next].at;
     auto* run = kernels->softmax_backward[dtype_of(logits)];
@@ -304,18 +309,19 @@ double sum_of_weights(const Softmax& p, bool wide) {
     }
 }
 
-// Memory for what a thread keeps of a row or a tile, aligned as vectors are.
-class Scratch {
-  public:
-    explicit Scratch(size_t bytes)
-        : memory_(bytes ? std::aligned_alloc(64, (bytes + 63) / 64 * 64) : nullptr, &std::free) {
-        if (bytes && !memory_) throw std::bad_alloc();
+// Memory for what a thread keeps of a row or a tile, aligned as vectors are. It stays with the thread: fresh pages
+// would cost a small call more than what it computes.
+void* scratch(size_t bytes) {
+    thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
+    thread_local size_t size = 0;
+    if (bytes > size) {
+        memory.reset(), size = 0;
+        memory.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+        if (!memory) throw std::bad_alloc();
+        size = bytes;
     }
-    void* get() const { return memory_.get(); }
-
-  private:
-    std::unique_ptr<void, decltype(&std::free)> memory_;
-};
+    return memory.get();
+}
 
 // Write the sum or mean of the losses and, while each row is near, `factor` times its gradient, as far as they are
 // wanted; return Σ of the rows' weights. A gradient in the place of the logits is written only where all labels are in
@@ -340,7 +346,7 @@ std::optional<double> softmax_sum(
     p.grad = g.pointer;
     if (grad_logits) {
         p.grad_logits = grad_logits->pointer(), p.grad_at = inputs.layouts.back().at;
-        if (p.grad_at.classes != 1) p.rows_per_tile = ROWS;
+        if (p.grad_at.classes != 1) p.rows_per_tile = tile_rows(p);
     }
     const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]), partial(new double[size_t(2 * p.tiles())]);
     set_lse(p, lse.get(), wide ? 8 : 4);
@@ -351,9 +357,8 @@ std::optional<double> softmax_sum(
     p.stream = grad_logits && is_streamed(*grad_logits, logits);
     read_labels(p, [&] {
         share(p.tiles(), elements, [&](int64_t begin, int64_t end) {
-            const Scratch scratch(scratch_bytes);
             Softmax mine = p;
-            mine.scratch = scratch.get();
+            mine.scratch = scratch(scratch_bytes);
             run(mine, begin, end);
         });
     });
@@ -381,6 +386,15 @@ void know_types(nb::type_object tensor, nb::type_object parameter) {
     types().parameter = reinterpret_cast<PyTypeObject*>(parameter.release().ptr());
 }
 bool plain(nb::handle tensor) { return types().plain(tensor); }
+// Whether a plain tensor of one floating-point number on the CPU holds this one.
+bool holds(nb::handle tensor, double value) try {
+    if (!plain(tensor)) return false;
+    const View number_(tensor, "number", View::READ);
+    return number_.ndim == 0 && is_float(number_) && number(number_) == value;
+} catch (const std::exception&) {
+    return false;
+}
+
 bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
 
 // Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as softmax_sum takes
@@ -439,6 +453,7 @@ void bind_softmax(nb::module_& m) {
         "mean"_a, "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0, "member"_a.none() = nb::none()
     );
     m.def("scale", &scale, "numbers"_a, "factor"_a);
+    m.def("holds", &holds, "tensor"_a, "value"_a);
     m.def("know_types", &know_types, "tensor"_a, "parameter"_a);
 }
 

@@ -41,8 +41,7 @@ template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
 
 template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (p.rows_per_tile != 1 && (p.classes > KEPT_CLASSES || p.penalises_all()))
-        return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
+    if (p.rows_per_tile != 1 && !p.keeps_tiles()) return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
     if (p.rows_per_tile == 1) p.wide_target ? row_both<R, S, R>(p, tile, sums) : row_both<R, S, S>(p, tile, sums);

@@ -162,48 +162,59 @@ template <class R> INLINE R times(R weight, R value) {  // what has no weight is
     return pick(weight == R(0), R(0), weight * value);
 }
 
-// --- runs of LANES numbers -------------------------------------------------------------------------------------------
+// --- runs of N numbers, LANES as a rule ------------------------------------------------------------------------------
 
 // What compilers see through least is written out: half precision has instructions of its own.
-template <class S, class R> INLINE void widen_run(const S* from, R* to) {
-    for (int l = 0; l < LANES; l++) to[l] = widen(from[l]);
-}
-template <class R, class S> INLINE void narrow_run(const R* from, S* to) {
-    for (int l = 0; l < LANES; l++) narrow(from[l], to[l]);
-}
 #if defined(__AVX512F__)
-template <> inline void widen_run(const half* from, float* to) {
-    for (int l = 0; l < LANES; l += 16)
-        _mm512_storeu_ps(
-            to + l, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + l)))
-        );
+constexpr int HALVES = 16;
+INLINE void widen_halves(const half* from, float* to) {
+    _mm512_storeu_ps(to, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
 }
-template <> inline void narrow_run(const float* from, half* to) {
-    for (int l = 0; l < LANES; l += 16)
-        _mm256_storeu_si256(
-            reinterpret_cast<__m256i*>(to + l),
-            _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT)
-        );
+INLINE void narrow_halves(const float* from, half* to) {
+    const __m256i run = _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), run);
 }
-#ifdef __AVX512BF16__
-template <> inline void narrow_run(const float* from, bf16* to) {  // numbers below the smallest normal one become 0
-    for (int l = 0; l < LANES; l += 16) {
-        const __m256bh half_run = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + l));
-        std::memcpy(to + l, &half_run, sizeof half_run);
-    }
-}
-#endif
 #elif defined(__F16C__)
-template <> inline void widen_run(const half* from, float* to) {
-    for (int l = 0; l < LANES; l += 8)
-        _mm256_storeu_ps(to + l, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + l))));
+constexpr int HALVES = 8;
+INLINE void widen_halves(const half* from, float* to) {
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 }
-template <> inline void narrow_run(const float* from, half* to) {
-    for (int l = 0; l < LANES; l += 8)
-        _mm_storeu_si128(
-            reinterpret_cast<__m128i*>(to + l), _mm256_cvtps_ph(_mm256_loadu_ps(from + l), _MM_FROUND_TO_NEAREST_INT)
-        );
+INLINE void narrow_halves(const float* from, half* to) {
+    const __m128i run = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), run);
 }
+#else
+constexpr int HALVES = 0;
+INLINE void widen_halves(const half*, float*) {}
+INLINE void narrow_halves(const float*, half*) {}
 #endif
+#ifdef __AVX512BF16__
+constexpr int BRAINS = 16;
+INLINE void narrow_brains(const float* from, bf16* to) {  // numbers below the smallest normal one become 0
+    const __m256bh run = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+    std::memcpy(to, &run, sizeof run);
+}
+#else
+constexpr int BRAINS = 0;
+INLINE void narrow_brains(const float*, bf16*) {}
+#endif
+
+// Whether N numbers are a whole number of what one instruction takes.
+template <int N, int TAKEN> constexpr bool fills = TAKEN > 0 && N % (TAKEN > 0 ? TAKEN : 1) == 0;
+
+template <int N = LANES, class S, class R> INLINE void widen_run(const S* from, R* to) {
+    if constexpr (std::is_same_v<S, half> && fills<N, HALVES>)
+        for (int l = 0; l < N; l += HALVES) widen_halves(from + l, to + l);
+    else
+        for (int l = 0; l < N; l++) to[l] = widen(from[l]);
+}
+template <int N = LANES, class R, class S> INLINE void narrow_run(const R* from, S* to) {
+    if constexpr (std::is_same_v<S, half> && fills<N, HALVES>)
+        for (int l = 0; l < N; l += HALVES) narrow_halves(from + l, to + l);
+    else if constexpr (std::is_same_v<S, bf16> && fills<N, BRAINS>)
+        for (int l = 0; l < N; l += BRAINS) narrow_brains(from + l, to + l);
+    else
+        for (int l = 0; l < N; l++) narrow(from[l], to[l]);
+}
 
 }  // namespace

@@ -9,14 +9,14 @@
 #include <cstdint>
 
 constexpr int LANES = 32;    // accumulators of a row; rows side by side
-constexpr int ROWS = 128;    // rows of a tile
-constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time
+constexpr int ROWS = 128;    // rows of a tile, at most
+constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, at most
 
 // Up to this many classes rows are taken as tiles, even where each of them lies in one piece.
 constexpr int64_t FEW_CLASSES = 64;
 
-// Up to this many classes a tile's e^x are kept for its gradient, in as many R for each CLASSES of them.
-constexpr int64_t KEPT_CLASSES = 1024, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
+// Up to this many e^x of a tile are kept for its gradient, in as many R for each chunk of classes.
+constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
 
 // Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss.
 constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024;
@@ -60,7 +60,7 @@ struct Softmax {
     void *top, *log_sum;  // R, one a row: written forward, read backward
 
     // forward
-    void *loss, *row_weight;  // R, one a row; or null, and then
+    void *loss, *row_weight;  // R, one a row, or null
     double* partial;          // two sums a tile
     std::atomic<bool>* out_of_range;
     void *entropy, *target_log_prob;  // R, one a row: statistics; all three, or null
@@ -78,13 +78,19 @@ struct Softmax {
     void* scratch;  // this thread's, aligned as vectors are: `scratch_size` R
     bool stream;    // write the gradient past the caches
 
-    // Long contiguous rows are taken one at a time, everything else as tiles of ROWS rows side by side.
+    // Long contiguous rows are taken one at a time, everything else as tiles of LANES or ROWS rows side by side.
     int64_t rows_per_tile;
     int64_t rows() const { return outer * inner; }
+    // How many classes of a tile are worked on at a time: parts of one size. C = 100 is 4 times 25.
+    int64_t chunk() const {
+        const int64_t chunks = (classes + CLASSES - 1) / CLASSES;
+        return (classes + chunks - 1) / chunks;
+    }
     int64_t scratch_size() const {
         if (rows_per_tile == 1) return classes + LANES + classes / (BLOCK - LANES) + 1;
-        return classes > KEPT_CLASSES ? 0 : (classes + CLASSES - 1) / CLASSES * KEPT_TILE;
+        return keeps_tiles() ? (classes + CLASSES - 1) / CLASSES * KEPT_TILE : 0;
     }
+    bool keeps_tiles() const { return classes * rows_per_tile <= KEPT && !penalises_all(); }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
 

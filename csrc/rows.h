@@ -351,10 +351,8 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
     }
     static_cast<R*>(p.top)[row] = top;
     static_cast<R*>(p.log_sum)[row] = log_sum;
-    if (p.loss) {
-        static_cast<R*>(p.loss)[row] = loss;
-        static_cast<R*>(p.row_weight)[row] = here.weight;
-    }
+    if (p.loss) static_cast<R*>(p.loss)[row] = loss;
+    if (p.row_weight) static_cast<R*>(p.row_weight)[row] = here.weight;
     sums[0] += double(loss);
     sums[1] += double(here.weight);
 }

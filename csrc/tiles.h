@@ -1,8 +1,8 @@
-// Softmax cross entropy of rows with few classes, or with classes apart in memory: ROWS rows at a time, LANES of them
-// side by side.
+// Softmax cross entropy of rows with few classes, or with classes apart in memory: up to ROWS rows at a time, LANES of
+// them side by side.
 //
-// Takes a Softmax problem with rows_per_tile ROWS and the number of a tile, which is ROWS rows or what is left of them;
-// where few rows lie side by side, those of several outer indices share a tile. tile_forward gives each row's top and
+// Takes a Softmax problem and the number of a tile, which is rows_per_tile rows or what is left of them; where few rows
+// lie side by side, those of several outer indices share a tile. tile_forward gives each row's top and
 // log_sum, its loss and what it weighs, and the statistics where they are wanted; tile_backward the slopes of logits
 // and target; tile_both the loss and the slopes of logits in one pass. What is summed and how a slope is formed stands
 // in row.h.
@@ -15,9 +15,90 @@
 
 namespace {
 
-// One step of a transposition: two halves interleaved, so that the uppermost bit of an element's place becomes the
-// lowest. Five of them take LANES rows of any number of classes to classes of LANES rows; five times the inverse takes
-// them back.
+// SIDE × SIDE numbers that are transposed in registers: `at[i]` holds those of row i, and then those of column i.
+template <class R> struct Square {
+    static constexpr int64_t SIDE = 32 / sizeof(R);
+    typedef R Vector __attribute__((vector_size(32)));
+    Vector at[SIDE];
+
+    INLINE_MEMBER void transpose() {
+        Vector pairs[SIDE];
+        if constexpr (SIDE == 8) {
+            Vector fours[SIDE];
+            for (int i = 0; i < SIDE; i += 2) {  // (a0 b0 a1 b1 …) and (a2 b2 a3 b3 …) of rows a and b
+                pairs[i] = __builtin_shufflevector(at[i], at[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+                pairs[i + 1] = __builtin_shufflevector(at[i], at[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+            }
+            for (int i = 0; i < SIDE; i += 4)  // (a0 b0 c0 d0 a4 b4 c4 d4) and so on
+                for (int j = 0; j < 2; j++) {
+                    const Vector ab = pairs[i + j], cd = pairs[i + 2 + j];
+                    fours[i + 2 * j] = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+                    fours[i + 2 * j + 1] = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+                }
+            for (int i = 0; i < 4; i++) {
+                at[i] = __builtin_shufflevector(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+                at[i + 4] = __builtin_shufflevector(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+            }
+        } else {
+            for (int i = 0; i < SIDE; i += 2) {
+                pairs[i] = __builtin_shufflevector(at[i], at[i + 1], 0, 4, 2, 6);
+                pairs[i + 1] = __builtin_shufflevector(at[i], at[i + 1], 1, 5, 3, 7);
+            }
+            for (int i = 0; i < 2; i++) {
+                at[i] = __builtin_shufflevector(pairs[i], pairs[i + 2], 0, 1, 4, 5);
+                at[i + 2] = __builtin_shufflevector(pairs[i], pairs[i + 2], 2, 3, 6, 7);
+            }
+        }
+    }
+};
+
+// Take rows of SIDE or more classes to classes of LANES rows, or back: squares of which the last of a row may overlap
+// with the one before. N = 10 has the classes [0, 8) and [2, 10). `row(l)` is where a row lies.
+template <class R, class F> INLINE void to_classes(F&& row, int64_t classes, R* to) {
+    constexpr int64_t SIDE = Square<R>::SIDE;
+    Square<R> square;
+    for (int64_t l = 0; l < LANES; l += SIDE)
+        for (int64_t next = 0; next < classes; next += SIDE) {
+            const int64_t k = std::min(next, classes - SIDE);
+            for (int64_t i = 0; i < SIDE; i++) std::memcpy(&square.at[i], row(l + i) + k, sizeof square.at[i]);
+            square.transpose();
+            for (int64_t j = 0; j < SIDE; j++)
+                std::memcpy(to + (k + j) * LANES + l, &square.at[j], sizeof square.at[j]);
+        }
+}
+template <class R, class F> INLINE void to_rows(const R* from, int64_t classes, F&& row) {
+    constexpr int64_t SIDE = Square<R>::SIDE;
+    Square<R> square;
+    for (int64_t l = 0; l < LANES; l += SIDE)
+        for (int64_t next = 0; next < classes; next += SIDE) {
+            const int64_t k = std::min(next, classes - SIDE);
+            for (int64_t j = 0; j < SIDE; j++)
+                std::memcpy(&square.at[j], from + (k + j) * LANES + l, sizeof square.at[j]);
+            square.transpose();
+            for (int64_t i = 0; i < SIDE; i++) std::memcpy(row(l + i) + k, &square.at[i], sizeof square.at[i]);
+        }
+}
+
+// A row of any number of classes: PART at a time, of which the last may overlap with those before.
+template <class S, class R> INLINE void widen_row(const S* from, R* to, int64_t n) {
+    constexpr int64_t PART = 8;
+    for (int64_t next = 0; n >= PART && next < n; next += PART) {
+        const int64_t k = std::min(next, n - PART);
+        widen_run<PART>(from + k, to + k);
+    }
+    for (int64_t k = 0; n < PART && k < n; k++) to[k] = widen(from[k]);
+}
+template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t n) {
+    constexpr int64_t PART = 8;
+    for (int64_t next = 0; n >= PART && next < n; next += PART) {
+        const int64_t k = std::min(next, n - PART);
+        narrow_run<PART>(from + k, to + k);
+    }
+    for (int64_t k = 0; n < PART && k < n; k++) narrow(from[k], to[k]);
+}
+
+// The same of fewer classes, one step of five: two halves interleaved, so that the uppermost bit of an element's place
+// becomes the lowest; five times the inverse takes them back.
 template <class R> static void interleave(const R* __restrict from, R* __restrict to, int64_t half) {
     for (int64_t i = 0; i < half; i++) to[2 * i] = from[i], to[2 * i + 1] = from[half + i];
 }
@@ -25,24 +106,29 @@ template <class R> static void separate(const R* __restrict from, R* __restrict 
     for (int64_t i = 0; i < half; i++) to[i] = from[2 * i], to[half + i] = from[2 * i + 1];
 }
 
-// Where the next tile lies, run by run, so that it can be fetched while this one is worked on.
+// What is to be fetched of the next tile while this one is worked on, class by class: as much as a class of a panel
+// holds. Of rows with more classes than these, it is one row or two.
 struct Ahead {
-    const char* first;
-    int64_t step;
+    const char* first = nullptr;
+    int64_t step, bytes, classes;
 
     template <class S>
-    Ahead(const S* tile, const Strides& strides, int64_t classes, int64_t q) : first(nullptr), step(0) {
-        const int64_t size = sizeof(S);
-        if (!tile) return;
-        if (strides.classes == 1) {
-            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES * classes),
-            step = LANES * size;
-        } else {
-            first = reinterpret_cast<const char*>(tile + ROWS * strides.inner + q * LANES),
-            step = strides.classes * size;
-        }
+    Ahead(const S* tile, const Strides& strides, const Softmax& p, int64_t n, int64_t q) : classes(n) {
+        const int64_t size = sizeof(S), row = p.rows_per_tile + q * LANES;
+        step = strides.classes * size, bytes = LANES * size;
+        if (strides.classes == 1 && n == p.classes) step = bytes, classes = LANES;
+        else if (strides.classes == 1) step = strides.inner * size, bytes = n * size;
+        else classes = LANES;
+        if (tile) first = reinterpret_cast<const char*>(tile + row * strides.inner);
     }
-    const char* operator[](int64_t j) const { return first + j * step; }
+    void fetch(int64_t j) const {
+        ::fetch(first + j * step, bytes);
+        if (j + classes < LANES) ::fetch(first + (j + classes) * step, bytes);
+    }
+    void fetch_to_write(int64_t j) const {
+        ::fetch_to_write(first + j * step, bytes);
+        if (j + classes < LANES) ::fetch_to_write(first + (j + classes) * step, bytes);
+    }
 };
 
 // The rows of a tile: the first of them, how many there are, and where each of them lies.
@@ -50,10 +136,13 @@ struct Span {
     int64_t row, rows, inner;
     bool crosses;  // from one outer index into the next
 
-    Span(const Softmax& p, int64_t tile) : row(tile * ROWS), inner(p.inner) {
-        rows = p.rows() - row < ROWS ? p.rows() - row : ROWS;
+    Span(const Softmax& p, int64_t tile) : row(tile * p.rows_per_tile), inner(p.inner) {
+        rows = p.rows() - row < p.rows_per_tile ? p.rows() - row : p.rows_per_tile;
         crosses = row / inner != (row + rows - 1) / inner;
     }
+
+    int64_t panels() const { return padded(rows) / LANES; }
+    int64_t rows_of(int64_t q) const { return rows - q * LANES < LANES ? rows - q * LANES : LANES; }
 
     // How far each row lies behind the first one.
     void offsets(const Strides& at, int64_t* to) const {
@@ -68,6 +157,48 @@ struct Span {
         const int64_t first = row % inner, i = first + l;
         return crosses ? i / inner * at.outer + (i % inner - first) * at.inner : l * at.inner;
     }
+
+    // How many rows lie side by side from the l-th on.
+    int64_t run(int64_t l) const {
+        const int64_t left = inner - (row + l) % inner;
+        return left < rows - l ? left : rows - l;
+    }
+};
+
+// Rows with classes apart: where each of them lies, and how their numbers of one class are brought together.
+class Apart {
+  public:
+    Apart(const Strides& at, const Span& span)
+        : rows_(span.rows), in_runs_(at.inner == 1 && (span.inner >= RUN || !span.crosses)) {
+        span.offsets(at, offset_);
+        for (int64_t l = 0; in_runs_ && l < rows_; l += run_[l]) run_[l] = span.run(l);
+    }
+
+    // The numbers themselves where they lie side by side and fill the last panel, else a copy of them.
+    template <class S> INLINE_MEMBER const S* gather(const S* from, S* spare) const {
+        if (in_runs_ && run_[0] == rows_ && rows_ % LANES == 0) return from;
+        if (in_runs_)
+            for (int64_t l = 0; l < rows_; l += run_[l])
+                std::memcpy(spare + l, from + offset_[l], size_t(run_[l]) * sizeof(S));
+        else
+            for (int64_t l = 0; l < rows_; l++) spare[l] = from[offset_[l]];
+        return spare;
+    }
+    template <class S> INLINE_MEMBER void scatter(const S* from, S* to) const {
+        if (in_runs_)
+            for (int64_t l = 0; l < rows_; l += run_[l])
+                std::memcpy(to + offset_[l], from + l, size_t(run_[l]) * sizeof(S));
+        else
+            for (int64_t l = 0; l < rows_; l++) to[offset_[l]] = from[l];
+    }
+    // Whether all of them lie side by side and fill their panels.
+    bool dense() const { return in_runs_ && run_[0] == rows_ && rows_ % LANES == 0; }
+
+  private:
+    static constexpr int64_t RUN = 16;  // rows from which on a copy of a run costs less than one of each number
+    int64_t rows_;
+    bool in_runs_;
+    int64_t offset_[ROWS], run_[ROWS];
 };
 
 // Up to ROWS rows in up to CLASSES classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
@@ -78,71 +209,80 @@ template <class R> struct Tile {
     R* at(int64_t q) { return values + q * panel; }
     const R* at(int64_t q) const { return values + q * panel; }
 
-    void lay_out(const Strides& strides, int64_t classes) {
+    void lay_out(const Strides& strides, int64_t classes, const Span& span) {
         const bool rows_apart = strides.classes == 1;
-        pitch = rows_apart ? LANES : ROWS, panel = rows_apart ? LANES * classes : LANES;
+        pitch = rows_apart ? LANES : padded(span.rows), panel = rows_apart ? LANES * classes : LANES;
     }
 
     template <class S> void load(const S* from, const Strides& strides, int64_t classes, const Span& span) {
-        lay_out(strides, classes);
-        const bool dense = strides.classes != 1 && strides.inner == 1 && !span.crosses && span.rows == ROWS;
-        int64_t offset[ROWS];
-        if (!dense) span.offsets(strides, offset);
-        if (strides.classes == 1) {
-            const bool in_one_piece = !span.crosses && strides.inner == classes;
-            for (int64_t l = 0; l < span.rows; l += LANES)
-                load_panel(from, offset + l, in_one_piece, classes, in_panel(span, l), at(l / LANES));
-            return;
-        }
+        lay_out(strides, classes, span);
+        if (strides.classes == 1) return load_rows(from, strides, classes, span);
+        const Apart rows(strides, span);
+        S copy[ROWS] = {};  // of rows that are none, zeros
         for (int64_t k = 0; k < classes; k++) {
-            const S* x = from + k * strides.classes;
-            R* to = values + k * ROWS;
-            if (dense)
-                for (int l = 0; l < ROWS; l += LANES) widen_run(x + l, to + l);
-            else
-                for (int64_t l = 0; l < ROWS; l++) to[l] = l < span.rows ? widen(x[offset[l]]) : R(0);
+            const S* x = rows.gather(from + k * strides.classes, copy);
+            for (int64_t l = 0; l < pitch; l += LANES) widen_run(x + l, values + k * pitch + l);
         }
     }
 
     // `past` the caches, where what lies together is worth it.
     template <class S> void store(S* to, const Strides& strides, int64_t classes, const Span& span, bool past = false) {
-        const bool dense = strides.classes != 1 && strides.inner == 1 && !span.crosses && span.rows == ROWS;
-        int64_t offset[ROWS];
-        if (!dense) span.offsets(strides, offset);
-        if (strides.classes == 1) {
-            const bool in_one_piece = !span.crosses && strides.inner == classes;
-            for (int64_t l = 0; l < span.rows; l += LANES)
-                store_panel(at(l / LANES), to, offset + l, in_one_piece, classes, in_panel(span, l), past);
-            return;
-        }
+        if (strides.classes == 1) return store_rows(to, strides, classes, span, past);
+        const Apart rows(strides, span);
+        S copy[ROWS];
         for (int64_t k = 0; k < classes; k++) {
-            const R* from = values + k * ROWS;
+            const R* from = values + k * pitch;
             S* out = to + k * strides.classes;
-            if (dense) past ? stream(from, out, ROWS) : ::store(from, out, ROWS);
-            else
-                for (int64_t l = 0; l < span.rows; l++) narrow(from[l], out[offset[l]]);
+            if (rows.dense()) {
+                past ? stream(from, out, pitch) : ::store(from, out, pitch);
+                continue;
+            }
+            for (int64_t l = 0; l < pitch; l += LANES) narrow_run(from + l, copy + l);
+            rows.scatter(copy, out);
         }
     }
 
   private:
-    static int64_t in_panel(const Span& span, int64_t l) { return span.rows - l < LANES ? span.rows - l : LANES; }
+    template <class S> void load_rows(const S* from, const Strides& strides, int64_t classes, const Span& span) {
+        const bool in_one_piece = !span.crosses && strides.inner == classes;
+        int64_t offset[ROWS];
+        span.offsets(strides, offset);
+        for (int64_t q = 0; q < span.panels(); q++)
+            load_panel(from, offset + q * LANES, in_one_piece, classes, span.rows_of(q), at(q));
+    }
+    template <class S> void store_rows(S* to, const Strides& strides, int64_t classes, const Span& span, bool past) {
+        const bool in_one_piece = !span.crosses && strides.inner == classes;
+        int64_t offset[ROWS];
+        span.offsets(strides, offset);
+        for (int64_t q = 0; q < span.panels(); q++)
+            store_panel(at(q), to, offset + q * LANES, in_one_piece, classes, span.rows_of(q), past);
+    }
 
     template <class S>
     void load_panel(const S* from, const int64_t* offset, bool in_one_piece, int64_t classes, int64_t rows, R* to) {
-        const int64_t n = LANES * classes, half = n / 2;
-        const R* first = spare;
-        if (rows < LANES || !in_one_piece) {
-            for (int64_t i = rows * classes; i < n; i++) spare[i] = 0;
-            for (int64_t l = 0; l < rows; l++)
-                for (int64_t k = 0; k < classes; k++) spare[l * classes + k] = widen(from[offset[l] + k]);
-        } else if constexpr (sizeof(S) == sizeof(R)) {
-            first = from + offset[0];
-        } else {
-            for (int64_t i = 0; i < n; i += LANES) widen_run(from + offset[0] + i, spare + i);
+        const int64_t half = LANES * classes / 2;
+        const R* dense = spare;
+        if constexpr (sizeof(S) == sizeof(R)) {
+            if (rows == LANES && classes >= Square<R>::SIDE)
+                return to_classes([&](int64_t l) { return from + offset[l]; }, classes, to);
         }
-        interleave(first, to, half);
+        if (rows == LANES && in_one_piece) {
+            dense = widen_dense(from + offset[0], LANES * classes);
+        } else {
+            for (int64_t i = rows * classes; i < LANES * classes; i++) spare[i] = 0;
+            for (int64_t l = 0; l < rows; l++) widen_row(from + offset[l], spare + l * classes, classes);
+        }
+        if (classes >= Square<R>::SIDE) return to_classes([&](int64_t l) { return dense + l * classes; }, classes, to);
+        interleave(dense, to, half);
         interleave(to, spare, half), interleave(spare, to, half);
         interleave(to, spare, half), interleave(spare, to, half);
+    }
+
+    // A whole number of runs, where they lie if they are R already.
+    template <class S> const R* widen_dense(const S* from, int64_t n) {
+        if constexpr (sizeof(S) == sizeof(R)) return from;
+        for (int64_t i = 0; i < n; i += LANES) widen_run(from + i, spare + i);
+        return spare;
     }
 
     template <class S>
@@ -150,14 +290,20 @@ template <class R> struct Tile {
         R* from, S* to, const int64_t* offset, bool in_one_piece, int64_t classes, int64_t rows, bool past
     ) {
         const int64_t half = LANES * classes / 2;
-        separate(from, spare, half), separate(spare, from, half);
-        separate(from, spare, half), separate(spare, from, half);
-        separate(from, spare, half);
+        if (classes >= Square<R>::SIDE) {
+            if constexpr (sizeof(S) == sizeof(R)) {
+                if (rows == LANES && !past) return to_rows(from, classes, [&](int64_t l) { return to + offset[l]; });
+            }
+            to_rows(from, classes, [&](int64_t l) { return spare + l * classes; });
+        } else {
+            separate(from, spare, half), separate(spare, from, half);
+            separate(from, spare, half), separate(spare, from, half);
+            separate(from, spare, half);
+        }
         if (rows == LANES && in_one_piece)
             return past ? stream(spare, to + offset[0], LANES * classes)
                         : ::store(spare, to + offset[0], LANES * classes);
-        for (int64_t l = 0; l < rows; l++)
-            for (int64_t k = 0; k < classes; k++) narrow(spare[l * classes + k], to[offset[l] + k]);
+        for (int64_t l = 0; l < rows; l++) narrow_row(spare + l * classes, to + offset[l], classes);
     }
 };
 
@@ -175,9 +321,7 @@ template <class S, class T> struct Rows : Span {
         out_target = at_row<T>(p, p.grad_target, p.grad_target_at, row);
     }
 
-    int64_t panels() const { return padded(rows) / LANES; }
     int64_t first_of(int64_t q) const { return row + q * LANES; }
-    int64_t rows_of(int64_t q) const { return rows - q * LANES < LANES ? rows - q * LANES : LANES; }
 };
 
 // The labels of LANES rows: class (0 where there is none), c[y] and 1 or 0 for rows that count or do not.
@@ -222,11 +366,11 @@ INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, in
     if (!here.t && p.smoothing == 0) return false;
     const Smoothing<R> smoothing(p);
     if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here);
-    else tile.lay_out(p.target_at, n);
+    else tile.lay_out(p.target_at, n, here);
     for (int64_t j = 0; j < n; j++) {
         const R c = smoothing.weight ? smoothing.weight[k + j] : R(1);
         const R even = smoothing.spread ? smoothing.spread[k + j] : R(1);
-        for (int64_t q = 0; q < ROWS / LANES; q++) {
+        for (int64_t q = 0; q < here.panels(); q++) {
             R* to = tile.at(q) + j * tile.pitch;
             if (here.t)
                 for (int l = 0; l < LANES; l++) to[l] = smoothing.of(to[l], c, even);
@@ -261,7 +405,7 @@ static void chain_panel(const Softmax& p, const R* x, int64_t pitch, R* slope, i
 template <class R, class S, class T>
 static void chain_tile(const Softmax& p, const Rows<S, T>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
     Tile<R> raw;
-    raw.lay_out(p.at, n);
+    raw.lay_out(p.at, n, here);
     if (p.cap > 0) raw.load(x, p.at, n, here);
     for (int64_t q = 0; q < here.panels(); q++)
         chain_panel(p, p.cap > 0 ? raw.at(q) : nullptr, raw.pitch, slopes.at(q), slopes.pitch, k, n);
@@ -279,9 +423,9 @@ template <class R> INLINE void penalise_run(const Softmax& p, const R* x, const 
 template <class R, class S, class T, class L, class F>
 INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&& labels, F&& f) {
     Tile<R> logits, weights;
-    for (int64_t k = 0; k < p.classes; k += CLASSES) {
-        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        logits.lay_out(p.at, n);
+    for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
+        const int64_t n = std::min(p.classes - k, most);
+        logits.lay_out(p.at, n, here);
         if (wanted) logits.load(here.x + k * p.at.classes, p.at, n, here);
         tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
@@ -338,7 +482,7 @@ template <class R> struct Sums {
         for (int l = 0; l < LANES; l++) from[l] = level[l];
         for (int64_t j = 0; j < n; j++) {
             X* here = x + j * pitch;
-            fetch(next[j], LANES * sizeof(S));
+            next.fetch(j);
             for (int l = 0; l < LANES; l++) {
                 const R e = add_exp(here[l], from[l], part[l], equal[l]);
                 if constexpr (KEEP) here[l] = e;
@@ -453,9 +597,8 @@ static void finish(
     sums[1] += here.t ? double(rows) : fold(label.weight);
     std::memcpy(static_cast<R*>(p.top) + row, sum.top, size_t(rows) * sizeof(R));
     std::memcpy(static_cast<R*>(p.log_sum) + row, log_sum, size_t(rows) * sizeof(R));
-    if (!p.loss) return;
-    std::memcpy(static_cast<R*>(p.loss) + row, loss, size_t(rows) * sizeof(R));
-    std::memcpy(static_cast<R*>(p.row_weight) + row, label.weight, size_t(rows) * sizeof(R));
+    if (p.loss) std::memcpy(static_cast<R*>(p.loss) + row, loss, size_t(rows) * sizeof(R));
+    if (p.row_weight) std::memcpy(static_cast<R*>(p.row_weight) + row, label.weight, size_t(rows) * sizeof(R));
 }
 
 // Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss and weight where each row has
@@ -466,8 +609,8 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
     Labels<R> label[ROWS / LANES];
     Sums<R> sum[ROWS / LANES];
     for (int64_t q = 0; q < here.panels(); q++) label[q].read(p, here.first_of(q), here.rows_of(q));
-    for (int64_t k = 0; k < p.classes; k += CLASSES) {
-        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+    for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
+        const int64_t n = std::min(p.classes - k, most);
         logits.load(here.x + k * p.at.classes, p.at, n, here);
         if (p.transformed())
             for (int64_t q = 0; q < here.panels(); q++) transform_panel(p, logits.at(q), logits.pitch, label[q], k, n);
@@ -475,7 +618,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
         for (int64_t q = 0; q < here.panels(); q++) {
             if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
             sum[q].raise(logits.at(q), logits.pitch, n, k == 0);
-            const Ahead next(here.x + k * p.at.classes, p.at, n, q);
+            const Ahead next(here.x + k * p.at.classes, p.at, p, n, q);
             sum[q].template add_exps<false, S>(logits.at(q), logits.pitch, n, next);
             if (p.entropy) sum[q].add_moments(logits.at(q), logits.pitch, k, n);
             if (weighted) sum[q].add_costs(logits.at(q), logits.pitch, weights.at(q), weights.pitch, n);
@@ -521,7 +664,7 @@ template <class R> struct Slopes {
     template <class S>
     void of_p(const R* x, int64_t pitch, R* __restrict out, int64_t to_pitch, int64_t n, Ahead next, Ahead to) const {
         for (int64_t j = 0; j < n; j++) {
-            fetch(next[j], LANES * sizeof(S)), fetch_to_write(to[j], LANES * sizeof(S));
+            next.fetch(j), to.fetch_to_write(j);
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = row(l).of_p(x[j * pitch + l]);
         }
     }
@@ -641,15 +784,15 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
         if (!here.t && !all) set_index_masses(p, here, q, slopes[q]);
     }
     if (here.t || all) sum_masses(p, here, slopes);
-    for (int64_t k = 0; k < p.classes; k += CLASSES) {
-        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+    for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
+        const int64_t n = std::min(p.classes - k, most);
         const S* x = here.x + k * p.at.classes;
         logits.load(x, p.at, n, here);
         for (int64_t q = 0; p.transformed() && q < here.panels(); q++)
             transform_panel(p, logits.at(q), logits.pitch, slopes[q].label, k, n);
         if (here.out_target) {
             const R* c = p.weight ? static_cast<const R*>(p.weight) + k : nullptr;
-            result.lay_out(p.grad_target_at, n);
+            result.lay_out(p.grad_target_at, n, here);
             for (int64_t q = 0; q < here.panels(); q++)
                 slopes[q].of_targets(p, logits.at(q), logits.pitch, c, result.at(q), result.pitch, n);
             result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here);
@@ -657,13 +800,13 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
         if (!here.out) continue;
         S* out = here.out + k * p.grad_at.classes;
         const bool weighted = tile_weights(p, here, k, n, weights);
-        result.lay_out(p.grad_at, n);
+        result.lay_out(p.grad_at, n, here);
         for (int64_t q = 0; q < here.panels(); q++) {
             const R *from = logits.at(q), *w = weights.at(q);
             R* to = result.at(q);
             const int64_t pitch = result.pitch;
             if (all) slopes[q].weigh(p, logits, weights, q, n);
-            slopes[q].template of_p<S>(from, logits.pitch, to, pitch, n, {x, p.at, n, q}, {out, p.grad_at, n, q});
+            slopes[q].template of_p<S>(from, logits.pitch, to, pitch, n, {x, p.at, p, n, q}, {out, p.grad_at, p, n, q});
             if (here.t || all)
                 slopes[q].template minus_weights<true>(from, logits.pitch, w, weights.pitch, to, pitch, n);
             else if (weighted)
@@ -748,9 +891,9 @@ template <class R, class S, class T> static void tile_both(const Softmax& p, int
     Sums<R> sum[ROWS / LANES];
     Slopes<R> slopes[ROWS / LANES];
     for (int64_t q = 0; q < here.panels(); q++) slopes[q].label.read(p, here.first_of(q), here.rows_of(q));
-    for (int64_t k = 0; k < p.classes; k += CLASSES) {
-        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
-        KeptTile<R>& to = kept[k / CLASSES];
+    for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
+        const int64_t n = std::min(p.classes - k, most);
+        KeptTile<R>& to = kept[k / most];
         to.e.load(here.x + k * p.at.classes, p.at, n, here);
         const bool weighted = tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
@@ -760,7 +903,7 @@ template <class R, class S, class T> static void tile_both(const Softmax& p, int
             if (!here.t) sum[q].pick_labels(x, to.e.pitch, label, k, n);
             sum[q].raise(x, to.e.pitch, n, k == 0);
             if (weighted) sum[q].add_costs(x, to.e.pitch, weights.at(q), weights.pitch, n);
-            sum[q].template add_exps<true, S>(x, to.e.pitch, n, Ahead(here.x + k * p.at.classes, p.at, n, q));
+            sum[q].template add_exps<true, S>(x, to.e.pitch, n, Ahead(here.x + k * p.at.classes, p.at, p, n, q));
             std::memcpy(to.level + q * LANES, sum[q].level, sizeof sum[q].level);
         }
     }
@@ -777,12 +920,12 @@ template <class R, class S, class T> static void tile_both(const Softmax& p, int
             at_y[q][l] = row.of_index(row.log_p(sum[q].at_y[l]));
         }
     }
-    for (int64_t k = 0; k < p.classes; k += CLASSES) {
-        const int64_t n = p.classes - k < CLASSES ? p.classes - k : CLASSES;
+    for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
+        const int64_t n = std::min(p.classes - k, most);
         const S* x = here.x + k * p.at.classes;
-        KeptTile<R>& from = kept[k / CLASSES];
+        KeptTile<R>& from = kept[k / most];
         const bool weighted = tile_weights(p, here, k, n, weights);
-        result.lay_out(p.grad_at, n);
+        result.lay_out(p.grad_at, n, here);
         for (int64_t q = 0; q < here.panels(); q++) {
             const SlopesOfE<R> of(slopes[q], sum[q], from.level + q * LANES);
             const R* w = weights.at(q);
