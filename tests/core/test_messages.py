@@ -39,7 +39,7 @@ SLIPS = [
     ("row weights", (X, Y), {"sample_weight": torch.ones(7)}, ["sample_weight", "(8,)", "(7,)"]),
     ("integer logits", (Y[:, None].expand(8, 5), Y), {}, ["torch.int64", "swap", "input.float()"]),
     ("labels as a list", (X, [0] * 8), {}, ["target must be a torch.Tensor", "builtins.list"]),
-    ("no such implementation", (X, Y), {"impl": "cuda"}, ["'eager', 'native', 'triton'", "'cuda'"]),
+    ("no such implementation", (X, Y), {"impl": "cuda"}, ["'eager', 'native', 'torch', 'triton'", "'cuda'"]),
     ("an integer result", (X, Y), {"out_dtype": torch.int64}, ["out_dtype", "torch.int64"]),
 ]  # fmt: skip
 

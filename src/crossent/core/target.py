@@ -117,6 +117,12 @@ class Target(NamedTuple):
         bias, mask = (t if t is None or t.dim() == 1 else t[rows] for t in (self.logit_bias, self.class_mask))
         return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
 
+    def some_pixels(self, pixels: slice) -> Target:
+        """Describe the target of some rows behind the classes, where those are one dimension."""
+        values, valid = self.values[..., pixels], None if self.valid is None else self.valid[..., pixels]
+        bias, mask = (t if t is None or t.dim() == 1 else t[..., pixels] for t in (self.logit_bias, self.class_mask))
+        return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
+
     def divisor(self, logits: Tensor) -> Tensor:
         """Compute what the mean divides by."""
         return ordered_sum(self.row_weights(logits.to(compute_dtype(logits, self.values))))
@@ -189,6 +195,12 @@ class BinaryTarget(NamedTuple):
     def special(self) -> tuple[str, ...]:
         """The options in use that torch's loss does not have, by name."""
         return (*self.settings.unusual(), *(["mask"] if self.mask is not None else []))
+
+    def some_rows(self, rows: slice) -> BinaryTarget:
+        """Describe the target of some slices of the first dimension."""
+        dims = self.values.dim()
+        parts = (t if t is None or t.dim() < dims or len(t) == 1 else t[rows] for t in self.tensors[1:])
+        return BinaryTarget(self.values[rows], *parts, settings=self.settings)
 
     def valid_elements(self) -> Tensor | None:
         """Mark the elements that count; None where all do."""

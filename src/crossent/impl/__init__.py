@@ -17,6 +17,7 @@ __all__ = ["choose", "choose_implementation", "formulas", "implementations", "lo
 HOMES = {
     "triton": None,
     "native": "crossent.impl.native",
+    "torch": "crossent.impl.operators",
     "eager": "crossent.impl.eager",
 }
 _LOADED: dict[str, Implementation] = {}
@@ -82,20 +83,32 @@ def choose_implementation(
     >>> choose_implementation(torch.zeros(2, 3), logit_bias=torch.zeros(2, 3))
     'eager'
     """
-    return choose(logits, impl, target, describe_options(loss, target, settings))
+    return choose(logits, impl, target, describe_options(loss, target, settings), loss_alone=True)
 
 
 def choose(
-    logits: Tensor, impl: str | None, target: Tensor | None = None, described: Target | BinaryTarget | None = None
+    logits: Tensor,
+    impl: str | None,
+    target: Tensor | None = None,
+    described: Target | BinaryTarget | None = None,
+    loss_alone: bool = False,
 ) -> str:
-    """Name the implementation for logits, a target and all else that a call says."""
+    """Name the implementation for logits, a target and all else that a call says.
+
+    ``loss_alone`` says that a loss is wanted as a whole, which autograd may differentiate itself.
+    """
     if impl is None:
         for name, each in _LOADED.items():
-            if each.refuses(logits, target, described) is None:
+            fits = each.chosen_for(logits) and (loss_alone or not each.differentiable)
+            if fits and each.refuses(logits, target, described) is None:
                 return name
     if impl not in _LOADED and impl not in _MISSING:
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, implementations()))}, got {impl!r}")
     reason = _MISSING.get(impl) or load(impl).refuses(logits, target, described)
+    if not reason and load(impl).differentiable and not loss_alone:
+        reason = (
+            f"the implementation {impl!r} gives the loss of a plain call as a whole, and nothing of what is asked here"
+        )
     if reason:
         raise RuntimeError(f"impl={impl!r} cannot run here: {reason}; use impl='eager' or leave it out")
     return impl

@@ -20,6 +20,9 @@ from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
+_TEACHERS_WORKSPACE = (
+    6  # tensors in float32, as large as a block of logits, that a teacher's probabilities take on their way
+)
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 4 << 20  # bytes of a piece of the head, or of its gradient, that is in float32 at a time
 
@@ -91,7 +94,7 @@ def counted(head: Head, target: Target) -> Tensor | None:
 def block_size(head: Head, plan: Plan, size: int) -> int:
     """Say how many of ``size`` rows are taken at a time, so that blocks are as even as they can be."""
     logits = head.input.dtype.itemsize + (plan.target.values.dtype.itemsize if plan.teacher is not None else 0)
-    workspace = formulas.IMPLEMENTATION.workspace if plan.teacher is not None else load(plan.impl).workspace
+    workspace = _TEACHERS_WORKSPACE if plan.teacher is not None else load(plan.impl).workspace
     logits += 4 * workspace
     most = max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
     return ceil(size / ceil(size / most)) if size else 1
@@ -163,6 +166,33 @@ class WidePieces:
                 sums[k : k + self.step].addmm_(columns.t(), x, beta=0.0 if first else 1.0)
             else:
                 sums[k : k + self.step] = columns.t() @ x
+
+
+_MULTIPLIES_TO_FLOAT32: dict[str, bool] = {}  # which devices have such products, as the first try told
+
+
+def accumulate_in_float32(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:
+    """Add ``gᵀ x`` of half precision to sums in float32 by one product, or put it there; False on the CPU, which has none.
+
+    Where another device has none that leaves its sums in float32, each block's product is rounded once, as torch rounds that of
+    all rows: there are few blocks.
+    """
+    device = g.device.type
+    if device == "cpu" or sums.dtype != torch.float32 or g.dtype.itemsize >= 4:
+        return False
+    if _MULTIPLIES_TO_FLOAT32.get(device, True):
+        try:
+            if first:
+                torch.mm(g.t(), x, out_dtype=torch.float32, out=sums)
+            else:
+                torch.addmm(sums, g.t(), x, out_dtype=torch.float32, out=sums)
+            return True
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError, TypeError):
+            _MULTIPLIES_TO_FLOAT32[device] = False
+    sums.copy_(g.t() @ x) if first else sums.add_(g.t() @ x)
+    return True
 
 
 def wide_pieces(weight: Tensor, rows: int, impl: str) -> WidePieces | None:
@@ -262,7 +292,7 @@ class Gradients:
                 self.weight.addmm_(g.t(), x)
             return
         # The product of a block, rounded to half precision, would lose what the sum over blocks is to keep.
-        if load(self.impl).accumulate(g, x, self.weight, first):
+        if load(self.impl).accumulate(g, x, self.weight, first) or accumulate_in_float32(g, x, self.weight, first):
             return
         if self.pieces is None:
             self.pieces = WidePieces(self.head.weight, g.shape[0])

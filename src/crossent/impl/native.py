@@ -12,7 +12,7 @@ import os
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -175,6 +175,16 @@ def _new_like(x: Tensor) -> Tensor:
     return new(x.shape, torch.empty_like(x, device="meta").stride(), x.dtype)
 
 
+def _new_numbers(logits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return an empty tensor of the dtype of sums: float32, or float64 for such logits."""
+    return logits.new_empty(shape) if logits.dtype.itemsize >= 4 else logits.new_empty(shape, dtype=torch.float32)
+
+
+def _new_lse(logits: Tensor) -> Tensor:
+    shape = (2, *logits.shape[:1], *logits.shape[2:])
+    return _new_numbers(logits, shape) if logits.nbytes < _LARGE else new(shape, None, _wide(logits))
+
+
 def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
     """Return where the gradient of x is to be written: new memory, or that of x where each number lies there for itself.
 
@@ -191,50 +201,67 @@ def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
     """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor; see the eager implementation."""
-    dtype = _wide(logits)
     rows = logits.shape[:1] + logits.shape[2:]
     none = reduction == "none"
-    loss = torch.empty(rows if none else (), dtype=dtype, device=_CPU)
-    row_weight = torch.empty(rows, dtype=dtype, device=_CPU) if none else None
-    lse = new((2, *rows), None, dtype)
+    loss = _new_numbers(logits, rows if none else ())
+    row_weight = _new_numbers(logits, rows) if none else None
     if logits.numel() == 0:
         nothing = torch.nan if reduction == "mean" else 0.0
-        return Forward(loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse.zero_())
-    values = target.values.contiguous() if target.indices else target.values
-    weight, member = _weight(target.weight, dtype), _member(target, dtype, logits.shape[1])
-    for copied in (False, True):
-        if copied:
-            logits, values = logits.contiguous(), values.contiguous()
-        total = _native.softmax_forward(
-            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing,
-            _native.REDUCTIONS[reduction], loss, row_weight, lse, member,
-        )  # fmt: skip
-        if total is not None:
-            break
-    assert total is not None
+        lse = _new_lse(logits).zero_()
+        return Forward(loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse)
+    total, lse = _forward(logits, target, _native.REDUCTIONS[reduction], loss, row_weight)
     return Forward(loss, total if row_weight is None else row_weight, lse)
+
+
+def losses_of_rows(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """Compute the loss of each row and its lse."""
+    loss = _new_numbers(logits, logits.shape[:1] + logits.shape[2:])
+    return loss, _forward(logits, target, _native.REDUCTIONS["none"], loss, None)[1]
+
+
+def _forward(
+    logits: Tensor, target: Target, reduction: int, loss: Tensor, row_weight: Tensor | None, statistics: Any = None
+) -> tuple[float, Tensor]:
+    """Run the forward kernels; return the sum of the rows' weights and lse."""
+    values, weight, _, _, _, settings = target
+    if not values.is_floating_point():
+        values = values.contiguous()
+    wide, lse = loss.dtype, _new_lse(logits)
+    member = None if target.plain else _member(target, wide, logits.shape[1])
+    weight = None if weight is None else _weight(weight, wide)
+    options = (weight, settings.ignore_index, settings.label_smoothing, reduction)
+    memory = (loss, row_weight, lse, member, statistics)
+    total = _native.softmax_forward(logits, values, *options, *memory)
+    if total is None:
+        total = _native.softmax_forward(logits.contiguous(), values.contiguous(), *options, *memory)
+        assert total is not None
+    return total, lse
 
 
 def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     """Compute the statistics of each row in one pass."""
-    dtype, rows = _wide(logits), logits.shape[:1] + logits.shape[2:]
-    loss, row_weight, entropy, log_prob = (torch.empty(rows, dtype=dtype, device=_CPU) for _ in range(4))
-    lse, correct = new((2, *rows), None, dtype), torch.empty(rows, dtype=torch.uint8, device=_CPU)
-    weight, member = _weight(target.weight, dtype), _member(target, dtype, logits.shape[1])
-    values = target.values.contiguous() if target.indices else target.values
-    for copied in (False, True):
-        if copied:
-            logits, values = logits.contiguous(), values.contiguous()
-        total = _native.softmax_forward(
-            logits, values, weight, target.settings.ignore_index, target.settings.label_smoothing,
-            _native.REDUCTIONS["none"], loss, row_weight, lse, member, _StatisticsMemory(entropy, log_prob, correct),
-        )  # fmt: skip
-        if total is not None:
-            break
+    rows = logits.shape[:1] + logits.shape[2:]
+    loss, row_weight, entropy, log_prob = (_new_numbers(logits, rows) for _ in range(4))
+    correct = torch.empty(rows, dtype=torch.uint8, device=_CPU)
+    memory = _StatisticsMemory(entropy, log_prob, correct)
+    _, lse = _forward(logits, target, _native.REDUCTIONS["none"], loss, row_weight, memory)
     sums = lse[0] + lse[1]
     if target.indices:
         sums.masked_fill_(target.values == target.settings.ignore_index, 0.0)
-    return RowStatistics(loss, sums, log_prob, entropy, row_weight, correct.to(dtype))
+    return RowStatistics(loss, sums, log_prob, entropy, row_weight, correct.to(loss.dtype))
+
+
+def gradient_of_rows(grad: Tensor, logits: Tensor, target: Target, lse: Tensor) -> Tensor:
+    """Compute the gradient for the logits from those of ``losses_of_rows``, with as few steps as a small call bears."""
+    values, weight, _, _, _, settings = target
+    if weight is None and settings is PLAIN:
+        grad = (grad if grad.dtype == lse.dtype else grad.to(lse.dtype)).contiguous()
+        gradient = _new_like(logits)
+        if _native.softmax_backward(grad, 1.0, logits, values, None, lse, -100, 0.0, gradient, None, None):
+            return gradient
+    some = cross_entropy_backward(grad, logits, target, lse).logits
+    assert some is not None
+    return some
 
 
 def cross_entropy_backward(
@@ -259,7 +286,7 @@ def cross_entropy_backward(
     )
     if logits.numel() == 0:
         return Gradients(_new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None)
-    grad_logits = _gradient(logits, values, inplace) if needs[0] else None
+    grad_logits = (_gradient(logits, values, True) if inplace else _new_like(logits)) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
     member = _member(target, dtype, logits.shape[1])
     if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, member):
@@ -346,6 +373,8 @@ class _Elements(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
+        if logits.is_contiguous() and target.weight is None and target.pos_weight is None:
+            return cls(logits, target.values.contiguous(), None, None, [])
         order, strides = list(range(logits.dim())), list(logits.stride())
         if not logits.is_contiguous():
             order.sort(key=lambda d: (-strides[d], d))
@@ -365,7 +394,7 @@ class _Elements(NamedTuple):
 
     def back(self, x: Tensor) -> Tensor:
         """Put the dimensions into the caller's order."""
-        if self.order == sorted(self.order):
+        if not self.order or self.order == sorted(self.order):
             return x
         return x.permute([self.order.index(d) for d in range(x.dim())])
 
@@ -399,7 +428,8 @@ def binary_cross_entropy_backward(
         return _new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None
     given = _Elements.of(logits, target)
     if grad.dim() > 0:
-        grad = grad.to(_wide(logits)).permute(given.order).contiguous()
+        grad = grad.to(_wide(logits))
+        grad = (grad.permute(given.order) if given.order else grad).contiguous()
     inplace = inplace and given.logits.data_ptr() == logits.data_ptr()
     grad_target = _new_like(given.target) if needs[1] else None
     grad_logits = _gradient(given.logits, given.target, inplace) if needs[0] else None
@@ -441,17 +471,24 @@ class Native(Implementation):
     name = "native"
     refuses = staticmethod(refuses)
     cross_entropy_forward = staticmethod(cross_entropy_forward)
+    losses_of_rows = staticmethod(losses_of_rows)
+    gradient_of_rows = staticmethod(gradient_of_rows)
     cross_entropy_backward = staticmethod(cross_entropy_backward)
     statistics = staticmethod(cross_entropy_statistics)
     binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(binary_cross_entropy_backward)
-    fuses = has_short_way = True
+    has_short_way = True
     cross_entropy_sum = staticmethod(cross_entropy_sum)
     binary_cross_entropy_sum = staticmethod(binary_cross_entropy_sum)
     takes_as_they_are = staticmethod(_native.ordinary)
     takes_binary_as_they_are = staticmethod(_native.ordinary_binary)
+    holds = staticmethod(_native.holds)
     scale = staticmethod(scale)
     accumulate = staticmethod(accumulate)
+
+    def fuses(self, logits: Tensor) -> bool:
+        """Sums and means form their gradient with the loss."""
+        return True
 
     def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
         """Return an empty tensor, a large one in recycled memory."""

@@ -64,10 +64,10 @@ class Implementation:
     """One way to compute the family."""
 
     name: str
-    fuses = False
-    """Whether ``cross_entropy_sum`` and ``binary_cross_entropy_sum`` form the gradient in the pass of the loss."""
     has_short_way = False
     """Whether ``takes_as_they_are`` and ``takes_binary_as_they_are`` are worth asking."""
+    differentiable = False
+    """Whether it gives losses that autograd differentiates, and nothing else: no gradients, statistics or blocks of a head."""
     workspace = 0
     """How many tensors in float32, as large as a block of logits, the operations on a head's block make on their way."""
 
@@ -77,11 +77,30 @@ class Implementation:
         """Say why it cannot take these logits, this target and what else the call says, or None if it can."""
         return None
 
+    def chosen_for(self, logits: Tensor) -> bool:
+        """Whether it is chosen for such logits where no name is given."""
+        return True
+
+    def fuses(self, logits: Tensor) -> bool:
+        """Whether ``cross_entropy_sum`` and ``binary_cross_entropy_sum`` form the gradient of such logits with the loss."""
+        return False
+
     # --- softmax ------------------------------------------------------------------------------------------------------
 
     def cross_entropy_forward(self, logits: Tensor, target: Target, reduction: str) -> Forward:
         """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor."""
         raise NotImplementedError
+
+    def losses_of_rows(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """Compute the loss of each row and its lse without the weights."""
+        loss, _, lse = self.cross_entropy_forward(logits, target, "none")
+        return loss, lse
+
+    def gradient_of_rows(self, grad: Tensor, logits: Tensor, target: Target, lse: Tensor) -> Tensor:
+        """Compute the gradient for the logits from those of ``losses_of_rows``."""
+        gradient = self.cross_entropy_backward(grad, logits, target, lse).logits
+        assert gradient is not None
+        return gradient
 
     def cross_entropy_backward(
         self,
@@ -89,7 +108,7 @@ class Implementation:
         logits: Tensor,
         target: Target,
         lse: Tensor,
-        needs: tuple[bool, ...],
+        needs: tuple[bool, ...] = (True, False, False, False),
         divisor: float | Tensor = 1.0,
         inplace: bool = False,
     ) -> Gradients:
@@ -122,6 +141,10 @@ class Implementation:
 
     def takes_binary_as_they_are(self, logits: Any, target: Any) -> bool:
         """The same of ``binary_cross_entropy_sum``."""
+        return False
+
+    def holds(self, number: Tensor, value: float | None) -> bool:
+        """Whether it sees at once that a plain 0-d tensor holds this number; False where it would have to look longer."""
         return False
 
     def scale(self, gradient: Tensor, factor: float) -> None:

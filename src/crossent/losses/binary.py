@@ -103,7 +103,6 @@ def binary_cross_entropy_with_logits(
     )  # fmt: skip
     if (
         not torch.compiler.is_compiling()
-        and (reduction == "mean" or reduction == "sum")
         and type(label_smoothing) is float
         and label_smoothing == 0.0
         and all(each is None for each in more)
@@ -112,7 +111,7 @@ def binary_cross_entropy_with_logits(
         and not inplace_forward
         and watch.current() is None
     ):
-        quick = quick_binary_cross_entropy(input, target, reduction == "mean")
+        quick = quick_binary_cross_entropy(input, target, reduction)
         if quick is not None:
             return quick
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
@@ -122,7 +121,7 @@ def binary_cross_entropy_with_logits(
     settings = BinarySettings.of(ignore_index=ignore_index, label_smoothing=label_smoothing, penalty=penalty)
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
-    name = choose(input, impl, target, described)
+    name = choose(input, impl, target, described, loss_alone=True)
     place = gradient_place(inplace_backward, inplace_forward, input)
     loss = _reduced(input, described, rows, name, place)
     loss = loss if loss.dtype == dtype else loss.to(dtype)

@@ -47,7 +47,8 @@ from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
 
-MAX_BYTES = 128 << 20  # of a block of logits
+MAX_BYTES = 128 << 20  # of a block of logits on the CPU
+MAX_BYTES_ELSEWHERE = 1 << 30  # on a GPU, whose products want many rows
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
 
@@ -111,7 +112,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     options: object = None,
     shift: int = 0,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     **more: Unpack[LinearOptions],
 ) -> Tensor:
     r"""Compute the cross entropy of the logits ``h Wᵀ + b``, in nats, a block of rows at a time.
@@ -236,7 +237,7 @@ def linear_plan(
 
     >>> h, W = torch.zeros(4096, 8), torch.zeros(50257, 8)
     >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
-    (22, 187, 37592236)
+    (7, 586, 117802408)
     """
     call = _understand(input, linear_weight, target, dict(arguments))
     why = _at_once(call)
@@ -261,7 +262,7 @@ def _understand(
     if isinstance(linear_weight, nn.Module):
         input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     _check_head(input, linear_weight, linear_bias)
-    max_bytes = _BYTES("max_bytes", arguments.get("max_bytes", MAX_BYTES))
+    max_bytes = _bytes_of_a_block(arguments.get("max_bytes"), input)
     shift = _SHIFT("shift", arguments.get("shift", 0))
     assert isinstance(linear_weight, Tensor)
     input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
@@ -441,7 +442,13 @@ def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
     return logits <= FEW and logits * input.dtype.itemsize <= max_bytes
 
 
-def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -> bool:
+def _bytes_of_a_block(max_bytes: Any, input: Tensor) -> int:
+    if max_bytes is None:
+        return MAX_BYTES if input.device.type == "cpu" else MAX_BYTES_ELSEWHERE
+    return _BYTES("max_bytes", max_bytes)
+
+
+def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int | None) -> bool:
     """Recognise a call of few logits with nothing unusual about it, where understanding it would take longer than the rest."""
     return (
         type(target) is Tensor
@@ -453,8 +460,8 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int) -
         and input.layout is weight.layout is torch.strided
         and target.dim() == 1
         and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
-        and type(max_bytes) is int
-        and _few(input.shape[0] * weight.shape[0], input, max_bytes)
+        and (max_bytes is None or type(max_bytes) is int)
+        and _few(input.shape[0] * weight.shape[0], input, MAX_BYTES if max_bytes is None else max_bytes)
     )
 
 

@@ -32,7 +32,7 @@ from crossent.core.settings import (
 from crossent.core.target import Teacher
 from crossent.losses.binary import binary_cross_entropy_with_logits
 from crossent.losses.heads import head_of
-from crossent.losses.linear import MAX_BYTES, linear_cross_entropy
+from crossent.losses.linear import linear_cross_entropy
 from crossent.losses.named import distillation_loss, multilabel_cross_entropy, sigmoid_focal
 from crossent.losses.softmax import cross_entropy
 
@@ -402,7 +402,7 @@ class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
     """
 
     takes = LinearModuleOptions
-    defaults: ClassVar[dict[str, Any]] = {"ignore_index": None, "max_bytes": MAX_BYTES, "out_features": ()}
+    defaults: ClassVar[dict[str, Any]] = {"ignore_index": None, "max_bytes": None, "out_features": ()}
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ def reduced_cross_entropy(
     impl: str | None = None,
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
-    name = choose(logits, impl, target.values, target)
+    name = choose(logits, impl, target.values, target, loss_alone=True)
     how = reduction.how
     if reduction.sample_weight is not None:
         how = "none"

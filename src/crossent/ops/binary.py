@@ -15,7 +15,8 @@ from crossent.core.reduction import compute_dtype, over
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
 from crossent.ops import validation
-from crossent.ops.fused import Call, Fused, forms_gradient
+from crossent.ops.fused import Fused, forms_gradient
+from crossent.ops.lean import Call, Unreduced
 from crossent.ops.library import (
     BINARY_TARGET,
     Operator,
@@ -148,21 +149,37 @@ class BinaryCrossEntropy(Function):
         return _TransformedBinaryCrossEntropy.jvp(ctx, *tangents)
 
 
+def _differentiable(grad: Tensor, logits: Tensor, target: BinaryTarget, divisor: float) -> Tensor:
+    gradient: Tensor = _EAGER.binary_cross_entropy_backward(grad, logits, target, divisor=divisor)[0]
+    return gradient
+
+
 class FusedBinaryCrossEntropy(Fused):
     """A sum over a divisor of plain tensors, with its gradient."""
 
+    record, differentiable = BinaryTarget, staticmethod(_differentiable)
+
     @staticmethod
-    def compute(logits, tensors, call, dtype, factor, inplace):
-        target = BinaryTarget._make((*tensors, call.settings))
+    def compute(logits, target, call, dtype, factor, inplace):
         return call.implementation.binary_cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
 
+
+class UnreducedBinaryCrossEntropy(Unreduced):
+    """The losses of plain tensors' elements."""
+
+    record, differentiable = BinaryTarget, staticmethod(_differentiable)
+
     @staticmethod
-    def differentiable(grad, logits, tensors, call):
-        target = BinaryTarget._make((*tensors, call.settings))
-        return _EAGER.binary_cross_entropy_backward(grad, logits, target, divisor=call.divided)[0]
+    def losses(logits, target, call):
+        return call.implementation.binary_cross_entropy_forward(logits, target, False), None
+
+    @staticmethod
+    def gradient(grad, logits, target, kept, call):
+        return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0]
 
 
-apply_fused = FusedBinaryCrossEntropy.lean(BinaryCrossEntropy._backward_cls.__name__)
+_NODE = BinaryCrossEntropy._backward_cls.__name__
+apply_fused, apply_unreduced = FusedBinaryCrossEntropy.lean(_NODE), UnreducedBinaryCrossEntropy.lean(_NODE)
 
 
 def binary_cross_entropy(
@@ -171,11 +188,13 @@ def binary_cross_entropy(
     """Compute the loss of every element, or the sum over a divisor."""
     arguments = (logits, *target.tensors, target.settings, reduce, divisor, impl)
     loss: Tensor
+    implementation = load(impl)
+    if implementation.differentiable:
+        return implementation.binary_cross_entropy_forward(logits, target, reduce, divisor)
     if plain(logits, *target.tensors):
-        implementation = load(impl)
-        if reduce and implementation.fuses and forms_gradient(logits, *target.tensors):
-            dtype, call = compute_dtype(logits, target.values), Call(target.settings, divisor, implementation)
-            loss, _ = apply_fused(logits, target.tensors, call, dtype, place)
+        if reduce and implementation.fuses(logits) and forms_gradient(logits, *target.tensors):
+            dtype = compute_dtype(logits, target.values)
+            loss, _ = apply_fused(logits, target, Call(divisor, implementation), dtype, place)
             return loss
         loss = BinaryCrossEntropy.apply(*arguments, place != "beside")
     elif by_formula():

@@ -12,9 +12,9 @@ from torch import Tensor
 from crossent.core.settings import PLAIN, PLAIN_BINARY, Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl import with_short_way
-from crossent.ops.binary import apply_fused as apply_binary
-from crossent.ops.fused import Call, kept_as_they_are, quiet
-from crossent.ops.softmax import CrossEntropy, apply_fused
+from crossent.impl.protocol import Implementation
+from crossent.ops import binary, softmax
+from crossent.ops.lean import Call, kept_as_they_are, quiet
 
 _IMPLEMENTATION = with_short_way()
 
@@ -23,47 +23,52 @@ def quick_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: str
 ) -> Tensor | None:
     """Compute the loss if an implementation takes the arguments just as they came, with nothing to check."""
-    if _IMPLEMENTATION is None or not quiet():
+    if _IMPLEMENTATION is None or reduction not in ("mean", "sum", "none") or not quiet():
         return None
     if not _IMPLEMENTATION.takes_as_they_are(logits, target, weight, ignore_index):
         return None
     usual = ignore_index == -100 and label_smoothing == 0.0
     settings = PLAIN if usual else Settings(ignore_index, label_smoothing)
-    mean, wants_gradient = reduction == "mean", logits.requires_grad and torch.is_grad_enabled()
+    described = Target(target, weight, None, None, None, settings)
     try:
-        if not mean and reduction != "sum":
-            return _of_rows(logits, target, weight, settings) if reduction == "none" else None
-        if not wants_gradient:
-            described = Target(target, weight, None, None, None, settings)
-            return _IMPLEMENTATION.cross_entropy_sum(logits, described, mean, logits.dtype, None).loss
-        if not kept_as_they_are():
-            return None
-        tensors, call = (target, weight, None, None, None), Call(settings, mean, _IMPLEMENTATION)
-        loss: Tensor = apply_fused(logits, tensors, call, logits.dtype, "beside")[0]
-        return loss
+        return _cross_entropy(logits, described, reduction, _IMPLEMENTATION)
     except RuntimeError:
-        Target(target, settings=settings).raise_if_out_of_range(logits.shape[1])
+        described.raise_if_out_of_range(logits.shape[1])
         raise
 
 
-def _of_rows(logits: Tensor, target: Tensor, weight: Tensor | None, settings: Settings) -> Tensor:
-    assert _IMPLEMENTATION is not None
-    if target.dtype != torch.int64 and not target.is_floating_point():
-        target = target.long()
-    name = _IMPLEMENTATION.name
-    loss: Tensor = CrossEntropy.apply(logits, target, weight, None, None, None, settings, "none", name, False)[0]
-    return loss if loss.dtype == logits.dtype else loss.to(logits.dtype)
+def _cross_entropy(logits: Tensor, target: Target, reduction: str, implementation: Implementation) -> Tensor | None:
+    mean, dtype, loss = reduction == "mean", logits.dtype, None
+    wants_gradient = logits.requires_grad and torch.is_grad_enabled()
+    if reduction == "none":
+        if wants_gradient:
+            loss = softmax.apply_unreduced(logits, target, Call(False, implementation), dtype)
+        else:
+            loss = implementation.losses_of_rows(logits, target)[0].to(dtype)
+    elif not wants_gradient:
+        loss = implementation.cross_entropy_sum(logits, target, mean, dtype, None).loss
+    elif kept_as_they_are():
+        loss = softmax.apply_fused(logits, target, Call(mean, implementation), dtype, "beside")[0]
+    return loss
 
 
-def quick_binary_cross_entropy(logits: Tensor, target: Tensor, mean: bool) -> Tensor | None:
-    """Compute the sum or mean of binary losses without weights in the same way."""
-    if _IMPLEMENTATION is None or not quiet() or not _IMPLEMENTATION.takes_binary_as_they_are(logits, target):
+def quick_binary_cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor | None:
+    """Compute binary losses without weights in the same way."""
+    implementation = _IMPLEMENTATION
+    if implementation is None or reduction not in ("mean", "sum", "none") or not quiet():
         return None
-    divisor = float(logits.numel()) if mean else 1.0
-    if not (logits.requires_grad and torch.is_grad_enabled()):
-        return _IMPLEMENTATION.binary_cross_entropy_sum(logits, BinaryTarget(target), divisor, logits.dtype, None).loss
-    if not kept_as_they_are():
+    if not implementation.takes_binary_as_they_are(logits, target):
         return None
-    call = Call(PLAIN_BINARY, divisor, _IMPLEMENTATION)
-    loss: Tensor = apply_binary(logits, (target, None, None, None), call, logits.dtype, "beside")[0]
+    described, dtype, loss = BinaryTarget(target, None, None, None, PLAIN_BINARY), logits.dtype, None
+    divisor = float(logits.numel()) if reduction == "mean" else 1.0
+    wants_gradient = logits.requires_grad and torch.is_grad_enabled()
+    if reduction == "none":
+        if wants_gradient:
+            loss = binary.apply_unreduced(logits, described, Call(1.0, implementation), dtype)
+        else:
+            loss = implementation.binary_cross_entropy_forward(logits, described, False).to(dtype)
+    elif not wants_gradient:
+        loss = implementation.binary_cross_entropy_sum(logits, described, divisor, dtype, None).loss
+    elif kept_as_they_are():
+        loss = binary.apply_fused(logits, described, Call(divisor, implementation), dtype, "beside")[0]
     return loss

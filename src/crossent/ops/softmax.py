@@ -28,7 +28,8 @@ from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
 from crossent.ops import validation
-from crossent.ops.fused import Call, Fused, forms_gradient
+from crossent.ops.fused import Fused, forms_gradient
+from crossent.ops.lean import Call, Unreduced
 from crossent.ops.library import (
     TARGET,
     Operator,
@@ -180,6 +181,28 @@ class _CompiledCrossEntropy(Function):
         return (*where_asked(both, needs[:2]), None, None, *_NOTHING_MORE)
 
 
+class _TracedCrossEntropy(_CompiledCrossEntropy):
+    """The same in torch operations, which a compiler joins to a few kernels where there are none of ours."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, values, weight, logit_bias, class_mask, valid, settings, reduction):
+        target = Target(values, weight, logit_bias, class_mask, valid, settings)
+        return _EAGER.cross_entropy_forward(logits, target, reduction)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _CompiledCrossEntropy.setup_context(ctx, (*inputs, _EAGER.name), output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, *tensors, lse, divisor = ctx.saved_tensors
+        target, needs = Target._make((*tensors, ctx.settings)), (*ctx.needs_input_grad[:4],)
+        by = 1.0 if divisor is None else divisor
+        return (*_EAGER.cross_entropy_backward(grad, logits, target, lse, needs, by), *_NOTHING_MORE[1:])
+
+
 @forward_operator.differentiate
 def _(logits, target, reduction, impl):
     return _CompiledCrossEntropy.apply(logits, *target.tensors, target.settings, reduction, impl)
@@ -274,36 +297,55 @@ class CrossEntropy(Function):
         return over(tangent, ctx.divisor) if ctx.mean else (tangent, None)
 
 
+def _differentiable(grad: Tensor, logits: Tensor, target: Target, mean: bool) -> Tensor:
+    """Compute the gradient for the logits of plain tensors, whose class indices may have any integer dtype."""
+    if target.indices:
+        target = target._replace(values=target.values.long())
+    divisor = target.divisor(logits) if mean else 1.0
+    gradient: Tensor = _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
+    return gradient
+
+
 class FusedCrossEntropy(Fused):
     """The sum or mean over plain tensors, with its gradient."""
 
+    record, differentiable = Target, staticmethod(_differentiable)
+
     @staticmethod
-    def compute(logits, tensors, call, dtype, factor, inplace):
-        target = Target._make((*tensors, call.settings))
+    def compute(logits, target, call, dtype, factor, inplace):
         return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
 
+
+class UnreducedCrossEntropy(Unreduced):
+    """The losses of plain tensors' rows."""
+
+    record, differentiable = Target, staticmethod(_differentiable)
+
     @staticmethod
-    def differentiable(grad, logits, tensors, call):
-        values, *others = tensors
-        values = values if values.is_floating_point() else values.long()  # kernels take every integer
-        target = Target._make((values, *others, call.settings))
-        divisor = target.divisor(logits) if call.divided else 1.0
-        return _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
+    def losses(logits, target, call):
+        return call.implementation.losses_of_rows(logits, target)
+
+    @staticmethod
+    def gradient(grad, logits, target, lse, call):
+        return call.implementation.gradient_of_rows(grad, logits, target, lse)
 
 
-apply_fused = FusedCrossEntropy.lean(CrossEntropy._backward_cls.__name__)
+_NODE = CrossEntropy._backward_cls.__name__
+apply_fused, apply_unreduced = FusedCrossEntropy.lean(_NODE), UnreducedCrossEntropy.lean(_NODE)
 
 
 def cross_entropy(
     logits: Tensor, target: Target, reduction: str, impl: str, place: Place = "beside"
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
-    mean, tensors = reduction == "mean", target.tensors
+    mean, tensors, implementation = reduction == "mean", target.tensors, load(impl)
+    if implementation.differentiable:
+        loss, row_weight, _ = implementation.cross_entropy_forward(logits, target, reduction)
+        return loss, None if mean else _as_tensor(row_weight, loss)
     if plain(logits, *tensors):
-        implementation = load(impl)
-        if reduction != "none" and implementation.fuses and forms_gradient(logits, *tensors):
+        if reduction != "none" and implementation.fuses(logits) and forms_gradient(logits, *tensors):
             dtype = compute_dtype(logits, target.values)
-            loss, total = explained(_fused, logits, target, Call(target.settings, mean, implementation), dtype, place)
+            loss, total = explained(apply_fused, logits, target, Call(mean, implementation), dtype, place)
             return loss, None if mean else _as_tensor(total, loss)
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result
@@ -320,13 +362,11 @@ def cross_entropy(
             return (divide(loss, divisor, "nan"), None) if mean else (loss, divisor)
         x = logits.to(compute_dtype(logits, target.values))
         return loss, target.row_weights(x).squeeze(1)
-    loss, row_weight, _ = forward_operator(logits, target, reduction, impl)
+    if impl == _EAGER.name and torch.compiler.is_dynamo_compiling():
+        loss, row_weight, _ = _TracedCrossEntropy.apply(logits, *tensors, target.settings, reduction)
+    else:
+        loss, row_weight, _ = forward_operator(logits, target, reduction, impl)
     return loss, None if mean else row_weight
-
-
-def _fused(logits: Tensor, target: Target, call: Call, dtype: torch.dtype, place: Place) -> tuple[Tensor, float]:
-    both: tuple[Tensor, float] = apply_fused(logits, target.tensors, call, dtype, place)
-    return both
 
 
 def _in_onnx(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Tensor | None]:

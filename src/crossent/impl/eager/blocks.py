@@ -1,0 +1,276 @@
+"""The losses where nobody differentiates their operations: a block of rows at a time, so that what is formed on the way is small.
+
+The formulas of ``softmax`` and ``binary`` form half a dozen tensors as large as the logits. Over a block those stay in a cache,
+and take a sixteenth of the logits' memory at most. The losses of class indices have a shorter way, in place, over ``p`` itself:
+
+    p' = p without the true class        rest = Σ p' = 1 - p_y
+    L = -log1p(-rest)                    ∂L/∂x = p',  and  -rest  at the true class
+
+in which nothing cancels where ``p_y`` is next to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent.core.modes import plain, readable
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
+from crossent.core.target import BinaryTarget, Target
+from crossent.impl.eager import binary, softmax
+from crossent.impl.eager.pieces import class_sum
+from crossent.impl.protocol import Forward, Gradients, Sum
+
+_CACHED = 1 << 17  # elements a thread, which stay near it and are worth the calls of a dozen operations
+_SHARE = 16  # of the logits that a block on another device may be: six tensors in float32 are less than the logits
+_LAUNCHED, _LARGEST = 1 << 20, 1 << 24  # elements that are worth a launch, and elements that are enough
+
+
+def like_logits(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what has the shape and device of logits, and takes no memory."""
+    return logits.new_empty((), dtype=dtype).expand(logits.shape)
+
+
+def room(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
+    """Return where the gradient of x is written: new memory, or that of x where each number lies there for itself."""
+    if not inplace or torch._debug_has_internal_overlap(x) != 0 or x.is_neg():
+        return torch.empty_like(x)
+    shared = x.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
+    return torch.empty_like(x) if shared else x.detach()
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether blocks will do: nothing looks on, and nothing is to be differentiated by autograd."""
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return not wanted and plain(*tensors)
+
+
+def _size(x: Tensor) -> int:
+    """How many elements a block of these logits has."""
+    if x.is_cpu:
+        return _CACHED * torch.get_num_threads()
+    return min(max(x.numel() // _SHARE, _LAUNCHED), _LARGEST)
+
+
+# --- softmax ----------------------------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """Some rows: their logits and target, and where they are among ``(N, d1 · d2 ...)``."""
+
+    logits: Tensor
+    target: Target
+    at: tuple[slice, ...]
+
+
+def _flat(x: Tensor | None, dims: int) -> Tensor | None:
+    return x if x is None or x.dim() <= dims else x.flatten(dims - 1)
+
+
+class Blocks:
+    """The rows of a call, block by block: some of the batch, or where one of the batch is a large image, some of its pixels."""
+
+    def __init__(self, logits: Tensor, target: Target) -> None:
+        per_class = (target.logit_bias, target.class_mask)
+        bias, mask = (t if t is None or t.dim() == 1 else _flat(t, 3) for t in per_class)
+        values = _flat(target.values, 2 if target.indices else 3)
+        assert values is not None
+        self.logits = logits if logits.dim() <= 3 else logits.flatten(2)
+        self.target = target._replace(values=values, logit_bias=bias, class_mask=mask, valid=_flat(target.valid, 2))
+        self.rows = self.logits.shape[:1] + self.logits.shape[2:]
+        self.pixels = logits.shape[2:]
+
+    def __iter__(self) -> Iterator[Block]:
+        x, most = self.logits, _size(self.logits)
+        of_one = max(1, x.shape[1:].numel())
+        step = max(1, most // of_one)
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            part, target = x[rows], self.target.some_rows(rows)
+            if x.dim() < 3 or of_one <= most:
+                yield Block(part, target, (rows,))
+                continue
+            width = max(1, most // x.shape[1])
+            for first in range(0, x.shape[2], width):
+                pixels = slice(first, first + width)
+                yield Block(part[..., pixels], target.some_pixels(pixels), (rows, pixels))
+
+    def whole(self, flat: Tensor, dims: int) -> Tensor:
+        """Give a tensor whose pixels are one dimension, the last one of ``dims``, those of the call."""
+        return flat.unflatten(dims - 1, self.pixels) if len(self.pixels) > 1 else flat
+
+
+def _part(tensor: Tensor, block: Block) -> Tensor:
+    """Return the part of a tensor of the logits' shape that belongs to a block."""
+    rows, *pixels = block.at
+    return tensor[rows][..., pixels[0]] if pixels else tensor[rows]
+
+
+def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
+    """Compute what ``softmax.cross_entropy_forward`` does."""
+    blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
+    loss, row_weight = (logits.new_empty(blocks.rows, dtype=dtype) for _ in range(2))
+    lse = logits.new_empty((2, *blocks.rows), dtype=dtype)
+    for block in blocks:
+        found = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
+        loss[block.at], row_weight[block.at], lse[(slice(None), *block.at)] = found
+    loss, row_weight, lse = blocks.whole(loss, 2), blocks.whole(row_weight, 2), blocks.whole(lse, 3)
+    if reduction != "none":
+        loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
+    return Forward(divide(loss, row_weight, "nan") if reduction == "mean" else loss, row_weight, lse)
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: Target,
+    lse: Tensor,
+    needs: tuple[bool, ...],
+    divisor: float | Tensor,
+    inplace: bool,
+) -> Gradients:
+    """Compute the gradients for logits and target as ``softmax.cross_entropy_backward`` does."""
+    blocks, g = Blocks(logits, target), over(grad, divisor)
+    lse = lse.flatten(2) if lse.dim() > 3 else lse
+    g = g if g.dim() < 2 else g.flatten(1)
+    on_logits = room(blocks.logits, blocks.target.values, inplace) if needs[0] else None
+    on_target = torch.empty_like(blocks.target.values) if needs[1] else None
+    for block in blocks:
+        of_rows = g if g.dim() == 0 else g[block.at]
+        found = softmax.cross_entropy_backward(
+            of_rows, block.logits, block.target, lse[(slice(None), *block.at)], needs
+        )
+        for to, part in ((on_logits, found.logits), (on_target, found.target)):
+            if to is not None and part is not None:
+                _part(to, block).copy_(part)
+    return Gradients(*(None if to is None else blocks.whole(to, 3) for to in (on_logits, on_target)))
+
+
+def cross_entropy_sum(
+    logits: Tensor, target: Target, mean: bool, dtype: torch.dtype | None, factor: float | None, inplace: bool
+) -> Sum:
+    """Compute a sum or mean and a factor times its gradient; see the protocol."""
+    if factor is None:
+        forward = cross_entropy_forward(logits, target, "mean" if mean else "sum")
+        return Sum(None if dtype is None else forward.loss.to(dtype), float(forward.row_weight), None)
+    wide = compute_dtype(logits, target.values)
+    blocks = Blocks(logits, target)
+    total = ordered_sum(target.row_weights(like_logits(logits, wide)))
+    g = over(total.new_full((), factor), total if mean else 1.0)
+    gradient = room(blocks.logits, blocks.target.values, inplace)
+    short = target.indices and target.plain and target.settings.label_smoothing == 0
+    loss = (_of_indices if short else _by_formula)(blocks, g, gradient)
+    whole = ordered_sum(loss)
+    if mean:
+        whole = divide(whole, total, "nan")
+    return Sum(None if dtype is None else whole.to(dtype), float(total), blocks.whole(gradient, 3))
+
+
+def _by_formula(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
+    """Write the gradient, and return the losses of the rows."""
+    loss = blocks.logits.new_empty(blocks.rows, dtype=g.dtype)
+    for block in blocks:
+        loss[block.at], _, lse = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
+        found = softmax.cross_entropy_backward(g, block.logits, block.target, lse).logits
+        assert found is not None
+        _part(gradient, block).copy_(found)
+    return loss
+
+
+def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
+    """Write the gradient of class indices, and return the losses of the rows: what stands at the top of this file."""
+    ignored, y, weight = blocks.target.labels(like_logits(blocks.logits, g.dtype))
+    gone = ignored | (weight == 0)
+    some_gone = not readable(gone) or bool(gone.any())
+    by = (g * weight).masked_fill_(gone, 0.0)
+    top, at_y, top_p, rest = torch.empty((4, *weight.shape), dtype=g.dtype, device=g.device)
+    for block in blocks:
+        x, label = block.logits.to(g.dtype), _part(y, block)
+        if some_gone:
+            x = x.masked_fill(_part(gone, block), 0.0)
+        _part(top, block).copy_(x.amax(1, keepdim=True))
+        _part(at_y, block).copy_(x.gather(1, label))
+        p = x.softmax(1)
+        _part(top_p, block).copy_(p.amax(1, keepdim=True))
+        others = _part(rest, block).copy_(class_sum(p.scatter_(1, label, 0.0)))
+        factor = _part(by, block)
+        _part(gradient, block).copy_(p.mul_(factor).scatter_(1, label, -factor * others))
+    log_sum = -top_p.log()  # of Σ e^{x - top}, and nan where there is no softmax
+    log_p = torch.where(rest < 0.5, (-rest).log1p(), (at_y - top) - log_sum)
+    return times(weight, -log_p).squeeze(1)
+
+
+# --- sigmoid ----------------------------------------------------------------------------------------------------------
+
+
+class _Elements(NamedTuple):
+    """The tensors of a binary loss, and how many slices of their first dimension make a block."""
+
+    logits: Tensor
+    target: BinaryTarget
+    step: int
+
+    @classmethod
+    def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
+        per_slice = max(1, logits.numel() // max(1, len(logits)))
+        return cls(logits, target, max(1, _size(logits) // per_slice))
+
+    def parts(self) -> Iterator[tuple[slice, Tensor, BinaryTarget]]:
+        """Return block by block which slices they are, their logits and their target."""
+        for start in range(0, len(self.logits), self.step):
+            rows = slice(start, start + self.step)
+            yield rows, self.logits[rows], self.target.some_rows(rows)
+
+
+def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float) -> Tensor:
+    """Compute what ``binary.binary_cross_entropy_forward`` does."""
+    dtype = compute_dtype(logits, target.values)
+    if not reduce:
+        loss = torch.empty_like(logits, dtype=dtype)
+        for rows, x, some in _Elements.of(logits, target).parts():
+            loss[rows] = binary.binary_cross_entropy_forward(x, some, False)
+        return loss
+    sums = [binary.binary_cross_entropy_forward(x, some, True) for _, x, some in _Elements.of(logits, target).parts()]
+    return divide(ordered_sum(torch.stack(sums)), divisor, "nan")
+
+
+def binary_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, target: BinaryTarget, needs: tuple[bool, bool], divisor: float, inplace: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Compute what ``binary.binary_cross_entropy_backward`` does."""
+    on_logits = room(logits, target.values, inplace) if needs[0] else None
+    on_target = torch.empty_like(target.values) if needs[1] else None
+    for rows, x, some in _Elements.of(logits, target).parts():
+        g = grad if grad.dim() == 0 else grad[rows]
+        found = binary.binary_cross_entropy_backward(g, x, some, needs, divisor)
+        for to, part in zip((on_logits, on_target), found, strict=True):
+            if to is not None and part is not None:
+                to[rows] = part
+    return on_logits, on_target
+
+
+def binary_cross_entropy_sum(
+    logits: Tensor,
+    target: BinaryTarget,
+    divisor: float,
+    dtype: torch.dtype | None,
+    factor: float | None,
+    inplace: bool,
+) -> Sum:
+    """Compute a sum over a divisor and a factor times its gradient; see the protocol."""
+    if factor is None:
+        loss = binary_cross_entropy_forward(logits, target, True, divisor)
+        return Sum(None if dtype is None else loss.to(dtype), divisor, None)
+    gradient = room(logits, target.values, inplace)
+    g = logits.new_full((), factor, dtype=compute_dtype(logits, target.values))
+    sums = []
+    for rows, x, some in _Elements.of(logits, target).parts():
+        sums.append(binary.binary_cross_entropy_forward(x, some, True))
+        found = binary.binary_cross_entropy_backward(g, x, some, divisor=divisor)[0]
+        assert found is not None
+        gradient[rows] = found
+    loss = divide(ordered_sum(torch.stack(sums)), divisor, "nan")
+    return Sum(None if dtype is None else loss.to(dtype), divisor, gradient)

@@ -1,0 +1,99 @@
+"""Autograd Functions that are told of nothing but the logits, and how they see that nothing else is wanted.
+
+A Function over every argument of a loss costs a small call more than its kernel does. Here the logits are the one tensor that
+autograd follows. The others do not require grad, and are saved so that autograd refuses what was modified in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from crossent.impl.protocol import Implementation
+from crossent.ops.library import like
+
+# Bound once, since a small call takes hardly longer than looking them up.
+_tracing = torch._C._get_tracing_state
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_autocast = torch._C._is_any_autocast_enabled
+_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_grad_enabled = torch.is_grad_enabled
+_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def quiet() -> bool:
+    """Whether nothing looks on or transforms, or decides dtypes: no tracer, mode, transform, forward-mode level or autocast."""
+    return (
+        forward_ad._current_level < 0 and not _tracing() and not _modes() and not _transforms() and not _autocast()
+    )  # fmt: skip
+
+
+def kept_as_they_are() -> bool:
+    """Whether autograd keeps tensors as they are: hooks that move or recompute what is saved would not see a gradient."""
+    return _saved_tensor_hooks(False) is None
+
+
+def needs_formula(grad: Tensor) -> bool:
+    """Whether a gradient has to be computed in torch operations: it is differentiated, transformed or batched itself."""
+    return (
+        _grad_enabled() or forward_ad._current_level >= 0 or bool(_tracing()) or _transforms() or _modes() or _batched(grad)
+    )  # fmt: skip
+
+
+class Call(NamedTuple):
+    """Beside its tensors: what a loss is divided by (a softmax loss asks whether it is a mean), and who computes it."""
+
+    divided: Any
+    implementation: Implementation
+
+
+class Lean(Function):
+    """A loss of which autograd is told nothing but the logits.
+
+    A subclass has ``record``, what its target is, and ``differentiable(grad, logits, target, divided)``, the gradient for the
+    logits in torch operations.
+    """
+
+    record: Any
+
+    @staticmethod
+    def differentiable(grad: Tensor, logits: Tensor, target: Any, divided: Any) -> Tensor:
+        """Compute the gradient in torch operations, which can be differentiated and transformed again."""
+        raise NotImplementedError
+
+    @classmethod
+    def lean(cls, name: str) -> Any:
+        """Return ``apply`` without what torch.func needs, and settle what the node looks up in several places."""
+        cls._backward_cls.apply = cls.backward  # type: ignore[attr-defined]
+        cls._backward_cls.__name__ = name  # which autograd shows
+        return super(Function, cls).apply  # type: ignore[misc]
+
+
+class Unreduced(Lean):
+    """The losses of rows or elements, each for itself.
+
+    A subclass has ``losses(logits, target, call)``, which also returns a tensor that the gradient needs or None, and
+    ``gradient(grad, logits, target, kept, call)``.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, target, call, dtype):
+        losses, kept = ctx._forward_cls.losses(logits, target, call)
+        ctx.call, ctx.settings = call, target.settings
+        ctx.save_for_backward(logits, *target.tensors, kept)
+        return losses if losses.dtype == dtype else losses.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, *tensors, kept = ctx.saved_tensors
+        kind = ctx._forward_cls
+        target = kind.record(*tensors, ctx.settings)
+        if needs_formula(grad):
+            gradient = kind.differentiable(grad, logits, target, ctx.call.divided)
+        else:
+            gradient = like(kind.gradient(grad, logits, target, kept, ctx.call), logits)
+        return gradient, None, None, None
