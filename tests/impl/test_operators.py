@@ -121,3 +121,23 @@ def test_every_derivative_and_transform_is_torchs():
         torch.testing.assert_close(take(ours)(x.detach()), take(theirs)(x.detach()))
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), theirs(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("impl", ["torch", "eager"])
+def test_a_compiler_makes_a_few_kernels_of_a_plain_call(impl):
+    """Forward and backward are traced, and not hidden in an operator, so that Inductor joins them: at most 8 kernels."""
+    from torch._inductor.utils import run_and_get_code
+
+    x, y = problem((64, 50), torch.float32)
+    compiled = torch.compile(lambda x: crossent.cross_entropy(x, y, impl=impl), fullgraph=True)
+
+    def step():
+        (gradient,) = torch.autograd.grad(compiled(x), x)
+        return gradient
+
+    gradient, codes = run_and_get_code(step)
+    kernels = sum(code.count("= async_compile.") for code in codes)
+    assert 2 <= kernels <= 8
+    assert not any("crossent" in line and "torch.ops" in line for code in codes for line in code.splitlines())
+    torch.testing.assert_close(gradient, torch.autograd.grad(F.cross_entropy(x, y), x)[0])

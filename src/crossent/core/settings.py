@@ -334,8 +334,8 @@ DOCUMENTATION = {
     "options": "accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.",
     "shift": """1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.
         Nothing is copied. The unreduced loss has that many positions less.""",
-    "max_bytes": "how large the logits of a block may be; None is 128 MiB on the CPU and 1 GiB on a GPU. The rest of what is made on "
-    "the way is small.",
+    "max_bytes": """how large the logits of a block may be; None is 128 MiB on the CPU and 1 GiB on a GPU. The rest of what is
+        made on the way is small.""",
     "inplace_backward": """allow the backward pass to write the gradient over the logits, which then takes no memory and the
         least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so for plain
         tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.""",

@@ -19,6 +19,11 @@ _own_numbers = attrgetter(*(name for name in Settings.names if name not in TORCH
 _NO_OWN_NUMBERS = _own_numbers(PLAIN)
 
 
+def stand_in(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what has the shape and device of logits, and takes no memory."""
+    return logits.new_empty((), dtype=dtype).expand(logits.shape)
+
+
 class Target(NamedTuple):
     """All that a call of ``cross_entropy`` says about its logits ``(N, C, d1, ...)``: the one thing that implementations take.
 
@@ -125,7 +130,7 @@ class Target(NamedTuple):
 
     def divisor(self, logits: Tensor) -> Tensor:
         """Compute what the mean divides by."""
-        return ordered_sum(self.row_weights(logits.to(compute_dtype(logits, self.values))))
+        return ordered_sum(self.row_weights(stand_in(logits, compute_dtype(logits, self.values))))
 
     def raise_if_out_of_range(self, num_classes: int) -> None:
         """Raise an IndexError that names the first class index outside ``[0, C)``, if there is one to be read."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossent.core.reduction import compute_dtype, divide, ordered_sum
-from crossent.core.target import BinaryTarget, Target
+from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.protocol import Forward, Implementation
 
 
@@ -48,8 +48,7 @@ class Operators(Implementation):
             label_smoothing=settings.label_smoothing,
         )  # fmt: skip
         if reduction == "none":
-            row_weight = target.row_weights(logits.new_empty((), dtype=dtype).expand(logits.shape))
-            return Forward(losses, row_weight.squeeze(1), losses)
+            return Forward(losses, target.row_weights(stand_in(logits, dtype)).squeeze(1), losses)
         total, divisor = ordered_sum(losses.to(dtype)), target.divisor(logits)
         return Forward(divide(total, divisor, "nan") if reduction == "mean" else total, divisor, losses)
 

@@ -8,11 +8,13 @@ another implementation. To add one, write a file with a subclass of :class:`Impl
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from crossent.core.reduction import times
 from crossent.core.target import BinaryTarget, Target
 
 
@@ -148,8 +150,11 @@ class Implementation:
         return False
 
     def scale(self, gradient: Tensor, factor: float) -> None:
-        """Multiply a gradient in its place."""
-        gradient.mul_(factor)
+        """Multiply a gradient in its place; what is 0, such as that of an ignored row, stays 0 whatever the factor."""
+        if isfinite(factor):
+            gradient.mul_(factor)
+        else:
+            gradient.copy_(times(gradient, gradient.new_tensor(factor)))
 
     def statistics(self, logits: Tensor, target: Target) -> RowStatistics:
         """Compute the statistics of each row without a derivative."""

@@ -88,7 +88,7 @@ class Eager(Implementation):
         self, logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float = 1.0
     ) -> Tensor:
         """Compute the losses, in blocks where nobody differentiates what is done."""
-        if logits.numel() == 0 or logits.dim() == 0 or not blocks.takes(logits, *target.tensors):
+        if not blocks.takes(logits, *target.tensors):
             return binary.binary_cross_entropy_forward(logits, target, reduce, divisor)
         return blocks.binary_cross_entropy_forward(logits, target, reduce, divisor)
 
@@ -102,7 +102,7 @@ class Eager(Implementation):
         inplace: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the gradients."""
-        if logits.numel() == 0 or logits.dim() == 0 or not blocks.takes(grad, logits, *target.tensors):
+        if not blocks.takes(grad, logits, *target.tensors):
             return binary.binary_cross_entropy_backward(grad, logits, target, needs, divisor)
         return blocks.binary_cross_entropy_backward(grad, logits, target, needs, divisor, inplace)
 

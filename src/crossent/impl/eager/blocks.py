@@ -1,37 +1,35 @@
 """The losses where nobody differentiates their operations: a block of rows at a time, so that what is formed on the way is small.
 
 The formulas of ``softmax`` and ``binary`` form half a dozen tensors as large as the logits. Over a block those stay in a cache,
-and take a sixteenth of the logits' memory at most. The losses of class indices have a shorter way, in place, over ``p`` itself:
+or take less memory than one tensor as large as the logits. The losses of class indices have a shorter way, in place, over
+``p`` itself:
 
     p' = p without the true class        rest = Σ p' = 1 - p_y
     L = -log1p(-rest)                    ∂L/∂x = p',  and  -rest  at the true class
 
-in which nothing cancels where ``p_y`` is next to 1.
+in which nothing cancels where ``p_y`` is next to 1. Elsewhere ``rest`` is taken as ``1 - p_y``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from crossent.core.modes import plain, readable
 from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
-from crossent.core.target import BinaryTarget, Target
+from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.eager import binary, softmax
 from crossent.impl.eager.pieces import class_sum
 from crossent.impl.protocol import Forward, Gradients, Sum
 
-_CACHED = 1 << 17  # elements a thread, which stay near it and are worth the calls of a dozen operations
-_SHARE = 16  # of the logits that a block on another device may be: six tensors in float32 are less than the logits
+_CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth the calls of a dozen operations
+_SHARE = (
+    10  # blocks at least on another device: what is formed of one, eight tensors in float32, is less than the gradient
+)
 _LAUNCHED, _LARGEST = 1 << 20, 1 << 24  # elements that are worth a launch, and elements that are enough
-
-
-def like_logits(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what has the shape and device of logits, and takes no memory."""
-    return logits.new_empty((), dtype=dtype).expand(logits.shape)
 
 
 def room(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
@@ -43,15 +41,17 @@ def room(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether blocks will do: nothing looks on, and nothing is to be differentiated by autograd."""
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return not wanted and plain(*tensors)
+    """Whether blocks will do: nothing looks on, and nothing is differentiated or batched by autograd."""
+    some = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in some):
+        return False
+    return plain(*some) and not any(map(torch._C._functorch.is_legacy_batchedtensor, some))
 
 
 def _size(x: Tensor) -> int:
     """How many elements a block of these logits has."""
     if x.is_cpu:
-        return _CACHED * torch.get_num_threads()
+        return _CACHED
     return min(max(x.numel() // _SHARE, _LAUNCHED), _LARGEST)
 
 
@@ -156,12 +156,11 @@ def cross_entropy_sum(
     if factor is None:
         forward = cross_entropy_forward(logits, target, "mean" if mean else "sum")
         return Sum(None if dtype is None else forward.loss.to(dtype), float(forward.row_weight), None)
-    wide = compute_dtype(logits, target.values)
     blocks = Blocks(logits, target)
-    total = ordered_sum(target.row_weights(like_logits(logits, wide)))
+    total = target.divisor(logits)
     g = over(total.new_full((), factor), total if mean else 1.0)
     gradient = room(blocks.logits, blocks.target.values, inplace)
-    short = target.indices and target.plain and target.settings.label_smoothing == 0
+    short = target.indices and target.plain and target.settings.label_smoothing == 0 and logits.numel() > 0
     loss = (_of_indices if short else _by_formula)(blocks, g, gradient)
     whole = ordered_sum(loss)
     if mean:
@@ -182,7 +181,7 @@ def _by_formula(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
 
 def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
     """Write the gradient of class indices, and return the losses of the rows: what stands at the top of this file."""
-    ignored, y, weight = blocks.target.labels(like_logits(blocks.logits, g.dtype))
+    ignored, y, weight = blocks.target.labels(stand_in(blocks.logits, g.dtype))
     gone = ignored | (weight == 0)
     some_gone = not readable(gone) or bool(gone.any())
     by = (g * weight).masked_fill_(gone, 0.0)
@@ -195,7 +194,9 @@ def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
         _part(at_y, block).copy_(x.gather(1, label))
         p = x.softmax(1)
         _part(top_p, block).copy_(p.amax(1, keepdim=True))
-        others = _part(rest, block).copy_(class_sum(p.scatter_(1, label, 0.0)))
+        not_y = 1 - p.gather(1, label)  # to one rounding, but for where p_y is next to 1
+        others = class_sum(p.scatter_(1, label, 0.0))
+        others = _part(rest, block).copy_(torch.where(others < 0.5, others, not_y))
         factor = _part(by, block)
         _part(gradient, block).copy_(p.mul_(factor).scatter_(1, label, -factor * others))
     log_sum = -top_p.log()  # of Σ e^{x - top}, and nan where there is no softmax
@@ -215,11 +216,13 @@ class _Elements(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
-        per_slice = max(1, logits.numel() // max(1, len(logits)))
-        return cls(logits, target, max(1, _size(logits) // per_slice))
+        return cls(logits, target, max(1, _size(logits) // max(1, logits.shape[1:].numel())))
 
-    def parts(self) -> Iterator[tuple[slice, Tensor, BinaryTarget]]:
-        """Return block by block which slices they are, their logits and their target."""
+    def parts(self) -> Iterator[tuple[Any, Tensor, BinaryTarget]]:
+        """Return block by block where it is, its logits and its target."""
+        if self.logits.dim() == 0 or self.logits.numel() == 0:
+            yield ..., self.logits, self.target
+            return
         for start in range(0, len(self.logits), self.step):
             rows = slice(start, start + self.step)
             yield rows, self.logits[rows], self.target.some_rows(rows)
@@ -233,7 +236,11 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
         for rows, x, some in _Elements.of(logits, target).parts():
             loss[rows] = binary.binary_cross_entropy_forward(x, some, False)
         return loss
-    sums = [binary.binary_cross_entropy_forward(x, some, True) for _, x, some in _Elements.of(logits, target).parts()]
+    parts = _Elements.of(logits, target).parts()
+    return _total([binary.binary_cross_entropy_forward(x, some, True) for _, x, some in parts], divisor)
+
+
+def _total(sums: list[Tensor], divisor: float) -> Tensor:
     return divide(ordered_sum(torch.stack(sums)), divisor, "nan")
 
 
@@ -272,5 +279,4 @@ def binary_cross_entropy_sum(
         found = binary.binary_cross_entropy_backward(g, x, some, divisor=divisor)[0]
         assert found is not None
         gradient[rows] = found
-    loss = divide(ordered_sum(torch.stack(sums)), divisor, "nan")
-    return Sum(None if dtype is None else loss.to(dtype), divisor, gradient)
+    return Sum(None if dtype is None else _total(sums, divisor).to(dtype), divisor, gradient)

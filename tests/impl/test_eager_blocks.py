@@ -1,0 +1,190 @@
+"""The eager implementation in blocks: the same numbers as over all rows at once, and no more memory than torch's own operator."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import crossent
+from crossent.impl.eager import blocks
+
+SHAPES = {"rows": (50, 7), "images": (3, 5, 4, 6), "one image": (1, 5, 9, 8), "a row": (1, 300)}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "pixels apart": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2) if x.dim() > 3 else x,
+    "every second": lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
+}
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1},
+    "weights": {"weight": True},
+    "no weight for some": {"weight": True, "zero": True},
+    "z-loss": {"z_loss": 0.1},
+    "temperature and cap": {"temperature": 2.0, "softcap": 3.0},
+    "focal": {"penalty": crossent.Focal(2.0)},
+    "bias": {"logit_bias": True},
+    "mask": {"class_mask": True},
+}
+
+
+def problem(shape, layout, dtype, soft):
+    generator = torch.Generator().manual_seed(5)
+    x = LAYOUTS[layout](torch.randn(shape, generator=generator).mul(4).to(dtype))
+    if soft:
+        return x, torch.rand(shape, generator=generator).to(dtype)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    y.view(-1)[1::4] = -100
+    return x, y
+
+
+def written_out(options, shape, dtype):
+    generator, given = torch.Generator().manual_seed(6), dict(options)
+    zero = given.pop("zero", False)
+    if given.get("weight"):
+        given["weight"] = torch.rand(shape[1], generator=generator).to(dtype)
+        if zero:
+            given["weight"][::2] = 0.0
+    if given.get("logit_bias"):
+        given["logit_bias"] = torch.randn(shape[1], generator=generator).to(dtype)
+    if given.get("class_mask"):
+        given["class_mask"] = torch.arange(shape[1]) != 1
+    return given
+
+
+def everything(x, y, soft, **options):
+    """Return the loss and the gradients of logits and of probabilities."""
+    x, y = x.detach().requires_grad_(), y.clone().requires_grad_() if soft else y
+    loss = crossent.cross_entropy(x, y, impl="eager", **options)
+    grads = torch.autograd.grad(loss.sum(), [x, y] if soft else [x])
+    return [loss.detach(), *grads]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_are_the_whole(shape, name, reduction, soft, monkeypatch):
+    size, dtype = SHAPES[shape], torch.float64
+    options = written_out(OPTIONS[name], size, dtype) | {"reduction": reduction}
+    for layout in LAYOUTS if name == "plain" else ("channels_last",):
+        x, y = problem(size, layout, dtype, soft)
+        monkeypatch.setattr(blocks, "_CACHED", 1 << 20)
+        whole = everything(x, y, soft, **options)
+        monkeypatch.setattr(blocks, "_CACHED", 11)
+        parts = everything(x, y, soft, **options)
+        monkeypatch.setattr(blocks, "takes", lambda *_: False)
+        formula = everything(x, y, soft, **options)
+        monkeypatch.undo()
+        for a, b, c in zip(parts, whole, formula, strict=True):
+            strides = zip(a.shape, a.stride(), b.stride(), c.stride(), strict=True)
+            assert all(s == 1 or one == two == three for s, one, two, three in strides)
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(50, 7), (40,), (2, 3, 4)])
+def test_binary_blocks_are_the_whole(shape, reduction, monkeypatch):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    t = torch.rand(shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    more = {"weight": t.roll(1), "pos_weight": x[..., :1].exp() if x.dim() > 1 else x.exp(), "mask": t > 0.2}
+    results = []
+    for size in (1 << 20, 3):
+        monkeypatch.setattr(blocks, "_CACHED", size)
+        leaves = [x.clone().requires_grad_(), t.clone().requires_grad_()]
+        loss = crossent.binary_cross_entropy_with_logits(*leaves, reduction=reduction, impl="eager", **more)
+        results.append([loss.detach(), *torch.autograd.grad(loss.sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("margin", [0.0, 16.0, 17.0, 40.0, 60.0])
+def test_a_confident_row_keeps_its_accuracy(margin, dtype):
+    """To a few roundings of float32, or the one of the dtype in which the result comes."""
+    x = torch.zeros(3, 5, dtype=dtype)
+    x[:, 0] = margin
+    y = torch.tensor([0, 0, 1])
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    ours = crossent.cross_entropy(x, y, reduction="sum", impl="eager")
+    right = torch.where(y == 0, (4 * torch.tensor(-margin).double().exp()).log1p(), exact[:, 0] - exact[:, 1])
+    right = right + torch.where(y == 0, 0.0, (4 * torch.tensor(-margin).double().exp()).log1p())
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0.0}
+    torch.testing.assert_close(ours.double(), right.sum(), **tolerance)
+    (on_x,), rest = torch.autograd.grad(ours, x), torch.tensor(-margin).double().exp()
+    p = torch.cat([torch.ones(1).double(), rest.expand(4)]) / (1 + 4 * rest)
+    torch.testing.assert_close(on_x[0].double(), torch.cat([-4 * p[1:2], p[1:]]), **tolerance)
+
+
+def test_an_ignored_row_may_hold_anything():
+    x = torch.randn(4, 3, dtype=torch.float32)
+    x[1], x[2, 0] = torch.nan, torch.inf
+    y, c = torch.tensor([0, -100, 2, 1]), torch.tensor([1.0, 1.0, 0.0])  # row 2 has no weight
+    for reduction in ("mean", "sum"):
+        a = x.clone().requires_grad_()
+        loss = crossent.cross_entropy(a, y, c, reduction=reduction, impl="eager")
+        assert loss.isfinite()
+        (gradient,) = torch.autograd.grad(loss, a)
+        assert not gradient[1:3].any()
+        assert gradient[[0, 3]].isfinite().all()
+
+
+CHILD = """
+import sys
+import torch
+import crossent
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+def draw(n, c):
+    x = torch.randn(n, c).to(getattr(torch, sys.argv[1])).requires_grad_()
+    return x, torch.randint(c, (n,)) if soft == "indices" else x.detach().softmax(1)
+
+def step(x, y):
+    if sys.argv[2] == "torch":
+        torch.nn.functional.cross_entropy(x, y).backward()
+    else:
+        crossent.cross_entropy(x, y, impl="eager", **options).backward()
+
+torch.set_num_threads(1)
+soft, options = sys.argv[3], eval(sys.argv[4])
+step(*draw(16, 4000))  # what libraries take once
+x, y = draw(4096, 4000)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+step(x, y)
+print((peak() - before) / x.numel())
+"""
+
+
+def bytes_an_element(dtype: str, who: str, soft: str = "indices", options: str = "{}") -> float:
+    command = [sys.executable, "-c", CHILD, dtype, who, soft, options]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plain_call_takes_no_more_than_torchs(dtype):
+    assert bytes_an_element(dtype, "crossent") <= 1.1 * bytes_an_element(dtype, "torch")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")
+@pytest.mark.parametrize(
+    ("soft", "options"),
+    [
+        ("indices", "{'penalty': crossent.Focal(2.0), 'label_smoothing': 0.1}"),
+        ("indices", "{'softcap': 30.0, 'z_loss': 1e-4, 'class_mask': torch.arange(4000) > 3}"),
+        ("probabilities", "{'temperature': 2.0}"),
+    ],
+)
+def test_the_family_takes_eight_bytes_an_element_at_most(soft, options):
+    assert bytes_an_element("float32", "crossent", soft, options) <= 8
