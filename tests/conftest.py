@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from interpreter import INTERPRETED, mend
 
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+    if INTERPRETED:
+        mend()
 
 
 @pytest.fixture(autouse=True)

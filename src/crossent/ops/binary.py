@@ -152,9 +152,11 @@ class FusedBinaryCrossEntropy(Fused):
     """A sum over a divisor of plain tensors, with its gradient."""
 
     @staticmethod
-    def compute(logits, tensors, call, dtype, factor, inplace):
+    def compute(logits, tensors, call, dtype, factor, inplace, *formed):
         target = BinaryTarget._make((*tensors, call.settings))
-        return call.implementation.binary_cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
+        return call.implementation.binary_cross_entropy_sum(
+            logits, target, call.divided, dtype, factor, inplace, *formed
+        )
 
     @staticmethod
     def differentiable(grad, logits, tensors, call):

@@ -111,7 +111,20 @@ def _taken(ctx: Any) -> Tensor | None:
     return gradient
 
 
-def _formed(ctx: Any, factor: float) -> Tensor:
+def _on_the_device(ctx: Any, factor: Tensor) -> Tensor:
+    """Return the gradient for a factor that is not read here: what was formed for 1 becomes it by a kernel that looks first."""
+    gradient = _taken(ctx)
+    if gradient is None:
+        return _formed(ctx, factor)
+    if ctx.place == "over in forward":
+        ctx.call.implementation.scale(gradient, factor)
+        return gradient
+    logits, *tensors = _saved(ctx)
+    formed: Tensor = ctx._forward_cls.compute(logits, tensors, ctx.call, None, factor, False, gradient).gradient
+    return formed
+
+
+def _formed(ctx: Any, factor: float | Tensor) -> Tensor:
     """Form the gradient in backward."""
     logits, *tensors = _saved(ctx)
     over = ctx.place == "over in backward"
@@ -133,7 +146,7 @@ class Fused(Function):
     """A sum or a mean of which autograd is told nothing but the logits.
 
     The rest does not require grad, and is saved so that autograd refuses what was modified in place where it is needed again.
-    A subclass has ``compute(logits, tensors, call, dtype, factor, inplace)``, which asks the implementation for a
+    A subclass has ``compute(logits, tensors, call, dtype, factor, inplace, *formed)``, which asks the implementation for a
     :class:`~crossent.impl.protocol.Sum`, and ``differentiable(grad, logits, tensors, call)``, the gradient in torch operations.
     """
 
@@ -142,6 +155,8 @@ class Fused(Function):
         if place == "over in forward" and logits.dtype == torch.float16:  # a loss scaler's factor comes in backward
             place = "over in backward"
         over, factor = place == "over in forward", None if place == "over in backward" else _expect(logits.dtype)
+        if not call.implementation.waits and factor is not None:  # what backward brought the last time is on the device
+            factor = 1.0
         if over and factor is not None and not _scales_exactly(factor):  # it cannot be formed again
             factor = 1.0
         loss, total, gradient = ctx._forward_cls.compute(logits, tensors, call, dtype, factor, over)
@@ -152,6 +167,8 @@ class Fused(Function):
         if over:
             tell_if_in_place(gradient, logits)
             ctx.version = ctx.gradients[0]._version
+        if isinstance(total, Tensor):
+            ctx.mark_non_differentiable(total)
         return loss, total
 
     @staticmethod
@@ -160,6 +177,8 @@ class Fused(Function):
             ctx.gradients.clear()
             logits, *tensors = _saved(ctx)
             return ctx._forward_cls.differentiable(grad, logits, tensors, ctx.call), None, None, None, None
+        if not ctx.call.implementation.waits:
+            return _on_the_device(ctx, grad), None, None, None, None
         factor = grad.item()
         _remember(factor, ctx.dtype)
         gradient, formed_with = _taken(ctx), ctx.formed_with

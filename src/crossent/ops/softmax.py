@@ -278,9 +278,9 @@ class FusedCrossEntropy(Fused):
     """The sum or mean over plain tensors, with its gradient."""
 
     @staticmethod
-    def compute(logits, tensors, call, dtype, factor, inplace):
+    def compute(logits, tensors, call, dtype, factor, inplace, *formed):
         target = Target._make((*tensors, call.settings))
-        return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
+        return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace, *formed)
 
     @staticmethod
     def differentiable(grad, logits, tensors, call):

@@ -1,0 +1,163 @@
+"""Kernel: sigmoid cross entropy, element by element: losses or their sum, and the gradients for logits and target.
+
+It is softmax over ``[x, 0]``: yes costs ``log(1 + e^-x)`` and no costs ``log(1 + e^x)``, and the gradient is ``σ(x) - t``. Each
+tensor is read and written once. Logits, target and gradients lie alike, in one run of memory; weights repeat after a period.
+What is not wanted is None and is not compiled. With ``FORMED`` the gradient for a factor of 1 lies there already, and the
+kernel ends at once if it is 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossent.core.target import BinaryTarget
+from crossent.impl.triton import sums
+from crossent.impl.triton.launch import CONSTANTS, constant, device_of
+from crossent.impl.triton.numbers import exp_, log1p_, times
+
+_BLOCK = 2048
+
+
+class Weights(NamedTuple):
+    """Numbers that belong to elements, and after how many elements they repeat."""
+
+    of: Any
+    period: Any
+
+
+@triton.jit
+def load_weights(weights, element, inside):
+    """Load the weights of elements."""
+    return tl.load(weights.of + element % weights.period, mask=inside, other=0.0)
+
+
+@triton.jit
+def binary(
+    logits, target, weight, pos_weight, factor, divisor, loss, total, to, to_target, count,
+    FORMED: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the losses of this program's elements or their sum, and ``factor / divisor`` times their gradients."""
+    if FORMED:
+        if tl.load(factor).to(R) == 1.0:
+            return
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = element < count
+    x = tl.load(logits + element, mask=inside, other=0.0).to(R)
+    t = tl.load(target + element, mask=inside, other=0.0).to(R)
+    w, pi = tl.where(inside, 1.0, 0.0).to(R), tl.zeros_like(x) + 1.0
+    if weight is not None:
+        w = load_weights(weight, element, inside).to(R)
+    if pos_weight is not None:
+        pi = load_weights(pos_weight, element, inside).to(R)
+    e = exp_(-tl.abs(x), EXACT)  # of which all else is made: the smaller of the two odds
+    rest = log1p_(e)
+    yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
+    yes, no = tl.where(x != x, x, yes), tl.where(x != x, x, no)
+    if loss is not None or total is not None:
+        each = times(pi * t, yes) + times(1.0 - t, no)
+        if weight is not None:
+            each = times(w, each)
+        if loss is not None:
+            tl.store(loss + element, each, mask=inside)
+        else:
+            tl.store(total + tl.program_id(0), tl.sum(tl.where(inside, each, 0.0), 0))
+    if to is not None or to_target is not None:
+        g = w
+        if PER_ELEMENT:
+            g = times(w, tl.load(factor + element, mask=inside, other=0.0).to(R))
+        else:
+            by = tl.full((), 1.0, R)
+            if factor is not None:
+                by = tl.load(factor).to(R)
+            g = times(w, (by / divisor).to(R) + tl.zeros_like(x))
+        if to is not None:
+            larger = 1.0 / (1.0 + e)
+            p, q = tl.where(x < 0.0, e * larger, larger), tl.where(x < 0.0, larger, e * larger)
+            slope = g * ((1.0 - t) * p - pi * (t * q))
+            slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
+            tl.store(to + element, slope.to(to.dtype.element_ty), mask=inside)
+        if to_target is not None:
+            gain = times(g * pi, yes) - times(g, no)
+            tl.store(to_target + element, gain.to(to_target.dtype.element_ty), mask=inside)
+
+
+class Elements(NamedTuple):
+    """The tensors of a sigmoid loss, laid out alike in one run of memory."""
+
+    logits: Tensor
+    target: Tensor
+    weight: Weights | None
+    pos_weight: Weights | None
+
+    @classmethod
+    def of(cls, logits: Tensor, target: BinaryTarget, dtype: torch.dtype) -> Elements:
+        """Lay tensors out as the logits are, without a copy where they lie so; logits with gaps are copied."""
+        like = torch.empty_like(logits, device="meta")
+        x = laid_out(logits, like)
+        weights = (_weights(w, like, dtype, logits.device) for w in (target.weight, target.pos_weight))
+        return cls(x, laid_out(target.values, like), *weights)
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """Lay a tensor out like another one, which it may be."""
+    if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape, strict=True)):
+        return x
+    return empty(like, x.dtype, x.device).copy_(x)
+
+
+def empty(like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an empty tensor that is laid out like another one."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
+
+
+def _weights(w: Tensor | None, like: Tensor, dtype: torch.dtype, device: torch.device) -> Weights | None:
+    """Describe weights by a period where they belong to the last dimensions, and else write them out."""
+    if w is None:
+        return None
+    w = w.to(dtype)
+    while w.dim() and w.shape[0] == 1:
+        w = w[0]
+    if like.is_contiguous() and w.shape == like.shape[like.dim() - w.dim() :]:
+        return Weights(w.contiguous(), max(1, w.numel()))
+    return Weights(laid_out(w.expand(like.shape), like), max(1, like.numel()))
+
+
+class Wanted(NamedTuple):
+    """Where results go; None for what is not wanted. ``total`` gets one number a program."""
+
+    loss: Tensor | None = None
+    total: Tensor | None = None
+    to: Tensor | None = None
+    to_target: Tensor | None = None
+
+
+def programs(count: int) -> int:
+    """Tell how many programs there are for so many elements."""
+    return -(-count // _BLOCK)
+
+
+def launch(
+    given: Elements, wanted: Wanted, dtype: torch.dtype, factor: Tensor | None = None, divisor: float = 1.0,
+    formed: bool = False,
+) -> None:  # fmt: skip
+    """Launch the kernel; ``factor`` is one number or one an element, and a ``divisor`` of 0 that of a mean over nothing."""
+    count, divisor = given.logits.numel(), divisor or float("inf")
+    per_element = factor is not None and factor.dim() > 0
+    exact = given.logits.dtype.itemsize >= 4
+    with device_of(given.logits):
+        binary[(programs(count),)](
+            *given, factor, constant(divisor) if dtype == torch.float64 else divisor, *wanted, count,
+            FORMED=formed, PER_ELEMENT=per_element, EXACT=exact, R=CONSTANTS[dtype], BLOCK=_BLOCK, num_warps=4,
+        )  # fmt: skip
+
+
+def total_of(parts: Tensor, divisor: float) -> Tensor:
+    """Add up what the programs have, and divide; over nothing it is nan."""
+    with device_of(parts):
+        total = sums.total(parts)
+    return total / divisor if divisor else torch.full_like(total, torch.nan)

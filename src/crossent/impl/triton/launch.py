@@ -1,0 +1,217 @@
+"""From tensors to launches: how logits are laid out, which tile walks them, and what a kernel is told of the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossent.core.reduction import compute_dtype
+from crossent.core.target import Target
+from crossent.impl.triton import walks
+from crossent.impl.triton.family import PENALTIES, Member
+from crossent.impl.triton.tile import Layout, Tile
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CONSTANTS = {torch.float32: tl.float32, torch.float64: tl.float64}
+_LOAD = 16  # bytes that a thread loads at once
+
+
+def constant(value: Any) -> Any:
+    """Give a kernel something that it is compiled for."""
+    return tl.constexpr(value)
+
+
+class Strides(NamedTuple):
+    """A tensor seen as ``(N, C, P)``."""
+
+    outer: int
+    classes: int
+    inner: int
+
+
+class Launch(NamedTuple):
+    """What all kernels of a call have in common: logits and gradient, and how they lie."""
+
+    logits: Tensor
+    shape: tuple[int, int, int]  # N, C, P
+    layout: Layout
+    tile: Tile
+    programs: int
+    warps: int
+    dtype: torch.dtype
+    like: Tensor  # laid out as g is, without memory
+
+    def new(self, dtype: torch.dtype) -> Tensor:
+        """Return an empty tensor of the logits' shape, laid out as g."""
+        return torch.empty_strided(self.like.shape, self.like.stride(), dtype=dtype, device=self.logits.device)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Lay a tensor of the logits' shape out as g, which it may be."""
+        same = all(a == b or size == 1 for a, b, size in zip(x.stride(), self.like.stride(), x.shape, strict=True))
+        if same and x.data_ptr() % _LOAD == 0:
+            return x
+        return self.new(x.dtype).copy_(x)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.shape[0] * self.shape[2]
+
+
+def _strides(x: Tensor) -> Strides | None:
+    """See a tensor ``(N, C, d1, ...)`` as ``(N, C, P)``; None where the dimensions behind the classes do not lie as one."""
+    inner, reach = 0, 1
+    for size, stride in reversed(list(zip(x.shape[2:], x.stride()[2:], strict=True))):
+        if size == 1:
+            continue
+        if inner and stride != reach:
+            return None
+        inner = inner or stride
+        reach = size * stride
+    return Strides(x.stride(0), x.stride(1), inner)
+
+
+def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int, int], list[Strides]]:
+    """Make one dimension of N and P where all strides allow it."""
+    n, c, p = shape
+    if p == 1:
+        return (1, c, n), [Strides(0, s.classes, s.outer) for s in each]
+    if n == 1 or all(s.outer == p * s.inner for s in each):
+        return (1, c, n * p), [Strides(0, s.classes, s.inner) for s in each]
+    return shape, list(each)
+
+
+def arrange(logits: Tensor, inplace: bool = False) -> Launch:
+    """Decide how logits are walked; they are copied first where no walk takes their strides."""
+    dtype, chunk = compute_dtype(logits), _LOAD // logits.element_size()
+    for x in (logits, logits.contiguous()):
+        like = x if inplace else torch.empty_like(x, device="meta")
+        of_x, of_g = _strides(x), _strides(like)
+        if of_x is None or of_g is None:
+            continue
+        shape = (x.shape[0], x.shape[1], prod(x.shape[2:]))
+        shape, (of_x, of_g) = _merged(shape, of_x, of_g)
+        beside = shape[1] == 1 or of_x.classes == of_g.classes == 1
+        apart = of_x.inner == of_g.inner == 1
+        if not (beside or apart) and x is not logits.contiguous():
+            continue
+        even = not any(s % chunk for s in (of_x.outer, of_x.inner, of_g.outer, of_g.inner))
+        aligned = x.data_ptr() % _LOAD == 0 and (even or (of_x.outer, of_x.inner) == (of_g.outer, of_g.inner))
+        chunks = beside and aligned and shape[1] > 1
+        tile, warps = _tile(dtype, chunk, shape, chunks, 0 if even or not chunks else chunk - 1, apart and not beside)
+        classes = (1, 1) if beside else (of_x.classes, of_g.classes)
+        tiles = ceil(shape[2] / tile.ROWS.value)
+        layout = Layout(
+            shape[1], shape[2], tiles, of_x.outer, of_x.inner, classes[0], of_g.outer, of_g.inner, classes[1]
+        )
+        return Launch(x, shape, layout, tile, shape[0] * tiles, warps, dtype, like)
+    raise AssertionError("contiguous logits are always taken")
+
+
+def _tile(
+    dtype: torch.dtype, chunk: int, shape: tuple[int, int, int], chunks: bool, slack: int, apart: bool
+) -> tuple[Tile, int]:
+    """Choose the tile: about 4096 elements, of one row where it is long, or of 8 classes of many rows where they lie apart."""
+    exact = dtype == torch.float64 or chunk < 8
+    if apart:
+        rows, lanes, e, warps = 32 * chunk, 1, 8, 1
+    else:
+        e, most = chunk, 512
+        lanes = min(triton.next_power_of_2(ceil((shape[1] + slack) / e)), most)
+        rows = max(1, min(256 // lanes, 64))
+        warps = max(1, min(8, lanes * rows // 64))
+    parts = (rows, lanes, e, chunks, slack, lanes == 1 or rows > 1, exact, CONSTANTS[dtype])
+    return Tile(*map(constant, parts)), warps
+
+
+@contextmanager
+def device_of(logits: Tensor) -> Iterator[None]:
+    """Launch where the logits are."""
+    if logits.is_cuda:
+        with torch.cuda.device(logits.device):
+            yield
+    else:
+        yield
+
+
+# --- the target and the settings --------------------------------------------------------------------------------------
+
+
+def target_of(target: Target, launch: Launch) -> walks.Target:
+    """Lay the target out for the kernels."""
+    values = target.values.contiguous() if target.indices else launch.laid_out(target.values)
+    return walks.Target(values, constant(target.indices))
+
+
+def _parameters(target: Target) -> tuple[int, float, float]:
+    """Write a penalty as its number and two parameters."""
+    name, parameters = target.settings.penalty
+    a, b = (*parameters, 0.0, 0.0)[:2]
+    if name == "MAE":
+        a = 1.0
+    if name == "GCE" and a == 0:
+        name = ""  # its limit, -log p
+    if name == "SCE":
+        a, b = parameters[0], -parameters[1] * parameters[2]
+    return PENALTIES[name], a, b
+
+
+def _vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if values is None else values.detach().to(dtype).contiguous()
+
+
+def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Compute what smoothing spreads to each class; None where that is one number for all."""
+    if target.settings.label_smoothing == 0 or (weight is None and target.class_mask is None):
+        return None
+    if target.class_mask is None:
+        share: Tensor | float = 1 / weight.shape[0] if weight is not None else 0.0
+    else:
+        allowed = target.class_mask.to(dtype)
+        share = allowed / allowed.sum().clamp_min(1.0)
+    share = target.settings.label_smoothing * share
+    spread = share if weight is None else share * weight
+    assert isinstance(spread, Tensor)
+    return spread
+
+
+def member_of(target: Target, launch: Launch) -> Member:
+    """Write the settings for the kernels; in float64 as constants, since a number is handed over in float32."""
+    s, dtype = target.settings, launch.dtype
+    weight, bias = _vector(target.weight, dtype), _vector(target.logit_bias, dtype)
+    mask = None if target.class_mask is None else target.class_mask.contiguous().view(torch.uint8)
+    scaled = s.temperature != 1 or s.margin != 0
+    kind, a, b = _parameters(target)
+    capped = s.softcap is not None
+    number = constant if dtype == torch.float64 else float
+    return Member(
+        weight=weight,
+        bias=bias,
+        mask=mask,
+        spread=_spread(target, weight, dtype),
+        SMOOTHED=constant(s.label_smoothing != 0),
+        CAPPED=constant(capped),
+        MOVED=constant(scaled or capped or bias is not None or mask is not None),
+        SCALED=constant(scaled),
+        PENALTY=constant(kind),
+        Z=constant(s.z_loss != 0),
+        share=number(s.label_smoothing / max(1, launch.shape[1])),
+        keep=number(1 - s.label_smoothing),
+        cap=number(s.softcap or 1.0),
+        per_cap=number(1 / (s.softcap or 1.0)),
+        per_temperature=number(1 / s.temperature),
+        margin=number(s.margin / s.temperature),
+        z_loss=number(s.z_loss),
+        a=number(a),
+        b=number(b),
+        order=int(a) if s.penalty.name == "Taylor" else 1,
+        ignore_index=s.ignore_index,
+    )
