@@ -22,6 +22,7 @@ from crossent.impl.triton.tile import Layout, Tile
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONSTANTS = {torch.float32: tl.float32, torch.float64: tl.float64}
 _LOAD = 16  # bytes that a thread loads at once
+_BLOCKS, _MOST_LANES = 4, 512  # how many blocks a row has at least, until they are that wide
 
 
 def constant(value: Any) -> Any:
@@ -119,16 +120,19 @@ def arrange(logits: Tensor, inplace: bool = False) -> Launch:
 def _tile(
     dtype: torch.dtype, chunk: int, shape: tuple[int, int, int], chunks: bool, slack: int, apart: bool
 ) -> tuple[Tile, int]:
-    """Choose the tile: about 4096 elements, of one row where it is long, or of 8 classes of many rows where they lie apart."""
+    """Choose the tile: some of the classes of one row, a few short rows, or 4 to 8 classes of many rows where they lie apart.
+
+    A thread has 16 bytes or twice as many of each load. A row is some blocks long, since those at its edge take longer.
+    """
     exact = dtype == torch.float64 or chunk < 8
     if apart:
-        rows, lanes, e, warps = 32 * chunk, 1, 8, 1
+        rows, lanes, e, warps = 32 * chunk, 1, 32 // chunk, 1
     else:
-        e, most = chunk, 512
-        lanes = min(triton.next_power_of_2(ceil((shape[1] + slack) / e)), most)
-        rows = max(1, min(256 // lanes, 64))
-        warps = max(1, min(8, lanes * rows // 64))
-    parts = (rows, lanes, e, chunks, slack, lanes == 1 or rows > 1, exact, CONSTANTS[dtype])
+        e, blocks = chunk, ceil((shape[1] + slack) / chunk)
+        lanes = triton.next_power_of_2(max(min(blocks, 32), min(blocks // _BLOCKS, _MOST_LANES)))
+        rows = 1 if lanes >= 32 else 256 // lanes
+        warps = max(1, lanes * rows // 64)
+    parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, exact, CONSTANTS[dtype])
     return Tile(*map(constant, parts)), warps
 
 

@@ -39,7 +39,8 @@ class Tile(NamedTuple):
     E: Any
     CHUNKS: Any
     SLACK: Any
-    APART: Any  # whether the largest logits are kept out of the sums in the loop
+    APART: Any  # whether the classes lie apart, and rows side by side
+    TIES: Any  # whether the largest logits are kept out of the sums in the loop
     EXACT: Any
     R: Any  # the dtype of the computation
 
@@ -126,8 +127,13 @@ def are_classes(chunk, rows, layout, tile):
 
 @triton.jit
 def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layout, tile):
-    """Load chunks of the rows that are live, with ``other`` for everything that is no class of theirs, as at an edge."""
+    """Load chunks of the rows that are live, with ``other`` for what is no class of theirs, as it happens at an edge.
+
+    Where the classes lie apart, other rows are loaded too.
+    """
     position, mask = chunk + tl.arange(0, tile.E)[None, None, :], live[:, None, None]
+    if tile.APART:  # where rows are loaded together, all are
+        mask = rows.inside[:, None, None]
     if tile.CHUNKS:
         if EDGE:
             mask = mask & (chunk < layout.classes + rows.phase[:, None, None])

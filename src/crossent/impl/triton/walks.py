@@ -4,7 +4,7 @@
 - ``dense_sums`` gives ``Σ w f(p)`` and ``Σ w s(p)``, where every class has a weight: of probabilities, or of smoothing.
 - ``write_gradient`` writes ``mass · p - w ∘ s(p)`` and, where it is wanted, the gradient for probabilities.
 
-Rows that are not ``live`` are not read. Numbers of rows are vectors of ``ROWS``, those of a block ``(ROWS, LANES, E)``.
+Rows that are not ``live`` are not read, or what is read of them is not used. Numbers of rows are vectors of ``ROWS``, those of a block ``(ROWS, LANES, E)``.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _add_block(sums, logits, k, EDGE: tl.constexpr, rows, live, labels, member, 
     higher = tl.maximum(sums.high, tl.max(x, 2))
     level = tl.where(higher == -float("inf"), 0.0, higher)
     shrink, d = exp_(sums.high - level, tile.EXACT), x - level[:, :, None]
-    if tile.APART:
+    if tile.TIES:
         raised = higher > sums.high
         below = tl.where(raised, sums.below + sums.ties, sums.below) * shrink
         below += tl.sum(tl.where(d == 0.0, 0.0, exp_(d, tile.EXACT)), 2)
@@ -123,7 +123,7 @@ def row_sums(logits, rows, live, labels, member, layout, tile):
     """Compute ``top`` and ``log_sum = log1p(Σ e^(x - top))`` over all classes but one at the top.
 
     Each lane carries its own largest logit and a sum, so that nothing is exchanged in the loop. The sum of the lane that has the
-    top contains a 1, in which the rest of a confident row would drown. With APART what equals the largest is counted beside the
+    top contains a 1, in which the rest of a confident row would drown. With TIES what equals the largest is counted beside the
     sum. Without it that lane's elements, a row's classes over LANES, are read again.
     """
     high = tl.full([tile.ROWS, tile.LANES], -float("inf"), tile.R)
@@ -140,7 +140,7 @@ def row_sums(logits, rows, live, labels, member, layout, tile):
     level = tl.where(top == -float("inf"), 0.0, top)
     seen = (below + ties) * exp_(high - level[:, None], tile.EXACT)
     has_top = tl.arange(0, tile.LANES)[None, :] == lane[:, None]
-    if tile.APART:
+    if tile.TIES:
         others = tl.sum(tl.where(has_top, below + (ties - 1.0), seen), 1)
     else:
         others = tl.sum(tl.where(has_top, 0.0, seen), 1)
@@ -338,6 +338,8 @@ def _write_block(
             slope = tl.where(hit, slopes.at_label[:, None, None], slope)
     if member.MOVED:
         slope = chain(slope, x, cls, are_classes(chunk, rows, layout, tile), member, tile.EXACT)
+    if tile.APART:
+        slope = tl.where(live[:, None, None], slope, 0.0)
     if to is not None:
         store(to, rows.at_g, layout.g_class, chunk, EDGE, slope, rows, layout, tile)
 
