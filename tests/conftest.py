@@ -10,6 +10,7 @@ def pytest_configure(config):
     torch.set_num_threads(1)
     if INTERPRETED:
         mend()
+        config.addinivalue_line("filterwarnings", "ignore:All-NaN slice encountered:RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -116,10 +116,11 @@ def _on_the_device(ctx: Any, factor: Tensor) -> Tensor:
     gradient = _taken(ctx)
     if gradient is None:
         return _formed(ctx, factor)
-    if ctx.place == "over in forward":
+    try:
+        logits, *tensors = _saved(ctx)
+    except RuntimeError:  # the logits are gone, by inplace_forward or by the caller's hand
         ctx.call.implementation.scale(gradient, factor)
         return gradient
-    logits, *tensors = _saved(ctx)
     formed: Tensor = ctx._forward_cls.compute(logits, tensors, ctx.call, None, factor, False, gradient).gradient
     return formed
 

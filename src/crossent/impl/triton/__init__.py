@@ -140,13 +140,14 @@ def cross_entropy_sum(
     """Compute a sum or mean and its gradient in one pass; see the protocol."""
     wide = compute_dtype(logits)
     if logits.numel() == 0:
+        nothing = torch.nan if mean else 0.0
+        loss = None if dtype is None else torch.full((), nothing, dtype=dtype, device=logits.device)
         total = torch.zeros((), dtype=wide, device=logits.device)
-        nothing = None if dtype is None else (total / total if mean else total).to(dtype)
-        return Sum(nothing, total, None if factor is None else torch.empty_like(logits))
+        return Sum(loss, total, None if factor is None else torch.empty_like(logits))
     launch = to.arrange(logits, inplace and factor is not None and _can_be_written(logits))
     member, given = to.member_of(target, launch), to.target_of(target, launch)
     losses = None if dtype is None else torch.empty(launch.rows, dtype=wide, device=logits.device)
-    loss: Tensor | None = None
+    loss = None
     gradient = None if factor is None else formed if formed is not None else _gradient(launch, logits, inplace)
     with to.device_of(logits):
         if target.indices:
