@@ -163,7 +163,9 @@ def stored() -> list[Figures]:
 
 if __name__ == "__main__":
     found = [row for target in TARGETS for row in figures(target)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row._asdict(), ensure_ascii=False) for row in found) + "\n]\n", "utf-8")
+    RESULTS.write_text(
+        "[\n" + ",\n".join(json.dumps(row._asdict(), ensure_ascii=False) for row in found) + "\n]\n", "utf-8"
+    )
     page = ROOT / "docs/gpu.md"
     page.write_text(written(page.read_text("utf-8"), found), "utf-8")
     sys.stdout.write(table(found) + "\n")

@@ -271,6 +271,42 @@ def test_no_gradient_beside_the_logits_where_they_have_gaps():
     torch.testing.assert_close(grad, expected)
 
 
+# --- statistics and heads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 300), (3, 9, 4)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_statistics(shape, soft):
+    x, y = problem(shape)
+    x = x.round()  # with ties
+    y[0] = x[0].argmax(0)
+    y.view(-1)[1] = -100
+    x[2, :2], x[1, 0] = -torch.inf, torch.nan
+    target = y
+    if soft:
+        target = torch.rand(shape).sub(0.5).clamp_min(0).round(decimals=1)  # with ties, and classes of nothing
+        target[0] = 0
+    settings = {"temperature": 2.0, "z_loss": 0.1, "label_smoothing": 0.2}
+    ours = crossent.cross_entropy_stats(x, target, impl="triton", **settings)
+    usual = crossent.cross_entropy_stats(x, target, impl="eager", **settings)
+    for name, a, b in zip(ours._fields, ours, usual, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 400}, {"label_smoothing": 0.1}], ids=str)
+def test_a_head_takes_each_block_in_one_pass(reduction, options, launched):
+    torch.manual_seed(0)
+    h, w, b = (torch.randn(size, requires_grad=True) for size in ((5, 16), (40, 16), (40,)))
+    y = torch.tensor([3, -100, 39, 0, 7])
+    results = []
+    for impl in ("triton", "eager"):
+        loss = crossent.linear_cross_entropy(h, w, y, linear_bias=b, reduction=reduction, impl=impl, **options)
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (h, w, b))))
+    torch.testing.assert_close(*results)
+    assert set(launched) == ({"forward", "backward"} if reduction == "none" else {"fused"})
+
+
 # --- what is left to torch operations ---------------------------------------------------------------------------------
 
 

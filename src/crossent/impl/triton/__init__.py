@@ -15,13 +15,14 @@ from torch import Tensor
 
 from crossent.core.reduction import compute_dtype
 from crossent.core.target import BinaryTarget, Target
-from crossent.impl.protocol import Forward, Gradients, Implementation, Sum
+from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics, Sum
 from crossent.impl.triton import binary, sums
 from crossent.impl.triton import launch as to
 from crossent.impl.triton.backward import backward
 from crossent.impl.triton.family import PENALTIES
 from crossent.impl.triton.forward import forward
 from crossent.impl.triton.fused import fused
+from crossent.impl.triton.statistics import statistics
 
 _DEVICES = {"cuda", "cpu"} if to.INTERPRETED else {"cuda"}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -164,6 +165,20 @@ def cross_entropy_sum(
     return Sum(loss, weight, gradient)
 
 
+def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
+    """Compute the statistics of each row without a derivative."""
+    dtype, shape = compute_dtype(logits), logits.shape[:1] + logits.shape[2:]
+    of_rows = RowStatistics(*(torch.zeros(shape, dtype=dtype, device=logits.device) for _ in RowStatistics._fields))
+    if logits.numel():
+        launch = to.arrange(logits)
+        with to.device_of(logits):
+            statistics[(launch.programs,)](
+                launch.logits, to.target_of(target, launch), *of_rows, to.member_of(target, launch), launch.layout,
+                launch.tile, num_warps=launch.warps,
+            )  # fmt: skip
+    return of_rows
+
+
 def scale(gradient: Tensor, factor: float | Tensor) -> None:
     """Multiply a gradient in its place, which is done at once where the factor is 1."""
     by = factor if isinstance(factor, Tensor) else torch.full((), factor, device=gradient.device)
@@ -253,6 +268,7 @@ class Triton(Implementation):
     cross_entropy_forward = staticmethod(cross_entropy_forward)
     cross_entropy_backward = staticmethod(cross_entropy_backward)
     cross_entropy_sum = staticmethod(cross_entropy_sum)
+    statistics = staticmethod(cross_entropy_statistics)
     binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(binary_cross_entropy_backward)
     binary_cross_entropy_sum = staticmethod(binary_cross_entropy_sum)

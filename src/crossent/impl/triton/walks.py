@@ -4,7 +4,8 @@
 - ``dense_sums`` gives ``Σ w f(p)`` and ``Σ w s(p)``, where every class has a weight: of probabilities, or of smoothing.
 - ``write_gradient`` writes ``mass · p - w ∘ s(p)`` and, where it is wanted, the gradient for probabilities.
 
-Rows that are not ``live`` are not read, or what is read of them is not used. Numbers of rows are vectors of ``ROWS``, those of a block ``(ROWS, LANES, E)``.
+Rows that are not ``live`` are not read, or what is read of them is not used. Numbers of rows are vectors of ``ROWS``, those of a
+block ``(ROWS, LANES, E)``.
 """
 
 from __future__ import annotations
