@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pretended_gpu import TARGETS, Code, compiled, read, wide
+from pretended_gpu import TARGETS, Code, compiled, pretended, read, wide
 
 import crossent.impl.triton as kernels
 from crossent.core.target import BinaryTarget, Target
@@ -100,8 +100,10 @@ def main_loops(name: str, code: Code, ties: bool) -> list[list[str]]:
 
     The walk for the sums has a loop for blocks at the edge behind it and, without ties, one over the lane that is read again.
     """
-    if name == "binary":  # which has no loop: a program has one block
-        return [code.lines]
+    if (
+        name == "binary"
+    ):  # which has no loop: a program has one block, and the code for the last of them stands beside it
+        return [code.lines[: len(code.lines) // 2]]
     return [code.loops[0]] + ([code.loops[2 if ties else 3]] if name == "fused" else [])
 
 
@@ -110,8 +112,9 @@ def figures(target: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Iterato
     lanes = TARGETS[target].warp_size
     for shape_name, shape in shapes.items():
         for dtype_name, dtype in DTYPES.items():
-            each = elements_a_thread(shape, dtype, lanes)
-            ties = shape[0] != 1024 and kernels.to.arrange(torch.zeros(shape, dtype=dtype)).tile.TIES.value
+            with pretended(target):
+                each = elements_a_thread(shape, dtype, lanes)
+                ties = shape[0] != 1024 and kernels.to.arrange(torch.zeros(shape, dtype=dtype)).tile.TIES.value
             for name, made in compiled(target, call(shape, dtype)).items():
                 for kernel in made:
                     code = read(kernel)

@@ -1,4 +1,4 @@
-"""The GPU kernels in Triton's interpreter: layouts, sizes and rows that the laws do not reach, and what they promise beside numbers.
+"""The GPU kernels in Triton's interpreter: layouts, sizes and rows that the laws do not reach, and promises beside numbers.
 
 They run where Triton is installed and ``TRITON_INTERPRET=1``: ``make test-gpu-static``. The laws do too, for ``impl="triton"``.
 """
@@ -334,7 +334,7 @@ def test_what_the_kernels_do_not_take_is_refused_with_the_reason(name):
         target = x.softmax(1)
     if settings.pop("wide", False):
         target = x.softmax(1).double()
-    with pytest.raises(RuntimeError, match="impl='triton' cannot run here: the Triton kernels .*take"):
+    with pytest.raises(RuntimeError, match=r"impl='triton' cannot run here: the Triton kernels .*take"):
         crossent.cross_entropy(x, target, impl="triton", **settings)
     expected = crossent.cross_entropy(x, target, impl="eager", **settings)
     torch.testing.assert_close(crossent.cross_entropy(x, target, **settings), expected)

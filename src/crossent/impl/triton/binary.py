@@ -18,7 +18,7 @@ from torch import Tensor
 from crossent.core.target import BinaryTarget
 from crossent.impl.triton import sums
 from crossent.impl.triton.launch import CONSTANTS, constant, device_of
-from crossent.impl.triton.numbers import exp_, log1p_, times
+from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, times
 
 _BLOCK = 2048
 
@@ -30,60 +30,104 @@ class Weights(NamedTuple):
     period: Any
 
 
+class Wanted(NamedTuple):
+    """Where results go; None for what is not wanted. ``total`` gets one number a program."""
+
+    loss: Any = None
+    total: Any = None
+    to: Any = None
+    to_target: Any = None
+
+
 @triton.jit
-def load_weights(weights, element, inside):
+def load_numbers(source, first, here, inside, R: tl.constexpr, EDGE: tl.constexpr):
+    """Load numbers of elements, 0 for those that there are not."""
+    if EDGE:
+        return tl.load(source + first + here, mask=inside, other=0.0).to(R)
+    return tl.load(source + first + here).to(R)
+
+
+@triton.jit
+def load_weights(weights, first, here, inside, R: tl.constexpr):
     """Load the weights of elements."""
-    return tl.load(weights.of + element % weights.period, mask=inside, other=0.0)
+    return tl.load(weights.of + (first + here) % weights.period, mask=inside, other=0.0).to(R)
+
+
+@triton.jit
+def store_numbers(to, first, here, value, inside, EDGE: tl.constexpr):
+    """Store numbers of elements."""
+    value = value.to(to.dtype.element_ty)
+    if EDGE:
+        tl.store(to + first + here, value, mask=inside)
+    else:
+        tl.store(to + first + here, value)
+
+
+@triton.jit
+def elements(
+    first, left, logits, target, weight, pos_weight, factor, divisor, wanted,
+    EDGE: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute a program's elements, of which the block may hold fewer at the edge."""
+    here = tl.arange(0, BLOCK)
+    inside = here < left
+    x, t = load_numbers(logits, first, here, inside, R, EDGE), load_numbers(target, first, here, inside, R, EDGE)
+    pi = tl.full((), 1.0, R)
+    if pos_weight is not None:
+        pi = load_weights(pos_weight, first, here, inside, R)
+    e = exp_(-tl.abs(x), EXACT)  # of which all else is made: the smaller of the two odds
+    rest = log1p_unit(e)
+    yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
+    if wanted.loss is not None or wanted.total is not None:
+        each = times(pi * t, yes) + times(1.0 - t, no)
+        if weight is not None:
+            each = times(load_weights(weight, first, here, inside, R), each)
+        if wanted.loss is not None:
+            store_numbers(wanted.loss, first, here, each, inside, EDGE)
+        else:
+            tl.store(wanted.total + tl.program_id(0), tl.sum(tl.where(inside, each, 0.0), 0))
+    if wanted.to is not None or wanted.to_target is not None:
+        g = tl.full((), 1.0, R)
+        if PER_ELEMENT:
+            g = load_numbers(factor, first, here, inside, R, EDGE)
+        else:
+            if factor is not None:
+                g = tl.load(factor).to(R)
+            g = g / tl.full((), divisor, R) + tl.zeros_like(x)
+        if weight is not None:
+            g = times(load_weights(weight, first, here, inside, R), g)
+        if wanted.to is not None:
+            larger = inverse(1.0 + e)
+            smaller = e * larger
+            p, q = tl.where(x < 0.0, smaller, larger), tl.where(x < 0.0, larger, smaller)
+            slope = g * ((1.0 - t) * p - pi * (t * q))
+            slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
+            store_numbers(wanted.to, first, here, slope, inside, EDGE)
+        if wanted.to_target is not None:
+            gain = times(g * pi, yes) - times(g, no)
+            store_numbers(wanted.to_target, first, here, gain, inside, EDGE)
 
 
 @triton.jit
 def binary(
-    logits, target, weight, pos_weight, factor, divisor, loss, total, to, to_target, count,
+    logits, target, weight, pos_weight, factor, divisor, wanted, count,
     FORMED: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the losses of this program's elements or their sum, and ``factor / divisor`` times their gradients."""
     if FORMED:
         if tl.load(factor).to(R) == 1.0:
             return
-    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = element < count
-    x = tl.load(logits + element, mask=inside, other=0.0).to(R)
-    t = tl.load(target + element, mask=inside, other=0.0).to(R)
-    w, pi = tl.where(inside, 1.0, 0.0).to(R), tl.zeros_like(x) + 1.0
-    if weight is not None:
-        w = load_weights(weight, element, inside).to(R)
-    if pos_weight is not None:
-        pi = load_weights(pos_weight, element, inside).to(R)
-    e = exp_(-tl.abs(x), EXACT)  # of which all else is made: the smaller of the two odds
-    rest = log1p_(e)
-    yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
-    yes, no = tl.where(x != x, x, yes), tl.where(x != x, x, no)
-    if loss is not None or total is not None:
-        each = times(pi * t, yes) + times(1.0 - t, no)
-        if weight is not None:
-            each = times(w, each)
-        if loss is not None:
-            tl.store(loss + element, each, mask=inside)
-        else:
-            tl.store(total + tl.program_id(0), tl.sum(tl.where(inside, each, 0.0), 0))
-    if to is not None or to_target is not None:
-        g = w
-        if PER_ELEMENT:
-            g = times(w, tl.load(factor + element, mask=inside, other=0.0).to(R))
-        else:
-            by = tl.full((), 1.0, R)
-            if factor is not None:
-                by = tl.load(factor).to(R)
-            g = times(w, (by / divisor).to(R) + tl.zeros_like(x))
-        if to is not None:
-            larger = 1.0 / (1.0 + e)
-            p, q = tl.where(x < 0.0, e * larger, larger), tl.where(x < 0.0, larger, e * larger)
-            slope = g * ((1.0 - t) * p - pi * (t * q))
-            slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
-            tl.store(to + element, slope.to(to.dtype.element_ty), mask=inside)
-        if to_target is not None:
-            gain = times(g * pi, yes) - times(g, no)
-            tl.store(to_target + element, gain.to(to_target.dtype.element_ty), mask=inside)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    if first + BLOCK <= count:
+        elements(
+            first, BLOCK, logits, target, weight, pos_weight, factor, divisor, wanted,
+            False, PER_ELEMENT, EXACT, R, BLOCK,
+        )  # fmt: skip
+    else:
+        elements(
+            first, (count - first).to(tl.int32), logits, target, weight, pos_weight, factor, divisor, wanted,
+            True, PER_ELEMENT, EXACT, R, BLOCK,
+        )  # fmt: skip
 
 
 class Elements(NamedTuple):
@@ -127,15 +171,6 @@ def _weights(w: Tensor | None, like: Tensor, dtype: torch.dtype, device: torch.d
     return Weights(laid_out(w.expand(like.shape), like), max(1, like.numel()))
 
 
-class Wanted(NamedTuple):
-    """Where results go; None for what is not wanted. ``total`` gets one number a program."""
-
-    loss: Tensor | None = None
-    total: Tensor | None = None
-    to: Tensor | None = None
-    to_target: Tensor | None = None
-
-
 def programs(count: int) -> int:
     """Tell how many programs there are for so many elements."""
     return -(-count // _BLOCK)
@@ -151,7 +186,7 @@ def launch(
     exact = given.logits.dtype.itemsize >= 4
     with device_of(given.logits):
         binary[(programs(count),)](
-            *given, factor, constant(divisor) if dtype == torch.float64 else divisor, *wanted, count,
+            *given, factor, constant(divisor) if dtype == torch.float64 else divisor, wanted, count,
             FORMED=formed, PER_ELEMENT=per_element, EXACT=exact, R=CONSTANTS[dtype], BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip
 

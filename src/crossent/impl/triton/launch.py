@@ -117,19 +117,25 @@ def arrange(logits: Tensor, inplace: bool = False) -> Launch:
     raise AssertionError("contiguous logits are always taken")
 
 
+def _warp() -> int:
+    """Tell how many threads run in step on this device."""
+    size: int = 32 if INTERPRETED else triton.runtime.driver.active.get_current_target().warp_size
+    return size
+
+
 def _tile(
     dtype: torch.dtype, chunk: int, shape: tuple[int, int, int], chunks: bool, slack: int, apart: bool
 ) -> tuple[Tile, int]:
-    """Choose the tile: some of the classes of one row, a few short rows, or 4 to 8 classes of many rows where they lie apart.
+    """Choose the tile: some of the classes of one row, a few short rows, or 8 classes of many rows where they lie apart.
 
     A thread has 16 bytes or twice as many of each load. A row is some blocks long, since those at its edge take longer.
     """
     exact = dtype == torch.float64 or chunk < 8
     if apart:
-        rows, lanes, e, warps = 32 * chunk, 1, 32 // chunk, 1
+        rows, lanes, e, warps = 128, 1, 8, 1
     else:
         e, blocks = chunk, ceil((shape[1] + slack) / chunk)
-        lanes = triton.next_power_of_2(max(min(blocks, 32), min(blocks // _BLOCKS, _MOST_LANES)))
+        lanes = triton.next_power_of_2(max(min(blocks, _warp()), min(blocks // _BLOCKS, _MOST_LANES)))
         rows = 1 if lanes >= 32 else 256 // lanes
         warps = max(1, lanes * rows // 64)
     parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, exact, CONSTANTS[dtype])

@@ -46,6 +46,31 @@ def log1p_(u):
 
 
 @triton.jit
+def log1p_unit(u):
+    """Compute log(1 + u) for 0 ≤ u ≤ 1, in float32 without a division; at most 1.5 units off."""
+    if u.dtype == tl.float64:
+        return log1p_(u)
+    p = u * -0.0032440247014164925 + 0.019851459190249443
+    p = p * u - 0.05695952847599983
+    p = p * u + 0.10603654384613037
+    p = p * u - 0.15305592119693756
+    p = p * u + 0.1967593878507614
+    p = p * u - 0.24954134225845337
+    p = p * u + 0.3332996368408203
+    p = p * u - 0.4999990165233612
+    return p * (u * u) + u
+
+
+@triton.jit
+def inverse(u):
+    """Compute 1 / u for u ≥ 1, in float32 by way of the inverse root, for which processors have an instruction."""
+    if u.dtype == tl.float64:
+        return 1.0 / u
+    root = tl.rsqrt(u)
+    return root * root
+
+
+@triton.jit
 def expm1_(z):
     """Compute e^z - 1 for z ≤ 0, with its relative accuracy near 0; nan stays."""
     e = exp_(z, True)

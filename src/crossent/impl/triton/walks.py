@@ -300,6 +300,7 @@ def write_gradient(
 ):  # fmt: skip
     """Write ``g (mass · p - w ∘ s(p))``, brought back to the logits, and the gradient for probabilities."""
     top, log_sum = tl.where(slopes.live, top, 0.0), tl.where(slopes.live, log_sum, 0.0)
+    tl.debug_barrier()  # or one warp would write over the label's logit before another has read it, in place
     first, last = inner_blocks(layout, tile)
     for k in range(first, last, tile.LANES * tile.E):
         _write_block(k, False, logits, target, to, to_target, top, log_sum, slopes, rows, labels, member, layout, tile)
