@@ -89,7 +89,7 @@ def call(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
 def elements_a_thread(shape: tuple[int, ...], dtype: torch.dtype, lanes: int) -> float:
     """Tell how many elements a thread has of a block."""
     if shape[0] == 1024:
-        return kernels.binary._BLOCK / (4 * lanes)
+        return kernels.binary.block_of(torch.zeros(1, dtype=dtype)) / (4 * lanes)
     launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype))
     rows, across, e = (each.value for each in launch.tile[:3])
     return float(rows * across * e / (lanes * launch.warps))

@@ -197,7 +197,7 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
         return nothing if reduce else torch.empty_like(logits, dtype=dtype)
     given = binary.Elements.of(logits, target, dtype)
     if reduce:
-        parts = torch.empty(binary.programs(logits.numel()), dtype=dtype, device=logits.device)
+        parts = torch.empty(binary.programs(logits), dtype=dtype, device=logits.device)
         binary.launch(given, binary.Wanted(total=parts), dtype)
         return binary.total_of(parts, divisor)
     loss = binary.empty(given.logits, dtype, logits.device)
@@ -244,7 +244,7 @@ def binary_cross_entropy_sum(
     wide = compute_dtype(logits, target.values)
     given = binary.Elements.of(logits, target, wide)
     x = given.logits
-    parts = None if dtype is None else torch.empty(binary.programs(x.numel()), dtype=wide, device=x.device)
+    parts = None if dtype is None else torch.empty(binary.programs(x), dtype=wide, device=x.device)
     gradient = formed
     if factor is not None and formed is None:
         gradient = logits if inplace and x is logits else binary.empty(x, logits.dtype, x.device)

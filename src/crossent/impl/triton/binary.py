@@ -17,10 +17,10 @@ from torch import Tensor
 
 from crossent.core.target import BinaryTarget
 from crossent.impl.triton import sums
-from crossent.impl.triton.launch import CONSTANTS, constant, device_of
+from crossent.impl.triton.launch import CONSTANTS, constant, device_of, warp_size
 from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, times
 
-_BLOCK = 2048
+_WARPS = 4
 
 
 class Weights(NamedTuple):
@@ -171,9 +171,14 @@ def _weights(w: Tensor | None, like: Tensor, dtype: torch.dtype, device: torch.d
     return Weights(laid_out(w.expand(like.shape), like), max(1, like.numel()))
 
 
-def programs(count: int) -> int:
-    """Tell how many programs there are for so many elements."""
-    return -(-count // _BLOCK)
+def block_of(logits: Tensor) -> int:
+    """Say how many elements a program takes: as many as its threads load in 16 bytes each, or 1024."""
+    return max(1024, _WARPS * warp_size() * 16 // logits.element_size())
+
+
+def programs(logits: Tensor) -> int:
+    """Tell how many programs there are."""
+    return -(-logits.numel() // block_of(logits))
 
 
 def launch(
@@ -185,9 +190,9 @@ def launch(
     per_element = factor is not None and factor.dim() > 0
     exact = given.logits.dtype.itemsize >= 4
     with device_of(given.logits):
-        binary[(programs(count),)](
+        binary[(programs(given.logits),)](
             *given, factor, constant(divisor) if dtype == torch.float64 else divisor, wanted, count,
-            FORMED=formed, PER_ELEMENT=per_element, EXACT=exact, R=CONSTANTS[dtype], BLOCK=_BLOCK, num_warps=4,
+            FORMED=formed, PER_ELEMENT=per_element, EXACT=exact, R=CONSTANTS[dtype], BLOCK=block_of(given.logits), num_warps=_WARPS,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from crossent.impl.triton.numbers import exp_, expm1_, log1p_, times
+from crossent.impl.triton.numbers import exp_, expm1_, inverse, log1p_, times
 
 PENALTIES = {"": 0, "Focal": 1, "Poly1": 2, "GCE": 3, "MAE": 3, "SCE": 4, "Taylor": 5}
 
@@ -51,7 +51,7 @@ def tanh_(z, EXACT: tl.constexpr):
     """Compute tanh from t = e^(-2|z|)."""
     u = -2.0 * tl.abs(z)
     t = exp_(u, EXACT)
-    size = tl.where(u > -1e-3, -0.5 * u * (1.0 - u * u / 12.0), (1.0 - t) / (1.0 + t))
+    size = tl.where(u > -1e-3, u * (u * u * (1.0 / 24.0) - 0.5), (1.0 - t) * inverse(1.0 + t))
     return tl.where(z < 0.0, -size, size)
 
 
@@ -59,7 +59,8 @@ def tanh_(z, EXACT: tl.constexpr):
 def tanh_slope(z, EXACT: tl.constexpr):
     """Compute 1 - tanh² = 4t / (1 + t)², in which nothing cancels."""
     t = exp_(-2.0 * tl.abs(z), EXACT)
-    return 4.0 * t / ((1.0 + t) * (1.0 + t))
+    per = inverse(1.0 + t)
+    return 4.0 * t * per * per
 
 
 @triton.jit

@@ -117,7 +117,7 @@ def arrange(logits: Tensor, inplace: bool = False) -> Launch:
     raise AssertionError("contiguous logits are always taken")
 
 
-def _warp() -> int:
+def warp_size() -> int:
     """Tell how many threads run in step on this device."""
     size: int = 32 if INTERPRETED else triton.runtime.driver.active.get_current_target().warp_size
     return size
@@ -135,7 +135,7 @@ def _tile(
         rows, lanes, e, warps = 128, 1, 8, 1
     else:
         e, blocks = chunk, ceil((shape[1] + slack) / chunk)
-        lanes = triton.next_power_of_2(max(min(blocks, _warp()), min(blocks // _BLOCKS, _MOST_LANES)))
+        lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, _MOST_LANES)))
         rows = 1 if lanes >= 32 else 256 // lanes
         warps = max(1, lanes * rows // 64)
     parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, exact, CONSTANTS[dtype])
