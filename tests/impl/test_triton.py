@@ -78,6 +78,19 @@ def test_strides(layout, classes, dtype):
     assert_right(STRIDED[layout](x), y, dtype)
 
 
+def test_nothing_is_copied_that_a_walk_takes(monkeypatch):
+    x, _ = problem((2, 30, 4, 6))
+    taken = [x, x.contiguous(memory_format=torch.channels_last), x.flatten(2).mT.contiguous().mT, x[:, :20]]
+    taken += [each(x.flatten(1)) for name, each in STRIDED.items() if name != "every second class"]
+    apart, repeated = x[..., ::2], x[..., :1].expand(x.shape)
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    for logits in taken:
+        assert triton.to.arrange(logits).logits is logits
+    monkeypatch.undo()
+    for logits in (apart, repeated):
+        assert triton.to.arrange(logits).logits is not logits
+
+
 @pytest.mark.parametrize("strides", [(2**31 + 8, 1), (1, 2**31 + 8)], ids=["rows", "classes"])
 def test_offsets_beyond_two_billion(strides):
     rows, classes = (2, 9) if strides[1] == 1 else (9, 2)

@@ -69,15 +69,17 @@ class Launch(NamedTuple):
 
 def _strides(x: Tensor) -> Strides | None:
     """See a tensor ``(N, C, d1, ...)`` as ``(N, C, P)``; None where the dimensions behind the classes do not lie as one."""
-    inner, reach = 0, 1
+    inner: int | None = None
+    reach = 0
     for size, stride in reversed(list(zip(x.shape[2:], x.stride()[2:], strict=True))):
         if size == 1:
             continue
-        if inner and stride != reach:
+        if inner is None:
+            inner = stride
+        elif stride != reach:
             return None
-        inner = inner or stride
         reach = size * stride
-    return Strides(x.stride(0), x.stride(1), inner)
+    return Strides(x.stride(0), x.stride(1), inner or 0)
 
 
 def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int, int], list[Strides]]:
@@ -92,29 +94,36 @@ def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int
 
 def arrange(logits: Tensor, inplace: bool = False) -> Launch:
     """Decide how logits are walked; they are copied first where no walk takes their strides."""
-    dtype, chunk = compute_dtype(logits), _LOAD // logits.element_size()
-    for x in (logits, logits.contiguous()):
-        like = x if inplace else torch.empty_like(x, device="meta")
-        of_x, of_g = _strides(x), _strides(like)
-        if of_x is None or of_g is None:
-            continue
-        shape = (x.shape[0], x.shape[1], prod(x.shape[2:]))
-        shape, (of_x, of_g) = _merged(shape, of_x, of_g)
-        beside = shape[1] == 1 or of_x.classes == of_g.classes == 1
-        apart = of_x.inner == of_g.inner == 1
-        if not (beside or apart) and x is not logits.contiguous():
-            continue
-        even = not any(s % chunk for s in (of_x.outer, of_x.inner, of_g.outer, of_g.inner))
-        aligned = x.data_ptr() % _LOAD == 0 and (even or (of_x.outer, of_x.inner) == (of_g.outer, of_g.inner))
-        chunks = beside and aligned and shape[1] > 1
-        tile, warps = _tile(dtype, chunk, shape, chunks, 0 if even or not chunks else chunk - 1, apart and not beside)
-        classes = (1, 1) if beside else (of_x.classes, of_g.classes)
-        tiles = ceil(shape[2] / tile.ROWS.value)
-        layout = Layout(
-            shape[1], shape[2], tiles, of_x.outer, of_x.inner, classes[0], of_g.outer, of_g.inner, classes[1]
-        )
-        return Launch(x, shape, layout, tile, shape[0] * tiles, warps, dtype, like)
-    raise AssertionError("contiguous logits are always taken")
+    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"))
+    if launch is None:
+        logits = logits.contiguous()
+        launch = _arranged(logits, torch.empty_like(logits, device="meta"))
+    assert launch is not None
+    return launch
+
+
+def _arranged(x: Tensor, like: Tensor) -> Launch | None:
+    """Decide how logits are walked and what belongs to them is laid out; None where no walk takes their strides."""
+    of_x, of_g = _strides(x), _strides(like)
+    if of_x is None or of_g is None:
+        return None
+    shape, (of_x, of_g) = _merged((x.shape[0], x.shape[1], prod(x.shape[2:])), of_x, of_g)
+    beside = shape[1] == 1 or of_x.classes == of_g.classes == 1
+    apart = not beside and of_x.inner == of_g.inner == 1
+    if not (beside or apart):
+        return None
+    dtype, chunk = compute_dtype(x), _LOAD // x.element_size()
+    even = not any(s % chunk for s in (of_x.outer, of_x.inner, of_g.outer, of_g.inner))
+    alike = (of_x.outer, of_x.inner) == (of_g.outer, of_g.inner)
+    chunks = beside and shape[1] > 1 and x.data_ptr() % _LOAD == 0 and (even or alike)
+    slack = chunk - 1 if chunks and not even else 0
+    tile, warps = _tile(dtype, chunk, shape[1], chunks, slack, apart)
+    tiles = ceil(shape[2] / tile.ROWS.value)
+    classes = (1, 1) if beside else (of_x.classes, of_g.classes)
+    layout = Layout(
+        shape[1], shape[2], tiles, of_x.outer, of_x.inner, classes[0], of_g.outer, of_g.inner, classes[1]
+    )  # fmt: skip
+    return Launch(x, shape, layout, tile, shape[0] * tiles, warps, dtype, like)
 
 
 def warp_size() -> int:
@@ -124,8 +133,8 @@ def warp_size() -> int:
 
 
 def _tile(
-    dtype: torch.dtype, chunk: int, shape: tuple[int, int, int], chunks: bool, slack: int, apart: bool
-) -> tuple[Tile, int]:
+    dtype: torch.dtype, chunk: int, classes: int, chunks: bool, slack: int, apart: bool
+) -> tuple[Tile, int]:  # fmt: skip
     """Choose the tile: some of the classes of one row, a few short rows, or 8 classes of many rows where they lie apart.
 
     A thread has 16 bytes or twice as many of each load. A row is some blocks long, since those at its edge take longer.
@@ -134,7 +143,7 @@ def _tile(
     if apart:
         rows, lanes, e, warps = 128, 1, 8, 1
     else:
-        e, blocks = chunk, ceil((shape[1] + slack) / chunk)
+        e, blocks = chunk, ceil((classes + slack) / chunk)
         lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, _MOST_LANES)))
         rows = 1 if lanes >= 32 else 256 // lanes
         warps = max(1, lanes * rows // 64)
