@@ -31,21 +31,27 @@ SHAPES = {
 
 
 class Gpu(NamedTuple):
-    """A GPU as the model has it: the target, its peak of memory in TB/s, and lanes times clock in 1e12 a second."""
+    """A GPU as the model has it.
+
+    The target, the peak of its memory in TB/s, its multiprocessors, what one issues in 1e9 lanes a second, and the second cache in
+    MB (of an MI300X, the one before its memory).
+    """
 
     target: str
     memory: float
+    count: int
     issue: float
+    cache: float
 
 
 # Peaks that their makers publish. A copy reaches about 0.9 of the memory's.
 GPUS = {
-    "H100": Gpu("sm_90", 3.35, 132 * 128 * 1.755e-3),
-    "H200": Gpu("sm_90", 4.8, 132 * 128 * 1.755e-3),
-    "B200": Gpu("sm_100", 8.0, 148 * 128 * 1.8e-3),
-    "MI300X": Gpu("gfx942", 5.3, 304 * 64 * 2.1e-3),
+    "H100": Gpu("sm_90", 3.35, 132, 128 * 1.755, 50),
+    "H200": Gpu("sm_90", 4.8, 132, 128 * 1.755, 50),
+    "B200": Gpu("sm_100", 8.0, 148, 128 * 1.8, 126),
+    "MI300X": Gpu("gfx942", 5.3, 304, 64 * 2.1, 256),
 }
-_OF_PEAK = 0.9
+_OF_PEAK, _OF_CACHE = 0.9, 0.8
 MODELLED = {  # elements of the shapes whose time is computed
     "rows of 128256": 8192 * 128256,
     "rows of 50257": 8192 * 50257,
@@ -67,6 +73,7 @@ class Figures(NamedTuple):
     spills: int
     narrow: int  # accesses of memory in the main loops that are narrower than 16 bytes
     instructions: float
+    in_flight: int  # bytes of the rows that a multiprocessor works on at a time
 
 
 def call(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
@@ -86,11 +93,21 @@ def call(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     return launch
 
 
-def elements_a_thread(shape: tuple[int, ...], dtype: torch.dtype, lanes: int) -> float:
+def in_flight(shape: tuple[int, ...], dtype: torch.dtype, registers: int, lanes: int) -> int:
+    """Tell how many bytes of rows a multiprocessor has at a time, which has 2048 threads and 65536 registers."""
+    if len(shape) > 2 or shape[0] == 1024:
+        return 0  # blocks of rows whose classes lie apart, and elements, are small or read once
+    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype), False, True)
+    threads = launch.warps * lanes
+    programs = max(1, min(2048 // threads, 65536 // (threads * -(-registers // 8) * 8), 32))
+    return int(programs * launch.tile.ROWS.value * shape[1] * dtype.itemsize)
+
+
+def elements_a_thread(shape: tuple[int, ...], dtype: torch.dtype, lanes: int, again: bool) -> float:
     """Tell how many elements a thread has of a block."""
     if shape[0] == 1024:
         return kernels.binary.block_of(torch.zeros(1, dtype=dtype)) / (4 * lanes)
-    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype))
+    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype), False, again)
     rows, across, e = (each.value for each in launch.tile[:3])
     return float(rows * across * e / (lanes * launch.warps))
 
@@ -109,28 +126,40 @@ def main_loops(name: str, code: Code, ties: bool) -> list[list[str]]:
 
 def figures(target: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Iterator[Figures]:
     """Read the kernels for one target."""
-    lanes = TARGETS[target].warp_size
     for shape_name, shape in shapes.items():
         for dtype_name, dtype in DTYPES.items():
-            with pretended(target):
-                each = elements_a_thread(shape, dtype, lanes)
-                ties = shape[0] != 1024 and kernels.to.arrange(torch.zeros(shape, dtype=dtype)).tile.TIES.value
             for name, made in compiled(target, call(shape, dtype)).items():
                 for kernel in made:
-                    code = read(kernel)
-                    loops = main_loops(name, code, ties)
-                    narrow = sum(wide(loop)[2] for loop in loops) if name != "binary" else 0
-                    count = round(sum(map(len, loops)) / each, 1)
-                    yield Figures(
-                        name, shape_name, dtype_name, target, code.registers, code.stack, code.spills, narrow, count
-                    )
+                    yield _figures(kernel, name, shape_name, dtype_name, target)
+
+
+def _figures(kernel: Any, name: str, shape_name: str, dtype_name: str, target: str) -> Figures:
+    """Read one kernel."""
+    code, lanes, shape, dtype = read(kernel), TARGETS[target].warp_size, SHAPES[shape_name], DTYPES[dtype_name]
+    with pretended(target):
+        each = elements_a_thread(shape, dtype, lanes, name == "fused")
+        ties = shape[0] != 1024 and kernels.to.arrange(torch.zeros(shape, dtype=dtype)).tile.TIES.value
+        at_a_time = in_flight(shape, dtype, code.registers, lanes) if name == "fused" else 0
+    loops = main_loops(name, code, ties)
+    narrow = sum(wide(loop)[2] for loop in loops) if name != "binary" else 0
+    count = round(sum(map(len, loops)) / each, 1)
+    return Figures(
+        name, shape_name, dtype_name, target, code.registers, code.stack, code.spills, narrow, count, at_a_time
+    )
+
+
+def passes(row: Figures, gpu: Gpu) -> int:
+    """Tell how often the logits' bytes go to or from the memory; a row that the cache has lost is read once more."""
+    if row.kernel == "fused":
+        return 3 if row.in_flight * gpu.count > gpu.cache * 1e6 * _OF_CACHE else 2
+    return {"forward": 1, "backward": 2, "binary": 3}[row.kernel]
 
 
 def seconds(row: Figures, gpu: Gpu) -> tuple[float, float]:
     """Compute the time that the memory takes and the time that the instructions take."""
     count, size = MODELLED[row.shape], DTYPES[row.dtype].itemsize
-    passes = {"forward": 1, "backward": 2, "fused": 2, "binary": 3}[row.kernel]
-    return count * size * passes / (gpu.memory * 1e12 * _OF_PEAK), count * row.instructions / (gpu.issue * 1e12)
+    memory = count * size * passes(row, gpu) / (gpu.memory * 1e12 * _OF_PEAK)
+    return memory, count * row.instructions / (gpu.count * gpu.issue * 1e9)
 
 
 def table(rows: list[Figures]) -> str:
@@ -144,7 +173,14 @@ def table(rows: list[Figures]) -> str:
         for name, gpu in GPUS.items():
             if gpu.target == row.target:
                 memory, issue = seconds(row, gpu)
-                times.append(f"{name} {1e3 * max(memory, issue):.2f}{' (issue)' if issue > memory else ''}")
+                why = (
+                    " (issue)"
+                    if issue > memory
+                    else " (read twice)"
+                    if passes(row, gpu) > 2 and row.kernel == "fused"
+                    else ""
+                )
+                times.append(f"{name} {1e3 * max(memory, issue):.2f}{why}")
         lines.append(
             f"| {row.kernel} | {row.shape} | {row.dtype} | {row.target} | {row.registers} | {row.stack} | "
             f"{row.instructions:.1f} | {', '.join(times) or '–'} |"

@@ -49,6 +49,15 @@ def test_rows_of_any_length(classes, dtype):
     assert_right(*problem((2, classes), dtype), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_rows_so_long_that_they_have_more_threads(dtype):
+    x, y = problem((2, 40003), dtype)
+    wide, usual = triton.to.arrange(x, again=True), triton.to.arrange(x)
+    assert wide.warps > usual.warps
+    assert wide.tile.KEEP.value > usual.tile.KEEP.value
+    assert_right(x, y, dtype)
+
+
 @dtypes
 @pytest.mark.parametrize("shape", [(2, 3, 5), (1, 21, 16, 17), (2, 1, 6)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])

@@ -145,7 +145,7 @@ def cross_entropy_sum(
         loss = None if dtype is None else torch.full((), nothing, dtype=dtype, device=logits.device)
         total = torch.zeros((), dtype=wide, device=logits.device)
         return Sum(loss, total, None if factor is None else torch.empty_like(logits))
-    launch = to.arrange(logits, inplace and factor is not None and _can_be_written(logits))
+    launch = to.arrange(logits, inplace and factor is not None and _can_be_written(logits), factor is not None)
     member, given = to.member_of(target, launch), to.target_of(target, launch)
     losses = None if dtype is None else torch.empty(launch.rows, dtype=wide, device=logits.device)
     loss = None

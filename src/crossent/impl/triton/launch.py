@@ -23,6 +23,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONSTANTS = {torch.float32: tl.float32, torch.float64: tl.float64}
 _LOAD = 16  # bytes that a thread loads at once
 _BLOCKS, _MOST_LANES = 4, 512  # how many blocks a row has at least, until they are that wide
+# A row that is read again is to be in the second cache still, of which a multiprocessor's share is some 300 KB. A thread has two
+# lanes, and a multiprocessor 2048 threads, so that rows in flight take 256 KB where a lane has _SHARE bytes of a row. A row has
+# 1024 threads at most.
+_SHARE, _PER_BLOCK = 64, 4
 
 
 def constant(value: Any) -> Any:
@@ -92,17 +96,20 @@ def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int
     return shape, list(each)
 
 
-def arrange(logits: Tensor, inplace: bool = False) -> Launch:
-    """Decide how logits are walked; they are copied first where no walk takes their strides."""
-    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"))
+def arrange(logits: Tensor, inplace: bool = False, again: bool = False) -> Launch:
+    """Decide how logits are walked; they are copied first where no walk takes their strides.
+
+    ``again`` says that a row is read more than once, and should still be in the cache then.
+    """
+    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"), again)
     if launch is None:
         logits = logits.contiguous()
-        launch = _arranged(logits, torch.empty_like(logits, device="meta"))
+        launch = _arranged(logits, torch.empty_like(logits, device="meta"), again)
     assert launch is not None
     return launch
 
 
-def _arranged(x: Tensor, like: Tensor) -> Launch | None:
+def _arranged(x: Tensor, like: Tensor, again: bool) -> Launch | None:
     """Decide how logits are walked and what belongs to them is laid out; None where no walk takes their strides."""
     of_x, of_g = _strides(x), _strides(like)
     if of_x is None or of_g is None:
@@ -117,7 +124,9 @@ def _arranged(x: Tensor, like: Tensor) -> Launch | None:
     alike = (of_x.outer, of_x.inner) == (of_g.outer, of_g.inner)
     chunks = beside and shape[1] > 1 and x.data_ptr() % _LOAD == 0 and (even or alike)
     slack = chunk - 1 if chunks and not even else 0
-    tile, warps = _tile(dtype, chunk, shape[1], chunks, slack, apart)
+    shared = again and chunks and shape[1] * x.element_size() > _SHARE * _MOST_LANES
+    lanes = min(_MOST_LANES * _PER_BLOCK, shape[1] * x.element_size() // _SHARE) if shared else _MOST_LANES
+    tile, warps = _tile(dtype, chunk, shape[1], lanes, chunks, slack, apart)
     tiles = ceil(shape[2] / tile.ROWS.value)
     classes = (1, 1) if beside else (of_x.classes, of_g.classes)
     layout = Layout(
@@ -133,8 +142,8 @@ def warp_size() -> int:
 
 
 def _tile(
-    dtype: torch.dtype, chunk: int, classes: int, chunks: bool, slack: int, apart: bool
-) -> tuple[Tile, int]:  # fmt: skip
+    dtype: torch.dtype, chunk: int, classes: int, most: int, chunks: bool, slack: int, apart: bool
+) -> tuple[Tile, int]:
     """Choose the tile: some of the classes of one row, a few short rows, or 8 classes of many rows where they lie apart.
 
     A thread has 16 bytes or twice as many of each load. A row is some blocks long, since those at its edge take longer.
@@ -144,10 +153,10 @@ def _tile(
         rows, lanes, e, warps = 128, 1, 8, 1
     else:
         e, blocks = chunk, ceil((classes + slack) / chunk)
-        lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, _MOST_LANES)))
+        lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, most)))
         rows = 1 if lanes >= 32 else 256 // lanes
-        warps = max(1, lanes * rows // 64)
-    parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, exact, CONSTANTS[dtype])
+        warps = max(1, lanes * rows // (2 * warp_size()))
+    parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, most > _MOST_LANES, exact, CONSTANTS[dtype])
     return Tile(*map(constant, parts)), warps
 
 

@@ -41,6 +41,7 @@ class Tile(NamedTuple):
     SLACK: Any
     APART: Any  # whether the classes lie apart, and rows side by side
     TIES: Any  # whether the largest logits are kept out of the sums in the loop
+    KEEP: Any  # whether what is read first is to stay in the cache, and what is read last is not
     EXACT: Any
     R: Any  # the dtype of the computation
 
@@ -126,7 +127,7 @@ def are_classes(chunk, rows, layout, tile):
 
 
 @triton.jit
-def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layout, tile):
+def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layout, tile, STAY: tl.constexpr = ""):
     """Load chunks of the rows that are live, with ``other`` for what is no class of theirs, as it happens at an edge.
 
     Where the classes lie apart, other rows are loaded too.
@@ -138,7 +139,8 @@ def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layou
         if EDGE:
             mask = mask & (chunk < layout.classes + rows.phase[:, None, None])
         mask = tl.broadcast_to(mask, [tile.ROWS, tile.LANES, tile.E])
-        x = tl.load(source + (at[:, None, None] + position), mask=mask, other=other).to(tile.R)
+        where = source + (at[:, None, None] + position)
+        x = tl.load(where, mask=mask, other=other, eviction_policy=STAY).to(tile.R)
         if EDGE:
             x = tl.where(are_classes(chunk, rows, layout, tile), x, other)
     else:

@@ -104,7 +104,8 @@ class Sums(NamedTuple):
 def _add_block(sums, logits, k, EDGE: tl.constexpr, rows, live, labels, member, layout, tile):
     """Add the block of classes that begins at k to what the lanes have seen."""
     chunk = chunks(k, tile)
-    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, -float("inf"), layout, tile)
+    stay: tl.constexpr = "evict_last" if tile.KEEP else ""
+    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, -float("inf"), layout, tile, stay)
     x = transformed(x, chunk, rows, labels, member, layout, tile)
     higher = tl.maximum(sums.high, tl.max(x, 2))
     level = tl.where(higher == -float("inf"), 0.0, higher)
@@ -315,7 +316,8 @@ def _write_block(
 ):  # fmt: skip
     """Write the gradients of the block of classes that begins at k."""
     chunk, live = chunks(k, tile), slopes.live
-    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, -float("inf"), layout, tile)
+    stay: tl.constexpr = "evict_first" if tile.KEEP else ""
+    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, -float("inf"), layout, tile, stay)
     moved = transformed(x, chunk, rows, labels, member, layout, tile)
     cls = classes_of(chunk, rows, tile)
     below = moved - top[:, None, None]
