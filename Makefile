@@ -10,13 +10,42 @@ JOBS ?= 2
 SANITIZED := build/sanitized
 SECONDS ?= 60
 
-.PHONY: demo test peers clients lint bench fuzz wheel sanitize clean
+GPU := build/gpu
+TRITON := triton==3.7.1
+
+.PHONY: demo test test-gpu-static gpu-figures peers clients lint bench bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
 
 test: $(VENV)/.dev
 	$(PYTEST) --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+
+# The GPU kernels without a GPU, in an environment that shares the packages of the other beside Triton, which is 1 GB: the laws in
+# Triton's interpreter, then what they are compiled to. Some dtypes and sizes are left out, for an interpreter takes its time.
+test-gpu-static: $(GPU)/.triton
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) tests/impl/test_triton.py \
+		tests/test_laws.py -k "triton and not float64 and not billion and not threads and not half_precision_means and not \
+		error_is and (bfloat16 or not float16)" $(ARGS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) tests/test_family.py \
+		tests/test_bench_gpu.py -k "value_and_gradients and triton and float32 or bench_gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) tests/impl/test_triton_static.py $(ARGS)
+
+# What the GPU kernels are made of, in docs/gpu.md.
+gpu-figures: $(GPU)/.triton
+	$(GPU)/bin/python benchmarks/gpu_static.py
+
+# On a GPU, with the Triton that came with torch.
+bench-gpu:
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
+$(GPU)/.triton: $(VENV)/.dev
+	$(BIN)/python -m venv --clear $(GPU)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(GPU)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	echo "$(CURDIR)/src" >> "$$($(GPU)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	$(GPU)/bin/python -m pip --quiet --disable-pip-version-check install '$(TRITON)'
+	touch $@
 
 # The tests that need models of other libraries, which `make test` leaves out where those are not installed.
 clients: $(VENV)/.clients

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from interpreter import INTERPRETED, mend
 
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+    if INTERPRETED:
+        mend()
+        config.addinivalue_line("filterwarnings", "ignore:All-NaN slice encountered:RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ def test_the_stub_file_is_written_from_the_list_of_names():
 
 
 def test_an_implementation_imports_neither_another_nor_the_public_layer():
-    for name in ("eager", "native"):
+    for name in ("eager", "native", "triton"):
         home = HERE / "impl" / name
         imported = set()
         for file in home.rglob("*.py") if home.is_dir() else [home.with_suffix(".py")]:

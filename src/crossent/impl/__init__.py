@@ -15,11 +15,12 @@ __all__ = ["choose", "choose_implementation", "formulas", "implementations", "lo
 
 # Where each implementation lives, the preferred first; the last takes everything.
 HOMES = {
-    "triton": None,
     "native": "crossent.impl.native",
+    "triton": "crossent.impl.triton",
     "torch": "crossent.impl.operators",
     "eager": "crossent.impl.eager",
 }
+_WHAT = {"native": "the compiled CPU kernels are not installed", "triton": "Triton is not installed"}
 _LOADED: dict[str, Implementation] = {}
 _MISSING: dict[str, str] = {}
 
@@ -33,13 +34,10 @@ def register(implementation: Implementation) -> None:
 
 def _load_all() -> None:
     for name, home in reversed(HOMES.items()):
-        if home is None:
-            _MISSING[name] = f"the {name.capitalize()} kernels are not part of this version"
-            continue
         try:
             register(import_module(home).IMPLEMENTATION)
         except ImportError as error:
-            _MISSING[name] = f"the compiled CPU kernels are not installed ({error})"
+            _MISSING[name] = f"{_WHAT[name]} ({error})"
 
 
 _load_all()

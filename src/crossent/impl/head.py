@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil, isqrt, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import times
+from crossent.core.reduction import over, times
 from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
@@ -324,6 +324,11 @@ def loss_and_gradients(
     gradients = _gradients_for(head, plan, needs) if any(needs) else None
     totals: list[Tensor] = []
     for block in blocks(head, plan):
+        if gradients is not None and factor is None and not compute.waits:
+            loss, at_logits = _loss_and_slope(compute, block, divisor)
+            totals.append(loss.double())
+            gradients.add(block, at_logits)
+            continue
         loss, _, lse = compute.cross_entropy_forward(block.logits, block.target, "sum" if factor is None else "none")
         u = None if factor is None else take(factor, block.rows)
         totals.append(loss.double() if u is None else times(u, loss.double()).sum())
@@ -337,6 +342,14 @@ def loss_and_gradients(
     zero = torch.zeros((), dtype=torch.float64, device=head.input.device)
     total = (torch.stack(totals).sum() if totals else zero) / divisor
     return total.to(wide), (None, None, None) if gradients is None else gradients.finish()
+
+
+def _loss_and_slope(compute: Implementation, block: Block, divisor: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the sum of a block's losses and the gradient for its logits, in their place, in one pass over them."""
+    wide, factor = torch.promote_types(block.logits.dtype, torch.float32), over(torch.ones_like(divisor), divisor)
+    one_pass: Any = compute.cross_entropy_sum  # which takes a number of the device where it does not wait for it
+    loss, _, gradient = one_pass(block.logits, block.target, False, wide, factor, True)
+    return loss, gradient
 
 
 def _at_logits(

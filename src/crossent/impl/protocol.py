@@ -43,7 +43,7 @@ class Sum(NamedTuple):
     """A sum or a mean, the sum of what the rows weigh, and the gradient for the logits; None what was not asked for."""
 
     loss: Tensor | None
-    total: float
+    total: float | Tensor
     gradient: Tensor | None
 
 
@@ -66,6 +66,12 @@ class Implementation:
     """One way to compute the family."""
 
     name: str
+    waits = True
+    """Whether numbers are read off the device for it.
+
+    One that does not wait takes the factor of ``cross_entropy_sum``, ``binary_cross_entropy_sum`` and ``scale`` as a tensor too.
+    The sums take one argument more, ``formed``: the gradient for a factor of 1, which is to become that for the factor.
+    """
     has_short_way = False
     """Whether ``takes_as_they_are`` and ``takes_binary_as_they_are`` are worth asking."""
     differentiable = False

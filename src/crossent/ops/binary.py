@@ -160,8 +160,10 @@ class FusedBinaryCrossEntropy(Fused):
     record, differentiable = BinaryTarget, staticmethod(_differentiable)
 
     @staticmethod
-    def compute(logits, target, call, dtype, factor, inplace):
-        return call.implementation.binary_cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
+    def compute(logits, target, call, dtype, factor, inplace, *formed):
+        return call.implementation.binary_cross_entropy_sum(
+            logits, target, call.divided, dtype, factor, inplace, *formed
+        )
 
 
 class UnreducedBinaryCrossEntropy(Unreduced):

@@ -101,7 +101,21 @@ def _taken(ctx: Any) -> Tensor | None:
     return gradient
 
 
-def _formed(ctx: Any, factor: float) -> Tensor:
+def _on_the_device(ctx: Any, factor: Tensor) -> Tensor:
+    """Return the gradient for a factor that is not read here: what was formed for 1 becomes it by a kernel that looks first."""
+    gradient = _taken(ctx)
+    if gradient is None:
+        return _formed(ctx, factor)
+    try:
+        logits, target = _restored(ctx)
+    except RuntimeError:  # the logits are gone, by inplace_forward or by the caller's hand
+        ctx.call.implementation.scale(gradient, factor)
+        return gradient
+    formed: Tensor = ctx._forward_cls.compute(logits, target, ctx.call, None, factor, False, gradient).gradient
+    return formed
+
+
+def _formed(ctx: Any, factor: float | Tensor) -> Tensor:
     """Form the gradient in backward."""
     logits, target = _restored(ctx)
     over = ctx.place == "over in backward"
@@ -127,13 +141,15 @@ def _multiplied(ctx: Any, grad: Tensor) -> Tensor:
 class Fused(Lean):
     """A sum or a mean, which forms its gradient.
 
-    A subclass has ``compute(logits, target, call, dtype, factor, inplace)``, which asks the implementation for a
+    A subclass has ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which asks the implementation for a
     :class:`~crossent.impl.protocol.Sum`.
     """
 
     @staticmethod
     def forward(ctx, logits, target, call, dtype, place):
         place, factor = _place_and_factor(place, logits.dtype)
+        if not call.implementation.waits and factor is not None:  # what backward brought the last time is on the device
+            factor = 1.0
         over = place == "over in forward"
         loss, total, gradient = ctx._forward_cls.compute(logits, target, call, dtype, factor, over)
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
@@ -144,6 +160,8 @@ class Fused(Lean):
         if over:
             tell_if_in_place(gradient, logits)
             ctx.version = ctx.gradients[0]._version
+        if isinstance(total, Tensor):
+            ctx.mark_non_differentiable(total)
         return loss, total
 
     @staticmethod
@@ -161,6 +179,8 @@ class Fused(Lean):
             ctx.gradients.clear()
             logits, target = _restored(ctx)
             gradient = ctx._forward_cls.differentiable(grad, logits, target, ctx.call.divided)
+        elif not ctx.call.implementation.waits:
+            gradient = _on_the_device(ctx, grad)
         else:
             gradient = _multiplied(ctx, grad)
         return gradient, None, None, None, None

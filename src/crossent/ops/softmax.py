@@ -312,8 +312,8 @@ class FusedCrossEntropy(Fused):
     record, differentiable = Target, staticmethod(_differentiable)
 
     @staticmethod
-    def compute(logits, target, call, dtype, factor, inplace):
-        return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace)
+    def compute(logits, target, call, dtype, factor, inplace, *formed):
+        return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace, *formed)
 
 
 class UnreducedCrossEntropy(Unreduced):

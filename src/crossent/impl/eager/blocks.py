@@ -29,7 +29,7 @@ _CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth
 _SHARE = (
     10  # blocks at least on another device: what is formed of one, eight tensors in float32, is less than the gradient
 )
-_LAUNCHED, _LARGEST = 1 << 20, 1 << 24  # elements that are worth a launch, and elements that are enough
+_LAUNCHED, _LARGEST = 1 << 19, 1 << 24  # elements that are worth a launch, and elements that are enough
 
 
 def room(x: Tensor, target: Tensor, inplace: bool) -> Tensor:

@@ -1,0 +1,203 @@
+"""Kernel: sigmoid cross entropy, element by element: losses or their sum, and the gradients for logits and target.
+
+It is softmax over ``[x, 0]``: yes costs ``log(1 + e^-x)`` and no costs ``log(1 + e^x)``, and the gradient is ``σ(x) - t``. Each
+tensor is read and written once. Logits, target and gradients lie alike, in one run of memory; weights repeat after a period.
+What is not wanted is None and is not compiled. With ``FORMED`` the gradient for a factor of 1 lies there already, and the
+kernel ends at once if it is 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from crossent.core.target import BinaryTarget
+from crossent.impl.triton import sums
+from crossent.impl.triton.launch import CONSTANTS, constant, device_of, warp_size
+from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, times
+
+_WARPS = 4
+
+
+class Weights(NamedTuple):
+    """Numbers that belong to elements, and after how many elements they repeat."""
+
+    of: Any
+    period: Any
+
+
+class Wanted(NamedTuple):
+    """Where results go; None for what is not wanted. ``total`` gets one number a program."""
+
+    loss: Any = None
+    total: Any = None
+    to: Any = None
+    to_target: Any = None
+
+
+@triton.jit
+def load_numbers(source, first, here, inside, R: tl.constexpr, EDGE: tl.constexpr):
+    """Load numbers of elements, 0 for those that there are not."""
+    if EDGE:
+        return tl.load(source + first + here, mask=inside, other=0.0).to(R)
+    return tl.load(source + first + here).to(R)
+
+
+@triton.jit
+def load_weights(weights, first, here, inside, R: tl.constexpr):
+    """Load the weights of elements."""
+    return tl.load(weights.of + (first + here) % weights.period, mask=inside, other=0.0).to(R)
+
+
+@triton.jit
+def store_numbers(to, first, here, value, inside, EDGE: tl.constexpr):
+    """Store numbers of elements."""
+    value = value.to(to.dtype.element_ty)
+    if EDGE:
+        tl.store(to + first + here, value, mask=inside)
+    else:
+        tl.store(to + first + here, value)
+
+
+@triton.jit
+def elements(
+    first, left, logits, target, weight, pos_weight, factor, divisor, wanted,
+    EDGE: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute a program's elements, of which the block may hold fewer at the edge."""
+    here = tl.arange(0, BLOCK)
+    inside = here < left
+    x, t = load_numbers(logits, first, here, inside, R, EDGE), load_numbers(target, first, here, inside, R, EDGE)
+    pi = tl.full((), 1.0, R)
+    if pos_weight is not None:
+        pi = load_weights(pos_weight, first, here, inside, R)
+    e = exp_(-tl.abs(x), EXACT)  # of which all else is made: the smaller of the two odds
+    rest = log1p_unit(e)
+    yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
+    if wanted.loss is not None or wanted.total is not None:
+        each = times(pi * t, yes) + times(1.0 - t, no)
+        if weight is not None:
+            each = times(load_weights(weight, first, here, inside, R), each)
+        if wanted.loss is not None:
+            store_numbers(wanted.loss, first, here, each, inside, EDGE)
+        else:
+            tl.store(wanted.total + tl.program_id(0), tl.sum(tl.where(inside, each, 0.0), 0))
+    if wanted.to is not None or wanted.to_target is not None:
+        g = tl.full((), 1.0, R)
+        if PER_ELEMENT:
+            g = load_numbers(factor, first, here, inside, R, EDGE)
+        else:
+            if factor is not None:
+                g = tl.load(factor).to(R)
+            g = g / tl.full((), divisor, R) + tl.zeros_like(x)
+        if weight is not None:
+            g = times(load_weights(weight, first, here, inside, R), g)
+        if wanted.to is not None:
+            larger = inverse(1.0 + e)
+            smaller = e * larger
+            p, q = tl.where(x < 0.0, smaller, larger), tl.where(x < 0.0, larger, smaller)
+            slope = g * ((1.0 - t) * p - pi * (t * q))
+            slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
+            store_numbers(wanted.to, first, here, slope, inside, EDGE)
+        if wanted.to_target is not None:
+            gain = times(g * pi, yes) - times(g, no)
+            store_numbers(wanted.to_target, first, here, gain, inside, EDGE)
+
+
+@triton.jit
+def binary(
+    logits, target, weight, pos_weight, factor, divisor, wanted, count,
+    FORMED: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the losses of this program's elements or their sum, and ``factor / divisor`` times their gradients."""
+    if FORMED:
+        if tl.load(factor).to(R) == 1.0:
+            return
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    if first + BLOCK <= count:
+        elements(
+            first, BLOCK, logits, target, weight, pos_weight, factor, divisor, wanted,
+            False, PER_ELEMENT, EXACT, R, BLOCK,
+        )  # fmt: skip
+    else:
+        elements(
+            first, (count - first).to(tl.int32), logits, target, weight, pos_weight, factor, divisor, wanted,
+            True, PER_ELEMENT, EXACT, R, BLOCK,
+        )  # fmt: skip
+
+
+class Elements(NamedTuple):
+    """The tensors of a sigmoid loss, laid out alike in one run of memory."""
+
+    logits: Tensor
+    target: Tensor
+    weight: Weights | None
+    pos_weight: Weights | None
+
+    @classmethod
+    def of(cls, logits: Tensor, target: BinaryTarget, dtype: torch.dtype) -> Elements:
+        """Lay tensors out as the logits are, without a copy where they lie so; logits with gaps are copied."""
+        like = torch.empty_like(logits, device="meta")
+        x = laid_out(logits, like)
+        weights = (_weights(w, like, dtype, logits.device) for w in (target.weight, target.pos_weight))
+        return cls(x, laid_out(target.values, like), *weights)
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """Lay a tensor out like another one, which it may be."""
+    if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape, strict=True)):
+        return x
+    return empty(like, x.dtype, x.device).copy_(x)
+
+
+def empty(like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return an empty tensor that is laid out like another one."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
+
+
+def _weights(w: Tensor | None, like: Tensor, dtype: torch.dtype, device: torch.device) -> Weights | None:
+    """Describe weights by a period where they belong to the last dimensions, and else write them out."""
+    if w is None:
+        return None
+    w = w.to(dtype)
+    while w.dim() and w.shape[0] == 1:
+        w = w[0]
+    if like.is_contiguous() and w.shape == like.shape[like.dim() - w.dim() :]:
+        return Weights(w.contiguous(), max(1, w.numel()))
+    return Weights(laid_out(w.expand(like.shape), like), max(1, like.numel()))
+
+
+def block_of(logits: Tensor) -> int:
+    """Say how many elements a program takes: as many as its threads load in 16 bytes each, or 1024."""
+    return max(1024, _WARPS * warp_size() * 16 // logits.element_size())
+
+
+def programs(logits: Tensor) -> int:
+    """Tell how many programs there are."""
+    return -(-logits.numel() // block_of(logits))
+
+
+def launch(
+    given: Elements, wanted: Wanted, dtype: torch.dtype, factor: Tensor | None = None, divisor: float = 1.0,
+    formed: bool = False,
+) -> None:  # fmt: skip
+    """Launch the kernel; ``factor`` is one number or one an element, and a ``divisor`` of 0 that of a mean over nothing."""
+    count, divisor = given.logits.numel(), divisor or float("inf")
+    per_element = factor is not None and factor.dim() > 0
+    exact = given.logits.dtype.itemsize >= 4
+    with device_of(given.logits):
+        binary[(programs(given.logits),)](
+            *given, factor, constant(divisor) if dtype == torch.float64 else divisor, wanted, count,
+            FORMED=formed, PER_ELEMENT=per_element, EXACT=exact, R=CONSTANTS[dtype], BLOCK=block_of(given.logits), num_warps=_WARPS,
+        )  # fmt: skip
+
+
+def total_of(parts: Tensor, divisor: float) -> Tensor:
+    """Add up what the programs have, and divide; over nothing it is nan."""
+    with device_of(parts):
+        total = sums.total(parts)
+    return total / divisor if divisor else torch.full_like(total, torch.nan)

@@ -1,0 +1,369 @@
+"""The GPU kernels in Triton's interpreter: layouts, sizes and rows that the laws do not reach, and promises beside numbers.
+
+They run where Triton is installed and ``TRITON_INTERPRET=1``: ``make test-gpu-static``. The laws do too, for ``impl="triton"``.
+"""
+
+import numpy as np
+import pytest
+import torch
+from closeness import assert_close
+from interpreter import INTERPRETED
+
+import crossent
+from crossent import reference
+from crossent.core.settings import Settings
+from crossent.core.target import Target
+
+if not INTERPRETED:
+    pytest.skip("these kernels run on a GPU, or in Triton's interpreter", allow_module_level=True)
+triton = pytest.importorskip("crossent.impl.triton")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+
+
+def problem(shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(shape, generator=generator) * 4).to(dtype)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    return x, y
+
+
+def assert_right(x, y, dtype, **settings):
+    """Hold the losses of rows and both ways to their gradient to the specification."""
+    leaf = x.detach().requires_grad_()
+    loss = crossent.cross_entropy(leaf, y, reduction="none", impl="triton", **settings)
+    exact = reference.cross_entropy(x.double().numpy(), y.numpy(), reduction="none", **settings)
+    assert_close(loss, exact.loss, dtype)
+    assert_close(torch.autograd.grad(loss.sum(), leaf)[0], exact.grad, dtype)
+    total = crossent.cross_entropy(leaf, y, reduction="sum", impl="triton", **settings)
+    assert_close(torch.autograd.grad(total, leaf)[0], exact.grad, dtype)
+
+
+# --- sizes and layouts ------------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("classes", [1, 2, 8, 9, 127, 257, 1024, 4101])
+def test_rows_of_any_length(classes, dtype):
+    assert_right(*problem((2, classes), dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_rows_so_long_that_they_have_more_threads(dtype):
+    x, y = problem((2, 40003), dtype)
+    wide, usual = triton.to.arrange(x, again=True), triton.to.arrange(x)
+    assert wide.warps > usual.warps
+    assert wide.tile.KEEP.value > usual.tile.KEEP.value
+    assert_right(x, y, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 21, 16, 17), (2, 1, 6)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def test_classes_that_lie_apart(shape, layout, dtype):
+    x, y = problem(shape, dtype)
+    if layout is torch.channels_last:
+        x = x.contiguous(memory_format=layout) if x.dim() == 4 else x.mT.contiguous().mT
+    assert_right(x, y, dtype)
+
+
+STRIDED = {
+    "a padded vocabulary": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "padded to 16 bytes": lambda x: torch.nn.functional.pad(x, (0, -x.shape[1] % 16))[:, : x.shape[1]],
+    "every second row": lambda x: torch.cat([x, x], 1).view(-1, x.shape[1])[::2],
+    "an odd begin": lambda x: torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape),
+    "transposed": lambda x: x.t().contiguous().t(),
+    "one row in memory": lambda x: x[:1].expand(x.shape),
+    "every second class": lambda x: torch.stack([x, x], -1).flatten(1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", STRIDED)
+@pytest.mark.parametrize("classes", [10, 300])
+def test_strides(layout, classes, dtype):
+    x, y = problem((2, classes), dtype)
+    assert_right(STRIDED[layout](x), y, dtype)
+
+
+def test_nothing_is_copied_that_a_walk_takes(monkeypatch):
+    x, _ = problem((2, 30, 4, 6))
+    taken = [x, x.contiguous(memory_format=torch.channels_last), x.flatten(2).mT.contiguous().mT, x[:, :20]]
+    taken += [each(x.flatten(1)) for name, each in STRIDED.items() if name != "every second class"]
+    apart, repeated = x[..., ::2], x[..., :1].expand(x.shape)
+    monkeypatch.setattr(torch.Tensor, "contiguous", None)
+    for logits in taken:
+        assert triton.to.arrange(logits).logits is logits
+    monkeypatch.undo()
+    for logits in (apart, repeated):
+        assert triton.to.arrange(logits).logits is not logits
+
+
+@pytest.mark.parametrize("strides", [(2**31 + 8, 1), (1, 2**31 + 8)], ids=["rows", "classes"])
+def test_offsets_beyond_two_billion(strides):
+    rows, classes = (2, 9) if strides[1] == 1 else (9, 2)
+    x = torch.empty_strided((rows, classes), strides, dtype=torch.float16)  # 4 GiB, of which two pages are touched
+    values, y = problem((rows, classes), torch.float16)
+    x.copy_(values)
+    target = Target(y)
+    launch = triton.to.arrange(x)
+    assert launch.logits is x, "or nothing is tried here"
+    loss, _, lse = triton.cross_entropy_forward(x, target, "none")
+    gradient = triton.cross_entropy_backward(torch.ones(()), x, target, lse).logits
+    exact = reference.cross_entropy(values.double().numpy(), y.numpy(), reduction="none")
+    assert_close(loss, exact.loss, torch.float32)
+    assert_close(gradient, exact.grad, torch.float16)
+
+
+# --- rows that are unusual --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 300), (4, 5, 4)])
+@pytest.mark.parametrize("wrong", ["classes", -(2**40)])
+def test_a_label_that_is_no_class_makes_its_row_nan_and_no_other(shape, wrong):
+    x, y = problem(shape)
+    y[1] = shape[1] if wrong == "classes" else wrong
+    y[2] = -100
+    right = y.clone()
+    right[1] = -100
+    leaf = x.requires_grad_()
+    for reduction in ("none", "sum", "mean"):
+        loss = crossent.cross_entropy(leaf, y, reduction=reduction, impl="triton")
+        expected = crossent.cross_entropy(leaf, right, reduction=reduction, impl="triton")
+        grads = [torch.autograd.grad(each.sum(), leaf)[0] for each in (loss, expected)]
+        assert torch.equal(*grads)
+        assert (grads[0][1] == 0).all()
+        if reduction == "none":
+            assert loss[1].isnan().all()
+            assert torch.equal(torch.cat([loss[:1], loss[2:]]), torch.cat([expected[:1], expected[2:]]))
+        else:
+            assert loss.isnan()
+
+
+@pytest.mark.parametrize("classes", [5, 300])
+def test_rows_of_infinities_and_nan_stay_in_their_row(classes):
+    x, y = problem((6, classes))
+    x[0], x[1], x[2, 3], x[3] = -torch.inf, torch.nan, torch.inf, -torch.inf
+    x[3, 1], y[3], y[4] = 0.0, 1, -100
+    x[4] = torch.nan
+    x.requires_grad_()
+    loss = crossent.cross_entropy(x, y, reduction="none", impl="triton")
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    assert loss[:3].isnan().all()
+    assert loss[3] == 0
+    assert loss[4] == 0
+    assert loss[5].isfinite()
+    assert (grad[3:5] == 0).all()
+    assert grad[5].isfinite().all()
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(4, 300), (4, 10), (2, 9, 5)])
+def test_a_confident_row_keeps_its_digits(dtype, shape):
+    x = torch.zeros(shape, dtype=dtype)
+    y = torch.ones((shape[0], *shape[2:]), dtype=torch.int64)
+    x[:, 1] = torch.linspace(8, 60, y.numel()).view(y.shape).to(dtype)
+    loss, _, _ = triton.cross_entropy_forward(x, Target(y), "none")
+    exact = reference.cross_entropy(x.double().numpy(), y.numpy(), reduction="none").loss
+    # In half precision e^d has a rounding of d log2 e, which is off by half of 2^-18 for d = 60; else a few units are lost.
+    rtol = 4e-6 if dtype.itemsize == 2 else 16 * torch.finfo(dtype).eps
+    np.testing.assert_allclose(loss.double().numpy(), exact, rtol=rtol)
+
+
+# --- what is promised beside numbers ----------------------------------------------------------------------------------
+
+
+CALLS = {
+    "indices": lambda x, y, t, **options: crossent.cross_entropy(x, y, impl="triton", **options),
+    "probabilities": lambda x, y, t, **options: crossent.cross_entropy(
+        x, t, torch.linspace(0.5, 1, x.shape[1]), label_smoothing=0.1, impl="triton", **options
+    ),
+    "rows": lambda x, y, t, **options: (
+        crossent.cross_entropy(x, y, reduction="none", impl="triton", **options).square().sum()
+    ),
+    "sigmoid": lambda x, y, t, **options: crossent.binary_cross_entropy_with_logits(x, t, impl="triton", **options),
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@each_call
+@pytest.mark.parametrize("shape", [(3, 70), (2, 9, 6)])
+def test_the_same_bits_each_time(call, shape):
+    x, y = problem(shape)
+    t, x = x.softmax(1), x.requires_grad_()
+    once, twice = ((loss := call(x, y, t)).detach(), *torch.autograd.grad(loss, x)), call(x, y, t)
+    assert torch.equal(once[0], twice)
+    assert torch.equal(once[1], torch.autograd.grad(twice, x)[0])
+
+
+@each_call
+def test_nothing_waits_for_the_device(call, monkeypatch):
+    x, y = problem((3, 70))
+    t, x = x.softmax(1), x.requires_grad_()
+
+    def waited(*_, **__):
+        raise AssertionError("a number was read off the device")
+
+    losses = [call(x, y, t), call(x * 1, y, t, inplace_backward=True)]
+    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, waited)
+    losses += [call(x, y, t)]
+    for loss in losses:
+        loss.backward(torch.full_like(loss, 3.0))
+
+
+FACTORS = [1.0, 0.25, 1 / 3]
+
+
+@dtypes
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_a_gradient_that_was_formed_becomes_that_for_any_factor_bit_for_bit(kind, factor, dtype):
+    x, y = problem((2, 70), dtype)
+    x.requires_grad_()
+    t = x.detach().float().softmax(1).to(dtype)
+
+    def gradient(**options):
+        if kind == "softmax":
+            loss = crossent.cross_entropy(logits := x * 1, y, reduction="sum", impl="triton", **options)
+        else:
+            logits = x * 1
+            loss = crossent.binary_cross_entropy_with_logits(logits, t, reduction="sum", impl="triton", **options)
+        return torch.autograd.grad(loss, logits, torch.tensor(factor, dtype=loss.dtype))[0]
+
+    assert torch.equal(gradient(), gradient(inplace_backward=True))  # which is formed where the factor is known
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """List the kernels that are launched."""
+    names = []
+
+    def listen(home, name):
+        kernel = getattr(home, name)
+
+        class Listening:
+            def __getitem__(self, grid):
+                names.append(name)
+                return kernel[grid]
+
+        monkeypatch.setattr(home, name, Listening())
+
+    listen(triton, "forward"), listen(triton, "backward"), listen(triton, "fused"), listen(triton.binary, "binary")
+    return names
+
+
+def test_a_sum_forms_its_gradient_with_the_loss(launched):
+    x, y = problem((4, 30), torch.bfloat16)
+    x.requires_grad_()
+    crossent.cross_entropy(x, y, impl="triton").backward()
+    assert launched == ["fused", "fused"]  # the second one ends where it sees a factor of 1
+    launched.clear()
+    crossent.cross_entropy(x, y, reduction="none", impl="triton").sum().backward()
+    assert launched == ["forward", "backward"]
+    launched.clear()
+    crossent.cross_entropy(x.half(), y, impl="triton").backward()  # whose factor, that of a loss scaler, is awaited
+    assert launched == ["fused", "fused"]
+    launched.clear()
+    with torch.no_grad():
+        crossent.cross_entropy(x, y, impl="triton")
+    assert launched == ["forward"]
+
+
+@each_call
+@pytest.mark.parametrize("shape", [(3, 30), (2, 9, 3, 4)])
+@pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])
+def test_in_place_the_gradient_is_the_same_and_lies_where_the_logits_lay(call, shape, place):
+    x, y = problem(shape)
+    x = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+    t, x = x.softmax(1), x.requires_grad_()
+    (usual,) = torch.autograd.grad(call(x, y, t), x)
+    (grad,) = torch.autograd.grad(call(logits := x * 1, y, t, **{place: True}), logits)
+    assert grad.data_ptr() == logits.data_ptr()
+    torch.testing.assert_close(grad, usual)
+
+
+def test_no_gradient_beside_the_logits_where_they_have_gaps():
+    x, y = problem((4, 60))
+    x = x.requires_grad_()
+    logits = (x * 1)[:, :30]
+    (grad,) = torch.autograd.grad(crossent.cross_entropy(logits, y % 30, inplace_backward=True, impl="triton"), logits)
+    expected = torch.autograd.grad(crossent.cross_entropy(x[:, :30], y % 30, impl="eager"), x)[0][:, :30]
+    torch.testing.assert_close(grad, expected)
+
+
+# --- statistics and heads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 300), (3, 9, 4)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_statistics(shape, soft):
+    x, y = problem(shape)
+    x = x.round()  # with ties
+    y[0] = x[0].argmax(0)
+    y.view(-1)[1] = -100
+    x[2, :2], x[1, 0] = -torch.inf, torch.nan
+    target = y
+    if soft:
+        target = torch.rand(shape).sub(0.5).clamp_min(0).round(decimals=1)  # with ties, and classes of nothing
+        target[0] = 0
+    settings = {"temperature": 2.0, "z_loss": 0.1, "label_smoothing": 0.2}
+    ours = crossent.cross_entropy_stats(x, target, impl="triton", **settings)
+    usual = crossent.cross_entropy_stats(x, target, impl="eager", **settings)
+    for name, a, b in zip(ours._fields, ours, usual, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 400}, {"label_smoothing": 0.1}], ids=str)
+def test_a_head_takes_each_block_in_one_pass(reduction, options, launched):
+    torch.manual_seed(0)
+    h, w, b = (torch.randn(size, requires_grad=True) for size in ((5, 16), (40, 16), (40,)))
+    y = torch.tensor([3, -100, 39, 0, 7])
+    results = []
+    for impl in ("triton", "eager"):
+        loss = crossent.linear_cross_entropy(h, w, y, linear_bias=b, reduction=reduction, impl=impl, **options)
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (h, w, b))))
+    torch.testing.assert_close(*results)
+    assert set(launched) == ({"forward", "backward"} if reduction == "none" else {"fused"})
+
+
+# --- what is left to torch operations ---------------------------------------------------------------------------------
+
+
+class Custom(crossent.Penalty):
+    def f(self, log_p):
+        return -2 * log_p
+
+
+LEFT = {
+    "a penalty of one's own": {"penalty": Custom()},
+    "a margin with probabilities": {"margin": 0.5, "soft": True},
+    "a bias of the logits' shape": {"logit_bias": torch.zeros(4, 3)},
+    "a mask of the logits' shape": {"class_mask": torch.ones(4, 3, dtype=torch.bool)},
+    "a bias that requires grad": {"logit_bias": torch.zeros(3, requires_grad=True)},
+    "probabilities in float64": {"wide": True},
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_the_kernels_do_not_take_is_refused_with_the_reason(name):
+    x, _ = problem((4, 3))
+    settings = dict(LEFT[name])
+    target = torch.tensor([0, 1, 0, -100])
+    if settings.pop("soft", False):
+        target = x.softmax(1)
+    if settings.pop("wide", False):
+        target = x.softmax(1).double()
+    with pytest.raises(RuntimeError, match=r"impl='triton' cannot run here: the Triton kernels .*take"):
+        crossent.cross_entropy(x, target, impl="triton", **settings)
+    expected = crossent.cross_entropy(x, target, impl="eager", **settings)
+    torch.testing.assert_close(crossent.cross_entropy(x, target, **settings), expected)
+
+
+def test_a_settings_record_without_labels_in_range_is_left_alone():
+    x, y = problem((4, 3))
+    total = triton.cross_entropy_sum(x, Target(y, settings=Settings(0)), True, torch.float32, None)
+    assert total.gradient is None
+    assert total.total == (y != 0).sum()
