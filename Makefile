@@ -23,13 +23,13 @@ test: $(VENV)/.dev
 
 # The GPU kernels without a GPU, in an environment that shares the packages of the other beside Triton, which is 1 GB: the laws in
 # Triton's interpreter, then what they are compiled to. Some dtypes and sizes are left out, for an interpreter takes its time.
+test-gpu-static: INTERPRETED = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) $(ARGS)
 test-gpu-static: $(GPU)/.triton
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) tests/impl/test_triton.py \
-		tests/test_laws.py -k "triton and not float64 and not billion and not threads and not half_precision_means and not \
-		error_is and (bfloat16 or not float16)" $(ARGS)
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) tests/test_family.py \
-		tests/test_bench_gpu.py -k "value_and_gradients and triton and float32 or bench_gpu" $(ARGS)
-	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) tests/impl/test_triton_static.py $(ARGS)
+	$(INTERPRETED) tests/impl/test_triton.py tests/test_bench_gpu.py
+	$(INTERPRETED) tests/test_laws.py -k "triton and (bfloat16 or not float16) and not (float64 or billion or threads or \
+		half_precision_means or error_is_at_most)"
+	$(INTERPRETED) tests/test_family.py -k "value_and_gradients and triton and float32"
+	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) $(ARGS) tests/impl/test_triton_static.py
 
 # What the GPU kernels are made of, in docs/gpu.md.
 gpu-figures: $(GPU)/.triton

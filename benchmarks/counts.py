@@ -2,7 +2,7 @@
 
 A device is pretended: the CPU runs what would run there, with blocks of the size that they would have, under torch's profiler.
 An operation that reads or writes memory is one launch; its bytes are those of its tensors. ``counts.py`` writes
-``results/counts.json`` and prints the table that stands in docs/performance.md.
+``results/counts.json`` and prints the table that stands in docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def count_all() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Write the counts as the page shows them."""
     lines = [
-        "| | launches | bytes moved | peak | launches | bytes moved | peak |",
+        "| | float32: launches | bytes moved | peak | bfloat16: launches | bytes moved | peak |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

@@ -235,6 +235,32 @@ def test_a_gradient_that_was_formed_becomes_that_for_any_factor_bit_for_bit(kind
     assert torch.equal(gradient(), gradient(inplace_backward=True))  # which is formed where the factor is known
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_so_does_one_whose_logits_lie_in_another_order(kind, dtype):
+    base = problem((3, 4, 5, 6), dtype)[0]
+    orders = [
+        base,
+        base.permute(3, 1, 0, 2),
+        base.permute(0, 1, 3, 2),
+        base.transpose(0, 1),
+        base[..., ::2],
+        base[:, :3],
+    ]
+    for x in orders:
+        y = torch.randint(x.shape[1], (x.shape[0], *x.shape[2:]))
+        t = torch.rand(x.shape).to(dtype)
+        results = []
+        for impl in ("triton", "eager"):
+            leaf = x.detach().requires_grad_()
+            if kind == "softmax":
+                loss = crossent.cross_entropy(leaf, y, reduction="sum", impl=impl)
+            else:
+                loss = crossent.binary_cross_entropy_with_logits(leaf, t, reduction="sum", impl=impl)
+            results.append(torch.autograd.grad(loss, leaf, torch.full_like(loss, 3.0))[0])
+        torch.testing.assert_close(*results)
+
+
 @pytest.fixture
 def launched(monkeypatch):
     """List the kernels that are launched."""

@@ -111,8 +111,8 @@ def _on_the_device(ctx: Any, factor: Tensor) -> Tensor:
     except RuntimeError:  # the logits are gone, by inplace_forward or by the caller's hand
         ctx.call.implementation.scale(gradient, factor)
         return gradient
-    formed: Tensor = ctx._forward_cls.compute(logits, target, ctx.call, None, factor, False, gradient).gradient
-    return formed
+    formed = ctx._forward_cls.compute(logits, target, ctx.call, None, factor, False, gradient).gradient
+    return like(formed, logits)
 
 
 def _formed(ctx: Any, factor: float | Tensor) -> Tensor:

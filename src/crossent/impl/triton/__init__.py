@@ -149,6 +149,8 @@ def cross_entropy_sum(
     member, given = to.member_of(target, launch), to.target_of(target, launch)
     losses = None if dtype is None else torch.empty(launch.rows, dtype=wide, device=logits.device)
     loss = None
+    if formed is not None and not launch.lies(formed):  # it was brought into the logits' order, and is formed anew
+        formed = None
     gradient = None if factor is None else formed if formed is not None else _gradient(launch, logits, inplace)
     with to.device_of(logits):
         if target.indices:
@@ -245,6 +247,8 @@ def binary_cross_entropy_sum(
     given = binary.Elements.of(logits, target, wide)
     x = given.logits
     parts = None if dtype is None else torch.empty(binary.programs(x), dtype=wide, device=x.device)
+    if formed is not None and formed.stride() != x.stride():
+        formed = None
     gradient = formed
     if factor is not None and formed is None:
         gradient = logits if inplace and x is logits else binary.empty(x, logits.dtype, x.device)

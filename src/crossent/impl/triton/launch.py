@@ -60,10 +60,12 @@ class Launch(NamedTuple):
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Lay a tensor of the logits' shape out as g, which it may be."""
+        return x if self.lies(x) else self.new(x.dtype).copy_(x)
+
+    def lies(self, x: Tensor) -> bool:
+        """Whether a tensor of the logits' shape is laid out as g, and begins where a load may."""
         same = all(a == b or size == 1 for a, b, size in zip(x.stride(), self.like.stride(), x.shape, strict=True))
-        if same and x.data_ptr() % _LOAD == 0:
-            return x
-        return self.new(x.dtype).copy_(x)
+        return same and x.data_ptr() % _LOAD == 0
 
     @property
     def rows(self) -> int:

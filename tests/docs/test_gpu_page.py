@@ -1,0 +1,47 @@
+"""The page ``docs/gpu.md``: the counts that it quotes, and what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COUNTS = json.loads((ROOT / "benchmarks/results/counts.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def counts():
+    spec = importlib.util.spec_from_file_location("counts", ROOT / "benchmarks/counts.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_quotes_the_counts(counts):
+    page = (ROOT / "docs/gpu.md").read_text("utf-8")
+    quoted = page.partition("<!-- counts -->")[2].partition("<!-- end -->")[0].strip()
+    assert quoted == counts.table(COUNTS["rows"])
+    assert f"{COUNTS['shape'][0]}, {COUNTS['shape'][1]}" in page
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nobody_is_made_worse(dtype):
+    torchs, plain, *family = (row[dtype] for row in COUNTS["rows"])
+    assert plain["peak"] <= 1.1 * torchs["peak"]
+    assert plain["bytes"] <= 1.1 * torchs["bytes"]
+    assert all(row["peak"] <= 8 for row in family)
+
+
+def test_a_count_is_what_is_counted(counts, monkeypatch):
+    """On a small call: the same bytes an element as in the file, which is of a large one."""
+    import torch
+
+    monkeypatch.setattr(counts, "N", 64), monkeypatch.setattr(counts, "C", 4096)
+    loss, soft = next(iter(counts.members().values()))
+    measured, stored = counts.measure(loss, torch.float32, soft), COUNTS["rows"][0]["float32"]
+    assert measured["launches"] == stored["launches"]
+    assert measured["bytes"] == pytest.approx(stored["bytes"], rel=0.02)
+    assert measured["peak"] == pytest.approx(stored["peak"], rel=0.05)
