@@ -204,8 +204,10 @@ class BinaryTarget(NamedTuple):
     def some_rows(self, rows: slice) -> BinaryTarget:
         """Describe the target of some slices of the first dimension."""
         dims = self.values.dim()
-        parts = (t if t is None or t.dim() < dims or len(t) == 1 else t[rows] for t in self.tensors[1:])
-        return BinaryTarget(self.values[rows], *parts, settings=self.settings)
+        weight, pos_weight, mask = (
+            t if t is None or t.dim() < dims or len(t) == 1 else t[rows] for t in self.tensors[1:]
+        )
+        return BinaryTarget(self.values[rows], weight, pos_weight, mask, self.settings)
 
     def valid_elements(self) -> Tensor | None:
         """Mark the elements that count; None where all do."""

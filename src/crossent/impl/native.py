@@ -229,11 +229,16 @@ def _forward(
     wide, lse = loss.dtype, _new_lse(logits)
     member = None if target.plain else _member(target, wide, logits.shape[1])
     weight = None if weight is None else _weight(weight, wide)
-    options = (weight, settings.ignore_index, settings.label_smoothing, reduction)
-    memory = (loss, row_weight, lse, member, statistics)
-    total = _native.softmax_forward(logits, values, *options, *memory)
+
+    def run(logits: Tensor, values: Tensor) -> float | None:
+        return _native.softmax_forward(
+            logits, values, weight, settings.ignore_index, settings.label_smoothing, reduction, loss, row_weight, lse,
+            member, statistics,
+        )  # fmt: skip
+
+    total = run(logits, values)
     if total is None:
-        total = _native.softmax_forward(logits.contiguous(), values.contiguous(), *options, *memory)
+        total = run(logits.contiguous(), values.contiguous())
         assert total is not None
     return total, lse
 

@@ -151,7 +151,7 @@ class Implementation:
         """The same of ``binary_cross_entropy_sum``."""
         return False
 
-    def holds(self, number: Tensor, value: float | None) -> bool:
+    def holds(self, tensor: Tensor, value: float) -> bool:
         """Whether it sees at once that a plain 0-d tensor holds this number; False where it would have to look longer."""
         return False
 

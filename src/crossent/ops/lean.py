@@ -39,9 +39,8 @@ def kept_as_they_are() -> bool:
 
 def needs_formula(grad: Tensor) -> bool:
     """Whether a gradient has to be computed in torch operations: it is differentiated, transformed or batched itself."""
-    return (
-        _grad_enabled() or forward_ad._current_level >= 0 or bool(_tracing()) or _transforms() or _modes() or _batched(grad)
-    )  # fmt: skip
+    looked_on = _tracing() is not None or _transforms() or _modes() > 0
+    return _grad_enabled() or forward_ad._current_level >= 0 or looked_on or _batched(grad)
 
 
 class Call(NamedTuple):

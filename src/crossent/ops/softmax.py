@@ -181,7 +181,7 @@ class _CompiledCrossEntropy(Function):
         return (*where_asked(both, needs[:2]), None, None, *_NOTHING_MORE)
 
 
-class _TracedCrossEntropy(_CompiledCrossEntropy):
+class _TracedCrossEntropy(Function):
     """The same in torch operations, which a compiler joins to a few kernels where there are none of ours."""
 
     generate_vmap_rule = True
@@ -197,6 +197,8 @@ class _TracedCrossEntropy(_CompiledCrossEntropy):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (*Gradients(), *_NOTHING_MORE[1:])
         logits, *tensors, lse, divisor = ctx.saved_tensors
         target, needs = Target._make((*tensors, ctx.settings)), (*ctx.needs_input_grad[:4],)
         by = 1.0 if divisor is None else divisor
@@ -297,12 +299,13 @@ class CrossEntropy(Function):
         return over(tangent, ctx.divisor) if ctx.mean else (tangent, None)
 
 
-def _differentiable(grad: Tensor, logits: Tensor, target: Target, mean: bool) -> Tensor:
+def _differentiable(grad: Tensor, logits: Tensor, target: Target, divided: bool) -> Tensor:
     """Compute the gradient for the logits of plain tensors, whose class indices may have any integer dtype."""
     if target.indices:
         target = target._replace(values=target.values.long())
-    divisor = target.divisor(logits) if mean else 1.0
-    gradient: Tensor = _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
+    divisor = target.divisor(logits) if divided else 1.0
+    gradient = _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
+    assert gradient is not None
     return gradient
 
 

@@ -65,6 +65,11 @@ class Block(NamedTuple):
     target: Target
     at: tuple[slice, ...]
 
+    @property
+    def at_lse(self) -> tuple[slice, ...]:
+        """Where they are in ``(2, N, d1 · d2 ...)``."""
+        return (slice(None), *self.at)
+
 
 def _flat(x: Tensor | None, dims: int) -> Tensor | None:
     return x if x is None or x.dim() <= dims else x.flatten(dims - 1)
@@ -116,7 +121,7 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
     lse = logits.new_empty((2, *blocks.rows), dtype=dtype)
     for block in blocks:
         found = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
-        loss[block.at], row_weight[block.at], lse[(slice(None), *block.at)] = found
+        loss[block.at], row_weight[block.at], lse[block.at_lse] = found
     loss, row_weight, lse = blocks.whole(loss, 2), blocks.whole(row_weight, 2), blocks.whole(lse, 3)
     if reduction != "none":
         loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
@@ -140,9 +145,7 @@ def cross_entropy_backward(
     on_target = torch.empty_like(blocks.target.values) if needs[1] else None
     for block in blocks:
         of_rows = g if g.dim() == 0 else g[block.at]
-        found = softmax.cross_entropy_backward(
-            of_rows, block.logits, block.target, lse[(slice(None), *block.at)], needs
-        )
+        found = softmax.cross_entropy_backward(of_rows, block.logits, block.target, lse[block.at_lse], needs)
         for to, part in ((on_logits, found.logits), (on_target, found.target)):
             if to is not None and part is not None:
                 _part(to, block).copy_(part)
