@@ -47,7 +47,7 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
 
     // What "yes" weighs, π t, and what "no" weighs, 1 - t.
     R yes(int64_t k) const {
-        if constexpr (WEIGHTED) return pi[k] * t[k];
+        if constexpr (WEIGHTED) return weigh(pi[k], t[k]);
         else return t[k];
     }
     R no(int64_t k) const { return R(1) - t[k]; }
@@ -68,8 +68,11 @@ template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
 template <class R> INLINE R binary_loss(R x, R small, R yes, R no) {
     return times(pick(x > R(0), no, yes), magnitude(x)) + times(yes + no, log1p_unit(small));
 }
-template <class R> INLINE R binary_slope(R x, R small, R yes, R no) {
-    return pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small);
+// With weights both may weigh nothing, and then there is no slope, whatever x is.
+template <bool WEIGHTED, class R> INLINE R binary_slope(R x, R small, R yes, R no) {
+    const R slope = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small);
+    if constexpr (WEIGHTED) return pick((yes == R(0)) & (no == R(0)), R(0), slope);
+    else return slope;
 }
 
 // Takes logits, targets and weights of a block, and with GRADIENT that of the sum. Gives its losses, or their sum, and
@@ -88,7 +91,8 @@ static void block_forward(const Binary& p, int64_t block) {
             const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
             loss[l] = binary_loss(x, small, yes, no);
             if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
-            if constexpr (GRADIENT) slope[k + l] = times(g * e.weight(k + l), binary_slope(x, small, yes, no));
+            if constexpr (GRADIENT)
+                slope[k + l] = times(g * e.weight(k + l), binary_slope<WEIGHTED>(x, small, yes, no));
         }
         if (k + LANES > e.n)
             for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
@@ -125,7 +129,7 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
         for (int l = 0; l < LANES; l++) {
             const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
-            run[l] = times(rows[k + l] * e.weight(k + l), binary_slope(x, small, yes, no));
+            run[l] = times(rows[k + l] * e.weight(k + l), binary_slope<WEIGHTED>(x, small, yes, no));
         }
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }

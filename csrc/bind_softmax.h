@@ -129,7 +129,7 @@ struct Inputs {
         p.target = target.pointer(), p.index_type = index_type_of(target);
         if (soft) p.target_at = layouts.at(1).at, p.wide_target = target.dtype.bits != logits.dtype.bits;
         p.weight_sum = double(p.classes);
-        if (weight) p.weight = weight->pointer(), p.weight_sum = sum(*weight);
+        if (weight) p.weight = weight->pointer(), p.weight_sum = smoothing == 0 ? 0 : sum(*weight);
         p.ignore_index = ignore_index, p.smoothing = smoothing, p.share = smoothing / double(p.classes);
         p.rows_per_tile = p.at.classes == 1 && p.classes > FEW_CLASSES ? 1 : tile_rows(p);
         set_member(p);

@@ -161,6 +161,9 @@ INLINE double expm1_(double z) { return std::expm1(z); }
 template <class R> INLINE R times(R weight, R value) {  // what has no weight is not there, whatever its value
     return pick(weight == R(0), R(0), weight * value);
 }
+template <class R> INLINE R weigh(R weight, R by) {  // of two weights, either leaves out what it is 0 for
+    return pick((weight == R(0)) | (by == R(0)), R(0), weight * by);
+}
 
 // --- runs of N numbers, LANES as a rule ------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ template <class R> struct Smoothing {
           keep(R(1 - p.smoothing)), share(R(p.share)) {}
 
     // w of a class with the target t, out of its `weight` and `spread`.
-    INLINE_MEMBER R of(R t, R c, R even) const { return keep * c * t + share * even; }
+    INLINE_MEMBER R of(R t, R c, R even) const { return weigh(times(keep, c), t) + times(share, even); }
 };
 
 // What the margin takes from x' of a row's class.
@@ -138,7 +138,8 @@ template <class R> struct Masses {
 // Those of a class index without a penalty on all classes. `weight` is c[y], `even` what smoothing spreads over y,
 // `total` the sum of that over all classes.
 template <class R> INLINE Masses<R> index_masses(const Smoothing<R>& smoothing, R weight, R even, R total, R s) {
-    return {times(smoothing.keep * weight, s), smoothing.share * total, smoothing.share * (total - even), NAN_<R>};
+    const R share = smoothing.share;
+    return {times(smoothing.keep * weight, s), times(share, total), times(share, total - even), NAN_<R>};
 }
 
 // What the slopes of a row's classes have in common.

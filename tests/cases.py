@@ -63,6 +63,8 @@ def softmax_cases() -> list[Case]:
     masked = _logits((6, 5))
     masked[:, 1:3] = -INF
     masked_labels = np.array([0, 3, 4, 0, 3, -100])
+    unwanted, wanted, unknown = c5.copy(), _weights((7, 5)), np.zeros((7, 5))
+    unwanted[0], wanted[:, 0], unknown[:, 0] = INF, 0.0, [np.nan, INF, -INF, 0, 1, np.nan, INF]
     garbage = _logits((6, 5))
     garbage[1], garbage[4, 2] = np.nan, INF
     confident = np.zeros((6, 5))
@@ -116,6 +118,9 @@ def softmax_cases() -> list[Case]:
             masked_labels,
             {"weight": np.array([1, 0, 0, 2, 0.5]), "label_smoothing": 0.1},
         ),
+        Case("infinite weight of no label", _logits((7, 5)), 1 + _labels((7,), 4), {"weight": unwanted}),
+        Case("infinite weight that nobody wants", _logits((7, 5)), wanted, {"weight": unwanted}),
+        Case("garbage target without weight", _logits((7, 5)), wanted + unknown, {"weight": c5 * (np.arange(5) > 0)}),
         Case("impossible target", masked, np.array([1, 3, 2, 0, 1, 4]), {}),
         Case("impossible target, smoothed", masked, masked_labels, {"label_smoothing": 0.1}),
         Case("nothing possible", np.full((2, 3), -INF), np.array([0, 1]), {}),
@@ -141,6 +146,8 @@ def softmax_cases() -> list[Case]:
 def sigmoid_cases() -> list[Case]:
     """List the calls of ``binary_cross_entropy_with_logits`` on which laws are tried, without a reduction."""
     extreme = np.array([INF, -INF, INF, -INF, 1e4, -1e4, 120.0, -120.0, 0.0])
+    sure, of_sure = np.round(_weights((7, 5))), _logits((7, 5))
+    of_sure[sure == 1] = np.resize([np.nan, INF, -INF, 0.5], int(sure.sum()))
     return [
         Case("plain", _logits((7, 5)), _weights((7, 5)), {}),
         Case("number", _logits(()), _weights(()), {}),
@@ -152,6 +159,8 @@ def sigmoid_cases() -> list[Case]:
         Case("weighted rows", _logits((7, 5)), _weights((7, 5)), {"weight": _weights((7, 1))}),
         Case("pos_weight", _logits((7, 5)), _weights((7, 5)), {"pos_weight": 3 * _weights((5,))}),
         Case("pos_weight 0", _logits((7, 5)), _weights((7, 5)), {"pos_weight": np.zeros(1)}),
+        Case("pos_weight 0 and garbage", of_sure, sure, {"pos_weight": np.zeros(1)}),
+        Case("infinite pos_weight of no yes", _logits((7, 5)), np.zeros((7, 5)), {"pos_weight": np.full(1, INF)}),
         Case(
             "both", _logits((2, 5, 3)), _weights((2, 5, 3)), {"weight": _weights((3,)), "pos_weight": _weights((5, 1))}
         ),

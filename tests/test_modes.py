@@ -303,14 +303,28 @@ def test_the_first_call_may_stand_inside_a_mode(first):
     _runs_alone(program)
 
 
-def test_flops_are_counted_where_the_first_call_stands_inside():
+# Where the first use of a head stands: inside the counter, before it is entered, inside another one.
+FIRST_HEAD = {
+    "inside": ("", "head().backward()", 3),
+    "before it is entered": ("head()\n", "head().backward()", 3),
+    "inside another one": ("with FlopCounterMode(display=False):\n    head()\n", "head().backward()", 3),
+    "before backward": ("loss = head()\n", "loss.backward()", 2),
+}
+
+
+@pytest.mark.parametrize("first", FIRST_HEAD)
+def test_flops_are_counted_wherever_the_first_use_stands(first):
+    before, counted, products = FIRST_HEAD[first]
     program = (
         "import torch, crossent\n"
         "from torch.utils.flop_counter import FlopCounterMode\n"
-        "with FlopCounterMode(display=False) as counter:\n"
-        "    h, y = torch.ones(6, 5), torch.zeros(6, dtype=torch.long)\n"
-        "    crossent.linear_cross_entropy(h, torch.ones(8, 5), y, max_bytes=64)\n"
-        "assert counter.get_total_flops() == 2 * 6 * 8 * 5, counter.get_flop_counts()"
+        "def head():\n"
+        "    h, y = torch.ones(6, 5, requires_grad=True), torch.zeros(6, dtype=torch.long)\n"
+        "    return crossent.linear_cross_entropy(h, torch.ones(8, 5), y, max_bytes=64, reduction='none').sum()\n"
+        "counter = FlopCounterMode(display=False)\n"
+        f"{before}"
+        f"with counter:\n    {counted}\n"
+        f"assert counter.get_total_flops() == {products} * 2 * 6 * 8 * 5, counter.get_flop_counts()"
     )
     _runs_alone(program)
 

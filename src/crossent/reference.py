@@ -10,8 +10,9 @@ the place of ``x``. The functions here are written to be read, not to be fast: t
 never round below float64. What they return is what every implementation of this library is held to.
 
 Two conventions hold throughout. What has no weight is not there: ``0 · x = 0``, also where x is infinite or nan, so a class
-without weight costs nothing, however impossible it is, and a row without weight adds nothing, whatever it holds. And a row
-whose largest logit is not finite has no softmax, so its loss is nan.
+without weight costs nothing, however impossible it is, and a row without weight adds nothing, whatever it holds. Where two
+weights meet, as ``c`` and ``t`` do, either of them leaves out. And a row whose largest logit is not finite has no softmax, so
+its loss is nan.
 """
 
 from __future__ import annotations
@@ -47,6 +48,17 @@ def times(weight: ArrayLike, value: ArrayLike) -> Array:
     weight, value = np.broadcast_arrays(np.asarray(weight, np.float64), np.asarray(value, np.float64))
     with np.errstate(invalid="ignore", over="ignore"):
         return np.where(weight == 0, 0.0, weight * value)
+
+
+def weigh(weight: ArrayLike, by: ArrayLike) -> Array:
+    """Multiply two weights, of which either leaves out what it is 0 for: ``0 · x = x · 0 = 0`` for whatever x.
+
+    The weight of a class that no target wants may be infinite, as one over its count is.
+
+    >>> weigh([0.0, np.inf, 2.0], [np.nan, 0.0, 3.0])
+    array([0., 0., 6.])
+    """
+    return np.where(np.asarray(by) == 0, 0.0, times(weight, by))
 
 
 # --- p ----------------------------------------------------------------------------------------------------------------
@@ -176,7 +188,7 @@ def smooth(t: ArrayLike, label_smoothing: float, axis: int = -1, allowed: ArrayL
     t = np.asarray(t, np.float64)
     allowed = np.broadcast_to(True if allowed is None else np.asarray(allowed, bool), t.shape)
     size = np.maximum(allowed.sum(axis, keepdims=True), 1)
-    return np.asarray((1 - label_smoothing) * t + allowed * label_smoothing / size)
+    return np.asarray(times(1 - label_smoothing, t) + allowed * label_smoothing / size)
 
 
 # --- (f, s) -----------------------------------------------------------------------------------------------------------
@@ -345,7 +357,7 @@ def transform(x: Array, t: Array, bias: ArrayLike, settings: Settings) -> tuple[
     (array([0.5, 1. ]), array([0.5, 0.5]))
     """
     T, cap = settings.temperature, settings.softcap
-    shift = (np.asarray(bias) - settings.margin * t) / T
+    shift = (np.asarray(bias) - times(settings.margin, t)) / T
     if cap is None:
         scaled, slope = x / T, np.ones_like(x)
     elif settings.softcap_after_temperature:
@@ -400,7 +412,7 @@ def understand(logits: ArrayLike, target: ArrayLike, settings: Settings, keep: B
     with np.errstate(invalid="ignore"):
         x, slope = transform(x, t, bias, settings)
     x = np.where(valid[..., None], np.where(allowed, x, -np.inf), 0.0)
-    weight = np.asarray(valid * (t @ c if indices else 1.0), np.float64)
+    weight = np.asarray(valid * (weigh(c, t).sum(-1) if indices else 1.0), np.float64)
     return Rows(x, slope, allowed & valid[..., None], t, allowed, c, valid, weight, indices, axis)
 
 
@@ -429,16 +441,17 @@ def softmax_cross_entropy(
     x, t = np.asarray(x, np.float64), np.asarray(t, np.float64)
     c = np.ones(t.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
     f, s = CROSS_ENTROPY if penalty is None else penalty
-    log_p, lse = -surprisal(x), log_sum_exp(x)
-    cost, pull = times(c, f(log_p)), times(c * t, s(log_p))
+    log_p, lse, weights = -surprisal(x), log_sum_exp(x), weigh(c, t)
+    cost, pull = f(log_p), times(weights, s(log_p))
     # mass·p - w∘t without cancellation: for the class with the largest p, which may be next to 1, it is
     # rest·p - pull·(1 - p), where the rest of the mass is summed, not subtracted.
     top, z = first_largest(x), times(z_loss, lse)
-    rest = np.where(top, 0.0, pull).sum(-1) + 2 * z
-    mass = pull.sum(-1) + 2 * z
     p = np.exp(log_p)
-    grad = np.where(top, times(rest[..., None], p) + times(pull, np.expm1(log_p)), times(mass[..., None], p) - pull)
-    return LossAndGradient(times(t, cost).sum(-1) + times(z, lse), grad, cost)
+    with np.errstate(invalid="ignore"):
+        rest = np.where(top, 0.0, pull).sum(-1) + 2 * z
+        mass = pull.sum(-1) + 2 * z
+        grad = np.where(top, times(rest[..., None], p) + times(pull, np.expm1(log_p)), times(mass[..., None], p) - pull)
+        return LossAndGradient(times(weights, cost).sum(-1) + times(z, lse), grad, times(c, cost))
 
 
 def cross_entropy(
@@ -561,7 +574,7 @@ class BinaryPenalty(NamedTuple):
 
 def scaled(penalty: Penalty, factor: float) -> Penalty:
     """Multiply ``f``, and with it ``s``."""
-    return Penalty(lambda log_p: times(factor, penalty.f(log_p)), lambda log_p: factor * penalty.s(log_p))
+    return Penalty(lambda log_p: times(factor, penalty.f(log_p)), lambda log_p: times(factor, penalty.s(log_p)))
 
 
 def shifted(penalty: Penalty, clip: float) -> Penalty:
@@ -608,6 +621,9 @@ def sigmoid_cross_entropy(
 
     ``∂L/∂x = mass·σ(x) - w₊πt = (1-t) s₋(σ(-x)) σ(x) - πt s₊(σ(x)) σ(-x)``, of which the second form does not cancel.
 
+    What has no weight is not there: ``π = 0`` leaves the part of yes out, and with it all of an element whose t is 1, whatever
+    its logit. As long as ``t < 1`` the part of no is there. The target's gradient ``π f₊ - f₋`` has it for every t.
+
     >>> loss, grad, _ = sigmoid_cross_entropy([-6.0], [1.0])
     >>> loss.round(4), grad.round(4)
     (array([6.0025]), array([-0.9975]))
@@ -615,8 +631,9 @@ def sigmoid_cross_entropy(
     x, t, pi = np.asarray(x, np.float64), np.asarray(t, np.float64), np.asarray(pos_weight, np.float64)
     yes, no = BinaryPenalty(CROSS_ENTROPY, CROSS_ENTROPY) if penalty is None else penalty
     log_p, log_not_p = -softplus(-x), -softplus(x)
-    loss = times(pi * t, yes.f(log_p)) + times(1 - t, no.f(log_not_p))
-    grad = (1 - t) * no.s(log_not_p) * sigmoid(x) - pi * t * yes.s(log_p) * sigmoid(-x)
+    on_yes, on_no = weigh(pi, t), 1 - t
+    loss = times(on_yes, yes.f(log_p)) + times(on_no, no.f(log_not_p))
+    grad = times(times(on_no, no.s(log_not_p)), sigmoid(x)) - times(times(on_yes, yes.s(log_p)), sigmoid(-x))
     with np.errstate(invalid="ignore"):
         return LossAndGradient(loss, grad, times(pi, yes.f(log_p)) - no.f(log_not_p))
 
@@ -673,7 +690,7 @@ def binary_cross_entropy_with_logits(
     w = np.broadcast_to(1.0 if weight is None else np.asarray(weight, np.float64), x.shape)
     valid = np.broadcast_to(True if mask is None else np.asarray(mask, bool), x.shape)
     valid = valid if ignore_index is None else valid & (t != ignore_index)
-    t = (1 - label_smoothing) * t + label_smoothing / 2
+    t = times(1 - label_smoothing, t) + label_smoothing / 2
     both = BinaryPenalty(penalty, penalty) if isinstance(penalty, Penalty) else penalty
 
     each = sigmoid_cross_entropy(x, t, pi, both)

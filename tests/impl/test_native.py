@@ -1,8 +1,12 @@
 """The compiled kernels: every instruction set, which implementation runs when, and a package without them."""
 
+import copy
+import io
 import os
+import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -339,6 +343,74 @@ def test_recycled_memory_is_an_ordinary_tensor():
         view = new[:3]
         del new
         assert view.sum() == 3 * 1100  # the view keeps it
+
+
+def _saved(tensor):
+    torch.save(tensor, buffer := io.BytesIO())
+    size = len(buffer.getvalue())
+    buffer.seek(0)
+    return size, torch.load(buffer)
+
+
+def _through_a_queue(tensor):
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    queue.put(tensor)
+    return queue.get()
+
+
+# What is done with tensors and their storages: a result and the tensor afterwards.
+AS_ANY_TENSOR = {
+    "size of the storage": lambda g: g.untyped_storage().nbytes(),
+    "copy of the storage": lambda g: g.untyped_storage().clone().nbytes(),
+    "a smaller shape": lambda g: g.resize_(10, 10),
+    "another storage": lambda g: g.set_(torch.zeros(4)),
+    "another's storage": lambda g: torch.empty(0).set_(g),
+    "other data": lambda g: setattr(g, "data", torch.zeros(3)),
+    "shared memory": lambda g: (g.share_memory_(), g.is_shared()),
+    "through a queue": _through_a_queue,
+    "pickled": lambda g: (len(pickle.dumps(g)), pickle.loads(pickle.dumps(g))),
+    "saved": _saved,
+    "copied": copy.deepcopy,
+    "numpy": lambda g: (g.numpy().flags.writeable, torch.from_numpy(g.numpy())),
+    "dlpack": torch.from_dlpack,
+    "out": lambda g: torch.add(g, 1, out=g),
+    "version": lambda g: (g._version, g.mul_(2)._version),
+    "a copy resized": lambda g: g.clone().resize_(700, 1000).shape,
+    "collated": lambda g: torch.utils.data.default_collate([g, g]),
+}
+RESIZED = {
+    "a larger shape": lambda g: g.resize_(700, 1000),
+    "a larger result": lambda g: torch.add(torch.ones(700, 1000), 1, out=g),
+    "freed storage": lambda g: g.untyped_storage().resize_(0),
+}
+
+
+def _gradients():
+    """Return a gradient in recycled memory, and a tensor of torch's own with the same numbers."""
+    x = torch.randn(600, 1000, requires_grad=True)
+    ours = torch.autograd.grad(crossent.cross_entropy(x, x.detach().argmax(1)), x)[0]
+    return ours, ours.clone()
+
+
+@pytest.mark.parametrize("name", AS_ANY_TENSOR)
+def test_recycled_memory_is_used_as_any_other(name):
+    ours, theirs = _gradients()
+    assert not ours.untyped_storage().resizable()
+    results = [(AS_ANY_TENSOR[name](g), g) for g in (ours, theirs)]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", RESIZED)
+def test_recycled_memory_cannot_be_resized(name, monkeypatch):
+    """As docs/performance.md says. Torch refuses, and leaves a shape behind for which there is no memory: it is not read."""
+    ours, theirs = _gradients()
+    with pytest.raises(RuntimeError, match="Trying to resize storage that is not resizable"):
+        RESIZED[name](ours)
+    assert ours.untyped_storage().nbytes() == theirs.untyped_storage().nbytes()
+    monkeypatch.setattr(native, "_RECYCLES", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it makes a result larger
+        RESIZED[name](_gradients()[0])
 
 
 @pytest.mark.parametrize(

@@ -478,12 +478,17 @@ class _Shifted(Focal):
 
 @dataclass(frozen=True)
 class _Scaled(Focal):
-    """The focal penalty times a number; nothing for 0, not even of an infinite penalty."""
+    """The focal penalty times a number; nothing for 0, not even of an infinite penalty or of one that is nan."""
 
     factor: float = 1.0
 
     def f(self, log_p: Tensor) -> Tensor:
-        return self.factor * super().f(log_p if self.factor else log_p.clamp_min(_HOPELESS))
+        return self.factor * super().f(log_p) if self.factor else torch.zeros_like(log_p)
 
     def s(self, log_p: Tensor) -> Tensor:
-        return self.factor * super().s(log_p)
+        return self.factor * super().s(log_p) if self.factor else torch.zeros_like(log_p)
+
+
+def costs_nothing(penalty: Penalty | None) -> bool:
+    """Whether a penalty is 0 whatever the probability, and so leaves its side of a binary loss out."""
+    return isinstance(penalty, _Scaled) and penalty.factor == 0

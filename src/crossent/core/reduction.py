@@ -87,6 +87,15 @@ def times(weight: Tensor, value: Tensor) -> Tensor:
     return (weight * value).masked_fill((weight == 0) & ~value.isfinite(), 0.0)
 
 
+def weigh(weight: Tensor, by: Tensor) -> Tensor:
+    """Multiply two weights, of which either leaves out what it is 0 for, whatever the other one is.
+
+    Only what would be nan is replaced, so that elsewhere a weight of 0 has a derivative.
+    """
+    product = weight * by
+    return product.masked_fill(product.isnan() & ((weight == 0) | (by == 0)), 0.0)
+
+
 def over(value: Tensor, divisor: float | Tensor) -> Tensor:
     """Divide the gradient or the tangent of a mean by what it divides by; those of a mean over nothing are 0."""
     if isinstance(divisor, Tensor):

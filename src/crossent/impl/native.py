@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crossent import _native
 from crossent.core.penalties import NamedPenalty
+from crossent.core.reduction import weigh
 from crossent.core.settings import PLAIN, Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics, Sum
@@ -130,7 +131,7 @@ def _member(target: Target, dtype: torch.dtype, num_classes: int) -> Member | No
         return member
     spread = mask.to(dtype)
     allowed = spread.sum().item()
-    spread = spread if target.weight is None else spread * target.weight.to(dtype)
+    spread = spread if target.weight is None else weigh(spread, target.weight.to(dtype))
     return member._replace(spread=spread, spread_classes=allowed, spread_sum=spread.sum(dtype=torch.float64).item())
 
 

@@ -142,6 +142,7 @@ class Operator:
         schema = ", ".join(each.schema if isinstance(each, Fields) else each for each in parameters)
         _library.define(f"{name}({schema}) -> {returns}")
         self.overload = getattr(torch.ops.crossent, name).default
+        self._counted = False
 
     def arguments(self, *values: Any) -> list[Any]:
         """Write the values of the parameters as the arguments of the schema."""
@@ -155,7 +156,13 @@ class Operator:
 
     def __call__(self, *values: Any) -> Any:
         """Call it through the dispatcher."""
-        return self.overload(*self.arguments(*values))
+        return self.dispatch(*self.arguments(*values))
+
+    def dispatch(self, *arguments: Any) -> Any:
+        """Call it through the dispatcher, with the arguments of the schema."""
+        if self._counted and not torch.compiler.is_compiling():
+            self._tell_counters()
+        return self.overload(*arguments)
 
     def implement(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         """Let a function of the parameters compute it on any device."""
@@ -192,12 +199,16 @@ class Operator:
             flops: int = count(*self._records(arguments))
             return flops
 
+        register_flop_formula(self.overload.overloadpacket)(of_shapes)
+        self._counted = True
+        return count
+
+    def _tell_counters(self) -> None:
+        """Give the formula to counters that look on: each copied the formulas when it was made, which may be before this one."""
         packet = self.overload.overloadpacket
-        register_flop_formula(packet)(of_shapes)
-        for mode in _get_current_dispatch_mode_stack():  # a counter copies the formulas when it is made
+        for mode in _get_current_dispatch_mode_stack():
             if isinstance(mode, _FlopCounterMode):
                 mode.counter.flop_registry.setdefault(packet, flop_registry[packet])
-        return count
 
     def _with_records(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def from_arguments(*arguments: Any) -> Any:

@@ -237,7 +237,7 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(*arguments):
-        return sum_operator.overload(*arguments)
+        return sum_operator.dispatch(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -272,7 +272,7 @@ class LinearRows(Function):
 
     @staticmethod
     def forward(*arguments):
-        return rows_operator.overload(*arguments)
+        return rows_operator.dispatch(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -292,7 +292,7 @@ class LinearStatistics(Function):
 
     @staticmethod
     def forward(*arguments):
-        return tuple(statistics_operator.overload(*arguments))
+        return tuple(statistics_operator.dispatch(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -310,7 +310,7 @@ def _rows_gradients(ctx: Any, kind: str, grads: Any, backward: Operator) -> tupl
     first = grads[0] if isinstance(grads, tuple) else grads
     if not torch.compiler.is_compiling() and differentiated(first, *given[:3]):
         return _gradients_at_once(kind, grads, needs, *_records(given))
-    return where_asked(tuple(backward.overload(*given, grads, needs)), needs)
+    return where_asked(tuple(backward.dispatch(*given, grads, needs)), needs)
 
 
 @sum_operator.differentiate

@@ -66,8 +66,9 @@ def smoothed_target(target: Target, x: Tensor) -> Tensor:
     """Write out ``t``, smoothed, in the shape of the logits; it is 0 in rows that do not count."""
     ignored = target.ignored_rows()
     t = (is_class(target.labels(x)[1], x) if target.indices else target.values).to(x.dtype)
-    if target.settings.label_smoothing > 0:
-        t = (1 - target.settings.label_smoothing) * t + target.settings.label_smoothing * uniform_share(target, x)
+    smoothing = target.settings.label_smoothing
+    if smoothing > 0:
+        t = (torch.zeros_like(t) if smoothing == 1 else (1 - smoothing) * t) + smoothing * uniform_share(target, x)
     return t if ignored is None else t.masked_fill(ignored, 0.0)
 
 
@@ -138,5 +139,5 @@ def weighted_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Ten
     """Compute ``weight · f(p)`` as a differentiable function; where p is 0 and f may be infinite, nothing is differentiated."""
     hopeless = log_p == -torch.inf
     worst = cost(penalty, torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
-    each = weight * cost(penalty, log_p.masked_fill(hopeless, -1.0))
+    each = times(weight, cost(penalty, log_p.masked_fill(hopeless, -1.0)))
     return torch.where(hopeless, times(torch.where(worst.isinf(), weight.sign(), weight), worst), each)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times, weigh
 from crossent.core.settings import Settings
 from crossent.core.target import Target
 from crossent.impl.eager.pieces import (
@@ -59,7 +59,7 @@ def row_losses(x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
 
 def _soft_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
     t, c = smoothed_target(target, x), class_weights(target.weight, x)
-    return total_cost(t if c is None else c * t, target.penalty, (x - top) - log_sum)
+    return total_cost(t if c is None else weigh(c, t), target.penalty, (x - top) - log_sum)
 
 
 def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tens
     if smoothing > 0:
         log_p, share, c = (x - top) - log_sum, uniform_share(target, x), class_weights(target.weight, x)
         if isinstance(share, Tensor):
-            uniform = total_cost(share if c is None else share * c, target.penalty, log_p)
+            uniform = total_cost(share if c is None else weigh(share, c), target.penalty, log_p)
         elif c is None:
             uniform = share * class_sum(cost(target.penalty, log_p))
         else:
@@ -118,6 +118,7 @@ def gradients(
         zeros = (torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True))
         return Gradients(*zeros)
     settings, whole = target.settings, row.lse is not None
+    target = _without_garbage(target, _unasked(row, row.loss == 0))
     unseen = _unseen_rows(row, x, target, lse)
     x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
@@ -131,8 +132,9 @@ def gradients(
     grad_logits = grad_target = grad_weight = grad_bias = at_x = None
     if on_logits or on_bias or (on_target and settings.margin):
         sparse = target.indices and (target.plain or settings.label_smoothing == 0)
+        of_loss = _without_garbage(target, row.loss == 0) if whole else target
         at_x = (_index_gradient if sparse else _soft_gradient)(
-            row.loss, log_p, target, top + log_sum if settings.z_loss else None
+            row.loss, log_p, of_loss, top + log_sum if settings.z_loss else None
         )
         if whole:
             at_x = at_x + _statistics_gradient(row, log_p, target)
@@ -144,13 +146,13 @@ def gradients(
             grad_bias = at_x / settings.temperature
             grad_bias = sum_over_rows(grad_bias) if target.logit_bias.dim() == 1 else grad_bias
             grad_bias = grad_bias.to(target.logit_bias.dtype)
-    weigh = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
+    costs = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
     if on_target and not target.indices:
         c, by = class_weights(target.weight, x), (1 - settings.label_smoothing) * row.loss
-        by = by if c is None else by * c
-        grad_target = weigh(by, target.penalty, log_p)
+        by = by if c is None else weigh(by, c)
+        grad_target = costs(by, target.penalty, log_p)
         if row.target_log_prob is not None:
-            grad_target = grad_target - weigh(row.target_log_prob, None, log_p)
+            grad_target = grad_target - costs(row.target_log_prob, None, log_p)
         if at_x is not None and settings.margin:
             grad_target = grad_target - (settings.margin / settings.temperature) * at_x
         grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # of a target that wants no class yet
@@ -158,7 +160,7 @@ def gradients(
             grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
         grad_target = grad_target.to(target.values.dtype)
     if on_weight and target.weight is not None:
-        terms = weigh(row.loss * smoothed_target(target, x), target.penalty, log_p)
+        terms = costs(weigh(row.loss, smoothed_target(target, x)), target.penalty, log_p)
         grad_weight = sum_over_rows(terms).to(target.weight.dtype)
     return Gradients(grad_logits, grad_target, grad_weight, grad_bias)
 
@@ -171,10 +173,22 @@ def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None
     weightless = row.loss == 0
     if target.settings.label_smoothing == 0:
         weightless = weightless | (_weights(target, x) == 0).all(1, keepdim=True)
+    level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
+    return (_unasked(row, weightless) & ~level.isfinite()).expand_as(level)
+
+
+def _without_garbage(target: Target, rows: Tensor) -> Target:
+    """Put 0 in the place of what is no number in some rows of a probability target, of which nothing is asked."""
+    if target.indices:
+        return target
+    return target._replace(values=target.values.masked_fill(rows & ~target.values.isfinite(), 0.0))
+
+
+def _unasked(row: RowGradient, weightless: Tensor) -> Tensor:
+    """Mark the rows of which nothing is asked: not their loss, which is weightless, and no other statistic."""
     for g in row[1:]:
         weightless = weightless if g is None else weightless & (g == 0)
-    level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
-    return (weightless & ~level.isfinite()).expand_as(level)
+    return weightless
 
 
 def _weights(target: Target, x: Tensor) -> Tensor:
@@ -182,7 +196,7 @@ def _weights(target: Target, x: Tensor) -> Tensor:
     if target.indices:
         return target.labels(x)[2]
     c = class_weights(target.weight, x)
-    return target.values if c is None else c * target.values
+    return target.values if c is None else weigh(c, target.values)
 
 
 def sum_over_rows(x: Tensor) -> Tensor:
@@ -196,6 +210,7 @@ def _statistics_gradient(row: RowGradient, log_p: Tensor, target: Target) -> Ten
     assert row.target_log_prob is not None
     assert row.entropy is not None
     bare = Target(target.values, valid=target.valid, settings=Settings(target.settings.ignore_index))
+    bare = _without_garbage(bare, row.target_log_prob == 0)
     by_log_prob = (_index_gradient if target.indices else _soft_gradient)(-row.target_log_prob, log_p, bare, None)
     p, finite = log_p.exp(), log_p.masked_fill(log_p == -torch.inf, 0.0)
     return by_log_prob + p * (row.lse - row.entropy * (finite + row_entropy(log_p).unsqueeze(1)))
@@ -210,7 +225,7 @@ def _soft_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None)
     penalty = target.penalty
     pull, c = smoothed_target(target, log_p), class_weights(target.weight, log_p)
     if c is not None:
-        pull = c * pull
+        pull = weigh(c, pull)
     if penalty is not None:
         pull = pull * penalty.s(log_p)
     near_one = log_p > -log(2)
