@@ -106,7 +106,7 @@ def test_exit_codes(files):
     ("args", "said"),
     [
         (("nowhere.npy",), "no such file"),
-        (("x.npy", "good.npz::nothing"), "has no array"),
+        (("x.npy", "good.npz::nothing"), "has no column"),
         (("x.npy", "y.npy", "--task", "lm2"), "'lm2'"),
         (("x.npy", "y.npy", "--shift"), "need task='lm'"),
         (("x.npy", "y.npy", "--class-dim", "7"), "dim must lie in"),

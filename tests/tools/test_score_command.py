@@ -296,7 +296,7 @@ def test_a_condition_that_cannot_be_is_refused(condition, said):
             ("logits.npy",),
             "Error: logits.npy: holds no labels: name their file as well, or the array as logits.npy::NAME\n",
         ),
-        (("logits.npy", "nan.npy"), "Error: nan.npy: row 0 has label nan, which is no class number\n"),
+        (("logits.npy", "nan.npy"), "Error: nan.npy: every label is missing or ignore_index=-100; nothing to score\n"),
         (("nan.npy", "labels.npy"), "Error: nan.npy: has one logit a row, which is no softmax but a yes or no"),
         (
             ("broken.npy", "labels.npy"),

@@ -5,12 +5,18 @@ No torch is imported: who hands over a tensor has it.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.arrays_table import arrays_table
+from crossent.tools.files.frames import frame_table, is_frame
+from crossent.tools.files.pair import pair_tables
+from crossent.tools.files.roles import Selection
 from crossent.tools.files.row_array import RowArray, row_array
 
 
@@ -39,6 +45,32 @@ def read_rows(name: str, value: Any) -> RowArray:
         return value
     values, dtype = _real_numbers(name, value)
     return row_array(np.atleast_1d(values), name, dtype)
+
+
+def read_pair(
+    names: tuple[str, str], logits: Any, labels: Any, class_names: Sequence[str] | None = None
+) -> tuple[RowArray, RowArray | None]:
+    """Let logits and labels in memory be read like files: frames are paired by their index and columns, and labels may be words."""
+    frames = [isinstance(each, RowArray) is False and is_frame(each) for each in (logits, labels)]
+    words = labels is not None and not frames[1] and not hasattr(labels, "detach") and _words(labels)
+    if not (any(frames) or words):
+        return read_rows(names[0], logits), None if labels is None else read_rows(names[1], labels)
+    first = frame_table(names[0], logits) if frames[0] else arrays_table(names[0], {"": read_rows(names[0], logits)})
+    if frames[1]:
+        second = frame_table(names[1], labels)
+    else:
+        rows = row_array(np.asarray(labels)) if words else read_rows(names[1], labels)
+        second = arrays_table(names[1], {"": rows})
+    pair = pair_tables(
+        first, None, None if labels is None else second, None, Selection(class_names=tuple(class_names or ()))
+    )
+    for note in pair.notes[2:]:
+        warnings.warn(note, stacklevel=4)
+    return pair.logits, pair.labels
+
+
+def _words(labels: Any) -> bool:
+    return not isinstance(labels, RowArray) and np.asarray(labels).dtype.kind in "US"
 
 
 def to_lists(value: Any) -> Any:

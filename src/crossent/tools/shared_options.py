@@ -125,6 +125,41 @@ class_dim_flag: Flag = click.option(
 ignore_index_flag: Flag = click.option(
     "--ignore-index", type=int, default=IGNORE_INDEX, metavar="N", help="The label that counts for nothing.  [-100]"
 )
+_column_flags: tuple[Flag, ...] = (
+    click.option(
+        "--classes",
+        "--columns",
+        "classes",
+        metavar="A,B,...",
+        help="The columns that are classes, or patterns such as 'p_*'.",
+    ),
+    click.option("--drop", metavar="A,B,...", help="Columns that are no classes."),
+    click.option(
+        "--id", "id_column", metavar="NAME", help="The column that names the rows; NAME,NAME where the files differ."
+    ),
+)
+
+
+def column_flags(command: Any) -> Any:
+    """Add the options that say what the columns of a table are."""
+    for flag in reversed(_column_flags):
+        command = flag(command)
+    return command
+
+
+def take_selection(options: dict[str, Any]) -> Any:
+    """Take what was said about columns out of the options of a command, with the names of the classes."""
+    from crossent.tools.files import Selection
+    from crossent.tools.files.class_names import read_names
+
+    names = options.pop("class_names", None)
+    classes, drop = (
+        tuple(each.strip() for each in (options.pop(option) or "").split(",") if each.strip())
+        for option in ("classes", "drop")
+    )
+    return Selection(classes, drop, options.pop("id_column"), read_names(names) if names is not None else ())
+
+
 input_flag: Flag = click.option(
     "--input", type=click.Choice(INPUTS), default="logits", help="What the values are; never guessed.  [logits]"
 )

@@ -43,6 +43,8 @@ Examples:
 @click.option("--pos-weight", metavar="W,W,...", help="The same of the binary loss.")
 @shared_options.label_smoothing_flag
 @shared_options.shift_flag
+@shared_options.class_names_flag
+@shared_options.column_flags
 @click.option("--inputs", metavar="FILE", help="The token ids that the model saw (lm).")
 @click.option(
     "--micro-batch", type=click.IntRange(1), metavar="N", help="Rows that the loss is averaged over at a time."
@@ -62,7 +64,7 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
     from crossent.tools.files import FileError, open_pair
 
     try:
-        pair = open_pair(logits, labels)
+        pair = open_pair(logits, labels, shared_options.take_selection(options))
         for note in pair.notes:
             click.echo(note, err=True)
         facts, findings = _checked(pair, options)
@@ -84,7 +86,7 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.tools.check.survey import survey
     from crossent.tools.progress import ProgressBar
 
-    options = _read(**options)
+    options = _read(class_names=pair.logits.columns, **options)
     with ProgressBar() as progress:
         facts = survey(pair.logits, pair.labels, read_options(options), progress)
     return facts, apply_rules(VALUE_RULES.values(), facts)
@@ -99,7 +101,7 @@ def _read(
     **others: Any,
 ) -> dict[str, Any]:
     """Read the options that are numbers, as they stand or in a file."""
-    from crossent.tools.files.store import LABELS
+    from crossent.tools.files.roles import LABELS
     from crossent.tools.files.values import WEIGHTS, read_numbers
 
     return {

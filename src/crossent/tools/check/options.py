@@ -29,6 +29,7 @@ class CheckOptions:
         inputs: the token ids that the model was given, of the labels' shape.
         micro_batch: how many rows the loss is averaged over at a time.
         losses: values of the loss in the order of training.
+        class_names: one for each class.
         loss_dtype: the dtype in which the loss is computed, such as ``"float32"``; None is that of the logits.
         live: whether crossent is computing it right now, for a model that may not have been trained yet.
     """
@@ -43,6 +44,7 @@ class CheckOptions:
     inputs: NDArray[Any] | None = None
     micro_batch: int | None = None
     losses: Sequence[float] = ()
+    class_names: Sequence[str] = ()
     loss_dtype: str | None = None
     live: bool = False
 

@@ -11,7 +11,7 @@ from crossent.tools import shared_options
 from crossent.tools.errors import InputError
 
 if TYPE_CHECKING:
-    from crossent.tools.files import RowArray
+    from crossent.tools.files import Pair, Selection
     from crossent.tools.score.fail_if import Condition
     from crossent.tools.score.report import Report
 
@@ -57,6 +57,7 @@ def _format_flag(name: str, what: str) -> Callable[[Any], Any]:
 @shared_options.weight_flag
 @shared_options.label_smoothing_flag
 @shared_options.class_names_flag
+@shared_options.column_flags
 @click.option("--ids", metavar="FILE", help="Names of the rows: a text with one a line, or FILE.csv::COLUMN.")
 @click.option("--top", type=click.IntRange(0), default=10, metavar="N", help="How many examples to show.  [10]")
 @click.option("--bytes", type=click.IntRange(1), metavar="N", help="The length of the tokens' text, for bits per byte.")
@@ -107,32 +108,31 @@ def _conditions(conditions: tuple[str, ...]) -> list[Condition]:
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
     from dataclasses import replace
 
-    from crossent.tools.files.class_names import read_ids, read_names
+    from crossent.tools.files.class_names import read_ids
     from crossent.tools.files.values import WEIGHTS, read_numbers
     from crossent.tools.progress import ProgressBar
     from crossent.tools.score.scoring import score as scored
 
     if options["weight"] is not None:
         options["weight"] = read_numbers(options["weight"], WEIGHTS).reshape(-1)
-    if options["class_names"] is not None:
-        options["class_names"] = read_names(options["class_names"])
+    pair, selection = _open(logits, labels, options)
+    options["class_names"] = pair.logits.columns or selection.class_names or None
+    table = pair.logits if ids is None else replace(pair.logits, ids=read_ids(ids, len(pair.logits)))
     with ProgressBar() as progress:
-        report = scored(*_open(logits, labels), watch=progress, **options)
-    if ids is None:
-        return report
-    mentioned = {example.row for example in (*report.worst, *report.suspects)}
-    return replace(report, ids=read_ids(ids, mentioned, int(report.numbers["rows"] or 0)))
+        assert pair.labels is not None
+        return scored(table, pair.labels, watch=progress, **options)
 
 
-def _open(logits: str, labels: str | None) -> tuple[RowArray, RowArray]:
+def _open(logits: str, labels: str | None, options: dict[str, Any]) -> tuple[Pair, Selection]:
     from crossent.tools.files import FileError, open_pair
 
-    pair = open_pair(logits, labels)
+    selection = shared_options.take_selection(options)
+    pair = open_pair(logits, labels, selection)
     for note in pair.notes:
         click.echo(note, err=True)
     if pair.labels is None:
         raise FileError(f"{logits}: holds no labels: name their file as well, or the array as {logits}::NAME")
-    return pair.logits, pair.labels
+    return pair, selection
 
 
 def _print(report: Report, output_format: str | None) -> None:

@@ -180,7 +180,7 @@ class Reader:
                     f"{name}: row {piece.row[wrong.argmax()]} is not one-hot; --task multilabel scores several labels a row"
                 )
             return labels.argmax(1), np.ones(len(labels), bool)
-        keep = labels != self.options.ignore_index
+        keep = (labels != self.options.ignore_index) & (labels == labels)  # a label that is missing is nan
         y = np.where(keep, labels, 0)
         if y.dtype.kind == "f" and not np.all(np.rint(y) == y):
             at = (np.rint(y) != y).argmax()
