@@ -17,7 +17,11 @@ from crossent.tools.explain.command import explain
 from crossent.tools.score.command import score
 from crossent.tools.train.command import train
 
-EXTRAS = {"plot": ("matplotlib",), "files": ("safetensors", "pyarrow"), "demo": ("matplotlib", "scikit-learn")}
+EXTRAS = {
+    "plot": ("matplotlib",),
+    "files": ("safetensors", "pyarrow", "pillow"),
+    "demo": ("matplotlib", "scikit-learn"),
+}
 
 
 class _Commands(click.Group):

@@ -34,6 +34,7 @@ Examples:
 @click.command("check", epilog=EPILOG)
 @click.argument("logits", metavar="LOGITS")
 @click.argument("labels", metavar="[LABELS]", required=False)
+@shared_options.input_flag
 @shared_options.task_flag
 @shared_options.class_dim_flag
 @click.option(
@@ -86,7 +87,7 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.tools.check.survey import survey
     from crossent.tools.progress import ProgressBar
 
-    options = _read(class_names=pair.logits.columns, **options)
+    options = _read(class_names=pair.logits.columns, stored=True, **options)
     with ProgressBar() as progress:
         facts = survey(pair.logits, pair.labels, read_options(options), progress)
     return facts, apply_rules(VALUE_RULES.values(), facts)
@@ -101,6 +102,7 @@ def _read(
     **others: Any,
 ) -> dict[str, Any]:
     """Read the options that are numbers, as they stand or in a file."""
+    from crossent.tools.files.losses import read_losses
     from crossent.tools.files.roles import LABELS
     from crossent.tools.files.values import WEIGHTS, read_numbers
 
@@ -109,7 +111,7 @@ def _read(
         "weight": None if weight is None else read_numbers(weight, WEIGHTS).reshape(-1),
         "pos_weight": None if pos_weight is None else read_numbers(pos_weight, WEIGHTS),
         "inputs": None if inputs is None else read_numbers(inputs, ("input_ids", "inputs", *LABELS)),
-        "losses": None if losses is None else read_numbers(losses, ("loss", "losses")).reshape(-1),
+        "losses": None if losses is None else read_losses(losses),
         **others,
     }
 

@@ -20,6 +20,7 @@ def check(
     logits: Any,
     target: Any = None,
     *,
+    input: str = "logits",
     task: str = "multiclass",
     dim: int | None = None,
     weight: ArrayLike | None = None,
@@ -42,6 +43,7 @@ def check(
         logits: ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``: an array, a torch tensor of any floating dtype, or nested lists.
         target: class indices, or probabilities of the logits' shape, as for :func:`crossent.cross_entropy`; None to look at
             the logits alone.
+        input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
         task: ``"multiclass"``, a softmax; ``"binary"`` or ``"multilabel"``, a sigmoid for every logit; ``"lm"``, a softmax over
             the last axis of ``(B, T, V)``, with token ids ``(B, T)``.
         dim: the class axis; by default torch's, 1, or 0 for one axis, and the last for language models.
@@ -74,8 +76,9 @@ def check(
     """
     options = read_options(
         {
-            "task": task, "dim": dim, "weight": weight, "pos_weight": pos_weight, "label_smoothing": label_smoothing,
-            "ignore_index": ignore_index, "shift": shift, "inputs": inputs, "micro_batch": micro_batch, "losses": losses,
+            "input": input, "task": task, "dim": dim, "weight": weight, "pos_weight": pos_weight,
+            "label_smoothing": label_smoothing, "ignore_index": ignore_index, "shift": shift, "inputs": inputs,
+            "micro_batch": micro_batch, "losses": losses,
             "class_names": class_names, "loss_dtype": loss_dtype, "live": live,
         }
     )  # fmt: skip

@@ -15,7 +15,10 @@ from crossent.tools.check.layout import RowLayout, row_layout
 from crossent.tools.check.options import CheckOptions
 from crossent.tools.check.row_block import Ints, RowBlock
 from crossent.tools.files import RowArray
+from crossent.tools.inputs import log_of_no, log_probabilities, no_probabilities
+from crossent.tools.shared_options import OptionError
 
+SURE = 745.0  # the logit of a probability of 1, which has none
 ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
 
 
@@ -81,15 +84,32 @@ def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int)
     step = max(1, ELEMENTS // size)
     for at in range(0, len(x), step):
         cut = slice(at, at + step)
-        part = x[cut].astype(np.float64)
+        part = _logits(facts, x[cut].astype(np.float64))
         labels = None if raw is None else raw[cut].astype(np.float64)
         ignored = np.zeros((len(part), size), bool)
         if labels is not None:
             ignored = np.zeros(labels.shape, bool) if options.ignored is None else labels == options.ignored
+            if options.stored and facts.layout.kind == "indices":
+                ignored |= np.isnan(labels)  # a label that is missing
             if facts.layout.kind == "weights" and not options.binary:
                 ignored[:] = False  # probabilities have no index to ignore
         nearby = {k: labels[cut] for k, labels in near.items()}
         yield RowBlock(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
+
+
+def _logits(facts: Facts, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn what was given into logits."""
+    given = facts.options.input
+    if given == "logits":
+        return values
+    if given == "probs" and (outside := no_probabilities(values)).any():
+        row = values[outside.argmax()]
+        raise OptionError("input", f"is probs, but the values of a row go from {row.min():.4g} to {row.max():.4g}")
+    x = log_probabilities(values, given)
+    if not facts.options.binary:
+        return x
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(x - log_of_no(x), nan=np.nan, posinf=SURE, neginf=-SURE)
 
 
 def _shifted(

@@ -121,9 +121,14 @@ class Loss:
         if self.trained is not None:
             c = np.ones(block.x.shape[1]) if self._weight is None else np.asarray(self._weight, np.float64)
             loss = reference.cross_entropy(
-                block.x, block.y, c, reduction="none", ignore_index=-1, label_smoothing=self._smoothing
+                block.x,
+                block.y if block.t is None else block.t,
+                c,
+                reduction="none",
+                ignore_index=-1,
+                label_smoothing=self._smoothing,
             ).loss
-            self.trained.add(block.row, loss, c[block.y])
+            self.trained.add(block.row, loss, c[block.y] if block.t is None else None)
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -176,6 +181,9 @@ class Brier:
 
     def add(self, block: Decisions) -> None:
         """Add decisions; ``1 - p`` of the right class is formed without cancellation."""
+        if block.t is not None:
+            self.mean.add(block.row, np.square(block.p - block.t).sum(1))
+            return
         lack = block.p.copy()
         np.put_along_axis(lack, block.y[:, None], np.expm1(-block.nll)[:, None], 1)
         self.mean.add(block.row, np.square(lack).sum(1))
@@ -248,6 +256,7 @@ class Classes:
         self._columns, self._size = columns, classes
         self._there, self._named, self._both, self._about = np.zeros((4, classes), np.int64)
         self._cost, self._p = np.zeros((2, classes))
+        self._mass = np.zeros(classes)  # of the labels; of soft ones the sum of their weights
         self._usual = np.zeros((2, classes, 2 if columns else 1))  # how often a label, and with how much probability
         small = not columns and classes <= CONFUSED
         self._confused = np.zeros((classes, classes), np.int64) if small else None
@@ -266,6 +275,7 @@ class Classes:
         else:
             of, yes, named = block.y, np.ones(len(block), bool), block.right
             self._there += count(of)
+            self._mass += count(of) if block.t is None else block.t.sum(0)
             self._named += count(block.predicted)
             self._p += block.p.sum(0)
         self._about += count(of)
@@ -289,7 +299,7 @@ class Classes:
     def prior_entropy(self) -> float:
         """The entropy of the class frequencies, ``H(prior)``; of columns the mean of theirs."""
         if not self._columns:
-            return reference.prior_entropy(self._there)
+            return reference.prior_entropy(self._mass)
         each = [
             reference.prior_entropy([yes, of - yes]) * of
             for yes, of in zip(self._there, self._about, strict=True)

@@ -68,7 +68,7 @@ def _slope(reader: Reader, chosen: Callable[[Ints, Ints], Bools], beta: float) -
     for block in reader.sample(chosen):
         with np.errstate(invalid="ignore", over="ignore"):
             p = block.tempered(1 / beta).p
-            above = np.where(p > 0, block.x - block.of(block.x, block.y)[:, None], 0.0)  # inf where p_y = 0
+            above = np.where(p > 0, block.x - block.x_true[:, None], 0.0)  # inf where p_y = 0
             mean = (p * above).sum(1)
             slope += float(mean.sum())
             curvature += float((p * np.square(above - mean[:, None])).sum())

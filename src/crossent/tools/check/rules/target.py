@@ -86,7 +86,10 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Observation]:
             f"{what} in {facts.target.broken.of(facts.target.rows)}", fix="Look where these rows were labelled."
         )
     if misfit is not None:
-        # What a file stores is not yet what the loss is given; only a shape or a one-hot row will stay what it is.
+        # What a file stores is not yet what the loss is given: a dtype is none of its own, a shape stays what it is.
+        dtype_only = misfit.fix.startswith(("target.long()", "target.float()"))
+        if dtype_only and facts.options.stored:
+            return
         severity: Severity = "warning" if misfit.fix in ("target.long()", "target.float()") else "error"
         why = "torch takes a floating target of the logits' shape and raises a RuntimeError or ValueError for others."
         yield Observation(misfit.seen, severity, why if facts.options.binary else None, misfit.fix)
