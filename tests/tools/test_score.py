@@ -432,9 +432,14 @@ BAD = np.where(np.arange(N)[:, None] % 150 == 7, np.nan, X)
         ),
         (X, np.where(Y == 3, -1, Y), {}, "has label -1,"),
         (X, Y + 0.5, {}, "labels: row 0 has label .*5, which is no class number"),
-        (X, np.where(Y == 3, np.nan, Y), {}, "has label nan, which is no class number"),
-        (X, np.full(N, -100), {}, "labels: every label is ignore_index=-100; nothing to score"),
-        (X, np.full((N, C), 0.5), {}, "labels: row 0 is not one-hot; --task multilabel scores several labels a row"),
+        (X, np.full(len(Y), np.nan), {}, "labels: every label is missing"),
+        (X, np.full(N, -100), {}, "labels: every label is missing or ignore_index=-100; nothing to score"),
+        (
+            X,
+            np.full((N, C), 0.5),
+            {},
+            "labels: row 0 is neither one-hot nor a soft label that sums to 1; --task multilabel scores several labels a row",
+        ),
         (
             X,
             Y,

@@ -110,4 +110,5 @@ def _about(loss: AuditedLoss) -> str:
         if loss.binary
         else "the classes of a row compete, as with a softmax"
     )
-    return f"{kind}; {how[loss.reduction]}; takes {', '.join(loss.targets)}"
+    what = f"; it is {loss.member.text}" if loss.member is not None else ""
+    return f"{kind}; {how[loss.reduction]}; takes {', '.join(loss.targets)}{what}"
