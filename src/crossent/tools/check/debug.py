@@ -27,7 +27,7 @@ from crossent.tools.arrays import read_rows
 from crossent.tools.check.facts import Facts
 from crossent.tools.check.findings import REMARK, Findings, apply_rules
 from crossent.tools.check.options import CheckOptions, read_options
-from crossent.tools.check.rules import VALUE_RULES, loss_curve
+from crossent.tools.check.rules import CURVE_RULES, VALUE_RULES
 from crossent.tools.check.survey import survey
 
 AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
@@ -104,7 +104,7 @@ class Debug:
             self._look(site, history, logits, target, loss, None if input is logits else 1)
         elif history.facts is not None and _again(len(history.losses)):
             history.facts.options = replace(history.facts.options, losses=history.losses)
-            self._tell(site, history, apply_rules(loss_curve.RULES.values(), history.facts))
+            self._tell(site, history, apply_rules(CURVE_RULES.values(), history.facts))
 
     def _look(
         self,
