@@ -27,7 +27,12 @@ class NotNumbersError(FileError, TypeError):
 def to_numpy(value: Any) -> tuple[NDArray[Any], str]:
     """Take values as a NumPy array, with the name of the dtype that they have where they are."""
     if not (hasattr(value, "detach") and hasattr(value, "cpu")):
-        values = np.asarray(value)
+        try:
+            values = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            raise NotNumbersError(
+                "holds lists of different lengths, which are no array: fill up the shorter ones"
+            ) from None
         return values, values.dtype.name
     dtype = str(value.dtype).removeprefix("torch.")
     value = value.detach().cpu()
@@ -79,7 +84,10 @@ def to_lists(value: Any) -> Any:
 
 
 def _real_numbers(name: str, value: Any) -> tuple[NDArray[Any], str]:
-    values, dtype = to_numpy(value)
+    try:
+        values, dtype = to_numpy(value)
+    except NotNumbersError as error:
+        raise NotNumbersError(f"{name}: {error}") from None
     if values.dtype.kind not in "biuf":
         raise NotNumbersError(f"{name}: holds {dtype}, not real numbers")
     return values, dtype

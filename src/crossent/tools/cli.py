@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
+from typing import Any
 
 import click
 
@@ -25,7 +27,16 @@ EXTRAS = {
 
 
 class _Commands(click.Group):
-    """Commands that say in one sentence what the environment asks for in vain."""
+    """Commands that say in one sentence what the environment asks for in vain, and which command may have been meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not meant or "No such command" not in error.message:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. Did you mean {meant[0]}?", ctx) from None
 
     def invoke(self, ctx: click.Context) -> object:
         try:

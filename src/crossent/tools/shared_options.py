@@ -97,6 +97,41 @@ def class_axis(name: str, dim: int | None, shape: tuple[int, ...], usual: int, *
     return axis % axes
 
 
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups.
+
+    Args:
+        groups: the names of the parameters under each title; what is in none comes last.
+    """
+
+    def __init__(self, *args: Any, groups: dict[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, one group after the other."""
+        records = {
+            str(param.name): record
+            for param in self.get_params(ctx)
+            if (record := param.get_help_record(ctx)) is not None
+        }
+        formats = [
+            param for param in self.get_params(ctx) if param.name == "output_format"
+        ]  # of one name, and several flags
+        grouped = {name for names in self.groups.values() for name in names}
+        groups = {**self.groups, "Options": [name for name in records if name not in grouped]}
+        for title, names in groups.items():
+            rows = [records[name] for name in names if name in records and name != "output_format"]
+            if "output_format" in names:
+                rows += [record for param in formats if (record := param.get_help_record(ctx)) is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 Flag = Callable[[Any], Any]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from crossent.core.names import only_its_keywords
 from crossent.tools.check.audited_loss import AuditedLoss
 from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.rules import LOSS_RULES
@@ -53,6 +54,7 @@ class LossReport:
     __repr__ = __str__
 
 
+@only_its_keywords
 def check_loss(
     fn: Callable[..., Any], *, num_classes: int = 5, rows: int = 7, ignore_index: int = -100, name: str | None = None
 ) -> LossReport:

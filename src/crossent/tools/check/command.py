@@ -31,7 +31,15 @@ Examples:
 """
 
 
-@click.command("check", epilog=EPILOG)
+GROUPS = {
+    "What the files hold": ("input", "task", "shift", "ignore_index", "class_dim", "inputs"),
+    "Columns and names": ("classes", "drop", "id_column", "class_names"),
+    "The loss in training": ("weight", "pos_weight", "label_smoothing", "micro_batch", "losses", "loss_dtype"),
+    "What is printed": ("strict", "as_json"),
+}
+
+
+@click.command("check", cls=shared_options.GroupedCommand, groups=GROUPS, epilog=EPILOG)
 @click.argument("logits", metavar="LOGITS")
 @click.argument("labels", metavar="[LABELS]", required=False)
 @shared_options.input_flag

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from crossent.core import watch
+from crossent.core.names import only_its_keywords
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.arrays import read_rows
 from crossent.tools.check.facts import Facts
@@ -135,6 +136,7 @@ class Debug:
                 warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
 
 
+@only_its_keywords
 def debug(first_n: int = 3) -> Debug:
     """Check the first batches that every loss of this library is called with, and follow where the loss goes.
 
@@ -200,6 +202,7 @@ def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float
     settings: dict[str, Any] = {
         "label_smoothing": numbers.label_smoothing,
         "ignore_index": numbers.ignore_index,
+        "empty": "zero" if loss.dim() == 0 and isfinite(float(loss.detach())) else "nan",
         "loss_dtype": str(loss.dtype).removeprefix("torch."),
         "losses": losses,
         "live": True,

@@ -32,6 +32,7 @@ class CheckOptions:
         losses: values of the loss in the order of training.
         class_names: one for each class.
         loss_dtype: the dtype in which the loss is computed, such as ``"float32"``; None is that of the logits.
+        empty: what the loss of nothing is, ``"nan"`` as the mean of torch or ``"zero"``.
         stored: whether the values come from a file, which may hold them in other dtypes than the loss is given.
         live: whether crossent is computing it right now, for a model that may not have been trained yet.
     """
@@ -49,6 +50,7 @@ class CheckOptions:
     losses: Sequence[float] = ()
     class_names: Sequence[str] = ()
     loss_dtype: str | None = None
+    empty: str = "nan"
     stored: bool = False
     live: bool = False
 

@@ -46,7 +46,15 @@ def _format_flag(name: str, what: str) -> Callable[[Any], Any]:
     return click.option(f"--{name}", "output_format", flag_value=name, help=what)
 
 
-@click.command("score", epilog=EPILOG)
+GROUPS = {
+    "What the files hold": ("labels_file", "input", "task", "shift", "ignore_index", "class_dim"),
+    "Columns and names": ("classes", "drop", "id_column", "class_names", "ids"),
+    "The loss in training": ("weight", "label_smoothing"),
+    "What is printed": ("top", "bytes", "output_format", "fail_if"),
+}
+
+
+@click.command("score", cls=shared_options.GroupedCommand, groups=GROUPS, epilog=EPILOG)
 @click.argument("logits", metavar="LOGITS")
 @click.argument("labels", metavar="[LABELS]", required=False)
 @shared_options.input_flag

@@ -212,10 +212,15 @@ class Reader:
         classes, row = self.layout.choices, f"{self.labels.name}: row {piece.row[at]} has label {y[at]:.0f}"
         if self.layout.axis is None:
             raise FileError(f"{row}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
-        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes else ""
+        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes and self._lowest() == 1 else ""
         raise FileError(
             f"{row}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
         )
+
+    def _lowest(self) -> float:
+        """Find the lowest label that counts, in all of the file."""
+        values = self.labels.rows(0, len(self.labels))
+        return float(np.nanmin(np.where(values == self.options.ignore_index, np.nan, values.astype(np.float64))))
 
     def _logits(self, piece: RawDecisions, keep: Bools) -> Array:
         """Turn what was given into logits: probabilities are ``e^x`` of theirs, so that their softmax is theirs again."""

@@ -255,7 +255,9 @@ class Scoring:
             )
         missing = self.classes.missing
         if missing and self.options.task != "lm":
-            remarks.append(f"{missing} of the {self.size} classes do not occur among the labels.")
+            remarks.append(
+                f"{missing} of the {self.size} classes {'does' if missing == 1 else 'do'} not occur among the labels."
+            )
         if self.reader.soft:
             remarks.append(
                 "The labels are soft: the cross entropy is −Σ t ln p, and the label of a row its likeliest class."

@@ -135,13 +135,20 @@ def soft_targets(facts: Facts) -> Iterator[str | Observation]:
         "pytorch/pytorch issues 70348 and 116349",
     ),
 )
-def every_target_ignored(facts: Facts) -> Iterator[str]:
+def every_target_ignored(facts: Facts) -> Iterator[str | Observation]:
     """Nothing is left of the whole, or of a micro-batch."""
     if not facts.has_target or facts.target.rows == 0:
         return
     ignored = f"{facts.options.ignored:g}" if facts.options.ignored is not None else "none"
     if facts.counted == 0:
-        yield f"all {facts.target.rows:,} targets are ignore_index={ignored}"
+        text = f"all {facts.target.rows:,} targets are ignore_index={ignored}"
+        as_wanted = Observation(
+            text,
+            "note",
+            "The loss is 0 with a gradient of 0: this batch teaches nothing.",
+            "Nothing, if such batches are rare.",
+        )
+        yield as_wanted if facts.options.empty == "zero" else text
         return
     empty = [k for k, part in enumerate(facts.loss.parts) if part.counted == 0]
     if empty:
