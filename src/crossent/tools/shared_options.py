@@ -11,8 +11,11 @@ from typing import Any
 
 import click
 
+from crossent.tools.printable import printable
+
 INPUTS = ("logits", "probs", "logprobs")
 TASKS = ("multiclass", "binary", "multilabel", "lm")
+SUSPECTS = ("self-confidence", "confident-learning")
 IGNORE_INDEX = -100
 
 
@@ -31,7 +34,7 @@ class OptionError(ValueError):
     @property
     def usage(self) -> click.BadParameter:
         """What a command says about its flag."""
-        return click.BadParameter(self.problem, param_hint=f"'--{self.option.replace('_', '-')}'")
+        return click.BadParameter(printable(self.problem), param_hint=f"'--{self.option.replace('_', '-')}'")
 
 
 # --- what an option may be --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from crossent.core.names import only_its_keywords
 from crossent.tools.check.audited_loss import AuditedLoss
 from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.rules import LOSS_RULES
+from crossent.tools.printable import writable
 
 
 class Trial(NamedTuple):
@@ -49,7 +50,7 @@ class LossReport:
         lines = [f"{self.name}: {self.about}"]
         for trial in self.trials:
             lines.append(f"  {'✗' if trial.found else '·'} {trial.rule}  {trial.result}")
-        return "\n".join([*lines, *([""] if self.findings else []), str(self.findings)])
+        return writable("\n".join([*lines, *([""] if self.findings else []), str(self.findings)]))
 
     __repr__ = __str__
 

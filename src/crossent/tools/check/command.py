@@ -9,6 +9,7 @@ import click
 
 from crossent.tools import shared_options
 from crossent.tools.errors import InputError
+from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,7 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
     try:
         pair = open_pair(logits, labels, shared_options.take_selection(options))
         for note in pair.notes:
-            click.echo(note, err=True)
+            click.echo(printable(note), err=True)
         facts, findings = _checked(pair, options)
     except FileError as error:
         raise InputError(str(error)) from None

@@ -10,6 +10,7 @@ import click
 from crossent.tools import shared_options
 from crossent.tools.errors import InputError
 from crossent.tools.explain.catalogue import ALIASES, DEFAULT, LOSSES
+from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
     from crossent.tools.files import RowArray, Selection
@@ -111,7 +112,7 @@ def _from_file(
 
     pair = open_pair(*files)
     for note in pair.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
     if len(pair.logits.shape) != 2:
         raise FileError(
             f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}: "

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from crossent.tools.explain.loss_terms import add
 from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
+from crossent.tools.printable import brief, printable
 from crossent.tools.table import Table
 
 MOST_CLASSES = 12
@@ -233,15 +234,6 @@ def called(e: RowNumbers, k: int) -> str:
     return brief(name(e, k), LONGEST) if e.class_names[k] != str(k) else f"class {k}"
 
 
-def brief(text: str, most: int) -> str:
-    """Cut what is too long.
-
-    >>> brief("hippopotamus", 6)
-    'hippo…'
-    """
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def name(e: RowNumbers, k: int) -> str:
     """Write a class name so that it can do no harm in a terminal: control and direction signs as their codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in e.class_names[k])
+    return printable(e.class_names[k]).replace("\n", "\\n")

@@ -10,8 +10,10 @@ from crossent import reference
 from crossent.reference import Array
 from crossent.tools.score.options import ScoreOptions
 from crossent.tools.score.row_blocks import Decisions, Ints
+from crossent.tools.shared_options import SUSPECTS
 
 BINS = 15
+SHOWN = 100  # up to so many classes the confusion matrix is part of the report
 CONFUSED = 1000  # up to so many classes all confusions are counted
 CANDIDATES = 10_000  # suspected label errors kept until the classes' mean probabilities are known
 
@@ -313,6 +315,14 @@ class Classes:
         return int((self._there == 0).sum())
 
     @property
+    def confusion(self) -> list[list[int]] | None:
+        """How often each class is predicted where each is the label, a list a label; None for more classes than people read."""
+        if self._confused is None or self._size > SHOWN:
+            return None
+        counts: list[list[int]] = self._confused.tolist()
+        return counts
+
+    @property
     def macro_f1(self) -> float:
         """The mean F1 of the classes that occur or are named."""
         f1 = self._f1()
@@ -400,25 +410,30 @@ class Largest:
 
 
 class Suspects:
-    """Suspected label errors: another class has more probability, and at least as much as where it is the label, on average.
+    """Suspected label errors among the decisions where another class has more probability than the label.
 
-    Sorted by how much more it has. Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021.
+    How many there are is estimated by confident learning: the other class has at least as much as where it is the label, on average
+    (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021). Which they are is said by ``rule``:
+    ``"self-confidence"``, the lowest probabilities of the label, or ``"confident-learning"``, those that were counted, sorted by
+    how much more the other class has.
     """
 
-    def __init__(self) -> None:
-        self._candidates = Largest(CANDIDATES)
+    def __init__(self, rule: str) -> None:
+        self._rule, self._counted, self._least_sure = rule, Largest(CANDIDATES), Largest(CANDIDATES)
 
     def add(self, block: Decisions) -> None:
         """Add decisions."""
         wrong = block.where(~block.right)
         if len(wrong):
-            self._candidates.add(wrong, wrong.p_predicted - wrong.p_true)
+            self._counted.add(wrong, wrong.p_predicted - wrong.p_true)
+            self._least_sure.add(wrong, -wrong.p_true)
 
     @property
     def complete(self) -> bool:
         """Whether there was room for all candidates."""
-        return len(self._candidates) < CANDIDATES
+        return len(self._counted) < CANDIDATES
 
     def examples(self, classes: Classes) -> list[Example]:
-        """Return those that say as much for the other class as its own examples do."""
-        return [e for e in self._candidates.examples() if e.p_predicted >= classes.usual_p(e)]
+        """Return as many as are estimated, the likeliest first."""
+        counted = [e for e in self._counted.examples() if e.p_predicted >= classes.usual_p(e)]
+        return counted if self._rule == SUSPECTS[1] else self._least_sure.examples()[: len(counted)]

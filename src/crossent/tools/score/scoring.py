@@ -52,6 +52,7 @@ def score(
     label_smoothing: float = 0.0,
     class_names: Sequence[str] | None = None,
     top: int = 10,
+    suspects: str = "self-confidence",
     bytes: int | None = None,
 ) -> Report:
     """Score logits against labels.
@@ -72,6 +73,8 @@ def score(
         label_smoothing: ``ε`` of the training loss, in [0, 1].
         class_names: C names.
         top: how many of the worst examples, suspected label errors and, of many, classes to keep.
+        suspects: how suspected label errors are chosen: ``"self-confidence"``, the lowest probabilities of a label that is not
+            predicted, or ``"confident-learning"``, those by which their number is estimated.
         bytes: of how many bytes of text the tokens are, for the loss per byte.
 
     Returns:
@@ -92,7 +95,7 @@ def score(
         options = ScoreOptions(
             input=input, task=task, shift=shift, class_dim=dim if class_dim is None else class_dim,
             ignore_index=ignore_index, weight=None if weight is None else read_array("weight", weight).astype(np.float64),
-            label_smoothing=label_smoothing, class_names=class_names, top=top, bytes=bytes,
+            label_smoothing=label_smoothing, class_names=class_names, top=top, suspects=suspects, bytes=bytes,
         )  # fmt: skip
         first, second = read_pair(("logits", "labels"), logits, labels, class_names)
         assert second is not None
@@ -128,7 +131,7 @@ class Scoring:
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
         self.classes, self.worst = Classes(self.size, self.columns), Largest(options.top)
         self.exact = ExactMatch() if self.columns else None
-        self.suspects = Suspects() if options.task != "lm" else None  # a token is what was written
+        self.suspects = Suspects(options.suspects) if options.task != "lm" else None  # a token is what was written
         self.tempered: BeforeAndAfter | None = None
 
     def report(self) -> Report:
@@ -159,6 +162,7 @@ class Scoring:
             bins=self.calibration.bins(),
             worst=worst,
             suspects=suspects[: self.options.top],
+            confusion=self.classes.confusion,
             ids=self._ids((*worst, *suspects[: self.options.top])),
             remarks=self.reader.value_range.warnings() + self._remarks(numbers),
         )
