@@ -19,16 +19,16 @@ def printable(text: str) -> str:
     r"""Write control and direction signs, which could do harm in a terminal, as their codes; lines may end.
 
     >>> printable("cat\x1b[2J")
-    'cat\\u001b[2J'
+    'cat\\x1b[2J'
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else _code(c) for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def _code(sign: str) -> str:
-    """Write a sign by its number, as JSON does too."""
-    return f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"
+def printable_json(text: str) -> str:
+    """Write the same signs of a JSON document as JSON writes them."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
 
 
 def brief(text: str, most: int) -> str:

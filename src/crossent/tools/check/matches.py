@@ -15,7 +15,7 @@ from crossent.tools.check.row_block import Ints, RowBlock
 from crossent.tools.check.running_mean import RunningMean
 
 SMALL = 512  # up to so many classes every pair is counted
-LABELS = 1 << 22  # up to so many labels are tried in other orders
+LABELS = 1 << 17  # up to so many labels are tried in other orders
 IMPOSSIBLE = 1e3  # what a class of probability 0 costs in a sum
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _LOSSES = "\n".join(f"  {name:<20}{description.about}" for name, description in LOSSES.items())
 _EXAMPLES = """\
   crossent explain --logits 2,1,.1 --target 0
+  crossent explain --probs .1,.7,.2 --target 0
   crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist
   crossent explain preds.npz --row 17"""
 _ALIASES = "\n".join(f"  {alias:<20}{name}" for alias, name in ALIASES.items())
@@ -42,6 +43,7 @@ def read_target(text: str) -> Any:
 @click.argument("file", required=False)
 @click.argument("labels", required=False)
 @click.option("--logits", metavar="X,X,...", help="The logits of one row, instead of a FILE.")
+@click.option("--probs", metavar="P,P,...", help="Its probabilities: the same as --logits with --input probs.")
 @click.option(
     "--target",
     metavar="T",
@@ -70,18 +72,26 @@ def explain(
     """
     from crossent.tools.explain.explanation import explain as compute
 
-    if (file is None) == (options["logits"] is None):
-        raise click.UsageError("give either --logits or a FILE" + ", not both" * (file is not None))
+    probs = options.pop("probs")
+    given = [
+        name
+        for name, value in (("a FILE", file), ("--logits", options["logits"]), ("--probs", probs))
+        if value is not None
+    ]
+    if len(given) != 1:
+        raise click.UsageError("give either --logits, --probs or a FILE" + f", not {' and '.join(given)}" * bool(given))
+    if probs is not None:
+        options |= {"logits": probs, "input": "probs"}
     if file is None and row is not None:
         raise click.UsageError("--row is the row of a FILE")
     try:
         selection = shared_options.take_selection(options)
-        given = {key: value for key, value in _read(**options).items() if value is not None}
+        read = {key: value for key, value in _read(**options).items() if value is not None}
         if file is None:
             arguments: dict[str, Any] = {"dim": class_dim, "class_names": selection.class_names or None}
         else:
             arguments = _from_file((file, labels, selection), row, class_dim, options["ignore_index"])
-        arguments |= given
+        arguments |= read
         if arguments.get("target") is None:
             raise click.UsageError("which class is true? Give --target, or a file with labels")
         explanation = compute(**arguments)

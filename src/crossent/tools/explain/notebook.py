@@ -17,6 +17,6 @@ def fragment(e: RowNumbers) -> str:
         value, gradient = table.notes
         parts += [table_html(table, value, sums=True, colours=COLOURS), prose(gradient)]
     if len(e.losses) > 1:
-        parts.append(table_html(tables.comparison(e), colours=COLOURS))
+        parts += [table_html(table, colours=COLOURS) for table in tables.comparisons(e)]
     parts.append(prose(tables.references(e)))
     return block(parts)

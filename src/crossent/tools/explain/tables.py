@@ -97,9 +97,18 @@ def loss_table(e: RowNumbers, loss: LossExplanation) -> Table:
     return Table(f"{loss.name}  {description.about}", columns, rows, notes, marked, _text_columns(columns))
 
 
-def comparison(e: RowNumbers) -> Table:
-    """Tabulate the losses side by side: what each does for the class that counts most."""
-    k, scale = focus(e), _scale(e)
+def comparisons(e: RowNumbers) -> list[Table]:
+    """Tabulate the losses side by side: what each does for the class that counts most, and for one that is preferred to it."""
+    best = focus(e)
+    said = [_comparison(e, best, _focus_is(e))]
+    wrong = [k for k, weight in enumerate(e.weights) if not weight and e.logits[k] > e.logits[best]]
+    if wrong and any(e.weights):
+        said.append(_comparison(e, max(wrong, key=lambda k: e.logits[k]), "class that is likeliest instead"))
+    return said
+
+
+def _comparison(e: RowNumbers, k: int, role: str) -> Table:
+    scale = _scale(e)
     rows = tuple(
         (
             loss.name,
@@ -113,7 +122,7 @@ def comparison(e: RowNumbers) -> Table:
         for loss in e.losses
     )
     columns = ("loss", "L", "∂L/∂x", "push", "p", "p after", "Σ ∂L/∂x")
-    title = f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}"
+    title = f"Side by side, for the {role}: {brief(name(e, k), LONGEST)}"
     return Table(title, columns, rows, text_columns=_text_columns(columns))
 
 

@@ -15,7 +15,7 @@ from crossent.tools.arrays import read_pair
 from crossent.tools.errors import FileError
 from crossent.tools.files.roles import places
 from crossent.tools.files.row_array import RowArray
-from crossent.tools.printable import printable
+from crossent.tools.printable import printable_json
 from crossent.tools.score.layout import decision_layout
 from crossent.tools.score.measures import Largest, Mean
 from crossent.tools.score.options import ScoreOptions
@@ -58,7 +58,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON."""
-        return printable(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+        return printable_json(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
 
     def __str__(self) -> str:
         from crossent.tools.score.show import show_tables

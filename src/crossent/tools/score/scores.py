@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crossent.tools.printable import printable
+from crossent.tools.printable import printable_json
 from crossent.tools.score.measures import Bin, ClassRow, Example
 
 SCHEMA = "crossent.score/1"
@@ -96,7 +96,7 @@ class Scores:
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON."""
-        return printable(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+        return printable_json(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -336,7 +336,7 @@ def never_predicted(facts: Facts) -> Iterator[str]:
         facts.options.live
         or facts.options.binary
         or facts.layout.kind != "indices"
-        or number < 2 * FEW
+        or number < 10 * facts.C
         or (predicted > 0).sum() < 2
     ):
         return
