@@ -840,6 +840,7 @@ def test_every_rule_fires_and_says_all_of_it(rule):
         assert list(finding.to_dict()) == ["rule", "severity", "title", "seen", "why", "fix"]
         assert all(finding.to_dict().values())
         assert re.search(r"\d", finding.seen)
+        assert all(said == said.strip() for said in finding.to_dict().values())
 
 
 def test_checking_arrays_imports_no_torch():

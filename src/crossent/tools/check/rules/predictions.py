@@ -200,8 +200,8 @@ def _permuted(facts: Facts, accuracy: float) -> tuple[float, Observation] | None
     if facts.C <= 30:
         fix = (
             f"labels = np.array({order.tolist()})[labels] brings them into the order of the logits; better, number the "
+            "classes once."
         )
-        "classes once."
     return value, Observation(text, fix=fix)
 
 
@@ -299,8 +299,10 @@ def weights_drown_the_rest(facts: Facts) -> Iterator[str]:
         share = float(pos_weight.reshape(-1)[0]) * yes
         share /= share + number - yes
         if share > 0.9:
-            yield f"pos_weight {pos_weight.reshape(-1)[0]:.4g} gives yes {100 * share:.1f}% of the weight, and "
-            f"{100 * yes / number:.1f}% of targets"
+            yield (
+                f"pos_weight {pos_weight.reshape(-1)[0]:.4g} gives yes {100 * share:.1f}% of the weight, and "
+                f"{100 * yes / number:.1f}% of targets"
+            )
         return
     if weight is None or len(weight) != facts.C or not np.isfinite(weight).all():
         return
@@ -344,8 +346,10 @@ def never_predicted(facts: Facts) -> Iterator[str]:
     lost = (share >= max(0.05, 0.5 / facts.C)) & (predicted == 0) & (facts.loss.p < 0.1 * share)
     if lost.sum() == 1 and _better(facts) is None:
         k = int(lost.argmax())
-        yield f"{_class(facts, k)} is the label of {100 * share[k]:.1f}% of {number:,} rows, and has p = "
-        f"{facts.loss.p[k]:.2g} on average"
+        yield (
+            f"{_class(facts, k)} is the label of {100 * share[k]:.1f}% of {number:,} rows, and has p = "
+            f"{facts.loss.p[k]:.2g} on average"
+        )
 
 
 @register_rule(
@@ -375,8 +379,10 @@ def ignored_class_predicted(facts: Facts) -> Iterator[str]:
         return
     many = int(facts.matches.predicted[int(ignored)])
     if many > 0.01 * rows:
-        yield f"{_class(facts, int(ignored))} is ignore_index and is predicted in {100 * many / rows:.1f}% of the {rows:,} "
-        "rows that count"
+        yield (
+            f"{_class(facts, int(ignored))} is ignore_index and is predicted in {100 * many / rows:.1f}% of the {rows:,} "
+            "rows that count"
+        )
 
 
 # --- the course of the loss -------------------------------------------------------------------------------------------
@@ -405,8 +411,10 @@ def jumped(facts: Facts) -> Iterator[str]:
         return
     at = int(losses.argmax())
     if losses[at] > 3 * losses[0] and losses[at] > losses[0] + 1:
-        yield f"the loss goes from {losses[0]:.4g} to {losses[at]:.4g} at value {at} of {len(losses)}, counted from 0, and "
-        f"ends at {losses[-1]:.4g}"
+        yield (
+            f"the loss goes from {losses[0]:.4g} to {losses[at]:.4g} at value {at} of {len(losses)}, counted from 0, and "
+            f"ends at {losses[-1]:.4g}"
+        )
 
 
 @register_rule(
