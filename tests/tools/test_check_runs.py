@@ -253,3 +253,11 @@ def test_debug_names_them_too():
         for k in range(100):
             crossent.cross_entropy(torch.tensor(GOOD * (-9.0 if k == 1 else 0.3)), torch.tensor(Y))
     assert "CE128" in {finding.rule for finding in watching.findings}
+
+
+def test_an_order_that_only_knows_the_frequencies_is_no_better_match():
+    masks = np.where(RNG.random((4, 20, 20)) < 0.88, 10, RNG.integers(0, 10, (4, 20, 20)))
+    guess = np.where(masks == 10, RNG.integers(0, 10, masks.shape), masks)
+    x = np.moveaxis(3 * np.eye(11)[guess] - 12 * np.eye(11)[10] + RNG.normal(size=(4, 20, 20, 11)), -1, 1)
+    assert (x.argmin(1) == masks).mean() > 0.8  # of the opposite sign nearly all are right, all of them the same class
+    assert set(found(x, masks)) == {"CE127", "CE132"}

@@ -153,7 +153,8 @@ def _better(facts: Facts) -> Observation | None:
     number = here.n
     if number < FEW or (facts.C < 2 and not facts.options.binary) or not facts.has_target:
         return None
-    start = levels(facts).start
+    start, prior, _, _ = levels(facts)
+    known = min(start, start if prior is None else prior)  # what the frequencies alone would cost
     accuracy = facts.loss.right / number
     candidates = [(f"labels {name}", match) for name, match in matches.elsewhere.items()]
     candidates.append(("logits of the opposite sign", matches.negated))
@@ -161,7 +162,7 @@ def _better(facts: Facts) -> Observation | None:
         (match.loss.value, name, match)
         for name, match in candidates
         if match.loss.n >= FEW
-        and match.loss.value < min(0.8 * here.value, 0.9 * start)
+        and match.loss.value < min(0.8 * here.value, 0.9 * known)
         and here.above(match.loss) > 8
         and (facts.options.binary or match.right / match.loss.n > accuracy + 0.2)
     ]
@@ -181,9 +182,9 @@ def _permuted(facts: Facts, accuracy: float) -> tuple[float, Observation] | None
     if found is None or facts.options.binary:
         return None
     order, share, value = found
-    number, here = facts.loss.loss.n, facts.loss.loss.value
+    number, here, (start, prior, _, _) = facts.loss.loss.n, facts.loss.loss.value, levels(facts)
     chance = 4 * sqrt(facts.C / number)  # what an order that is chosen after the fact gains by chance
-    if share < accuracy + max(0.3, chance) or value > min(0.8 * here, levels(facts).start):
+    if share < accuracy + max(0.3, chance) or value > min(0.8 * here, start, start if prior is None else prior):
         return None
     occurs = facts.target.counts > 0
     names = facts.options.class_names
