@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import crossent
 from crossent import reference
 from crossent.tools.cli import main
-from crossent.tools.files import FileError, open_pair
+from crossent.tools.files import FileError, Selection, open_pair
 from crossent.tools.files.losses import read_losses
 
 RNG = np.random.default_rng(1)
@@ -107,7 +107,7 @@ def test_truth_values_are_labels():
 
 
 def test_soft_labels_are_scored():
-    t = RNG.dirichlet(np.ones(3), N)
+    t = reference.softmax(0.6 * X + RNG.normal(size=X.shape))
     expected = -(t * np.log(reference.softmax(X))).sum(1)
     report = crossent.score(X, t)
     assert report.numbers["nll_nats_mean"] == pytest.approx(expected.mean())
@@ -213,6 +213,35 @@ def test_json_documents():
         with open("a.json", "w") as out:
             json.dump(document, out)
         assert loss("a.json") == pytest.approx(RIGHT)
+
+
+def test_more_ways_to_write_a_table():
+    np.savetxt("x.txt", X)
+    np.savetxt("y.txt", Y, fmt="%d")
+    assert loss("x.txt", "y.txt") == pytest.approx(RIGHT)
+    split = {"columns": [*NAMES, "label"], "data": [[*x, NAMES[y]] for x, y in zip(X.tolist(), Y, strict=True)]}
+    with open("split.json", "w") as out:
+        json.dump(split, out)
+    assert loss("split.json") == pytest.approx(RIGHT)
+    batches = [{"logits": torch.tensor(X[k : k + 7]), "labels": torch.tensor(Y[k : k + 7])} for k in range(0, N, 7)]
+    torch.save(batches, "batches.pt")
+    assert loss("batches.pt") == pytest.approx(RIGHT)
+    german = ";".join([*NAMES, "label"]) + "\n"
+    german += "\n".join(";".join([*(str(v).replace(".", ",") for v in x), NAMES[y]]) for x, y in zip(X, Y, strict=True))
+    with open("german.csv", "w") as out:
+        out.write(german)
+    assert loss("german.csv") == pytest.approx(RIGHT)
+    with open("seeds.csv", "w") as out:
+        out.write(
+            rows_of([f"s{s}_{n}" for s in (0, 1) for n in NAMES] + ["label"], *(X + 1).T, *X.T, np.array(NAMES)[Y])
+        )
+    pair = open_pair("seeds.csv", None, Selection(classes=("s1_*",)))
+    assert pair.logits.columns == NAMES
+    assert crossent.score(pair.logits, pair.labels).numbers["nll_nats_mean"] == pytest.approx(RIGHT)
+    with open("x.pkl", "wb") as out:
+        out.write(b"x")
+    with pytest.raises(FileError, match="is a pickle, which can run code and is not read: save it by"):
+        open_pair("x.pkl")
 
 
 def test_texts_of_different_lengths_are_filled_up():

@@ -14,13 +14,14 @@ from crossent.tools.files.parquet import open_parquet
 from crossent.tools.files.pictures import open_folder, open_picture
 from crossent.tools.files.table import Table
 from crossent.tools.files.tensors import open_pt, open_safetensors
-from crossent.tools.files.text_files import open_csv, open_tsv
+from crossent.tools.files.text_files import open_csv, open_tsv, open_txt
 
 FORMATS: dict[str, Callable[[str], Table]] = {
     ".npy": open_npy,
     ".npz": open_npz,
     ".csv": open_csv,
     ".tsv": open_tsv,
+    ".txt": open_txt,
     ".jsonl": open_jsonl,
     ".json": open_json,
     ".safetensors": open_safetensors,
@@ -30,7 +31,7 @@ FORMATS: dict[str, Callable[[str], Table]] = {
     ".png": open_picture,
 }
 PACKED = {".gz", ".zip"}  # after the name of a text
-TEXTS = (".csv", ".tsv", ".jsonl", ".json")
+TEXTS = (".csv", ".tsv", ".txt", ".jsonl", ".json")
 
 
 def suffix(path: str) -> str:
@@ -57,6 +58,10 @@ def open_table(path: str) -> Table:
             return open_folder(path)
         if not os.path.exists(path):
             raise FileError(f"{path}: no such file")
+        if kind in (".pkl", ".pickle", ".joblib"):
+            raise FileError(
+                f"{path}: is a pickle, which can run code and is not read: save it by to_parquet, to_csv or np.savez"
+            )
         if kind not in FORMATS:
             raise FileError(
                 f"{path}: what kind of file is {kind or 'this'}? The name must end in one of {' '.join(FORMATS)}; "

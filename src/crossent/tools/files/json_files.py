@@ -38,11 +38,13 @@ def open_json(path: str) -> Table:
         raise FileError(f"{path}: is too large to be read as one document: write one row a line, as .jsonl")
     with opened_text(path) as stream:
         try:
-            document = json.load(stream)
+            document: Any = json.load(stream)
         except (ValueError, RecursionError):
             raise FileError(f"{path}: is not JSON; one document a line must be called .jsonl") from None
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         document = document["log_history"]
+    if isinstance(document, dict) and {"columns", "data"} <= set(document):  # a split frame of pandas, a table of wandb
+        document = [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
     if isinstance(document, dict):
         document = _rows_of_columns(path, document)
     if not isinstance(document, list) or not document:

@@ -155,7 +155,14 @@ class _Pairing:
         self._say_left_out(chosen)
         name = f"{table.path}::{chosen[0]}" if len(chosen) == 1 and chosen[0] else table.path
         array = replace(contents.array(chosen), name=name)
-        return self._renamed(replace(array, columns=bare(chosen) if len(chosen) > 1 else ()))
+        return self._renamed(replace(array, columns=self._class_names(chosen) if len(chosen) > 1 else ()))
+
+    def _class_names(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Call classes by their columns, without what stands before the star of a pattern or a usual prefix."""
+        said = self.selection.classes
+        if len(said) == 1 and said[0].endswith("*") and said[0].count("*") == 1:
+            return tuple(name.removeprefix(said[0][:-1]) or name for name in columns)
+        return bare(columns)
 
     def _say_left_out(self, chosen: Sequence[str]) -> None:
         out = {*chosen, *self._found[: self.own], *keys_of(self.first, self.selection)[:1]}

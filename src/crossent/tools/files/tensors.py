@@ -40,13 +40,26 @@ def open_safetensors(path: str) -> Table:
 def open_pt(path: str) -> Table:
     """Open a tensor, or dicts, tuples and lists of tensors and arrays, that ``torch.save`` wrote."""
     content = _loaded(path)
-    found = dict(_tensors("", content))
+    found = dict(_tensors("", _joined(content)))
     arrays = {name: _tensor_rows(path, value) for name, value in found.items()}
     if not arrays:
         there = listed(map(str, content)) if isinstance(content, dict) else ""
         hint = f", only {there}: save the logits as a tensor of its own" if there else ""
         raise FileError(f"{path}: holds no tensors{hint}")
     return arrays_table(path, arrays)
+
+
+def _joined(content: Any) -> Any:
+    """Put the batches of a list together, each a dict of tensors with the same names and, but for the rows, the same shapes."""
+    import torch
+
+    if not isinstance(content, list) or len(content) < 2 or not all(isinstance(each, dict) for each in content):
+        return content
+    names = [name for name, value in content[0].items() if isinstance(value, torch.Tensor) and value.dim()]
+    try:
+        return {name: torch.cat([each[name] for each in content]) for name in names}
+    except (KeyError, TypeError, RuntimeError):
+        return content
 
 
 def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:

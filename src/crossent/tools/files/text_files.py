@@ -79,6 +79,11 @@ def open_tsv(path: str) -> Table:
     return _open_separated(path, "\t")
 
 
+def open_txt(path: str) -> Table:
+    """Open a text whose cells are separated by whatever the first line has, or by blanks, as NumPy writes it."""
+    return _open_separated(path, "")
+
+
 def _open_separated(path: str, delimiter: str) -> Table:
     """Open lines of cells, with or without a first line of names."""
     delimiter = _delimiter(path, delimiter)
@@ -107,12 +112,15 @@ def _delimiter(path: str, usual: str) -> str:
     """Find what separates cells: the usual, unless the first line has none of it and another one."""
     with opened_text(path) as stream:
         first = next((line for line in stream if line.strip()), "")
-    return next((other for other in "\t;" if usual not in first and other in first), usual)
+    others = "\t;" if usual else ",\t; "
+    if usual and usual in first:
+        return usual
+    return next((other for other in others if other in first.strip()), usual or ",")
 
 
 def _lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     with opened_text(path) as stream:
-        reader = csv.reader(stream, delimiter=delimiter)
+        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == " ")
         for cells in reader:
             if cells and delimiter == ";":  # where it separates cells, a comma may separate the decimals
                 cells = [DECIMAL.sub(r"\1.\2", cell) for cell in cells]
