@@ -109,6 +109,10 @@ def test_long_class_names_are_shortened_and_prose_wraps(tmp_path, monkeypatch):
     said = CliRunner().invoke(main, ["score", "a.npz", "--class-names", long]).stdout
     assert "a very long nam…" in said
     assert max(map(len, said.splitlines())) <= 100
+    alike = ",".join(f"customers who complain about {what}" for what in ("the bill", "the delivery"))
+    said = " ".join(CliRunner().invoke(main, ["score", "a.npz", "--class-names", alike]).stdout.split())
+    assert "bill" in said
+    assert "delivery" in said
     narrow = CliRunner().invoke(main, ["check", "a.npz", "--losses", "9,9,9"], env={"COLUMNS": "40"}).stdout
     assert max(map(len, narrow.splitlines())) <= 60
     assert str(crossent.explain([1.0, 2.0], 0))

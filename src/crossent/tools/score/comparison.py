@@ -104,12 +104,12 @@ class Comparison:
 
     def _examples(self, title: str, examples: Sequence[dict[str, Any]]) -> Table:
         from crossent.tools.printable import brief
-        from crossent.tools.score.tables import WIDEST_ID, WIDEST_NAME, number
+        from crossent.tools.score.tables import WIDEST_ID, number, short_name
 
         ids = any(each["id"] for each in examples)
 
         def name(k: int) -> str:
-            return brief(self.class_names[k], WIDEST_NAME)
+            return short_name(self.class_names, k)
 
         rows = [
             (str(e["row"]), *([brief(e["id"] or "", WIDEST_ID)] if ids else []), name(e["true"]), name(e["predicted_first"]),

@@ -212,7 +212,7 @@ class Reader:
         classes, row = self.layout.choices, f"{self.labels.name}: row {piece.row[at]} has label {y[at]:.0f}"
         if self.layout.axis is None:
             raise FileError(f"{row}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
-        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes and self._lowest() == 1 else ""
+        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes and self._lowest() >= 1 else ""
         raise FileError(
             f"{row}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from crossent.tools.shared_options import SUSPECTS
 from crossent.tools.table import Table
 
 WIDEST_NAME, WIDEST_ID = 16, 32  # letters
+MANY = 1000  # classes, among which none is looked for that would be called the same
 FEW = 30  # so many classes are all shown
 
 
@@ -186,8 +187,16 @@ def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
     return Table(title, tuple(columns), rows, text_columns=text_columns)
 
 
+def short_name(names: Sequence[str], k: int) -> str:
+    """Shorten the name of a class, unless another would be called the same."""
+    short = brief(names[k], WIDEST_NAME)
+    if short == names[k] or len(names) > MANY:
+        return short
+    return short if sum(brief(name, WIDEST_NAME) == short for name in names) == 1 else names[k]
+
+
 def _name(report: Scores, k: int) -> str:
-    return brief(report.class_names[k], WIDEST_NAME)
+    return short_name(report.class_names, k)
 
 
 def _place(report: Scores, position: int) -> str:
