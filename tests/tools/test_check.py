@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -16,10 +17,16 @@ from torch.nn import functional as F
 
 import crossent
 from crossent import reference
-from crossent.tools.check.findings import REMARK, SEVERITIES
+from crossent.tools.check.findings import REMARK, SEVERITIES, Findings
 from crossent.tools.check.rules import RULE_DESCRIPTIONS, VALUE_RULES
 
-check = crossent.check
+
+@wraps(crossent.check)
+def check(*args, **options):
+    """Look for everything but CE127: random logits cost more than ln C, as it rightly says. It has its own tests."""
+    return Findings(finding for finding in crossent.check(*args, **options) if finding.rule != "CE127")
+
+
 INF, NAN = float("inf"), float("nan")
 
 
@@ -109,7 +116,7 @@ def test_small_logits_of_an_untrained_model_are_no_sigmoid():
     x = 0.4 + 0.1 * normal(64, 1, scale=1)  # one column, all in [0, 1] by its bias
     assert x.min() > 0
     assert x.max() < 1
-    assert check(x, np.ones((64, 1)), task="binary") == []
+    assert check(x, np.arange(64)[:, None] % 2.0, task="binary") == []
 
 
 def test_sigmoid_before_a_softmax():
@@ -303,7 +310,8 @@ def test_a_class_may_be_missing():
     y = labels(400, 5) + 1
     assert check(normal(400, 6), np.where(y == 3, 2, y)) == []  # two are
     assert check(normal(30, 6), y[:30]) == []  # few labels
-    assert check(normal(400, 6), np.where(y == 5, 0, y), ignore_index=0) == []  # 0 means nothing
+    x = normal(400, 6) - [9, 0, 0, 0, 0, 0]
+    assert check(x, np.where(y == 5, 0, y), ignore_index=0) == []  # 0 means nothing
 
 
 @pytest.mark.parametrize(
@@ -336,9 +344,9 @@ def test_whole_targets_of_yes_and_no():
 
 def test_targets_of_the_right_kind():
     assert check(normal(4, 3), np.array([0, 1, 2, 0], np.uint8)) == []
-    assert check(normal(2, 3, 4, 4), np.zeros((2, 4, 4), int)) == []
+    assert check(normal(2, 3, 4, 4), labels(32, 3).reshape(2, 4, 4)) == []
     assert check(normal(3), 1) == []
-    assert check(normal(5, 3, 2), np.zeros((5, 2), int)) == []
+    assert check(normal(5, 3, 2), labels(10, 3).reshape(5, 2)) == []
 
 
 # --- language models --------------------------------------------------------------------------------------------------
@@ -456,11 +464,12 @@ def test_binary_targets_of_minus_1():
     t = np.sign(x)
     (finding,) = check(x, t, task="multilabel")
     assert "(t + 1) / 2" in finding.fix
-    assert check(x, t, task="multilabel", ignore_index=-1) == []
+    (only,) = check(x, t, task="multilabel", ignore_index=-1)
+    assert (only.rule, "all 82 targets are 1" in only.seen) == ("CE124", True)
 
 
 def test_pos_weight_along_the_last_axis():
-    x, t, w = normal(2, 4, 4, 4), np.ones((2, 4, 4, 4)), np.array([1.0, 2.0, 3.0, 4.0])
+    x, t, w = normal(2, 4, 4, 4), (normal(2, 4, 4, 4, seed=5) > 0) * 1.0, np.array([1.0, 2.0, 3.0, 4.0])
     args = torch.tensor(x), torch.tensor(t)
     silent = F.binary_cross_entropy_with_logits(*args, pos_weight=torch.tensor(w))
     meant = F.binary_cross_entropy_with_logits(*args, pos_weight=torch.tensor(w).reshape(-1, 1, 1))
@@ -470,7 +479,7 @@ def test_pos_weight_along_the_last_axis():
     assert "reshape(-1, 1, 1)" in finding.fix
     assert check(x, t, task="binary", pos_weight=w.reshape(-1, 1, 1)) == []
     assert check(x, t, task="binary", pos_weight=w, dim=1) == []
-    assert check(normal(5, 4), np.ones((5, 4)), task="binary", pos_weight=w) == []
+    assert check(normal(5, 4), (normal(5, 4, seed=5) > 0) * 1.0, task="binary", pos_weight=w) == []
 
 
 def test_pos_weight_for_no_and_yes():
@@ -585,8 +594,8 @@ def test_a_first_loss_far_above():
 
 
 def test_a_loss_that_never_comes_down():
-    (finding,) = check(normal(64, 10), labels(64, 10), losses=falling(2.4, 30.0))
-    assert finding.rule == "CE117"
+    finding, jumped = check(normal(64, 10), labels(64, 10), losses=falling(2.4, 30.0))
+    assert (finding.rule, jumped.rule) == ("CE117", "CE128")
     assert "learning rate ten times smaller" in finding.fix
     assert check(normal(64, 10), labels(64, 10), losses=falling(2.4, 3.0)) == []
 
@@ -699,7 +708,7 @@ def test_nothing_found_is_said_not_to_be_proof():
 def test_errors_come_first_and_name_the_row_as_the_user_counts():
     x = normal(4, 3, 5, 6)
     x[2, 0, 3, 4] = NAN
-    y = np.zeros((4, 5, 6), int)
+    y = labels(120, 3).reshape(4, 5, 6)
     findings = check(x, y, losses=[9.0])
     assert [f.severity for f in findings] == ["error", "warning"]
     assert "row (2, 3, 4)" in findings[0].seen
@@ -801,6 +810,22 @@ FIRES = {
     "CE118": (X, Y, {"losses": [np.log(4)] * 9}),
     "CE119": (X, RARE, {"losses": [reference.prior_entropy(np.bincount(RARE))] * 9}),
     "CE120": (X, Y, {"losses": [reference.double_softmax_floor(4)] * 9}),
+    "CE122": (np.tile(X[0], (64, 1)), Y, {}),
+    "CE123": (X + np.array([0, 30, 0, 0]), Y, {}),
+    "CE124": (X, Y * 0 + 3, {}),
+    "CE125": (X + 9 * np.eye(4)[Y], (Y + 1) % 4, {}),
+    "CE126": (
+        normal(8, 16, 4),
+        np.where(np.arange(16) > 8, 3, (Y[:8] % 3)[:, None] * np.ones(16, int)),
+        {"task": "lm"},
+    ),
+    "CE127": (9 * X, Y, {}),
+    "CE128": (X, Y, {"losses": [1.4, 1.2, 88.0, 1.4]}),
+    "CE129": (X, Y, {"losses": [1.4, -0.2]}),
+    "CE130": (X, Y, {"losses": [1.5] * 8}),
+    "CE131": (X, Y, {"weight": [1, 1, 1000, 1]}),
+    "CE132": (X + 9 * np.eye(4)[Y] - [40, 0, 0, 0], Y, {}),
+    "CE133": (X, Y, {"ignore_index": 0}),
     "CE121": (X, np.where(np.arange(64) < 40, -100, Y), {"micro_batch": 24}),
 }
 
@@ -808,13 +833,14 @@ FIRES = {
 @pytest.mark.parametrize("rule", VALUE_RULES)
 def test_every_rule_fires_and_says_all_of_it(rule):
     logits, target, settings = FIRES[rule]
-    found = [finding for finding in check(logits, target, **settings) if finding.rule == rule]
+    found = [finding for finding in crossent.check(logits, target, **settings) if finding.rule == rule]
     assert found
     for finding in found:
         assert finding.title == RULE_DESCRIPTIONS[rule].title
         assert list(finding.to_dict()) == ["rule", "severity", "title", "seen", "why", "fix"]
         assert all(finding.to_dict().values())
         assert re.search(r"\d", finding.seen)
+        assert all(said == said.strip() for said in finding.to_dict().values())
 
 
 def test_checking_arrays_imports_no_torch():

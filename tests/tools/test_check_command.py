@@ -34,6 +34,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     x, y = random.normal(size=(200, 5)) * 2, random.integers(0, 5, 200)
+    x[np.arange(200), y] += 3
     np.savez("good.npz", logits=x.astype(np.float32), labels=y)
     np.savez("soft.npz", predictions=reference.softmax(x).astype(np.float32), label_ids=y)
     np.save("x.npy", x)
@@ -106,7 +107,7 @@ def test_exit_codes(files):
     ("args", "said"),
     [
         (("nowhere.npy",), "no such file"),
-        (("x.npy", "good.npz::nothing"), "has no array"),
+        (("x.npy", "good.npz::nothing"), "has no column"),
         (("x.npy", "y.npy", "--task", "lm2"), "'lm2'"),
         (("x.npy", "y.npy", "--shift"), "need task='lm'"),
         (("x.npy", "y.npy", "--class-dim", "7"), "dim must lie in"),

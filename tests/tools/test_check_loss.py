@@ -188,6 +188,10 @@ WRONG = {
     "CE211": (lambda x, t: -(x.exp() / x.exp().sum(1, keepdim=True)).log().gather(1, t[:, None]).mean(), "log_softmax"),
     "CE212": (lambda x, t: -(F.one_hot(t, 5) * x.log_softmax(1)).sum(1).mean(), "torch.where"),
     "CE213": (writes, "copy"),
+    "CE214": (lambda x, t: x.log_softmax(1).gather(1, t[:, None]).mean(), "The sign is missing"),
+    "CE215": (lambda x, t: -(t * x.log_softmax(1)).mean(), "Sum over the classes first"),
+    "CE216": (lambda x, t: F.binary_cross_entropy_with_logits(x, (t + 0.1) / 2), "ε/2 for a sigmoid"),
+    "CE217": (lambda x, t: -(t * x.log_softmax(1)).sum(1).mean(), "multilabel_cross_entropy"),
 }
 
 
@@ -246,3 +250,85 @@ def test_other_sizes_and_labels():
         check_loss(lambda x, t: F.cross_entropy(x, t, ignore_index=0 - 1), ignore_index=-1, name="mine").name == "mine"
     )
     assert np.all([trial.result for trial in check_loss(F.cross_entropy).trials])
+
+
+# --- what a loss is on purpose, and what it lacks ---------------------------------------------------------------------
+
+
+def z_loss(x, t):
+    return F.cross_entropy(x, t) + 1e-4 * x.logsumexp(1).square().mean()
+
+
+def capped(x, t):
+    return F.cross_entropy(30 * torch.tanh(x / 30), t)
+
+
+def focal(x, t, detached=False):
+    log_p = x.log_softmax(1).gather(1, t[:, None])
+    factor = (1 - log_p.exp()) ** 2
+    return -((factor.detach() if detached else factor) * log_p).mean()
+
+
+ON_PURPOSE = {
+    "z-loss": (z_loss, "a z-loss of 0.0001 · lse²"),
+    "soft cap": (capped, "a soft cap of 30"),
+    "both": (lambda x, t: z_loss(30 * torch.tanh(x / 30), t), "a soft cap of 30 and a z-loss of 0.0001"),
+    "crossent, both": (
+        lambda x, t: crossent.cross_entropy(x, t, z_loss=2e-3, softcap=15.0),
+        "a soft cap of 15 and a z-loss of 0.002",
+    ),
+    "temperature": (lambda x, t: F.cross_entropy(x / 0.07, t), "a temperature of 0.07"),
+    "focal": (focal, "focal loss, γ = 2"),
+    "gce": (
+        lambda x, t: ((1 - (0.7 * x.log_softmax(1).gather(1, t[:, None])).exp()) / 0.7).mean(),
+        "generalised cross entropy, q = 0.7",
+    ),
+    "poly": (lambda x, t: crossent.cross_entropy(x, t, penalty=crossent.Poly1(2.0)), "Poly-1, ε = 2"),
+    "smoothing": (lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1), "label smoothing 0.1"),
+    "class weights": (lambda x, t: F.cross_entropy(x, t, x.new_tensor([1.0, 2, 3, 4, 5])), "class weights"),
+    "pos_weight": (lambda x, t: F.binary_cross_entropy_with_logits(x, t, pos_weight=x.new_tensor(3.0)), "pos_weight 3"),
+    "binary smoothing": (
+        lambda x, t: F.binary_cross_entropy_with_logits(x, t * 0.9 + 0.05),
+        "targets of 0.95 for yes and 0.05 for no",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_PURPOSE)
+def test_what_a_loss_does_on_purpose_is_recognised(name):
+    loss, text = ON_PURPOSE[name]
+    report = check_loss(loss)
+    assert text in report.about
+    assert not report.findings.errors, report
+
+
+LACKING = {
+    "sign": (lambda x, t: F.nll_loss(x.softmax(1), t) * -1, "CE214"),
+    "sign, binary": (lambda x, t: -F.binary_cross_entropy_with_logits(x, t), "CE214"),
+    "sign, a sum": (lambda x, t: x.log_softmax(1).gather(1, t[:, None]).sum(), "CE214"),
+    "sign, one-hot": (lambda x, t: (t * x.log_softmax(1)).sum(1).mean(), "CE214"),
+    "scale, indices": (lambda x, t: F.cross_entropy(x, t) / x.shape[1], "CE215"),
+    "smoothing, sum": (lambda x, t: -((t + 0.1) * x.log_softmax(1)).sum(1).mean(), "CE216"),
+    "smoothing, binary": (lambda x, t: F.binary_cross_entropy_with_logits(x, t * 0.9), "CE216"),
+    "detached": (lambda x, t: focal(x, t, detached=True), None),
+    "class means": (
+        lambda x, t: torch.stack([F.cross_entropy(x[t == k], t[t == k]) for k in t.unique()]).mean(),
+        "CE210",
+    ),
+    "ignored rows": (lambda x, t: F.cross_entropy(x, t, reduction="sum") / len(t), "CE209"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_what_a_loss_lacks_has_a_card(name):
+    loss, rule = LACKING[name]
+    report = check_loss(loss)
+    if rule is None:
+        assert "whose factor has no gradient, γ = 2" in report.about
+        assert "is detached" in found(report, "CE201").fix
+        return
+    assert rule in rules(report), report
+    said = {"class means": "mean of means", "ignored rows": "divide by them"}
+    assert said.get(name, "") in found(report, rule).why.replace("but the mean divides", "divide")
+    assert not report.ok
+    assert "raises" not in str([trial.result for trial in report.trials if trial.rule == "CE207"])

@@ -109,8 +109,8 @@ def test_soft_labels_and_columns_of_a_file(files):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "give either --logits or a FILE"),
-        (["x.npy", "--logits", "1,2"], "give either --logits or a FILE, not both"),
+        ([], "give either --logits, --probs or a FILE"),
+        (["x.npy", "--logits", "1,2"], "give either --logits, --probs or a FILE, not a FILE and --logits"),
         (["--logits", "1,2"], "which class is true? Give --target"),
         (["--logits", "1,2", "--target", "0", "--row", "1"], "--row is the row of a FILE"),
         (["--logits", "1,x", "--target", "0"], "'1,x' is neither a file of numbers nor numbers with commas between"),
@@ -161,3 +161,34 @@ def test_no_torch_is_imported(files):
     for args in (["--logits", "2,1", "--target", "0"], ["preds.npz", "--row", "0"], ["x.csv", "--row=0", "--target=1"]):
         ran = subprocess.run([sys.executable, "-c", code, "explain", *args], capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
+
+
+# --- the askers' own numbers ------------------------------------------------------------------------------------------
+
+
+def test_probabilities_have_an_option_of_their_own():
+    options = ("--target", "0", "--losses", "ce", "--json")
+    (ce,) = json.loads(asked("--probs", ".1,.7,.2", *options).stdout)["losses"]
+    assert ce["gradient"] == pytest.approx([-0.9, 0.7, 0.2])
+    assert ce["p"] == pytest.approx([0.1, 0.7, 0.2])
+    refused = asked("--probs", ".1,.9", "--logits", "1,2", "--target", "0")
+    assert (refused.exit_code, "not --logits and --probs" in refused.stderr) == (2, True)
+    assert "if they are probabilities, say --input probs" in " ".join(
+        asked("--logits", ".1,.7,.2", *options[:2]).stdout.split()
+    )
+
+
+@pytest.mark.parametrize("text", ["[2, 1]", "2 1", "2,1", "(2.0, 1.0)", "[2 1]"])
+def test_numbers_are_read_as_people_paste_them(text):
+    document = json.loads(asked("--logits", text, "--target", "0", "--losses", "ce", "--json").stdout)
+    assert document["logits"] == [2.0, 1.0]
+
+
+def test_the_losses_side_by_side_show_the_culprit_too():
+    said = asked("--logits", "-6,6,0", "--target", "0", "--losses", "ce,mnist,bce").stdout
+    true, culprit = said.split("Side by side, for the ")[1:]
+    assert true.startswith("true class: 0")
+    assert culprit.startswith("class that is likeliest instead: 1")
+    assert "+0.9975" in culprit
+    assert "▽" in culprit
+    assert asked("--logits", "6,-6,0", "--target", "0", "--losses", "ce,mnist").stdout.count("Side by side") == 1

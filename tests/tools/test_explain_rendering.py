@@ -47,7 +47,7 @@ def test_text_fits_80_columns_and_loses_nothing(e):
     assert "\x1b" not in text
     assert "\u202e" not in text
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    side_by_side = [tables.comparison(e)] if len(e.losses) > 1 else []
+    side_by_side = tables.comparisons(e) if len(e.losses) > 1 else []
     for table in [*(tables.loss_table(e, loss) for loss in e.losses), *side_by_side]:
         for first, *numbers in table.rows:  # only a class name may be cut
             end = " ".join(filter(None, numbers))
@@ -171,7 +171,7 @@ def test_html_says_what_the_terminal_says():
     e = crossent.explain([-6.0, 6.0, 0.0], 0, prior=[1, 2, 3])
     html = e._repr_html_()
     cells = Page(html).cells
-    shown = [*(tables.loss_table(e, loss) for loss in e.losses), tables.comparison(e)]
+    shown = [*(tables.loss_table(e, loss) for loss in e.losses), *tables.comparisons(e)]
     assert cells == [cell for table in shown for row in (table.columns, *table.rows) for cell in row]
     plain = " ".join(
         re.sub(r"<[^>]*>", " ", html).replace("&lt;", "<").replace("&gt;", ">").replace("&#x27;", "'").split()

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from crossent.tools.files import FileError, open_pair
-from crossent.tools.files.spool import BLOCK
+from crossent.tools.files.row_array import BLOCK
 
 N, C = 23, 4
 LOGITS = np.random.default_rng(0).normal(size=(N, C)).astype(np.float32)
@@ -89,7 +89,7 @@ def test_both_are_found_in_one_file(name, tmp_path):
     np.testing.assert_array_equal(labels.rows(0, N), LABELS)
     np.testing.assert_array_equal(logits.rows(5, 9), LOGITS[5:9])
     np.testing.assert_array_equal(logits.rows(20, 99), LOGITS[20:])
-    assert notes[:2] == [f"logits: {logits}", f"labels: {labels}"]
+    assert (notes[0].removesuffix(": cat, dog, bird, cow"), notes[1]) == (f"logits: {logits}", f"labels: {labels}")
     assert str(logits).startswith(str(tmp_path / name))
 
 
@@ -111,10 +111,11 @@ def test_arrays_can_be_named(tmp_path):
     logits, labels, _ = open_pair(f"{path}::a", f"{path}::b")
     assert (logits.name, labels.shape) == (f"{path}::a", (N,))
     with pytest.raises(
-        FileError, match=r"odd\.npz: which array holds the logits\? Name one of a, b, as .*odd\.npz::NAME"
+        FileError,
+        match=r"odd\.npz: which array holds the logits\? Name one of a \(23, 4\), b \(23,\), as .*odd\.npz::NAME",
     ):
         open_pair(path)
-    with pytest.raises(FileError, match=r"has no array 'c', only a, b"):
+    with pytest.raises(FileError, match=r"has no column 'c' for logits, only a, b"):
         open_pair(f"{path}::c")
 
 
@@ -130,9 +131,9 @@ def test_what_may_be_labels_under_another_name_is_pointed_at(tmp_path):
 def test_columns_have_names_and_what_is_left_out_is_said(tmp_path):
     write_csv(tmp_path / "pets.csv")
     path = str(tmp_path / "pets.csv")
-    logits, _, notes = open_pair(path)
+    logits, _, _ = open_pair(path)
     assert logits.columns == NAMES
-    assert notes[2] == f"{path}: left out the column 'id'"
+    assert logits.ids[3] == "im3.png"
     np.testing.assert_array_equal(open_pair(f"{path}::dog").logits.rows(0, N), LOGITS[:, 1])
 
 
@@ -232,7 +233,7 @@ BROKEN = {
     "code.npy": (NPY.replace(b"'<f4'", b"exit()"), "is damaged"),
     "pickle.npy": (pickle.dumps(Evil()), "is not a NumPy array: a pickle, which can run code"),
     "objects.npy": (saved(np.save, OBJECTS, allow_pickle=True), "holds Python objects, a pickle, which can run code"),
-    "words.npy": (saved(np.save, np.array(["a"])), "holds <U1, not real numbers"),
+    "words.npy": (saved(np.save, np.array(["a"])), r"holds no logits, only \(nameless\) \(1,\) of words"),
     "complex.npy": (saved(np.save, LOGITS * 1j), "holds complex64, not real numbers"),
     "records.npy": (saved(np.save, np.zeros(3, "f4,i4")), "not real numbers"),
     "no-rows.npy": (saved(np.save, LOGITS[:0]), r"has no values, its shape is \(0, 4\)"),
@@ -249,7 +250,7 @@ BROKEN = {
     "header-only.csv": (b"cat,dog\n", "holds no rows"),
     "ragged.csv": (b"1,2,3\n4,5\n", "line 2 has 2 columns, the first line 3"),
     "word.csv": (b"1,2\n3,cat\n", "line 2: 'cat' is not a number"),
-    "semicolons.csv": (b"cat;dog\n1;2\n", "line 2: '1;2' is not a number; cells are separated by ','"),
+    "pipes.csv": (b"cat|dog\n1|2\n", r"holds no logits, only \(nameless\) \(words\)"),
     "blank.csv": (b"1,2\n3,\n", "line 2: '' is not a number"),
     "binary.csv": (b"\xff\xfe\x00\x81" * 9, "is not text in UTF-8"),
     "twice.csv": (b"a,a\n1,2\n", "has several columns called 'a'"),
@@ -261,7 +262,7 @@ BROKEN = {
     "other-key.jsonl": (b'{"logits": [1]}\n{"logit": [1]}\n', "line 2 has no 'logits'"),
     "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON"),
     "prose.jsonl": (b"hello\n", "line 1 is not JSON: 'hello'"),
-    "nothing.jsonl": (b'{"a": "b"}\n', "which array holds the logits"),
+    "nothing.jsonl": (b'{"a": "b"}\n', r"holds no logits, only a \(words\)"),
     "cut.safetensors": (safetensors.numpy.save(BOTH)[:200], "is damaged or not a .safetensors file"),
     "junk.safetensors": (b"\xff" * 99, "is damaged or not a .safetensors file"),
     "evil.pt": (pickle.dumps(Evil()), "holds more than tensors: other Python objects can run code"),
@@ -269,10 +270,10 @@ BROKEN = {
     "cut.pt": (torch_saved(BOTH)[:400], "is damaged or not a .pt file"),
     "junk.pt": (b"hello world", "is damaged or not a .pt file"),
     "names.csv": (
-        b"cat,dog,label\n1,2,cat\n",
-        "line 2: 'cat' is not a number, but the column 'label' needs class numbers",
+        b"cat,dog,label\n1,2,cat\n3,4,cow\n",
+        "row 1 has the label 'cow', and the classes are cat, dog",
     ),
-    "number.pt": (torch_saved({"epoch": 3}), "holds no tensors at its top level, only epoch: save"),
+    "number.pt": (torch_saved({"epoch": 3}), "holds no tensors, only epoch: save"),
     "sparse.pt": (torch_saved(torch.eye(3).to_sparse()), "not plain real numbers"),
     "cut.parquet": (PARQUET[:300], "is damaged or not a .parquet file"),
     "junk.parquet": (b"hello world", "is not a parquet file"),
@@ -280,7 +281,10 @@ BROKEN = {
         saved(lambda stream: pq.write_table(pa.table({"logits": [[1.0, 2.0], [1.0]]}), stream)),
         "is damaged|shape",
     ),
-    "words.parquet": (saved(lambda stream: pq.write_table(pa.table({"logits": ["a"]}), stream)), "which array"),
+    "words.parquet": (
+        saved(lambda stream: pq.write_table(pa.table({"logits": ["a"]}), stream)),
+        r"holds no logits, only logits \(words\)",
+    ),
     "kind.unknown": (b"1", "what kind of file is .unknown"),
     "no-kind": (b"1", "what kind of file is this"),
 }
@@ -293,7 +297,7 @@ def test_a_broken_file_gives_one_sentence(name, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FileError, match=said) as caught:
         open_pair(name)
-    assert str(caught.value).startswith(f"{name}: ")
+    assert str(caught.value).startswith((f"{name}: ", f"{name}::"))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
     assert not (tmp_path / "hacked").exists()

@@ -358,13 +358,18 @@ def test_suspected_label_errors_are_the_flipped_labels():
     flipped = rng.choice(2000, 60, replace=False)
     y = truth.copy()
     y[flipped] = (truth[flipped] + 1 + rng.integers(0, C - 1, 60)) % C
-    report = score(x, y, top=1000)
+    report = score(x, y, top=1000, suspects="confident-learning")
     found = {e.row for e in report.suspects}
     assert len(found) == report.numbers["suspected_label_errors"]
     assert len(found & set(flipped.tolist())) >= 35
     assert len(found - set(flipped.tolist())) <= 10
     gains = [e.p_predicted - e.p_true for e in report.suspects]
     assert gains == sorted(gains, reverse=True)
+    least_sure = score(x, y, top=1000)
+    assert least_sure.numbers == report.numbers
+    own = [e.p_true for e in least_sure.suspects]
+    assert own == sorted(own)
+    assert len({e.row for e in least_sure.suspects} & set(flipped.tolist())) >= len(found & set(flipped.tolist()))
 
 
 def test_more_candidates_than_are_kept_is_said(monkeypatch):
@@ -379,7 +384,7 @@ def test_remarks_say_what_no_number_does():
         "the class frequencies alone would do better"
         in score(np.tile(prior + 0.01 * RNG.normal(size=C), (N, 1)), Y).remarks[0]
     )
-    assert score(X / 3, Y).remarks == ["1 of the 8 classes do not occur among the labels."]
+    assert score(X / 3, Y).remarks == ["1 of the 8 classes does not occur among the labels."]
     assert not any("temperature" in remark for remark in score(X[:1], Y[:1]).remarks)
     assert "No temperature could be fitted" in score(X, np.where(np.arange(N) % 2, Y, -100)).remarks[-2]
 
@@ -432,9 +437,14 @@ BAD = np.where(np.arange(N)[:, None] % 150 == 7, np.nan, X)
         ),
         (X, np.where(Y == 3, -1, Y), {}, "has label -1,"),
         (X, Y + 0.5, {}, "labels: row 0 has label .*5, which is no class number"),
-        (X, np.where(Y == 3, np.nan, Y), {}, "has label nan, which is no class number"),
-        (X, np.full(N, -100), {}, "labels: every label is ignore_index=-100; nothing to score"),
-        (X, np.full((N, C), 0.5), {}, "labels: row 0 is not one-hot; --task multilabel scores several labels a row"),
+        (X, np.full(len(Y), np.nan), {}, "labels: every label is missing"),
+        (X, np.full(N, -100), {}, "labels: every label is missing or ignore_index=-100; nothing to score"),
+        (
+            X,
+            np.full((N, C), 0.5),
+            {},
+            "labels: row 0 is neither one-hot nor a soft label that sums to 1; --task multilabel scores several labels a row",
+        ),
         (
             X,
             Y,

@@ -491,3 +491,15 @@ def test_labels_are_spread_apart_and_moved_no_further_than_needed():
     assert np.diff(apart).min() >= 0.06 - 1e-12
     assert apart[0] == 0
     assert np.mean(apart[1:]) == pytest.approx(0.96)
+
+
+def test_the_page_says_of_hinge_what_a_run_does():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "why-cross-entropy.md").read_text("utf-8")
+    assert "**It may be as accurate, but its scores are not probabilities.** The hinge loss" in page
+    run = train(JOB, settings(losses=("ce", "hinge"), epochs=8, rates=(0.3, 3.0)), Silent())
+    ce, hinge = run["ce"], run["hinge"]
+    assert abs(ce.mean("accuracy") - hinge.mean("accuracy")) < 0.03
+    assert hinge.mean("calibration_error") > 2 * ce.mean("calibration_error")
+    assert hinge.mean("nll") > ce.mean("nll")

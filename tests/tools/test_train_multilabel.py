@@ -70,7 +70,7 @@ def test_blocks_of_the_test_part_share_no_digit(split):
 
 def test_softmax_learns_nothing_from_a_canvas_without_a_digit_and_a_sigmoid_does():
     hot = torch.tensor([[1.0, 1, 0], [0, 0, 0]])
-    for name, ignored in (("softmax", True), ("bce", False), ("focal", False)):
+    for name, ignored in (("softmax", True), ("softmax-na", False), ("bce", False), ("focal", False)):
         logits = torch.tensor([[1.0, 0, 2], [3, -1, 0]], requires_grad=True)
         CANDIDATES[name].loss(logits, hot).backward()
         assert bool((logits.grad[1] == 0).all()) is ignored

@@ -5,12 +5,18 @@ No torch is imported: who hands over a tensor has it.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.arrays_table import arrays_table
+from crossent.tools.files.frames import frame_table, is_frame
+from crossent.tools.files.pair import pair_tables
+from crossent.tools.files.roles import Selection
 from crossent.tools.files.row_array import RowArray, row_array
 
 
@@ -21,7 +27,12 @@ class NotNumbersError(FileError, TypeError):
 def to_numpy(value: Any) -> tuple[NDArray[Any], str]:
     """Take values as a NumPy array, with the name of the dtype that they have where they are."""
     if not (hasattr(value, "detach") and hasattr(value, "cpu")):
-        values = np.asarray(value)
+        try:
+            values = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            raise NotNumbersError(
+                "holds lists of different lengths, which are no array: fill up the shorter ones"
+            ) from None
         return values, values.dtype.name
     dtype = str(value.dtype).removeprefix("torch.")
     value = value.detach().cpu()
@@ -41,13 +52,42 @@ def read_rows(name: str, value: Any) -> RowArray:
     return row_array(np.atleast_1d(values), name, dtype)
 
 
+def read_pair(
+    names: tuple[str, str], logits: Any, labels: Any, class_names: Sequence[str] | None = None
+) -> tuple[RowArray, RowArray | None]:
+    """Let logits and labels in memory be read like files: frames are paired by their index and columns, and labels may be words."""
+    frames = [isinstance(each, RowArray) is False and is_frame(each) for each in (logits, labels)]
+    words = labels is not None and not frames[1] and not hasattr(labels, "detach") and _words(labels)
+    if not (any(frames) or words):
+        return read_rows(names[0], logits), None if labels is None else read_rows(names[1], labels)
+    first = frame_table(names[0], logits) if frames[0] else arrays_table(names[0], {"": read_rows(names[0], logits)})
+    if frames[1]:
+        second = frame_table(names[1], labels)
+    else:
+        rows = row_array(np.asarray(labels)) if words else read_rows(names[1], labels)
+        second = arrays_table(names[1], {"": rows})
+    pair = pair_tables(
+        first, None, None if labels is None else second, None, Selection(class_names=tuple(class_names or ()))
+    )
+    for note in pair.notes[2:]:
+        warnings.warn(note, stacklevel=4)
+    return pair.logits, pair.labels
+
+
+def _words(labels: Any) -> bool:
+    return not isinstance(labels, RowArray) and np.asarray(labels).dtype.kind in "US"
+
+
 def to_lists(value: Any) -> Any:
     """Write arrays and tensors, wherever they lie and whatever they hold, as lists and numbers."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _real_numbers(name: str, value: Any) -> tuple[NDArray[Any], str]:
-    values, dtype = to_numpy(value)
+    try:
+        values, dtype = to_numpy(value)
+    except NotNumbersError as error:
+        raise NotNumbersError(f"{name}: {error}") from None
     if values.dtype.kind not in "biuf":
         raise NotNumbersError(f"{name}: holds {dtype}, not real numbers")
     return values, dtype

@@ -8,29 +8,50 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
+from errno import EPIPE
+from typing import Any
 
 import click
 
 from crossent._version import __version__
 from crossent.tools.check.command import check, rule
+from crossent.tools.errors import InputError
 from crossent.tools.explain.command import explain
 from crossent.tools.score.command import score
 from crossent.tools.train.command import train
 
 EXTRAS = {
     "plot": ("matplotlib",),
-    "files": ("safetensors", "pyarrow"),
+    "files": ("safetensors", "pyarrow", "pillow"),
     "demo": ("matplotlib", "scikit-learn"),
     "triton": ("triton",),
 }
 
 
 class _Commands(click.Group):
-    """Commands that say in one sentence what the environment asks for in vain."""
+    """Commands that say in one sentence what the environment asks for in vain, and which command may have been meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not meant or "No such command" not in error.message:
+                raise
+            raise click.UsageError(f"{error.message.rstrip('.')}. Did you mean {meant[0]}?", ctx) from None
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.errno == EPIPE:  # who reads has seen enough, which click knows how to end
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
+            raise InputError(f"the output cannot be written: {error.strerror}") from None
         except ValueError as error:
             if not str(error).startswith("CROSSENT_"):
                 raise
@@ -41,10 +62,12 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="crossent")
 def main() -> None:
     """The cross-entropy family for PyTorch: exact, fast, and able to explain itself."""
-    # A terminal that cannot write σ shows a question mark; that is no reason to lose a result.
+    # A terminal that cannot write σ shows an s; that is no reason to lose a result.
+    from crossent.tools.printable import HANDLER
+
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=HANDLER)
 
 
 # --- info -------------------------------------------------------------------------------------------------------------

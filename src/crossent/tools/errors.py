@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import click
 
+from crossent.tools.printable import printable
+
 
 class FileError(ValueError):
-    """A file or an array that cannot be read as asked."""
+    """A file or an array that cannot be read as asked; what it says may be shown in a terminal."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(click.ClickException):

@@ -11,8 +11,11 @@ from typing import Any
 
 import click
 
+from crossent.tools.printable import printable
+
 INPUTS = ("logits", "probs", "logprobs")
 TASKS = ("multiclass", "binary", "multilabel", "lm")
+SUSPECTS = ("self-confidence", "confident-learning")
 IGNORE_INDEX = -100
 
 
@@ -31,7 +34,7 @@ class OptionError(ValueError):
     @property
     def usage(self) -> click.BadParameter:
         """What a command says about its flag."""
-        return click.BadParameter(self.problem, param_hint=f"'--{self.option.replace('_', '-')}'")
+        return click.BadParameter(printable(self.problem), param_hint=f"'--{self.option.replace('_', '-')}'")
 
 
 # --- what an option may be --------------------------------------------------------------------------------------------
@@ -97,6 +100,41 @@ def class_axis(name: str, dim: int | None, shape: tuple[int, ...], usual: int, *
     return axis % axes
 
 
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups.
+
+    Args:
+        groups: the names of the parameters under each title; what is in none comes last.
+    """
+
+    def __init__(self, *args: Any, groups: dict[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, one group after the other."""
+        records = {
+            str(param.name): record
+            for param in self.get_params(ctx)
+            if (record := param.get_help_record(ctx)) is not None
+        }
+        formats = [
+            param for param in self.get_params(ctx) if param.name == "output_format"
+        ]  # of one name, and several flags
+        grouped = {name for names in self.groups.values() for name in names}
+        groups = {**self.groups, "Options": [name for name in records if name not in grouped]}
+        for title, names in groups.items():
+            rows = [records[name] for name in names if name in records and name != "output_format"]
+            if "output_format" in names:
+                rows += [record for param in formats if (record := param.get_help_record(ctx)) is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 Flag = Callable[[Any], Any]
@@ -125,6 +163,41 @@ class_dim_flag: Flag = click.option(
 ignore_index_flag: Flag = click.option(
     "--ignore-index", type=int, default=IGNORE_INDEX, metavar="N", help="The label that counts for nothing.  [-100]"
 )
+_column_flags: tuple[Flag, ...] = (
+    click.option(
+        "--classes",
+        "--columns",
+        "classes",
+        metavar="A,B,...",
+        help="The columns that are classes, or patterns such as 'p_*'.",
+    ),
+    click.option("--drop", metavar="A,B,...", help="Columns that are no classes."),
+    click.option(
+        "--id", "id_column", metavar="NAME", help="The column that names the rows; NAME,NAME where the files differ."
+    ),
+)
+
+
+def column_flags(command: Any) -> Any:
+    """Add the options that say what the columns of a table are."""
+    for flag in reversed(_column_flags):
+        command = flag(command)
+    return command
+
+
+def take_selection(options: dict[str, Any]) -> Any:
+    """Take what was said about columns out of the options of a command, with the names of the classes."""
+    from crossent.tools.files import Selection
+    from crossent.tools.files.class_names import read_names
+
+    names = options.pop("class_names", None)
+    classes, drop = (
+        tuple(each.strip() for each in (options.pop(option) or "").split(",") if each.strip())
+        for option in ("classes", "drop")
+    )
+    return Selection(classes, drop, options.pop("id_column"), read_names(names) if names is not None else ())
+
+
 input_flag: Flag = click.option(
     "--input", type=click.Choice(INPUTS), default="logits", help="What the values are; never guessed.  [logits]"
 )

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.text import Text
 
+from crossent.tools.printable import printable, writable
 from crossent.tools.table import Table
 
 LEAST, MOST = 80, 100  # columns
@@ -25,8 +26,17 @@ def readable(console: Console | None = None) -> Console:
 def plain_text(show: Callable[[Console], None]) -> str:
     """Write what is shown as it stands in a terminal of 80 columns without colour."""
     out = io.StringIO()
-    show(Console(file=out, width=LEAST, color_system=None, force_terminal=False, highlight=False, legacy_windows=False))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    console = Console(
+        file=out,
+        width=LEAST,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        highlight=False,
+        legacy_windows=False,
+    )
+    show(console)
+    return writable("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
 
 
 def print_table(drawn: rich.table.Table, console: Console, least: int = LEAST) -> None:
@@ -47,15 +57,18 @@ def draw(table: Table, show_edge: bool = False) -> rich.table.Table:
     )
     for j, column in enumerate(table.columns):
         left = j in table.text_columns
-        drawn.add_column(Text(column), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        drawn.add_column(
+            Text(printable(column)), justify="left" if left else "right", no_wrap=not left, overflow="fold"
+        )
     for i, row in enumerate(table.rows):
         drawn.add_row(*(_cell(table, i, j) for j in range(len(row))))
     return drawn
 
 
 def _cell(table: Table, i: int, j: int) -> Text:
+    cell = printable(table.rows[i][j])
     if (i, j) in table.marked:
-        return Text(table.rows[i][j] + "*", style="bold")
+        return Text(cell + "*", style="bold")
     # Where a number of the column has a star, the others leave room for one, so that the digits stay in line.
     starred = any((k, j) in table.marked for k in range(len(table.rows)))
-    return Text(table.rows[i][j] + " " * starred)
+    return Text(cell + " " * starred)

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from crossent.core.names import only_its_keywords
 from crossent.tools.check.audited_loss import AuditedLoss
 from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.rules import LOSS_RULES
+from crossent.tools.printable import writable
 
 
 class Trial(NamedTuple):
@@ -48,11 +50,12 @@ class LossReport:
         lines = [f"{self.name}: {self.about}"]
         for trial in self.trials:
             lines.append(f"  {'✗' if trial.found else '·'} {trial.rule}  {trial.result}")
-        return "\n".join([*lines, *([""] if self.findings else []), str(self.findings)])
+        return writable("\n".join([*lines, *([""] if self.findings else []), str(self.findings)]))
 
     __repr__ = __str__
 
 
+@only_its_keywords
 def check_loss(
     fn: Callable[..., Any], *, num_classes: int = 5, rows: int = 7, ignore_index: int = -100, name: str | None = None
 ) -> LossReport:
@@ -110,4 +113,5 @@ def _about(loss: AuditedLoss) -> str:
         if loss.binary
         else "the classes of a row compete, as with a softmax"
     )
-    return f"{kind}; {how[loss.reduction]}; takes {', '.join(loss.targets)}"
+    what = f"; it is {loss.member.text}" if loss.member is not None else ""
+    return f"{kind}; {how[loss.reduction]}; takes {', '.join(loss.targets)}{what}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from crossent.reference import Array
 from crossent.tools.check.findings import NotApplicable
+from crossent.tools.check.recognise import Member, recognise
 
 INDICES, ONE_LABEL, LABELS = "class indices", "one-hot rows", "several labels a row"
 
@@ -73,6 +75,14 @@ class AuditedLoss:
     def indices(self) -> Array | None:
         """The class indices that were tried, if the loss takes such."""
         return self.targets.get(INDICES)
+
+    @cached_property
+    def member(self) -> Member | None:
+        """The member of the family that it is, as far as its gradient tells."""
+        try:
+            return recognise(self)
+        except NotApplicable:
+            return None
 
     def labels(self, y: Any) -> Any:
         """Write class indices as the loss takes them."""

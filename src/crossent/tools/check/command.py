@@ -9,6 +9,7 @@ import click
 
 from crossent.tools import shared_options
 from crossent.tools.errors import InputError
+from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +32,18 @@ Examples:
 """
 
 
-@click.command("check", epilog=EPILOG)
+GROUPS = {
+    "What the files hold": ("input", "task", "shift", "ignore_index", "class_dim", "inputs"),
+    "Columns and names": ("classes", "drop", "id_column", "class_names"),
+    "The loss in training": ("weight", "pos_weight", "label_smoothing", "micro_batch", "losses", "loss_dtype"),
+    "What is printed": ("strict", "as_json"),
+}
+
+
+@click.command("check", cls=shared_options.GroupedCommand, groups=GROUPS, epilog=EPILOG)
 @click.argument("logits", metavar="LOGITS")
 @click.argument("labels", metavar="[LABELS]", required=False)
+@shared_options.input_flag
 @shared_options.task_flag
 @shared_options.class_dim_flag
 @click.option(
@@ -43,6 +53,8 @@ Examples:
 @click.option("--pos-weight", metavar="W,W,...", help="The same of the binary loss.")
 @shared_options.label_smoothing_flag
 @shared_options.shift_flag
+@shared_options.class_names_flag
+@shared_options.column_flags
 @click.option("--inputs", metavar="FILE", help="The token ids that the model saw (lm).")
 @click.option(
     "--micro-batch", type=click.IntRange(1), metavar="N", help="Rows that the loss is averaged over at a time."
@@ -62,9 +74,9 @@ def check(logits: str, labels: str | None, strict: bool, as_json: bool, **option
     from crossent.tools.files import FileError, open_pair
 
     try:
-        pair = open_pair(logits, labels)
+        pair = open_pair(logits, labels, shared_options.take_selection(options))
         for note in pair.notes:
-            click.echo(note, err=True)
+            click.echo(printable(note), err=True)
         facts, findings = _checked(pair, options)
     except FileError as error:
         raise InputError(str(error)) from None
@@ -84,7 +96,7 @@ def _checked(pair: Pair, options: dict[str, Any]) -> tuple[Facts, Findings]:
     from crossent.tools.check.survey import survey
     from crossent.tools.progress import ProgressBar
 
-    options = _read(**options)
+    options = _read(class_names=pair.logits.columns, stored=True, **options)
     with ProgressBar() as progress:
         facts = survey(pair.logits, pair.labels, read_options(options), progress)
     return facts, apply_rules(VALUE_RULES.values(), facts)
@@ -99,7 +111,8 @@ def _read(
     **others: Any,
 ) -> dict[str, Any]:
     """Read the options that are numbers, as they stand or in a file."""
-    from crossent.tools.files.store import LABELS
+    from crossent.tools.files.losses import read_losses
+    from crossent.tools.files.roles import LABELS
     from crossent.tools.files.values import WEIGHTS, read_numbers
 
     return {
@@ -107,7 +120,7 @@ def _read(
         "weight": None if weight is None else read_numbers(weight, WEIGHTS).reshape(-1),
         "pos_weight": None if pos_weight is None else read_numbers(pos_weight, WEIGHTS),
         "inputs": None if inputs is None else read_numbers(inputs, ("input_ids", "inputs", *LABELS)),
-        "losses": None if losses is None else read_numbers(losses, ("loss", "losses")).reshape(-1),
+        "losses": None if losses is None else read_losses(losses),
         **others,
     }
 

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from crossent.core import watch
+from crossent.core.names import only_its_keywords
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.arrays import read_rows
 from crossent.tools.check.facts import Facts
 from crossent.tools.check.findings import REMARK, Findings, apply_rules
 from crossent.tools.check.options import CheckOptions, read_options
-from crossent.tools.check.rules import VALUE_RULES, loss_curve
+from crossent.tools.check.rules import CURVE_RULES, VALUE_RULES
 from crossent.tools.check.survey import survey
 
 AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
@@ -104,7 +105,7 @@ class Debug:
             self._look(site, history, logits, target, loss, None if input is logits else 1)
         elif history.facts is not None and _again(len(history.losses)):
             history.facts.options = replace(history.facts.options, losses=history.losses)
-            self._tell(site, history, apply_rules(loss_curve.RULES.values(), history.facts))
+            self._tell(site, history, apply_rules(CURVE_RULES.values(), history.facts))
 
     def _look(
         self,
@@ -135,6 +136,7 @@ class Debug:
                 warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
 
 
+@only_its_keywords
 def debug(first_n: int = 3) -> Debug:
     """Check the first batches that every loss of this library is called with, and follow where the loss goes.
 
@@ -200,6 +202,7 @@ def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float
     settings: dict[str, Any] = {
         "label_smoothing": numbers.label_smoothing,
         "ignore_index": numbers.ignore_index,
+        "empty": "zero" if loss.dim() == 0 and isfinite(float(loss.detach())) else "nan",
         "loss_dtype": str(loss.dtype).removeprefix("torch."),
         "losses": losses,
         "live": True,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf, nan, prod, sqrt
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import numpy as np
 from crossent import reference
 from crossent.reference import Array, Bools
 from crossent.tools.check.layout import RowLayout
+from crossent.tools.check.matches import MatchFacts
 from crossent.tools.check.options import CheckOptions
 from crossent.tools.check.row_block import RowBlock, anywhere, everywhere, numbers
+from crossent.tools.check.running_mean import RunningMean
 
 SHOWN = 3  # rows that are written out
 OFFSETS = (-1, 0, 1)  # of the labels of a language model, in positions
@@ -59,6 +61,8 @@ class LogitFacts:
     high: float = -inf
     unit: bool = True  # whether all are in [0, 1]
     unit_error: float = 0.0  # the largest |Σ x - 1|
+    rounded: bool = True  # whether all have two decimals at most
+    percent: bool = True  # whether all are in [0, 100] and sum to 100
     log_error: float = 0.0  # the largest |lse|
     example: str = ""
     nan: Tally = field(default_factory=Tally)
@@ -89,6 +93,13 @@ class LogitFacts:
         finite = rows[np.isfinite(rows)]
         self.low, self.high = min(self.low, finite.min(initial=inf)), max(self.high, finite.max(initial=-inf))
         self.unit &= bool(rows.min() >= -1e-6 and rows.max() <= 1 + 1e-6)
+        self.rounded &= bool(np.abs(rows * 100 - np.rint(rows * 100)).max() < 1e-4) if self.unit else False
+        self.percent &= bool(
+            rows.min() >= 0
+            and rows.max() <= 100
+            and np.abs(rows.sum(1) - 100).max() < 2 + rows.shape[1] / 2
+            and rows.max() > 1
+        )
         self.unit_error = max(self.unit_error, float(np.abs(rows.sum(1) - 1).max()))
         lse = reference.log_sum_exp(rows)
         self.log_error = max(self.log_error, float(np.nan_to_num(np.abs(lse), nan=inf).max()))
@@ -146,38 +157,6 @@ class TargetFacts:
         self.off_sum.add(block, np.abs(total - 1) > 0.01, raw)
         self.forbidden.add(block, anywhere(low & (t > 0)), raw)
         self.masked.add(block, anywhere(low & (t == 0)), block.x)
-
-
-@dataclass
-class RunningMean:
-    """A mean that can be added to, with its standard error."""
-
-    total: float = 0.0
-    squares: float = 0.0
-    n: int = 0
-
-    def add(self, values: Array) -> None:
-        """Add values; those that are not finite are left out."""
-        values = values[np.isfinite(values)]
-        self.total, self.squares, self.n = (
-            self.total + float(values.sum()),
-            self.squares + float((values**2).sum()),
-            self.n + values.size,
-        )
-
-    @property
-    def value(self) -> float:
-        """The mean, nan of nothing."""
-        return self.total / self.n if self.n else nan
-
-    @property
-    def variance(self) -> float:
-        """The square of its standard error."""
-        return max(self.squares / self.n - self.value**2, 0.0) / self.n if self.n else inf
-
-    def above(self, other: RunningMean) -> float:
-        """How many standard errors it lies above another."""
-        return (self.value - other.value) / max(sqrt(self.variance + other.variance), 1e-12)
 
 
 @dataclass
@@ -242,6 +221,41 @@ class LossFacts:
 
 
 @dataclass
+class PaddingFacts:
+    """Labels ``(B, T)`` that end their rows, all with the same label: how many, and what they and the others cost."""
+
+    label: int | None = None
+    rows: int = 0  # that end with it at least twice
+    of: int = 0
+    elsewhere: int = 0  # how often it occurs before the end of a row
+    ends: RunningMean = field(default_factory=RunningMean)
+    text: RunningMean = field(default_factory=RunningMean)
+
+    def mark(self, labels: Any) -> Bools:
+        """Mark the labels at the end of rows that are all the same, with at least two of them."""
+        y = np.asarray(labels)
+        last = y[:, -1]
+        if self.label is None:
+            twice = last[y[:, -2] == last]
+            values, counts = np.unique(twice[twice >= 0], return_counts=True)
+            self.label = int(values[counts.argmax()]) if len(values) else None
+        self.of += len(y)
+        if self.label is None:
+            return np.zeros(y.shape, bool)
+        same = y == self.label
+        run = np.flip(np.logical_and.accumulate(np.flip(same, 1), 1), 1)
+        run &= run.sum(1, keepdims=True) > 1
+        self.rows += int(run[:, -1].sum())
+        self.elsewhere += int((same & ~run).sum())
+        return np.asarray(run)
+
+    def add(self, loss: Array, ends: Bools) -> None:
+        """Look at what labels cost."""
+        self.ends.add(loss[ends])
+        self.text.add(loss[~ends])
+
+
+@dataclass
 class Facts:
     """What is known of a call: how it is meant, and what a pass over the values tells."""
 
@@ -251,6 +265,8 @@ class Facts:
     logits: LogitFacts
     target: TargetFacts
     loss: LossFacts
+    matches: MatchFacts
+    padding: PaddingFacts = field(default_factory=lambda: PaddingFacts())
     last_axis: RunningMean = field(
         default_factory=RunningMean
     )  # the loss if the classes of (N, C, C) are on the last axis

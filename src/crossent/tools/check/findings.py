@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+from crossent.tools.printable import printable, writable
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -89,7 +91,8 @@ class Finding:
 
     def __str__(self) -> str:
         said = paragraphs((("seen", self.seen), ("why", self.why), ("fix", self.fix)), 88)
-        return "\n".join([f"{self.rule} {self.severity}: {self.title}", *(f"  {name:<6}{text}" for name, text in said)])
+        lines = [f"{self.rule} {self.severity}: {self.title}", *(f"  {name:<6}{text}" for name, text in said)]
+        return writable(printable("\n".join(lines)))
 
     def to_dict(self) -> dict[str, str]:
         """Give all of it as plain data."""
@@ -107,7 +110,7 @@ class Findings(list[Finding]):
     """A list of findings that can be read when it is printed."""
 
     def __repr__(self) -> str:
-        return "\n".join(map(str, self)) if self else f"Nothing found. {REMARK}"
+        return writable("\n".join(map(str, self)) if self else f"Nothing found. {REMARK}")
 
     __str__ = __repr__
 

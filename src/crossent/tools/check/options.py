@@ -18,6 +18,7 @@ class CheckOptions:
     """How the loss is computed.
 
     Attributes:
+        input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
         task: ``"multiclass"``, a softmax, with class indices or probabilities; ``"binary"`` or ``"multilabel"``, a sigmoid for
             every logit; ``"lm"``, a softmax over the last axis of ``(B, T, V)``, with token ids ``(B, T)``.
         dim: the class axis; None is torch's, 1, or 0 for one axis, and the last for language models.
@@ -29,10 +30,14 @@ class CheckOptions:
         inputs: the token ids that the model was given, of the labels' shape.
         micro_batch: how many rows the loss is averaged over at a time.
         losses: values of the loss in the order of training.
+        class_names: one for each class.
         loss_dtype: the dtype in which the loss is computed, such as ``"float32"``; None is that of the logits.
+        empty: what the loss of nothing is, ``"nan"`` as the mean of torch or ``"zero"``.
+        stored: whether the values come from a file, which may hold them in other dtypes than the loss is given.
         live: whether crossent is computing it right now, for a model that may not have been trained yet.
     """
 
+    input: str = "logits"
     task: str = "multiclass"
     dim: int | None = None
     weight: NDArray[np.float64] | None = None
@@ -43,10 +48,14 @@ class CheckOptions:
     inputs: NDArray[Any] | None = None
     micro_batch: int | None = None
     losses: Sequence[float] = ()
+    class_names: Sequence[str] = ()
     loss_dtype: str | None = None
+    empty: str = "nan"
+    stored: bool = False
     live: bool = False
 
     def __post_init__(self) -> None:
+        shared_options.check_choice("input", self.input, shared_options.INPUTS)
         shared_options.check_choice("task", self.task, shared_options.TASKS)
         shared_options.check_label_smoothing(self.label_smoothing)
         if self.micro_batch is not None and self.micro_batch < 1:

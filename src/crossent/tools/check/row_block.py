@@ -49,6 +49,8 @@ class RowBlock:
         raw: the target as it is stored, ``(R,)`` or ``(R, C)``; None if there is none.
         ignored: what of it counts for nothing.
         binary: whether every logit has a sigmoid.
+        others: the labels that rows would have in other orders, by name.
+        ends: labels (B, T): whether it is one of several of its kind at the end of a row.
         near: language models: the labels some positions on, -1 where there is none.
     """
 
@@ -59,6 +61,8 @@ class RowBlock:
     ignored: Bools
     binary: bool = False
     near: dict[int, Ints] = field(default_factory=dict)
+    others: dict[str, Ints] = field(default_factory=dict)
+    ends: Bools | None = None
 
     def place(self, i: int) -> str:
         """Name a row as the user counts: by its index, or by several."""

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from crossent.core.names import only_its_keywords
-from crossent.tools.arrays import read_rows
+from crossent.tools.arrays import read_pair
 from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.options import read_options
 from crossent.tools.check.rules import VALUE_RULES
@@ -20,6 +20,7 @@ def check(
     logits: Any,
     target: Any = None,
     *,
+    input: str = "logits",
     task: str = "multiclass",
     dim: int | None = None,
     weight: ArrayLike | None = None,
@@ -30,6 +31,7 @@ def check(
     inputs: ArrayLike | None = None,
     micro_batch: int | None = None,
     losses: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
     loss_dtype: str | None = None,
     live: bool = False,
 ) -> Findings:
@@ -41,6 +43,7 @@ def check(
         logits: ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``: an array, a torch tensor of any floating dtype, or nested lists.
         target: class indices, or probabilities of the logits' shape, as for :func:`crossent.cross_entropy`; None to look at
             the logits alone.
+        input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
         task: ``"multiclass"``, a softmax; ``"binary"`` or ``"multilabel"``, a sigmoid for every logit; ``"lm"``, a softmax over
             the last axis of ``(B, T, V)``, with token ids ``(B, T)``.
         dim: the class axis; by default torch's, 1, or 0 for one axis, and the last for language models.
@@ -52,6 +55,7 @@ def check(
         inputs: the token ids that the model saw, of the labels' shape, for language models.
         micro_batch: the number of rows the loss is averaged over at a time.
         losses: values of the loss in the order of training.
+        class_names: C names.
         loss_dtype: the dtype that the loss is computed in, such as ``"float32"``; by default that of the logits.
         live: whether the model may not have been trained yet, so that looking untrained is no mistake.
 
@@ -72,10 +76,11 @@ def check(
     """
     options = read_options(
         {
-            "task": task, "dim": dim, "weight": weight, "pos_weight": pos_weight, "label_smoothing": label_smoothing,
-            "ignore_index": ignore_index, "shift": shift, "inputs": inputs, "micro_batch": micro_batch, "losses": losses,
-            "loss_dtype": loss_dtype, "live": live,
+            "input": input, "task": task, "dim": dim, "weight": weight, "pos_weight": pos_weight,
+            "label_smoothing": label_smoothing, "ignore_index": ignore_index, "shift": shift, "inputs": inputs,
+            "micro_batch": micro_batch, "losses": losses,
+            "class_names": class_names, "loss_dtype": loss_dtype, "live": live,
         }
     )  # fmt: skip
-    facts = survey(read_rows("logits", logits), None if target is None else read_rows("target", target), options)
+    facts = survey(*read_pair(("logits", "target"), logits, target, class_names), options)
     return apply_rules(VALUE_RULES.values(), facts)

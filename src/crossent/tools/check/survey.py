@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from crossent import reference
 from crossent.tools.check.facts import OFFSETS, Facts, LogitFacts, LossFacts, TargetFacts
 from crossent.tools.check.layout import RowLayout, row_layout
+from crossent.tools.check.matches import LABELS, SMALL, MatchFacts, other_orders
 from crossent.tools.check.options import CheckOptions
 from crossent.tools.check.row_block import Ints, RowBlock
 from crossent.tools.files import RowArray
+from crossent.tools.inputs import log_of_no, log_probabilities, no_probabilities
+from crossent.tools.shared_options import OptionError
 
+SURE = 745.0  # the logit of a probability of 1, which has none
 ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
 
 
@@ -34,7 +38,9 @@ def survey(
         LogitFacts(),
         TargetFacts(np.zeros(layout.num_classes)),
         LossFacts(np.zeros(layout.num_classes), np.zeros(layout.num_classes)),
+        MatchFacts(layout.num_classes),
     )
+    elsewhere = _other_orders(target, facts)
     for x, raw, start in blocks(logits, target, layout):
         if watch is not None:
             watch("reading", start, len(logits))
@@ -42,10 +48,14 @@ def survey(
             _add_last_axis(facts, x, raw)
         # whatever the values are, inf - inf is an answer here
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            for block in _pieces(facts, x, raw, start):
+            others = {name: labels[start : start + len(x)] for name, labels in elsewhere.items()}
+            for block in _pieces(facts, x, raw, start, others):
                 facts.logits.add(block)
                 facts.target.add(block)
                 facts.loss.add(block, options)
+                facts.matches.add(block, block.others)
+                if block.ends is not None:
+                    facts.padding.add(block.loss, block.ends)
     return facts
 
 
@@ -70,10 +80,33 @@ def blocks(
         yield x, raw, start
 
 
-def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int) -> Iterator[RowBlock]:
+def _other_orders(target: RowArray | None, facts: Facts) -> dict[str, NDArray[Any]]:
+    """Bring all labels into other orders, if they are few enough to be kept."""
+    layout = facts.layout
+    few = target is not None and layout.kind == "indices" and prod(target.shape) <= LABELS and facts.C <= SMALL
+    if (
+        target is None
+        or not few
+        or layout.axis in (0, None)
+        or target.shape[:1] != layout.shape[:1]
+        or prod(target.shape) < 20
+    ):
+        return {}
+    return other_orders(target.rows(0, len(target)))
+
+
+def _pieces(
+    facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int, others: dict[str, NDArray[Any]]
+) -> Iterator[RowBlock]:
     """Cut a block into rows, and those into blocks that a few copies of fit anywhere."""
     options = facts.options
     near: dict[int, Ints] = {}
+    ends: NDArray[Any] | None = None
+    if facts.layout.kind == "indices" and raw is not None and raw.ndim == x.ndim - 1 == 2 and raw.shape[1] > 3:
+        ends = facts.padding.mark(np.where(raw == options.ignored, -1, raw))
+        ends = (ends[:, 1:] if options.shift else ends).reshape(-1)
+    if options.shift:
+        others = {}
     if options.task == "lm" and raw is not None and raw.ndim == x.ndim - 1 == 2:
         x, raw, near = _shifted(facts, x, raw, start)
     x, size = x.reshape(-1, facts.C), x.shape[-1]
@@ -81,15 +114,50 @@ def _pieces(facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int)
     step = max(1, ELEMENTS // size)
     for at in range(0, len(x), step):
         cut = slice(at, at + step)
-        part = x[cut].astype(np.float64)
+        part = _logits(facts, x[cut].astype(np.float64))
         labels = None if raw is None else raw[cut].astype(np.float64)
         ignored = np.zeros((len(part), size), bool)
         if labels is not None:
             ignored = np.zeros(labels.shape, bool) if options.ignored is None else labels == options.ignored
+            if options.stored and facts.layout.kind == "indices":
+                ignored |= np.isnan(labels)  # a label that is missing
             if facts.layout.kind == "weights" and not options.binary:
                 ignored[:] = False  # probabilities have no index to ignore
+        elsewhere = {name: _usable(facts, values.reshape(-1)[cut]) for name, values in others.items()}
         nearby = {k: labels[cut] for k, labels in near.items()}
-        yield RowBlock(facts.layout, start * facts.layout.row_size + at, part, labels, ignored, options.binary, nearby)
+        yield RowBlock(
+            facts.layout,
+            start * facts.layout.row_size + at,
+            part,
+            labels,
+            ignored,
+            options.binary,
+            nearby,
+            elsewhere,
+            None if ends is None else ends[cut],
+        )
+
+
+def _usable(facts: Facts, labels: NDArray[Any]) -> Ints:
+    """Read labels as classes, -1 where they name none."""
+    y = np.asarray(labels, np.float64)
+    wrong = ~((y >= 0) & (y < facts.C) & (y == np.rint(y))) | (y == facts.options.ignored)
+    return np.where(wrong, -1, np.where(wrong, 0, y)).astype(np.int64)
+
+
+def _logits(facts: Facts, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn what was given into logits."""
+    given = facts.options.input
+    if given == "logits":
+        return values
+    if given == "probs" and (outside := no_probabilities(values)).any():
+        row = values[outside.argmax()]
+        raise OptionError("input", f"is probs, but the values of a row go from {row.min():.4g} to {row.max():.4g}")
+    x = log_probabilities(values, given)
+    if not facts.options.binary:
+        return x
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(x - log_of_no(x), nan=np.nan, posinf=SURE, neginf=-SURE)
 
 
 def _shifted(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from crossent.tools.check.findings import REMARK, SEVERITIES, Findings, RuleDescription, paragraphs
+from crossent.tools.printable import printable
 from crossent.tools.terminal import readable
 
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -53,5 +54,5 @@ def _heading(rule: str, severity: str, title: str, style: str = "bold") -> Text:
 
 
 def _parts(console: Console, *parts: tuple[str, str]) -> Iterator[Text]:
-    for name, said in paragraphs(parts, console.width):
+    for name, said in paragraphs(((name, printable(said)) for name, said in parts), console.width):
         yield Text.assemble((f"  {name:<6}", "dim"), said)

@@ -10,13 +10,15 @@ import click
 from crossent.tools import shared_options
 from crossent.tools.errors import InputError
 from crossent.tools.explain.catalogue import ALIASES, DEFAULT, LOSSES
+from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
-    from crossent.tools.files import RowArray
+    from crossent.tools.files import RowArray, Selection
 
 _LOSSES = "\n".join(f"  {name:<20}{description.about}" for name, description in LOSSES.items())
 _EXAMPLES = """\
   crossent explain --logits 2,1,.1 --target 0
+  crossent explain --probs .1,.7,.2 --target 0
   crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist
   crossent explain preds.npz --row 17"""
 _ALIASES = "\n".join(f"  {alias:<20}{name}" for alias, name in ALIASES.items())
@@ -41,6 +43,7 @@ def read_target(text: str) -> Any:
 @click.argument("file", required=False)
 @click.argument("labels", required=False)
 @click.option("--logits", metavar="X,X,...", help="The logits of one row, instead of a FILE.")
+@click.option("--probs", metavar="P,P,...", help="Its probabilities: the same as --logits with --input probs.")
 @click.option(
     "--target",
     metavar="T",
@@ -49,6 +52,7 @@ def read_target(text: str) -> Any:
 @click.option("--row", type=click.IntRange(0), metavar="N", help="The row of the FILE, the first being 0.")
 @click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
 @shared_options.class_names_flag
+@shared_options.column_flags
 @shared_options.class_dim_flag
 @shared_options.ignore_index_flag
 @shared_options.input_flag
@@ -68,16 +72,26 @@ def explain(
     """
     from crossent.tools.explain.explanation import explain as compute
 
-    if (file is None) == (options["logits"] is None):
-        raise click.UsageError("give either --logits or a FILE" + ", not both" * (file is not None))
+    probs = options.pop("probs")
+    given = [
+        name
+        for name, value in (("a FILE", file), ("--logits", options["logits"]), ("--probs", probs))
+        if value is not None
+    ]
+    if len(given) != 1:
+        raise click.UsageError("give either --logits, --probs or a FILE" + f", not {' and '.join(given)}" * bool(given))
+    if probs is not None:
+        options |= {"logits": probs, "input": "probs"}
     if file is None and row is not None:
         raise click.UsageError("--row is the row of a FILE")
     try:
-        given = {key: value for key, value in _read(**options).items() if value is not None}
-        arguments = (
-            {"dim": class_dim} if file is None else _from_file(file, labels, row, class_dim, options["ignore_index"])
-        )
-        arguments |= given
+        selection = shared_options.take_selection(options)
+        read = {key: value for key, value in _read(**options).items() if value is not None}
+        if file is None:
+            arguments: dict[str, Any] = {"dim": class_dim, "class_names": selection.class_names or None}
+        else:
+            arguments = _from_file((file, labels, selection), row, class_dim, options["ignore_index"])
+        arguments |= read
         if arguments.get("target") is None:
             raise click.UsageError("which class is true? Give --target, or a file with labels")
         explanation = compute(**arguments)
@@ -88,29 +102,27 @@ def explain(
     _show(explanation, as_json)
 
 
-def _read(
-    logits: str | None, target: str | None, class_names: str | None, prior: str | None, **others: Any
-) -> dict[str, Any]:
+def _read(logits: str | None, target: str | None, prior: str | None, **others: Any) -> dict[str, Any]:
     """Read the texts of the options."""
-    from crossent.tools.files.class_names import read_names
     from crossent.tools.files.values import WEIGHTS, read_numbers
 
     return {
         "logits": None if logits is None else read_numbers(logits).reshape(-1),
         "target": None if target is None else read_target(target),
-        "class_names": None if class_names is None else read_names(class_names),
         "prior": None if prior is None else read_numbers(prior, WEIGHTS).reshape(-1),
         **others,
     }
 
 
-def _from_file(path: str, labels: str | None, row: int | None, dim: int | None, ignore_index: int) -> dict[str, Any]:
+def _from_file(
+    files: tuple[str, str | None, Selection], row: int | None, dim: int | None, ignore_index: int
+) -> dict[str, Any]:
     """Read a row's logits and its label, and how often each label occurs; say what was chosen."""
     from crossent.tools.files import FileError, open_pair
 
-    pair = open_pair(path, labels)
+    pair = open_pair(*files)
     for note in pair.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
     if len(pair.logits.shape) != 2:
         raise FileError(
             f"{pair.logits.name} must have shape (N, C) to be explained, got {pair.logits.shape}: "
@@ -121,7 +133,10 @@ def _from_file(path: str, labels: str | None, row: int | None, dim: int | None, 
     if row is None or row >= count:
         got = "none: say --row 0 for the first" if row is None else row
         raise FileError(f"--row must name one of the {count} rows of {pair.logits.name}, counted from 0, got {got}")
-    given = {"logits": pair.logits.rows(row, row + 1)[0], "class_names": pair.logits.columns or None}
+    given = {
+        "logits": pair.logits.rows(row, row + 1)[0],
+        "class_names": pair.logits.columns or files[2].class_names or None,
+    }
     if pair.labels is not None:
         given["target"] = pair.labels.rows(row, row + 1)[0]
         given["prior"] = _counts(pair.labels, pair.logits.shape[1], ignore_index)

@@ -18,6 +18,7 @@ from crossent.tools.explain.catalogue import DEFAULT, LOSSES, LossDescription, f
 from crossent.tools.explain.loss_terms import add, compute, objection, probabilities
 from crossent.tools.explain.row_numbers import LossExplanation, References, RowNumbers
 from crossent.tools.explain.row_target import RowTarget, read_target
+from crossent.tools.inputs import ValueRange, log_probabilities, no_probabilities
 from crossent.tools.shared_options import IGNORE_INDEX, INPUTS, OptionError, check_choice, class_axis
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def explain(
     if not (isinstance(step, (int, float)) and 0 <= step < math.inf):
         raise ValueError(f"step must be a finite number, not negative, got {step!r}")
     chosen, notes = _choose(losses, x, row_target)
+    notes = (*_doubts(logits, input), *notes)
     return Explanation(
         logits=tuple(x.tolist()),
         class_names=names,
@@ -173,8 +175,9 @@ def _logits(logits: Any, given: str) -> Array:
         raise ValueError(f"logits must be numbers, one a class, got {logits!r:.80}") from None
     if x.ndim != 1 or not len(x):
         raise ValueError(f"logits must be one row of shape (C,), got {x.shape}: pass logits[i] and target[i]")
-    if given == "probs":
-        x = _log(x)
+    if given == "probs" and no_probabilities(x[None])[0]:
+        raise OptionError("input", f"is probs, but the values go from {x.min():.4g} to {x.max():.4g}")
+    x = log_probabilities(x, given)
     wrong = np.flatnonzero(np.isnan(x) | (x == np.inf))
     if len(wrong):
         raise ValueError(
@@ -185,11 +188,11 @@ def _logits(logits: Any, given: str) -> Array:
     return x
 
 
-def _log(p: Array) -> Array:
-    if not ((p >= 0) & (p <= 1 + 1e-3)).all():
-        raise OptionError("input", f"is probs, but the values go from {p.min():.4g} to {p.max():.4g}")
-    with np.errstate(divide="ignore"):
-        return np.log(p)
+def _doubts(logits: Any, given: str) -> list[str]:
+    """Say where the values look like something else than what they were said to be."""
+    value_range = ValueRange(given, alone=False)
+    value_range.add(np.asarray(to_numpy(logits)[0], np.float64)[None])
+    return value_range.warnings()
 
 
 def _class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

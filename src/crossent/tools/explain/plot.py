@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossent.tools.explain import tables
 from crossent.tools.explain.row_numbers import RowNumbers
+from crossent.tools.printable import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ class ExplanationDisplay:
 
     def _name(self, k: int) -> str:
         e = self.explanation
-        return f"{tables.brief(tables.name(e, k), WIDEST_NAME)}\nx = {tables.general(e.logits[k])}"
+        return f"{brief(tables.name(e, k), WIDEST_NAME)}\nx = {tables.general(e.logits[k])}"
 
 
 def _new_axes(classes: int, losses: int) -> Axes:

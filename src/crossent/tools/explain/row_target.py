@@ -92,7 +92,8 @@ def _index(value: Any, names: Sequence[str]) -> int | None:
     if isinstance(value, str):
         named = [k for k, name in enumerate(names) if name == value]
         if len(named) != 1:
-            raise ValueError(f"target {value!r:.60} must name one class, and {len(named)} are called so")
+            what = f"none of the classes {_shortly(names)}" if not named else f"what {len(named)} classes are called"
+            raise ValueError(f"target must name one class, and {value!r:.60} is {what}")
         return named[0]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
         return None

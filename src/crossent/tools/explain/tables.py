@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from crossent.tools.explain.loss_terms import add
 from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
+from crossent.tools.printable import brief, printable
 from crossent.tools.table import Table
 
 MOST_CLASSES = 12
@@ -96,9 +97,18 @@ def loss_table(e: RowNumbers, loss: LossExplanation) -> Table:
     return Table(f"{loss.name}  {description.about}", columns, rows, notes, marked, _text_columns(columns))
 
 
-def comparison(e: RowNumbers) -> Table:
-    """Tabulate the losses side by side: what each does for the class that counts most."""
-    k, scale = focus(e), _scale(e)
+def comparisons(e: RowNumbers) -> list[Table]:
+    """Tabulate the losses side by side: what each does for the class that counts most, and for one that is preferred to it."""
+    best = focus(e)
+    said = [_comparison(e, best, _focus_is(e))]
+    wrong = [k for k, weight in enumerate(e.weights) if not weight and e.logits[k] > e.logits[best]]
+    if wrong and any(e.weights):
+        said.append(_comparison(e, max(wrong, key=lambda k: e.logits[k]), "class that is likeliest instead"))
+    return said
+
+
+def _comparison(e: RowNumbers, k: int, role: str) -> Table:
+    scale = _scale(e)
     rows = tuple(
         (
             loss.name,
@@ -112,7 +122,7 @@ def comparison(e: RowNumbers) -> Table:
         for loss in e.losses
     )
     columns = ("loss", "L", "∂L/∂x", "push", "p", "p after", "Σ ∂L/∂x")
-    title = f"Side by side, for the {_focus_is(e)}: {brief(name(e, k), LONGEST)}"
+    title = f"Side by side, for the {role}: {brief(name(e, k), LONGEST)}"
     return Table(title, columns, rows, text_columns=_text_columns(columns))
 
 
@@ -233,15 +243,6 @@ def called(e: RowNumbers, k: int) -> str:
     return brief(name(e, k), LONGEST) if e.class_names[k] != str(k) else f"class {k}"
 
 
-def brief(text: str, most: int) -> str:
-    """Cut what is too long.
-
-    >>> brief("hippopotamus", 6)
-    'hippo…'
-    """
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def name(e: RowNumbers, k: int) -> str:
     """Write a class name so that it can do no harm in a terminal: control and direction signs as their codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in e.class_names[k])
+    return printable(e.class_names[k]).replace("\n", "\\n")

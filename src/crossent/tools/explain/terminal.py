@@ -39,9 +39,9 @@ def parts(e: RowNumbers) -> Iterator[Text | rich.table.Table]:
         yield draw(table, sums=True)
         yield Text(gradient, style="dim")
     if len(e.losses) > 1:
-        table = tables.comparison(e)
-        yield Text(f"\n{table.title}", style="bold")
-        yield draw(table)
+        for table in tables.comparisons(e):
+            yield Text(f"\n{table.title}", style="bold")
+            yield draw(table)
     yield Text(f"\n{tables.references(e)}", style="dim")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Sequence
 
 from crossent.tools.errors import FileError
 from crossent.tools.files.damage import reading
-from crossent.tools.files.store import split
+from crossent.tools.files.formats import open_table
+from crossent.tools.files.table import split
 
 
 def read_names(given: str) -> tuple[str, ...]:
@@ -18,34 +18,23 @@ def read_names(given: str) -> tuple[str, ...]:
     ('cat', 'dog')
     """
     if os.path.isfile(given):
-        return tuple(name for _, name in _lines(given))
+        return tuple(_lines(given))
     return tuple(name.strip() for name in given.split(","))
 
 
-def read_ids(given: str, wanted: Set[int], rows: int) -> dict[int, str]:
-    """Find the names of some rows in a text, one a line, or in a named column of comma- or tab-separated values.
+def read_ids(given: str, rows: int) -> Sequence[str]:
+    """Read the names of all rows from a text, one a line, or from a named column of a table.
 
     Raises:
         FileError: it cannot be read, has no such column, or not as many names as there are rows.
     """
     path, column = split(given)
-    ids, count = {}, 0
-    for row, name in _lines(path, column):
-        count += 1
-        if row in wanted:
-            ids[row] = name
-    if count != rows:
-        raise FileError(f"{path}: names {count} rows, but there are {rows}")
-    return ids
+    names = _lines(path) if column is None else open_table(path).read((), (column,)).words[column]
+    if len(names) != rows:
+        raise FileError(f"{path}: names {len(names)} rows, but there are {rows}")
+    return names
 
 
-def _lines(path: str, column: str | None = None) -> Iterator[tuple[int, str]]:
-    """Read the lines of a text, or the cells of a column under their heading."""
+def _lines(path: str) -> list[str]:
     with reading(path), open(path, newline="", encoding="utf-8-sig") as stream:
-        if column is None:
-            yield from enumerate(line.rstrip("\r\n") for line in stream if line.strip())
-            return
-        table = csv.DictReader(stream, delimiter="\t" if path.endswith(".tsv") else ",")
-        if column not in (table.fieldnames or ()):
-            raise FileError(f"{path}: has no column {column!r}, only {', '.join(table.fieldnames or ())}")
-        yield from enumerate(line[column] or "" for line in table)
+        return [line.rstrip("\r\n") for line in stream if line.strip()]

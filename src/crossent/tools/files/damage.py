@@ -39,12 +39,12 @@ def _first_line(error: object) -> str:
 
 
 def refuse_other_than_numbers(path: str, dtype: np.dtype[Any]) -> None:
-    """Refuse an array of words, of complex numbers, or of Python objects."""
+    """Refuse an array of complex numbers, of records, or of Python objects; words may be labels."""
     if dtype.hasobject:
         raise FileError(
             f"{path}: holds Python objects, a pickle, which can run code and is not read: save plain numbers"
         )
-    if dtype.kind not in "biuf":
+    if dtype.kind not in "biufUS":
         raise FileError(f"{path}: holds {dtype}, not real numbers")
 
 

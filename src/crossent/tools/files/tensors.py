@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.arrays_table import arrays_table
 from crossent.tools.files.damage import refuse_other_than_numbers
-from crossent.tools.files.row_array import RowArray
-from crossent.tools.files.store import Store, listed
+from crossent.tools.files.row_array import RowArray, row_array
+from crossent.tools.files.table import Table, listed
 
 
-def open_safetensors(path: str) -> Store:
+def open_safetensors(path: str) -> Table:
     """Open the tensors of a ``.safetensors`` file."""
     from safetensors import safe_open
 
@@ -32,35 +34,65 @@ def open_safetensors(path: str) -> Store:
         refuse_other_than_numbers(path, none.dtype)
         return RowArray("", tuple(part.get_shape()), none.dtype.name, lambda start, stop: part[start:stop])
 
-    return Store(tuple(kinds), array)
+    return arrays_table(path, {name: array(name) for name in kinds})
 
 
-def open_pt(path: str) -> Store:
-    """Open a tensor, or a dict or list of tensors, that ``torch.save`` wrote."""
+def open_pt(path: str) -> Table:
+    """Open a tensor, or dicts, tuples and lists of tensors and arrays, that ``torch.save`` wrote."""
+    content = _loaded(path)
+    found = dict(_tensors("", _joined(content)))
+    arrays = {name: _tensor_rows(path, value) for name, value in found.items()}
+    if not arrays:
+        there = listed(map(str, content)) if isinstance(content, dict) else ""
+        hint = f", only {there}: save the logits as a tensor of its own" if there else ""
+        raise FileError(f"{path}: holds no tensors{hint}")
+    return arrays_table(path, arrays)
+
+
+def _joined(content: Any) -> Any:
+    """Put the batches of a list together, each a dict of tensors with the same names and, but for the rows, the same shapes."""
     import torch
 
-    content = _loaded(path)
-    if isinstance(content, (list, tuple)):
-        content = {str(k): value for k, value in enumerate(content)}
-    named = content if isinstance(content, dict) else {"": content}
-    tensors = {str(key): value.detach() for key, value in named.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        hint = f", only {listed(map(str, named))}: save the logits as a tensor of its own" if named else ""
-        raise FileError(f"{path}: holds no tensors at its top level{hint}")
+    if not isinstance(content, list) or len(content) < 2 or not all(isinstance(each, dict) for each in content):
+        return content
+    names = [name for name, value in content[0].items() if isinstance(value, torch.Tensor) and value.dim()]
+    try:
+        return {name: torch.cat([each[name] for each in content]) for name in names}
+    except (KeyError, TypeError, RuntimeError):
+        return content
 
-    def array(key: str) -> RowArray:
-        tensor = tensors[key]
-        if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
-            raise FileError(f"{path}: holds a tensor of {tensor.dtype} and {tensor.layout}, not plain real numbers")
-        narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
 
-        def read(start: int, stop: int) -> NDArray[Any]:
-            part = tensor[start:stop]
-            return np.asarray((part.float() if narrow else part).numpy())
+def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Find tensors and arrays, three levels deep; those in a dict, tuple or list are called by where they are."""
+    import torch
 
-        return RowArray("", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        yield name, value
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(each, (int, float, str)) for each in value):
+        yield name, np.array(value)
+    elif isinstance(value, (dict, list, tuple)) and depth < 3:
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(f"{name}.{key}" if name else str(key), each, depth + 1)
 
-    return Store(tuple(tensors), array)
+
+def _tensor_rows(path: str, value: Any) -> RowArray:
+    import torch
+
+    if isinstance(value, np.ndarray):
+        refuse_other_than_numbers(path, value.dtype)
+        return row_array(value)
+    tensor = value.detach()
+    if tensor.is_meta:
+        raise FileError(f"{path}: holds a tensor without values, on the device meta: save it from where it has some")
+    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
+        raise FileError(f"{path}: holds a tensor of {tensor.dtype} and {tensor.layout}, not plain real numbers")
+    narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        part = tensor[start:stop]
+        return np.asarray((part.float() if narrow else part).numpy())
+
+    return RowArray("", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), read)
 
 
 def _loaded(path: str) -> Any:
@@ -70,12 +102,28 @@ def _loaded(path: str) -> Any:
 
     with open(path, "rb") as stream:
         zipped = stream.read(2) == b"PK"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older names of NumPy's modules warn
+        plain = [np.ndarray, np.dtype, *_reconstruct(), *(type(np.dtype(code)) for code in "?bhilBHILefdU")]
     try:
         # only the archives that torch writes since 1.6 can be mapped
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(plain):
             warnings.simplefilter("ignore")  # torch warns of what it then refuses
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError:
         raise FileError(
             f"{path}: is damaged, or holds more than tensors: other Python objects can run code and are not read"
         ) from None
+
+
+def _reconstruct() -> list[Any]:
+    """Find the function that NumPy's arrays are pickled with: it makes an array of bytes and does nothing else."""
+    import importlib
+
+    found = []
+    for name in ("numpy._core.multiarray", "numpy.core.multiarray"):
+        try:
+            found.append((importlib.import_module(name)._reconstruct, f"{name}._reconstruct"))
+        except (ImportError, AttributeError):
+            continue
+    return found

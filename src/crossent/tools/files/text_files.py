@@ -1,59 +1,138 @@
-"""Text: comma- and tab-separated values, and lines of JSON."""
+"""Comma- and tab-separated values: a table with or without a heading, plain, in .gz or alone in a .zip."""
 
 from __future__ import annotations
 
 import csv
-import json
+import gzip
+import io
+import os
+import re
+import sys
+import zipfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
-from crossent.tools.files.row_array import RowArray
-from crossent.tools.files.spool import spooled
-from crossent.tools.files.store import LABELS, Store, roles
+from crossent.tools.files.spool import Spool, refuse_bomb
+from crossent.tools.files.table import Column, Contents, Kind, Table
 
-# --- separated values -------------------------------------------------------------------------------------------------
+SAMPLE = 200  # rows that tell what is in a column
+MISSING = ("", "na", "n/a", "nan", "null", "none")
+TRUTH = {"true": 1.0, "false": 0.0}
+DECIMAL = re.compile(r"^\s*([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)\s*$")
+LINES = 1 << 12  # read at a time
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
-def open_csv(path: str) -> Store:
+@contextmanager
+def opened_text(path: str) -> Iterator[IO[str]]:
+    """Open a text as it is, compressed by gzip, or as the only file in a .zip archive."""
+    size = os.path.getsize(path)
+    if path.lower().endswith(".zip"):
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
+            if len(members) != 1:
+                raise FileError(f"{path}: holds {len(members)} files, and one is wanted: unpack it, and name the one")
+            refuse_bomb(path, size, members[0].file_size)
+            with archive.open(members[0]) as stream:
+                yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    elif path.lower().endswith(".gz"):
+        with gzip.open(path) as stream:
+            yield io.TextIOWrapper(io.BufferedReader(_Bounded(path, size, stream)), encoding="utf-8-sig", newline="")
+    else:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            yield stream
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with a refusal where it grows out of all proportion."""
+
+    def __init__(self, path: str, size: int, stream: IO[bytes] | gzip.GzipFile) -> None:
+        self.path, self.size, self.stream, self.count = path, size, stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        part = self.stream.read(len(view))
+        view[: len(part)] = part
+        self.count += len(part)
+        refuse_bomb(self.path, self.size, self.count)
+        return len(part)
+
+
+def open_csv(path: str) -> Table:
     """Open comma-separated values."""
     return _open_separated(path, ",")
 
 
-def open_tsv(path: str) -> Store:
+def open_tsv(path: str) -> Table:
     """Open tab-separated values."""
     return _open_separated(path, "\t")
 
 
-def _open_separated(path: str, delimiter: str) -> Store:
-    """Open lines of numbers, with or without a first line of names."""
-    first = next((cells for _, cells in _lines(path, delimiter)), None)
-    if first is None:
+def open_txt(path: str) -> Table:
+    """Open a text whose cells are separated by whatever the first line has, or by blanks, as NumPy writes it."""
+    return _open_separated(path, "")
+
+
+def _open_separated(path: str, delimiter: str) -> Table:
+    """Open lines of cells, with or without a first line of names."""
+    delimiter = _delimiter(path, delimiter)
+    sample = [cells for _, cells in islice(_lines(path, delimiter), SAMPLE + 1)]
+    if not sample:
         raise FileError(f"{path}: holds no rows")
-    header = None if all(_is_number(cell) for cell in first) else tuple(cell.strip() for cell in first)
-    if header is None:
-        return Store(("",), lambda key: _columns(path, delimiter, None, len(first)))
-    names, rest, notes = roles(path, header)
+    if _is_heading(sample):
+        header = [cell.strip() for cell in sample[0]]
+        twice = sorted({name for name in header if name and header.count(name) > 1}) if _repeats(header) else ()
+        if twice:
+            raise FileError(f"{path}: has several columns called {', '.join(map(repr, twice))}")
+        kinds: list[Kind] = [_kind([row[j] for row in sample[1:] if j < len(row)]) for j in range(len(header))]
+        columns = {name: Column(kind) for name, kind in zip(header, kinds, strict=True)}
+        return Table(path, columns, _Separated(path, delimiter, header, True).read)
+    width = len(sample[0])
+    kind: Kind = "array" if width > 1 or _kind([row[0] for row in sample]) == "number" else "word"
+    reader = _Separated(path, delimiter, [str(j) for j in range(width)], False)
+    return Table(path, {"": Column(kind)}, reader.read_nameless)
 
-    def array(key: str) -> RowArray:
-        chosen = (key,) if key else rest
-        return _columns(path, delimiter, [header.index(name) for name in chosen], len(header), chosen)
 
-    return Store(names, array, header, notes)
+def _repeats(names: Sequence[str]) -> bool:
+    return len(set(names)) < len(names)
+
+
+def _delimiter(path: str, usual: str) -> str:
+    """Find what separates cells: the usual, unless the first line has none of it and another one."""
+    with opened_text(path) as stream:
+        first = next((line for line in stream if line.strip()), "")
+    others = "\t;" if usual else ",\t; "
+    if usual and usual in first:
+        return usual
+    return next((other for other in others if other in first.strip()), usual or ",")
 
 
 def _lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream, delimiter=delimiter)
+    with opened_text(path) as stream:
+        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == " ")
         for cells in reader:
+            if cells and delimiter == ";":  # where it separates cells, a comma may separate the decimals
+                cells = [DECIMAL.sub(r"\1.\2", cell) for cell in cells]
             if cells:
                 yield reader.line_num, cells
 
 
-def _is_number(cell: str) -> bool:
+# --- what a cell is ---------------------------------------------------------------------------------------------------
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number."""
     try:
         float(cell)
     except ValueError:
@@ -61,65 +140,101 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _columns(
-    path: str, delimiter: str, columns: Sequence[int] | None, width: int, names: Sequence[str] = ()
-) -> RowArray:
-    """Read columns of a text, all if None, as an array; one column as an array of one axis. Names mean a first line to skip."""
+def _kind(cells: Sequence[str]) -> Kind:
+    there = [cell for cell in (cell.strip() for cell in cells) if cell.lower() not in MISSING]
+    if all(map(is_number, there)):
+        return "number"
+    return "bool" if all(cell.lower() in TRUTH for cell in there) else "word"
 
-    def rows() -> Iterator[tuple[int, NDArray[np.float64]]]:
-        lines = _lines(path, delimiter)
-        if columns is not None:
+
+def _is_heading(sample: Sequence[Sequence[str]]) -> bool:
+    """Whether the first line names columns: it holds words, or counts from 0 or 1 where the lines below do something else."""
+    first, rest = sample[0], sample[1:]
+    if not all(map(is_number, first)):
+        # One column of words is a list of labels, unless its first word is what such a column is called.
+        return (
+            len(first) > 1 or not rest or _kind([row[0] for row in rest if row]) != "word" or _names_a_column(first[0])
+        )
+    counts = first[0] in ("0", "1") and list(first) == [str(k + int(first[0])) for k in range(len(first))]
+    if not (counts and rest):
+        return False
+    below = [cell for row in rest for cell in row]
+    if not all(map(is_number, below)):
+        return False
+    if not all(cell.strip().lstrip("+-").isdigit() for cell in below):
+        return True
+    return len(first) > 2 and all(cell.strip() in ("0", "1") for cell in below)
+
+
+def _names_a_column(cell: str) -> bool:
+    from crossent.tools.files.roles import IDS, LABELS
+
+    return cell.strip().lower() in LABELS or bool(IDS.fullmatch(cell.strip()))
+
+
+def as_number(cell: str) -> float:
+    """Read a cell as a number; nan where it is missing."""
+    cell = cell.strip().lower()
+    return TRUTH[cell] if cell in TRUTH else np.nan if cell in MISSING else float(cell)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Separated:
+    """Reads columns of one file."""
+
+    def __init__(self, path: str, delimiter: str, header: Sequence[str], headed: bool) -> None:
+        self.path, self.delimiter, self.header, self.headed = path, delimiter, header, headed
+        self.place = {name: j for j, name in enumerate(header)}
+
+    def read_nameless(self, wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
+        """Read the one array of a file without a heading."""
+        if words:
+            return Contents(None, {"": self.read((), self.header, ()).words["0"]}, {})
+        read = self.read(self.header, (), self.header if optional else ())
+        assert read.numbers is not None
+        array = read.array(self.header)
+        return Contents(None, {}, {"": replace(array, columns=())})
+
+    def read(self, wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
+        """Read columns as numbers, and columns as words."""
+        numbers, text = Spool(self.path), {name: list[str]() for name in words}
+        at = [self.place[name] for name in wanted]
+        strict = np.array([name not in optional for name in wanted])
+        lines = _lines(self.path, self.delimiter)
+        if self.headed:
             next(lines)
-        for line, cells in lines:
-            if len(cells) != width:
-                raise FileError(f"{path}: line {line} has {len(cells)} columns, the first line {width}")
-            wanted = cells if columns is None else [cells[j] for j in columns]
-            try:
-                row = np.array([float(cell) for cell in wanted])
-            except ValueError:
-                wrong = next(cell for cell in wanted if not _is_number(cell))
-                hint = f"; cells are separated by {delimiter!r}" if set(wrong) & set(";,\t") else ""
-                if len(names) == 1 and names[0].lower() in LABELS and wrong:
-                    hint = f", but the column {names[0]!r} needs class numbers, from 0 on"
-                raise FileError(f"{path}: line {line}: {wrong[:40]!r} is not a number{hint}") from None
-            yield line, row[0] if len(row) == 1 else row
+        while block := list(islice(lines, max(1, LINES // max(len(at) // 64, 1)))):
+            for line, cells in block:
+                if len(cells) != len(self.header):
+                    raise FileError(
+                        f"{self.path}: line {line} has {len(cells)} columns, the first line {len(self.header)}"
+                    )
+            if at:
+                numbers.add_block(self._numbers(block, at, strict))
+            for name, entries in text.items():
+                j = self.place[name]
+                entries += [cells[j].strip() for _, cells in block]
+        if words and not next(iter(text.values())):
+            raise FileError(f"{self.path}: holds no rows")
+        return Contents(numbers.array(wanted) if at else None, text, {})
 
-    return spooled(path, rows(), names if len(names) > 1 else ())
-
-
-# --- lines of JSON ----------------------------------------------------------------------------------------------------
-
-
-def open_jsonl(path: str) -> Store:
-    """Open lines of JSON: objects with the same keys, or lists, or numbers."""
-    first = next((value for _, value in _documents(path)), None)
-    if first is None:
-        raise FileError(f"{path}: holds no rows")
-    names = tuple(key for key, value in first.items() if _holds_numbers(value)) if isinstance(first, dict) else ("",)
-
-    def rows(key: str) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        for line, value in _documents(path):
-            if isinstance(value, dict) != isinstance(first, dict) or (key and key not in value):
-                raise FileError(f"{path}: line {line} has no {key!r}, the first line has")
-            try:
-                yield line, np.array(value[key] if key else value, np.float64)
-            except (ValueError, TypeError):
-                raise FileError(f"{path}: line {line} does not hold numbers, or lists of one length of them") from None
-
-    return Store(names, lambda key: spooled(path, rows(key)))
-
-
-def _documents(path: str) -> Iterator[tuple[int, Any]]:
-    with open(path, encoding="utf-8-sig") as stream:
-        for line, text in enumerate(stream, 1):
-            if text.strip():
+    def _numbers(
+        self, block: list[tuple[int, list[str]]], at: list[int], strict: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        try:
+            return np.array([[cells[j] for j in at] for _, cells in block], np.float64)
+        except ValueError:
+            pass
+        rows = np.empty((len(block), len(at)))
+        for i, (line, cells) in enumerate(block):
+            for k, j in enumerate(at):
+                cell = cells[j]
                 try:
-                    yield line, json.loads(text)
-                except (ValueError, RecursionError):
-                    raise FileError(f"{path}: line {line} is not JSON: {text.strip()[:40]!r}") from None
-
-
-def _holds_numbers(value: Any) -> bool:
-    while isinstance(value, list) and value:
-        value = value[0]
-    return isinstance(value, (int, float))
+                    rows[i, k] = float(cell) if strict[k] and cell.strip().lower() not in TRUTH else as_number(cell)
+                except ValueError:
+                    hint = f"; cells are separated by {self.delimiter!r}" if set(cell) & set(";,\t") else ""
+                    where = f" in the column {self.header[j]!r}" if self.headed else ""
+                    raise FileError(f"{self.path}: line {line}: {cell[:40]!r}{where} is not a number{hint}") from None
+        return rows

@@ -9,9 +9,10 @@ import click
 
 from crossent.tools import shared_options
 from crossent.tools.errors import InputError
+from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
-    from crossent.tools.files import RowArray
+    from crossent.tools.files import Pair, Selection
     from crossent.tools.score.fail_if import Condition
     from crossent.tools.score.report import Report
 
@@ -39,6 +40,8 @@ Examples:
   crossent score logits.npy labels.npy --class-names cat,dog,bird
   crossent score preds.csv --input probs --fail-if "nll>0.5" --json
   crossent score lm.safetensors --task lm --shift --bytes 51234
+  crossent score preds.csv --labels truth.csv::species --plot scores.png
+  crossent score before.csv after.csv truth.csv
 """
 
 
@@ -46,9 +49,17 @@ def _format_flag(name: str, what: str) -> Callable[[Any], Any]:
     return click.option(f"--{name}", "output_format", flag_value=name, help=what)
 
 
-@click.command("score", epilog=EPILOG)
-@click.argument("logits", metavar="LOGITS")
-@click.argument("labels", metavar="[LABELS]", required=False)
+GROUPS = {
+    "What the files hold": ("labels_file", "input", "task", "shift", "ignore_index", "class_dim"),
+    "Columns and names": ("classes", "drop", "id_column", "class_names", "ids"),
+    "The loss in training": ("weight", "label_smoothing"),
+    "What is printed": ("top", "suspects", "bytes", "plot", "output_format", "fail_if"),
+}
+
+
+@click.command("score", cls=shared_options.GroupedCommand, groups=GROUPS, epilog=EPILOG)
+@click.argument("files", metavar="LOGITS [LOGITS2] [LABELS]", nargs=-1, required=True)
+@click.option("--labels", "labels_file", metavar="FILE::NAME", help="The labels, instead of a last FILE.")
 @shared_options.input_flag
 @shared_options.task_flag
 @shared_options.shift_flag
@@ -57,38 +68,57 @@ def _format_flag(name: str, what: str) -> Callable[[Any], Any]:
 @shared_options.weight_flag
 @shared_options.label_smoothing_flag
 @shared_options.class_names_flag
+@shared_options.column_flags
 @click.option("--ids", metavar="FILE", help="Names of the rows: a text with one a line, or FILE.csv::COLUMN.")
 @click.option("--top", type=click.IntRange(0), default=10, metavar="N", help="How many examples to show.  [10]")
+@click.option(
+    "--suspects",
+    type=click.Choice(shared_options.SUSPECTS),
+    default=shared_options.SUSPECTS[0],
+    help="How suspected label errors are chosen.  [self-confidence]",
+)
 @click.option("--bytes", type=click.IntRange(1), metavar="N", help="The length of the tokens' text, for bits per byte.")
 @click.option("--fail-if", multiple=True, metavar="CONDITION", help="Such as 'nll>0.5': exit with 1 if it holds.")
+@click.option("--plot", metavar="FILE", help="Draw reliability and confusion into a picture.")
 @_format_flag("json", "Print one JSON object.")
 @_format_flag("csv", "Print comma-separated values.")
 @_format_flag("md", "Print Markdown.")
 def score(
-    logits: str,
-    labels: str | None,
+    files: tuple[str, ...],
+    labels_file: str | None,
     fail_if: tuple[str, ...],
     ids: str | None,
+    plot: str | None,
     output_format: str | None,
     **options: Any,
 ) -> None:
     """Score predictions against labels: cross entropy, accuracy, calibration, and the examples that hurt.
 
-    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .jsonl, .safetensors, .pt or .parquet files. One file may hold both, under
-    their usual names or as FILE::NAME. A file larger than memory is fine.
+    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .json, .jsonl, .safetensors, .pt, .parquet or .png files, texts also .gz or .zip.
+    One file may hold both, under their usual names or as FILE::NAME. A file larger than memory is fine. With LOGITS2 two runs are
+    compared on the same rows.
     """
     from crossent.tools.files import FileError
 
+    if len(files) + (labels_file is not None) > 3:
+        raise click.UsageError("two runs and their labels are three files at most")
+    labels = labels_file or (files[-1] if len(files) > 1 else None)
+    runs = files if labels_file is not None or len(files) == 1 else files[:-1]
     try:
         conditions = _conditions(fail_if)
-        report = _report(logits, labels, ids, options)
+        if len(runs) > 1 and labels is not None:
+            _compare(runs, labels, output_format, options)
+            return
+        report = _report(runs[0], labels, ids, options)
         failed = [condition for condition in conditions if condition.holds(report)]
+        if plot is not None:
+            _draw(report, plot)
     except shared_options.OptionError as error:
         raise error.usage from None
     except FileError as error:
         raise InputError(str(error)) from None
     for remark in report.remarks:
-        click.echo(f"Warning: {remark}", err=True)
+        click.echo(printable(f"Warning: {remark}"), err=True)
     _print(report, output_format)
     for condition in failed:
         click.echo(
@@ -96,6 +126,61 @@ def score(
             err=True,
         )
     click.get_current_context().exit(1 if failed else 0)
+
+
+def _draw(report: Report, path: str) -> None:
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        report.plot().figure_.savefig(path)  # type: ignore[union-attr]
+    except ImportError:
+        raise InputError("--plot needs matplotlib: pip install 'crossent[plot]'") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"--plot {path}: {error}") from None
+
+
+def _compare(runs: tuple[str, ...], labels: str, output_format: str | None, options: dict[str, Any]) -> None:
+    """Compare two runs, each paired with the labels by its own names, and with the other by the names of its rows."""
+    import numpy as np
+
+    from crossent.tools.files import FileError, open_pair
+    from crossent.tools.files.keys import paired
+    from crossent.tools.score import show
+    from crossent.tools.score.comparison import compare
+
+    selection = shared_options.take_selection(options)
+    first, second = (open_pair(run, labels, selection) for run in runs)
+    for note in dict.fromkeys((*first.notes, *second.notes)):
+        click.echo(printable(note), err=True)
+    one, two, truth = first.logits, second.logits, first.labels
+    if truth is None or second.labels is None:
+        raise FileError(f"{labels}: holds no labels")
+    given = second.labels
+    if len(one.ids) and len(two.ids):
+        order = paired(list(one.ids), list(two.ids), (one.name, two.name), ("id", "id"))
+        if order is not None:
+            two, given = two.in_order(order), given.in_order(order)
+    same = truth.shape == given.shape
+    if not same or not np.array_equal(truth.rows(0, len(truth)), given.rows(0, len(given)), equal_nan=True):
+        if one.columns and two.columns and one.columns != two.columns:
+            given = truth  # numbers of classes that lie in another order
+        else:
+            raise FileError(f"{two.name}: its rows are not those of {one.name}: give both a column of ids")
+    for unused in ("suspects", "bytes"):
+        options.pop(unused)
+    if options["weight"] is not None or options["label_smoothing"]:
+        raise FileError("two runs are compared by their plain cross entropy: leave out --weight and --label-smoothing")
+    names = one.columns or selection.class_names or None
+    report = compare(one, two, truth, names=(runs[0], runs[1]), **{**options, "class_names": names})
+    if output_format == "json":
+        click.echo(report.to_json())
+    elif output_format == "md":
+        click.echo(show.markdown_tables(report.heading.replace("\n", ", "), report.tables()).rstrip("\n"))
+    elif output_format is None:
+        show.show_tables(report.heading, report.tables())
+    else:
+        raise FileError("two runs are printed as text, --json or --md")
 
 
 def _conditions(conditions: tuple[str, ...]) -> list[Condition]:
@@ -107,32 +192,31 @@ def _conditions(conditions: tuple[str, ...]) -> list[Condition]:
 def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
     from dataclasses import replace
 
-    from crossent.tools.files.class_names import read_ids, read_names
+    from crossent.tools.files.class_names import read_ids
     from crossent.tools.files.values import WEIGHTS, read_numbers
     from crossent.tools.progress import ProgressBar
     from crossent.tools.score.scoring import score as scored
 
     if options["weight"] is not None:
         options["weight"] = read_numbers(options["weight"], WEIGHTS).reshape(-1)
-    if options["class_names"] is not None:
-        options["class_names"] = read_names(options["class_names"])
+    pair, selection = _open(logits, labels, options)
+    options["class_names"] = pair.logits.columns or selection.class_names or None
+    table = pair.logits if ids is None else replace(pair.logits, ids=read_ids(ids, len(pair.logits)))
     with ProgressBar() as progress:
-        report = scored(*_open(logits, labels), watch=progress, **options)
-    if ids is None:
-        return report
-    mentioned = {example.row for example in (*report.worst, *report.suspects)}
-    return replace(report, ids=read_ids(ids, mentioned, int(report.numbers["rows"] or 0)))
+        assert pair.labels is not None
+        return scored(table, pair.labels, watch=progress, **options)
 
 
-def _open(logits: str, labels: str | None) -> tuple[RowArray, RowArray]:
+def _open(logits: str, labels: str | None, options: dict[str, Any]) -> tuple[Pair, Selection]:
     from crossent.tools.files import FileError, open_pair
 
-    pair = open_pair(logits, labels)
+    selection = shared_options.take_selection(options)
+    pair = open_pair(logits, labels, selection)
     for note in pair.notes:
-        click.echo(note, err=True)
+        click.echo(printable(note), err=True)
     if pair.labels is None:
         raise FileError(f"{logits}: holds no labels: name their file as well, or the array as {logits}::NAME")
-    return pair.logits, pair.labels
+    return pair, selection
 
 
 def _print(report: Report, output_format: str | None) -> None:

@@ -79,7 +79,8 @@ def _advice(logits: RowArray, labels: RowArray) -> str:
 def _multilabel(logits: RowArray, labels: RowArray) -> DecisionLayout:
     shape = logits.shape if len(logits.shape) > 1 else (len(logits), 1)
     one_class = labels.shape == (len(logits),) and shape == (len(logits), 1)
-    if _squeezed(labels.shape, logits.shape) != logits.shape and labels.shape != shape and not one_class:
+    one_channel = len(shape) > 2 and shape[1] == 1 and labels.shape == shape[:1] + shape[2:]
+    if not (_squeezed(labels.shape, logits.shape) == logits.shape or labels.shape == shape or one_class or one_channel):
         raise FileError(
             f"{labels.name}: has shape {labels.shape}, but --task multilabel needs zeros and ones of shape {logits.shape}"
         )

@@ -10,8 +10,10 @@ from crossent import reference
 from crossent.reference import Array
 from crossent.tools.score.options import ScoreOptions
 from crossent.tools.score.row_blocks import Decisions, Ints
+from crossent.tools.shared_options import SUSPECTS
 
 BINS = 15
+SHOWN = 100  # up to so many classes the confusion matrix is part of the report
 CONFUSED = 1000  # up to so many classes all confusions are counted
 CANDIDATES = 10_000  # suspected label errors kept until the classes' mean probabilities are known
 
@@ -121,9 +123,14 @@ class Loss:
         if self.trained is not None:
             c = np.ones(block.x.shape[1]) if self._weight is None else np.asarray(self._weight, np.float64)
             loss = reference.cross_entropy(
-                block.x, block.y, c, reduction="none", ignore_index=-1, label_smoothing=self._smoothing
+                block.x,
+                block.y if block.t is None else block.t,
+                c,
+                reduction="none",
+                ignore_index=-1,
+                label_smoothing=self._smoothing,
             ).loss
-            self.trained.add(block.row, loss, c[block.y])
+            self.trained.add(block.row, loss, c[block.y] if block.t is None else None)
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -176,6 +183,9 @@ class Brier:
 
     def add(self, block: Decisions) -> None:
         """Add decisions; ``1 - p`` of the right class is formed without cancellation."""
+        if block.t is not None:
+            self.mean.add(block.row, np.square(block.p - block.t).sum(1))
+            return
         lack = block.p.copy()
         np.put_along_axis(lack, block.y[:, None], np.expm1(-block.nll)[:, None], 1)
         self.mean.add(block.row, np.square(lack).sum(1))
@@ -248,6 +258,7 @@ class Classes:
         self._columns, self._size = columns, classes
         self._there, self._named, self._both, self._about = np.zeros((4, classes), np.int64)
         self._cost, self._p = np.zeros((2, classes))
+        self._mass = np.zeros(classes)  # of the labels; of soft ones the sum of their weights
         self._usual = np.zeros((2, classes, 2 if columns else 1))  # how often a label, and with how much probability
         small = not columns and classes <= CONFUSED
         self._confused = np.zeros((classes, classes), np.int64) if small else None
@@ -266,6 +277,7 @@ class Classes:
         else:
             of, yes, named = block.y, np.ones(len(block), bool), block.right
             self._there += count(of)
+            self._mass += count(of) if block.t is None else block.t.sum(0)
             self._named += count(block.predicted)
             self._p += block.p.sum(0)
         self._about += count(of)
@@ -289,7 +301,7 @@ class Classes:
     def prior_entropy(self) -> float:
         """The entropy of the class frequencies, ``H(prior)``; of columns the mean of theirs."""
         if not self._columns:
-            return reference.prior_entropy(self._there)
+            return reference.prior_entropy(self._mass)
         each = [
             reference.prior_entropy([yes, of - yes]) * of
             for yes, of in zip(self._there, self._about, strict=True)
@@ -301,6 +313,14 @@ class Classes:
     def missing(self) -> int:
         """How many classes are never a label."""
         return int((self._there == 0).sum())
+
+    @property
+    def confusion(self) -> list[list[int]] | None:
+        """How often each class is predicted where each is the label, a list a label; None for more classes than people read."""
+        if self._confused is None or self._size > SHOWN:
+            return None
+        counts: list[list[int]] = self._confused.tolist()
+        return counts
 
     @property
     def macro_f1(self) -> float:
@@ -390,25 +410,30 @@ class Largest:
 
 
 class Suspects:
-    """Suspected label errors: another class has more probability, and at least as much as where it is the label, on average.
+    """Suspected label errors among the decisions where another class has more probability than the label.
 
-    Sorted by how much more it has. Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021.
+    How many there are is estimated by confident learning: the other class has at least as much as where it is the label, on average
+    (Northcutt et al., "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021). Which they are is said by ``rule``:
+    ``"self-confidence"``, the lowest probabilities of the label, or ``"confident-learning"``, those that were counted, sorted by
+    how much more the other class has.
     """
 
-    def __init__(self) -> None:
-        self._candidates = Largest(CANDIDATES)
+    def __init__(self, rule: str) -> None:
+        self._rule, self._counted, self._least_sure = rule, Largest(CANDIDATES), Largest(CANDIDATES)
 
     def add(self, block: Decisions) -> None:
         """Add decisions."""
         wrong = block.where(~block.right)
         if len(wrong):
-            self._candidates.add(wrong, wrong.p_predicted - wrong.p_true)
+            self._counted.add(wrong, wrong.p_predicted - wrong.p_true)
+            self._least_sure.add(wrong, -wrong.p_true)
 
     @property
     def complete(self) -> bool:
         """Whether there was room for all candidates."""
-        return len(self._candidates) < CANDIDATES
+        return len(self._counted) < CANDIDATES
 
     def examples(self, classes: Classes) -> list[Example]:
-        """Return those that say as much for the other class as its own examples do."""
-        return [e for e in self._candidates.examples() if e.p_predicted >= classes.usual_p(e)]
+        """Return as many as are estimated, the likeliest first."""
+        counted = [e for e in self._counted.examples() if e.p_predicted >= classes.usual_p(e)]
+        return counted if self._rule == SUSPECTS[1] else self._least_sure.examples()[: len(counted)]

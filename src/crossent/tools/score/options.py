@@ -27,6 +27,7 @@ class ScoreOptions:
         label_smoothing: ``ε`` of the training loss.
         class_names: one for each class.
         top: how many of the worst examples, suspected label errors and, of many, classes to keep.
+        suspects: how suspected label errors are chosen, ``"self-confidence"`` or ``"confident-learning"``.
         bytes: of how many bytes of text the tokens are, for the loss per byte.
     """
 
@@ -39,11 +40,13 @@ class ScoreOptions:
     label_smoothing: float = 0.0
     class_names: Sequence[str] | None = None
     top: int = 10
+    suspects: str = shared_options.SUSPECTS[0]
     bytes: int | None = None
 
     def __post_init__(self) -> None:
         shared_options.check_choice("input", self.input, shared_options.INPUTS)
         shared_options.check_choice("task", self.task, shared_options.TASKS)
+        shared_options.check_choice("suspects", self.suspects, shared_options.SUSPECTS)
         if self.task == "binary":  # another word for it, as in check
             object.__setattr__(self, "task", "multilabel")
         shared_options.check_label_smoothing(self.label_smoothing)

@@ -17,31 +17,39 @@ from crossent import reference
 from crossent.reference import Array, Bools
 from crossent.tools.errors import FileError
 from crossent.tools.files import RowArray
+from crossent.tools.inputs import ValueRange, log_of_no, log_probabilities, no_probabilities
 from crossent.tools.score.layout import DecisionLayout
 from crossent.tools.score.options import ScoreOptions
 
 Ints = NDArray[np.int64]
 Choice = Callable[[Ints, Ints], Bools]  # which decisions, from their rows and positions
 
+SOFT = 1e-3  # how far the sum of a soft label may be from 1
 ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
 
 
 class Decisions:
-    """Decisions that count: in which row and where in it, the logits ``x`` of each, and the class ``y`` that is right."""
+    """Decisions that count: in which row and where in it, the logits ``x`` of each, and the class ``y`` that is right.
 
-    def __init__(self, row: Ints, position: Ints, x: Array, y: Ints) -> None:
-        self.row, self.position, self.x, self.y = row, position, x, y
+    A soft label is one weight ``t`` a class, and ``y`` the class with most of it.
+    """
+
+    def __init__(self, row: Ints, position: Ints, x: Array, y: Ints, t: Array | None = None) -> None:
+        self.row, self.position, self.x, self.y, self.t = row, position, x, y, t
 
     def __len__(self) -> int:
         return len(self.y)
 
     def where(self, keep: Bools) -> Decisions:
         """Keep some of the decisions."""
-        return self if keep.all() else Decisions(self.row[keep], self.position[keep], self.x[keep], self.y[keep])
+        if keep.all():
+            return self
+        t = None if self.t is None else self.t[keep]
+        return Decisions(self.row[keep], self.position[keep], self.x[keep], self.y[keep], t)
 
     def tempered(self, temperature: float) -> Decisions:
         """Divide the logits by a temperature."""
-        return Decisions(self.row, self.position, self.x / temperature, self.y)
+        return Decisions(self.row, self.position, self.x / temperature, self.y, self.t)
 
     @cached_property
     def cost(self) -> Array:
@@ -60,8 +68,13 @@ class Decisions:
 
     @cached_property
     def nll(self) -> Array:
-        """``-log p`` of the class that is right."""
-        return self.of(self.cost, self.y)
+        """``-log p`` of the class that is right, or ``-Σ t log p``."""
+        return self.of(self.cost, self.y) if self.t is None else reference.times(self.t, self.cost).sum(1)
+
+    @cached_property
+    def x_true(self) -> Array:
+        """The logit of the class that is right, or ``Σ t x``."""
+        return self.of(self.x, self.y) if self.t is None else reference.times(self.t, self.x).sum(1)
 
     @cached_property
     def p_true(self) -> Array:
@@ -110,7 +123,7 @@ class Reader:
 
     def __init__(self, logits: RowArray, labels: RowArray, layout: DecisionLayout, options: ScoreOptions) -> None:
         self.logits, self.labels, self.layout, self.options = logits, labels, layout, options
-        self.ignored, self.value_range = 0, ValueRange(options)
+        self.ignored, self.value_range, self.soft = 0, _value_range(options), False
 
     def blocks(self, watch: Callable[[int], None]) -> Iterator[Decisions]:
         """Read everything; ``watch`` is told how many rows are done.
@@ -118,13 +131,13 @@ class Reader:
         Raises:
             FileError: labels that are no classes, or, after the last block, decisions without a softmax.
         """
-        self.ignored, self.value_range = 0, ValueRange(self.options)
+        self.ignored, self.value_range = 0, _value_range(self.options)
         broken = Broken(self.logits.name)
         for stop, piece in self._pieces(None):
-            y, keep = self._classes(piece)
+            y, keep, t = self._classes(piece)
             self.ignored += int((~keep).sum())
             self.value_range.add(piece.values[keep])
-            block = Decisions(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
+            block = Decisions(piece.row, piece.position, self._logits(piece, keep), y, t).where(keep)
             if not broken.found_in(block):
                 yield block
             watch(stop)
@@ -133,8 +146,8 @@ class Reader:
     def sample(self, chosen: Choice) -> Iterator[Decisions]:
         """Read some of the decisions, leaving out what :meth:`blocks` refuses."""
         for _, piece in self._pieces(chosen):
-            y, keep = self._classes(piece)
-            block = Decisions(piece.row, piece.position, self._logits(piece, keep), y).where(keep)
+            y, keep, t = self._classes(piece)
+            block = Decisions(piece.row, piece.position, self._logits(piece, keep), y, t).where(keep)
             yield block.where(~block.broken)
 
     def _pieces(self, chosen: Choice | None) -> Iterator[tuple[int, RawDecisions]]:
@@ -170,17 +183,22 @@ class Reader:
                 part: Any = slice(first, first + step) if chosen is None else at
                 yield RawDecisions(row, position, values[part].astype(np.float64), labels[part])
 
-    def _classes(self, piece: RawDecisions) -> tuple[Ints, Bools]:
-        """Read labels as class indices, and say which of them count."""
+    def _classes(self, piece: RawDecisions) -> tuple[Ints, Bools, Array | None]:
+        """Read labels as class indices, say which of them count, and give the weights of those that are soft."""
         labels, name = piece.labels, self.labels.name
         if self.layout.one_hot:
-            wrong = (labels.sum(1) != 1) | ((labels != 0) & (labels != 1)).any(1)
+            t = labels.astype(np.float64)
+            keep: Bools = np.asarray(~np.isnan(t).any(1))
+            wrong = ((t < 0).any(1) | (np.abs(t.sum(1) - 1) > SOFT)) & keep
             if wrong.any():
                 raise FileError(
-                    f"{name}: row {piece.row[wrong.argmax()]} is not one-hot; --task multilabel scores several labels a row"
+                    f"{name}: row {piece.row[wrong.argmax()]} is neither one-hot nor a soft label that sums to 1; "
+                    "--task multilabel scores several labels a row"
                 )
-            return labels.argmax(1), np.ones(len(labels), bool)
-        keep = labels != self.options.ignore_index
+            self.soft |= bool(((t != 0) & (t != 1) & keep[:, None]).any())
+            t = np.where(keep[:, None], t, 0.0)
+            return t.argmax(1), keep, t if self.soft else None
+        keep = (labels != self.options.ignore_index) & (labels == labels)  # a label that is missing is nan
         y = np.where(keep, labels, 0)
         if y.dtype.kind == "f" and not np.all(np.rint(y) == y):
             at = (np.rint(y) != y).argmax()
@@ -188,38 +206,41 @@ class Reader:
         outside = (y < 0) | (y >= self.layout.choices)
         if outside.any():
             self._refuse(piece, y, int(outside.argmax()))
-        return y.astype(np.int64), np.asarray(keep)
+        return y.astype(np.int64), np.asarray(keep), None
 
     def _refuse(self, piece: RawDecisions, y: NDArray[Any], at: int) -> None:
         classes, row = self.layout.choices, f"{self.labels.name}: row {piece.row[at]} has label {y[at]:.0f}"
         if self.layout.axis is None:
             raise FileError(f"{row}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
-        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes else ""
+        hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes and self._lowest() >= 1 else ""
         raise FileError(
             f"{row}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
         )
+
+    def _lowest(self) -> float:
+        """Find the lowest label that counts, in all of the file."""
+        values = self.labels.rows(0, len(self.labels))
+        return float(np.nanmin(np.where(values == self.options.ignore_index, np.nan, values.astype(np.float64))))
 
     def _logits(self, piece: RawDecisions, keep: Bools) -> Array:
         """Turn what was given into logits: probabilities are ``e^x`` of theirs, so that their softmax is theirs again."""
         given, x = self.options.input, piece.values
         if given == "probs":
-            outside = ~((x >= 0) & (x <= 1 + 1e-3)).all(1) & keep & ~np.isnan(x).any(1)
+            outside = no_probabilities(x) & keep
             if outside.any():
                 at = outside.argmax()
                 raise FileError(
                     f"{self.logits.name}: row {piece.row[at]} goes from {x[at].min():.4g} to {x[at].max():.4g}, which are no "
                     "probabilities: leave out --input probs"
                 )
-            with np.errstate(divide="ignore", invalid="ignore"):
-                x = np.log(x)
+        x = log_probabilities(x, given)
         if self.layout.axis is not None:
             return x
-        if given == "logits":
-            no = np.zeros_like(x)
-        else:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                no = np.log(-np.expm1(np.minimum(x, 0)))  # log (1 - p)
-        return np.concatenate([no, x], 1)
+        return np.concatenate([np.zeros_like(x) if given == "logits" else log_of_no(x), x], 1)
+
+
+def _value_range(options: ScoreOptions) -> ValueRange:
+    return ValueRange(options.input, options.task == "multilabel")
 
 
 class Broken:
@@ -245,31 +266,3 @@ class Broken:
                 f"{self.name}: {self.count} {'has' if self.count == 1 else 'have'} no softmax (nan, +inf, or only -inf), first in "
                 f"row {rows}: a mean without them would flatter"
             )
-
-
-class ValueRange:
-    """What the values look like, against which the ``input`` option is held; nothing is decided by it."""
-
-    def __init__(self, options: ScoreOptions) -> None:
-        self.input, self.alone = options.input, options.task == "multilabel"
-        self.low, self.high, self.off = np.inf, -np.inf, -np.inf
-
-    def add(self, values: Array) -> None:
-        """See the range of the values, and how far the sums of the rows are from 1."""
-        if len(values):
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.low, self.high = min(self.low, values.min()), max(self.high, values.max())
-                summed = np.exp(values) if self.input == "logprobs" else values
-                self.off = max(self.off, np.abs(summed.sum(1) - 1).max())
-
-    def warnings(self) -> list[str]:
-        """Say where the values look like something else than what they were said to be."""
-        if self.input == "logits" and self.low >= 0 and self.high <= 1 and (self.alone or self.off < 1e-2):
-            sums = "" if self.alone else " and every row sums to 1"
-            return [f"All values lie in [0, 1]{sums}: if they are probabilities, say --input probs."]
-        if self.input != "logits" and not self.alone and self.off > 1e-2:
-            what = "probabilities" if self.input == "probs" else "exponentials of the log-probabilities"
-            return [
-                f"The {what} of a row sum to anything up to {self.off:.3g} away from 1; rows were divided by their sum."
-            ]
-        return []

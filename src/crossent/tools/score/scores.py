@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from crossent.tools.printable import printable_json
 from crossent.tools.score.measures import Bin, ClassRow, Example
 
 SCHEMA = "crossent.score/1"
@@ -45,7 +46,7 @@ DEFINITIONS = {
     "odd_rows_nll_nats_after": "cross entropy of the odd rows at T",
     "odd_rows_calibration_error_before": "expected calibration error of the odd rows as they are",
     "odd_rows_calibration_error_after": "expected calibration error of the odd rows at T",
-    "suspected_label_errors": "labels where another class has most, and no less than it has on average where it is the label",
+    "suspected_label_errors": "likely wrong labels: another class has most, and no less than where it is the label",
 }
 
 
@@ -61,6 +62,7 @@ class Scores:
     worst: list[Example]
     suspects: list[Example]
     remarks: list[str]
+    confusion: list[list[int]] | None = None
     ids: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -84,6 +86,7 @@ class Scores:
             "definitions": {key: DEFINITIONS[key] for key in self.numbers},
             "remarks": self.remarks,
             "classes": [{"name": self.class_names[row.label], **row._asdict()} for row in self.costliest(1000)],
+            "confusion": self.confusion,
             "calibration_bins": [each._asdict() for each in self.bins],
             "worst": [{"id": self.ids.get(each.row), **each._asdict()} for each in self.worst],
             "suspected_label_errors": [{"id": self.ids.get(each.row), **each._asdict()} for each in self.suspects],
@@ -93,7 +96,7 @@ class Scores:
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        return printable_json(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

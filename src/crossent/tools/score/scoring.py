@@ -12,11 +12,21 @@ from numpy.typing import ArrayLike
 
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
-from crossent.tools.arrays import read_array, read_rows
+from crossent.tools.arrays import read_array, read_pair
 from crossent.tools.errors import FileError
 from crossent.tools.files import RowArray
 from crossent.tools.score.layout import class_axes, decision_layout
-from crossent.tools.score.measures import Accuracy, Brier, Calibration, Classes, ExactMatch, Largest, Loss, Suspects
+from crossent.tools.score.measures import (
+    Accuracy,
+    Brier,
+    Calibration,
+    Classes,
+    ExactMatch,
+    Example,
+    Largest,
+    Loss,
+    Suspects,
+)
 from crossent.tools.score.options import ScoreOptions
 from crossent.tools.score.report import Report
 from crossent.tools.score.row_blocks import Reader
@@ -42,6 +52,7 @@ def score(
     label_smoothing: float = 0.0,
     class_names: Sequence[str] | None = None,
     top: int = 10,
+    suspects: str = "self-confidence",
     bytes: int | None = None,
 ) -> Report:
     """Score logits against labels.
@@ -62,6 +73,8 @@ def score(
         label_smoothing: ``ε`` of the training loss, in [0, 1].
         class_names: C names.
         top: how many of the worst examples, suspected label errors and, of many, classes to keep.
+        suspects: how suspected label errors are chosen: ``"self-confidence"``, the lowest probabilities of a label that is not
+            predicted, or ``"confident-learning"``, those by which their number is estimated.
         bytes: of how many bytes of text the tokens are, for the loss per byte.
 
     Returns:
@@ -82,9 +95,12 @@ def score(
         options = ScoreOptions(
             input=input, task=task, shift=shift, class_dim=dim if class_dim is None else class_dim,
             ignore_index=ignore_index, weight=None if weight is None else read_array("weight", weight).astype(np.float64),
-            label_smoothing=label_smoothing, class_names=class_names, top=top, bytes=bytes,
+            label_smoothing=label_smoothing, class_names=class_names, top=top, suspects=suspects, bytes=bytes,
         )  # fmt: skip
-        return Scoring(_rows("logits", logits), _rows("labels", labels), options, watch or _unwatched).report()
+        first, second = read_pair(("logits", "labels"), logits, labels, class_names)
+        assert second is not None
+        _refuse_empty(first, second)
+        return Scoring(first, second, options, watch or _unwatched).report()
     except OptionError as error:
         if error.option == "class_dim" and dim is not None:  # a refusal names the argument that was given
             raise OptionError("dim", error.problem) from None
@@ -95,11 +111,10 @@ def _unwatched(doing: str, done: int, of: int) -> None:
     pass
 
 
-def _rows(name: str, values: Any) -> RowArray:
-    table = read_rows(name, values)
-    if 0 in table.shape:
-        raise FileError(f"{name}: must hold at least one row, got shape {table.shape}")
-    return table
+def _refuse_empty(*tables: RowArray) -> None:
+    for name, table in zip(("logits", "labels"), tables, strict=True):
+        if 0 in table.shape:
+            raise FileError(f"{name}: must hold at least one row, got shape {table.shape}")
 
 
 class Scoring:
@@ -116,7 +131,7 @@ class Scoring:
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
         self.classes, self.worst = Classes(self.size, self.columns), Largest(options.top)
         self.exact = ExactMatch() if self.columns else None
-        self.suspects = Suspects() if options.task != "lm" else None  # a token is what was written
+        self.suspects = Suspects(options.suspects) if options.task != "lm" else None  # a token is what was written
         self.tempered: BeforeAndAfter | None = None
 
     def report(self) -> Report:
@@ -133,9 +148,10 @@ class Scoring:
                 self.worst.add(block, block.nll)
         if not self.loss.decisions:
             raise FileError(
-                f"{self.reader.labels.name}: every label is ignore_index={self.options.ignore_index}; nothing to score"
+                f"{self.reader.labels.name}: every label is missing or ignore_index={self.options.ignore_index}; nothing to score"
             )
         suspects = self.suspects.examples(self.classes) if self.suspects else []
+        worst = self.worst.examples()
         numbers = {**self._counts(), **self._losses(), **self._decisions(), **self._probabilities()}
         numbers["suspected_label_errors"] = len(suspects) if self.suspects else None
         return Report(
@@ -144,10 +160,17 @@ class Scoring:
             class_names=self.names,
             classes=self.classes.rows(),
             bins=self.calibration.bins(),
-            worst=self.worst.examples(),
+            worst=worst,
             suspects=suspects[: self.options.top],
+            confusion=self.classes.confusion,
+            ids=self._ids((*worst, *suspects[: self.options.top])),
             remarks=self.reader.value_range.warnings() + self._remarks(numbers),
         )
+
+    def _ids(self, examples: Sequence[Example]) -> dict[int, str]:
+        """Name the rows that are mentioned."""
+        names = self.reader.logits.ids
+        return {example.row: names[example.row] for example in examples} if len(names) else {}
 
     def _settings(self) -> dict[str, Any]:
         options = asdict(self.options)
@@ -236,7 +259,13 @@ class Scoring:
             )
         missing = self.classes.missing
         if missing and self.options.task != "lm":
-            remarks.append(f"{missing} of the {self.size} classes do not occur among the labels.")
+            remarks.append(
+                f"{missing} of the {self.size} classes {'does' if missing == 1 else 'do'} not occur among the labels."
+            )
+        if self.reader.soft:
+            remarks.append(
+                "The labels are soft: the cross entropy is −Σ t ln p, and the label of a row its likeliest class."
+            )
         if self.suspects and not self.suspects.complete:
             remarks.append("There are more suspected label errors than were counted.")
         return remarks
@@ -247,7 +276,7 @@ def _described(table: RowArray) -> dict[str, Any]:
 
 
 def _class_names(logits: RowArray, options: ScoreOptions, size: int) -> tuple[str, ...]:
-    names = options.class_names or (logits.columns if len(logits.columns) == size else None)
+    names = (logits.columns if len(logits.columns) == size else None) or options.class_names
     if names is None:
         return tuple(map(str, range(size)))
     if len(names) != size:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from crossent.tools.printable import printable
 from crossent.tools.score.scores import Scores
 from crossent.tools.score.tables import heading, report_tables
+from crossent.tools.table import Table
 from crossent.tools.terminal import draw, print_table, readable
 
 
 def show(report: Scores, console: Console | None = None) -> None:
     """Print a report in the terminal."""
+    show_tables(heading(report), report_tables(report), console)
+
+
+def show_tables(title: str, tables: Sequence[Table], console: Console | None = None) -> None:
+    """Print tables below a line or two."""
     console = readable(console)
-    console.print(Text(heading(report)))
-    for table in report_tables(report):
+    console.print(Text(printable(title)))
+    for table in tables:
         console.print()
         console.print(Text(table.title, style="bold"))
         if table.rows:
@@ -30,9 +37,14 @@ def show(report: Scores, console: Console | None = None) -> None:
 
 def markdown(report: Scores) -> str:
     """Write the tables of a report in Markdown."""
-    lines = [f"**crossent score** {report.settings['logits']['name']}: {heading(report)}"]
-    lines += [f"> {remark}" for remark in report.remarks]
-    for table in report_tables(report):
+    title = f"{report.settings['logits']['name']}: {heading(report)}"
+    return markdown_tables(title, report_tables(report), report.remarks)
+
+
+def markdown_tables(title: str, tables: Sequence[Table], remarks: Sequence[str] = ()) -> str:
+    """Write tables in Markdown."""
+    lines = [f"**crossent score** {printable(title)}", *(f"> {printable(remark)}" for remark in remarks)]
+    for table in tables:
         rule = ["---" if j in table.text_columns else "---:" for j in range(len(table.columns))]
         lines += ["", f"### {table.title}", ""]
         if table.rows:
@@ -42,7 +54,7 @@ def markdown(report: Scores) -> str:
 
 
 def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+    return printable(cell).replace("|", "\\|").replace("\n", " ")
 
 
 def separated(report: Scores) -> str:
@@ -54,10 +66,16 @@ def separated(report: Scores) -> str:
     return out.getvalue()
 
 
+def _no_formula(value: Any) -> Any:
+    """Keep a spreadsheet from taking a name for a formula."""
+    text = printable(value) if isinstance(value, str) else value
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def _lines(document: dict[str, Any]) -> Iterator[tuple[str, Any, str, Any]]:
     for key, value in document["numbers"].items():
         yield "numbers", "", key, value
     for table in ("classes", "calibration_bins", "worst", "suspected_label_errors"):
         for k, item in enumerate(document[table]):
             for key, value in item.items():
-                yield table, k, key, value
+                yield table, k, key, _no_formula(value)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from crossent.tools.printable import brief
 from crossent.tools.score.measures import ClassRow, Example
 from crossent.tools.score.scores import Scores
+from crossent.tools.shared_options import SUSPECTS
 from crossent.tools.table import Table
 
+WIDEST_NAME, WIDEST_ID = 16, 32  # letters
+MANY = 1000  # classes, among which none is looked for that would be called the same
 FEW = 30  # so many classes are all shown
 
 
@@ -130,7 +134,7 @@ def _classes(report: Scores) -> Table:
 
 def _class(report: Scores, row: ClassRow) -> tuple[str, ...]:
     return (
-        report.class_names[row.label],
+        _name(report, row.label),
         f"{row.decisions:,}",
         percent(row.recall, 1),
         percent(row.precision, 1),
@@ -138,7 +142,7 @@ def _class(report: Scores, row: ClassRow) -> tuple[str, ...]:
         number(row.nll_nats_mean, 4),
         percent(row.loss_share, 1),
         f"{row.p_mean - row.frequency:+.4f}".replace("-", "−") if math.isfinite(row.p_mean) else "–",
-        "" if row.taken_for is None else report.class_names[row.taken_for],
+        "" if row.taken_for is None else _name(report, row.taken_for),
     )
 
 
@@ -149,16 +153,21 @@ def _suspects(report: Scores) -> Table:
     shown = len(report.suspects)
     title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if 0 < shown < found else "")
     note = (
-        "The model gives another class at least as much as it does on average where that is the label. Only worth "
-        "reading if it was not trained on these rows."
+        "So many as have another class with at least what it has on average where it is the label; shown are those whose own label "
+        "is least likely. Only worth reading if the model was not trained on these rows."
     )
+    if report.settings["suspects"] == SUSPECTS[1]:
+        note = (
+            "The model gives another class at least as much as it does on average where that is the label. Only worth "
+            "reading if it was not trained on these rows."
+        )
     if not shown:
         return Table(title, (), (), (note,))
     return replace(_examples(report, title, report.suspects), notes=(note,))
 
 
 def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
-    ids, names = bool(report.ids), report.class_names
+    ids = bool(report.ids)
     place = "token" if report.settings["task"] == "lm" else "at"
     several = not report.columns and bool(report.settings["positions"])
     columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
@@ -166,14 +175,28 @@ def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
     columns.append("loss, nats")
     rows = []
     for e in examples:
-        cells = [str(e.row)] + [_place(report, e.position)] * several + [report.ids.get(e.row, "")] * ids
+        cells = (
+            [str(e.row)] + [_place(report, e.position)] * several + [brief(report.ids.get(e.row, ""), WIDEST_ID)] * ids
+        )
         if report.columns:
-            cells += [names[e.position], "yes" if e.true else "no", number(e.p_true, 4)]
+            cells += [_name(report, e.position), "yes" if e.true else "no", number(e.p_true, 4)]
         else:
-            cells += [names[e.true], number(e.p_true, 4), names[e.predicted], number(e.p_predicted, 4)]
+            cells += [_name(report, e.true), number(e.p_true, 4), _name(report, e.predicted), number(e.p_predicted, 4)]
         rows.append((*cells, number(e.loss_nats, 4)))
     text_columns = tuple(k for k, name in enumerate(columns) if name in ("id", "class", "true", "predicted"))
     return Table(title, tuple(columns), rows, text_columns=text_columns)
+
+
+def short_name(names: Sequence[str], k: int) -> str:
+    """Shorten the name of a class, unless another would be called the same."""
+    short = brief(names[k], WIDEST_NAME)
+    if short == names[k] or len(names) > MANY:
+        return short
+    return short if sum(brief(name, WIDEST_NAME) == short for name in names) == 1 else names[k]
+
+
+def _name(report: Scores, k: int) -> str:
+    return short_name(report.class_names, k)
 
 
 def _place(report: Scores, position: int) -> str:

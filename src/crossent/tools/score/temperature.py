@@ -6,7 +6,8 @@ Neural Networks", 2017.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from math import inf, sqrt
 
 import numpy as np
@@ -17,6 +18,7 @@ from crossent.tools.score.row_blocks import Decisions, Ints, Reader
 
 LIMITS = (1 / 100, 100.0)
 SAMPLE = 1 << 26  # numbers that the fit looks at, evenly spread, of a file that holds more
+FIRST = 1 << 20  # numbers, kept in memory, on which a file that holds many more is fitted before it is gone through
 STEPS, EXACT = 40, 1e-7
 
 
@@ -41,10 +43,45 @@ def fit(reader: Reader, watch: Callable[[int], None]) -> float | None:
     def chosen(row: Ints, position: Ints) -> Bools:
         return np.asarray(even(row, position) & ((row // 2 * per_row + position) % stride == 0))
 
-    low, high, beta, last = 1 / LIMITS[1], 1 / LIMITS[0], 1.0, inf
-    for step in range(STEPS):
-        slope, curvature, count = _slope(reader, chosen, beta)
-        watch(step + 1)
+    numbers, first = len(reader.logits) * per_row * reader.layout.choices, 1.0
+    steps = count_up(watch)
+    if numbers > 8 * FIRST:
+        sparse = numbers // (2 * FIRST * stride)
+
+        def few(row: Ints, position: Ints) -> Bools:
+            return np.asarray(chosen(row, position) & ((row // 2 * per_row + position) // stride % sparse == 0))
+
+        found = _newton(list(reader.sample(few)), 1.0, steps, confirm=False)
+        first = 1.0 if found is None else found
+    beta = _newton(_Passes(reader, chosen), first, steps, confirm=first != 1.0)
+    return None if beta is None else 1 / beta
+
+
+def count_up(watch: Callable[[int], None]) -> Callable[[], None]:
+    """Tell how many steps have been made."""
+    steps = count(1)
+    return lambda: watch(next(steps))
+
+
+class _Passes:
+    """Decisions of a file that are read anew each time they are gone through."""
+
+    def __init__(self, reader: Reader, chosen: Callable[[Ints, Ints], Bools]) -> None:
+        self.reader, self.chosen = reader, chosen
+
+    def __iter__(self) -> Iterator[Decisions]:
+        return self.reader.sample(self.chosen)
+
+
+def _newton(blocks: Iterable[Decisions], beta: float, step: Callable[[], None], *, confirm: bool) -> float | None:
+    """Find the ``β`` with the lowest loss by Newton's steps.
+
+    Where a good ``β`` is only to be confirmed, a step that is small enough is believed: the next would be its square.
+    """
+    low, high, last = 1 / LIMITS[1], 1 / LIMITS[0], inf
+    for _ in range(STEPS):
+        slope, curvature, count = _slope(blocks, beta)
+        step()
         if not count or not np.isfinite(slope):
             return None
         if slope == 0 and beta == 1:
@@ -53,22 +90,25 @@ def fit(reader: Reader, watch: Callable[[int], None]) -> float | None:
         newton = beta - slope / curvature if curvature > 0 else inf
         # Newton's steps do not shrink where the slope decays like an exponential, as it does if no decision is wrong
         shrinks = abs(newton - beta) < last / 2
-        following = newton if low < newton < high and shrinks else sqrt(low * high)
+        direct = low < newton < high and shrinks
+        following = newton if direct else sqrt(low * high)
         last = abs(following - beta)
         if last <= EXACT * beta:
             break
         beta = following
-    return 1 / beta
+        if confirm and direct and last <= sqrt(EXACT) * beta:
+            break
+    return beta
 
 
-def _slope(reader: Reader, chosen: Callable[[Ints, Ints], Bools], beta: float) -> tuple[float, float, int]:
-    """Sum the slope and the curvature of the loss over the chosen decisions."""
+def _slope(blocks: Iterable[Decisions], beta: float) -> tuple[float, float, int]:
+    """Sum the slope and the curvature of the loss over decisions."""
     slope = curvature = 0.0
     count = 0
-    for block in reader.sample(chosen):
+    for block in blocks:
         with np.errstate(invalid="ignore", over="ignore"):
             p = block.tempered(1 / beta).p
-            above = np.where(p > 0, block.x - block.of(block.x, block.y)[:, None], 0.0)  # inf where p_y = 0
+            above = np.where(p > 0, block.x - block.x_true[:, None], 0.0)  # inf where p_y = 0
             mean = (p * above).sum(1)
             slope += float(mean.sum())
             curvature += float((p * np.square(above - mean[:, None])).sum())

@@ -1,9 +1,10 @@
 """The rules: ``VALUE_RULES`` look at facts about logits, targets and losses, ``LOSS_RULES`` at a loss somebody wrote."""
 
-from crossent.tools.check.rules import custom_loss, logits, loss_curve, target
+from crossent.tools.check.rules import custom_loss, logits, loss_curve, predictions, target
 
-VALUE_RULES = dict(sorted({**logits.RULES, **target.RULES, **loss_curve.RULES}.items()))
+CURVE_RULES = {**loss_curve.RULES, **predictions.CURVE_RULES}
+VALUE_RULES = dict(sorted({**logits.RULES, **target.RULES, **predictions.RULES, **CURVE_RULES}.items()))
 LOSS_RULES = custom_loss.RULES
 RULE_DESCRIPTIONS = {name: rule.description for name, rule in (VALUE_RULES | LOSS_RULES).items()}
 
-__all__ = ["LOSS_RULES", "RULE_DESCRIPTIONS", "VALUE_RULES"]
+__all__ = ["CURVE_RULES", "LOSS_RULES", "RULE_DESCRIPTIONS", "VALUE_RULES"]

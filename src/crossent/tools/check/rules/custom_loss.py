@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,9 @@ def _repair(loss: AuditedLoss, target: Array, grad: Array, differences: Array) -
                 "t; or divide the target by M (t = 1/M), and the loss becomes the mean over a row's labels: "
                 "crossent.multilabel_cross_entropy."
             )
+    factors = _detached(loss, target, scale * grad)
+    if factors:
+        return factors
     ratio = float((grad * differences).sum() / max((differences**2).sum(), 1e-30))
     if _far(grad, ratio * differences) < loss.tolerance and abs(ratio) > 1e-6:
         return f"The backward pass is {ratio:.4g} times the derivative: a factor such as N, or a sign, is missing on one side."
@@ -141,6 +145,21 @@ def second_derivative(loss: AuditedLoss) -> Iterator[str]:
         )
 
 
+def _detached(loss: AuditedLoss, target: Array, grad: Array) -> str:
+    """Recognise ``w · (p - t)`` with the ``w`` that is in front of ``-log p``, of which no gradient was taken."""
+    t = np.eye(loss.classes)[target] if target.ndim == 1 else target
+    if loss.binary or not np.allclose(t.sum(1), 1):
+        return ""
+    rows = np.array([loss.total(loss.x[i : i + 1], target[i : i + 1]) for i in range(len(loss.x))])
+    factor = rows / (t * reference.surprisal(loss.x)).sum(1)
+    if _far(grad, factor[:, None] * (reference.softmax(loss.x) - t)) > loss.tolerance:
+        return ""
+    return (
+        f"The factor in front of −log p, {numbers(factor, 3)}, is detached: the gradient is that of weights which do not depend on "
+        "the logits. Take .detach() or no_grad away from it, or call it a weight, and print the weighted cross entropy."
+    )
+
+
 # --- the softmax ------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +180,9 @@ def adding_a_constant(loss: AuditedLoss) -> Iterator[str]:
     """Another constant for every row."""
     if loss.binary:
         loss.measure("CE204", "constants: not for a sigmoid")
+        return
+    if loss.member is not None and loss.member.shifts:
+        loss.measure("CE204", f"a constant changes it on purpose: {loss.member.text}")
         return
     a = loss.random.uniform(1.0, 3.0, size=(len(loss.x), 1))
     before, after = loss.value(loss.x, loss.target), loss.value(loss.x + a, loss.target)
@@ -186,6 +208,9 @@ def sum_of_the_gradient(loss: AuditedLoss) -> Iterator[str]:
     """The sum over classes, for every kind of target."""
     if loss.binary:
         loss.measure("CE205", "sum of the gradient: not for a sigmoid")
+        return
+    if loss.member is not None and loss.member.shifts:
+        loss.measure("CE205", f"its sum is not 0 on purpose: {loss.member.text}")
         return
     wrong, worst, seen = [], 0.0, ""
     for kind, target in loss.targets.items():
@@ -257,7 +282,8 @@ def no_pull(loss: AuditedLoss) -> Iterator[str]:
         pulls[margin] = -float(loss.derivatives(x, loss.labels(y)).grad[:, 0].sum())
     undecided = pulls.pop(0.0)
     if undecided <= 0:
-        raise NotApplicable("it does not pull the true class up where the model is undecided")
+        loss.measure("CE207", "not tried: it does not pull the true class up where the model is undecided")
+        return
     loss.measure(
         "CE207",
         "pull when wrong by 10 and by 30, against undecided: "
@@ -322,7 +348,7 @@ def order_of_the_rows(loss: AuditedLoss) -> Iterator[str]:
         "torch.nn.CrossEntropyLoss: ignore_index",
     ),
 )
-def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
+def ignored_rows(loss: AuditedLoss) -> Iterator[Observation]:
     """Two more rows with the ignored label."""
     y = loss.indices
     if y is None:
@@ -339,10 +365,23 @@ def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
     far = max(_far(after.value.sum(), before.value.sum()), _far(after.grad[:n], before.grad))
     push = float(np.abs(after.grad[n:]).max())
     loss.measure("CE209", f"two ignored rows change it by {far:.1e}")
-    if far > _exact(loss) or push > EXACT:
-        yield (
+    share = n / (n + 2)
+    diluted = max(_far(after.value.sum(), share * before.value.sum()), _far(after.grad[:n], share * before.grad))
+    if far > _exact(loss) and diluted <= _exact(loss) and push <= EXACT:
+        yield Observation(
+            f"{n} rows cost {before.value.sum():.6g}, and {after.value.sum():.6g} with 2 ignored rows besides: the mean divides "
+            f"by {n + 2} rows, of which {n} count",
+            why="Ignored rows cost nothing, but the mean divides by them as well: a batch with more padding learns less.",
+            fix="Divide by (target != ignore_index).sum(), as ignore_index= of cross_entropy does, and not by the number of rows.",
+        )
+    elif far > _exact(loss) or push > EXACT:
+        on_purpose = (
+            loss.member is not None and loss.member.shifts
+        )  # a z-loss that counts them too: small, and no wrong label
+        yield Observation(
             f"{n} rows cost {before.value.sum():.6g}; with 2 rows of label {loss.ignore_index} besides "
-            f"{after.value.sum():.6g}, and their largest gradient is {push:.3g}"
+            f"{after.value.sum():.6g}, and their largest gradient is {push:.3g}",
+            "warning" if on_purpose else "error",
         )
 
 
@@ -359,11 +398,24 @@ def ignored_rows(loss: AuditedLoss) -> Iterator[str]:
         "huggingface/transformers pull request 34191",
     ),
 )
-def micro_batches(loss: AuditedLoss) -> Iterator[str]:
+def micro_batches(loss: AuditedLoss) -> Iterator[str | Observation]:
     """Two parts of different sizes against the whole."""
     if not loss.reduction:
         loss.measure("CE210", f"all rows twice give {loss.twice:.4g} times the loss")
         yield f"all rows twice give {loss.twice:.4g} times the loss: a mean gives 1, a sum 2"
+        return
+    if _is_mean_of_class_means(loss):
+        loss.measure("CE210", "it is the mean of the classes' means")
+        yield Observation(
+            "the loss of all rows is the mean over classes of their means",
+            why="A mean of means gives every class the same say in a batch, whatever its number of rows: a row of a class that is "
+            "rare in this batch weighs more than in another, and parts of a batch do not add up to the whole.",
+            fix="Say it with class weights, which do not depend on the batch: weight= of cross_entropy, "
+            'reduction="sum" and one denominator= for all micro-batches.',
+        )
+        return
+    if loss.member is not None and loss.member.kind == "weighted":
+        loss.measure("CE210", "not tried: class weights, so that micro-batches count by the sum of their weights")
         return
     n, cut = len(loss.x), len(loss.x) // 3
     parts = [slice(0, cut), slice(cut, n)]
@@ -381,6 +433,17 @@ def micro_batches(loss: AuditedLoss) -> Iterator[str]:
             f"{n} rows give {whole.value.sum():.6g}; parts of {cut} and {n - cut}, weighted by rows, {value:.6g} "
             f"(gradients differ by {far:.1e})"
         )
+
+
+def _is_mean_of_class_means(loss: AuditedLoss) -> bool:
+    y = np.append(np.arange(len(loss.x) - 2) % loss.classes, [0, 0])
+    with suppress(NotApplicable):
+        whole = loss.total(loss.x, loss.labels(y))
+        each = [loss.total(loss.x[y == k], loss.labels(y[y == k])) for k in sorted(set(y.tolist()))]
+        rows = [loss.total(loss.x[i : i + 1], loss.labels(y[i : i + 1])) for i in range(len(y))]
+        apart = abs(float(np.mean(rows)) - whole) > COARSE * abs(whole)
+        return apart and loss.reduction != "none" and abs(float(np.mean(each)) - whole) <= EXACT * abs(whole)
+    return False
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -469,3 +532,116 @@ def writes_to_inputs(loss: AuditedLoss) -> Iterator[str]:
     loss.measure("CE213", f"it changes {' and '.join(changed)}" if changed else "it writes to neither input")
     if changed:
         yield f"{' and '.join(changed)} are other numbers after the call"
+
+
+# --- what it is beside the cross entropy ------------------------------------------------------------------------------
+
+
+@register_rule(
+    RULES,
+    RuleDescription(
+        "CE214",
+        "error",
+        "it pushes the true class down",
+        "Descent lowers the loss, and this one becomes lower as the true class becomes less likely: training makes the model "
+        "wrong, and the printed loss falls without end.",
+        "The sign is missing: −log p, not log p. For log_softmax and gather: -x.log_softmax(1).gather(1, t[:, None]).mean().",
+        "torch.nn.NLLLoss, whose input is log p and whose value is −log p",
+    ),
+)
+def pushes_the_true_class_down(loss: AuditedLoss) -> Iterator[str]:
+    """The gradient of the true class's logit where the model is undecided."""
+    y = np.arange(len(loss.x)) % loss.classes
+    x = np.zeros_like(loss.x)
+    pull = -loss.derivatives(x, loss.labels(y)).grad[np.arange(len(y)), y]
+    loss.measure("CE214", f"pull on the true class where the model is undecided: {float(pull.mean()):.3g} a row")
+    if (pull < -EXACT).all():
+        named = (
+            f": it is {loss.member.text}" if loss.member is not None and loss.member.text.startswith("minus") else ""
+        )
+        yield f"where the model is undecided, descent moves the true class by {float(pull.mean()):.3g} a row{named}"
+
+
+@register_rule(
+    RULES,
+    RuleDescription(
+        "CE215",
+        "warning",
+        "the mean divides by the classes too",
+        "The loss is the cross entropy divided by C: a mean over all elements of a one-hot product instead of over rows. Its "
+        "gradient is C times smaller, and so is every step: with 1000 classes nothing seems to learn.",
+        "Sum over the classes first: -(t * log_p).sum(1).mean().",
+        "torch.nn.CrossEntropyLoss: the mean of probabilities divides by rows",
+    ),
+)
+def divides_by_the_classes(loss: AuditedLoss) -> Iterator[str]:
+    """A scale of 1/C."""
+    member = loss.member
+    known = member is not None and member.kind == "scaled"
+    scale = abs(member.number) if member is not None and known else 1.0
+    loss.measure(
+        "CE215", f"scale, against the cross entropy: {scale:.4g}" if known else "scale: it is no plain cross entropy"
+    )
+    if known and abs(scale * loss.classes - 1) < COARSE:
+        yield f"its gradient is that of the cross entropy divided by {loss.classes}, the number of classes"
+
+
+@register_rule(
+    RULES,
+    RuleDescription(
+        "CE216",
+        "error",
+        "smoothed targets that are none",
+        "A smoothed target is a probability: over the classes of a softmax it sums to 1, and those of yes and of no sum to 1. One "
+        "that does not has its least loss elsewhere than where the model is right.",
+        "t(1 − ε) + ε/C for a softmax, t(1 − ε) + ε/2 for a sigmoid; label_smoothing= of cross_entropy and of "
+        "crossent.binary_cross_entropy_with_logits.",
+        "Szegedy et al., Rethinking the Inception Architecture, 2016",
+    ),
+)
+def smoothed_targets(loss: AuditedLoss) -> Iterator[str]:
+    """Targets that do not sum to 1, recognised by the gradient."""
+    member = loss.member
+    if member is None or member.kind != "smoothed":
+        loss.measure("CE216", "label smoothing: none")
+        return
+    loss.measure("CE216", f"label smoothing: {member.text}")
+    true, others = member.targets
+    if (true, others) == (1.0, 0.0):
+        return
+    if loss.binary and abs(true + others - 1) > COARSE:
+        yield (
+            f"a yes is asked to be {true:.4g} and a no {others:.4g}, which sum to {true + others:.4g}: a model that is right about "
+            f"every yes is least costly at p = {true:.4g}"
+        )
+    elif not loss.binary:
+        total = true + others * (loss.classes - 1)
+        yield f"the true class is asked to be {true:.4g} and each other {others:.4g}, which sum to {total:.4g}"
+
+
+@register_rule(
+    RULES,
+    RuleDescription(
+        "CE217",
+        "note",
+        "a row with M labels counts M times",
+        "The loss sums −log p over the labels of a row. A row with 3 labels has three times the loss and the gradient of a row "
+        "with one, and no p can bring it to 0: its least value is M ln M.",
+        "If rows should count alike, divide the target by its sum: t = 1/M, crossent.multilabel_cross_entropy.",
+        "docs/losses.md, several labels a row",
+    ),
+)
+def counts_several_times(loss: AuditedLoss) -> Iterator[str]:
+    """Rows with several labels, in a loss that takes no class indices."""
+    target = next((t for kind, t in loss.targets.items() if kind == "several labels a row"), None)
+    if target is None or loss.binary or loss.indices is not None or not loss.reduction:
+        loss.measure("CE217", "several labels a row: not tried")
+        return
+    cost = (target * reference.surprisal(loss.x)).sum(1)
+    expected = cost.mean() if loss.reduction == "mean" else cost.sum()
+    counts = abs(loss.total(loss.x, target) - expected) <= COARSE * expected
+    loss.measure("CE217", f"a row with M labels counts {'M times' if counts else 'otherwise than M times'}")
+    if counts:
+        row = int(target.sum(1).argmax())
+        many = int(target[row].sum())
+        yield f"row {row} has {many} labels and costs {cost[row]:.4g}, the sum over them; their mean is {cost[row] / many:.4g}"

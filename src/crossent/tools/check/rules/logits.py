@@ -28,8 +28,20 @@ RULES: dict[str, Rule] = {}
         "pytorch/pytorch issue 55902, open since 2021",
     ),
 )
-def softmax_before_the_loss(facts: Facts) -> Iterator[str]:
+def softmax_before_the_loss(facts: Facts) -> Iterator[str | Observation]:
     """Rows in [0, 1] that sum to 1."""
+    if (
+        not facts.options.binary
+        and facts.options.input == "logits"
+        and facts.logits.example
+        and facts.logits.percent
+        and facts.C > 1
+    ):
+        yield Observation(
+            f"all {facts.counted:,} rows that count lie in [0, 100] and sum to 100 ({facts.logits.example}): percentages",
+            fix="Give the loss the values before the softmax. Where only percentages are left, log(x / 100) are logits.",
+        )
+        return
     if facts.options.binary or not _are_probabilities(facts):
         return
     text = f"all {facts.counted:,} rows that count lie in [0, 1] and sum to 1 ({facts.logits.example})"
@@ -38,7 +50,11 @@ def softmax_before_the_loss(facts: Facts) -> Iterator[str]:
         text += f"; the loss of these is {facts.loss.loss.value:.4f} and can never be less than {low:.4f}"
         if facts.loss.as_probabilities.n == facts.loss.loss.n:
             text += f", that of their logarithms is {facts.loss.as_probabilities.value:.4f}"
-    yield text
+    if not facts.options.stored:
+        yield text
+        return
+    fix = RULES["CE101"].description.fix
+    yield Observation(text, fix=f"{fix} If a file of probabilities is meant to be checked: --input probs.")
 
 
 def _are_probabilities(facts: Facts) -> bool:
@@ -47,7 +63,15 @@ def _are_probabilities(facts: Facts) -> bool:
     tolerance = 1e-2 if facts.counted > 8 else 1e-4
     if facts.dtype in ("float16", "bfloat16"):
         tolerance = 2e-2
-    return facts.C > 1 and bool(seen.example) and seen.unit and seen.unit_error <= tolerance
+    if seen.rounded:  # to two decimals: each may be wrong by half of the last
+        tolerance = max(tolerance, 1e-2 + 0.005 * facts.C)
+    return (
+        facts.options.input == "logits"
+        and facts.C > 1
+        and bool(seen.example)
+        and seen.unit
+        and seen.unit_error <= tolerance
+    )
 
 
 @register_rule(
@@ -65,8 +89,11 @@ def _are_probabilities(facts: Facts) -> bool:
 def log_softmax_before_the_loss(facts: Facts) -> Iterator[str]:
     """Rows of at most 0 whose exponentials sum to 1."""
     half = facts.dtype in ("float16", "bfloat16")
+    tolerance = 1e-4 if not half else 5e-2 if facts.counted > 8 else 2e-3  # a few rows may do so by chance
     seen = facts.logits
-    if not facts.options.binary and facts.C > 1 and seen.example and seen.log_error <= (5e-2 if half else 1e-4):
+    if facts.options.input != "logits":
+        return
+    if not facts.options.binary and facts.C > 1 and seen.example and seen.log_error <= tolerance:
         yield f"in all {facts.counted:,} rows that count Σ exp(x) is 1 ({seen.example})"
 
 
@@ -86,7 +113,14 @@ def log_softmax_before_the_loss(facts: Facts) -> Iterator[str]:
 def sigmoid_before_the_loss(facts: Facts) -> Iterator[Observation]:
     """Values that never leave [0, 1], though those of a linear layer would."""
     seen, columns = facts.logits, facts.C
-    if not seen.example or not seen.unit or facts.counted * columns < 16 or _are_probabilities(facts):
+    if (
+        facts.options.input != "logits"
+        or not seen.example
+        or not seen.unit
+        or seen.low == seen.high
+        or facts.counted * columns < 16
+        or _are_probabilities(facts)
+    ):
         return
     # Untrained outputs hug a constant of either sign in every column; only many columns, or both ends, say something.
     if columns < 10 and not (seen.low < 0.1 and seen.high > 0.9):

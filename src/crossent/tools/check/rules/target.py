@@ -86,7 +86,10 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Observation]:
             f"{what} in {facts.target.broken.of(facts.target.rows)}", fix="Look where these rows were labelled."
         )
     if misfit is not None:
-        # What a file stores is not yet what the loss is given; only a shape or a one-hot row will stay what it is.
+        # What a file stores is not yet what the loss is given: a dtype is none of its own, a shape stays what it is.
+        dtype_only = misfit.fix.startswith(("target.long()", "target.float()"))
+        if dtype_only and facts.options.stored:
+            return
         severity: Severity = "warning" if misfit.fix in ("target.long()", "target.float()") else "error"
         why = "torch takes a floating target of the logits' shape and raises a RuntimeError or ValueError for others."
         yield Observation(misfit.seen, severity, why if facts.options.binary else None, misfit.fix)
@@ -132,13 +135,20 @@ def soft_targets(facts: Facts) -> Iterator[str | Observation]:
         "pytorch/pytorch issues 70348 and 116349",
     ),
 )
-def every_target_ignored(facts: Facts) -> Iterator[str]:
+def every_target_ignored(facts: Facts) -> Iterator[str | Observation]:
     """Nothing is left of the whole, or of a micro-batch."""
     if not facts.has_target or facts.target.rows == 0:
         return
     ignored = f"{facts.options.ignored:g}" if facts.options.ignored is not None else "none"
     if facts.counted == 0:
-        yield f"all {facts.target.rows:,} targets are ignore_index={ignored}"
+        text = f"all {facts.target.rows:,} targets are ignore_index={ignored}"
+        as_wanted = Observation(
+            text,
+            "note",
+            "The loss is 0 with a gradient of 0: this batch teaches nothing.",
+            "Nothing, if such batches are rare.",
+        )
+        yield as_wanted if facts.options.empty == "zero" else text
         return
     empty = [k for k, part in enumerate(facts.loss.parts) if part.counted == 0]
     if empty:

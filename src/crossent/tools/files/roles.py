@@ -1,0 +1,217 @@
+"""What the columns of a table are: keys of the rows, labels, classes, or none of these.
+
+Numbers alone make no column a class. Columns are classes that were asked for, that have the names of the classes, that are
+numbered, or that share a prefix such as ``p_``; or all that are left, once keys, labels and usual columns of other kinds are out,
+if their values are of one kind. Where that is doubtful, the table is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from crossent.tools.errors import FileError
+from crossent.tools.files.row_array import BLOCK, RowArray
+from crossent.tools.files.table import Table, listed
+
+LOGITS = ("logits", "predictions", "preds", "scores", "outputs", "probs", "probabilities", "logprobs")
+LABELS = (
+    "labels", "targets", "label_ids", "label", "target", "y", "gold", "y_true", "truth", "true", "ground_truth", "class",
+    "category",
+)  # fmt: skip
+# What rows are called. pandas writes its index without a name, which it reads as "Unnamed: 0".
+IDS = re.compile(
+    r"|unnamed: 0|__index_level_0__|(.*[_ .\-/])?(ids?|idx|index|guid|uuid|uid|key|file_?name|image_?name|path)"
+    r"|image|img|file|row|name|sample|[a-z]+id",
+    re.IGNORECASE,
+)
+INDEX = ("", "unnamed: 0", "__index_level_0__", "index")  # keys that only count rows
+# What stands beside classes and is none, whatever numbers it holds.
+OTHERS = frozenset(
+    {
+        "pred", "prediction", "predicted", "predicted_label", "prediction_label", "pred_label", "y_pred", "yhat", "y_hat", "argmax",
+        "correct", "confidence", "margin", "entropy", "loss", "nll", "weight", "weights", "sample_weight", "fold", "split", "usage",
+        "epoch", "step", "global_step", "time", "timestamp", "date", "rank", "batch", "seed", "accuracy", "acc",
+    }
+)  # fmt: skip
+PREFIXES = re.compile(
+    r"(p|prob|probs|proba|probability|logit|logits|logprob|score|scores|class|pred|y|label|target|true)[_ .:/\-]+(?=.)",
+    re.I,
+)
+FAR = 10  # times as large as the next largest column: no class among classes
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was said about the columns of tables.
+
+    Attributes:
+        classes: names of the class columns, or patterns such as ``"p_*"``; their order is that of the classes.
+        drop: names or patterns of columns that are neither.
+        id: the column that names the rows; or two with a comma between, where it is called otherwise beside the labels.
+        class_names: what the classes are called.
+    """
+
+    classes: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    id: str | None = None
+    class_names: Sequence[str] = ()
+
+
+def expand(table: Table, patterns: Sequence[str], role: str) -> tuple[str, ...]:
+    """Find the columns that names and patterns mean, in the order of these."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = [pattern] if pattern in table.columns else [n for n in table.columns if fnmatchcase(n, pattern)]
+        if not names:
+            raise FileError(f"{table.path}: has no column {pattern!r} for {role}, only {listed(table.columns)}")
+        found |= dict.fromkeys(names)
+    return tuple(found)
+
+
+def keys_of(table: Table, selection: Selection) -> tuple[str, ...]:
+    """Find the columns that name rows, those that do more than count them first."""
+    named = tuple(name.strip() for name in selection.id.split(",")) if selection.id is not None else ()
+    if selection.id is not None:
+        return tuple(name for name in (selection.id, *named) if name in table.columns)[:1]
+    dropped = _dropped(table, selection)
+    if table.beside:
+        one_a_row = table.names("number", "word")
+    else:  # one axis, and a name
+        one_a_row = tuple(name for name, column in table.columns.items() if name and column.described.endswith(",)"))
+    keys = [
+        name for name in one_a_row if IDS.fullmatch(name.strip()) and name not in dropped and name.lower() not in LABELS
+    ]
+    return tuple(sorted(keys, key=lambda name: name.lower() in INDEX))
+
+
+def label_of(table: Table, selection: Selection, besides: Iterable[str] = ()) -> str | None:
+    """Find the column with a usual name for labels."""
+    out = {*besides, *_dropped(table, selection), *keys_of(table, selection)}
+    return table.usual(LABELS, [name for name in table.columns if name not in out])
+
+
+def candidates(table: Table, selection: Selection, label: str | None = None) -> tuple[str, ...]:
+    """Find the columns of numbers that are no key, no label and not dropped."""
+    out = {*keys_of(table, selection), *_dropped(table, selection), label}
+    return tuple(n for n in table.names("number", "bool") if n not in out and n.lower() not in LABELS)
+
+
+def _dropped(table: Table, selection: Selection) -> set[str]:
+    return {name for name in table.columns if any(name == p or fnmatchcase(name, p) for p in selection.drop)}
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def bare(names: Sequence[str]) -> tuple[str, ...]:
+    """Take off a prefix that all names share, if it is a usual one.
+
+    >>> bare(["p_cat", "p_dog"]), bare(["p_cat", "dog"])
+    (('cat', 'dog'), ('p_cat', 'dog'))
+    """
+    heads = {match.group() if (match := PREFIXES.match(name)) else "" for name in names}
+    if len(names) < 2 or len(heads) > 1:
+        return tuple(names)
+    return tuple(name[len(next(iter(heads))) :] for name in names)
+
+
+def places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:
+    """Find each name among others, by its letters or else in upper or lower case; None if one is missing.
+
+    >>> places(["dog", "Cat"], ["cat", "dog"]), places(["cow"], ["cat", "dog"])
+    ([1, 0], None)
+    """
+    for form in (str.strip, lambda name: name.strip().casefold()):
+        place = {form(name): k for k, name in enumerate(among)}
+        if len(place) == len(among) and all(form(name) in place for name in names):
+            return [place[form(name)] for name in names]
+    return None
+
+
+def clear_classes(
+    table: Table, among: Sequence[str], words: Iterable[str], selection: Selection
+) -> tuple[str, ...] | None:
+    """Choose the columns that are classes by their names; None if only their values can tell.
+
+    Args:
+        table: the table.
+        among: columns of numbers.
+        words: the labels, where they are words.
+        selection: what was said.
+    """
+    if selection.classes:
+        return expand(table, selection.classes, "classes")
+    names = selection.class_names
+    if names:
+        for taken in groups(among):
+            at = places(names, bare(taken))
+            if at is not None:
+                return tuple(taken[k] for k in at)
+    for taken in groups(among):
+        if len(taken) > 1 and (_numbered(bare(taken)) or bare(taken) != tuple(taken)):
+            return tuple(taken)
+    return None
+
+
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """Sort names by their prefix, the largest group first; all of them together come before."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = PREFIXES.match(name)
+        found.setdefault(match.group().lower() if match else "digits" if name.isdigit() else "", []).append(name)
+    return [list(names), *sorted(found.values(), key=len, reverse=True)]
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    if not all(name.isdigit() for name in names):
+        return False
+    return sorted(map(int, names)) in (list(range(len(names))), list(range(1, len(names) + 1)))
+
+
+def classes_by_value(table: Table, array: RowArray, words: Iterable[str]) -> tuple[str, ...]:
+    """Choose the columns that are classes among columns of numbers, which must be of one kind.
+
+    Raises:
+        FileError: some are not like the others.
+    """
+    names = [name for name in array.columns if name.lower() not in OTHERS] or list(array.columns)
+    odd, why = _odd(array, names)
+    if not odd:
+        return tuple(names)
+    left = [name for name in names if name not in odd]
+    words = sorted(set(words))
+    if words and len(words) == len(left) and places(words, left) is not None:
+        return tuple(left)
+    raise FileError(
+        f"{table.path}: is the column {odd[0]!r} a class? {why}. Say --drop {odd[0]}, or --classes with the names of the classes"
+    )
+
+
+def _odd(array: RowArray, names: Sequence[str]) -> tuple[list[str], str]:
+    """Find the columns that are not like the others, and say why."""
+    at = [array.columns.index(name) for name in names] if len(names) < len(array.columns) else slice(None)
+    values = array.rows(0, BLOCK)[:, at].astype(np.float64)
+    if values.shape[1] < 2:
+        return [], ""
+    with np.errstate(invalid="ignore", over="ignore"):
+        whole = (np.rint(values) == values).all(0) & (np.abs(values) > 1).any(0)
+        if whole.any() and not (whole | (np.rint(values) == values).all(0)).all():
+            return [
+                name for name, odd in zip(names, whole, strict=True) if odd
+            ], "It holds whole numbers, and others do not"
+        total = values.sum(1)
+        for j, name in enumerate(names if values.shape[1] > 2 and np.abs(total - 1).max() > 1e-2 else ()):
+            if np.abs(total - values[:, j] - 1).max() < 1e-3:
+                return [name], "The others of a row sum to 1 without it"
+        size = np.where(np.isfinite(values), np.abs(values), 0).max(0)
+        order = np.argsort(size)
+        if values.shape[1] > 2 and len(values) > 1 and size[order[-1]] > FAR * max(size[order[-2]], 1e-30):
+            return [
+                names[order[-1]]
+            ], f"Its values reach {size[order[-1]]:.4g}, those of the others {size[order[-2]]:.4g}"
+    return [], ""
