@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import ceil, prod
 from typing import Any, NamedTuple
 
@@ -139,7 +140,12 @@ def _arranged(x: Tensor, like: Tensor, again: bool) -> Launch | None:
 
 def warp_size() -> int:
     """Tell how many threads run in step on this device."""
-    size: int = 32 if INTERPRETED else triton.runtime.driver.active.get_current_target().warp_size
+    return 32 if INTERPRETED else _warp_size_of(triton.runtime.driver.active)
+
+
+@cache
+def _warp_size_of(driver: Any) -> int:
+    size: int = driver.get_current_target().warp_size
     return size
 
 
