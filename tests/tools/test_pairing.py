@@ -191,6 +191,20 @@ def test_columns_in_the_order_of_their_digits_as_text_are_matched_by_number(tmp_
     assert loss(from_1)[0] == pytest.approx(right, abs=1e-9)
 
 
+def test_names_for_columns_of_numbers_go_by_the_numbers(tmp_path):
+    c = 12
+    y, named = RNG.integers(0, c, N), [f"c{k}" for k in range(c)]
+    x = np.round(RNG.normal(size=(N, c)) + 3 * np.eye(c)[y], 6)
+    right = crossent.score(x, y).numbers["nll_nats_mean"]
+    order = sorted(range(c), key=str)
+    for first in (0, 1):
+        for labels in (y + first, np.array(named)[y]):
+            heading = "id,label," + ",".join(str(k + first) for k in order)
+            a = write(tmp_path / "a.csv", heading, np.arange(N), labels, x[:, order])
+            found, pair = loss(a, class_names=named)
+            assert (found, pair.logits.columns) == (pytest.approx(right, abs=1e-9), tuple(named))
+
+
 def test_class_names_in_another_order_are_matched(preds, tmp_path):
     order = [3, 1, 0, 2]
     place = np.argsort(order)

@@ -205,9 +205,10 @@ def _odd(array: RowArray, names: Sequence[str]) -> tuple[list[str], str]:
                 name for name, odd in zip(names, whole, strict=True) if odd
             ], "It holds whole numbers, and others do not"
         total = values.sum(1)
-        for j, name in enumerate(names if values.shape[1] > 2 and np.abs(total - 1).max() > 1e-2 else ()):
-            if np.abs(total - values[:, j] - 1).max() < 1e-3:
-                return [name], "The others of a row sum to 1 without it"
+        if values.shape[1] > 2 and np.abs(total - 1).max() > 1e-2:
+            without = np.abs(total[:, None] - values - 1).max(0) < 1e-3
+            if without.any():
+                return [names[int(without.argmax())]], "The others of a row sum to 1 without it"
         size = np.where(np.isfinite(values), np.abs(values), 0).max(0)
         order = np.argsort(size)
         if values.shape[1] > 2 and len(values) > 1 and size[order[-1]] > FAR * max(size[order[-2]], 1e-30):
