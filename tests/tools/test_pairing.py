@@ -214,6 +214,18 @@ def test_class_names_in_another_order_are_matched(preds, tmp_path):
     assert pair.logits.columns == tuple(NAMES[k] for k in order)
 
 
+def test_classes_may_be_called_as_keys_and_labels_are(tmp_path):
+    for names in (
+        ("normal", "covid", "hybrid", "acid"),
+        ("image", "name", "file", "text"),
+        ("true", "false", "class", "y"),
+    ):
+        a = write(tmp_path / "a.csv", "image_name," + ",".join(names), KEYS["text"], X)
+        t = write(tmp_path / "t.csv", "image_name,label", KEYS["text"][ORDER], np.array(names)[Y][ORDER])
+        found, pair = loss(a, t)
+        assert (found, pair.logits.columns) == (pytest.approx(RIGHT, abs=1e-9), names)
+
+
 # --- what is a class --------------------------------------------------------------------------------------------------
 
 BESIDES = {

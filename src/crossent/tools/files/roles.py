@@ -26,7 +26,7 @@ LABELS = (
 # What rows are called. pandas writes its index without a name, which it reads as "Unnamed: 0".
 IDS = re.compile(
     r"|unnamed: 0|__index_level_0__|(.*[_ .\-/])?(ids?|idx|index|guid|uuid|uid|key|file_?name|image_?name|path)"
-    r"|image|img|file|row|name|sample|[a-z]+id",
+    r"|image|img|file|row|name|sample|(?-i:[a-z]+(Id|ID))",
     re.IGNORECASE,
 )
 INDEX = ("", "unnamed: 0", "__index_level_0__", "index")  # keys that only count rows
@@ -84,7 +84,9 @@ def keys_of(table: Table, selection: Selection) -> tuple[str, ...]:
     else:  # one axis, and a name
         one_a_row = tuple(name for name, column in table.columns.items() if name and column.described.endswith(",)"))
     keys = [
-        name for name in one_a_row if IDS.fullmatch(name.strip()) and name not in dropped and name.lower() not in LABELS
+        name
+        for name in one_a_row
+        if IDS.fullmatch(name.strip()) and name not in dropped and not _is_label(table, name) and _whole(table, name)
     ]
     return tuple(sorted(keys, key=lambda name: name.lower() in INDEX))
 
@@ -92,13 +94,23 @@ def keys_of(table: Table, selection: Selection) -> tuple[str, ...]:
 def label_of(table: Table, selection: Selection, besides: Iterable[str] = ()) -> str | None:
     """Find the column with a usual name for labels."""
     out = {*besides, *_dropped(table, selection), *keys_of(table, selection)}
-    return table.usual(LABELS, [name for name in table.columns if name not in out])
+    return table.usual(LABELS, [name for name in table.columns if name not in out and _is_label(table, name)])
 
 
 def candidates(table: Table, selection: Selection, label: str | None = None) -> tuple[str, ...]:
     """Find the columns of numbers that are no key, no label and not dropped."""
     out = {*keys_of(table, selection), *_dropped(table, selection), label}
-    return tuple(n for n in table.names("number", "bool") if n not in out and n.lower() not in LABELS)
+    return tuple(n for n in table.names("number", "bool") if n not in out and not _is_label(table, n))
+
+
+def _whole(table: Table, name: str) -> bool:
+    kind, _, whole = table.columns[name]
+    return whole or kind != "number"
+
+
+def _is_label(table: Table, name: str) -> bool:
+    """Whether a column is called as labels are; a class may be called true as well, and has fractions then."""
+    return name.lower() in LABELS and (name.lower() not in ("true", "class", "y") or _whole(table, name))
 
 
 def _dropped(table: Table, selection: Selection) -> set[str]:
