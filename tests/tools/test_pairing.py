@@ -145,6 +145,14 @@ def test_one_hot_truth_is_matched_by_name(order, preds, tmp_path):
     assert loss(preds, true)[0] == pytest.approx(RIGHT, abs=1e-9)
 
 
+def test_columns_of_the_truth_are_not_taken_for_predictions(tmp_path):
+    truth = ",".join(f"y_{name}" for name in NAMES)
+    a = write(tmp_path / "a.csv", f"{truth}," + ",".join(f"p_{name}" for name in NAMES), np.eye(4, dtype=int)[Y], X)
+    np.save(tmp_path / "y.npy", Y)
+    assert loss(a, str(tmp_path / "y.npy"))[0] == pytest.approx(RIGHT, abs=1e-9)
+    assert loss(a, f"{a}::y_*")[0] == pytest.approx(RIGHT, abs=1e-9)
+
+
 def test_classes_that_do_not_match_are_shown_on_both_sides(preds, tmp_path):
     t = write(tmp_path / "t.csv", "id,cat,dog,bird,wolf", np.arange(N), np.eye(4)[Y])
     with pytest.raises(

@@ -254,7 +254,7 @@ class _Pairing:
         among = columns or candidates(table, self.selection)
         at = places(names, bare(among)) if names else None
         if at is None:
-            for group in groups(among):
+            for group in groups(among, truth=True):
                 at = places(names, bare(group)) if names else None
                 if at is not None:
                     among = group

@@ -42,6 +42,7 @@ PREFIXES = re.compile(
     r"(p|prob|probs|proba|probability|logit|logits|logprob|score|scores|class|pred|y|label|target|true)[_ .:/\-]+(?=.)",
     re.I,
 )
+TRUTH = ("y", "label", "target", "true")  # prefixes of what is true, not of what is predicted
 FAR = 10  # times as large as the next largest column: no class among classes
 
 
@@ -170,13 +171,14 @@ def clear_classes(
     return None
 
 
-def groups(names: Sequence[str]) -> list[list[str]]:
-    """Sort names by their prefix, the largest group first; all of them together come before."""
+def groups(names: Sequence[str], *, truth: bool = False) -> list[list[str]]:
+    """Sort names by prefix: first all together, then those of predictions, or of the truth, the largest group first."""
     found: dict[str, list[str]] = {}
     for name in names:
         match = PREFIXES.match(name)
         found.setdefault(match.group().lower() if match else "digits" if name.isdigit() else "", []).append(name)
-    return [list(names), *sorted(found.values(), key=len, reverse=True)]
+    order = sorted(found, key=lambda prefix: ((prefix.rstrip("_ .:/-") in TRUTH) != truth, -len(found[prefix])))
+    return [list(names), *(found[prefix] for prefix in order)]
 
 
 def _numbered(names: Sequence[str]) -> bool:
