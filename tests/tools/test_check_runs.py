@@ -261,3 +261,10 @@ def test_an_order_that_only_knows_the_frequencies_is_no_better_match():
     x = np.moveaxis(3 * np.eye(11)[guess] - 12 * np.eye(11)[10] + RNG.normal(size=(4, 20, 20, 11)), -1, 1)
     assert (x.argmin(1) == masks).mean() > 0.8  # of the opposite sign nearly all are right, all of them the same class
     assert set(found(x, masks)) == {"CE127", "CE132"}
+
+
+def test_masks_of_255_for_two_classes_are_told_to_be_divided():
+    masks = np.where(RNG.random((4, 8, 8)) < 0.3, 255, 0)
+    x = RNG.normal(size=(4, 2, 8, 8))
+    assert "labels // 255" in found(x, masks)["CE114"].fix
+    assert "ignore_index=255" in found(x, np.where(RNG.random(masks.shape) < 0.5, 1, masks))["CE114"].fix

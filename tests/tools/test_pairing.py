@@ -145,6 +145,14 @@ def test_one_hot_truth_is_matched_by_name(order, preds, tmp_path):
     assert loss(preds, true)[0] == pytest.approx(RIGHT, abs=1e-9)
 
 
+def test_columns_of_the_truth_are_not_taken_for_predictions(tmp_path):
+    truth = ",".join(f"y_{name}" for name in NAMES)
+    a = write(tmp_path / "a.csv", f"{truth}," + ",".join(f"p_{name}" for name in NAMES), np.eye(4, dtype=int)[Y], X)
+    np.save(tmp_path / "y.npy", Y)
+    assert loss(a, str(tmp_path / "y.npy"))[0] == pytest.approx(RIGHT, abs=1e-9)
+    assert loss(a, f"{a}::y_*")[0] == pytest.approx(RIGHT, abs=1e-9)
+
+
 def test_classes_that_do_not_match_are_shown_on_both_sides(preds, tmp_path):
     t = write(tmp_path / "t.csv", "id,cat,dog,bird,wolf", np.arange(N), np.eye(4)[Y])
     with pytest.raises(
@@ -191,6 +199,20 @@ def test_columns_in_the_order_of_their_digits_as_text_are_matched_by_number(tmp_
     assert loss(from_1)[0] == pytest.approx(right, abs=1e-9)
 
 
+def test_names_for_columns_of_numbers_go_by_the_numbers(tmp_path):
+    c = 12
+    y, named = RNG.integers(0, c, N), [f"c{k}" for k in range(c)]
+    x = np.round(RNG.normal(size=(N, c)) + 3 * np.eye(c)[y], 6)
+    right = crossent.score(x, y).numbers["nll_nats_mean"]
+    order = sorted(range(c), key=str)
+    for first in (0, 1):
+        for labels in (y + first, np.array(named)[y]):
+            heading = "id,label," + ",".join(str(k + first) for k in order)
+            a = write(tmp_path / "a.csv", heading, np.arange(N), labels, x[:, order])
+            found, pair = loss(a, class_names=named)
+            assert (found, pair.logits.columns) == (pytest.approx(right, abs=1e-9), tuple(named))
+
+
 def test_class_names_in_another_order_are_matched(preds, tmp_path):
     order = [3, 1, 0, 2]
     place = np.argsort(order)
@@ -198,6 +220,18 @@ def test_class_names_in_another_order_are_matched(preds, tmp_path):
     found, pair = loss(preds, str(tmp_path / "y.npy"), class_names=[NAMES[k] for k in order])
     assert found == pytest.approx(RIGHT, abs=1e-9)
     assert pair.logits.columns == tuple(NAMES[k] for k in order)
+
+
+def test_classes_may_be_called_as_keys_and_labels_are(tmp_path):
+    for names in (
+        ("normal", "covid", "hybrid", "acid"),
+        ("image", "name", "file", "text"),
+        ("true", "false", "class", "y"),
+    ):
+        a = write(tmp_path / "a.csv", "image_name," + ",".join(names), KEYS["text"], X)
+        t = write(tmp_path / "t.csv", "image_name,label", KEYS["text"][ORDER], np.array(names)[Y][ORDER])
+        found, pair = loss(a, t)
+        assert (found, pair.logits.columns) == (pytest.approx(RIGHT, abs=1e-9), names)
 
 
 # --- what is a class --------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ GROUPS = {
 def check(logits: str, labels: str | None, strict: bool, as_json: bool, **options: Any) -> None:
     """Find the usual mistakes around a cross entropy in the values it is given.
 
-    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .jsonl, .safetensors, .pt or .parquet files. One file may hold both, under
+    LOGITS and LABELS are files as crossent score takes them. One file may hold both, under
     their usual names or as FILE::NAME. A file larger than memory is fine. What is found was seen; no finding is not proof.
     """
     from crossent.tools.files import FileError, open_pair

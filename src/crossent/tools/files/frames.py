@@ -42,7 +42,15 @@ def frame_table(name: str, frame: Any) -> Table:
                 arrays |= table_of_rows(name, rows.__iter__).open((key,), (), optional).arrays
         return Contents(numbers.array(flat) if flat else None, text, arrays)
 
-    return Table(name, {key: Column(kind) for key, kind in kinds.items()}, read)
+    return Table(name, {key: Column(kind, whole=not _fractional(columns[key])) for key, kind in kinds.items()}, read)
+
+
+def _fractional(series: Any) -> bool:
+    if not str(series.dtype).lower().startswith(("float", "double")):
+        return False
+    values = _numbers(series)
+    values = values[np.isfinite(values)]
+    return bool((values != np.rint(values)).any())
 
 
 def _missing(value: Any) -> bool:

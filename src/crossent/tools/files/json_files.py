@@ -127,7 +127,11 @@ def _harness(path: str, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, 
 def _table(path: str, rows: Rows, fill: float | None = None) -> Table:
     sample = [value for _, value in islice(rows(), SAMPLE)]
     names = dict.fromkeys(chain.from_iterable(sample))
-    columns = {name: Column(_kind([value.get(name) for value in sample])) for name in names}
+    entries = {name: [value.get(name) for value in sample] for name in names}
+    columns = {
+        name: Column(_kind(each), whole=not any(isinstance(v, float) and v % 1 for v in each))
+        for name, each in entries.items()
+    }
 
     def read(wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
         arrays = [name for name in wanted if columns[name].kind == "array"]

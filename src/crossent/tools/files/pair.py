@@ -83,6 +83,7 @@ class _Pairing:
         self.first, self.second, self.selection = first, second, selection
         self.notes = [*first.notes, *(note for note in second.notes if note not in first.notes)]
         self.own, self._found = first is second, tuple[str, ...]()
+        self._digits = tuple[str, ...]()  # what the columns are called, where they have been given other names
 
     def pair(self, key: str | None, label: str | None, wanted: bool) -> Pair:
         """Find both, and pair their rows."""
@@ -185,7 +186,10 @@ class _Pairing:
             self.notes.append(f"{array.name}: its classes are taken in the order of --class-names")
             return replace(array, columns=said, read=lambda start, stop: read(start, stop)[:, at])
         if len(said) == len(there) and all(name.isdigit() for name in there):
-            return replace(array, columns=said)
+            order = sorted(range(len(there)), key=lambda k: int(there[k]))  # the names are those of 0, 1, 2 ...
+            self._digits = tuple(there[k] for k in order)
+            read = array.read
+            return replace(array, columns=said, read=lambda start, stop: read(start, stop)[:, order])
         raise FileError(
             f"{array.name}: has the classes {listed(there)}, and --class-names says {listed(said)}: which is which?"
         )
@@ -244,13 +248,13 @@ class _Pairing:
             array = replace(contents.array(columns), name=name)
             if len(array.columns) > 1 and names:
                 return self._in_order_of(array, names)
-            return numbered(array, names)
+            return numbered(array, self._digits or names)
         if not columns and self.own and not wanted:
             return None
         among = columns or candidates(table, self.selection)
         at = places(names, bare(among)) if names else None
         if at is None:
-            for group in groups(among):
+            for group in groups(among, truth=True):
                 at = places(names, bare(group)) if names else None
                 if at is not None:
                     among = group

@@ -22,7 +22,7 @@ def open_parquet(path: str) -> Table:
 
     refuse_other_start(path, b"PAR1", "a parquet file")
     schema = pq.read_schema(path)
-    columns = {field.name: Column(_kind(field.type)) for field in schema}
+    columns = {field.name: Column(_kind(field.type), whole="int" in str(field.type)) for field in schema}
     count = pq.read_metadata(path).num_rows
     refuse_bomb(path, os.path.getsize(path), 8 * count)
     if (index := _range_index(schema, count)) is not None and "" not in columns:

@@ -26,7 +26,7 @@ LABELS = (
 # What rows are called. pandas writes its index without a name, which it reads as "Unnamed: 0".
 IDS = re.compile(
     r"|unnamed: 0|__index_level_0__|(.*[_ .\-/])?(ids?|idx|index|guid|uuid|uid|key|file_?name|image_?name|path)"
-    r"|image|img|file|row|name|sample|[a-z]+id",
+    r"|image|img|file|row|name|sample|(?-i:[a-z]+(Id|ID))",
     re.IGNORECASE,
 )
 INDEX = ("", "unnamed: 0", "__index_level_0__", "index")  # keys that only count rows
@@ -42,6 +42,7 @@ PREFIXES = re.compile(
     r"(p|prob|probs|proba|probability|logit|logits|logprob|score|scores|class|pred|y|label|target|true)[_ .:/\-]+(?=.)",
     re.I,
 )
+TRUTH = ("y", "label", "target", "true")  # prefixes of what is true, not of what is predicted
 FAR = 10  # times as large as the next largest column: no class among classes
 
 
@@ -84,7 +85,9 @@ def keys_of(table: Table, selection: Selection) -> tuple[str, ...]:
     else:  # one axis, and a name
         one_a_row = tuple(name for name, column in table.columns.items() if name and column.described.endswith(",)"))
     keys = [
-        name for name in one_a_row if IDS.fullmatch(name.strip()) and name not in dropped and name.lower() not in LABELS
+        name
+        for name in one_a_row
+        if IDS.fullmatch(name.strip()) and name not in dropped and not _is_label(table, name) and _whole(table, name)
     ]
     return tuple(sorted(keys, key=lambda name: name.lower() in INDEX))
 
@@ -92,13 +95,23 @@ def keys_of(table: Table, selection: Selection) -> tuple[str, ...]:
 def label_of(table: Table, selection: Selection, besides: Iterable[str] = ()) -> str | None:
     """Find the column with a usual name for labels."""
     out = {*besides, *_dropped(table, selection), *keys_of(table, selection)}
-    return table.usual(LABELS, [name for name in table.columns if name not in out])
+    return table.usual(LABELS, [name for name in table.columns if name not in out and _is_label(table, name)])
 
 
 def candidates(table: Table, selection: Selection, label: str | None = None) -> tuple[str, ...]:
     """Find the columns of numbers that are no key, no label and not dropped."""
     out = {*keys_of(table, selection), *_dropped(table, selection), label}
-    return tuple(n for n in table.names("number", "bool") if n not in out and n.lower() not in LABELS)
+    return tuple(n for n in table.names("number", "bool") if n not in out and not _is_label(table, n))
+
+
+def _whole(table: Table, name: str) -> bool:
+    kind, _, whole = table.columns[name]
+    return whole or kind != "number"
+
+
+def _is_label(table: Table, name: str) -> bool:
+    """Whether a column is called as labels are; a class may be called true as well, and has fractions then."""
+    return name.lower() in LABELS and (name.lower() not in ("true", "class", "y") or _whole(table, name))
 
 
 def _dropped(table: Table, selection: Selection) -> set[str]:
@@ -158,13 +171,14 @@ def clear_classes(
     return None
 
 
-def groups(names: Sequence[str]) -> list[list[str]]:
-    """Sort names by their prefix, the largest group first; all of them together come before."""
+def groups(names: Sequence[str], *, truth: bool = False) -> list[list[str]]:
+    """Sort names by prefix: first all together, then those of predictions, or of the truth, the largest group first."""
     found: dict[str, list[str]] = {}
     for name in names:
         match = PREFIXES.match(name)
         found.setdefault(match.group().lower() if match else "digits" if name.isdigit() else "", []).append(name)
-    return [list(names), *sorted(found.values(), key=len, reverse=True)]
+    order = sorted(found, key=lambda prefix: ((prefix.rstrip("_ .:/-") in TRUTH) != truth, -len(found[prefix])))
+    return [list(names), *(found[prefix] for prefix in order)]
 
 
 def _numbered(names: Sequence[str]) -> bool:
@@ -205,9 +219,10 @@ def _odd(array: RowArray, names: Sequence[str]) -> tuple[list[str], str]:
                 name for name, odd in zip(names, whole, strict=True) if odd
             ], "It holds whole numbers, and others do not"
         total = values.sum(1)
-        for j, name in enumerate(names if values.shape[1] > 2 and np.abs(total - 1).max() > 1e-2 else ()):
-            if np.abs(total - values[:, j] - 1).max() < 1e-3:
-                return [name], "The others of a row sum to 1 without it"
+        if values.shape[1] > 2 and np.abs(total - 1).max() > 1e-2:
+            without = np.abs(total[:, None] - values - 1).max(0) < 1e-3
+            if without.any():
+                return [names[int(without.argmax())]], "The others of a row sum to 1 without it"
         size = np.where(np.isfinite(values), np.abs(values), 0).max(0)
         order = np.argsort(size)
         if values.shape[1] > 2 and len(values) > 1 and size[order[-1]] > FAR * max(size[order[-2]], 1e-30):

@@ -14,10 +14,11 @@ Kind = Literal["number", "bool", "word", "array", "other"]
 
 
 class Column(NamedTuple):
-    """What kind of entries a column has; of an array its shape and dtype, where the file tells them."""
+    """What kind of entries a column has; of an array its shape, where the file tells it; of numbers whether they are whole."""
 
     kind: Kind
     described: str = ""
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Table:
         return listed(" ".join(filter(None, (name or "(nameless)", self._described(name)))) for name in names)
 
     def _described(self, name: str) -> str:
-        kind, described = self.columns[name]
+        kind, described, _ = self.columns[name]
         return (
             described + " of words" * (bool(described) and kind == "word")
             if described

@@ -96,7 +96,10 @@ def _open_separated(path: str, delimiter: str) -> Table:
         if twice:
             raise FileError(f"{path}: has several columns called {', '.join(map(repr, twice))}")
         kinds: list[Kind] = [_kind([row[j] for row in sample[1:] if j < len(row)]) for j in range(len(header))]
-        columns = {name: Column(kind) for name, kind in zip(header, kinds, strict=True)}
+        columns = {
+            name: Column(kind, whole=kind != "number" or _whole([row[j] for row in sample[1:] if j < len(row)]))
+            for j, (name, kind) in enumerate(zip(header, kinds, strict=True))
+        }
         return Table(path, columns, _Separated(path, delimiter, header, True).read)
     width = len(sample[0])
     kind: Kind = "array" if width > 1 or _kind([row[0] for row in sample]) == "number" else "word"
@@ -145,6 +148,10 @@ def _kind(cells: Sequence[str]) -> Kind:
     if all(map(is_number, there)):
         return "number"
     return "bool" if all(cell.lower() in TRUTH for cell in there) else "word"
+
+
+def _whole(cells: Sequence[str]) -> bool:
+    return all(float(cell).is_integer() for cell in cells if cell.strip().lower() not in MISSING)
 
 
 def _is_heading(sample: Sequence[Sequence[str]]) -> bool:

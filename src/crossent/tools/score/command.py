@@ -94,7 +94,7 @@ def score(
 ) -> None:
     """Score predictions against labels: cross entropy, accuracy, calibration, and the examples that hurt.
 
-    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .json, .jsonl, .safetensors, .pt, .parquet or .png files, texts also .gz or .zip.
+    LOGITS and LABELS are .npy, .npz, .csv, .tsv, .txt, .json, .jsonl, .safetensors, .pt, .parquet or .png files, or .gz or .zip.
     One file may hold both, under their usual names or as FILE::NAME. A file larger than memory is fine. With LOGITS2 two runs are
     compared on the same rows.
     """

@@ -40,6 +40,10 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Observation]:
         text = f"labels from {low} to {high} for {C} classes, 0 to {C - 1}: {target.outside.of(target.rows)}"
         if low == 1 and high == C:
             yield Observation(text, fix="The labels start at 1: subtract 1.")
+        elif low == 0 and high == 255 and C == 2 and target.counts[1] == 0:
+            yield Observation(
+                text, fix="A mask of 0 and 255 for two classes: labels // 255. If 255 means unknown, ignore_index=255."
+            )
         elif low < 0 or high == 255:
             odd = low if low < 0 else 255
             yield Observation(text, fix=f"If {odd} means nothing to be learned, pass ignore_index={odd}.")
