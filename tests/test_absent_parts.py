@@ -290,3 +290,19 @@ def test_what_is_absent_now_may_weigh_something_next():
     (mixed,) = torch.autograd.grad(grad.sum(), t)
     assert mixed[0].isnan()  # no number is known for it, and 0 would be a guess
     torch.testing.assert_close(mixed[1].item(), -SIGMOID_1)
+
+
+def test_a_class_weight_has_the_cost_of_its_class_as_its_gradient():
+    """Also where the class is masked: who wants it pays f(0), who does not pays nothing, and who allows nothing is not there."""
+    x, c = torch.randn(3, 3, dtype=torch.float64), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
+    for create_graph in (False, True):
+        loss = crossent.cross_entropy(x, t, c, class_mask=mask, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, c, create_graph=create_graph)
+        surprisal = -x.masked_fill(~mask, -INF).log_softmax(1)
+        torch.testing.assert_close(grad, (t * surprisal).nan_to_num(0.0)[:2].sum(0))
+    t[0] = torch.tensor([0.5, 0.0, 0.5])
+    loss = crossent.cross_entropy(x, t, c, class_mask=mask, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, c)
+    assert grad.isinf().tolist() == [False, False, True]

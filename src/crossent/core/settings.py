@@ -306,8 +306,9 @@ DOCUMENTATION = {
     "label_smoothing": "``ε`` in [0, 1].",
     "sample_weight": """a factor for each row, of the shape of the unreduced loss; ``k`` is the row ``k`` times, in the mean's
         divisor too, and 0 is the row left out. Differentiable.""",
-    "denominator": """a number or 0-d tensor that replaces what the mean divides by, such as the count over all micro-batches or
-        machines.""",
+    "denominator": """a number or 0-d tensor that replaces what the mean divides by, such as the count over all
+        micro-batches. Where processes average their gradients, as those of DDP and FSDP do, it is the count of all of them over
+        their number.""",
     "empty": """what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.""",
     "out_dtype": "dtype of the result.",
     "dim": "the class dimension; by default 0 for logits of one dimension and 1 for more.",
