@@ -7,15 +7,12 @@ true class is a penalty; a target that is not one-hot is smoothed; what is propo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-
-if TYPE_CHECKING:
-    from crossent.tools.check.audited_loss import AuditedLoss
 
 CLOSE = 1e-6  # of gradients that a member explains
 COARSE = 1e-3  # the same in float32
@@ -39,18 +36,12 @@ class Member(NamedTuple):
     targets: tuple[float, float] = (1.0, 0.0)
 
 
-def recognise(loss: AuditedLoss) -> Member | None:
-    """Find the member of the family that has the gradient of a loss."""
-    if not loss.reduction:
-        return None
-    y = np.arange(len(loss.x)) % loss.classes
-    gradient = loss.derivatives(loss.x, loss.labels(y)).grad * (len(y) if loss.reduction == "mean" else 1)
-    close = CLOSE if loss.eps < 1e-12 else COARSE
-    t = np.eye(loss.classes)[y]
-    if loss.binary:
-        return _binary(loss.x, t, gradient, close)
+def recognise(x: Array, t: Array, gradient: Array, *, binary: bool, close: float) -> Member | None:
+    """Find the member of the family that has these gradients of the rows' losses, for one-hot targets."""
+    if binary:
+        return _binary(x, t, gradient, close)
     for find in (_factor, _smoothed, _other_logits):
-        member = find(loss.x, t, gradient, close)
+        member = find(x, t, gradient, close)
         if member is not None:
             return member
     return None
