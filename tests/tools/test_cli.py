@@ -93,6 +93,19 @@ def test_info_names_versions_implementations_and_extras(monkeypatch):
     assert re.search(r"^  demo +installed$", ran.output, re.MULTILINE)
 
 
+def test_info_says_what_a_plain_call_runs():
+    import torch
+
+    import crossent
+
+    output = asked("info").output
+    chosen = crossent.choose_implementation(torch.zeros(2, 3))
+    assert re.search(rf"^  on the CPU +{chosen}, ", output, re.MULTILINE)
+    assert re.search(r"^  elsewhere +torch, its own operator", output, re.MULTILINE)
+    on_a_gpu = "triton" if crossent.implementations()["triton"] is None else "torch"
+    assert re.search(rf"^  on a GPU +{on_a_gpu}, ", output, re.MULTILINE)
+
+
 def test_info_says_what_an_extra_lacks(monkeypatch):
     monkeypatch.setitem(cli.EXTRAS, "demo", ("click", "no-such-package"))
     assert "lacks no-such-package: pip install 'crossent[demo]'" in asked("info").output

@@ -76,7 +76,10 @@ def main() -> None:
 @main.command()
 def info() -> None:
     """Say which versions, implementations and extras are here, and why others are not."""
-    for title, facts in (("", _versions()), ("implementations", _implementations()), ("extras", _extras())):
+    sections = (
+        ("", _versions()), ("implementations", _implementations()), ("a plain call runs", _chosen()), ("extras", _extras())
+    )  # fmt: skip
+    for title, facts in sections:
         if title:
             click.echo(f"\n{title}")
         for name, fact in facts.items():
@@ -105,6 +108,24 @@ def _implementations() -> dict[str, str]:
     from crossent import implementations
 
     return {name: "available" if why is None else f"no: {why}" for name, why in implementations().items()}
+
+
+def _chosen() -> dict[str, str]:
+    """Say what a plain call runs on which device."""
+    import torch
+
+    from crossent import choose_implementation, implementations
+
+    meaning = {
+        "native": "native, the compiled kernels",
+        "triton": "triton, the kernels for GPUs",
+        "eager": "eager, torch operations in blocks of rows",
+        "torch": "torch, its own operator, as exact as that is",
+    }
+    elsewhere = choose_implementation(torch.empty(2, 3, device="meta"))
+    on_gpu = "triton" if implementations()["triton"] is None else elsewhere
+    on_cpu = choose_implementation(torch.zeros(2, 3))
+    return {"on the CPU": meaning[on_cpu], "on a GPU": meaning[on_gpu], "elsewhere": meaning[elsewhere]}
 
 
 def _extras() -> dict[str, str]:
