@@ -102,10 +102,18 @@ def _taken(ctx: Any) -> Tensor | None:
 
 
 def _on_the_device(ctx: Any, factor: Tensor) -> Tensor:
-    """Return the gradient for a factor that is not read here: what was formed for 1 becomes it by a kernel that looks first."""
-    gradient = _taken(ctx)
+    """Return the gradient for a factor that is not read here: what was formed for 1 becomes it by a kernel that looks first.
+
+    It is multiplied, but half precision would round twice, and is formed anew.
+    """
+    gradient, half = _taken(ctx), ctx.dtype.itemsize < 4
     if gradient is None:
-        return _formed(ctx, factor)
+        gradient = _formed(ctx, factor if half else 1.0)
+        if half:
+            return gradient
+    if not half:
+        ctx.call.implementation.scale(gradient, factor)
+        return gradient
     try:
         logits, target = _restored(ctx)
     except RuntimeError:  # the logits are gone, by inplace_forward or by the caller's hand
