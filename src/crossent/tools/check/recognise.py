@@ -7,15 +7,12 @@ true class is a penalty; a target that is not one-hot is smoothed; what is propo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from crossent import reference
 from crossent.reference import Array
-
-if TYPE_CHECKING:
-    from crossent.tools.check.audited_loss import AuditedLoss
 
 CLOSE = 1e-6  # of gradients that a member explains
 COARSE = 1e-3  # the same in float32
@@ -39,7 +36,23 @@ class Member(NamedTuple):
     targets: tuple[float, float] = (1.0, 0.0)
 
 
-def recognise(loss: AuditedLoss) -> Member | None:
+class Audited(Protocol):
+    """What is asked of a loss under audit; ``AuditedLoss`` says what each is."""
+
+    x: Array
+    classes: int
+    reduction: str
+    binary: bool
+    eps: float
+
+    def labels(self, y: Any) -> Any:
+        """Write class indices as the loss takes them."""
+
+    def derivatives(self, x: Any, target: Any) -> Any:
+        """Compute the loss and its gradient."""
+
+
+def recognise(loss: Audited) -> Member | None:
     """Find the member of the family that has the gradient of a loss."""
     if not loss.reduction:
         return None
