@@ -222,7 +222,7 @@ def test_a_target_is_understood(target, labels, weights):
         ([0.5, -0.5, 1.0], "target weights must be finite and not negative, got (0.5, -0.5, 1.0)"),
         ([0.5, math.nan, 1.0], "target weights must be finite and not negative"),
         ([[1, 0, 0]], "target must belong to one row, got a nested list of length 1: pass target[i]"),
-        ("horse", "target 'horse' must name one class, and 0 are called so"),
+        ("horse", "target must name one class, and 'horse' is none of the classes (0, 1, 2)"),
         (0.5, "target must be a class index, a set of them, or one weight for each of the 3 classes, got (0.5)"),
         (math.inf, "target must be a class index"),
         (None, "target must be a class index"),

@@ -41,6 +41,7 @@ DIGITS_LOSSES = {
 
 MULTILABEL_LOSSES = {
     "softmax": "softmax cross entropy with t = 1/M on each of M labels",
+    "softmax-na": "the same with an NA class, its logit 0, for canvases without a digit",
     "bce": "binary cross entropy, every class for itself",
     "focal": "sigmoid focal loss, gamma 2, alpha 0.25",
 }
