@@ -256,6 +256,33 @@ def test_every_integer_dtype_is_an_index(impl, dtype):
             F.cross_entropy(x, y.to(dtype), ignore_index=3)
 
 
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32]
+OF_INDICES = {
+    "plain": crossent.cross_entropy,
+    "rows": lambda x, y: crossent.cross_entropy(x, y, reduction="none").sum(),
+    "smoothed": lambda x, y: crossent.cross_entropy(x, y, label_smoothing=0.1, ignore_index=3),
+    "focal": crossent.focal_loss,
+    "stats": lambda x, y: crossent.cross_entropy_stats(x, y, reduction="mean").loss,
+    "head": lambda x, y: crossent.linear_cross_entropy(x, torch.eye(5).to(x), y),
+    "head in blocks": lambda x, y: crossent.linear_cross_entropy(x, torch.eye(5).to(x), y, max_bytes=64),
+}
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("name", OF_INDICES)
+def test_every_integer_dtype_is_an_index_in_derivatives_of_any_order(name, dtype):
+    x, y = torch.randn(8, 5, dtype=torch.float64, requires_grad=True), torch.randint(5, (8,))
+    v = torch.randn(8, 5, dtype=torch.float64)
+    results = []
+    for labels in (y, y.to(dtype)):
+        loss = OF_INDICES[name](x, labels)
+        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+        (second,) = torch.autograd.grad((grad * v).sum(), x)
+        _, along = torch.func.jvp(lambda x, labels=labels: OF_INDICES[name](x, labels), (x.detach(),), (v,))
+        results.append((loss, grad, second, along))
+    torch.testing.assert_close(*results)
+
+
 @implementations
 @dtypes
 def test_results_do_not_depend_on_the_number_of_threads(impl, dtype):
