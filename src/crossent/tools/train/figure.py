@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DASHES = (None, (1.5, 1.5), (4, 2), None, None, (6, 2, 1.5, 2))
 TINTS = {
     "ce": 0, "plain": 0, "softmax": 0,
-    "ce-smooth": 1,
+    "ce-smooth": 1, "softmax-na": 1,
     "bce": 2, "gce": 2, "weighted": 2,
     "sigmoid-difference": 3, "mae": 3, "focal": 3,
     "hinge": 4, "adjusted": 4,
