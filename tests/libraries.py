@@ -231,15 +231,18 @@ class optax:
     def softmax_cross_entropy(logits: Tensor, labels: Tensor, axis: int = -1, where: Tensor | None = None) -> Tensor:
         if where is None:
             return -(labels * logits.log_softmax(axis)).sum(axis)
-        log_p = logits.masked_fill(~where, -torch.inf).log_softmax(axis)
+        log_p = logits.masked_fill(~where & where.any(axis, keepdim=True), -torch.inf).log_softmax(axis)
         return -(labels * log_p).masked_fill(~where, 0.0).sum(axis)
 
     @staticmethod
     def softmax_cross_entropy_with_integer_labels(
         logits: Tensor, labels: Tensor, where: Tensor | None = None
     ) -> Tensor:
-        kept = logits if where is None else logits.masked_fill(~where, -torch.inf)
-        return kept.logsumexp(-1) - pick(logits, labels)
+        if where is None:
+            return logits.logsumexp(-1) - pick(logits, labels)
+        some = where.any(-1)
+        kept = logits.masked_fill(~where & some.unsqueeze(-1), -torch.inf)
+        return (kept.logsumexp(-1) - pick(logits, labels)).masked_fill(~some, 0.0)
 
     @staticmethod
     def smooth_labels(labels: Tensor, alpha: float, where: Tensor | None = None) -> Tensor:
@@ -269,6 +272,7 @@ class optax:
         return loss if alpha is None else (alpha * labels + (1 - alpha) * (1 - labels)) * loss
 
     log_softmax = staticmethod(lambda x: x.log_softmax(-1))
+    jnp = SimpleNamespace(mean=lambda x, where: x[where].mean())
 
 
 class timm:

@@ -301,6 +301,15 @@ def test_better_than_torch_ignored_garbage():
     assert (outcome(crossent.cross_entropy, x, y)[1][1] == 0).all()
 
 
+@pytest.mark.parametrize("hostile", [torch.nan, -torch.inf])
+def test_better_than_torch_a_yes_without_weight(hostile):
+    x, t, pi = torch.tensor([hostile, 1.0]), torch.tensor([1.0, 0.0]), torch.zeros(2)
+    assert outcome(F.binary_cross_entropy_with_logits, x, t, pos_weight=pi)[0].isnan()
+    loss, grad = outcome(crossent.binary_cross_entropy_with_logits, x, t, pos_weight=pi)[:2]
+    torch.testing.assert_close(loss, torch.tensor(1.3132616875182228 / 2))
+    torch.testing.assert_close(grad, torch.tensor([0.0, 0.7310585786300049 / 2]))
+
+
 def test_better_than_torch_binary_infinities():
     x, t = torch.tensor([-torch.inf, torch.inf, -torch.inf]), torch.tensor([0.0, 1.0, 1.0])
     assert F.binary_cross_entropy_with_logits(x, t, reduction="none").isnan().all()

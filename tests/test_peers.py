@@ -50,7 +50,7 @@ def test_optax(theirs, ours):
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     jax.config.update("jax_enable_x64", True)
     names = {name: getattr(optax.losses, name) for name in dir(optax.losses) if not name.startswith("_")}
-    names["log_softmax"] = jax.nn.log_softmax
+    names |= {"log_softmax": jax.nn.log_softmax, "jnp": jax.numpy}
     for v in inputs("optax"):
         (leaf,) = {name for name in ("logits", "logits_with_inf") if re.search(rf"\b{name}\b", theirs)}
         arrays = {k: jax.numpy.asarray(t.detach().numpy()) for k, t in vars(v).items() if isinstance(t, Tensor)}

@@ -111,6 +111,7 @@ def inputs(layout: str, scale: float = 1.0, seed: int = 0) -> SimpleNamespace:
         C=C, target=target, holes=target.masked_fill(hole, 255), one_hot=one_hot, labels=labels,
         logits=(scale * normal(*shape)).requires_grad_(), teacher=scale * normal(*shape),
         last=(scale * normal(N, H, W, C)).requires_grad_(), target_of_last=torch.randint(C, (N, H, W), generator=draw),
+        some_rows=u != 0, some_allowed=allowed & (u != 0).unsqueeze(axis),
         p=normal(*shape).softmax(axis).requires_grad_(), t=normal(*shape).softmax(axis), soft=torch.rand(shape, generator=draw),
         marked=labels.masked_fill(some(0.3), -1.0), c=positive(C), u=u, pi=positive(C), allowed=allowed,
         logits_with_inf=normal(*shape).masked_fill(~allowed, -torch.inf).requires_grad_(), t_elsewhere=one_hot,
