@@ -331,8 +331,10 @@ def test_export():
     torch.export.save(program, saved)
     saved.seek(0)
     again = torch.export.load(saved).module()
-    x, y = torch.randn(9, C), torch.randint(C, (9,))
-    torch.testing.assert_close(again(x, y), F.cross_entropy(x, y, label_smoothing=0.1))
+    x, y = torch.randn(9, C, requires_grad=True), torch.randint(C, (9,))
+    ours, theirs = again(x, y), F.cross_entropy(x, y, label_smoothing=0.1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)))  # what is loaded trains
 
 
 def test_tensor_subclasses_and_modes():
