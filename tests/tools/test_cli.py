@@ -238,7 +238,10 @@ def test_a_jobs_own_option_is_obeyed(name, option, value, tmp_path):
         (("digits-noisy", "--flipped", "1"), "--flipped"),
         (("digits-imbalanced", "--ratio", "0"), "--ratio"),
         (("digits", "--flipped", "0.4"), "No such option"),
-        (("digits-multilabel", "--losses", "ce"), "no loss is called 'ce'; choose from softmax, bce, focal"),
+        (
+            ("digits-multilabel", "--losses", "ce"),
+            "no loss is called 'ce'; choose from softmax, softmax-na, bce, focal",
+        ),
         (("digits-nosy",), "No such command"),
     ],
 )
