@@ -97,8 +97,8 @@ template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t
     for (int64_t k = 0; n < PART && k < n; k++) narrow(from[k], to[k]);
 }
 
-// The same of fewer classes, one step of five: two halves interleaved, so that the uppermost bit of an element's place
-// becomes the lowest; five times the inverse takes them back.
+// One step of five that take a tile of fewer classes than SIDE from rows to classes: two halves are interleaved, so that
+// the uppermost bit of an element's place becomes the lowest. Five times the inverse takes them back.
 template <class R> static void interleave(const R* __restrict from, R* __restrict to, int64_t half) {
     for (int64_t i = 0; i < half; i++) to[2 * i] = from[i], to[2 * i + 1] = from[half + i];
 }

@@ -18,7 +18,7 @@ from crossent.impl import load
 def _runs_here(name: str) -> bool:
     """Whether an implementation is there, takes tensors of a CPU, as Triton's does in its interpreter, and is exact.
 
-    Torch's own operators, for devices without kernels, keep torch's corners: tests/impl/test_operators.py.
+    Torch's own operators, for devices without kernels, keep torch's corners: tests/impl/test_builtin.py.
     """
     there = crossent.implementations()[name] is None and load(name).refuses(torch.zeros(1, 1)) is None
     return there and not load(name).differentiable
@@ -454,3 +454,18 @@ def law(cases: list[Case]) -> Any:
     import pytest
 
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+class _Custom(crossent.Penalty):
+    def f(self, log_p):
+        return -2 * log_p
+
+
+LEFT_TO_TORCH: dict[str, dict[str, Any]] = {
+    "a penalty of one's own": {"penalty": _Custom()},
+    "a margin with probabilities": {"margin": 0.5, "soft": True},
+    "a bias of the logits' shape": {"logit_bias": torch.zeros(4, 3)},
+    "a mask of the logits' shape": {"class_mask": torch.ones(4, 3, dtype=torch.bool)},
+    "a bias that requires grad": {"logit_bias": torch.zeros(3, requires_grad=True)},
+}
+"""What no kernel takes, for logits (4, 3): its settings, of which "soft" asks for probabilities."""

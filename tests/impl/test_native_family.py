@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from cases import LEFT_TO_TORCH
 from closeness import assert_close, assert_close_in_family
 
 import crossent
@@ -160,24 +161,10 @@ def test_statistics_of_one_pass(shape, dtype, reduction, soft, monkeypatch):
     assert ours.lse.requires_grad is False
 
 
-class Custom(penalties.Penalty):
-    def f(self, log_p):
-        return -2 * log_p
-
-
-LEFT = {
-    "a penalty of one's own": {"penalty": Custom()},
-    "a margin with probabilities": {"margin": 0.5, "soft": True},
-    "a bias of the logits' shape": {"logit_bias": torch.zeros(4, 3)},
-    "a mask of the logits' shape": {"class_mask": torch.ones(4, 3, dtype=torch.bool)},
-    "a bias that requires grad": {"logit_bias": torch.zeros(3, requires_grad=True)},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("name", LEFT_TO_TORCH)
 def test_what_the_kernels_leave_goes_to_torch_operations(name, monkeypatch):
     x = torch.linspace(-2, 2, 12).view(4, 3)
-    settings = dict(LEFT[name])
+    settings = dict(LEFT_TO_TORCH[name])
     target = x.softmax(1) if settings.pop("soft", False) else torch.tensor([0, 1, 0, -100])
     assert crossent.choose_implementation(x, target=target, **settings) == "eager"
     with pytest.raises(RuntimeError, match=r"the native kernels do not take .* which goes to torch operations"):

@@ -6,6 +6,7 @@ They run where Triton is installed and ``TRITON_INTERPRET=1``: ``make test-gpu-s
 import numpy as np
 import pytest
 import torch
+from cases import LEFT_TO_TORCH
 from closeness import assert_close
 from interpreter import INTERPRETED
 
@@ -209,8 +210,10 @@ def test_nothing_waits_for_the_device(call, monkeypatch):
     for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, waited)
     losses += [call(x, y, t)]
-    for loss in losses:
-        loss.backward(torch.full_like(loss, 3.0))
+    gradients = [torch.autograd.grad(loss, x, torch.full_like(loss, 3.0))[0] for loss in losses]
+    monkeypatch.undo()
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, gradients[0])
 
 
 FACTORS = [1.0, 0.25, 1 / 3]
@@ -358,29 +361,12 @@ def test_a_head_takes_each_block_in_one_pass(reduction, options, launched):
 # --- what is left to torch operations ---------------------------------------------------------------------------------
 
 
-class Custom(crossent.Penalty):
-    def f(self, log_p):
-        return -2 * log_p
-
-
-LEFT = {
-    "a penalty of one's own": {"penalty": Custom()},
-    "a margin with probabilities": {"margin": 0.5, "soft": True},
-    "a bias of the logits' shape": {"logit_bias": torch.zeros(4, 3)},
-    "a mask of the logits' shape": {"class_mask": torch.ones(4, 3, dtype=torch.bool)},
-    "a bias that requires grad": {"logit_bias": torch.zeros(3, requires_grad=True)},
-    "probabilities in float64": {"wide": True},
-}
-
-
-@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("name", [*LEFT_TO_TORCH, "probabilities in float64"])
 def test_what_the_kernels_do_not_take_is_refused_with_the_reason(name):
     x, _ = problem((4, 3))
-    settings = dict(LEFT[name])
-    target = torch.tensor([0, 1, 0, -100])
-    if settings.pop("soft", False):
-        target = x.softmax(1)
-    if settings.pop("wide", False):
+    settings = dict(LEFT_TO_TORCH.get(name, {}))
+    target = x.softmax(1) if settings.pop("soft", False) else torch.tensor([0, 1, 0, -100])
+    if name == "probabilities in float64":
         target = x.softmax(1).double()
     with pytest.raises(RuntimeError, match=r"impl='triton' cannot run here: the Triton kernels .*take"):
         crossent.cross_entropy(x, target, impl="triton", **settings)

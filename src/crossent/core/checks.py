@@ -433,6 +433,15 @@ Place = Literal["beside", "over in forward", "over in backward"]
 """Where the gradient of a sum or a mean goes: beside the logits or over them, and in which pass."""
 
 
+def may_be_overwritten(logits: Tensor, target: Tensor) -> bool:
+    """Whether each logit lies in memory for itself, and nothing that is still read does.
+
+    A view whose sign torch has put off changing does not hold its numbers, and a target may be another view of the same memory.
+    """
+    apart = logits.untyped_storage().data_ptr() != target.untyped_storage().data_ptr()
+    return apart and torch._debug_has_internal_overlap(logits) == 0 and not logits.is_neg()
+
+
 def gradient_place(inplace_backward: bool, inplace_forward: bool, logits: Tensor) -> Place:
     """Say where the gradient is to go; refuse to write it over a leaf, or over a view of one."""
     if not (inplace_backward or inplace_forward) or torch.compiler.is_compiling():  # which never writes over logits

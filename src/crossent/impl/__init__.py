@@ -17,7 +17,7 @@ __all__ = ["choose", "choose_implementation", "formulas", "implementations", "lo
 HOMES = {
     "native": "crossent.impl.native",
     "triton": "crossent.impl.triton",
-    "torch": "crossent.impl.operators",
+    "torch": "crossent.impl.builtin",
     "eager": "crossent.impl.eager",
 }
 _WHAT = {"native": "the compiled CPU kernels are not installed", "triton": "Triton is not installed"}

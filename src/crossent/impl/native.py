@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from crossent import _native
+from crossent.core.checks import may_be_overwritten
 from crossent.core.penalties import NamedPenalty
 from crossent.core.reduction import weigh
 from crossent.core.settings import PLAIN, Settings
@@ -187,14 +188,8 @@ def _new_lse(logits: Tensor) -> Tensor:
 
 
 def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
-    """Return where the gradient of x is to be written: new memory, or that of x where each number lies there for itself.
-
-    A view whose sign torch has put off changing does not hold its numbers, and a target in the same memory is still read.
-    """
-    if not inplace or torch._debug_has_internal_overlap(x) != 0 or x.is_neg():
-        return _new_like(x)
-    shared = x.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
-    return _new_like(x) if shared else x.detach()
+    """Return where the gradient of x is to be written: new memory, or that of x where it may be overwritten."""
+    return x.detach() if inplace and may_be_overwritten(x, target) else _new_like(x)
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
@@ -292,7 +287,7 @@ def cross_entropy_backward(
     )
     if logits.numel() == 0:
         return Gradients(_new_like(logits) if needs[0] else None, _new_like(target.values) if needs[1] else None)
-    grad_logits = (_gradient(logits, values, True) if inplace else _new_like(logits)) if needs[0] else None
+    grad_logits = _gradient(logits, values, inplace) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
     member = _member(target, dtype, logits.shape[1])
     if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, member):
@@ -339,7 +334,7 @@ def cross_entropy_sum(
     loss = None if dtype is None else _number(dtype if dtype == logits.dtype else wide)
     grad_logits = None
     if factor is not None:
-        grad_logits = _gradient(logits, values, True) if inplace else _new_like(logits)
+        grad_logits = _gradient(logits, values, inplace)
     numbers = (settings.ignore_index, settings.label_smoothing, mean)
     by = 1.0 if factor is None else factor
     total = _native.softmax_sum(logits, values, weight, *numbers, loss, grad_logits, by, member)

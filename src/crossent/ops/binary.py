@@ -181,8 +181,8 @@ class UnreducedBinaryCrossEntropy(Unreduced):
         return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0]
 
 
-_NODE = BinaryCrossEntropy._backward_cls.__name__
-apply_fused, apply_unreduced = FusedBinaryCrossEntropy.lean(_NODE), UnreducedBinaryCrossEntropy.lean(_NODE)
+for _kind in (FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy):
+    _kind.settle(BinaryCrossEntropy._backward_cls.__name__)
 
 
 def binary_cross_entropy(
@@ -197,7 +197,7 @@ def binary_cross_entropy(
     if plain(logits, *target.tensors):
         if reduce and implementation.fuses(logits) and forms_gradient(logits, *target.tensors):
             dtype = compute_dtype(logits, target.values)
-            loss, _ = apply_fused(logits, target, Call(divisor, implementation), dtype, place)
+            loss, _ = FusedBinaryCrossEntropy.run(logits, target, Call(divisor, implementation), dtype, place)
             return loss
         loss = BinaryCrossEntropy.apply(*arguments, place != "beside")
     elif by_formula():

@@ -153,6 +153,8 @@ class Fused(Lean):
     :class:`~crossent.impl.protocol.Sum`.
     """
 
+    compute: Any
+
     @staticmethod
     def forward(ctx, logits, target, call, dtype, place):
         place, factor = _place_and_factor(place, logits.dtype)

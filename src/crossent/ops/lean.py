@@ -58,6 +58,7 @@ class Lean(Function):
     """
 
     record: Any
+    run: Any  # ``apply`` without what torch.func needs, once ``settle`` was called
 
     @staticmethod
     def differentiable(grad: Tensor, logits: Tensor, target: Any, divided: Any) -> Tensor:
@@ -65,11 +66,11 @@ class Lean(Function):
         raise NotImplementedError
 
     @classmethod
-    def lean(cls, name: str) -> Any:
-        """Return ``apply`` without what torch.func needs, and settle what the node looks up in several places."""
+    def settle(cls, name: str) -> None:
+        """Settle what a node looks up in several places; autograd shows it under this name."""
         cls._backward_cls.apply = cls.backward  # type: ignore[attr-defined]
-        cls._backward_cls.__name__ = name  # which autograd shows
-        return super(Function, cls).apply  # type: ignore[misc]
+        cls._backward_cls.__name__ = name
+        cls.run = super(Function, cls).apply  # type: ignore[misc]
 
 
 class Unreduced(Lean):
@@ -78,6 +79,9 @@ class Unreduced(Lean):
     A subclass has ``losses(logits, target, call)``, which also returns a tensor that the gradient needs or None, and
     ``gradient(grad, logits, target, kept, call)``.
     """
+
+    losses: Any
+    gradient: Any
 
     @staticmethod
     def forward(ctx, logits, target, call, dtype):

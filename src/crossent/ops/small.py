@@ -6,15 +6,18 @@ that nothing needs to be checked.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from crossent.core.settings import PLAIN, PLAIN_BINARY, Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl import with_short_way
-from crossent.impl.protocol import Implementation
-from crossent.ops import binary, softmax
-from crossent.ops.lean import Call, kept_as_they_are, quiet
+from crossent.ops.binary import FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy
+from crossent.ops.fused import Fused
+from crossent.ops.lean import Call, Unreduced, kept_as_they_are, quiet
+from crossent.ops.softmax import FusedCrossEntropy, UnreducedCrossEntropy
 
 _IMPLEMENTATION = with_short_way()
 
@@ -23,52 +26,45 @@ def quick_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: str
 ) -> Tensor | None:
     """Compute the loss if an implementation takes the arguments just as they came, with nothing to check."""
-    if _IMPLEMENTATION is None or reduction not in ("mean", "sum", "none") or not quiet():
+    implementation = _IMPLEMENTATION
+    if implementation is None or not quiet():
         return None
-    if not _IMPLEMENTATION.takes_as_they_are(logits, target, weight, ignore_index):
+    if not implementation.takes_as_they_are(logits, target, weight, ignore_index):
         return None
     usual = ignore_index == -100 and label_smoothing == 0.0
     settings = PLAIN if usual else Settings(ignore_index, label_smoothing)
-    described = Target(target, weight, None, None, None, settings)
+    described, call = Target(target, weight, None, None, None, settings), Call(reduction == "mean", implementation)
     try:
-        return _cross_entropy(logits, described, reduction, _IMPLEMENTATION)
+        return _run(FusedCrossEntropy, UnreducedCrossEntropy, logits, described, call, reduction)
     except RuntimeError:
         described.raise_if_out_of_range(logits.shape[1])
         raise
 
 
-def _cross_entropy(logits: Tensor, target: Target, reduction: str, implementation: Implementation) -> Tensor | None:
-    mean, dtype, loss = reduction == "mean", logits.dtype, None
-    wants_gradient = logits.requires_grad and torch.is_grad_enabled()
-    if reduction == "none":
-        if wants_gradient:
-            loss = softmax.apply_unreduced(logits, target, Call(False, implementation), dtype)
-        else:
-            loss = implementation.losses_of_rows(logits, target)[0].to(dtype)
-    elif not wants_gradient:
-        loss = implementation.cross_entropy_sum(logits, target, mean, dtype, None).loss
-    elif kept_as_they_are():
-        loss = softmax.apply_fused(logits, target, Call(mean, implementation), dtype, "beside")[0]
-    return loss
-
-
 def quick_binary_cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor | None:
     """Compute binary losses without weights in the same way."""
     implementation = _IMPLEMENTATION
-    if implementation is None or reduction not in ("mean", "sum", "none") or not quiet():
+    if implementation is None or not quiet() or not implementation.takes_binary_as_they_are(logits, target):
         return None
-    if not implementation.takes_binary_as_they_are(logits, target):
-        return None
-    described, dtype, loss = BinaryTarget(target, None, None, None, PLAIN_BINARY), logits.dtype, None
-    divisor = float(logits.numel()) if reduction == "mean" else 1.0
+    described = BinaryTarget(target, None, None, None, PLAIN_BINARY)
+    call = Call(float(logits.numel()) if reduction == "mean" else 1.0, implementation)
+    return _run(FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy, logits, described, call, reduction)
+
+
+def _run(
+    fused: type[Fused], unreduced: type[Unreduced], logits: Tensor, target: Any, call: Call, reduction: str
+) -> Tensor | None:
+    """Compute the loss, with autograd where it is wanted; None for what the short way does not know."""
+    dtype, loss = logits.dtype, None
     wants_gradient = logits.requires_grad and torch.is_grad_enabled()
     if reduction == "none":
-        if wants_gradient:
-            loss = binary.apply_unreduced(logits, described, Call(1.0, implementation), dtype)
-        else:
-            loss = implementation.binary_cross_entropy_forward(logits, described, False).to(dtype)
-    elif not wants_gradient:
-        loss = implementation.binary_cross_entropy_sum(logits, described, divisor, dtype, None).loss
-    elif kept_as_they_are():
-        loss = binary.apply_fused(logits, described, Call(divisor, implementation), dtype, "beside")[0]
+        loss = (
+            unreduced.run(logits, target, call, dtype) if wants_gradient else unreduced.losses(logits, target, call)[0]
+        )
+        loss = loss if loss.dtype == dtype else loss.to(dtype)
+    elif reduction in ("mean", "sum"):
+        if not wants_gradient:
+            loss = fused.compute(logits, target, call, dtype, None, False).loss
+        elif kept_as_they_are():
+            loss = fused.run(logits, target, call, dtype, "beside")[0]
     return loss

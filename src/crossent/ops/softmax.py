@@ -333,8 +333,8 @@ class UnreducedCrossEntropy(Unreduced):
         return call.implementation.gradient_of_rows(grad, logits, target, lse)
 
 
-_NODE = CrossEntropy._backward_cls.__name__
-apply_fused, apply_unreduced = FusedCrossEntropy.lean(_NODE), UnreducedCrossEntropy.lean(_NODE)
+for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
+    _kind.settle(CrossEntropy._backward_cls.__name__)
 
 
 def cross_entropy(
@@ -348,7 +348,7 @@ def cross_entropy(
     if plain(logits, *tensors):
         if reduction != "none" and implementation.fuses(logits) and forms_gradient(logits, *tensors):
             dtype = compute_dtype(logits, target.values)
-            loss, total = explained(apply_fused, logits, target, Call(mean, implementation), dtype, place)
+            loss, total = explained(FusedCrossEntropy.run, logits, target, Call(mean, implementation), dtype, place)
             return loss, None if mean else _as_tensor(total, loss)
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result

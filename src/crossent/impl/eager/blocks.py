@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from crossent.core.checks import may_be_overwritten
 from crossent.core.modes import plain, readable
 from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
 from crossent.core.target import BinaryTarget, Target, stand_in
@@ -26,18 +27,13 @@ from crossent.impl.eager.pieces import class_sum
 from crossent.impl.protocol import Forward, Gradients, Sum
 
 _CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth the calls of a dozen operations
-_SHARE = (
-    10  # blocks at least on another device: what is formed of one, eight tensors in float32, is less than the gradient
-)
+_SHARE = 10  # blocks at least on another device: eight tensors in float32 of one are less than the gradient
 _LAUNCHED, _LARGEST = 1 << 19, 1 << 24  # elements that are worth a launch, and elements that are enough
 
 
 def room(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
-    """Return where the gradient of x is written: new memory, or that of x where each number lies there for itself."""
-    if not inplace or torch._debug_has_internal_overlap(x) != 0 or x.is_neg():
-        return torch.empty_like(x)
-    shared = x.untyped_storage().data_ptr() == target.untyped_storage().data_ptr()
-    return torch.empty_like(x) if shared else x.detach()
+    """Return where the gradient of x is written: new memory, or that of x where it may be overwritten."""
+    return x.detach() if inplace and may_be_overwritten(x, target) else torch.empty_like(x)
 
 
 def takes(*tensors: Tensor | None) -> bool:
@@ -116,6 +112,8 @@ def _part(tensor: Tensor, block: Block) -> Tensor:
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
     """Compute what ``softmax.cross_entropy_forward`` does."""
+    if logits.numel() == 0 or not takes(logits, *target.tensors):
+        return softmax.cross_entropy_forward(logits, target, reduction)
     blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
     loss, row_weight = (logits.new_empty(blocks.rows, dtype=dtype) for _ in range(2))
     lse = logits.new_empty((2, *blocks.rows), dtype=dtype)
@@ -132,12 +130,15 @@ def cross_entropy_backward(
     grad: Tensor,
     logits: Tensor,
     target: Target,
-    lse: Tensor,
-    needs: tuple[bool, ...],
-    divisor: float | Tensor,
-    inplace: bool,
+    lse: Tensor | None,
+    needs: tuple[bool, ...] = (True, False, False, False),
+    divisor: float | Tensor = 1.0,
+    inplace: bool = False,
 ) -> Gradients:
-    """Compute the gradients for logits and target as ``softmax.cross_entropy_backward`` does."""
+    """Compute the gradients as ``softmax.cross_entropy_backward`` does: of logits and target in blocks, where lse is known."""
+    whole = needs[2:] != (False, False) or logits.numel() == 0
+    if lse is None or whole or not takes(grad, logits, *target.tensors):
+        return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor)
     blocks, g = Blocks(logits, target), over(grad, divisor)
     lse = lse.flatten(2) if lse.dim() > 3 else lse
     g = g if g.dim() < 2 else g.flatten(1)
@@ -153,12 +154,19 @@ def cross_entropy_backward(
 
 
 def cross_entropy_sum(
-    logits: Tensor, target: Target, mean: bool, dtype: torch.dtype | None, factor: float | None, inplace: bool
+    logits: Tensor,
+    target: Target,
+    mean: bool,
+    dtype: torch.dtype | None,
+    factor: float | None,
+    inplace: bool = False,
 ) -> Sum:
     """Compute a sum or mean and a factor times its gradient; see the protocol."""
     if factor is None:
         forward = cross_entropy_forward(logits, target, "mean" if mean else "sum")
         return Sum(None if dtype is None else forward.loss.to(dtype), float(forward.row_weight), None)
+    if inplace:  # before anything is written over
+        target.raise_if_out_of_range(logits.shape[1])
     blocks = Blocks(logits, target)
     total = target.divisor(logits)
     g = over(total.new_full((), factor), total if mean else 1.0)
@@ -231,8 +239,10 @@ class _Elements(NamedTuple):
             yield rows, self.logits[rows], self.target.some_rows(rows)
 
 
-def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float) -> Tensor:
+def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float = 1.0) -> Tensor:
     """Compute what ``binary.binary_cross_entropy_forward`` does."""
+    if not takes(logits, *target.tensors):
+        return binary.binary_cross_entropy_forward(logits, target, reduce, divisor)
     dtype = compute_dtype(logits, target.values)
     if not reduce:
         loss = torch.empty_like(logits, dtype=dtype)
@@ -248,9 +258,16 @@ def _total(sums: list[Tensor], divisor: float) -> Tensor:
 
 
 def binary_cross_entropy_backward(
-    grad: Tensor, logits: Tensor, target: BinaryTarget, needs: tuple[bool, bool], divisor: float, inplace: bool
+    grad: Tensor,
+    logits: Tensor,
+    target: BinaryTarget,
+    needs: tuple[bool, bool] = (True, False),
+    divisor: float = 1.0,
+    inplace: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute what ``binary.binary_cross_entropy_backward`` does."""
+    if not takes(grad, logits, *target.tensors):
+        return binary.binary_cross_entropy_backward(grad, logits, target, needs, divisor)
     on_logits = room(logits, target.values, inplace) if needs[0] else None
     on_target = torch.empty_like(target.values) if needs[1] else None
     for rows, x, some in _Elements.of(logits, target).parts():
@@ -268,7 +285,7 @@ def binary_cross_entropy_sum(
     divisor: float,
     dtype: torch.dtype | None,
     factor: float | None,
-    inplace: bool,
+    inplace: bool = False,
 ) -> Sum:
     """Compute a sum over a divisor and a factor times its gradient; see the protocol."""
     if factor is None:

@@ -16,7 +16,7 @@ from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.protocol import Forward, Implementation
 
 
-class Operators(Implementation):
+class Builtin(Implementation):
     """``torch.nn.functional.cross_entropy`` and ``binary_cross_entropy_with_logits``."""
 
     name = "torch"
@@ -62,4 +62,4 @@ class Operators(Implementation):
         return divide(losses.sum(dtype=compute_dtype(logits)), divisor, "nan") if reduce else losses
 
 
-IMPLEMENTATION = Operators()
+IMPLEMENTATION = Builtin()
