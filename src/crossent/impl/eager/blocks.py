@@ -134,19 +134,24 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients as ``softmax.cross_entropy_backward`` does: of logits and target in blocks, where lse is known."""
     whole = needs[2:] != (False, False) or logits.numel() == 0
     if lse is None or whole or not takes(grad, logits, *target.tensors):
-        return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor)
+        return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor, elsewhere=elsewhere)
     blocks, g = Blocks(logits, target), over(grad, divisor)
     lse = lse.flatten(2) if lse.dim() > 3 else lse
+    elsewhere = _flat(elsewhere, 2)
     g = g if g.dim() < 2 else g.flatten(1)
     on_logits = room(blocks.logits, blocks.target.values, inplace) if needs[0] else None
     on_target = torch.empty_like(blocks.target.values) if needs[1] else None
     for block in blocks:
         of_rows = g if g.dim() == 0 else g[block.at]
-        found = softmax.cross_entropy_backward(of_rows, block.logits, block.target, lse[block.at_lse], needs)
+        away = None if elsewhere is None else elsewhere[block.at]
+        found = softmax.cross_entropy_backward(
+            of_rows, block.logits, block.target, lse[block.at_lse], needs, elsewhere=away
+        )
         for to, part in ((on_logits, found.logits), (on_target, found.target)):
             if to is not None and part is not None:
                 _part(to, block).copy_(part)
