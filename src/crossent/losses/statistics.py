@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from crossent.core.reduction import Reduction, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
+from crossent.core.shard import checked_shard
 from crossent.core.target import Target, describe
 from crossent.impl import choose, formulas
 from crossent.impl.protocol import NO_CLASS, RowStatistics
@@ -92,6 +93,9 @@ def cross_entropy_stats(
     See also: :func:`crossent.cross_entropy` with ``denominator=`` for the count over all micro-batches.
     """
     check_names(options, StatisticsOptions, "cross_entropy_stats")
+    if options.get("shard") is not None:
+        named = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        return _of_shard(input, target, weight, {**options, **named})
     rows = Reduction.among(reduction, options)
     numbers = {**options, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
     logits, described = describe(input, target, weight, options.get("dim"), numbers)
@@ -102,6 +106,24 @@ def cross_entropy_stats(
         row_statistics, counted = RowStatistics(*(t.squeeze(0) for t in row_statistics)), counted.squeeze(0)
         predicted = None if predicted is None else predicted.squeeze(0)
     return reduced_statistics(row_statistics, counted, rows, dtype, predicted)
+
+
+def _of_shard(input: Tensor, target: Tensor, weight: Tensor | None, options: dict[str, Any]) -> CrossEntropyStats:
+    """Compute the statistics of logits whose classes lie on several processes."""
+    from crossent.parallel.softmax import failing_together, shard_rows  # torch's collectives take 0.2 s to import
+    from crossent.parallel.statistics import columns_told, row_statistics
+
+    shard, dim = checked_shard(options["shard"]), options.get("dim")
+    with failing_together(input, dim, shard, columns_told):
+        reduction = Reduction.among(options["reduction"], options)
+        rows = shard_rows(input, target, weight, dim, options, shard)
+        dtype = result_dtype(input, () if rows.indexed else (target, weight), options.get("out_dtype"))
+        choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
+    row, counted, predicted = row_statistics(rows, shard)
+    if input.dim() == 1:
+        row = RowStatistics(*(t.squeeze(0) for t in row))
+        counted, predicted = counted.squeeze(0), predicted.squeeze(0)
+    return reduced_statistics(row, counted, reduction, dtype, predicted)
 
 
 def with_prediction(
