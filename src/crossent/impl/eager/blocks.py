@@ -246,7 +246,7 @@ def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
         p = _softmax(x)
         _part(top_p, block).copy_(p.amax(1, keepdim=True))
         not_y = 1 - p.gather(1, label)  # to one rounding, but for where p_y is next to 1
-        others = class_sum(p.scatter_(1, label, 0.0))
+        others = class_sum(p.scatter_(1, label, 0.0)) + (not_y - not_y)  # nan without a softmax, of one class too
         others = _part(rest, block).copy_(torch.where(others < 0.5, others, not_y))
         if gradient is not None:
             factor = _part(by, block)
