@@ -6,7 +6,7 @@ Here the arguments are understood and the way is chosen; impl/head.py computes, 
 from __future__ import annotations
 
 from math import ceil, prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from typing_extensions import Unpack
 
 from crossent.core import watch
 from crossent.core.checks import (
+    along_classes_or_whole,
     check_logits_dtype,
+    check_mask,
     check_tensor,
     check_tensors,
     integer,
@@ -29,6 +31,7 @@ from crossent.core.messages import shape
 from crossent.core.modes import readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
+from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
 from crossent.impl.head import (
@@ -46,6 +49,9 @@ from crossent.losses.heads import head_of
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
+
+if TYPE_CHECKING:
+    from crossent.parallel.linear import ShardedHead
 
 MAX_BYTES = 128 << 20  # of a block of logits on the CPU
 MAX_BYTES_ELSEWHERE = 1 << 30  # on a GPU, whose products want many rows
@@ -187,12 +193,13 @@ def linear_cross_entropy(
                 F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
                 label_smoothing=label_smoothing,
             )  # fmt: skip
-    call = _understand(
-        input, linear_weight, target, {
-            **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
-        },
-    )  # fmt: skip
+    arguments = {
+        **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
+    }  # fmt: skip
+    if more.get("shard") is not None:
+        return _loss_of_shard(input, linear_weight, target, arguments)
+    call = _understand(input, linear_weight, target, arguments)
     try:
         return _loss(call)
     except IndexError:
@@ -213,6 +220,8 @@ def linear_cross_entropy_stats(
     >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
     tensor([True, True])
     """
+    if arguments.get("shard") is not None:
+        return _statistics_of_shard(input, linear_weight, target, {"reduction": "none", **arguments})
     call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
     try:
         call = _without_garbage(call, statistics=True)
@@ -408,7 +417,7 @@ def _row_factors(
 ) -> Tensor | None:
     if u is None:
         return None
-    rows = like.select(len(lead), 0)
+    rows = like.new_empty(()).expand(lead + classes[1:])
     if shift:
         rows = rows[..., : lead[-1] - shift]
     u = weights_of_rows(u, rows.to(torch.promote_types(like.dtype, torch.float32)), whole=True)
@@ -424,6 +433,13 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 def _at_once(call: _Call) -> str:
     """Say why the logits of all rows are formed at once, in operations that autograd knows; "" if they are not."""
+    head = call.head
+    few = _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes)
+    return _must_be_formed(call) or ("few logits" if few else "")
+
+
+def _must_be_formed(call: _Call) -> str:
+    """Say who needs the logits of all rows as a whole; "" for nobody."""
     head, target, denominator = call.head, call.target, call.reduction.denominator
     given = (
         *head[:3],
@@ -435,7 +451,7 @@ def _at_once(call: _Call) -> str:
         return why
     if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
         return "probabilities, class weights or a logit_bias that require grad"
-    return "few logits" if _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes) else ""
+    return ""
 
 
 def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
@@ -615,3 +631,87 @@ def _reduced(call: _Call) -> Tensor:
         assert given is not None
         return divide(loss, given, empty)
     return loss if how == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)
+
+
+# --- shards of the classes --------------------------------------------------------------------------------------------
+
+
+def _understand_shard(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> tuple[_Call, ShardedHead]:
+    """Understand a call whose head is a shard of the classes; its hidden states are then where they are needed."""
+    from crossent.parallel import linear as parallel  # torch's collectives take 0.2 s to import
+
+    shard = checked_shard(arguments["shard"])
+    with parallel.agreeing(shard, input):
+        if isinstance(target, Teacher):
+            raise TypeError("target must be a torch.Tensor where shard is given, got a crossent.Teacher")
+        if isinstance(linear_weight, nn.Module):
+            input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
+            arguments = {**arguments, "linear_bias": bias}
+        _check_head(input, linear_weight, arguments.get("linear_bias"))
+        given, target = _own_classes(arguments, target, len(input.shape) - 1, linear_weight.shape[0], shard)
+        mask = given.pop("class_mask", None)
+        call = _understand(input, linear_weight, target, given)
+        lead, classes = call.lead, call.head.shape
+        if mask is not None:
+            like = input.new_empty(()).expand(lead + classes)
+            laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
+            mask = _rows_of(laid_out, mask, prod(lead), classes)
+        described = call.target._replace(class_mask=mask)
+        if shard.sequence_parallel:
+            parallel.check_sequence_parallel(described, call.shift)
+        if described.indices and readable(described.values):
+            described.raise_if_out_of_range(shard.classes)
+    return parallel.laid_out(call, described, shard, arguments.get("impl"))
+
+
+def _own_classes(
+    arguments: dict[str, Any], target: Tensor, axis: int, size: int, shard: VocabShard
+) -> tuple[dict[str, Any], Tensor]:
+    """Take this shard's part of everything that has classes."""
+    given = {name: value for name, value in arguments.items() if name != "shard"}
+    for name in ("weight", "logit_bias", "class_mask"):
+        if isinstance(value := given.get(name), Tensor):
+            given[name] = shard.part(value, 0 if value.dim() == 1 else axis, size)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        target = shard.part(target, axis, size)
+    return given, target
+
+
+def _loss_of_shard(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> Tensor:
+    """Compute the loss of a head that is a shard of the classes."""
+    from crossent.parallel.linear import own_rows, sharded_linear
+
+    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    input = call.head.input
+    few = _few(
+        input.shape[0] * sharded.share, input, call.max_bytes
+    )  # on each process, though shards may differ in size
+    loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
+    if row_weight is not None:
+        loss = reduce_rows(loss, row_weight, call.reduction)
+    if call.reduction.how == "none":
+        loss = call.rows_back(own_rows(loss, sharded.shard))
+    return loss.to(call.dtype)
+
+
+def _statistics_of_shard(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> CrossEntropyStats:
+    """Compute the statistics of a head that is a shard of the classes."""
+    from crossent.parallel.linear import own_rows, sharded_linear_statistics
+
+    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    row, counted, predicted = sharded_linear_statistics(call.head, sharded)
+    reduction = call.reduction
+    if reduction.how == "none":
+        row, (counted, predicted) = (
+            RowStatistics(*(call.rows_back(own_rows(t, sharded.shard)) for t in row)),
+            (call.rows_back(own_rows(t, sharded.shard)) for t in (counted, predicted)),
+        )
+        u = reduction.sample_weight
+        reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(own_rows(u, sharded.shard)))
+    return reduced_statistics(row, counted, reduction, call.dtype, predicted)
