@@ -1,5 +1,6 @@
 """Losses of classes that lie on several processes: those of one process with all classes, for every member, cut and order."""
 
+import copy
 import functools
 
 import pytest
@@ -339,3 +340,83 @@ def test_statistics_are_those_of_all_classes(ranks, name, cut, soft):
         told = ranks(statistics, name, cut, reduction, soft)
         for of_rank in told[1:]:
             torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
+
+
+def modules():
+    """The modules and named losses that take a shard keep it, copy it, and obey it."""
+    x, y, t = _data()
+    shard, here = _shard("uneven")
+    own = x[:, here]
+    for module, whole, target in (
+        (
+            crossent.CrossEntropyLoss(shard=shard, label_smoothing=0.1),
+            crossent.CrossEntropyLoss(label_smoothing=0.1),
+            y,
+        ),
+        (crossent.FocalLoss(2.0, shard=shard), crossent.FocalLoss(2.0), y),
+    ):
+        assert module.shard is shard
+        assert "shard=VocabShard" in repr(module)
+        for each in (module, copy.deepcopy(module)):
+            torch.testing.assert_close(each(own, target), whole(x, target), rtol=1e-12, atol=0)
+    focal = crossent.focal_loss(own, y, shard=shard)
+    torch.testing.assert_close(focal, crossent.focal_loss(x, y), rtol=1e-12, atol=0)
+    torch.manual_seed(0)
+    whole = crossent.LinearCrossEntropyLoss(4, C).double()
+    head = crossent.LinearCrossEntropyLoss(4, here.stop - here.start, shard=shard).double()
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            parameter.copy_(dict(whole.named_parameters())[name][here])
+    h = torch.randn(N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(head(h, y), whole(h, y), rtol=1e-12, atol=0)
+    with pytest.raises(TypeError, match="shard"):
+        crossent.multilabel_cross_entropy(own, (t[:, here] > 0.5).long(), shard=shard)
+
+
+def test_modules_keep_their_shard(ranks):
+    ranks(modules)
+
+
+def compiled(soft):
+    x, y, t = _data()
+    shard, here = _shard("even")
+    wanted, own = x.clone().requires_grad_(), x[:, here].clone().requires_grad_()
+    target = t if soft else y
+    crossent.cross_entropy(wanted, target, label_smoothing=0.1).backward()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(x, y):
+        return crossent.cross_entropy(x, y, label_smoothing=0.1, shard=shard)
+
+    loss = step(own, t[:, here] if soft else y)
+    loss.backward()
+    torch.testing.assert_close(own.grad, wanted.grad[:, here], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+def test_a_compiler_takes_shards(ranks, soft):
+    ranks(compiled, soft)
+
+
+def forward_mode():
+    x, y, _ = _data()
+    shard, here = _shard("uneven")
+    tangent = torch.randn(N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found = []
+    for part, how in ((slice(None), None), (here, shard)):
+        try:
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(x[:, part].clone(), tangent[:, part].clone())
+                loss = crossent.cross_entropy(dual, y, shard=how)
+                found.append(torch.autograd.forward_ad.unpack_dual(loss).tangent)
+        except (RuntimeError, NotImplementedError) as error:
+            found.append(str(error))
+    return found
+
+
+def test_forward_mode_is_right_or_refused(ranks):
+    for wanted, found in ranks(forward_mode):
+        if isinstance(found, str):
+            assert "forward" in found or "jvp" in found, found
+        else:
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
