@@ -11,6 +11,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import crossent
 from crossent import VocabShard
+from crossent.impl import implementations
+
+native = None
+if implementations()["native"] is None:
+    from crossent.impl import native
 
 N, C = 9, 13
 CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7), "of one": (1, 1, 11)}
@@ -420,3 +425,86 @@ def test_forward_mode_is_right_or_refused(ranks):
             assert "forward" in found or "jvp" in found, found
         else:
             torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
+
+
+LONG = (90, 70, 240)  # classes, more than the kernels take as tiles
+SOME = {
+    "plain": {},
+    "weights and smoothing": {"weight": True, "label_smoothing": 0.2},
+    "bias, margin and cap": {"bias": True, "margin": 0.7, "softcap": 5.0, "temperature": 0.8},
+    "mask": {"mask": True},
+    "z-loss": {"z_loss": 0.05, "weight": True},
+    "focal": {"penalty": crossent.Focal(2.0), "weight": True},
+    "GCE and smoothing": {"penalty": crossent.GCE(0.7), "label_smoothing": 0.1},
+}
+
+
+def long_rows(impl, isa, soft):
+    """Rows of many classes, which the kernels take one at a time, on one instruction set."""
+    classes, rows = sum(LONG), 7
+    start = sum(LONG[: dist.get_rank()])
+    shard, here = VocabShard(None, start, classes), slice(start, start + LONG[dist.get_rank()])
+    generator = torch.Generator().manual_seed(11)
+    x = 4 * torch.randn(rows, classes, dtype=torch.float64, generator=generator)
+    x[1, 200] += 60  # nothing else is likely
+    y = torch.randint(classes, (rows,), generator=generator)
+    y[1], y[4] = 200, -100
+    weight, bias = torch.rand(2, classes, dtype=torch.float64, generator=generator)
+    t = torch.rand(rows, classes, dtype=torch.float64, generator=generator) / classes
+    t[1] = torch.eye(classes)[200]
+    if isa:
+        native._native.use_isa(isa)
+    try:
+        for name, options in SOME.items():
+            given = {k: v for k, v in options.items() if k not in ("weight", "bias", "mask")}
+            given |= {"weight": weight} if "weight" in options else {}
+            given |= {"logit_bias": bias} if "bias" in options else {}
+            given |= {"class_mask": torch.arange(classes) % 7 != 3} if "mask" in options and not soft else {}
+            if soft:
+                given.pop("margin", None)
+            whole, own = x.clone().requires_grad_(), x[:, here].clone().requires_grad_()
+            labels = (t.clone().requires_grad_(), t[:, here].clone().requires_grad_()) if soft else (y, y)
+            wanted = crossent.cross_entropy(whole, labels[0], reduction="none", impl="eager", **given)
+            loss = crossent.cross_entropy(own, labels[1], reduction="none", shard=shard, impl=impl, **given)
+            torch.testing.assert_close(loss, wanted, rtol=1e-11, atol=1e-14, msg=name)
+            leaves = ((whole, own), labels) if soft else ((whole, own),)
+            for of_all, of_shard in leaves:
+                (e,) = torch.autograd.grad(wanted.sum(), of_all, retain_graph=True)
+                (a,) = torch.autograd.grad(loss.sum(), of_shard, retain_graph=True)
+                torch.testing.assert_close(a, e[:, here], rtol=1e-9, atol=1e-15, msg=name)
+    finally:
+        if isa:
+            native._native.use_isa(native._native.isas()[-1])
+
+
+KERNELS = [("native", isa) for isa in native._native.isas()] if native else []
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize(("impl", "isa"), [("eager", None), *KERNELS])
+def test_every_kernel_knows_a_class_elsewhere(ranks, impl, isa, soft):
+    ranks(long_rows, impl, isa, soft)
+
+
+@pytest.mark.parametrize("impl", ["eager", "native"] if native else ["eager"])
+@pytest.mark.parametrize("name", ["plain", "weights and smoothing", "bias and margin", "mask", "focal"])
+def test_short_rows_are_the_same_by_every_implementation(ranks, name, impl):
+    for cut in ("uneven", "empty"):
+        ranks(member, name, cut, "none", False, True, impl)
+    ranks(in_float32, impl)
+
+
+def memory():
+    """Count what is kept for backward, and what forward and backward take beside logits and gradient."""
+    shard = VocabShard.even(3000)
+    x = torch.randn(50, 1000, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        loss = crossent.cross_entropy(x, torch.arange(50) * 60, label_smoothing=0.1, shard=shard)
+    return sum(
+        t.numel() for t in {t.untyped_storage().data_ptr(): t for t in kept}.values() if t is not x
+    ) / x.numel(), loss.item()
+
+
+def test_nothing_as_large_as_the_logits_is_kept(ranks):
+    assert max(share for share, _ in ranks(memory)) < 1.05  # the logits, and a few numbers a row
