@@ -508,3 +508,24 @@ def memory():
 
 def test_nothing_as_large_as_the_logits_is_kept(ranks):
     assert max(share for share, _ in ranks(memory)) < 1.05  # the logits, and a few numbers a row
+
+
+def in_place(impl):
+    """The gradient may be written over the logits, and keeps their layout."""
+    x, y, _ = _data()
+    shard, here = _shard("uneven")
+    leaf = x[:, here].clone().requires_grad_()
+    wanted = torch.autograd.grad(crossent.cross_entropy(leaf, y, shard=shard, impl=impl), leaf)[0]
+    logits = leaf * 1
+    loss = crossent.cross_entropy(logits, y, shard=shard, inplace_backward=True, impl=impl)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], wanted, rtol=0, atol=0)
+    images = torch.randn(2, here.stop - here.start, 3, 4).to(memory_format=torch.channels_last).requires_grad_()
+    loss = crossent.cross_entropy(
+        images, torch.randint(C, (2, 3, 4), generator=torch.Generator().manual_seed(0)), shard=shard
+    )
+    (grad,) = torch.autograd.grad(loss, images)
+    assert grad.stride() == images.stride()
+
+
+def test_gradients_lie_as_logits_do(ranks):
+    ranks(in_place, None)
