@@ -1,0 +1,1 @@
+"""Losses beyond one process, on torch.distributed and DTensor."""
