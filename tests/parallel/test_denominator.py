@@ -245,11 +245,11 @@ def test_one_process_alone():
     assert shared_denominator(torch.tensor(3)).item() == 1
     assert shared_denominator(torch.rand(C)).item() == 1
     assert shared_denominator(y, weight=WEIGHT.clone().requires_grad_()).requires_grad is False
-    with pytest.raises(ValueError, match="group must be None where torch.distributed is not initialised"):
+    with pytest.raises(ValueError, match=r"group must be None where torch\.distributed is not initialised"):
         shared_denominator(y, group=object())
     with pytest.raises(ValueError, match=r"weight must have shape \(C,\), got \(1, 7\)"):
         shared_denominator(y, weight=WEIGHT[None])
-    with pytest.raises(TypeError, match="target must be a torch.Tensor of class indices"):
+    with pytest.raises(TypeError, match=r"target must be a torch\.Tensor of class indices"):
         shared_denominator([1, 2])
     with pytest.raises(TypeError, match="averaged must be True or False"):
         shared_denominator(y, averaged=1)

@@ -70,7 +70,9 @@ def _size(group: Any) -> int:
     """Count the processes of a group."""
     if not distributed.is_available() or not distributed.is_initialized():
         if group is not None:
-            raise ValueError("group must be None where torch.distributed is not initialised: call init_process_group first")
+            raise ValueError(
+                "group must be None where torch.distributed is not initialised: call init_process_group first"
+            )
         return 1
     size = distributed.get_world_size(group)
     if size < 1:
