@@ -5,8 +5,9 @@ Here the arguments are understood and the way is chosen; impl/head.py computes, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape
-from crossent.core.modes import readable
+from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.target import Target, Teacher, describe
@@ -52,6 +53,8 @@ MAX_BYTES_ELSEWHERE = 1 << 30  # on a GPU, whose products want many rows
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
 
+_Result = TypeVar("_Result")
+
 _BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
 _SHIFT = integer_from(0, "an int of at least 0")
 _TEACHERS_TEMPERATURE = positive("it divides the teacher's logits")
@@ -66,6 +69,7 @@ class LinearPlan(NamedTuple):
         bytes: of a block's logits.
         impl: what computes the loss of a block.
         why: why the logits are formed at once, or "".
+        moved: what of a head of DTensors goes over the mesh, ``"input"``, ``"weight"`` or both; "" for nothing.
     """
 
     blocks: int
@@ -73,6 +77,7 @@ class LinearPlan(NamedTuple):
     bytes: int
     impl: str
     why: str
+    moved: str = ""
 
 
 class _Call(NamedTuple):
@@ -167,6 +172,7 @@ def linear_cross_entropy(
     if isinstance(linear_weight, nn.Module):
         input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     tensors = (input, linear_weight, target, linear_bias, weight)
+    _refuse_gathered(linear_weight)
     if has_torch_function_variadic(*(t for t in tensors if not isinstance(t, Teacher))):
         return handle_torch_function(
             linear_cross_entropy, tensors, input, linear_weight, target, linear_bias=linear_bias, weight=weight,
@@ -178,6 +184,7 @@ def linear_cross_entropy(
         and weight is None
         and type(shift) is int
         and shift == 0
+        and not is_dtensor(*tensors)
         and _ordinary(input, linear_weight, target, linear_bias, max_bytes)
     ):
         assert isinstance(target, Tensor)
@@ -187,17 +194,16 @@ def linear_cross_entropy(
                 F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
                 label_smoothing=label_smoothing,
             )  # fmt: skip
-    call = _understand(
-        input, linear_weight, target, {
-            **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
-        },
-    )  # fmt: skip
-    try:
-        return _loss(call)
-    except IndexError:
-        _say_where(target, call)
-        raise
+    arguments: dict[str, Any] = {
+        **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
+    }  # fmt: skip
+    if is_dtensor(*tensors, *more.values()):
+        placed, call, target = _part(input, linear_weight, target, arguments)
+        with placed.tell_others():
+            loss = _explained(_loss, call, target)
+        return _cut(placed.result(loss, call.reduction.how), shift)
+    return _explained(_loss, _understand(input, linear_weight, target, arguments), target)
 
 
 def linear_cross_entropy_stats(
@@ -213,13 +219,22 @@ def linear_cross_entropy_stats(
     >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
     tensor([True, True])
     """
-    call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
-    try:
-        call = _without_garbage(call, statistics=True)
-        row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
-    except IndexError:
-        _say_where(target, call)
-        raise
+    given: dict[str, Any] = {"reduction": "none", **arguments}
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    _refuse_gathered(linear_weight)
+    if not is_dtensor(input, linear_weight, target, *given.values()):
+        return _explained(_stats, _understand(input, linear_weight, target, given), target)
+    placed, call, target = _part(input, linear_weight, target, given)
+    with placed.tell_others():
+        stats = _explained(_stats, call, target)
+    how, shift = call.reduction.how, given.get("shift", 0)
+    return CrossEntropyStats._make(_cut(placed.result(value, how), shift) for value in stats)
+
+
+def _stats(call: _Call) -> CrossEntropyStats:
+    call = _without_garbage(call, statistics=True)
+    row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     row_weight = _row_weights(call)
     valid = call.target.values != call.target.settings.ignore_index if call.target.indices else row_weight > 0
     row, reduction = row._replace(row_weight=row_weight, correct=row.correct.detach()), call.reduction
@@ -239,13 +254,58 @@ def linear_plan(
     >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
     (7, 586, 117802408)
     """
-    call = _understand(input, linear_weight, target, dict(arguments))
+    given: dict[str, Any] = dict(arguments)
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    if is_dtensor(input, linear_weight, target, *given.values()):
+        _, call, _ = _part(input, linear_weight, target, given)
+    else:
+        call = _understand(input, linear_weight, target, given)
     why = _at_once(call)
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
     rows = size if why else block_size(call.head, call.plan(), size)
     bytes_of = rows * prod(call.head.shape) * call.head.input.dtype.itemsize
-    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why)
+    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why, call.moved)
+
+
+# --- DTensors ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_gathered(weight: object) -> None:
+    """Let parallel/heads.py look at a matrix that came out of a DTensor."""
+    if isinstance(weight, Tensor) and type(weight.grad_fn).__name__ == "_ToTorchTensorBackward":
+        from crossent.parallel.heads import refuse_gathered  # which imports DTensor
+
+        refuse_gathered(weight)
+
+
+def _part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, Any]) -> tuple[Any, _Call, Any]:
+    """Understand a call with DTensors, and take this process's part of it: where the rows are, the call, and its target."""
+    from crossent.parallel.heads import head_rows, refuse_mixed
+    from crossent.parallel.placements import stand_in
+
+    refuse_mixed(input, weight)
+    whole = {name: stand_in(value) for name, value in arguments.items() if name != "impl"}
+    alike = Teacher(*map(stand_in, target)) if isinstance(target, Teacher) else stand_in(target)
+    _understand(stand_in(input), stand_in(weight), alike, whole)  # raises on all processes or on none
+    placed, moved, (input, weight, target, given) = head_rows(input, weight, target, arguments)
+    call = _understand(input, weight, target, given)
+    rows = call.reduction
+    if rows.how != "none" and placed.across is not None:
+        rows = rows._replace(across=placed.across)
+        if (
+            rows.how == "mean" and rows.denominator is None
+        ):  # here, since a process with few rows goes another way than the others
+            weights, u = _row_weights(call), rows.sample_weight
+            (divisor,) = rows.whole(ordered_sum(weights if u is None else weights * u))
+            rows = rows._replace(denominator=divisor)
+    return placed, call._replace(reduction=rows, moved=moved), target
+
+
+def _cut(rows: Tensor, shift: int) -> Tensor:
+    """Leave out the last positions, which have no label after a shift."""
+    return rows[..., : rows.shape[-1] - shift] if shift and rows.dim() else rows
 
 
 # --- understanding ----------------------------------------------------------------------------------------------------
@@ -342,6 +402,15 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device.type)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _explained(compute: Callable[[_Call], _Result], call: _Call, target: Tensor | Teacher) -> _Result:
+    """Compute, and say of a class out of range where it is in the caller's target."""
+    try:
+        return compute(call)
+    except IndexError:
+        _say_where(target, call)
+        raise
 
 
 def _say_where(target: Tensor | Teacher, call: _Call) -> None:
@@ -511,7 +580,7 @@ def _loss(call: _Call) -> Tensor:
         loss = call.rows_back(loss) if reduction.how == "none" else loss
     else:
         loss = _reduced(call).to(call.dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if not torch.compiler.is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
         _show(call, loss, watcher)
     return loss
 
@@ -596,7 +665,7 @@ def _differentiable_statistics_at_once(head: Head, plan: Plan) -> tuple[Tensor, 
 
 def _reduced(call: _Call) -> Tensor:
     """Compute a sum or a mean in blocks, with the gradients on the way."""
-    how, factor, given, empty = call.reduction
+    how, factor, given, empty, _ = call.reduction
     wide = torch.promote_types(call.head.input.dtype, torch.float32)
     divisor = torch.ones((), dtype=wide, device=call.head.input.device)
     later = isinstance(given, Tensor) and given.requires_grad
@@ -611,6 +680,7 @@ def _reduced(call: _Call) -> Tensor:
 
     needs = tuple(_wants_grad(t) for t in call.head[:3])
     loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
+    (loss,) = call.reduction.whole(loss)
     if later:
         assert given is not None
         return divide(loss, given, empty)

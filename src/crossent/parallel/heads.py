@@ -1,0 +1,166 @@
+"""Linear heads of DTensors: which of hidden states and matrix moves to the other, and the part of each that a process works on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.nn import functional as F
+
+from crossent.core.messages import shape
+from crossent.core.modes import is_dtensor
+from crossent.core.target import Teacher
+from crossent.parallel.placements import Rows
+
+_WAYS = (
+    "If FSDP or tensor parallelism shards it (1) call unshard() on the module that owns it before the loss, or (2) compute the loss "
+    "in a method of that module and name it to torch.distributed.fsdp.register_fsdp_forward_method, or (3) say which rows of the "
+    "batch these are with DTensor.from_local(input, mesh, placements), and the target likewise"
+)
+
+
+def head_rows(
+    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> tuple[Rows, str, tuple[Any, ...]]:
+    """Find where the rows of a head are, say what moves, and take this process's part of its tensors, in order.
+
+    Rows stay where they are. Where hidden states are whole on processes that share the matrix out, or split along their features,
+    each takes some of the rows. The matrix comes to the rows, ``V · D`` numbers, and its gradient goes back as a sum.
+    """
+    refuse_mixed(input, weight)
+    lead, classes = tuple(input.shape[:-1]), tuple(weight.shape[:-1])
+    named = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    rows_of_input = Rows.of(input, len(lead), linear_weight=weight, target=target, **named)
+    placements = tuple(map(_of_rows, input.placements, _on(weight, input), [lead] * input.device_mesh.ndim))
+    placed = Rows(rows_of_input.mesh, placements, torch.Size(lead + classes), len(lead))
+    features = (*range(len(lead)), None)
+    columns = tuple(range(len(lead), len(lead) + len(classes)))
+    given = dict(arguments)
+    if given.get("shift"):
+        target, given = _shifted(target, given, placed)
+    for name, dims in (("linear_bias", columns), ("weight", columns[:1]), ("sample_weight", placed.own)):
+        given[name] = placed.local(name, given.get(name), dims, name != "sample_weight")
+    for name in ("logit_bias", "class_mask"):
+        value = given.get(name)
+        of_classes = isinstance(value, Tensor) and value.shape != placed.shape
+        given[name] = placed.local(name, value, columns[:1] if of_classes else placed.all, of_classes)
+    if isinstance(given.get("denominator"), DTensor):
+        given["denominator"] = given["denominator"].full_tensor()
+    moved = "".join(
+        name
+        for name, tensor, dims in (("input", input, features), ("weight", weight, (*columns, None)))
+        if any(
+            p != to and not isinstance(p, Replicate)
+            for p, to in zip(_on(tensor, input), placed.along(dims), strict=True)
+        )
+    )
+    local = (
+        placed.local("input", input, features),
+        placed.local("linear_weight", weight, (*columns, None)),
+        _target(placed, target, features, columns),
+        {name: value for name, value in given.items() if value is not None or name in arguments},
+    )
+    return placed, moved, local
+
+
+def refuse_mixed(input: object, weight: object) -> None:
+    """Refuse a matrix that is a DTensor beside hidden states that are not, or the other way round."""
+    if isinstance(input, DTensor) and isinstance(weight, DTensor):
+        return
+    if isinstance(weight, DTensor):
+        raise RuntimeError(
+            f"input must be a DTensor where linear_weight is one, got {type(input).__name__} and a linear_weight placed "
+            f"{tuple(weight.placements)}, of which this process has a part. {_WAYS}"
+        )
+    if isinstance(input, DTensor):
+        raise RuntimeError(
+            f"linear_weight must be a DTensor where input is one, got a plain tensor of shape {shape(weight)}: use "  # type: ignore[arg-type]
+            "DTensor.from_local(linear_weight, mesh, [Replicate()]) if every process has the same one, with one Replicate() a "
+            "dimension of the mesh"
+        )
+    raise RuntimeError(
+        "input and linear_weight must be DTensors where the target or an option is one, got plain tensors"
+    )
+
+
+def _on(tensor: Any, input: Any) -> tuple[Placement, ...]:
+    """Return the placements of a tensor, one a dimension of the mesh."""
+    return tuple(tensor.placements) if isinstance(tensor, DTensor) else (Replicate(),) * input.device_mesh.ndim
+
+
+def _of_rows(input: Placement, weight: Placement, lead: tuple[int, ...]) -> Placement:
+    """Decide how rows are split over one dimension of the mesh."""
+    if isinstance(input, Replicate) and isinstance(weight, Replicate):
+        return input
+    if type(input) is Shard and input.dim < len(lead):
+        return input
+    return Shard(0) if lead else Replicate()
+
+
+def _shifted(target: Any, given: dict[str, Any], placed: Rows) -> tuple[Any, dict[str, Any]]:
+    """Move labels to the positions that predict them, across the borders between processes; the last ones have no label."""
+    shift, ignored = given.pop("shift"), given.get("ignore_index")
+
+    def pad(value: Any, fill: float) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        padded = F.pad(value.full_tensor(), (0, shift), value=fill)
+        return DTensor.from_local(padded, placed.mesh, [Replicate()] * placed.mesh.ndim, run_check=False)
+
+    if isinstance(target, DTensor):
+        target = pad(target.long()[..., shift:], -100 if ignored is None else ignored)
+    return target, {**given, "sample_weight": pad(given.get("sample_weight"), 0.0)}
+
+
+def _target(placed: Rows, target: Any, features: tuple[Any, ...], columns: tuple[int, ...]) -> Any:
+    """Take this process's part of labels, probabilities or a teacher."""
+    if not isinstance(target, Teacher):
+        return placed.local("target", target, placed.all if target.shape == placed.shape else placed.own)
+    return Teacher(
+        placed.local("the teacher's input", target.input, features),
+        placed.local("the teacher's weight", target.weight, (*columns, None), True),
+        placed.local("the teacher's bias", target.bias, columns, True),
+        target.temperature,
+    )
+
+
+# --- FSDP ---------------------------------------------------------------------------------------------------------------
+
+
+def refuse_gathered(weight: Tensor) -> None:
+    """Refuse what ``full_tensor()`` made of a parameter that FSDP shards: its gradient would be that of this process's rows alone.
+
+    Backward slices the gradient of each process, where FSDP averages those of all. With ``grad_placements`` said it is right.
+    """
+    node = weight.grad_fn
+    if not torch.is_grad_enabled() or getattr(node, "grad_placements", ()) is not None:
+        return
+    mesh = node.dtensor_spec.mesh  # type: ignore[union-attr]
+    if mesh.size() > 1 and is_dtensor(leaf := _leaf(node)) and leaf is not None and _fsdp_shards(leaf):
+        raise RuntimeError(
+            "linear_weight must bring the gradients of all processes together, got full_tensor() of a parameter that FSDP shards, "
+            "whose gradient would be that of this process's rows alone: use full_tensor(grad_placements=[Partial('avg')]), one "
+            "for each dimension of its mesh, or unshard() the module that owns it and pass its weight"
+        )
+
+
+def _leaf(node: Any) -> Tensor | None:
+    """Follow a chain of operations on one tensor to where it begins."""
+    while node is not None:
+        if hasattr(node, "variable"):
+            return node.variable  # type: ignore[no-any-return]
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def _fsdp_shards(parameter: Tensor) -> bool:
+    """Whether a parameter is one of those that a module under ``fully_shard`` has while it is sharded."""
+    states = sys.modules.get("torch.distributed._composable_state")
+    if states is None:
+        return False
+    of_modules = [each() for each in states._module_state_mapping.values()]
+    groups = [group for state in of_modules for group in getattr(state, "_fsdp_param_groups", ())]
+    return any(param.sharded_param is parameter for group in groups for param in group.fsdp_params)
