@@ -32,6 +32,7 @@ _HOME = {
     "SigmoidFocalLoss": "losses.modules",
     "Taylor": "core.penalties",
     "Teacher": "core.target",
+    "VocabShard": "core.shard",
     "binary_cross_entropy_with_logits": "losses.binary",
     "check": "tools.check.run",
     "check_loss": "tools.check.audit",

@@ -9,6 +9,7 @@ from crossent.core.penalties import Focal as Focal
 from crossent.core.penalties import Penalty as Penalty
 from crossent.core.penalties import Poly1 as Poly1
 from crossent.core.penalties import Taylor as Taylor
+from crossent.core.shard import VocabShard as VocabShard
 from crossent.core.target import Teacher as Teacher
 from crossent.impl import choose_implementation as choose_implementation
 from crossent.impl import implementations as implementations
@@ -70,6 +71,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "Taylor",
     "Teacher",
+    "VocabShard",
     "__version__",
     "binary_cross_entropy_with_logits",
     "check",

@@ -26,6 +26,8 @@ def compiled_case(option, reduction, placement):
     labels = distribute_tensor(y, mesh, [rows], src_data_rank=None)
     logits = distribute_tensor(x, mesh, [placement], src_data_rank=None).requires_grad_()
 
+    torch._dynamo.reset()
+
     @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
     def step(a, b):
         return crossent.cross_entropy(a * 2.0, b, reduction=reduction, **given).sum()

@@ -71,6 +71,8 @@ def refuses(logits: Tensor, target: Tensor | None = None, described: Target | Bi
 def _left_to_eager(target: Target, soft: bool) -> str | None:
     """Name the first thing of a softmax loss that the kernels do not take; docs/performance.md has the list."""
     settings, bias, mask = target.settings, target.logit_bias, target.class_mask
+    if target.is_shard:
+        return "a shard of the classes"
     if target.valid is not None:
         return "rows left out beside those of ignore_index"
     for name, tensor in (("logit_bias", bias), ("class_mask", mask)):
@@ -273,6 +275,7 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients for logits and target; see the eager implementation."""
     dtype = _wide(logits)

@@ -14,6 +14,7 @@ from crossent.core.modes import is_dtensor
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import Reduction, reduce_rows, result_dtype
 from crossent.core.settings import Settings, documented
+from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import SPECIAL, Target, describe
 from crossent.impl import choose
 from crossent.ops import softmax as ops
@@ -49,6 +50,7 @@ def cross_entropy(
     softcap_after_temperature: bool = False,
     inplace_backward: bool = False,
     inplace_forward: bool = False,
+    shard: VocabShard | None = None,
     impl: str | None = None,
 ) -> Tensor:
     r"""Compute the softmax cross entropy between logits and class indices or probabilities, in nats.
@@ -108,7 +110,7 @@ def cross_entropy(
             cross_entropy, (input, target, weight, logit_bias, class_mask), input, target, weight, size_average,
             ignore_index, reduce, reduction, label_smoothing, sample_weight=sample_weight, denominator=denominator,
             empty=empty, out_dtype=out_dtype, dim=dim, inplace_backward=inplace_backward,
-            inplace_forward=inplace_forward, impl=impl, **given,
+            inplace_forward=inplace_forward, shard=shard, impl=impl, **given,
         )  # fmt: skip
     if (
         not torch.compiler.is_compiling()
@@ -119,6 +121,7 @@ def cross_entropy(
         and denominator is None
         and out_dtype is None
         and dim is None
+        and shard is None
         and impl is None
         and size_average is None
         and reduce is None
@@ -133,6 +136,17 @@ def cross_entropy(
         quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
         if quick is not None:
             return quick
+    if shard is not None:
+        from crossent.parallel.softmax import sharded_cross_entropy  # torch's collectives take 0.2 s to import
+
+        return sharded_cross_entropy(
+            input, target, weight, checked_shard(shard), {
+                **dict(zip(_NAMES, own, strict=True)), "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+                "reduction": reduction, "sample_weight": sample_weight, "denominator": denominator, "empty": empty,
+                "size_average": size_average, "reduce": reduce, "dim": dim, "out_dtype": out_dtype, "impl": impl,
+                "inplace_backward": inplace_backward, "inplace_forward": inplace_forward,
+            },
+        )  # fmt: skip
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     options: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
     options["ignore_index"], options["label_smoothing"] = ignore_index, label_smoothing

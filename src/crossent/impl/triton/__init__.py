@@ -46,6 +46,8 @@ def refuses(logits: Tensor, target: Tensor | None = None, described: Target | Bi
 def _left(described: Target, target: Tensor | None) -> str | None:
     """Name the first thing of a softmax loss that the kernels do not take."""
     bias, mask = described.logit_bias, described.class_mask
+    if described.is_shard:
+        return "a shard of the classes"
     if described.valid is not None:
         return "rows left out beside those of ignore_index"
     for name, tensor in (("logit_bias", bias), ("class_mask", mask)):
@@ -91,6 +93,7 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients for logits and target; see the protocol."""
     if logits.numel() == 0:

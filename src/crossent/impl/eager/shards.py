@@ -1,0 +1,46 @@
+"""What a shard of the classes tells of each row, in differentiable torch operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crossent.core.reduction import compute_dtype, weigh
+from crossent.core.target import Target
+from crossent.impl.eager.pieces import class_sum, class_weights, smoothed_target, total_cost
+from crossent.impl.eager.softmax import transformed
+from crossent.impl.protocol import Costs, Partials
+
+
+def partials(logits: Tensor, target: Target) -> Partials:
+    """Compute each row's ``lse_s``, ``Σ w (lse_s - x)`` and ``Σ w``, without penalty and z-loss; see the protocol."""
+    x = transformed(logits, target)
+    if x.shape[1] == 0:
+        nothing = x.sum(1)
+        return Partials(torch.stack([nothing - torch.inf, nothing]), nothing, nothing)
+    w = _weights(logits, target)
+    top, at = x.max(1, keepdim=True)
+    level = top.masked_fill(top == -torch.inf, 0.0)  # a shard may have no class that is possible
+    others = class_sum((x - level).scatter(1, at, -torch.inf).exp())
+    log_sum = others.log1p() + (level - level)
+    loss = total_cost(w, None, (x - level) - log_sum)
+    return Partials(torch.cat([top, log_sum], 1).movedim(1, 0), loss.squeeze(1), class_sum(w).squeeze(1))
+
+
+def partial_costs(logits: Tensor, target: Target, lse: Tensor) -> Costs:
+    """Compute ``Σ w f(p)`` and ``Σ w s(p)`` of each row from the lse of all shards."""
+    x, penalty = transformed(logits, target), target.penalty
+    if x.shape[1] == 0:
+        return Costs(x.sum(1), x.sum(1))
+    w = _weights(logits, target)
+    top, log_sum = lse.unsqueeze(2)
+    log_p = (x - top) - log_sum
+    pull = w if penalty is None else w * penalty.s(log_p)
+    return Costs(total_cost(w, penalty, log_p).squeeze(1), class_sum(pull).squeeze(1))
+
+
+def _weights(logits: Tensor, target: Target) -> Tensor:
+    """Write out ``c ∘ t``, smoothed, in the shape of the logits; it is 0 in rows that do not count."""
+    x = logits.to(compute_dtype(logits, target.values))
+    t, c = smoothed_target(target, x), class_weights(target.weight, x)
+    return t if c is None else weigh(c, t)

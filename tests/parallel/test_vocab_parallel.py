@@ -1,0 +1,307 @@
+"""Losses of classes that lie on several processes: those of one process with all classes, for every member, cut and order."""
+
+import functools
+
+import pytest
+import torch
+from ranks import pool
+from torch import distributed as dist
+from torch.distributed.tensor.debug import CommDebugMode
+
+import crossent
+from crossent import VocabShard
+
+N, C = 9, 13
+CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7), "of one": (1, 1, 11)}
+MEMBERS = {
+    "plain": {},
+    "weights": {"weight": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "weights and smoothing": {"weight": True, "label_smoothing": 0.2},
+    "temperature and cap": {"temperature": 1.5, "softcap": 4.0},
+    "bias and margin": {"logit_bias": True, "margin": 0.7},
+    "mask": {"class_mask": True},
+    "mask and smoothing": {"class_mask": True, "label_smoothing": 0.1, "weight": True, "margin": 0.5},
+    "a mask for each row": {"class_mask": "rows", "label_smoothing": 0.1},
+    "z-loss": {"z_loss": 0.05, "weight": True},
+    "focal": {"penalty": crossent.Focal(2.0), "weight": True},
+    "focal and z-loss": {"penalty": crossent.Focal(1.5), "z_loss": 0.02},
+    "focal and smoothing": {"penalty": crossent.Focal(2.0), "label_smoothing": 0.1, "z_loss": 0.02},
+    "Poly-1 and weights": {"penalty": crossent.Poly1(2.0), "label_smoothing": 0.3, "weight": True},
+    "GCE": {"penalty": crossent.GCE(0.7)},
+    "MAE": {"penalty": crossent.MAE()},
+    "SCE": {"penalty": crossent.SCE()},
+    "Taylor": {"penalty": crossent.Taylor(3)},
+    "sample weights": {"sample_weight": True},
+    "a denominator": {"denominator": 5.5},
+}
+ranks = pool(3)
+
+
+@functools.cache
+def _data(seed=0, std=3.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = (std * torch.randn(N, C, dtype=torch.float64, generator=generator)).to(dtype)
+    y = torch.randint(C, (N,), generator=generator)
+    y[[2, 5]] = -100
+    soft = torch.rand(N, C, dtype=torch.float64, generator=generator).to(dtype)
+    soft[4] = 0.0
+    return x, y, soft
+
+
+def _options(name):
+    """Return the options of a member, with all classes."""
+    generator, given = torch.Generator().manual_seed(7), dict(MEMBERS[name])
+    if given.get("weight"):
+        given["weight"] = torch.rand(C, dtype=torch.float64, generator=generator)
+        given["weight"][3] = 0.0
+    if given.get("logit_bias"):
+        given["logit_bias"] = torch.randn(C, dtype=torch.float64, generator=generator)
+    if given.get("class_mask") is True:
+        given["class_mask"] = torch.arange(C) % 5 != 2
+    if given.get("class_mask") == "rows":
+        given["class_mask"] = torch.rand(N, C, generator=generator) < 0.7
+        given["class_mask"][6] = False
+    if given.get("sample_weight"):
+        given["sample_weight"] = torch.rand(N, dtype=torch.float64, generator=generator)
+        given["sample_weight"][1] = 0.0
+    return given
+
+
+def _shard(cut):
+    sizes = CUTS[cut]
+    start = sum(sizes[: dist.get_rank()])
+    return VocabShard(None, start, C), slice(start, start + sizes[dist.get_rank()])
+
+
+def _call(x, target, given, shard=None, **more):
+    return crossent.cross_entropy(x, target, shard=shard, **given, **more)
+
+
+def member(name, cut, reduction, soft, parts, impl):
+    """Return how far loss and gradients of a shard are from those of all classes."""
+    given, (x, y, t) = _options(name), _data()
+    if reduction != "mean":
+        given.pop("denominator", None)
+    target = t if soft else y
+    shard, here = _shard(cut)
+    whole = x.clone().requires_grad_()
+    wanted = _call(whole, target, given, reduction=reduction)
+    rows = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64).view(wanted.shape)
+    (at_x,) = torch.autograd.grad((wanted * rows).sum(), whole)
+    own = x[:, here].clone().requires_grad_()
+    if parts:  # of everything that has classes
+        target = target[:, here] if soft else target
+        for key in ("weight", "logit_bias", "class_mask"):
+            if key in given:
+                given[key] = given[key][..., here]
+    loss = _call(own, target, given, shard, reduction=reduction, impl=impl)
+    (at_own,) = torch.autograd.grad((loss * rows).sum(), own)
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(at_own, at_x[:, here], rtol=1e-11, atol=1e-13, equal_nan=True)
+    return loss.detach()
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_member_is_that_of_all_classes(ranks, name, cut, soft):
+    if soft and "bias and margin" in name:
+        name = "plain"
+    for reduction in ("mean", "sum", "none"):
+        for parts in (False, True):
+            losses = ranks(member, name, cut, reduction, soft, parts, None)
+            assert all(torch.equal(loss, losses[0]) for loss in losses)
+
+
+def images(impl):
+    """The classes of (N, C, d1, d2), in another dimension too, and of one row."""
+    shard, here = _shard("uneven")
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4, C, 3, 2, dtype=torch.float64, generator=generator)
+    y = torch.randint(C, (4, 3, 2), generator=generator)
+    y[0, 0, 0] = -100
+    weight = torch.rand(C, dtype=torch.float64, generator=generator)
+    for options in ({}, {"weight": weight, "label_smoothing": 0.1}, {"penalty": crossent.Focal(2.0)}, {"z_loss": 0.1}):
+        for reduction in ("none", "mean"):
+            for axis, whole, target in ((1, x, y), (-1, x.movedim(1, -1), y), (0, x[1, :, 0, 0], y[1, 0, 0])):
+                whole = whole.clone().requires_grad_()
+                own = whole.detach().narrow(axis, here.start, here.stop - here.start).clone().requires_grad_()
+                how = {"reduction": reduction, "dim": axis, **options}
+                wanted = crossent.cross_entropy(whole, target, **how)
+                loss = crossent.cross_entropy(own, target, shard=shard, impl=impl, **how)
+                torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+                loss.sum().backward(), wanted.sum().backward()
+                part = whole.grad.narrow(axis, here.start, here.stop - here.start)
+                torch.testing.assert_close(own.grad, part, rtol=1e-11, atol=1e-13)
+
+
+def test_classes_may_lie_in_any_dimension(ranks):
+    ranks(images, None)
+
+
+def twice(name, cut, soft):
+    """The gradient of a function of the gradients, which hangs on the logits of all processes."""
+    given, (x, y, t) = _options(name), _data()
+    shard, here = _shard(cut)
+    rows = torch.linspace(-1, 2, N, dtype=torch.float64)
+    masked = "class_mask" in given  # whose classes have an infinite derivative by t
+    if masked:
+        t = t * given["class_mask"]
+    found = []
+    for logits, how in ((x, None), (x[:, here], shard)):
+        leaf, labels = logits.clone().requires_grad_(), y
+        if soft:
+            labels = (t[:, here] if how else t).clone().requires_grad_(not masked)
+        loss = _call(leaf, labels, given, how, reduction="none")
+        leaves = [leaf, labels] if soft and not masked else [leaf]
+        grads = torch.autograd.grad((loss * rows).sum(), leaves, create_graph=True)
+        total = sum((g * g).sum() for g in grads)
+        found.append((*grads, *torch.autograd.grad(total, leaves)))
+    for ours, of_all in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, of_all[:, here], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize(
+    "name", ["plain", "weights and smoothing", "temperature and cap", "mask", "z-loss", "focal", "focal and smoothing"]
+)
+def test_second_derivatives_reach_every_process(ranks, name, soft):
+    ranks(twice, name, "uneven", soft)
+
+
+def confident(dtype, impl):
+    """Margins up to 60, where softmax in float32 has a loss of 0 from 17 on."""
+    shard, here = _shard("even")
+    found = []
+    for margin in (5.0, 16.0, 17.0, 40.0, 60.0):
+        for at in (1, 6, 12):
+            x = torch.zeros(1, C, dtype=dtype)
+            x[0, at] = margin
+            exact = x.clone().double().requires_grad_()
+            wanted = crossent.cross_entropy(exact, torch.tensor([at]))
+            wanted.backward()
+            own = x[:, here].clone().requires_grad_()
+            loss = crossent.cross_entropy(own, torch.tensor([at]), shard=shard, out_dtype=torch.float64, impl=impl)
+            loss.backward()
+            found.append(abs(loss.item() / wanted.item() - 1))
+            error = (own.grad.double() - exact.grad[:, here]).abs() / exact.grad[:, here].abs()
+            found.append(error.max().item())
+    return max(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_confident_row_keeps_its_relative_accuracy(ranks, dtype):
+    bound = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 2**-8}[dtype]
+    assert max(ranks(confident, dtype, None)) <= bound
+
+
+def in_float32(impl):
+    shard, here = _shard("uneven")
+    worst = 0.0
+    for seed in range(5):
+        x, y, _ = _data(seed, 8.0, torch.float32)
+        exact, own = x.double().requires_grad_(), x[:, here].clone().requires_grad_()
+        for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"penalty": crossent.Focal(2.0)}):
+            wanted = crossent.cross_entropy(exact, y, reduction="none", **options)
+            loss = crossent.cross_entropy(own, y, shard=shard, reduction="none", impl=impl, **options)
+            (g,) = torch.autograd.grad(wanted.sum(), exact)
+            (own_g,) = torch.autograd.grad(loss.sum(), own)
+            torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-12)
+            worst = max(worst, (own_g.double() - g[:, here]).abs().max().item())
+    return worst
+
+
+def test_float32_is_as_exact_as_it_can_be(ranks):
+    assert max(ranks(in_float32, None)) < 1e-6
+
+
+def counted(name, soft):
+    """Count the collectives of forward, and of backward."""
+    given, (x, y, t) = _options(name), _data()
+    shard, here = _shard("even")
+    own = x[:, here].clone().requires_grad_()
+    with CommDebugMode() as forward:
+        loss = _call(own, t if soft else y, given, shard)
+    with CommDebugMode() as backward:
+        loss.backward()
+    return forward.get_total_counts(), backward.get_total_counts()
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_one_gather_tells_the_loss_and_none_the_gradient(ranks, name, soft):
+    if soft and "margin" in MEMBERS[name]:
+        return
+    smoothed = soft or "label_smoothing" in MEMBERS[name]
+    two = ("penalty" in MEMBERS[name] and smoothed) or (
+        "class_mask" in MEMBERS[name] and "label_smoothing" in MEMBERS[name]
+    )
+    assert set(ranks(counted, name, soft)) == {(1 + two, 0)}
+
+
+WRONG = {
+    "a label out of range": (IndexError, lambda x, y, o: (x, y.index_fill(0, torch.tensor([3]), C), o)),
+    "another dtype of the target": (RuntimeError, lambda x, y, o: (x, y.bool(), o)),
+    "another number of rows": (ValueError, lambda x, y, o: (x, y[:-1], o)),
+    "no reduction": (ValueError, lambda x, y, o: (x, y, {**o, "reduction": "men"})),
+    "no temperature": (ValueError, lambda x, y, o: (x, y, {**o, "temperature": 0.0})),
+    "weights of another size": (RuntimeError, lambda x, y, o: (x, y, {**o, "weight": torch.ones(C + 1).double()})),
+    "no such implementation": (ValueError, lambda x, y, o: (x, y, {**o, "impl": "fast"})),
+    "a start that leaves a gap": (ValueError, None),
+}
+
+
+def wrong(name, culprit):
+    """Return the error of each process where one of them gives something wrong."""
+    x, y, _ = _data()
+    shard, here = _shard("even")
+    arguments = (x[:, here], y, {})
+    if dist.get_rank() == culprit:
+        if WRONG[name][1] is None:
+            shard = VocabShard(None, max(0, shard.start - 1), C)
+        else:
+            arguments = WRONG[name][1](*arguments)
+    logits, target, options = arguments
+    try:
+        crossent.cross_entropy(logits, target, shard=shard, **options)
+    except Exception as error:
+        return type(error), str(error)
+    return None, ""
+
+
+@pytest.mark.parametrize("culprit", [0, 2])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_on_one_process_raises_on_all(ranks, name, culprit):
+    if WRONG[name][1] is None and culprit == 0:
+        return
+    errors = ranks(wrong, name, culprit)
+    assert all(issubclass(kind, WRONG[name][0]) for kind, _ in errors), errors
+    if WRONG[name][1] is not None:
+        assert all(
+            f"process {culprit} of the group" in said for rank, (_, said) in enumerate(errors) if rank != culprit
+        )
+    ranks(member, "plain", "even", "mean", False, False, None)  # and all of them go on
+
+
+def no_shard():
+    said = []
+    for shard, error in ((3, TypeError), ("even", TypeError)):
+        with pytest.raises(error, match="VocabShard"):
+            crossent.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), shard=shard)
+    for arguments in ((-1, 3), (0, 0), (5, 3), (0.5, 3)):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            VocabShard(None, *arguments)
+        said.append(str(caught.value))
+    return said
+
+
+def test_a_shard_that_cannot_be_is_refused(ranks):
+    assert all("start" in said or "classes" in said for said in ranks(no_shard)[0])
+
+
+def test_a_shard_needs_processes():
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        crossent.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), shard=VocabShard(None, 0, 3))
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        VocabShard.even(10)
