@@ -70,7 +70,12 @@ def one_case(option, reduction, shape, of_h, of_w, blocks=False, twice=False):
 
     one = {"h": h, "w": w, **options}
     many = {name: place(name, v) if isinstance(v, torch.Tensor) else v for name, v in one.items()}
-    leaves = ["h", "w", *(["linear_bias"] if option == "bias" else []), *(["sample_weight"] if option == "samples" else [])]
+    leaves = [
+        "h",
+        "w",
+        *(["linear_bias"] if option == "bias" else []),
+        *(["sample_weight"] if option == "samples" else []),
+    ]
     factors = torch.linspace(-1, 2, N, dtype=F64)
     results = []
     for call, labels, by in ((one, y, factors), (many, _put(y, mesh, rows), _put(factors, mesh, rows))):
@@ -214,7 +219,9 @@ def wrong_arguments_case():
     hs, ws, ys = _put(h, mesh, [S0]), _put(w, mesh, [S0]), _put(y, mesh, [S0])
     loss = crossent.linear_cross_entropy
     for function in (loss, crossent.linear_cross_entropy_stats, crossent.linear_plan):
-        with pytest.raises(RuntimeError, match=r"(?s)input must be a DTensor .*unshard.*register_fsdp_forward_method.*from_local"):
+        with pytest.raises(
+            RuntimeError, match=r"(?s)input must be a DTensor .*unshard.*register_fsdp_forward_method.*from_local"
+        ):
             function(h, ws, y)
         with pytest.raises(RuntimeError, match="linear_weight must be a DTensor where input is one"):
             function(hs, w, ys)

@@ -93,6 +93,7 @@ class _Call(NamedTuple):
     impl: str
     named: bool
     dtype: torch.dtype
+    moved: str = ""  # of DTensors, over the mesh
 
     def rows_back(self, rows: Tensor) -> Tensor:
         """Give the values of rows the dimensions that the caller's rows have."""

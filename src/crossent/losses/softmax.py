@@ -154,11 +154,31 @@ def cross_entropy(
     if is_dtensor(input, target, weight, sample_weight, denominator, logit_bias, class_mask):
         from crossent.parallel.placements import softmax_rows  # which imports DTensor
 
-        place, placed, local = "beside", *softmax_rows(input, target, weight, rows, dim, options)
+        placed, local = softmax_rows(input, target, weight, rows, dim, options, classes=True)
         with placed.tell_others():
-            loss = _understood(*local, dim, out_dtype, place, impl)
+            loss = _of_part(placed.shard, *local, dim, out_dtype, impl)
         return placed.result(loss, rows.how)
     return _understood(input, target, weight, rows, options, dim, out_dtype, place, impl)
+
+
+def _of_part(
+    shard: VocabShard | None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    rows: Reduction,
+    options: dict[str, Any],
+    dim: int | None,
+    out_dtype: torch.dtype | None,
+    impl: str | None,
+) -> Tensor:
+    """Compute the loss of a process's part of DTensors: of some rows, and of some classes where it has a shard."""
+    if shard is None:
+        return _understood(input, target, weight, rows, options, dim, out_dtype, "beside", impl)
+    from crossent.parallel.softmax import sharded_cross_entropy
+
+    more = {"dim": dim, "out_dtype": out_dtype, "impl": impl, "inplace_backward": False, "inplace_forward": False}
+    return sharded_cross_entropy(input, target, weight, shard, {**options, **more}, rows)
 
 
 def _understood(

@@ -16,7 +16,7 @@ from crossent.core.target import Teacher
 from crossent.parallel.placements import Rows
 
 _WAYS = (
-    "If FSDP or tensor parallelism shards it (1) call unshard() on the module that owns it before the loss, or (2) compute the loss "
+    "If FSDP or tensor parallelism shards it (1) call unshard() on the module that owns it before the loss, or (2) compute it "
     "in a method of that module and name it to torch.distributed.fsdp.register_fsdp_forward_method, or (3) say which rows of the "
     "batch these are with DTensor.from_local(input, mesh, placements), and the target likewise"
 )

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed._functional_collectives as collectives
 from torch import Tensor
-from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
@@ -21,7 +19,9 @@ from crossent.core.checks import check_binary, class_axis, element_mask
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor, plain
 from crossent.core.reduction import Reduction
+from crossent.core.shard import VocabShard
 from crossent.core.target import describe
+from crossent.parallel.collectives import gather
 
 ELSEWHERE = "on another process"
 _SUMS = 8  # numbers of one collective: the most that a loss sums, and whether a process has failed
@@ -30,49 +30,17 @@ _SUMS = 8  # numbers of one collective: the most that a loss sums, and whether a
 # --- sums over processes ------------------------------------------------------------------------------------------------
 
 
-class _Sum(Function):
-    """A sum over processes, of which each has the result; what backward brings is the same on all of them, and each takes it."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, groups: tuple[str, ...]) -> Tensor:
-        ctx.groups = groups
-        return _summed(own, groups)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return (grad if torch.compiler.is_compiling() else _Spread.apply(grad, ctx.groups)), None
-
-
-class _Spread(Function):
-    """What all processes have, given to each of them; the derivative of a sum."""
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, groups: tuple[str, ...]) -> Tensor:
-        ctx.groups = groups
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Sum.apply(grad, ctx.groups), None
-
-
-def _summed(own: Tensor, groups: tuple[str, ...]) -> Tensor:
-    for group in groups:
-        own = collectives.wait_tensor(collectives.all_reduce(own, "sum", group))
-    return own
-
-
 class Across:
-    """Completes the sums of a loss whose rows are spread over processes, all of them in one collective a mesh dimension."""
+    """Completes the sums of a loss whose rows are spread over processes, all of them in one gather a mesh dimension."""
 
-    def __init__(self, groups: tuple[str, ...]) -> None:
+    def __init__(self, groups: tuple[Any, ...]) -> None:
         self.groups = groups
 
     def __call__(self, *own: Tensor) -> tuple[Tensor, ...]:
         """Sum numbers over the processes, in float64 where the device has it."""
         wide = torch.float32 if own[0].device.type == "mps" else torch.float64
         padding = own[0].new_zeros(_SUMS - len(own), dtype=wide)
-        total = _Sum.apply(torch.cat([torch.stack([value.to(wide) for value in own]), padding]), self.groups)
+        total = self._summed(torch.cat([torch.stack([value.to(wide) for value in own]), padding]))
         if plain(own[0]) and total.device.type == "cpu" and total[-1].item():
             raise IndexError(f"target holds a class out of range {ELSEWHERE}, whose own error names it")
         return tuple(total[at].to(value.dtype) for at, value in enumerate(own))
@@ -81,7 +49,12 @@ class Across:
         """Tell the processes that wait for this one's sums that there are none."""
         failed = torch.zeros(_SUMS, dtype=torch.float64)
         failed[-1] = 1
-        _summed(failed, self.groups)
+        self._summed(failed)
+
+    def _summed(self, own: Tensor) -> Tensor:
+        for group in self.groups:
+            own = gather(own, group).sum(0)
+        return own
 
 
 # --- where the rows are -------------------------------------------------------------------------------------------------
@@ -91,13 +64,16 @@ class Rows(NamedTuple):
     """Where the logits of a loss are: of each dimension of the mesh, along which dimension of the logits they are split."""
 
     mesh: DeviceMesh
-    placements: tuple[Placement, ...]  # Shard of a dimension that is not the classes', or Replicate
+    placements: tuple[Placement, ...]  # Shard or Replicate; of the classes at most one is Shard
     shape: torch.Size  # of the logits, all of them
     axis: int | None  # of the classes; a binary loss has none
 
     @classmethod
-    def of(cls, input: object, axis: int | None, **others: object) -> Rows:
-        """Read the placements of the logits, and hold the other tensors of a call to the same mesh."""
+    def of(cls, input: object, axis: int | None, classes: bool = False, **others: object) -> Rows:
+        """Read the placements of the logits, and hold the other tensors of a call to the same mesh.
+
+        ``classes`` says that classes may be split, over one dimension of the mesh.
+        """
         if not isinstance(input, DTensor):
             named = next(name for name, value in others.items() if is_dtensor(value))
             raise RuntimeError(
@@ -109,20 +85,26 @@ class Rows(NamedTuple):
                 raise RuntimeError(
                     f"{name} must be on the mesh of input, {input.device_mesh}, got {value.device_mesh}: move one of them"
                 )
-        rows = [each for each in range(input.dim()) if each != axis]
-        return cls(
-            input.device_mesh, tuple(_row_placement(p, input.dim(), rows) for p in input.placements), input.shape, axis
-        )
+        placements = _settled(input, axis, classes)
+        return cls(input.device_mesh, placements, input.shape, axis)
 
     @property
     def split(self) -> tuple[int, ...]:
         """The dimensions of the mesh over which rows are spread."""
-        return tuple(at for at, placement in enumerate(self.placements) if isinstance(placement, Shard))
+        return tuple(at for at, p in enumerate(self.placements) if isinstance(p, Shard) and p.dim != self.axis)
+
+    @property
+    def shard(self) -> VocabShard | None:
+        """Which of the classes this process has; None where it has all."""
+        for at, placement in enumerate(self.placements):
+            if isinstance(placement, Shard) and placement.dim == self.axis:
+                return VocabShard.even(self.shape[self.axis], self.mesh.get_group(at))
+        return None
 
     @property
     def across(self) -> Across | None:
         """What completes sums; None where every process has all rows."""
-        return Across(tuple(self.mesh.get_group(at).group_name for at in self.split)) if self.split else None
+        return Across(tuple(self.mesh.get_group(at) for at in self.split)) if self.split else None
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -167,8 +149,7 @@ class Rows(NamedTuple):
     def _of_gradient(self, placements: Sequence[Placement]) -> tuple[Placement, ...]:
         """Say what a process's gradient is: where it has a share of the rows and all of a tensor, a share of a sum."""
         return tuple(
-            Partial() if isinstance(rows, Shard) and not isinstance(own, Shard) else own
-            for rows, own in zip(self.placements, placements, strict=True)
+            Partial() if at in self.split and not isinstance(own, Shard) else own for at, own in enumerate(placements)
         )
 
     def _placed(self, value: Tensor, placements: tuple[Placement, ...], whole: torch.Size) -> Tensor:
@@ -203,7 +184,13 @@ class Rows(NamedTuple):
 
 
 def softmax_rows(
-    input: Tensor, target: Tensor, weight: Tensor | None, rows: Reduction, dim: int | None, options: dict[str, Any]
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    rows: Reduction,
+    dim: int | None,
+    options: dict[str, Any],
+    classes: bool = False,
 ) -> tuple[Rows, tuple[Any, ...]]:
     """Find where the rows of a softmax loss are, and take this process's part of its tensors, in order."""
     bias, mask, given = options.get("logit_bias"), options.get("class_mask"), rows.denominator
@@ -214,7 +201,7 @@ def softmax_rows(
         "logit_bias": bias,
         "class_mask": mask,
     }
-    placed = Rows.of(input, class_axis(input, dim), **named, denominator=given)
+    placed = Rows.of(input, class_axis(input, dim), classes, **named, denominator=given)
     whole = {**options, "logit_bias": stand_in(bias), "class_mask": stand_in(mask)}
     describe(stand_in(input), stand_in(target), stand_in(weight), dim, whole)
     of_classes = (placed.axis,)
@@ -263,15 +250,21 @@ def binary_rows(
     )
 
 
-def _row_placement(placement: Placement, dims: int, rows: list[int]) -> Placement:
-    """Decide how logits are split for a loss of rows: as they are, where no row is split; pending sums are completed on the way."""
-    if isinstance(placement, Replicate):
-        return placement
-    if type(placement) is Shard:
-        at = placement.dim % dims
-        if at in rows:
-            return Shard(at)
-    return Shard(rows[0]) if rows else Replicate()
+def _settled(input: DTensor, axis: int | None, classes: bool) -> tuple[Placement, ...]:
+    """Decide how logits are split for a loss: by rows as they are, by classes over one dimension of the mesh, and else by rows.
+
+    A sum that is pending is completed on the way there, to the rows that each process takes.
+    """
+    rows = [each for each in range(input.dim()) if each != axis]
+    settled: list[Placement] = []
+    for placement in input.placements:
+        kept = placement if type(placement) in (Shard, Replicate) else None
+        if isinstance(kept, Shard):
+            kept = Shard(kept.dim % input.dim())
+            if kept.dim == axis and (not classes or kept in settled):
+                kept = None
+        settled.append(kept or (Shard(rows[0]) if rows else Replicate()))
+    return tuple(settled)
 
 
 def stand_in(value: Any) -> Any:
