@@ -44,11 +44,10 @@ class Reduction(NamedTuple):
             if isinstance(divisor, Tensor):
                 total, divisor = self.whole(total, divisor)
             return divide(total, divisor, self.empty)
-        (total,) = self.whole(total)
-        if self.how == "sum":
-            return total
-        assert self.denominator is not None
-        return divide(total, self.denominator, self.empty)
+        if self.how == "mean":
+            assert self.denominator is not None
+            total = divide(total, self.denominator, self.empty)
+        return self.whole(total)[0]
 
     @classmethod
     def of(

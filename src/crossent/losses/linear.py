@@ -300,7 +300,7 @@ def _part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, Any])
         ):  # here, since a process with few rows goes another way than the others
             weights, u = _row_weights(call), rows.sample_weight
             (divisor,) = rows.whole(ordered_sum(weights if u is None else weights * u))
-            rows = rows._replace(denominator=divisor)
+            rows = rows._replace(denominator=placed.across.spread(divisor))
     return placed, call._replace(reduction=rows, moved=moved), target
 
 
@@ -681,8 +681,9 @@ def _reduced(call: _Call) -> Tensor:
 
     needs = tuple(_wants_grad(t) for t in call.head[:3])
     loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
-    (loss,) = call.reduction.whole(loss)
     if later:
         assert given is not None
-        return divide(loss, given, empty)
-    return loss if how == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)
+        loss = divide(loss, given, empty)
+    elif how == "mean" and empty != "zero":
+        loss = loss.masked_fill(nothing, torch.nan)
+    return call.reduction.whole(loss)[0]

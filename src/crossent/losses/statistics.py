@@ -153,8 +153,7 @@ def reduced_statistics(
     sums = (*map(ordered_sum, (loss, *of_model, row_weight)), counted.long().sum())
     loss, *averages, weight_sum, count = reduction.whole(*sums)
     if reduction.how == "mean":
-        given = reduction.denominator
-        loss = divide(loss, weight_sum if given is None else given, reduction.empty)
+        loss = divide(loss, weight_sum if reduction.denominator is None else reduction.denominator, reduction.empty)
         averages = [divide(total, count, reduction.empty) for total in averages]
     none = torch.full((), NO_CLASS, device=row_weight.device)
     return CrossEntropyStats._make((loss.to(dtype), *averages, count, weight_sum.detach(), none))

@@ -47,8 +47,7 @@ def head_rows(
         value = given.get(name)
         of_classes = isinstance(value, Tensor) and value.shape != placed.shape
         given[name] = placed.local(name, value, columns[:1] if of_classes else placed.all, of_classes)
-    if isinstance(given.get("denominator"), DTensor):
-        given["denominator"] = given["denominator"].full_tensor()
+    given["denominator"] = placed.denominator(given.get("denominator"))
     moved = "".join(
         name
         for name, tensor, dims in (("input", input, features), ("weight", weight, (*columns, None)))

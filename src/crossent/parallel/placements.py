@@ -21,7 +21,7 @@ from crossent.core.modes import is_dtensor, plain
 from crossent.core.reduction import Reduction
 from crossent.core.shard import VocabShard
 from crossent.core.target import describe
-from crossent.parallel.collectives import gather
+from crossent.parallel.collectives import gather, spread
 
 ELSEWHERE = "on another process"
 _SUMS = 8  # numbers of one collective: the most that a loss sums, and whether a process has failed
@@ -44,6 +44,12 @@ class Across:
         if plain(own[0]) and total.device.type == "cpu" and total[-1].item():
             raise IndexError(f"target holds a class out of range {ELSEWHERE}, whose own error names it")
         return tuple(total[at].to(value.dtype) for at, value in enumerate(own))
+
+    def spread(self, shared: Tensor) -> Tensor:
+        """Let each process divide its own sum by what all of them have: the gradients of all come together."""
+        for group in self.groups:
+            shared = spread(shared, group)
+        return shared
 
     def fail(self) -> None:
         """Tell the processes that wait for this one's sums that there are none."""
@@ -177,10 +183,22 @@ class Rows(NamedTuple):
 
     def local_reduction(self, rows: Reduction, dims: Sequence[int]) -> Reduction:
         """Take this process's part of a reduction, whose sums are completed over the mesh."""
-        u, given = self.local("sample_weight", rows.sample_weight, dims), rows.denominator
-        if isinstance(given, DTensor):  # which every process divides by alike
+        across, u = self.across, self.local("sample_weight", rows.sample_weight, dims)
+        across = None if rows.how == "none" else across
+        return rows._replace(sample_weight=u, denominator=self.denominator(rows.denominator), across=across)
+
+    def denominator(self, given: Any) -> Any:
+        """Take a denominator, which every process divides its own sum by."""
+        if isinstance(given, DTensor):
             given = given.full_tensor()
-        return rows._replace(sample_weight=u, denominator=given, across=None if rows.how == "none" else self.across)
+        elif isinstance(given, Tensor) and given.requires_grad:
+            raise RuntimeError(
+                "denominator must be a DTensor where input is one and its gradient is wanted, got a plain tensor"
+            )
+        across = self.across
+        return (
+            across.spread(given) if across is not None and isinstance(given, Tensor) and given.requires_grad else given
+        )
 
 
 def softmax_rows(
