@@ -144,6 +144,20 @@ def test_bits_hang_neither_on_threads_nor_on_when_the_gradient_is_formed(shape, 
         assert torch.equal(gradient, found[0][1])
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=["rows", "images"])
+def test_a_row_without_a_softmax_has_no_loss(classes, value, shape):
+    x = torch.zeros((2, classes, *shape), requires_grad=True)
+    with torch.no_grad():
+        x[1] = value
+    y = torch.zeros((2, *shape), dtype=torch.int64)
+    for reduction in ("sum", "none"):
+        loss = crossent.cross_entropy(x, y, reduction=reduction, impl="eager").sum()
+        assert loss.isnan()
+        assert torch.autograd.grad(loss, x)[0][1].isnan().all()
+
+
 def test_an_ignored_row_may_hold_anything():
     x = torch.randn(4, 3, dtype=torch.float32)
     x[1], x[2, 0] = torch.nan, torch.inf

@@ -305,3 +305,37 @@ def test_a_shard_needs_processes():
         crossent.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), shard=VocabShard(None, 0, 3))
     with pytest.raises(RuntimeError, match="init_process_group"):
         VocabShard.even(10)
+
+
+def statistics(name, cut, reduction, soft):
+    """Hold the statistics of a shard and their derivatives to those of all classes."""
+    given, (x, y, t) = _options(name), _data()
+    given.pop("denominator", None)
+    if given.get("class_mask") is not None:
+        t = t * given["class_mask"]
+    x = x.round() if name == "plain" else x  # so that the largest logit stands in more than one shard
+    shard, here = _shard(cut)
+    found = []
+    for logits, how in ((x, None), (x[:, here], shard)):
+        leaf = logits.clone().requires_grad_()
+        stats = crossent.cross_entropy_stats(leaf, t if soft else y, reduction=reduction, shard=how, **given)
+        rows = torch.linspace(-1, 2, stats.loss.numel(), dtype=torch.float64).view(stats.loss.shape)
+        total = sum(((k + 1) * rows * value).sum() for k, value in enumerate(stats[:4]))
+        (grad,) = torch.autograd.grad(total, leaf)
+        found.append((stats, grad if how else grad[:, here]))
+    for field, ours, wanted in zip(found[0][0]._fields, found[1][0], found[0][0], strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12, equal_nan=True, msg=lambda m: f"{field}: {m}")
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-12, equal_nan=True)
+    return tuple(value.detach() for value in found[1][0])
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("cut", ["uneven", "empty"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_statistics_are_those_of_all_classes(ranks, name, cut, soft):
+    if soft and "margin" in name:
+        name = "plain"
+    for reduction in ("none", "sum", "mean"):
+        told = ranks(statistics, name, cut, reduction, soft)
+        for of_rank in told[1:]:
+            torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)

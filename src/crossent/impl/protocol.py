@@ -152,10 +152,6 @@ class Implementation:
         """Compute what a shard of the classes tells of each row, without penalty and z-loss."""
         raise NotImplementedError
 
-    def partial_costs(self, logits: Tensor, target: Target, lse: Tensor) -> Costs:
-        """Compute what the classes of a shard cost by a penalty, from the lse of all shards."""
-        raise NotImplementedError
-
     def cross_entropy_sum(
         self,
         logits: Tensor,

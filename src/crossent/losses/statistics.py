@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from crossent.core.modes import is_dtensor
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
+from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, describe
 from crossent.impl import choose, formulas
 from crossent.impl.protocol import NO_CLASS, RowStatistics
@@ -93,6 +94,9 @@ def cross_entropy_stats(
     See also: :func:`crossent.cross_entropy` with ``denominator=`` for the count over all micro-batches.
     """
     check_names(options, StatisticsOptions, "cross_entropy_stats")
+    if options.get("shard") is not None:
+        named = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        return _of_shard(checked_shard(options["shard"]), input, target, weight, None, {**options, **named})
     rows = Reduction.among(reduction, options)
     numbers = {**options, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
     tensors = (rows.sample_weight, rows.denominator, options.get("logit_bias"), options.get("class_mask"))
@@ -100,9 +104,10 @@ def cross_entropy_stats(
         return _understood(input, target, weight, rows, numbers)
     from crossent.parallel.placements import softmax_rows  # which imports DTensor
 
-    placed, local = softmax_rows(input, target, weight, rows, options.get("dim"), numbers)
+    placed, local = softmax_rows(input, target, weight, rows, options.get("dim"), numbers, classes=True)
+    shard = placed.shard
     with placed.tell_others():
-        stats = _understood(*local)
+        stats = _understood(*local) if shard is None else _of_shard(shard, *local)
     return CrossEntropyStats._make(placed.result(value, rows.how) for value in stats)
 
 
@@ -118,6 +123,31 @@ def _understood(
         row_statistics, counted = RowStatistics(*(t.squeeze(0) for t in row_statistics)), counted.squeeze(0)
         predicted = None if predicted is None else predicted.squeeze(0)
     return reduced_statistics(row_statistics, counted, rows, dtype, predicted)
+
+
+def _of_shard(
+    shard: VocabShard,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: Reduction | None,
+    options: dict[str, Any],
+) -> CrossEntropyStats:
+    """Compute the statistics of logits whose classes lie on several processes; a reduction may have been read already."""
+    from crossent.parallel.softmax import failing_together, shard_rows  # torch's collectives take 0.2 s to import
+    from crossent.parallel.statistics import columns_told, row_statistics
+
+    dim = options.get("dim")
+    with failing_together(input, dim, shard, columns_told):
+        reduction = reduction or Reduction.among(options["reduction"], options)
+        rows = shard_rows(input, target, weight, dim, options, shard)
+        dtype = result_dtype(input, () if rows.indexed else (target, weight), options.get("out_dtype"))
+        choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
+    row, counted, predicted = row_statistics(rows, shard)
+    if input.dim() == 1:
+        row = RowStatistics(*(t.squeeze(0) for t in row))
+        counted, predicted = counted.squeeze(0), predicted.squeeze(0)
+    return reduced_statistics(row, counted, reduction, dtype, predicted)
 
 
 def with_prediction(

@@ -7,6 +7,8 @@ anything. A penalty on all classes needs a second look at the row, with the lse 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -56,11 +58,17 @@ class Rows(NamedTuple):
 
     logits: Tensor
     target: Target  # of this shard
+    hard: Target  # the same before smoothing over the classes that masks allow was written out
     row_weight: Tensor
     allowed: Tensor
     wrong: Tensor | None  # rows whose label is out of range, where nobody waits to find out
-    indexed: bool  # whether a row's weight is that of its class, which one process has
+    labels: Tensor | None  # class indices of all classes; a row's weight is that of its class, which one process has
     z_loss: float
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the target holds class indices."""
+        return self.labels is not None
 
     @property
     def penalised(self) -> bool:
@@ -122,7 +130,8 @@ def shard_rows(
 
 def _rows(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     """Give a target of all classes this shard's part of it."""
-    rows, settings, wrong, indexed = logits.shape[:1] + logits.shape[2:], target.settings, None, target.indices
+    rows, settings, wrong = logits.shape[:1] + logits.shape[2:], target.settings, None
+    labels = target.values if target.indices else None
     dtype = compute_dtype(logits, target.values)
     z_loss, size = settings.z_loss, logits.shape[1]
     if target.indices:
@@ -143,9 +152,10 @@ def _rows(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     row_weight = target.row_weights(stand_in(logits, dtype)).squeeze(1) if size else allowed.new_zeros(rows)
     if size == 0 and not target.indices:
         row_weight = row_weight + 1
+    hard = target
     if mask is not None and settings.label_smoothing:
         target = _written_out(logits, target, allowed, shard)
-    return Rows(logits, target, row_weight, allowed, wrong, indexed, z_loss)
+    return Rows(logits, target, hard, row_weight, allowed, wrong, labels, z_loss)
 
 
 def _written_out(logits: Tensor, target: Target, allowed: Tensor, shard: VocabShard) -> Target:
@@ -177,16 +187,20 @@ def columns_of(rows: Rows, partials: Partials) -> Tensor:
     return torch.stack([column.to(dtype) for column in each])
 
 
-def together(rows: Rows, gathered: Tensor, rank: int) -> Whole:
-    """Put the columns ``(P, 6, N, d1, ...)`` of all processes together."""
-    each = Columns(*gathered.unbind(1))
+def lse_above(each: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute top and log_sum of all shards, and ``lse - lse_s`` of each: infinite where a shard has nothing possible."""
     top, winner = each.top.max(0, keepdim=True)
     level = top.masked_fill(top == -torch.inf, 0.0)
     others = ((each.top - level) + each.log_sum).exp().scatter(0, winner, 0.0).sum(0)
     log_sum = (others + each.log_sum.gather(0, winner).squeeze(0).expm1()).log1p()
-    up = (level - each.top) + (log_sum - each.log_sum)  # lse - lse_s, and infinite where a shard has nothing possible
+    return top.squeeze(0), log_sum, (level - each.top) + (log_sum - each.log_sum)
+
+
+def together(rows: Rows, gathered: Tensor, rank: int) -> Whole:
+    """Put the columns ``(P, 6, N, d1, ...)`` of all processes together."""
+    each = Columns(*gathered.unbind(1))
+    top, log_sum, up = lse_above(each)
     loss = (each.loss + times(each.mass, up)).sum(0)
-    top = top.squeeze(0)
     row_weight = each.row_weight.sum(0) if rows.indexed else each.row_weight[0]
     elsewhere = _without(each.mass, rank)
     if rows.penalised and not rows.penalises_all:
@@ -215,9 +229,9 @@ def _without(column: Tensor, rank: int) -> Tensor:
     return column.masked_fill(mine.reshape(-1, *(1 for _ in column.shape[1:])), 0.0).sum(0)
 
 
-def exchange(columns: Tensor, start: int, size: int, shard: VocabShard) -> Tensor:
+def exchange(columns: Tensor, size: int, shard: VocabShard) -> Tensor:
     """Gather the columns of all processes, and find out whether one has failed or the shards do not fit together."""
-    headers, gathered = unpack(finish(start_gathering(pack(columns, start, size), shard.group)), columns.shape)
+    headers, gathered = unpack(gather(pack(columns, shard.start, size), shard.group), columns.shape)
     if readable(headers):
         check_headers(headers, shard)
     return gathered
@@ -239,15 +253,22 @@ def check_headers(headers: Tensor, shard: VocabShard) -> None:
         )
 
 
-def fail(error: Exception, input: Any, dim: int | None, shard: VocabShard) -> None:
-    """Take part in what the other processes wait for, and raise the error on all of them."""
-    if isinstance(input, Tensor) and input.is_floating_point() and input.dim() > 0 and input.device.type == "cpu":
-        axis = (0 if input.dim() == 1 else 1) if dim is None or not -input.dim() <= dim < input.dim() else dim
-        rows = 1 if input.dim() == 1 else input.select(axis, 0).numel() if input.shape[axis] else 0
-        columns = input.new_full((len(Columns._fields), rows), torch.nan, dtype=compute_dtype(input))
-        finish(start_gathering(pack(columns, 0, 0, failed=True), shard.group))
-        raise_together(error, shard.group)
-    raise error
+@contextmanager
+def failing_together(
+    input: Any, dim: int | None, shard: VocabShard, count: Callable[[torch.dtype], int] = lambda _: len(Columns._fields)
+) -> Iterator[None]:
+    """Where something is wrong on this process, take part in what the others wait for, and raise it on all of them."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(input, Tensor) and input.is_floating_point() and input.dim() > 0 and input.device.type == "cpu":
+            axis = (0 if input.dim() == 1 else 1) if dim is None or not -input.dim() <= dim < input.dim() else dim
+            rows = 1 if input.dim() == 1 else input.select(axis, 0).numel() if input.shape[axis] else 0
+            dtype = compute_dtype(input)
+            columns = input.new_full((count(dtype), rows), torch.nan, dtype=dtype)
+            finish(start_gathering(pack(columns.detach(), 0, 0, failed=True), shard.group))
+            raise_together(error, shard.group)
+        raise
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------------
@@ -256,15 +277,18 @@ def fail(error: Exception, input: Any, dim: int | None, shard: VocabShard) -> No
 def _by_formula(rows: Rows, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """Compute losses and weights of rows in operations that autograd knows, which reach every process to any order."""
     found = formulas.partials(rows.logits, rows.first_target)
-    whole = together(rows, gather(columns_of(rows, found), shard.group), rank_in(shard.group))
-    if not rows.penalises_all:
-        return whole.loss, whole.row_weight
-    lse = spread(whole.lse, shard.group)
-    costs = formulas.partial_costs(rows.logits, rows.target, lse)
-    return _penalised_loss(rows, whole, gather(costs.loss, shard.group)), whole.row_weight
+    gathered = exchange(columns_of(rows, found), rows.logits.shape[1], shard)
+    whole = together(rows, gathered, rank_in(shard.group))
+    return (penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss), whole.row_weight
 
 
-def _penalised_loss(rows: Rows, whole: Whole, costs: Tensor) -> Tensor:
+def penalised_loss(rows: Rows, whole: Whole, shard: VocabShard) -> Tensor:
+    """Take a second look at rows of which a penalty sees every class, in operations that autograd knows."""
+    costs = formulas.partial_costs(rows.logits, rows.target, spread(whole.lse, shard.group))
+    return _with_z_loss(rows, whole, gather(costs.loss, shard.group))
+
+
+def _with_z_loss(rows: Rows, whole: Whole, costs: Tensor) -> Tensor:
     loss = costs.sum(0)
     if rows.z_loss:
         loss = loss + times(whole.row_weight, rows.z_loss * whole.lse.sum(0).square())
@@ -280,12 +304,12 @@ class ShardedCrossEntropy(Function):
         rows = Rows(logits, target, *others)
         compute, rank = load(impl), rank_in(shard.group)
         found = columns_of(rows, compute.partials(logits, rows.first_target))
-        whole = together(rows, exchange(found, shard.start, logits.shape[1], shard), rank)
+        whole = together(rows, exchange(found, logits.shape[1], shard), rank)
         loss, elsewhere = whole.loss, whole.elsewhere
         if rows.penalises_all:
-            costs = torch.stack(compute.partial_costs(logits, target, whole.lse))
+            costs = torch.stack(formulas.partial_costs(logits, target, whole.lse))
             losses, masses = finish(start_gathering(costs, shard.group)).unbind(1)
-            loss, elsewhere = _penalised_loss(rows, whole, losses), _without(masses, rank)
+            loss, elsewhere = _with_z_loss(rows, whole, losses), _without(masses, rank)
             if rows.z_loss:
                 elsewhere = elsewhere + times(whole.row_weight, 2 * rows.z_loss * whole.lse.sum(0))
         ctx.mark_non_differentiable(whole.row_weight)
@@ -354,7 +378,7 @@ def sharded_cross_entropy(
     """
     dim, impl = arguments["dim"], arguments["impl"]
     inplace = arguments["inplace_backward"] or arguments["inplace_forward"]
-    try:
+    with failing_together(input, dim, shard):
         reduction = reduction or Reduction.of(
             *(arguments[name] for name in ("reduction", "sample_weight", "denominator", "empty")),
             size_average=arguments["size_average"], reduce=arguments["reduce"],
@@ -364,9 +388,6 @@ def sharded_cross_entropy(
         name = choose(rows.logits, impl, rows.target.values, rows.target)
         if inplace:
             checks.gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
-    except Exception as error:
-        fail(error, input, dim, shard)
-        raise
     loss, row_weight = row_losses(rows, shard, name, inplace)
     if reduction.how == "none" and input.dim() == 1:
         loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)

@@ -1,4 +1,4 @@
-"""``crossent scale``: what a head over several processes sends, computed from its sizes: when to shard it, and when to gather it."""
+"""``crossent scale``: what a head over several processes sends, by its sizes: when to shard it, and when to gather it."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from crossent.impl.eager import blocks
 from crossent.impl.eager.binary import binary_cross_entropy_tangent
+from crossent.impl.eager.blocks import partial_costs
 from crossent.impl.eager.pieces import as_logits, smoothed_target
-from crossent.impl.eager.shards import partial_costs, partials
+from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.statistics import (
     correct_classes,
     correct_logits,
@@ -34,6 +35,7 @@ __all__ = [
     "cross_entropy_tangent",
     "distribution",
     "partial_costs",
+    "partial_statistics",
     "partials",
     "predicted_logits",
     "smoothed_target",
@@ -51,8 +53,7 @@ class Eager(Implementation):
     cross_entropy_forward = staticmethod(blocks.cross_entropy_forward)
     cross_entropy_backward = staticmethod(blocks.cross_entropy_backward)
     cross_entropy_sum = staticmethod(blocks.cross_entropy_sum)
-    partials = staticmethod(partials)
-    partial_costs = staticmethod(partial_costs)
+    partials = staticmethod(blocks.partials)
     statistics = staticmethod(statistics)
     binary_cross_entropy_forward = staticmethod(blocks.binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(blocks.binary_cross_entropy_backward)

@@ -22,9 +22,9 @@ from crossent.core.checks import may_be_overwritten
 from crossent.core.modes import plain, readable
 from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
 from crossent.core.target import BinaryTarget, Target, stand_in
-from crossent.impl.eager import binary, softmax
+from crossent.impl.eager import binary, shards, softmax
 from crossent.impl.eager.pieces import class_sum
-from crossent.impl.protocol import Forward, Gradients, Sum
+from crossent.impl.protocol import Costs, Forward, Gradients, Partials, Sum
 
 _CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth the calls of a dozen operations
 _SHARE = 10  # blocks at least on another device: eight tensors in float32 of one are less than the gradient
@@ -158,6 +158,34 @@ def cross_entropy_backward(
     return Gradients(*(None if to is None else blocks.whole(to, 3) for to in (on_logits, on_target)))
 
 
+def partials(logits: Tensor, target: Target) -> Partials:
+    """Compute what ``shards.partials`` does."""
+    if logits.numel() == 0 or not takes(logits, *target.tensors):
+        return shards.partials(logits, target)
+    blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
+    whole = logits.new_empty((4, *blocks.rows), dtype=dtype)
+    for block in blocks:
+        lse, *sums = shards.partials(block.logits, block.target)
+        whole[:2][block.at_lse] = lse
+        for to, value in zip(whole[2:], sums, strict=True):
+            to[block.at] = value
+    whole = blocks.whole(whole, 3)
+    return Partials(whole[:2], whole[2], whole[3])
+
+
+def partial_costs(logits: Tensor, target: Target, lse: Tensor) -> Costs:
+    """Compute what ``shards.partial_costs`` does."""
+    if logits.numel() == 0 or not takes(logits, lse, *target.tensors):
+        return shards.partial_costs(logits, target, lse)
+    blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
+    whole, lse = logits.new_empty((2, *blocks.rows), dtype=dtype), lse.flatten(2) if lse.dim() > 3 else lse
+    for block in blocks:
+        costs = shards.partial_costs(block.logits, block.target, lse[block.at_lse])
+        for to, value in zip(whole, costs, strict=True):
+            to[block.at] = value
+    return Costs(*blocks.whole(whole, 3))
+
+
 def cross_entropy_sum(
     logits: Tensor,
     target: Target,
@@ -218,7 +246,7 @@ def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
         p = _softmax(x)
         _part(top_p, block).copy_(p.amax(1, keepdim=True))
         not_y = 1 - p.gather(1, label)  # to one rounding, but for where p_y is next to 1
-        others = class_sum(p.scatter_(1, label, 0.0))
+        others = class_sum(p.scatter_(1, label, 0.0)) + (not_y - not_y)  # nan without a softmax, of one class too
         others = _part(rest, block).copy_(torch.where(others < 0.5, others, not_y))
         if gradient is not None:
             factor = _part(by, block)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype, weigh
+from crossent.core.reduction import compute_dtype, times, weigh
+from crossent.core.settings import PLAIN
 from crossent.core.target import Target
-from crossent.impl.eager.pieces import class_sum, class_weights, smoothed_target, total_cost
+from crossent.impl.eager.pieces import class_sum, class_weights, row_entropy, smoothed_target, total_cost
 from crossent.impl.eager.softmax import transformed
+from crossent.impl.eager.statistics import first_largest
 from crossent.impl.protocol import Costs, Partials
 
 
@@ -30,13 +35,44 @@ def partials(logits: Tensor, target: Target) -> Partials:
 def partial_costs(logits: Tensor, target: Target, lse: Tensor) -> Costs:
     """Compute ``Σ w f(p)`` and ``Σ w s(p)`` of each row from the lse of all shards."""
     x, penalty = transformed(logits, target), target.penalty
-    if x.shape[1] == 0:
-        return Costs(x.sum(1), x.sum(1))
+    if x.shape[1] == 0:  # which hangs on lse as other shards do, so that backward calls them together
+        nothing = times(x.sum(1), lse.sum(0))
+        return Costs(nothing, nothing)
     w = _weights(logits, target)
     top, log_sum = lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     pull = w if penalty is None else w * penalty.s(log_p)
     return Costs(total_cost(w, penalty, log_p).squeeze(1), class_sum(pull).squeeze(1))
+
+
+class PartialStatistics(NamedTuple):
+    """What a shard of the classes tells of each row beside its :class:`Partials`; ``t`` is the target before smoothing.
+
+    ``cost`` is ``Σ t (lse_s - x)`` and ``mass`` is ``Σ t``; ``entropy`` is that among the shard's own classes; ``predicted`` is
+    the first of its largest logits, ``most`` its largest ``t`` and ``wanted`` the first class that has it.
+    """
+
+    cost: Tensor
+    mass: Tensor
+    entropy: Tensor
+    predicted: Tensor
+    most: Tensor
+    wanted: Tensor
+
+
+def partial_statistics(logits: Tensor, target: Target, hard: Target, partials: Partials) -> PartialStatistics:
+    """Compute what else the classes of a shard tell, from what ``partials`` told; ``hard`` is the target before smoothing."""
+    x = transformed(logits, target)
+    if x.shape[1] == 0:
+        zero = x.sum(1)
+        return PartialStatistics(zero, zero, zero, zero.long(), zero, zero.long())
+    top, log_sum = partials.lse.unsqueeze(2)
+    log_p = (x - top.masked_fill(top == -torch.inf, 0.0)) - log_sum
+    bare = Target(hard.values, valid=hard.valid, settings=replace(PLAIN, ignore_index=hard.settings.ignore_index))
+    t = smoothed_target(bare, x)
+    most, wanted = t.detach().max(1)
+    cost, mass = total_cost(t, None, log_p).squeeze(1), class_sum(t).squeeze(1)
+    return PartialStatistics(cost, mass, row_entropy(log_p), first_largest(x.detach())[1].squeeze(1), most, wanted)
 
 
 def _weights(logits: Tensor, target: Target) -> Tensor:
