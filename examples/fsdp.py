@@ -38,17 +38,15 @@ def batch():
 
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(1 + rank)
-mesh = init_device_mesh(device.type, (world,))
-model = Model().to(device)
+mesh, model = init_device_mesh(device.type, (world,)), Model().to(device)
 fully_shard(model.body, mesh=mesh)
 fully_shard(model, mesh=mesh)  # the unit that owns the head is the one whose method reads it
 register_fsdp_forward_method(model, "loss")
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
 for step in range(STEPS):
-    batches = [batch() for _ in range(MICRO_BATCHES)]
+    batches, total = [batch() for _ in range(MICRO_BATCHES)], torch.zeros((), device=device)
     count = shared_denominator(torch.cat([labels for _, labels in batches])[..., 1:])  # those that are predicted
-    total = torch.zeros((), device=device)
     for at, (tokens, labels) in enumerate(batches):
         model.set_requires_gradient_sync(at == MICRO_BATCHES - 1)
         loss = model.loss(tokens, labels, count)
