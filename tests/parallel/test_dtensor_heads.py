@@ -54,10 +54,10 @@ OPTIONS = {
 }
 
 
-def one_case(option, reduction, shape, of_h, of_w, blocks=False, twice=False):
+def one_case(option, reduction, shape, of_h, of_w, blocks=False, twice=False, n=N):
     """Compare with one process; with ``blocks``, a block of the logits is so small that there are several."""
-    mesh, (h, w, b, y) = _mesh(*shape), _data(N)
-    options = OPTIONS[option](b, torch.linspace(0.2, 2, N, dtype=F64))
+    mesh, (h, w, b, y) = _mesh(*shape), _data(n)
+    options = OPTIONS[option](b, torch.linspace(0.2, 2, n, dtype=F64))
     if reduction != "mean":
         options.pop("denominator", None)
     more = {"reduction": reduction, **({"max_bytes": 8 * V * 2} if blocks else {})}
@@ -76,7 +76,7 @@ def one_case(option, reduction, shape, of_h, of_w, blocks=False, twice=False):
         *(["linear_bias"] if option == "bias" else []),
         *(["sample_weight"] if option == "samples" else []),
     ]
-    factors = torch.linspace(-1, 2, N, dtype=F64)
+    factors = torch.linspace(-1, 2, n, dtype=F64)
     results = []
     for call, labels, by in ((one, y, factors), (many, _put(y, mesh, rows), _put(factors, mesh, rows))):
         call = {k: v.detach().requires_grad_() if k in leaves else v for k, v in call.items()}
@@ -91,6 +91,8 @@ def one_case(option, reduction, shape, of_h, of_w, blocks=False, twice=False):
     _close(got, want)
     if reduction != "none":
         assert got.placements == (R,) * mesh.ndim
+    elif S1 not in of_h:
+        assert got.placements == tuple(rows)
     for name, grad, expected, leaf in zip(leaves, grads, wanted, placed, strict=True):
         assert grad.placements == leaf.placements, name
         _close(grad, expected, msg=lambda words, name=name: f"{name}: {words}")
@@ -118,11 +120,20 @@ def test_heads(ranks, layout, blocks):
             ranks(one_case, option, reduction, *LAYOUTS[layout], blocks)
 
 
+@pytest.mark.parametrize("layout", ["S0 S0", "S0 R, R S0", "S0 S0, S0 S0"])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_heads_with_fewer_rows_than_classes(ranks, layout, blocks):
+    for option in OPTIONS:
+        for reduction in ("mean", "sum", "none"):
+            ranks(one_case, option, reduction, *LAYOUTS[layout], blocks, False, 5)
+
+
 @pytest.mark.parametrize("layout", ["S0 R", "R S0", "S0 S0"])
 def test_second_derivatives(ranks, layout):
     for blocks in (False, True):
         for reduction in ("mean", "none"):
             ranks(one_case, "bias", reduction, *LAYOUTS[layout], blocks, True)
+            ranks(one_case, "samples", reduction, *LAYOUTS[layout], blocks, True, 5)
 
 
 def sequences_case(reduction, shape, of_h, sample_weight):
@@ -200,16 +211,18 @@ def test_other_targets(ranks):
 
 def plan_case():
     mesh, (h, w, _, y) = _mesh(4), _data(N)
+    few = tuple(_put(t, mesh, [S0]) for t in (h[:5], w, y[:5]))
+    assert crossent.linear_plan(*few).moved == "input"  # the smaller of the two
     ys = _put(y, mesh, [R])
     return [
         crossent.linear_plan(_put(h, mesh, [a]), _put(w, mesh, [b]), ys).moved
-        for a, b in ((R, R), (S0, R), (R, S1), (S1, R), (S1, S1))
+        for a, b in ((R, R), (S0, R), (R, S0), (S0, S0), (R, S1), (S1, R), (S1, S1))
     ]
 
 
 def test_the_plan_says_what_moves(ranks):
     for moved in ranks(plan_case):
-        assert moved == ["", "", "weight", "input", "inputweight"]
+        assert moved == ["", "", "", "weight", "weight", "input", "input and weight"]
     assert crossent.linear_plan(*_data(N)[:2], _data(N)[3]).moved == ""
 
 

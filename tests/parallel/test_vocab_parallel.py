@@ -324,7 +324,7 @@ def statistics(name, cut, reduction, soft):
         (grad,) = torch.autograd.grad(total, leaf)
         found.append((stats, grad if how else grad[:, here]))
     for field, ours, wanted in zip(found[0][0]._fields, found[1][0], found[0][0], strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12, equal_nan=True, msg=lambda m: f"{field}: {m}")
+        torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12, equal_nan=True, msg=field)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-12, equal_nan=True)
     return tuple(value.detach() for value in found[1][0])
 

@@ -2,8 +2,7 @@
 
 A tensor is either *shared*, the same on all processes, with a gradient that all of them have whole; or *own*, a part that each
 process has for itself, with the gradient of that part. ``gather`` makes shared tensors of own ones, ``spread`` lets each process
-use a shared tensor in its own way. Sums are formed of gathered parts in the order of the processes, so that all of them have
-the same bits, and have them twice.
+use a shared tensor in its own way, ``gather_rows`` is both. Sums are float32 or wider, and have the same bits everywhere.
 """
 
 from __future__ import annotations
@@ -82,7 +81,51 @@ class _Spread(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Gather.apply(grad, ctx.group).sum(0), None
+        return _AddUp.apply(grad, ctx.group), None
+
+
+class _AddUp(Function):
+    @staticmethod
+    def forward(x, group):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+        return finish(collectives.all_reduce(wide, "sum", _or_all(group))).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Spread.apply(grad, ctx.group), None
+
+
+class _GatherRows(Function):
+    @staticmethod
+    def forward(x, group):
+        return finish(start_gathering(x, group)).flatten(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _ScatterRows.apply(grad, ctx.group), None
+
+
+class _ScatterRows(Function):
+    @staticmethod
+    def forward(x, group):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+        return finish(collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group))).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _GatherRows.apply(grad, ctx.group), None
 
 
 def gather(x: Tensor, group: Any) -> Tensor:
@@ -97,10 +140,10 @@ def spread(x: Tensor, group: Any) -> Tensor:
     return own
 
 
-def add_up(x: Tensor, group: Any) -> Tensor:
-    """Add up the own tensors of all processes, without a derivative."""
-    total: Tensor = collectives.wait_tensor(collectives.all_reduce(x.contiguous(), "sum", _or_all(group)))
-    return total
+def gather_rows(x: Tensor, group: Any) -> Tensor:
+    """Gather the rows of all processes, each of which then uses all of them in its own way."""
+    rows: Tensor = _GatherRows.apply(x, group)
+    return rows
 
 
 # --- failing together -------------------------------------------------------------------------------------------------

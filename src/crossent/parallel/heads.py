@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor
+from crossent.core.reduction import ordered_sum
+from crossent.core.shard import VocabShard
 from crossent.core.target import Teacher
 from crossent.parallel.placements import Rows
 
@@ -22,22 +26,41 @@ _WAYS = (
 )
 
 
-def head_rows(
-    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]
-) -> tuple[Rows, str, tuple[Any, ...]]:
-    """Find where the rows of a head are, say what moves, and take this process's part of its tensors, in order.
+class HeadPart(NamedTuple):
+    """This process's part of a head and its rows.
 
-    Rows stay where they are. Where hidden states are whole on processes that share the matrix out, or split along their features,
-    each takes some of the rows. The matrix comes to the rows, ``V · D`` numbers, and its gradient goes back as a sum.
+    Attributes:
+        rows: where the rows are, and which of the classes are here.
+        moved: what goes over the mesh.
+        tensors: input, weight and target, and the other arguments by name.
+    """
+
+    rows: Rows
+    moved: str
+    tensors: tuple[Any, ...]
+
+    @property
+    def shard(self) -> VocabShard | None:
+        """Which classes are here; the gradient of the input, a share of a sum, is brought together by its placement."""
+        shard = self.rows.shard
+        return None if shard is None else replace(shard, reduce_input_grad=False)
+
+
+def head_part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, Any]) -> HeadPart:
+    """Decide what moves, and take this process's part of a head.
+
+    Where the matrix is split by classes and the hidden states are whole, or are less than the matrix, each process has its
+    classes of all rows. Else the rows stay where they are, and the matrix comes to them.
     """
     refuse_mixed(input, weight)
     lead, classes = tuple(input.shape[:-1]), tuple(weight.shape[:-1])
     named = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-    rows_of_input = Rows.of(input, len(lead), linear_weight=weight, target=target, **named)
-    placements = tuple(map(_of_rows, input.placements, _on(weight, input), [lead] * input.device_mesh.ndim))
-    placed = Rows(rows_of_input.mesh, placements, torch.Size(lead + classes), len(lead))
-    features = (*range(len(lead)), None)
-    columns = tuple(range(len(lead), len(lead) + len(classes)))
+    mesh = Rows.of(input, len(lead), linear_weight=weight, target=target, **named).mesh
+    splits = not isinstance(target, Teacher) and arguments.get("class_mask") is None
+    smaller = splits and prod(lead) < prod(classes)
+    placements, answer = _placements(input, weight, len(lead), splits, smaller)
+    placed = Rows(mesh, placements, torch.Size(lead + classes), len(lead), answer)
+    features, columns = (*range(len(lead)), None), tuple(range(len(lead), len(lead) + len(classes)))
     given = dict(arguments)
     if given.get("shift"):
         target, given = _shifted(target, given, placed)
@@ -48,21 +71,55 @@ def head_rows(
         of_classes = isinstance(value, Tensor) and value.shape != placed.shape
         given[name] = placed.local(name, value, columns[:1] if of_classes else placed.all, of_classes)
     given["denominator"] = placed.denominator(given.get("denominator"))
-    moved = "".join(
+    moved = [
         name
         for name, tensor, dims in (("input", input, features), ("weight", weight, (*columns, None)))
-        if any(
-            p != to and not isinstance(p, Replicate)
-            for p, to in zip(_on(tensor, input), placed.along(dims), strict=True)
-        )
-    )
-    local = (
-        placed.local("input", input, features),
+        if any(p != to and not isinstance(p, Replicate) for p, to in zip(_on(tensor), placed.along(dims), strict=True))
+    ]
+    tensors = (
+        placed.local("input", input, features, part_of_classes=True),
         placed.local("linear_weight", weight, (*columns, None)),
         _target(placed, target, features, columns),
         {name: value for name, value in given.items() if value is not None or name in arguments},
     )
-    return placed, moved, local
+    return HeadPart(placed, " and ".join(moved), tensors)
+
+
+def _placements(
+    input: DTensor, weight: DTensor, lead: int, splits: bool, smaller: bool
+) -> tuple[tuple[Placement, ...], tuple[Placement, ...]]:
+    """Decide how the logits are split, and where the rows of a result are, which is where those of the input were.
+
+    ``splits`` says that classes may be split, and ``smaller`` that the hidden states are less than the matrix.
+    """
+    placements: list[Placement] = []
+    answer: list[Placement] = []
+    for h, w in zip(input.placements, weight.placements, strict=True):
+        of_rows = type(h) is Shard and h.dim < lead
+        rows: Placement = h if of_rows else Shard(0) if lead else Replicate()
+        if isinstance(h, Replicate) and isinstance(w, Replicate):
+            placements.append(h)
+        elif splits and w == Shard(0) and Shard(lead) not in placements and (isinstance(h, Replicate) or smaller):
+            placements.append(Shard(lead))
+        else:
+            placements.append(rows)
+        answer.append(h if of_rows or Shard(lead) == placements[-1] and isinstance(h, Replicate) else placements[-1])
+    return tuple(placements), tuple(Replicate() if p == Shard(lead) else p for p in answer)
+
+
+def own_weight(target: Tensor, arguments: dict[str, Any], weight: Any, ignored: int, rows: torch.Size) -> Tensor:
+    """Sum what this process's rows weigh in a mean, by the class weights of all classes."""
+    u = arguments.get("sample_weight")
+    dtype = torch.float32 if target.device.type == "mps" else torch.float64
+    if target.is_floating_point():
+        counts = torch.ones(rows, dtype=dtype, device=target.device)
+    else:
+        y = target.long()
+        counts = (y != ignored).to(dtype)
+        if weight is not None:
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            counts = counts * whole.detach().to(dtype)[y.clamp(0, len(whole) - 1)]
+    return ordered_sum(counts if u is None else counts * u)
 
 
 def refuse_mixed(input: object, weight: object) -> None:
@@ -85,18 +142,9 @@ def refuse_mixed(input: object, weight: object) -> None:
     )
 
 
-def _on(tensor: Any, input: Any) -> tuple[Placement, ...]:
-    """Return the placements of a tensor, one a dimension of the mesh."""
-    return tuple(tensor.placements) if isinstance(tensor, DTensor) else (Replicate(),) * input.device_mesh.ndim
-
-
-def _of_rows(input: Placement, weight: Placement, lead: tuple[int, ...]) -> Placement:
-    """Decide how rows are split over one dimension of the mesh."""
-    if isinstance(input, Replicate) and isinstance(weight, Replicate):
-        return input
-    if type(input) is Shard and input.dim < len(lead):
-        return input
-    return Shard(0) if lead else Replicate()
+def _on(tensor: Any) -> tuple[Placement, ...]:
+    """Return the placements of a DTensor."""
+    return tuple(tensor.placements)
 
 
 def _shifted(target: Any, given: dict[str, Any], placed: Rows) -> tuple[Any, dict[str, Any]]:

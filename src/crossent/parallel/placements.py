@@ -73,6 +73,7 @@ class Rows(NamedTuple):
     placements: tuple[Placement, ...]  # Shard or Replicate; of the classes at most one is Shard
     shape: torch.Size  # of the logits, all of them
     axis: int | None  # of the classes; a binary loss has none
+    answer: tuple[Placement, ...] | None = None  # where the rows of a result are to be, if not where they are computed
 
     @classmethod
     def of(cls, input: object, axis: int | None, classes: bool = False, **others: object) -> Rows:
@@ -133,10 +134,18 @@ class Rows(NamedTuple):
             Shard(dims.index(p.dim)) if isinstance(p, Shard) and p.dim in dims else Replicate() for p in self.placements
         )
 
-    def local(self, name: str, value: Any, dims: Sequence[int | None], constant: bool = False) -> Any:
+    def local(
+        self,
+        name: str,
+        value: Any,
+        dims: Sequence[int | None],
+        constant: bool = False,
+        part_of_classes: bool = False,
+    ) -> Any:
         """Take this process's part of a tensor, whose gradient comes back to where the tensor was.
 
         ``constant`` says that a plain tensor may stand for the same one on every process, as class weights do.
+        ``part_of_classes`` says that its gradient is a share of a sum where classes are split, as that of hidden states is.
         """
         if not isinstance(value, Tensor):
             return value
@@ -149,16 +158,16 @@ class Rows(NamedTuple):
                 )
             value = DTensor.from_local(value, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
         placements = self.along(dims)
-        here = value.redistribute(placements=placements)
-        return here.to_local(grad_placements=self._of_gradient(placements))
+        shared = [p for p in self.placements if isinstance(p, Shard) and (part_of_classes or p.dim != self.axis)]
+        # Where a process has a share of the rows and all of a tensor, its gradient is a share of a sum.
+        of_gradient = [
+            Partial() if p in shared and isinstance(own, Replicate) else own
+            for p, own in zip(self.placements, placements, strict=True)
+        ]
+        half = torch.float32 if value.is_floating_point() and value.dtype.itemsize < 4 and value.requires_grad else None
+        return value.redistribute(placements=placements, backward_dtype=half).to_local(grad_placements=of_gradient)
 
-    def _of_gradient(self, placements: Sequence[Placement]) -> tuple[Placement, ...]:
-        """Say what a process's gradient is: where it has a share of the rows and all of a tensor, a share of a sum."""
-        return tuple(
-            Partial() if at in self.split and not isinstance(own, Shard) else own for at, own in enumerate(placements)
-        )
-
-    def _placed(self, value: Tensor, placements: tuple[Placement, ...], whole: torch.Size) -> Tensor:
+    def _placed(self, value: Tensor, placements: tuple[Placement, ...], whole: torch.Size) -> DTensor:
         stride = torch.empty(whole, device="meta").stride()
         placed = DTensor.from_local(value, self.mesh, placements, run_check=False, shape=whole, stride=stride)
         # A gradient that comes in another placement is moved here, since from_local does that without a second derivative.
@@ -178,7 +187,10 @@ class Rows(NamedTuple):
     def result(self, value: Tensor, how: str) -> Tensor:
         """Return a result as a DTensor: rows where they are, and a total on every process."""
         if how == "none":
-            return self._placed(value, self.along(self.own), torch.Size(self.shape[each] for each in self.own))
+            rows = self._placed(value, self.along(self.own), torch.Size(self.shape[each] for each in self.own))
+            if self.answer is None:
+                return rows
+            return rows.redistribute(placements=self._replace(placements=self.answer).along(self.own))
         return self._placed(value, (Replicate(),) * self.mesh.ndim, value.shape)
 
     def local_reduction(self, rows: Reduction, dims: Sequence[int]) -> Reduction:

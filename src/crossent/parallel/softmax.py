@@ -24,6 +24,7 @@ from crossent.core.settings import Settings
 from crossent.core.shard import VocabShard
 from crossent.core.target import ELSEWHERE, Target, describe, stand_in
 from crossent.impl import choose, formulas, load
+from crossent.impl.head import take
 from crossent.impl.protocol import Partials
 from crossent.ops.library import differentiated
 from crossent.ops.linear import transform_under_way
@@ -64,6 +65,22 @@ class Rows(NamedTuple):
     wrong: Tensor | None  # rows whose label is out of range, where nobody waits to find out
     labels: Tensor | None  # class indices of all classes; a row's weight is that of its class, which one process has
     z_loss: float
+
+    def some(self, rows: slice | Tensor | None) -> Rows:
+        """Say what is asked of some rows, given as :func:`crossent.impl.head.take` wants them."""
+
+        def of(target: Target) -> Target:
+            per_class = [
+                t if t is None or t.dim() == 1 else take(t, rows) for t in (target.logit_bias, target.class_mask)
+            ]
+            valid = None if target.valid is None else take(target.valid, rows)
+            return target._replace(
+                values=take(target.values, rows), logit_bias=per_class[0], class_mask=per_class[1], valid=valid
+            )
+
+        wrong, labels = (None if t is None else take(t, rows) for t in (self.wrong, self.labels))
+        logits, row_weight, allowed = (take(t, rows) for t in (self.logits, self.row_weight, self.allowed))
+        return Rows(logits, of(self.target), of(self.hard), row_weight, allowed, wrong, labels, self.z_loss)
 
     @property
     def indexed(self) -> bool:
@@ -125,10 +142,10 @@ def shard_rows(
     if mask is not None:
         mask = checks.along_classes_or_whole(checks.check_mask(mask), "class_mask", input, axis)
         mask = mask.unsqueeze(0) if input.dim() == 1 and mask.dim() > 1 else mask
-    return _rows(logits, described._replace(class_mask=mask), shard)
+    return rows_of(logits, described._replace(class_mask=mask), shard)
 
 
-def _rows(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
+def rows_of(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     """Give a target of all classes this shard's part of it."""
     rows, settings, wrong = logits.shape[:1] + logits.shape[2:], target.settings, None
     labels = target.values if target.indices else None
@@ -288,6 +305,18 @@ def penalised_loss(rows: Rows, whole: Whole, shard: VocabShard) -> Tensor:
     return _with_z_loss(rows, whole, gather(costs.loss, shard.group))
 
 
+def looked_again(rows: Rows, whole: Whole, shard: VocabShard) -> Whole:
+    """Do the same without derivatives, where there is such a penalty, and find the mass that rows have elsewhere."""
+    if not rows.penalises_all:
+        return whole
+    costs = torch.stack(formulas.partial_costs(rows.logits, rows.target, whole.lse))
+    losses, masses = finish(start_gathering(costs, shard.group)).unbind(1)
+    elsewhere = _without(masses, rank_in(shard.group))
+    if rows.z_loss:
+        elsewhere = elsewhere + times(whole.row_weight, 2 * rows.z_loss * whole.lse.sum(0))
+    return whole._replace(loss=_with_z_loss(rows, whole, losses), elsewhere=elsewhere)
+
+
 def _with_z_loss(rows: Rows, whole: Whole, costs: Tensor) -> Tensor:
     loss = costs.sum(0)
     if rows.z_loss:
@@ -304,19 +333,12 @@ class ShardedCrossEntropy(Function):
         rows = Rows(logits, target, *others)
         compute, rank = load(impl), rank_in(shard.group)
         found = columns_of(rows, compute.partials(logits, rows.first_target))
-        whole = together(rows, exchange(found, logits.shape[1], shard), rank)
-        loss, elsewhere = whole.loss, whole.elsewhere
-        if rows.penalises_all:
-            costs = torch.stack(formulas.partial_costs(logits, target, whole.lse))
-            losses, masses = finish(start_gathering(costs, shard.group)).unbind(1)
-            loss, elsewhere = _with_z_loss(rows, whole, losses), _without(masses, rank)
-            if rows.z_loss:
-                elsewhere = elsewhere + times(whole.row_weight, 2 * rows.z_loss * whole.lse.sum(0))
+        whole = looked_again(rows, together(rows, exchange(found, logits.shape[1], shard), rank), shard)
         ctx.mark_non_differentiable(whole.row_weight)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, *target.tensors, whole.lse, elsewhere)
+        ctx.save_for_backward(logits, *target.tensors, whole.lse, whole.elsewhere)
         ctx.settings, ctx.others, ctx.shard, ctx.impl, ctx.inplace = settings, others, shard, impl, inplace
-        return loss, whole.row_weight
+        return whole.loss, whole.row_weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:

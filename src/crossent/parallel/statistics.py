@@ -8,6 +8,7 @@ rows once more, and gathers once more.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,28 +30,33 @@ class Told(NamedTuple):
     counted: Tensor
     predicted: Tensor
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Told:
+        """Take tensors that stand one after the other."""
+        *row, counted, predicted = tensors
+        return cls(RowStatistics._make(row), counted, predicted)
+
 
 def columns_told(dtype: torch.dtype) -> int:
     """Say how many numbers a row takes: its columns, four more, and two positions as bits."""
     return len(Columns._fields) + 4 + 2 * 8 // dtype.itemsize
 
 
+def recomputed(compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
+    """Compute something of tensors of which backward computes it once more, so that nothing is kept for it."""
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not wanted or torch.compiler.is_compiling():
+        return compute(*tensors)
+    return checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
 def row_statistics(rows: Rows, shard: VocabShard) -> Told:
     """Compute the statistics of rows, the same on all processes."""
-
-    def compute(logits: Tensor) -> tuple[Tensor, ...]:
-        row, counted, predicted = _by_formula(rows._replace(logits=logits), shard)
-        return (*row, counted, predicted)
-
-    found: Any
-    if torch.is_grad_enabled() and rows.logits.requires_grad and not torch.compiler.is_compiling():
-        found = checkpoint(compute, rows.logits, use_reentrant=False, preserve_rng_state=False)
-    else:
-        found = compute(rows.logits)
-    return Told(RowStatistics._make(found[:-2]), *found[-2:])
+    return Told.of(recomputed(lambda logits: told(rows._replace(logits=logits), shard), rows.logits))
 
 
-def _by_formula(rows: Rows, shard: VocabShard) -> Told:
+def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
+    """Compute the tensors of :class:`Told` in operations that autograd knows."""
     partials = formulas.partials(rows.logits, rows.first_target)
     more = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
     columns = columns_of(rows, partials)
@@ -77,8 +83,7 @@ def _by_formula(rows: Rows, shard: VocabShard) -> Told:
     loss = penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss
     lse, log_prob, in_all = (t.masked_fill(~counted, 0.0) for t in (whole.lse.sum(0), log_prob, in_all))
     correct = (hit & (classes != NO_CLASS)).to(loss.dtype)
-    row = RowStatistics(loss, lse, log_prob, in_all, whole.row_weight.detach(), correct)
-    return Told(row, counted, classes)
+    return loss, lse, log_prob, in_all, whole.row_weight.detach(), correct, counted, classes
 
 
 def _first(positions: Tensor, where: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def partial_statistics(logits: Tensor, target: Target, hard: Target, partials: P
 
 
 def _nothing(x: Tensor, target: Target) -> Tensor:
-    """Return the zeros that a shard without classes tells, hanging on all that others differentiate, so that backward is called everywhere."""
+    """Return the zeros that a shard without classes tells; they hang on all that is differentiated, so that backward comes by."""
     differentiable = (None if target.indices else target.values, target.weight, target.logit_bias)
     total: Tensor = sum((t.sum().to(x.dtype) for t in differentiable if t is not None), x.sum(1))
     return total
