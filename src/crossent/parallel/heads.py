@@ -27,7 +27,7 @@ _WAYS = (
 
 
 class HeadPart(NamedTuple):
-    """This process's part of a head and its rows.
+    """The part of a head and its rows that this process works on.
 
     Attributes:
         rows: where the rows are, and which of the classes are here.
@@ -103,7 +103,7 @@ def _placements(
             placements.append(Shard(lead))
         else:
             placements.append(rows)
-        answer.append(h if of_rows or Shard(lead) == placements[-1] and isinstance(h, Replicate) else placements[-1])
+        answer.append(h if of_rows or isinstance(h, Replicate) else placements[-1])
     return tuple(placements), tuple(Replicate() if p == Shard(lead) else p for p in answer)
 
 
