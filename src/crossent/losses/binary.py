@@ -124,7 +124,8 @@ def binary_cross_entropy_with_logits(
         from crossent.parallel.placements import binary_rows  # which imports DTensor
 
         placed, local = binary_rows(input, target, weight, pos_weight, mask, rows)
-        return placed.result(_understood(*local, settings, out_dtype, "beside", impl), rows.how)
+        loss = _understood(*local, settings=settings, out_dtype=out_dtype, place="beside", impl=impl)
+        return placed.result(loss, rows.how)
     return _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, place, impl)
 
 
@@ -161,7 +162,7 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
     loss = ops.binary_cross_entropy(input, target, total, divided_by, impl, place)
     divisor: float | Tensor = input.numel()
     if reduction.across is not None:
-        divisor = torch.full((), divisor, device=input.device)
+        divisor = torch.full((), float(input.numel()), dtype=torch.float64, device=input.device)
     if valid is not None:
         divisor = valid.expand_as(input).sum()
     if sample_weight is not None:

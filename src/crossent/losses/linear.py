@@ -303,7 +303,8 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
     """Give a mean over several processes its divisor: here, since a process with few rows goes another way than the others."""
     from crossent.parallel.heads import own_weight
 
-    (input, _, target, given), across = part.tensors, part.rows.across
+    input, _, target, given = part.tensors
+    across, given = part.rows.across, dict(given)
     if across is None or whole.reduction.how != "mean" or whole.reduction.denominator is not None:
         return given
     if part.shard is None:

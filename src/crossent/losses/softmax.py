@@ -156,7 +156,7 @@ def cross_entropy(
 
         placed, local = softmax_rows(input, target, weight, rows, dim, options, classes=True)
         with placed.tell_others():
-            loss = _of_part(placed.shard, *local, dim, out_dtype, impl)
+            loss = _of_part(placed.shard, *local, dim=dim, out_dtype=out_dtype, impl=impl)
         return placed.result(loss, rows.how)
     return _understood(input, target, weight, rows, options, dim, out_dtype, place, impl)
 

@@ -55,7 +55,7 @@ def head_part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, A
     refuse_mixed(input, weight)
     lead, classes = tuple(input.shape[:-1]), tuple(weight.shape[:-1])
     named = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-    mesh = Rows.of(input, len(lead), linear_weight=weight, target=target, **named).mesh
+    mesh = Rows.of(input, len(lead), {"linear_weight": weight, "target": target, **named}).mesh
     splits = not isinstance(target, Teacher) and arguments.get("class_mask") is None
     smaller = splits and prod(lead) < prod(classes)
     placements, answer = _placements(input, weight, len(lead), splits, smaller)
@@ -86,7 +86,7 @@ def head_part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, A
 
 
 def _placements(
-    input: DTensor, weight: DTensor, lead: int, splits: bool, smaller: bool
+    input: Any, weight: Any, lead: int, splits: bool, smaller: bool
 ) -> tuple[tuple[Placement, ...], tuple[Placement, ...]]:
     """Decide how the logits are split, and where the rows of a result are, which is where those of the input were.
 

@@ -76,7 +76,7 @@ class Rows(NamedTuple):
     answer: tuple[Placement, ...] | None = None  # where the rows of a result are to be, if not where they are computed
 
     @classmethod
-    def of(cls, input: object, axis: int | None, classes: bool = False, **others: object) -> Rows:
+    def of(cls, input: object, axis: int | None, others: dict[str, Any], classes: bool = False) -> Rows:
         """Read the placements of the logits, and hold the other tensors of a call to the same mesh.
 
         ``classes`` says that classes may be split, over one dimension of the mesh.
@@ -231,12 +231,12 @@ def softmax_rows(
         "logit_bias": bias,
         "class_mask": mask,
     }
-    placed = Rows.of(input, class_axis(input, dim), classes, **named, denominator=given)
+    placed = Rows.of(input, class_axis(input, dim), {**named, "denominator": given}, classes)
     whole = {**options, "logit_bias": stand_in(bias), "class_mask": stand_in(mask)}
     describe(stand_in(input), stand_in(target), stand_in(weight), dim, whole)
-    of_classes = (placed.axis,)
+    of_classes: tuple[int | None, ...] = (placed.axis,)
 
-    def along(value: Any) -> tuple[int, ...]:
+    def along(value: Any) -> tuple[int | None, ...]:
         return placed.all if isinstance(value, Tensor) and value.shape == input.shape else of_classes
 
     options = {
@@ -264,7 +264,7 @@ def binary_rows(
 ) -> tuple[Rows, tuple[Any, ...]]:
     """Find where the elements of a binary loss are, and take this process's part of its tensors, in order."""
     named = {"target": target, "weight": weight, "pos_weight": pos_weight, "mask": mask}
-    placed = Rows.of(input, None, **named, sample_weight=rows.sample_weight, denominator=rows.denominator)
+    placed = Rows.of(input, None, {**named, "sample_weight": rows.sample_weight, "denominator": rows.denominator})
     check_binary(*map(stand_in, (input, target, weight, pos_weight)))
     element_mask(stand_in(mask), stand_in(input))
     u = rows.sample_weight
