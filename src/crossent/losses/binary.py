@@ -162,7 +162,7 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
     loss = ops.binary_cross_entropy(input, target, total, divided_by, impl, place)
     divisor: float | Tensor = input.numel()
     if reduction.across is not None:
-        divisor = torch.full((), float(input.numel()), dtype=torch.float64, device=input.device)
+        divisor = torch.full((), input.numel(), dtype=torch.int64, device=input.device)
     if valid is not None:
         divisor = valid.expand_as(input).sum()
     if sample_weight is not None:
