@@ -291,3 +291,27 @@ def counted(size):
 def test_a_gather_a_block_and_one_reduction(ranks):
     assert ranks(counted, "one block") == [(1, 1)] * 3
     assert ranks(counted, "blocks") == [((N - 4) / 2, 1)] * 3  # of two rows, with what torch operations take
+
+
+def kept(reduction):
+    """Return the largest tensor that is kept for backward, as a share of the logits of a process."""
+    rows, classes = 400, 6000
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(rows, 8, generator=generator).requires_grad_()
+    shard = VocabShard.even(classes)
+    w = torch.randn(classes, 8, generator=generator).chunk(3)[dist.get_rank()].clone().requires_grad_()
+    _force_blocks(True)
+    largest = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: largest.append(t.untyped_storage().nbytes()) or t, lambda t: t
+    ):
+        loss = linear_cross_entropy(
+            h, w, torch.arange(rows) * 13, shard=shard, reduction=reduction, max_bytes=1 << 18, label_smoothing=0.1
+        )
+    loss.sum().backward()
+    return max(largest) / (rows * 2000 * 4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_logits_of_a_shard_are_kept(ranks, reduction):
+    assert max(ranks(kept, reduction)) < 0.05

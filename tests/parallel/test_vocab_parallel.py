@@ -1,5 +1,6 @@
 """Losses of classes that lie on several processes: those of one process with all classes, for every member, cut and order."""
 
+import copy
 import functools
 
 import pytest
@@ -10,6 +11,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import crossent
 from crossent import VocabShard
+from crossent.impl import implementations
+
+native = None
+if implementations()["native"] is None:
+    from crossent.impl import native
 
 N, C = 9, 13
 CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7), "of one": (1, 1, 11)}
@@ -339,3 +345,187 @@ def test_statistics_are_those_of_all_classes(ranks, name, cut, soft):
         told = ranks(statistics, name, cut, reduction, soft)
         for of_rank in told[1:]:
             torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
+
+
+def modules():
+    """The modules and named losses that take a shard keep it, copy it, and obey it."""
+    x, y, t = _data()
+    shard, here = _shard("uneven")
+    own = x[:, here]
+    for module, whole, target in (
+        (
+            crossent.CrossEntropyLoss(shard=shard, label_smoothing=0.1),
+            crossent.CrossEntropyLoss(label_smoothing=0.1),
+            y,
+        ),
+        (crossent.FocalLoss(2.0, shard=shard), crossent.FocalLoss(2.0), y),
+    ):
+        assert module.shard is shard
+        assert "shard=VocabShard" in repr(module)
+        for each in (module, copy.deepcopy(module)):
+            torch.testing.assert_close(each(own, target), whole(x, target), rtol=1e-12, atol=0)
+    focal = crossent.focal_loss(own, y, shard=shard)
+    torch.testing.assert_close(focal, crossent.focal_loss(x, y), rtol=1e-12, atol=0)
+    torch.manual_seed(0)
+    whole = crossent.LinearCrossEntropyLoss(4, C).double()
+    head = crossent.LinearCrossEntropyLoss(4, here.stop - here.start, shard=shard).double()
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            parameter.copy_(dict(whole.named_parameters())[name][here])
+    h = torch.randn(N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(head(h, y), whole(h, y), rtol=1e-12, atol=0)
+    with pytest.raises(TypeError, match="shard"):
+        crossent.multilabel_cross_entropy(own, (t[:, here] > 0.5).long(), shard=shard)
+
+
+def test_modules_keep_their_shard(ranks):
+    ranks(modules)
+
+
+def compiled(soft):
+    x, y, t = _data()
+    shard, here = _shard("even")
+    wanted, own = x.clone().requires_grad_(), x[:, here].clone().requires_grad_()
+    target = t if soft else y
+    crossent.cross_entropy(wanted, target, label_smoothing=0.1).backward()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(x, y):
+        return crossent.cross_entropy(x, y, label_smoothing=0.1, shard=shard)
+
+    loss = step(own, t[:, here] if soft else y)
+    loss.backward()
+    torch.testing.assert_close(own.grad, wanted.grad[:, here], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+def test_a_compiler_takes_shards(ranks, soft):
+    ranks(compiled, soft)
+
+
+def forward_mode():
+    x, y, _ = _data()
+    shard, here = _shard("uneven")
+    tangent = torch.randn(N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found = []
+    for part, how in ((slice(None), None), (here, shard)):
+        try:
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(x[:, part].clone(), tangent[:, part].clone())
+                loss = crossent.cross_entropy(dual, y, shard=how)
+                found.append(torch.autograd.forward_ad.unpack_dual(loss).tangent)
+        except (RuntimeError, NotImplementedError) as error:
+            found.append(str(error))
+    return found
+
+
+def test_forward_mode_is_right_or_refused(ranks):
+    for wanted, found in ranks(forward_mode):
+        if isinstance(found, str):
+            assert "forward" in found or "jvp" in found, found
+        else:
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-13)
+
+
+LONG = (90, 70, 240)  # classes, more than the kernels take as tiles
+SOME = {
+    "plain": {},
+    "weights and smoothing": {"weight": True, "label_smoothing": 0.2},
+    "bias, margin and cap": {"bias": True, "margin": 0.7, "softcap": 5.0, "temperature": 0.8},
+    "mask": {"mask": True},
+    "z-loss": {"z_loss": 0.05, "weight": True},
+    "focal": {"penalty": crossent.Focal(2.0), "weight": True},
+    "GCE and smoothing": {"penalty": crossent.GCE(0.7), "label_smoothing": 0.1},
+}
+
+
+def long_rows(impl, isa, soft):
+    """Rows of many classes, which the kernels take one at a time, on one instruction set."""
+    classes, rows = sum(LONG), 7
+    start = sum(LONG[: dist.get_rank()])
+    shard, here = VocabShard(None, start, classes), slice(start, start + LONG[dist.get_rank()])
+    generator = torch.Generator().manual_seed(11)
+    x = 4 * torch.randn(rows, classes, dtype=torch.float64, generator=generator)
+    x[1, 200] += 60  # nothing else is likely
+    y = torch.randint(classes, (rows,), generator=generator)
+    y[1], y[4] = 200, -100
+    weight, bias = torch.rand(2, classes, dtype=torch.float64, generator=generator)
+    t = torch.rand(rows, classes, dtype=torch.float64, generator=generator) / classes
+    t[1] = torch.eye(classes)[200]
+    if isa:
+        native._native.use_isa(isa)
+    try:
+        for name, options in SOME.items():
+            given = {k: v for k, v in options.items() if k not in ("weight", "bias", "mask")}
+            given |= {"weight": weight} if "weight" in options else {}
+            given |= {"logit_bias": bias} if "bias" in options else {}
+            given |= {"class_mask": torch.arange(classes) % 7 != 3} if "mask" in options and not soft else {}
+            if soft:
+                given.pop("margin", None)
+            whole, own = x.clone().requires_grad_(), x[:, here].clone().requires_grad_()
+            labels = (t.clone().requires_grad_(), t[:, here].clone().requires_grad_()) if soft else (y, y)
+            wanted = crossent.cross_entropy(whole, labels[0], reduction="none", impl="eager", **given)
+            loss = crossent.cross_entropy(own, labels[1], reduction="none", shard=shard, impl=impl, **given)
+            torch.testing.assert_close(loss, wanted, rtol=1e-11, atol=1e-14, msg=name)
+            leaves = ((whole, own), labels) if soft else ((whole, own),)
+            for of_all, of_shard in leaves:
+                (e,) = torch.autograd.grad(wanted.sum(), of_all, retain_graph=True)
+                (a,) = torch.autograd.grad(loss.sum(), of_shard, retain_graph=True)
+                torch.testing.assert_close(a, e[:, here], rtol=1e-9, atol=1e-15, msg=name)
+    finally:
+        if isa:
+            native._native.use_isa(native._native.isas()[-1])
+
+
+KERNELS = [("native", isa) for isa in native._native.isas()] if native else []
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize(("impl", "isa"), [("eager", None), *KERNELS])
+def test_every_kernel_knows_a_class_elsewhere(ranks, impl, isa, soft):
+    ranks(long_rows, impl, isa, soft)
+
+
+@pytest.mark.parametrize("impl", ["eager", "native"] if native else ["eager"])
+@pytest.mark.parametrize("name", ["plain", "weights and smoothing", "bias and margin", "mask", "focal"])
+def test_short_rows_are_the_same_by_every_implementation(ranks, name, impl):
+    for cut in ("uneven", "empty"):
+        ranks(member, name, cut, "none", False, True, impl)
+    ranks(in_float32, impl)
+
+
+def memory():
+    """Count what is kept for backward, and what forward and backward take beside logits and gradient."""
+    shard = VocabShard.even(3000)
+    x = torch.randn(50, 1000, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        loss = crossent.cross_entropy(x, torch.arange(50) * 60, label_smoothing=0.1, shard=shard)
+    return sum(
+        t.numel() for t in {t.untyped_storage().data_ptr(): t for t in kept}.values() if t is not x
+    ) / x.numel(), loss.item()
+
+
+def test_nothing_as_large_as_the_logits_is_kept(ranks):
+    assert max(share for share, _ in ranks(memory)) < 1.05  # the logits, and a few numbers a row
+
+
+def in_place(impl):
+    """The gradient may be written over the logits, and keeps their layout."""
+    x, y, _ = _data()
+    shard, here = _shard("uneven")
+    leaf = x[:, here].clone().requires_grad_()
+    wanted = torch.autograd.grad(crossent.cross_entropy(leaf, y, shard=shard, impl=impl), leaf)[0]
+    logits = leaf * 1
+    loss = crossent.cross_entropy(logits, y, shard=shard, inplace_backward=True, impl=impl)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], wanted, rtol=0, atol=0)
+    images = torch.randn(2, here.stop - here.start, 3, 4).to(memory_format=torch.channels_last).requires_grad_()
+    loss = crossent.cross_entropy(
+        images, torch.randint(C, (2, 3, 4), generator=torch.Generator().manual_seed(0)), shard=shard
+    )
+    (grad,) = torch.autograd.grad(loss, images)
+    assert grad.stride() == images.stride()
+
+
+def test_gradients_lie_as_logits_do(ranks):
+    ranks(in_place, None)

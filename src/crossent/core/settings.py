@@ -187,11 +187,15 @@ class _Ignored(TypedDict, total=False):
     ignore_index: int
 
 
-class CrossEntropyModuleOptions(ModuleRowOptions, _Layout, _Penalty, LogitOptions, _Shard, total=False):
+class _SoftmaxModuleOptions(ModuleRowOptions, _Layout, _Penalty, LogitOptions, total=False):
+    """What every softmax loss of logits takes."""
+
+
+class CrossEntropyModuleOptions(_SoftmaxModuleOptions, _Shard, total=False):
     """What :class:`crossent.CrossEntropyLoss` takes by keyword beside torch's arguments."""
 
 
-class MultilabelModuleOptions(CrossEntropyModuleOptions, _Torchs, total=False):
+class MultilabelModuleOptions(_SoftmaxModuleOptions, _Torchs, total=False):
     """What :class:`crossent.MultilabelCrossEntropyLoss` takes by keyword."""
 
 

@@ -111,7 +111,7 @@ def _put_together(
     return block, rows, looked_again(rows, together(rows, columns, rank_in(shard.group)), shard)
 
 
-def _zeros(head: Head, sharded: ShardedHead) -> Tensor:
+def _zeros(sharded: ShardedHead) -> Tensor:
     return torch.zeros_like(sharded.rows.row_weight)
 
 
@@ -144,7 +144,7 @@ class ShardedLinearSum(Function):
     def forward(ctx, input, weight, bias, sharded, reduction):
         head, needs = Head(input, weight, bias, sharded.shape), ctx.needs_input_grad[:3]
         u, how, given = reduction.sample_weight, reduction.how, reduction.denominator
-        losses, row_weight = _zeros(head, sharded), _zeros(head, sharded)
+        losses, row_weight = _zeros(sharded), _zeros(sharded)
         gradients, count = _gradients(head, sharded, needs) if any(needs) else (None, 0)
         for block, _, whole in _wholes(head, sharded):
             put(losses, block.rows, whole.loss)
@@ -189,7 +189,7 @@ class ShardedLinearRows(Function):
     @staticmethod
     def forward(ctx, input, weight, bias, sharded):
         head = Head(input, weight, bias, sharded.shape)
-        losses, row_weight, elsewhere = (_zeros(head, sharded) for _ in range(3))
+        losses, row_weight, elsewhere = (_zeros(sharded) for _ in range(3))
         lse = torch.stack([losses, losses])
         for block, _, whole in _wholes(head, sharded):
             for to, value in ((losses, whole.loss), (row_weight, whole.row_weight), (elsewhere, whole.elsewhere)):

@@ -26,7 +26,7 @@ from crossent.core.target import ELSEWHERE, Target, describe, stand_in
 from crossent.impl import choose, formulas, load
 from crossent.impl.head import take
 from crossent.impl.protocol import Partials
-from crossent.ops.library import differentiated
+from crossent.ops.library import differentiated, like, tell_if_in_place
 from crossent.ops.linear import transform_under_way
 from crossent.parallel.collectives import (
     finish,
@@ -283,8 +283,9 @@ def failing_together(
             rows = 1 if input.dim() == 1 else input.select(axis, 0).numel() if input.shape[axis] else 0
             dtype = compute_dtype(input)
             columns = input.new_full((count(dtype), rows), torch.nan, dtype=dtype)
-            finish(start_gathering(pack(columns.detach(), 0, 0, failed=True), shard.group))
-            raise_together(error, shard.group)
+            gathered = finish(start_gathering(pack(columns.detach(), 0, 0, failed=True), shard.group))
+            if readable(gathered):  # as on the others, which see then that one has failed
+                raise_together(error, shard.group)
         raise
 
 
@@ -330,7 +331,7 @@ class ShardedCrossEntropy(Function):
     @staticmethod
     def forward(ctx, logits, values, weight, logit_bias, class_mask, valid, settings, others, shard, impl, inplace):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        rows = Rows(logits, target, *others)
+        rows = Rows(logits, target, target, *others)
         compute, rank = load(impl), rank_in(shard.group)
         found = columns_of(rows, compute.partials(logits, rows.first_target))
         whole = looked_again(rows, together(rows, exchange(found, logits.shape[1], shard), rank), shard)
@@ -348,10 +349,15 @@ class ShardedCrossEntropy(Function):
         logits, *tensors, lse, elsewhere = ctx.saved_tensors
         target = Target._make((*tensors, ctx.settings))
         if differentiated(grad, logits, *tensors):
-            return (*_at_once(grad, Rows(logits, target, *ctx.others), ctx.shard, needs), *(None,) * 7)
+            return (*_at_once(grad, Rows(logits, target, target, *ctx.others), ctx.shard, needs), *(None,) * 7)
         compute = _EAGER if needs[2] or needs[3] else load(ctx.impl)
         grads = compute.cross_entropy_backward(grad, logits, target, lse, needs, 1.0, ctx.inplace, elsewhere)
-        return (*grads, *(None,) * 7)
+        if ctx.inplace and grads.logits is not None:
+            tell_if_in_place(grads.logits, logits)
+        on_logits, on_target, *others = grads
+        on_logits = None if on_logits is None else like(on_logits, logits)
+        on_target = None if on_target is None else like(on_target, target.values)
+        return (on_logits, on_target, *others, *(None,) * 7)
 
 
 def _at_once(grad: Tensor, rows: Rows, shard: VocabShard, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
@@ -381,7 +387,7 @@ def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool) -> tuple
         return _by_formula(rows, shard)
     name = impl if plain(*tensors) else _EAGER.name  # a kernel that somebody looks on would not see
     result: tuple[Tensor, Tensor] = ShardedCrossEntropy.apply(
-        *tensors, rows.target.settings, rows[2:], shard, name, inplace
+        *tensors, rows.target.settings, rows[3:], shard, name, inplace
     )
     return result
 
