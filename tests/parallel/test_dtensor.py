@@ -390,6 +390,9 @@ def wrong_arguments_case():
     for function in (crossent.cross_entropy, crossent.cross_entropy_stats):
         with pytest.raises(IndexError, match="target"):
             function(logits, distribute_tensor(wrong, mesh, [Shard(0)], src_data_rank=None), reduction="mean")
+    own = pytest.raises(IndexError, match="target") if dist.get_rank() == 1 else torch.enable_grad()
+    with own:  # nobody waits for rows that are kept apart
+        loss(logits, distribute_tensor(wrong, mesh, [Shard(0)], src_data_rank=None), reduction="none")
     with pytest.raises(RuntimeError, match="leaf"):
         loss(logits, labels, inplace_backward=True)
 

@@ -250,6 +250,9 @@ def wrong_arguments_case():
     for max_bytes in (None, 8 * V * 2):
         with pytest.raises(IndexError, match="target"):
             loss(hs, ws, _put(wrong, mesh, [S0]), max_bytes=max_bytes)
+        few = _put(h[:6], mesh, [S0]), ws, _put(wrong[:6], mesh, [S0])  # the classes stay, and the rows come to them
+        with pytest.raises(IndexError, match="target"):
+            loss(*few, max_bytes=max_bytes)
 
 
 def test_wrong_arguments_raise_on_every_process(ranks):

@@ -325,7 +325,7 @@ def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, argum
     (input, weight, target, _), across = part.tensors, None if how == "none" else part.rows.across
     if across is not None:
         given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
-    with part.rows.tell_others():
+    with part.rows.tell_others(how):
         if part.shard is None:
             call = _understand(input, weight, target, given)
             loss = _explained(_loss, call._replace(reduction=call.reduction._replace(across=across)), target)
@@ -342,7 +342,7 @@ def _statistics_of_part(
     part, whole = _part(input, weight, target, arguments)
     (input, weight, target, given), how = part.tensors, whole.reduction.how
     across = None if how == "none" else part.rows.across
-    with part.rows.tell_others():
+    with part.rows.tell_others(how):
         if part.shard is not None:
             stats = _statistics_of_shard(input, weight, target, {**given, "shard": part.shard}, across)
         else:

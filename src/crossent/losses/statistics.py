@@ -104,9 +104,9 @@ def cross_entropy_stats(
         return _understood(input, target, weight, rows, numbers)
     from crossent.parallel.placements import softmax_rows  # which imports DTensor
 
-    placed, local = softmax_rows(input, target, weight, rows, options.get("dim"), numbers, classes=True)
+    placed, local = softmax_rows(input, target, weight, rows, options.get("dim"), numbers)
     shard = placed.shard
-    with placed.tell_others():
+    with placed.tell_others(rows.how):
         stats = _understood(*local) if shard is None else _of_shard(shard, *local)
     return CrossEntropyStats._make(placed.result(value, rows.how) for value in stats)
 

@@ -76,11 +76,8 @@ class Rows(NamedTuple):
     answer: tuple[Placement, ...] | None = None  # where the rows of a result are to be, if not where they are computed
 
     @classmethod
-    def of(cls, input: object, axis: int | None, others: dict[str, Any], classes: bool = False) -> Rows:
-        """Read the placements of the logits, and hold the other tensors of a call to the same mesh.
-
-        ``classes`` says that classes may be split, over one dimension of the mesh.
-        """
+    def of(cls, input: object, axis: int | None, others: dict[str, Any]) -> Rows:
+        """Read the placements of the logits, and hold the other tensors of a call to the same mesh."""
         if not isinstance(input, DTensor):
             named = next(name for name, value in others.items() if is_dtensor(value))
             raise RuntimeError(
@@ -92,8 +89,7 @@ class Rows(NamedTuple):
                 raise RuntimeError(
                     f"{name} must be on the mesh of input, {input.device_mesh}, got {value.device_mesh}: move one of them"
                 )
-        placements = _settled(input, axis, classes)
-        return cls(input.device_mesh, placements, input.shape, axis)
+        return cls(input.device_mesh, _settled(input, axis), input.shape, axis)
 
     @property
     def split(self) -> tuple[int, ...]:
@@ -174,9 +170,9 @@ class Rows(NamedTuple):
         return placed.redistribute(placements=placements)
 
     @contextmanager
-    def tell_others(self) -> Iterator[None]:
-        """Let a label out of range stop all processes, which would wait for this one; a GPU finds it for itself."""
-        across = self.across
+    def tell_others(self, how: str) -> Iterator[None]:
+        """Let a label out of range stop all processes that would wait for this one's sums; a GPU finds it for itself."""
+        across = None if how == "none" else self.across
         try:
             yield
         except IndexError as error:
@@ -195,9 +191,8 @@ class Rows(NamedTuple):
 
     def local_reduction(self, rows: Reduction, dims: Sequence[int]) -> Reduction:
         """Take this process's part of a reduction, whose sums are completed over the mesh."""
-        across, u = self.across, self.local("sample_weight", rows.sample_weight, dims)
-        across = None if rows.how == "none" else across
-        return rows._replace(sample_weight=u, denominator=self.denominator(rows.denominator), across=across)
+        u, given = self.local("sample_weight", rows.sample_weight, dims), self.denominator(rows.denominator)
+        return rows._replace(sample_weight=u, denominator=given, across=None if rows.how == "none" else self.across)
 
     def denominator(self, given: Any) -> Any:
         """Take a denominator, which every process divides its own sum by."""
@@ -220,7 +215,6 @@ def softmax_rows(
     rows: Reduction,
     dim: int | None,
     options: dict[str, Any],
-    classes: bool = False,
 ) -> tuple[Rows, tuple[Any, ...]]:
     """Find where the rows of a softmax loss are, and take this process's part of its tensors, in order."""
     bias, mask, given = options.get("logit_bias"), options.get("class_mask"), rows.denominator
@@ -231,7 +225,7 @@ def softmax_rows(
         "logit_bias": bias,
         "class_mask": mask,
     }
-    placed = Rows.of(input, class_axis(input, dim), {**named, "denominator": given}, classes)
+    placed = Rows.of(input, class_axis(input, dim), {**named, "denominator": given})
     whole = {**options, "logit_bias": stand_in(bias), "class_mask": stand_in(mask)}
     describe(stand_in(input), stand_in(target), stand_in(weight), dim, whole)
     of_classes: tuple[int | None, ...] = (placed.axis,)
@@ -280,7 +274,7 @@ def binary_rows(
     )
 
 
-def _settled(input: DTensor, axis: int | None, classes: bool) -> tuple[Placement, ...]:
+def _settled(input: DTensor, axis: int | None) -> tuple[Placement, ...]:
     """Decide how logits are split for a loss: by rows as they are, by classes over one dimension of the mesh, and else by rows.
 
     A sum that is pending is completed on the way there, to the rows that each process takes.
@@ -291,7 +285,7 @@ def _settled(input: DTensor, axis: int | None, classes: bool) -> tuple[Placement
         kept = placement if type(placement) in (Shard, Replicate) else None
         if isinstance(kept, Shard):
             kept = Shard(kept.dim % input.dim())
-            if kept.dim == axis and (not classes or kept in settled):
+            if kept.dim == axis and kept in settled:
                 kept = None
         settled.append(kept or (Shard(rows[0]) if rows else Replicate()))
     return tuple(settled)
