@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-SECONDS = 60  # for a case; the first one includes the start of the processes
+SECONDS = 120  # for a case; the first one includes the start of the processes
 
 # Imported once, in a process that has no threads and of which all others are forks: importing takes 8 s in each of them.
 IMPORTS = [

@@ -54,6 +54,7 @@ _HOME = {
     "multilabel_cross_entropy": "losses.named",
     "prior_entropy": "losses.baselines",
     "score": "tools.score.scoring",
+    "shared_denominator": "parallel.denominator",
     "sigmoid_focal_loss": "losses.named",
 }
 

@@ -37,6 +37,7 @@ from crossent.losses.named import sigmoid_focal_loss as sigmoid_focal_loss
 from crossent.losses.softmax import cross_entropy as cross_entropy
 from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats
+from crossent.parallel.denominator import shared_denominator as shared_denominator
 from crossent.tools.check.audit import LossReport as LossReport
 from crossent.tools.check.audit import check_loss as check_loss
 from crossent.tools.check.debug import debug as debug
@@ -93,5 +94,6 @@ __all__ = [
     "multilabel_cross_entropy",
     "prior_entropy",
     "score",
+    "shared_denominator",
     "sigmoid_focal_loss",
 ]

@@ -320,7 +320,7 @@ DOCUMENTATION = {
         divisor too, and 0 is the row left out. Differentiable.""",
     "denominator": """a number or 0-d tensor that replaces what the mean divides by, such as the count over all
         micro-batches. Where processes average their gradients, as those of DDP and FSDP do, it is the count of all of them over
-        their number.""",
+        their number, which :func:`crossent.shared_denominator` computes.""",
     "empty": """what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.""",
     "out_dtype": "dtype of the result.",
     "dim": "the class dimension; by default 0 for logits of one dimension and 1 for more.",

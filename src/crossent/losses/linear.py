@@ -5,8 +5,9 @@ Here the arguments are understood and the way is chosen; impl/head.py computes, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape
-from crossent.core.modes import readable
+from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
@@ -51,12 +52,16 @@ from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, st
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
 
 if TYPE_CHECKING:
+    from crossent.parallel.heads import HeadPart
     from crossent.parallel.linear import ShardedHead
+    from crossent.parallel.placements import Across
 
 MAX_BYTES = 128 << 20  # of a block of logits on the CPU
 MAX_BYTES_ELSEWHERE = 1 << 30  # on a GPU, whose products want many rows
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
+
+_Result = TypeVar("_Result")
 
 _BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
 _SHIFT = integer_from(0, "an int of at least 0")
@@ -72,6 +77,7 @@ class LinearPlan(NamedTuple):
         bytes: of a block's logits.
         impl: what computes the loss of a block.
         why: why the logits are formed at once, or "".
+        moved: what of a head of DTensors goes over the mesh, ``"input"``, ``"weight"`` or both; "" for nothing.
     """
 
     blocks: int
@@ -79,6 +85,7 @@ class LinearPlan(NamedTuple):
     bytes: int
     impl: str
     why: str
+    moved: str = ""
 
 
 class _Call(NamedTuple):
@@ -94,6 +101,7 @@ class _Call(NamedTuple):
     impl: str
     named: bool
     dtype: torch.dtype
+    moved: str = ""  # of DTensors, over the mesh
 
     def rows_back(self, rows: Tensor) -> Tensor:
         """Give the values of rows the dimensions that the caller's rows have."""
@@ -173,6 +181,7 @@ def linear_cross_entropy(
     if isinstance(linear_weight, nn.Module):
         input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     tensors = (input, linear_weight, target, linear_bias, weight)
+    _refuse_gathered(linear_weight)
     if has_torch_function_variadic(*(t for t in tensors if not isinstance(t, Teacher))):
         return handle_torch_function(
             linear_cross_entropy, tensors, input, linear_weight, target, linear_bias=linear_bias, weight=weight,
@@ -184,6 +193,7 @@ def linear_cross_entropy(
         and weight is None
         and type(shift) is int
         and shift == 0
+        and not is_dtensor(*tensors)
         and _ordinary(input, linear_weight, target, linear_bias, max_bytes)
     ):
         assert isinstance(target, Tensor)
@@ -193,18 +203,15 @@ def linear_cross_entropy(
                 F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
                 label_smoothing=label_smoothing,
             )  # fmt: skip
-    arguments = {
+    arguments: dict[str, Any] = {
         **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
         "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
     }  # fmt: skip
     if more.get("shard") is not None:
         return _loss_of_shard(input, linear_weight, target, arguments)
-    call = _understand(input, linear_weight, target, arguments)
-    try:
-        return _loss(call)
-    except IndexError:
-        _say_where(target, call)
-        raise
+    if is_dtensor(*tensors, *more.values()):
+        return _loss_of_part(input, linear_weight, target, arguments)
+    return _explained(_loss, _understand(input, linear_weight, target, arguments), target)
 
 
 def linear_cross_entropy_stats(
@@ -222,13 +229,18 @@ def linear_cross_entropy_stats(
     """
     if arguments.get("shard") is not None:
         return _statistics_of_shard(input, linear_weight, target, {"reduction": "none", **arguments})
-    call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
-    try:
-        call = _without_garbage(call, statistics=True)
-        row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
-    except IndexError:
-        _say_where(target, call)
-        raise
+    given: dict[str, Any] = {"reduction": "none", **arguments}
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    _refuse_gathered(linear_weight)
+    if not is_dtensor(input, linear_weight, target, *given.values()):
+        return _explained(_stats, _understand(input, linear_weight, target, given), target)
+    return _statistics_of_part(input, linear_weight, target, given)
+
+
+def _stats(call: _Call) -> CrossEntropyStats:
+    call = _without_garbage(call, statistics=True)
+    row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     row_weight = _row_weights(call)
     valid = call.target.values != call.target.settings.ignore_index if call.target.indices else row_weight > 0
     row, reduction = row._replace(row_weight=row_weight, correct=row.correct.detach()), call.reduction
@@ -248,13 +260,101 @@ def linear_plan(
     >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
     (7, 586, 117802408)
     """
-    call = _understand(input, linear_weight, target, dict(arguments))
+    given: dict[str, Any] = dict(arguments)
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    if is_dtensor(input, linear_weight, target, *given.values()):
+        part, _ = _part(input, linear_weight, target, given)
+        call = _understand(*part.tensors)._replace(moved=part.moved)
+    else:
+        call = _understand(input, linear_weight, target, given)
     why = _at_once(call)
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
     rows = size if why else block_size(call.head, call.plan(), size)
     bytes_of = rows * prod(call.head.shape) * call.head.input.dtype.itemsize
-    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why)
+    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why, call.moved)
+
+
+# --- DTensors ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_gathered(weight: object) -> None:
+    """Let parallel/heads.py look at a matrix that came out of a DTensor."""
+    if isinstance(weight, Tensor) and type(weight.grad_fn).__name__ == "_ToTorchTensorBackward":
+        from crossent.parallel.heads import refuse_gathered  # which imports DTensor
+
+        refuse_gathered(weight)
+
+
+def _part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> tuple[HeadPart, _Call]:
+    """Take this process's part of a call with DTensors; and the call as it is on all processes, without values."""
+    from crossent.parallel.heads import head_part, refuse_mixed
+    from crossent.parallel.placements import stand_in
+
+    refuse_mixed(input, weight)
+    whole = {name: stand_in(value) for name, value in arguments.items() if name != "impl"}
+    alike = Teacher(*map(stand_in, target)) if isinstance(target, Teacher) else stand_in(target)
+    whole_call = _understand(stand_in(input), stand_in(weight), alike, whole)  # raises on all processes or on none
+    return head_part(input, weight, target, arguments), whole_call
+
+
+def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[str, Any]:
+    """Give a mean over several processes its divisor: here, since a process with few rows goes another way than the others."""
+    from crossent.parallel.heads import own_weight
+
+    input, _, target, given = part.tensors
+    across, given = part.rows.across, dict(given)
+    if across is None or whole.reduction.how != "mean" or whole.reduction.denominator is not None:
+        return given
+    if part.shard is None:
+        call = _understand(*part.tensors)
+        weights, u = _row_weights(call), call.reduction.sample_weight
+        own = ordered_sum(weights if u is None else weights * u)
+    else:
+        own = own_weight(
+            target, given, weight, whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
+        )
+    return {**given, "denominator": across.spread(across(own)[0])}
+
+
+def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> Tensor:
+    """Compute the loss of a head of DTensors from this process's part."""
+    part, whole = _part(input, weight, target, arguments)
+    given, how = _with_divisor(part, whole, arguments.get("weight")), whole.reduction.how
+    (input, weight, target, _), across = part.tensors, None if how == "none" else part.rows.across
+    if across is not None:
+        given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
+    with part.rows.tell_others(how):
+        if part.shard is None:
+            call = _understand(input, weight, target, given)
+            loss = _explained(_loss, call._replace(reduction=call.reduction._replace(across=across)), target)
+        else:
+            loss = _loss_of_shard(input, weight, target, {**given, "shard": part.shard})
+            loss = loss if across is None else across(loss)[0]
+    return _cut(part.rows.result(loss.to(whole.dtype), how), arguments.get("shift", 0))
+
+
+def _statistics_of_part(
+    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> CrossEntropyStats:
+    """Compute the statistics of a head of DTensors from this process's part."""
+    part, whole = _part(input, weight, target, arguments)
+    (input, weight, target, given), how = part.tensors, whole.reduction.how
+    across = None if how == "none" else part.rows.across
+    with part.rows.tell_others(how):
+        if part.shard is not None:
+            stats = _statistics_of_shard(input, weight, target, {**given, "shard": part.shard}, across)
+        else:
+            call = _understand(input, weight, target, given)
+            stats = _explained(_stats, call._replace(reduction=call.reduction._replace(across=across)), target)
+    shift = arguments.get("shift", 0)
+    return CrossEntropyStats._make(_cut(part.rows.result(value, how), shift) for value in stats)
+
+
+def _cut(rows: Tensor, shift: int) -> Tensor:
+    """Leave out the last positions, which have no label after a shift."""
+    return rows[..., : rows.shape[-1] - shift] if shift and rows.dim() else rows
 
 
 # --- understanding ----------------------------------------------------------------------------------------------------
@@ -351,6 +451,15 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device.type)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _explained(compute: Callable[[_Call], _Result], call: _Call, target: Tensor | Teacher) -> _Result:
+    """Compute, and say of a class out of range where it is in the caller's target."""
+    try:
+        return compute(call)
+    except IndexError:
+        _say_where(target, call)
+        raise
 
 
 def _say_where(target: Tensor | Teacher, call: _Call) -> None:
@@ -527,7 +636,7 @@ def _loss(call: _Call) -> Tensor:
         loss = call.rows_back(loss) if reduction.how == "none" else loss
     else:
         loss = _reduced(call).to(call.dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if not torch.compiler.is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
         _show(call, loss, watcher)
     return loss
 
@@ -612,7 +721,7 @@ def _differentiable_statistics_at_once(head: Head, plan: Plan) -> tuple[Tensor, 
 
 def _reduced(call: _Call) -> Tensor:
     """Compute a sum or a mean in blocks, with the gradients on the way."""
-    how, factor, given, empty = call.reduction
+    how, factor, given, empty, _ = call.reduction
     wide = torch.promote_types(call.head.input.dtype, torch.float32)
     divisor = torch.ones((), dtype=wide, device=call.head.input.device)
     later = isinstance(given, Tensor) and given.requires_grad
@@ -629,8 +738,10 @@ def _reduced(call: _Call) -> Tensor:
     loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
     if later:
         assert given is not None
-        return divide(loss, given, empty)
-    return loss if how == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)
+        loss = divide(loss, given, empty)
+    elif how == "mean" and empty != "zero":
+        loss = loss.masked_fill(nothing, torch.nan)
+    return call.reduction.whole(loss)[0]
 
 
 # --- shards of the classes --------------------------------------------------------------------------------------------
@@ -699,14 +810,18 @@ def _loss_of_shard(
 
 
 def _statistics_of_shard(
-    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+    input: Tensor,
+    linear_weight: Tensor | nn.Module,
+    target: Tensor | Teacher,
+    arguments: dict[str, Any],
+    across: Across | None = None,
 ) -> CrossEntropyStats:
-    """Compute the statistics of a head that is a shard of the classes."""
+    """Compute the statistics of a head that is a shard of the classes; ``across`` completes sums over other rows."""
     from crossent.parallel.linear import own_rows, sharded_linear_statistics
 
     call, sharded = _understand_shard(input, linear_weight, target, arguments)
     row, counted, predicted = sharded_linear_statistics(call.head, sharded)
-    reduction = call.reduction
+    reduction = call.reduction._replace(across=across)
     if reduction.how == "none":
         row, (counted, predicted) = (
             RowStatistics(*(call.rows_back(own_rows(t, sharded.shard)) for t in row)),

@@ -1,1 +1,1 @@
-"""Beyond one device: classes that lie on several, and what they tell each other."""
+"""Beyond one process, on torch.distributed and DTensor: classes and rows that lie on several, and what they tell each other."""

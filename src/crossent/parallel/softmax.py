@@ -376,7 +376,7 @@ def _at_once(grad: Tensor, rows: Rows, shard: VocabShard, needs: tuple[bool, ...
         target = target._replace(values=values, weight=weight, logit_bias=bias)
         loss, _ = _by_formula(rows._replace(logits=logits, target=target), shard)
         leaves = [t for t in (given[name] for name in wanted) if t is not None]
-        found = iter(torch.autograd.grad(loss, leaves, grad, create_graph=True))
+        found = iter(torch.autograd.grad(loss, leaves, grad, create_graph=True, materialize_grads=True))
     return tuple(next(found) if need else None for need in needs)
 
 
@@ -393,13 +393,21 @@ def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool) -> tuple
 
 
 def sharded_cross_entropy(
-    input: Tensor, target: Tensor, weight: Tensor | None, shard: VocabShard, arguments: dict[str, Any]
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    shard: VocabShard,
+    arguments: dict[str, Any],
+    reduction: Reduction | None = None,
 ) -> Tensor:
-    """Compute the loss of logits whose classes lie on several processes, with the arguments of ``cross_entropy`` by name."""
+    """Compute the loss of logits whose classes lie on several processes, with the arguments of ``cross_entropy`` by name.
+
+    A ``reduction`` that was read already stands for those of the arguments that are about it.
+    """
     dim, impl = arguments["dim"], arguments["impl"]
     inplace = arguments["inplace_backward"] or arguments["inplace_forward"]
     with failing_together(input, dim, shard):
-        reduction = Reduction.of(
+        reduction = reduction or Reduction.of(
             *(arguments[name] for name in ("reduction", "sample_weight", "denominator", "empty")),
             size_average=arguments["size_average"], reduce=arguments["reduce"],
         )  # fmt: skip

@@ -21,7 +21,7 @@ def partials(logits: Tensor, target: Target) -> Partials:
     """Compute each row's ``lse_s``, ``Σ w (lse_s - x)`` and ``Σ w``, without penalty and z-loss; see the protocol."""
     x = transformed(logits, target)
     if x.shape[1] == 0:
-        nothing = x.sum(1)
+        nothing = _nothing(x, target)
         return Partials(torch.stack([nothing - torch.inf, nothing]), nothing, nothing)
     w = _weights(logits, target)
     top, at = x.max(1, keepdim=True)
@@ -73,6 +73,13 @@ def partial_statistics(logits: Tensor, target: Target, hard: Target, partials: P
     most, wanted = t.detach().max(1)
     cost, mass = total_cost(t, None, log_p).squeeze(1), class_sum(t).squeeze(1)
     return PartialStatistics(cost, mass, row_entropy(log_p), first_largest(x.detach())[1].squeeze(1), most, wanted)
+
+
+def _nothing(x: Tensor, target: Target) -> Tensor:
+    """Return the zeros that a shard without classes tells; they hang on all that is differentiated, so that backward comes by."""
+    differentiable = (None if target.indices else target.values, target.weight, target.logit_bias)
+    total: Tensor = sum((t.sum().to(x.dtype) for t in differentiable if t is not None), x.sum(1))
+    return total
 
 
 def _weights(logits: Tensor, target: Target) -> Tensor:

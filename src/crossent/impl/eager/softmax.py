@@ -125,7 +125,12 @@ def gradients(
     on_logits, on_target, on_weight, on_bias = needs = (*needs, False)[:4]
     if x.numel() == 0:
         wanted = (logits, target.values, target.weight, target.logit_bias)
-        zeros = (torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True))
+        # They hang on what comes, though it is nothing: where other processes have rows, backward is to come by here too.
+        nothing = row.loss.flatten()[:0].sum()
+        zeros = (
+            torch.zeros_like(t) + nothing.to(t.dtype) if need and t is not None else None
+            for t, need in zip(wanted, needs, strict=True)
+        )
         return Gradients(*zeros)
     settings, whole = target.settings, row.lse is not None
     target = _without_garbage(target, _unasked(row, row.loss == 0))
