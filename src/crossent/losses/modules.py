@@ -170,6 +170,10 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         """Choose the most probable of the allowed classes for each row."""
         return self._masked(logits).argmax(self._class_dim(logits))
 
+    def decodes(self, probabilities: Tensor) -> Tensor:
+        """Choose the most probable class from what :meth:`activation` gives, which is how fastai asks."""
+        return probabilities.argmax(self._class_dim(probabilities))
+
     def _masked(self, logits: Tensor) -> Tensor:
         mask = self.class_mask
         if mask is None:
@@ -236,6 +240,10 @@ class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
     def predict(self, logits: Tensor) -> Tensor:
         """Say yes where the probability is at least one half."""
         return logits >= 0
+
+    def decodes(self, probabilities: Tensor) -> Tensor:
+        """Say yes where what :meth:`activation` gives is at least one half, which is how fastai asks."""
+        return probabilities >= 0.5
 
     def _divisor(self) -> str:
         return f"the number of elements{'' if self.ignore_index is None else ' that count'}"
