@@ -25,6 +25,7 @@ from crossent.core.settings import (
     MultilabelModuleOptions,
     Settings,
     SigmoidFocalModuleOptions,
+    SoftmaxModuleOptions,
     check_names,
     default_of,
     names_of,
@@ -285,6 +286,8 @@ class MultilabelCrossEntropyLoss(CrossEntropyLoss):
 
     Source: Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", 2018.
     """
+
+    takes = SoftmaxModuleOptions
 
     def __init__(self, weight: Tensor | None = None, **options: Unpack[MultilabelModuleOptions]) -> None:
         check_names(options, MultilabelModuleOptions, "MultilabelCrossEntropyLoss")
