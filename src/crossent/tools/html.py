@@ -65,12 +65,14 @@ def page(title: str, body: list[str]) -> str:
 
 
 def element(tag: str, content: str, **attributes: str) -> str:
-    """Write an element around HTML; attributes that are empty are left out, ``class_`` is ``class``.
+    """Write an element around HTML; attributes that are empty are left out, ``class_`` is ``class``, and ``_`` is ``-``.
 
-    >>> element("p", "<b>x</b> &lt; 1", class_="note", style="")
-    '<p class="note"><b>x</b> &lt; 1</p>'
+    >>> element("p", "<b>x</b> &lt; 1", class_="note", style="", data_row="2")
+    '<p class="note" data-row="2"><b>x</b> &lt; 1</p>'
     """
-    written = "".join(f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items() if value)
+    written = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items() if value
+    )
     return f"<{tag}{written}>{content}</{tag}>"
 
 
