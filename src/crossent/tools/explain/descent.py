@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
-from crossent.reference import index_target
+from crossent.reference import Array, index_target
 from crossent.tools.explain.catalogue import LossDescription
 from crossent.tools.explain.loss_terms import compute
 from crossent.tools.explain.row_target import RowTarget
@@ -19,11 +20,23 @@ def steps_to_lead(description: LossDescription, x: Sequence[float], label: int, 
     >>> [steps_to_lead(LOSSES[name], [-6.0, 6.0, 0.0], 0) for name in ("ce", "bce", "sigmoid-difference")]
     [7, 7, 418]
     """
-    at = np.asarray(x, np.float64)
-    target = RowTarget(index_target(label, len(at)), (label,))
-    others = np.arange(len(at)) != label
-    for count in range(limit + 1):
+    others = np.arange(len(x)) != label
+    for count, at in enumerate(islice(descent(description, x, label), limit + 1)):
         if at[label] > at[others].max():
             return count
-        at = at - compute(description, at, target).gradient
     return None
+
+
+def descent(description: LossDescription, x: Sequence[float], label: int) -> Iterator[Array]:
+    """Walk down, without an end: the start and the logits after each step of rate 1."""
+    at = np.asarray(x, np.float64)
+    target = RowTarget(index_target(label, len(at)), (label,))
+    while True:
+        yield at
+        at = at - compute(description, at, target).gradient
+
+
+def strengths(description: LossDescription, x: Array, label: int) -> Array:
+    """Compute the mean size of the push on the logits of each row of ``(N, C)``."""
+    target = RowTarget(index_target(label, x.shape[-1]), (label,))
+    return np.asarray(np.abs(compute(description, x, target).gradient).mean(-1))

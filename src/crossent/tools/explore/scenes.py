@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from crossent.tools.explain.catalogue import LOSSES
-from crossent.tools.explain.descent import steps_to_lead
+from crossent.tools.explain.descent import descent, steps_to_lead, strengths
 from crossent.tools.explain.explanation import explain
 from crossent.tools.explain.page import push_of, words_of
 from crossent.tools.html import element
+from crossent.tools.page import corner, labels
 from crossent.tools.page.document import page
-from crossent.tools.page.push import headline, panel, strip
+from crossent.tools.page.push import Push, headline, panel, strip
 from crossent.tools.page.words import OFFERED
 
 ANIMALS = ("cat", "dog", "fox")
@@ -33,7 +37,7 @@ class Scene(NamedTuple):
 
 def explore_page() -> str:
     """Write the whole page."""
-    scenes = (push_scene(),)
+    scenes = (push_scene(), corner_scene(), labels_scene())
     body = [element("h1", "crossent: what a loss tells a model"), "<main>", *map(_section, scenes), "</main>"]
     data = {scene.name: scene.data for scene in scenes} | {"words": words_of(["ce", *OFFERED])}
     return page("crossent explore", body, data)
@@ -61,6 +65,65 @@ def push_scene() -> Scene:
         element("div", "".join(panel(push_of(e, loss), loss.name) for loss in e.losses), class_="panels"),
         strip(ANIMALS[0], counts),
     ]
-    data = {"names": ANIMALS, "x": SURE_AND_WRONG, "label": 0, "losses": ("ce", *OFFERED)}
+    ask = ("Which way does dog go under cross entropy?", ("up", "down", "stays"), "down")
+    data = {"names": ANIMALS, "x": SURE_AND_WRONG, "label": 0, "losses": ("ce", *OFFERED), "ask": ask}
     asked = "The loss only looks at the true class. How do the others go down? And why not just a sigmoid and a difference?"
     return Scene("push", asked, "".join(body), data)
+
+
+def corner_scene() -> Scene:
+    """Show where two losses push, and where they are deaf."""
+    shown, start = ("ce", OFFERED[0]), SURE_AND_WRONG[:2]
+    title = element("h2", "Where does a loss hear the model?")
+    said = element(
+        "p",
+        "Each point is what the model says of a cat: its logit for cat across, for dog up. Darker: the loss pushes harder. "
+        "Above the dashed line the model says dog.",
+        class_="legend",
+    )
+    planes = "".join(_plane(name, colour, start) for name, colour in zip(shown, corner.COLOURS, strict=True))
+    margins = [corner.REACH * (k / 40 - 1) for k in range(81)]
+    rows = np.array([[margin, 0.0] for margin in margins])
+    pushes = [(name, strengths_on_true(name, rows)) for name in shown]
+    body = title + said + element("div", planes, class_="panels") + corner.curves(margins, pushes)
+    data = {"start": start, "losses": ("ce", *OFFERED), "hears": corner.HEARS, "deaf": corner.DEAF}
+    return Scene("corner", "The loss is large where the model is wrong. Is that not enough?", body, data)
+
+
+def strengths_on_true(name: str, rows: Any) -> list[float]:
+    """Compute the size of the push on the true logit, which comes first, for each row."""
+    e = (explain(row.tolist(), 0, name)[name].gradient[0] for row in rows)
+    return [abs(g) for g in e]
+
+
+def _plane(name: str, colour: tuple[int, int, int], start: tuple[float, ...]) -> str:
+    axis = np.array(corner.centres())
+    across, up = np.meshgrid(axis, axis[::-1])
+    grid = strengths(LOSSES[name], np.stack([across, up], -1).reshape(-1, 2), 0)
+    steps = steps_to_lead(LOSSES[name], start, 0)
+    trail = corner.thinned([(x[0], x[1]) for x in islice(descent(LOSSES[name], start, 0), (steps or 0) + 1)])
+    return corner.plane(name, corner.heat(grid.reshape(across.shape).tolist(), colour), trail, steps)
+
+
+def labels_scene() -> Scene:
+    """Show what a softmax and a sigmoid make of several labels, of soft ones and of none."""
+    pushes = {case.name: [_side(side) for side in case.sides] for case in labels.CASES}
+    first = labels.CASES[0]
+    body = [
+        element("h2", "What if the picture has two animals, or none?", class_="headline"),
+        element("p", escape(first.about), class_="legend"),
+        element("div", "".join(panel(push, push.name) for push in pushes[first.name]), class_="panels"),
+        labels.summary(pushes),
+    ]
+    cases = [
+        {"name": case.name, "title": case.title, "about": case.about, "sides": [side._asdict() for side in case.sides]}
+        for case in labels.CASES
+    ]
+    asked = "Can softmax say two animals, or none? If it is not one label a picture, is softmax wrong?"
+    return Scene("labels", asked, "".join(body), {"cases": cases})
+
+
+def _side(side: labels.Side) -> Push:
+    target = set(side.labels) if side.weights is None else list(side.weights)
+    e = explain(list(side.x), target, side.loss, class_names=side.names)
+    return push_of(e, e.losses[0])

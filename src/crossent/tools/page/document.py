@@ -16,7 +16,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-MODULES = ("mathematics.js", "numbers.js", "dom.js", "hash.js", "copy.js", "push.js", "scene_push.js", "main.js")
+MODULES = (
+    "mathematics.js", "numbers.js", "dom.js", "hash.js", "copy.js", "guess.js", "push.js", "scene_push.js", "scene_corner.js",
+    "scene_labels.js", "present.js", "main.js",
+)  # fmt: skip
 """In an order in which each stands after what it imports."""
 
 

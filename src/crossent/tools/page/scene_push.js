@@ -2,8 +2,9 @@
 
 import { copyButtons, rowAsCommand, rowAsPython } from "./copy.js";
 import { button, find, h, select } from "./dom.js";
+import { guess } from "./guess.js";
 import { state, stated, statedIndex, statedNumbers } from "./hash.js";
-import { descend, evaluate, leads, oneHot, softmax, stepsToLead } from "./mathematics.js";
+import { descend, evaluate, oneHot, softmax, stepsToLead } from "./mathematics.js";
 import { logit } from "./numbers.js";
 import { headline, MOST_STEPS, panel, strip } from "./push.js";
 
@@ -16,8 +17,8 @@ export function startPush(scene, data) {
 }
 
 class PushScene {
-  constructor(scene, { names, x, label, losses, words, key = "push" }) {
-    Object.assign(this, { scene, names, x: [...x], label, losses, words, key, opening: { x: [...x], label } });
+  constructor(scene, { names, x, label, losses, words, ask = null, key = "push" }) {
+    Object.assign(this, { scene, names, x: [...x], label, losses, words, ask, key, opening: { x: [...x], label } });
     this.other = losses[1] ?? losses[0];
     this.steps = 0;
     this.focused = null;
@@ -125,6 +126,7 @@ class PushScene {
         this.draw();
       }, { "data-do": "reset" }),
       this.told));
+    if (this.ask) parts.push(guess(this.scene, ...this.ask));
     parts.push(copyButtons({ Python: () => this.asPython(), command: () => this.asCommand() }));
     place.replaceChildren(...parts);
     place.hidden = false;
@@ -197,17 +199,18 @@ class PushScene {
     });
   }
 
-  rowNow() {
-    return this.x;
+  // After some steps each loss is at logits of its own, and a text a loss says where.
+  each(write) {
+    const losses = this.shownLosses();
+    if (!this.steps) return write(this.x, this.label, losses, this.names);
+    return losses.map((loss) => write(this.pushOf(loss).x, this.label, [loss], this.names)).join("\n");
   }
 
   asPython() {
-    return rowAsPython(this.rowNow(), this.label, this.shownLosses(), this.names);
+    return this.each(rowAsPython);
   }
 
   asCommand() {
-    return rowAsCommand(this.rowNow(), this.label, this.shownLosses(), this.names);
+    return this.each(rowAsCommand);
   }
 }
-
-export { leads };
