@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
+from importlib.resources import files
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,44 +16,26 @@ from crossent.tools.explain.explanation import explain
 from crossent.tools.explain.page import push_of, words_of
 from crossent.tools.html import element
 from crossent.tools.page import corner, labels
-from crossent.tools.page.document import page
+from crossent.tools.page.digits import digits_scene
+from crossent.tools.page.picture import png
 from crossent.tools.page.push import Push, headline, panel, strip
+from crossent.tools.page.scene import Scene, legend, page_of_scenes
 from crossent.tools.page.words import OFFERED
 
 ANIMALS = ("cat", "dog", "fox")
 SURE_AND_WRONG = (-6.0, 6.0, 0.0)
-LEGEND = (
-    ("○", "what the model says"), ("⚑", "what is true"),
-    ("➜", "how hard the loss pushes that logit, per unit of learning rate"), ("pale:", "the mistake"),
-)  # fmt: skip
-
-
-class Scene(NamedTuple):
-    """A scene: its name, what it shows, and what its script starts from."""
-
-    name: str
-    asked: str
-    body: str
-    data: Any
 
 
 def explore_page() -> str:
     """Write the whole page."""
-    scenes = (push_scene(), corner_scene(), labels_scene())
-    body = [element("h1", "crossent: what a loss tells a model"), "<main>", *map(_section, scenes), "</main>"]
-    data = {scene.name: scene.data for scene in scenes} | {"words": words_of(["ce", *OFFERED])}
-    return page("crossent explore", body, data)
+    scenes = (push_scene(), corner_scene(), labels_scene(), digits_scene(recorded_digits()))
+    title = element("h1", "crossent: what a loss tells a model")
+    return page_of_scenes("crossent explore", [title], scenes, words_of(["ce", *OFFERED]))
 
 
-def _section(scene: Scene) -> str:
-    asked = element("p", escape(f"“{scene.asked}”"), class_="asked")
-    controls = element("div", "", class_="controls", hidden="hidden")
-    return element("section", asked + scene.body + controls, class_="scene", id=scene.name, data_scene=scene.name)
-
-
-def legend() -> str:
-    """Say how to read a push."""
-    return element("p", "".join(element("span", escape(f"{sign} {what}")) for sign, what in LEGEND), class_="legend")
+def recorded_digits() -> Any:
+    """Read the run of ``crossent train digits`` that comes with the page."""
+    return json.loads((files("crossent.tools.page") / "digits.json").read_text(encoding="utf-8"))
 
 
 def push_scene() -> Scene:
@@ -102,7 +86,7 @@ def _plane(name: str, colour: tuple[int, int, int], start: tuple[float, ...]) ->
     grid = strengths(LOSSES[name], np.stack([across, up], -1).reshape(-1, 2), 0)
     steps = steps_to_lead(LOSSES[name], start, 0)
     trail = corner.thinned([(x[0], x[1]) for x in islice(descent(LOSSES[name], start, 0), (steps or 0) + 1)])
-    return corner.plane(name, corner.heat(grid.reshape(across.shape).tolist(), colour), trail, steps)
+    return corner.plane(name, png(grid.reshape(across.shape).tolist(), colour), trail, steps)
 
 
 def labels_scene() -> Scene:

@@ -6,10 +6,7 @@ change when all logits are shifted.
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from crossent.tools.html import element
@@ -31,24 +28,11 @@ HEARS = {
 DEAF = "hears only the undecided; deaf in the corners"
 
 Row = Sequence[float]
-Strength = Callable[[float, float], float]  # of the push at x(true), x(rival)
 
 
 def place(x: float) -> float:
     """Place a logit on an axis."""
     return (x + REACH) / (2 * REACH)
-
-
-def heat(strength: Sequence[Row], colour: tuple[int, int, int]) -> str:
-    """Write the sizes of a push as a picture, rows from above; what is not pushed is transparent."""
-    rows = b"".join(b"\0" + b"".join(bytes((*colour, round(255 * min(v, 1.0)))) for v in row) for row in strength)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", len(strength[0]), len(strength), 8, 6, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def centres() -> list[float]:

@@ -3,11 +3,12 @@
 import { find } from "./dom.js";
 import { startPresenting } from "./present.js";
 import { startCorner } from "./scene_corner.js";
+import { startDigits } from "./scene_digits.js";
 import { startLabels } from "./scene_labels.js";
 import { startPush } from "./scene_push.js";
 
 const data = JSON.parse(find("#data").textContent);
-const start = { push: startPush, corner: startCorner, labels: startLabels };
+const start = { push: startPush, corner: startCorner, labels: startLabels, digits: startDigits };
 
 for (const scene of document.querySelectorAll("[data-scene]")) {
   const { scene: kind, key } = scene.dataset;
