@@ -29,6 +29,15 @@ export const pythonText = (text) => JSON.stringify(text).replace(/[\u007f-\uffff
 
 export const shellText = (text) => (/^[\w.,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
+// What explain takes for a target: labels in a set, which may be empty, or weights, which are no labels if they have a point.
+export function pythonTarget(weights, hard) {
+  const labels = weights.flatMap((w, k) => (w > 0 ? [k] : []));
+  if (hard) return labels.length ? `{${labels.join(", ")}}` : "set()";
+  return `[${weights.map((w) => (Number.isInteger(w) ? `${w}.0` : w)).join(", ")}]`;
+}
+
+export const commandTarget = (weights) => weights.map((w) => (Number.isInteger(w) ? `${w}.0` : w)).join(",");
+
 export function rowAsPython(x, target, losses, names) {
   const called = names.every((name, k) => name === String(k)) ? "" : `, class_names=[${names.map(pythonText).join(", ")}]`;
   return [

@@ -73,7 +73,7 @@ def _overlay(trail: Sequence[tuple[float, float]], ways: str, label: str) -> str
         circle(x, y, "start", "9"),
         element(
             "text", escape(ways), class_="corner", x=at(place(x)), y=at(1 - place(y)),
-            dx="-14" if left else "14", dy="-8", text_anchor="end" if left else "start",
+            dx="-16" if left else "16", dy="3", text_anchor="end" if left else "start",
         ),
         element("text", "sure and wrong", class_="corner", x="2%", y="5%"),
         element("text", "sure and right", class_="corner", x="98%", y="97%", text_anchor="end"),

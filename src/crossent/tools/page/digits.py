@@ -14,6 +14,7 @@ from crossent.tools.page.scene import Scene, legend
 from crossent.tools.page.words import WORDS
 
 INK = 16  # the darkest level of an image
+LEARNT = 0.5  # right, from which a loss is said to have learnt
 FULL = 0.5  # the calibration error that fills its bar
 
 Data = Mapping[str, Any]
@@ -27,9 +28,10 @@ def digits_scene(data: Data) -> Scene:
     """
     body = [
         element("h2", "What does a loss make of ten digits?"),
-        element("p", escape(data["findings"]), class_="legend"),
+        element("p", escape(_lead(data["losses"])), class_="legend"),
         element("div", "".join(map(_card, data["losses"])), class_="panels"),
         _table(data["losses"]),
+        element("details", element("summary", "What this shows") + element("p", escape(data["findings"]))),
         element("h3", "Twelve images that look like another digit"),
         element("div", "".join(_image(k, image) for k, image in enumerate(data["images"])), class_="digits"),
         _said(data),
@@ -43,12 +45,32 @@ def digits_scene(data: Data) -> Scene:
     return Scene("digits", asked, "".join(body), {"images": images, "losses": names})
 
 
+def _lead(losses: Sequence[Data]) -> str:
+    """Say who is right most often, who knows best how sure to be, and who does not learn."""
+    learnt = [loss for loss in losses if loss["accuracy"] >= LEARNT]
+    said = []
+    if learnt:
+        first = max(learnt, key=lambda loss: loss["accuracy"])
+        sure = min(learnt, key=lambda loss: loss["calibration_error"])
+        said.append(
+            f"Each loss has the learning rate that suits it. Most often right is {_title(first)}, {percent(first['accuracy'])}, with a "
+            f"calibration error of {fixed(first['calibration_error'], 3)}. Best at knowing how sure it may be is {_title(sure)}, "
+            f"{fixed(sure['calibration_error'], 3)}."
+        )
+    said += [f"{_title(loss).capitalize()} learns at no rate." for loss in losses if loss not in learnt and loss["sweep"]]
+    return " ".join(said)
+
+
+def _title(loss: Data) -> str:
+    return WORDS[loss["name"]].title if loss["name"] in WORDS else str(loss["name"])
+
+
 def _card(loss: Data) -> str:
     """Draw a bar up for the accuracy and a bar down for the calibration error at each rate."""
     sweep = sorted(loss["sweep"], key=lambda tried: tried["rate"])
     bars = "".join(_bars(k / len(sweep), 0.7 / len(sweep), tried, loss["rate"]) for k, tried in enumerate(sweep))
     line = element("line", "", class_="tick", x1="0%", x2="100%", y1="80", y2="80")
-    name = WORDS[loss["name"]].title if loss["name"] in WORDS else loss["name"]
+    name = _title(loss)
     said = (
         f"{name}: {percent(loss['accuracy'])} of the test images right, calibration error {fixed(loss['calibration_error'], 3)}, "
         f"at the rate {loss['rate']:g}"

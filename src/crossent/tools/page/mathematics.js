@@ -207,8 +207,10 @@ export function gradientOf(name, x, t) {
   return compute(name, x, name === "ce-smooth" ? smooth(t, 0.1) : t).gradient;
 }
 
-export function descend(name, x, label, count) {
-  const weights = oneHot(label, x.length);
-  for (let done = 0; done < count && !leads(x, label); done++) x = step(x, gradientOf(name, x, weights));
+// Make so many steps, and with a label none after it leads.
+export function descend(name, x, weights, count, label = null, areLabels = true) {
+  for (let done = 0; done < count && !(label !== null && leads(x, label)); done++) {
+    x = step(x, evaluate(name, x, weights, areLabels).gradient);
+  }
   return x;
 }

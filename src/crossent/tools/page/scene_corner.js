@@ -55,7 +55,7 @@ function overlay({ trail, steps }, title) {
     h("line", { class: "diagonal", x1: "0%", y1: "100%", x2: "100%", y2: "0%" }),
     ...trail.map((point) => circle(point, "trail", "3.5")),
     circle(trail[0], "start", "9"),
-    h("text", { class: "corner", x: at(place(x)), y: at(1 - place(y)), dx: left ? "-14" : "14", dy: "-8", "text-anchor": left ? "end" : "start" }, ways),
+    h("text", { class: "corner", x: at(place(x)), y: at(1 - place(y)), dx: left ? "-16" : "16", dy: "3", "text-anchor": left ? "end" : "start" }, ways),
     h("text", { class: "corner", x: "2%", y: "5%" }, "sure and wrong"),
     h("text", { class: "corner", x: "98%", y: "97%", "text-anchor": "end" }, "sure and right"),
   );

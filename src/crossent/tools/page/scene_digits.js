@@ -10,7 +10,7 @@ const DIGITS = Array.from({ length: 10 }, (_, k) => String(k));
 
 export function startDigits(scene, { images, losses, words }) {
   let chosen = null;
-  let other = beside(losses);
+  let other = firstBeside(losses);
   const place = find(".opened", scene);
   const panels = h("div", { class: "panels" });
   const title = h("h3", { tabindex: "-1" });
@@ -44,7 +44,7 @@ export function startDigits(scene, { images, losses, words }) {
 
   function recall() {
     chosen = statedIndex("digits.image", images.length);
-    other = losses.includes(stated("digits.loss")) ? stated("digits.loss") : (beside(losses));
+    other = losses.includes(stated("digits.loss")) ? stated("digits.loss") : (firstBeside(losses));
     draw();
   }
 
@@ -59,4 +59,4 @@ export function startDigits(scene, { images, losses, words }) {
   recall();
 }
 
-const beside = (losses) => (losses.includes("sigmoid-difference") ? "sigmoid-difference" : (losses[1] ?? losses[0]));
+const firstBeside = (losses) => (losses.includes("sigmoid-difference") ? "sigmoid-difference" : (losses[1] ?? losses[0]));

@@ -1,6 +1,6 @@
 // The third scene in motion: choose a kind of target and see both losses on it.
 
-import { copyButtons, rowAsCommand, rowAsPython } from "./copy.js";
+import { commandTarget, copyButtons, pythonTarget, rowAsCommand, rowAsPython } from "./copy.js";
 import { choices, find } from "./dom.js";
 import { guess } from "./guess.js";
 import { state, stated } from "./hash.js";
@@ -28,19 +28,12 @@ export function startLabels(scene, { cases, words }) {
     if (chosen !== before) draw();
   }
 
-  // What explain takes: labels in a set, which may be empty, or weights, which are no labels if they have a point.
-  function target({ weights, labels }) {
-    if (weights) return `[${weights.map((w) => (Number.isInteger(w) ? `${w}.0` : w)).join(", ")}]`;
-    return labels.length ? `{${labels.join(", ")}}` : "set()";
-  }
-
   function asPython() {
-    return chosen.sides.map((side) => rowAsPython(side.x, target(side), [side.loss], side.names)).join("\n");
+    return chosen.sides.map((side) => rowAsPython(side.x, pythonTarget(weightsOf(side), !side.weights), [side.loss], side.names)).join("\n");
   }
 
   function asCommand() {
-    const given = (side) => weightsOf(side).map((w) => w.toFixed(3)).join(",");
-    return chosen.sides.map((side) => rowAsCommand(side.x, given(side), [side.loss], side.names)).join("\n");
+    return chosen.sides.map((side) => rowAsCommand(side.x, commandTarget(weightsOf(side)), [side.loss], side.names)).join("\n");
   }
 
   function controls() {

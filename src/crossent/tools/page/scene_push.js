@@ -1,6 +1,6 @@
 // The first scene in motion: drag a logit, pick the truth, step. The same for a row of the user's own.
 
-import { copyButtons, rowAsCommand, rowAsPython } from "./copy.js";
+import { commandTarget, copyButtons, pythonTarget, rowAsCommand, rowAsPython } from "./copy.js";
 import { button, find, h, select } from "./dom.js";
 import { guess } from "./guess.js";
 import { state, stated, statedIndex, statedNumbers } from "./hash.js";
@@ -13,45 +13,67 @@ const MOST_FOLLOWED = 27; // classes, beyond which a step costs too much to be r
 const FRAMES = 90; // of "Run until", however many steps there are
 
 export function startPush(scene, data) {
-  new PushScene(scene, data).start();
+  const push = new PushScene(scene, data);
+  push.start();
+  return push;
 }
 
 class PushScene {
-  constructor(scene, { names, x, label, losses, words, ask = null, key = "push" }) {
-    Object.assign(this, { scene, names, x: [...x], label, losses, words, ask, key, opening: { x: [...x], label } });
-    this.other = losses[1] ?? losses[0];
-    this.steps = 0;
-    this.focused = null;
+  constructor(scene, { losses, words, ask = null, key = "push", ...row }) {
+    Object.assign(this, { scene, losses, words, ask, key });
+    this.take(row);
+  }
+
+  // A row of logits with one true class; or with weights instead, several labels or a soft one, which stay as they are.
+  take({ names, x, label = null, weights = null, hard = true }) {
+    const logits = x.map((value) => value ?? -Infinity);
+    Object.assign(this, { names, x: [...logits], label, weights, hard, opening: { x: logits, label } });
+    Object.assign(this, { other: this.first(), steps: 0, focused: null, followed: null });
+  }
+
+  first() {
+    return this.losses[1] ?? this.losses[0];
   }
 
   start() {
     this.recall();
-    this.opened = this.said();
     this.controls();
     addEventListener("hashchange", () => {
       this.recall();
       this.controls();
       this.draw();
     });
-    if (this.opened !== this.said(this.opening.x, this.opening.label, this.losses[1] ?? this.losses[0], 0)) this.draw();
-    else this.listen();
+    if (this.isOpening()) this.listen();
+    else this.draw();
+  }
+
+  // Show another row in the place of the one that was there.
+  open(row) {
+    this.take(row);
+    this.controls();
+    this.draw();
+  }
+
+  isOpening() {
+    const same = this.x.every((value, k) => value === this.opening.x[k]);
+    return same && this.label === this.opening.label && this.other === this.first() && this.steps === 0;
   }
 
   recall() {
     this.x = statedNumbers(`${this.key}.x`, this.names.length) ?? [...this.opening.x];
-    this.label = statedIndex(`${this.key}.true`, this.names.length) ?? this.opening.label;
-    this.other = this.losses.includes(stated(`${this.key}.loss`)) ? stated(`${this.key}.loss`) : (this.losses[1] ?? this.losses[0]);
+    if (this.weights === null) this.label = statedIndex(`${this.key}.true`, this.names.length) ?? this.opening.label;
+    this.other = this.losses.includes(stated(`${this.key}.loss`)) ? stated(`${this.key}.loss`) : this.first();
     this.steps = statedIndex(`${this.key}.steps`, MOST_STEPS + 1) ?? 0;
-  }
-
-  said(x = this.x, label = this.label, other = this.other, steps = this.steps) {
-    return JSON.stringify([x, label, other, steps]);
   }
 
   // Both panels start at the same logits; after some steps each is where its own loss has led.
   pushOf(loss) {
-    const x = this.steps ? descend(loss, this.x, this.label, this.steps) : this.x;
-    return { ...evaluate(loss, x, oneHot(this.label, x.length)), names: this.names, x };
+    const x = this.steps ? descend(loss, this.x, this.target(), this.steps, this.label, this.hard) : this.x;
+    return { ...evaluate(loss, x, this.target(), this.hard), names: this.names, x };
+  }
+
+  target() {
+    return this.weights ?? oneHot(this.label, this.x.length);
   }
 
   shownLosses() {
@@ -63,7 +85,7 @@ class PushScene {
     const open = [...this.scene.querySelectorAll(".panels details")].map((each) => each.open);
     find(".panels", this.scene).replaceChildren(...panels);
     this.scene.querySelectorAll(".panels details").forEach((each, k) => (each.open = open[k] ?? false));
-    find("h2.headline", this.scene)?.replaceChildren(headline(this.names, softmax(this.x), this.label));
+    if (this.label !== null) find(".headline", this.scene)?.replaceChildren(headline(this.names, softmax(this.x), this.label));
     this.drawSteps();
     this.sliders?.forEach(([slider, shown], k) => {
       slider.value = this.x[k];
@@ -77,7 +99,9 @@ class PushScene {
   // Long runs come after the picture, so that a hand on a slider does not wait for them.
   drawSteps() {
     const place = find(".strip", this.scene);
-    if (!place || this.names.length > MOST_FOLLOWED) return place?.remove();
+    if (!place) return;
+    place.hidden = this.label === null || this.names.length > MOST_FOLLOWED || !this.x.every(Number.isFinite);
+    if (place.hidden) return;
     clearTimeout(this.later);
     const key = JSON.stringify([this.x, this.label, this.other]);
     if (key === this.followed) return;
@@ -89,10 +113,10 @@ class PushScene {
   }
 
   changed() {
-    const same = this.said(this.x, this.label, this.other, this.steps) === this.said(this.opening.x, this.opening.label, this.losses[1] ?? this.losses[0], 0);
+    const same = this.isOpening();
     state({
       [`${this.key}.x`]: same ? null : this.x.join(","),
-      [`${this.key}.true`]: same ? null : this.label,
+      [`${this.key}.true`]: same || this.weights ? null : this.label,
       [`${this.key}.loss`]: same ? null : this.other,
       [`${this.key}.steps`]: this.steps || null,
     });
@@ -113,13 +137,13 @@ class PushScene {
     this.told = h("span", { role: "status", class: "told" });
     const parts = [];
     if (this.names.length <= MOST_SLIDERS) parts.push(this.sliderRows());
-    else parts.push(this.truthOfMany());
+    else if (this.label !== null) parts.push(this.truthOfMany());
     if (this.losses.length > 1) {
       parts.push(select("Beside it:", this.losses.slice(1).map((loss) => [loss, this.words[loss].title]), this.other, (other) => this.set({ other, steps: this.steps })));
     }
     parts.push(h("div", { class: "buttons" },
       button("Step", () => this.set({ steps: Math.min(this.steps + 1, MOST_STEPS) }), { "data-do": "step" }),
-      button(`Run until ${this.names[this.label]} leads`, () => this.run(), { "data-do": "run" }),
+      this.label === null ? "" : button(`Run until ${this.names[this.label]} leads`, () => this.run(), { "data-do": "run" }),
       button("Start again", () => {
         this.set({ x: [...this.opening.x], label: this.opening.label });
         this.controls();
@@ -149,10 +173,10 @@ class PushScene {
         onfocus: () => this.look(k),
       });
       this.sliders.push([slider, shown]);
-      const truth = h("label", { class: "truth" }, h("input", { type: "radio", name: `${this.key}-truth`, checked: k === this.label, onchange: () => this.pick(k) }), "true");
+      const truth = this.label === null ? "" : h("label", { class: "truth" }, h("input", { type: "radio", name: `${this.key}-truth`, checked: k === this.label, onchange: () => this.pick(k) }), "true");
       return h("div", { class: "slider" }, h("span", { class: "name" }, name), slider, shown, truth);
     });
-    return h("fieldset", {}, h("legend", {}, "Logits, and which class is true"), ...rows);
+    return h("fieldset", {}, h("legend", {}, this.label === null ? "Logits" : "Logits, and which class is true"), ...rows);
   }
 
   truthOfMany() {
@@ -202,15 +226,17 @@ class PushScene {
   // After some steps each loss is at logits of its own, and a text a loss says where.
   each(write) {
     const losses = this.shownLosses();
-    if (!this.steps) return write(this.x, this.label, losses, this.names);
-    return losses.map((loss) => write(this.pushOf(loss).x, this.label, [loss], this.names)).join("\n");
+    if (!this.steps) return write(this.x, losses);
+    return losses.map((loss) => write(this.pushOf(loss).x, [loss])).join("\n");
   }
 
   asPython() {
-    return this.each(rowAsPython);
+    const target = this.weights === null ? String(this.label) : pythonTarget(this.weights, this.hard);
+    return this.each((x, losses) => rowAsPython(x, target, losses, this.names));
   }
 
   asCommand() {
-    return this.each(rowAsCommand);
+    const target = this.weights === null ? String(this.label) : commandTarget(this.weights);
+    return this.each((x, losses) => rowAsCommand(x, target, losses, this.names));
   }
 }

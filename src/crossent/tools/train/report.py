@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crossent.tools import html
+from crossent.tools.page.document import page
 from crossent.tools.train import conclusions, figure, tables
 from crossent.tools.train.catalogue import JobEntry
 from crossent.tools.train.fit import Recipe
@@ -34,7 +35,7 @@ def write_page(results: Results) -> str:
     if results.settings.swept:
         body += [html.heading("The learning rate of each loss"), html.table(tables.rates(results))]
     body += [html.heading("How this was measured"), html.definition_list(_facts(results))]
-    return html.page(f"crossent train {job.entry.name}", body)
+    return page(f"crossent train {job.entry.name}", body)
 
 
 def pictures(panels: Sequence[Panel], results: Any, names: str = "") -> str:
