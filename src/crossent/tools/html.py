@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 
 from crossent.tools.table import Table
 
 
 def element(tag: str, content: str, **attributes: str) -> str:
-    """Write an element around HTML; attributes that are empty are left out, ``class_`` is ``class``, and ``_`` is ``-``.
+    """Write an element around HTML; attributes that are empty are left out, but for ``alt``; ``class_`` is ``class``, ``_`` is ``-``.
 
     >>> element("p", "<b>x</b> &lt; 1", class_="note", style="", data_row="2")
     '<p class="note" data-row="2"><b>x</b> &lt; 1</p>'
     """
     written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items() if value
+        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items() if value or name == "alt"
     )
     return f"<{tag}{written}>{content}</{tag}>"
 
@@ -40,20 +41,44 @@ def definition_list(pairs: dict[str, str]) -> str:
     return element("dl", "".join(element("dt", escape(k)) + element("dd", escape(v)) for k, v in pairs.items()))
 
 
-def table(content: Table) -> str:
-    """Write a table with its notes; what is marked is bold and has a star."""
-    head = element("tr", "".join(element("th", escape(column), scope="col") for column in content.columns))
-    rows = "\n".join(element("tr", _cells(content, i)) for i in range(len(content.rows)))
-    notes = "\n".join(paragraph(note, "note") for note in content.notes)
-    return (
-        f'<figure><figcaption>{escape(content.title)}</figcaption><div class="scroll"><table>\n'
-        f"<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div></figure>\n{notes}"
+def table(
+    content: Table, sortable: bool = False, first_row: int | None = None, pictures: Sequence[str] | None = None
+) -> str:
+    """Write a table with its notes; what is marked is bold and has a star.
+
+    Args:
+        content: the table.
+        sortable: whether a script may let its columns be sorted.
+        first_row: the number of its first row, where the script is to know them.
+        pictures: HTML that stands before each row's first cell.
+    """
+    heads = enumerate(content.columns)
+    head = "".join(
+        element("th" if column else "td", escape(column), scope="col" if column else "", class_="text" if j in content.text_columns else "")
+        for j, column in heads
     )
+    lines = []
+    for i in range(len(content.rows)):
+        cells = _cells(content, i, "" if pictures is None else pictures[i])
+        lines.append(element("tr", cells, data_row="" if first_row is None else str(first_row + i)))
+    rows = "\n".join(lines)
+    notes = "\n".join(paragraph(note, "note") for note in content.notes)
+    title = escape(content.title)
+    if not content.rows:
+        return element("figure", element("figcaption", title)) + notes
+    written = element("table", f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>", class_="sortable" if sortable else "")
+    # A table that may be wider than the screen is scrolled, and must be reached by the keyboard for it.
+    scrolled = element("div", written, class_="scroll", tabindex="0", role="region", aria_label=content.title)
+    return element("figure", element("figcaption", title) + scrolled) + "\n" + notes
 
 
-def _cells(content: Table, i: int) -> str:
+def _cells(content: Table, i: int, before: str) -> str:
     return "".join(
-        element("td", element("b", f"{escape(cell)}*") if (i, j) in content.marked else escape(cell))
+        element(
+            "td",
+            before * (j == 0) + (element("b", f"{escape(cell)}*") if (i, j) in content.marked else escape(cell)),
+            class_="text" if j in content.text_columns else "",
+        )
         for j, cell in enumerate(content.rows[i])
     )
 

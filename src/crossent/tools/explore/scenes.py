@@ -28,7 +28,7 @@ SURE_AND_WRONG = (-6.0, 6.0, 0.0)
 
 def explore_page() -> str:
     """Write the whole page."""
-    scenes = (push_scene(), corner_scene(), labels_scene(), digits_scene(recorded_digits()))
+    scenes = (push_scene(), corner_scene(), labels_scene(), digits_scene(recorded_digits()), own_scene())
     title = element("h1", "crossent: what a loss tells a model")
     return page_of_scenes("crossent explore", [title], scenes, words_of(["ce", *OFFERED]))
 
@@ -111,3 +111,17 @@ def _side(side: labels.Side) -> Push:
     target = set(side.labels) if side.weights is None else list(side.weights)
     e = explain(list(side.x), target, side.loss, class_names=side.names)
     return push_of(e, e.losses[0])
+
+
+def own_scene() -> Scene:
+    """Leave room for a row of the user's own."""
+    said = (
+        "Paste the logits of one row, or its probabilities, and see what each loss would tell your model. "
+        "Nothing leaves this page. In a terminal: crossent explain --logits=2,1,0.1 --target 0 for a row, "
+        "crossent score FILE --html scores.html for a file."
+    )
+    place = '<p class="which"></p><h3 class="headline"></h3>' + legend() + '<div class="panels"></div>' + strip("it", [])
+    controls = element("div", "", class_="controls", hidden="hidden")
+    opened = element("div", place + controls, class_="opened", hidden="hidden")
+    body = element("h2", "And your own model?") + element("p", said, class_="legend") + opened
+    return Scene("own", "What would it tell mine?", body, {"losses": ("ce", *OFFERED)})

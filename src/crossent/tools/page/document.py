@@ -18,7 +18,7 @@ from typing import Any
 
 MODULES = (
     "mathematics.js", "numbers.js", "dom.js", "hash.js", "copy.js", "guess.js", "push.js", "scene_push.js", "scene_corner.js",
-    "scene_labels.js", "scene_digits.js", "present.js", "main.js",
+    "scene_labels.js", "scene_digits.js", "scene_reliability.js", "scene_rows.js", "scene_own.js", "present.js", "main.js",
 )  # fmt: skip
 """In an order in which each stands after what it imports."""
 

@@ -9,6 +9,7 @@ const MOST_CLASSES = 12;
 const OF_MANY = 8;
 const LEAST_ARROW = 0.05;
 export const MOST_STEPS = 100_000;
+const LEAST_STRIP = 60;
 const HEAD = "M0,0 L-14,-9 L-14,9 z";
 const FLAG = "M0,-23 V8 M0,-23 L13,-17 L0,-11";
 
@@ -177,7 +178,7 @@ function numbers(push, rows) {
 // --- the strip of steps ----------------------------------------------------------------------------------------------
 
 export function strip(name, counts, words) {
-  const most = Math.max(1, ...counts.map(([, count]) => count ?? MOST_STEPS));
+  const most = Math.max(LEAST_STRIP, ...counts.map(([, count]) => count ?? MOST_STEPS));
   const title = h("p", { class: "caption" }, `Steps of gradient descent until ${name} leads, one stroke each`);
   return h("section", { class: "panel strip" }, title, ...counts.map(([loss, count]) => strokes(words[loss].title, count, most)));
 }

@@ -19,6 +19,7 @@ Row = Sequence[float]
 MOST_CLASSES, OF_MANY = 12, 8
 LEAST_ARROW = 0.05  # of the axis, below which a head would be all there is
 MOST_STEPS = 100_000
+LEAST_STRIP = 60  # strokes that fill the strip, so that few stay strokes
 _HEAD = "M0,0 L-14,-9 L-14,9 z"
 _FLAG = "M0,-23 V8 M0,-23 L13,-17 L0,-11"
 
@@ -242,21 +243,21 @@ def _numbers(push: Push, rows: Sequence[Line]) -> str:
 # --- the strip of steps -----------------------------------------------------------------------------------------------
 
 
-def strip(name: str, counts: Sequence[tuple[str, int | None]]) -> str:
+def strip(name: str, counts: Sequence[tuple[str, int | None]], limit: int = MOST_STEPS) -> str:
     """Draw how many steps of gradient descent each loss needs until a class leads, one stroke each."""
-    most = max(1, *(MOST_STEPS if count is None else count for _, count in counts))
-    rows = "".join(_strokes(loss, count, most) for loss, count in counts)
+    most = max([LEAST_STRIP, *(limit if count is None else count for _, count in counts)])
+    rows = "".join(_strokes(loss, count, most, limit) for loss, count in counts)
     title = element("p", escape(f"Steps of gradient descent until {name} leads, one stroke each"), class_="caption")
     return element("section", title + rows, class_="panel strip")
 
 
-def _strokes(loss: str, count: int | None, most: int) -> str:
-    of = MOST_STEPS if count is None else count
+def _strokes(loss: str, count: int | None, most: int, limit: int) -> str:
+    of = limit if count is None else count
     stroke = element(
         "line", "", class_="strokes", x1="0%", x2=at(of / most), y1="9", y2="9",
         pathLength=str(of) if of else "", stroke_dasharray="0.6 0.4",
     )  # fmt: skip
-    words = element("span", escape(WORDS[loss].title)) + element("b", counted(count, MOST_STEPS))
+    words = element("span", escape(WORDS[loss].title)) + element("b", counted(count, limit))
     picture = element("svg", stroke, height="18", width="100%", aria_hidden="true")
     return element("div", element("p", words) + picture, class_="steps")
 
