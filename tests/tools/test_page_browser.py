@@ -18,13 +18,22 @@ import crossent
 from crossent.tools.explore.scenes import explore_page
 from crossent.tools.page.numbers import amount, fixed
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the pages are tried in a browser by make test-page, with Playwright")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="the pages are tried in a browser by make test-page, with Playwright"
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
-    pytest.skip("the pages are tried in Chromium, which is not installed: apt-get install chromium", allow_module_level=True)
+    pytest.skip(
+        "the pages are tried in Chromium, which is not installed: apt-get install chromium", allow_module_level=True
+    )
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-HOSTILE = ("</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "' onload='alert(1)", "a & b; \\u003c --")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "' onload='alert(1)",
+    "a & b; \\u003c --",
+)
 LIMIT = 150_000  # of a page without data
 DRAG = 100  # milliseconds
 
@@ -64,7 +73,7 @@ def visit(browser, folder):
         page.on("request", lambda request: allowed(request.url) or heard.append(request.url))
         page.goto(f"{path.as_uri()}{address}")
         if options.get("java_script_enabled", True):
-            page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+            page.wait_for_selector("html[data-ready=yes]", state="attached")
         return page
 
     def allowed(url):
@@ -83,7 +92,8 @@ def explained(x, target, loss, names=None):
 def numbers_of(page, scene, panel):
     """Read the table of a panel: a list of numbers a class."""
     return page.eval_on_selector_all(
-        f"#{scene} .panels [data-panel='{panel}'] tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        f"#{scene} .panels [data-panel='{panel}'] tbody tr",
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))",
     )
 
 
@@ -108,7 +118,15 @@ def test_the_page_is_small_and_answers_without_a_script(visit):
     assert len(text.encode()) <= LIMIT
     page = visit(text, java_script_enabled=False)
     said = page.inner_text("main")
-    for answer in ("▼ down 0.998", "▲ up 1.000", "98 % of it hits fox", "7 steps", "418 steps", "right in 418 steps", "The push is the mistake"):
+    for answer in (
+        "▼ down 0.998",
+        "▲ up 1.000",
+        "98 % of it hits fox",
+        "7 steps",
+        "418 steps",
+        "right in 418 steps",
+        "The push is the mistake",
+    ):
         assert answer in said or page.get_by_text(answer).count(), answer
     assert page.locator(".controls:visible").count() == 0
 
@@ -117,12 +135,15 @@ def test_the_script_draws_what_python_drew(visit):
     text = explore_text()
     page = visit(text)
     for address in ("#push.x=1,2,3&corner.x=1,1&corner.loss=bce&labels=soft", "#"):  # everything is drawn twice
-        page.evaluate("address => { history.replaceState(null, '', address); dispatchEvent(new Event('hashchange')); }", address)
+        page.evaluate(
+            "address => { history.replaceState(null, '', address); dispatchEvent(new Event('hashchange')); }", address
+        )
         page.wait_for_timeout(500)  # of which the steps take a part
     differing = page.evaluate(
         """text => {
           const still = new DOMParser().parseFromString(text, "text/html");
-          const parts = ["#push .headline", "#push .panels", "#push .strip", "#corner .heat svg", "#corner .curves", "#labels .panels"];
+          const push = ["#push .headline", "#push .panels", "#push .strip"];
+          const parts = [...push, "#corner .heat svg", "#corner .curves", "#labels .panels"];
           return parts.flatMap(part => {
             const drawn = [...document.querySelectorAll(part)], first = [...still.querySelectorAll(part)];
             return first.flatMap((node, k) => node.isEqualNode(drawn[k]) ? [] : [part, node.outerHTML, drawn[k].outerHTML]);
@@ -145,7 +166,9 @@ def test_nothing_is_wider_than_the_screen(visit, width, theme):
 def test_axe_finds_nothing(visit, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for text in (explore_text(), report_text(), explanation_text()):
-        page = visit(text, "#digits.image=1", color_scheme=theme, bypass_csp=True)  # axe itself is a script from outside
+        page = visit(
+            text, "#digits.image=1", color_scheme=theme, bypass_csp=True
+        )  # axe itself is a script from outside
         found = axe.run(page).response["violations"]
         assert [(rule["id"], [node["html"][:200] for node in rule["nodes"][:3]]) for rule in found] == []
 
@@ -166,8 +189,7 @@ def test_steps_are_those_of_the_documentation(visit):
         ("#push.loss=bce", ["7 steps", "7 steps"]),
     ):
         page.evaluate("address => location.hash = address", address)
-        page.wait_for_function(f"document.querySelector('#push .strip b + *, #push .strip').textContent.includes({json.dumps(counts[1])})")
-        assert strip.all_text_contents() == counts
+        sync_api.expect(strip).to_have_text(counts)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid-difference", "bce", "ce-smooth", "hinge", "ce-after-softmax", "focal"])
@@ -199,8 +221,9 @@ def test_a_slider_answers_to_the_keyboard_and_step_is_a_step(visit):
 
 def test_the_pictures_answer_to_a_click(visit):
     page = visit(explore_text())
-    box = page.locator("#corner .heat").first.bounding_box()
-    page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])  # (-4, 0)
+    plane = page.locator("#corner .heat").first
+    size = plane.bounding_box()
+    plane.click(position={"x": size["width"] / 4, "y": size["height"] / 2})  # (-4, 0)
     assert page.evaluate("location.hash") == "#corner.x=-4,0&corner.loss=sigmoid-difference"
     steps = [crossent_steps(loss, [-4.0, 0.0]) for loss in ("ce", "sigmoid-difference")]
     said = page.locator("#corner .heat svg").evaluate_all("all => all.map(each => each.getAttribute('aria-label'))")
@@ -245,7 +268,10 @@ def test_a_link_shows_what_was_seen(visit):
     assert again.evaluate("[...document.querySelectorAll('.panels')].map(each => each.outerHTML)") == seen
 
 
-@pytest.mark.parametrize("address", ["#push.x=1,2&push.true=7&push.loss=no", "#push.x=a,b,c&push.steps=-3&digits.image=99", "#%", "#labels=<b>"])
+@pytest.mark.parametrize(
+    "address",
+    ["#push.x=1,2&push.true=7&push.loss=no", "#push.x=a,b,c&push.steps=-3&digits.image=99", "#%", "#labels=<b>"],
+)
 def test_a_broken_link_is_as_good_as_none(visit, address):
     page = visit(explore_text(), address)
     assert page.locator("#push .strip b").all_text_contents() == ["7 steps", "418 steps"]
@@ -294,7 +320,9 @@ def run_command(line):
     words = shlex.split(line)
     assert words[0] == "crossent"
     program = "from crossent.tools.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, *words[1:], "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words[1:], "--json"], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -441,7 +469,8 @@ def test_a_drag_stays_quick_with_many_classes_and_many_rows(visit, count, classe
 
 
 def test_a_notebook_shows_it_in_a_frame_of_its_own(visit):
-    page = visit(f"<!doctype html><html lang=en><title>notebook</title><body>{crossent.explain([-6.0, 6.0, 0.0], 0)._repr_html_()}<script>document.documentElement.dataset.ready='yes'</script>")
+    shown = crossent.explain([-6.0, 6.0, 0.0], 0)._repr_html_()
+    page = visit(f"<!doctype html><html lang=en data-ready=yes><title>notebook</title><body>{shown}")
     frame = page.frame_locator("iframe")
     frame.locator("[data-do=step]").click()
     assert "After 1 step" in frame.locator(".told").first.inner_text()

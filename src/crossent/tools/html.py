@@ -10,13 +10,17 @@ from crossent.tools.table import Table
 
 
 def element(tag: str, content: str, **attributes: str) -> str:
-    """Write an element around HTML; attributes that are empty are left out, but for ``alt``; ``class_`` is ``class``, ``_`` is ``-``.
+    """Write an element around HTML; attributes that are empty are left out, but for ``alt``.
+
+    ``class_`` is ``class``, and any other ``_`` is ``-``.
 
     >>> element("p", "<b>x</b> &lt; 1", class_="note", style="", data_row="2")
     '<p class="note" data-row="2"><b>x</b> &lt; 1</p>'
     """
     written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items() if value or name == "alt"
+        f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for name, value in attributes.items()
+        if value or name == "alt"
     )
     return f"<{tag}{written}>{content}</{tag}>"
 
@@ -54,7 +58,12 @@ def table(
     """
     heads = enumerate(content.columns)
     head = "".join(
-        element("th" if column else "td", escape(column), scope="col" if column else "", class_="text" if j in content.text_columns else "")
+        element(
+            "th" if column else "td",
+            escape(column),
+            scope="col" if column else "",
+            class_="text" if j in content.text_columns else "",
+        )
         for j, column in heads
     )
     lines = []
@@ -66,9 +75,18 @@ def table(
     title = escape(content.title)
     if not content.rows:
         return element("figure", element("figcaption", title)) + notes
-    written = element("table", f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>", class_="sortable" if sortable else "")
+    written = element(
+        "table", f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>", class_="sortable" if sortable else ""
+    )
     # A table that may be wider than the screen is scrolled, and must be reached by the keyboard for it.
-    scrolled = element("div", written, class_="scroll", tabindex="0", role="region", aria_label=content.title)
+    scrolled = element(
+        "div",
+        written,
+        class_="scroll" if first_row is None else "scroll rows",
+        tabindex="0",
+        role="region",
+        aria_label=content.title,
+    )
     return element("figure", element("figcaption", title) + scrolled) + "\n" + notes
 
 

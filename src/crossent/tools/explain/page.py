@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from crossent import reference
 from crossent.tools import html
@@ -16,14 +15,14 @@ from crossent.tools.explain.row_numbers import LossExplanation, RowNumbers
 from crossent.tools.html import element
 from crossent.tools.page.push import MOST_STEPS, Push, headline, panel, strip
 from crossent.tools.page.scene import Scene, legend, page_of_scenes
-from crossent.tools.page.words import WORDS
+from crossent.tools.page.words import words_of
 
 FEW = 12  # classes
 
 
 def push_of(e: RowNumbers, loss: LossExplanation) -> Push:
     """Take from an explanation what a picture shows."""
-    return Push(loss.name, e.class_names, e.logits, loss.p, loss.t, loss.gradient, loss.loss)
+    return Push(loss.name, class_names(e), e.logits, loss.p, loss.t, loss.gradient, loss.loss)
 
 
 def plain_logits(x: Sequence[float]) -> list[float | None]:
@@ -31,14 +30,20 @@ def plain_logits(x: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in x]
 
 
-def words_of(losses: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Give the script the words of some losses."""
-    return {name: WORDS[name]._asdict() for name in losses}
-
-
 def explanation_page(e: RowNumbers) -> str:
     """Write the page of an explanation: two of its losses in Push, all of them in tables."""
-    return page_of_scenes("crossent explain", [html.heading("crossent explain", 1), *_notes(e)], [push_scene(e)], words_of(names(e)), _tables(e))
+    return page_of_scenes(
+        "crossent explain",
+        [html.heading("crossent explain", 1), *_notes(e)],
+        [push_scene(e)],
+        words_of(names(e)),
+        _tables(e),
+    )
+
+
+def class_names(e: RowNumbers) -> list[str]:
+    """Write the names of the classes without signs that steer what is shown."""
+    return [tables.name(e, k) for k in range(len(e.class_names))]
 
 
 def names(e: RowNumbers) -> list[str]:
@@ -49,7 +54,9 @@ def names(e: RowNumbers) -> list[str]:
 def push_scene(e: RowNumbers) -> Scene:
     """Show the first two losses; the script may show the others."""
     label = e.labels[0] if e.labels is not None and len(e.labels) == 1 else None
-    title = tables.heading(e) if label is None else headline(e.class_names, reference.softmax(e.logits).tolist(), label)
+    title = (
+        tables.heading(e) if label is None else headline(class_names(e), reference.softmax(e.logits).tolist(), label)
+    )
     body = [
         element("h2", escape(title), class_="headline"),
         legend(),
@@ -57,7 +64,7 @@ def push_scene(e: RowNumbers) -> Scene:
         *_strip(e, label),
     ]
     target = {"label": label} if label is not None else {"weights": e.weights, "hard": e.labels is not None}
-    data = {"names": e.class_names, "x": plain_logits(e.logits), "losses": names(e), **target}
+    data = {"names": class_names(e), "x": plain_logits(e.logits), "losses": names(e), **target}
     return Scene("push", "", "".join(body), data)
 
 
@@ -67,7 +74,7 @@ def _strip(e: RowNumbers, label: int | None) -> list[str]:
         return []
     limit = MOST_STEPS // 10
     counts = [(loss.name, steps_to_lead(LOSSES[loss.name], e.logits, label, limit)) for loss in e.losses[:2]]
-    return [strip(e.class_names[label], counts, limit)]
+    return [strip(class_names(e)[label], counts, limit)]
 
 
 def _notes(e: RowNumbers) -> list[str]:
@@ -76,4 +83,9 @@ def _notes(e: RowNumbers) -> list[str]:
 
 def _tables(e: RowNumbers) -> list[str]:
     shown = [html.table(tables.loss_table(e, loss)) for loss in e.losses]
-    return [html.heading("Every loss in numbers"), html.paragraph(tables.legend(e), "note"), *shown, html.paragraph(tables.references(e), "note")]
+    return [
+        html.heading("Every loss in numbers"),
+        html.paragraph(tables.legend(e), "note"),
+        *shown,
+        html.paragraph(tables.references(e), "note"),
+    ]

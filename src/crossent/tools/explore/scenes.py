@@ -13,14 +13,14 @@ import numpy as np
 from crossent.tools.explain.catalogue import LOSSES
 from crossent.tools.explain.descent import descent, steps_to_lead, strengths
 from crossent.tools.explain.explanation import explain
-from crossent.tools.explain.page import push_of, words_of
+from crossent.tools.explain.page import push_of
 from crossent.tools.html import element
 from crossent.tools.page import corner, labels
 from crossent.tools.page.digits import digits_scene
 from crossent.tools.page.picture import png
 from crossent.tools.page.push import Push, headline, panel, strip
 from crossent.tools.page.scene import Scene, legend, page_of_scenes
-from crossent.tools.page.words import OFFERED
+from crossent.tools.page.words import OFFERED, words_of
 
 ANIMALS = ("cat", "dog", "fox")
 SURE_AND_WRONG = (-6.0, 6.0, 0.0)
@@ -51,7 +51,9 @@ def push_scene() -> Scene:
     ]
     ask = ("Which way does dog go under cross entropy?", ("up", "down", "stays"), "down")
     data = {"names": ANIMALS, "x": SURE_AND_WRONG, "label": 0, "losses": ("ce", *OFFERED), "ask": ask}
-    asked = "The loss only looks at the true class. How do the others go down? And why not just a sigmoid and a difference?"
+    asked = (
+        "The loss only looks at the true class. How do the others go down? And why not just a sigmoid and a difference?"
+    )
     return Scene("push", asked, "".join(body), data)
 
 
@@ -120,7 +122,9 @@ def own_scene() -> Scene:
         "Nothing leaves this page. In a terminal: crossent explain --logits=2,1,0.1 --target 0 for a row, "
         "crossent score FILE --html scores.html for a file."
     )
-    place = '<p class="which"></p><h3 class="headline"></h3>' + legend() + '<div class="panels"></div>' + strip("it", [])
+    place = (
+        '<p class="which"></p><h3 class="headline"></h3>' + legend() + '<div class="panels"></div>' + strip("it", [])
+    )
     controls = element("div", "", class_="controls", hidden="hidden")
     opened = element("div", place + controls, class_="opened", hidden="hidden")
     body = element("h2", "And your own model?") + element("p", said, class_="legend") + opened

@@ -88,18 +88,29 @@ def curves(margins: Row, pushes: Sequence[tuple[str, Row]]) -> str:
         for side, (_, values) in zip(("left", "right"), pushes, strict=True)
     )
     said = "; ".join(
-        f"{WORDS[name].title} ({look}): {fixed(values[0], 3)} where sure and wrong, {fixed(values[len(values) // 2], 3)} at even odds, "
-        f"{fixed(values[-1], 3)} where sure and right"
+        f"{WORDS[name].title} ({look}): {fixed(values[0], 3)} where sure and wrong, "
+        f"{fixed(values[len(values) // 2], 3)} at even odds, {fixed(values[-1], 3)} where sure and right"
         for look, (name, values) in zip(("whole line", "dashed"), pushes, strict=True)
     )
-    picture = element("svg", lines, class_="lines", viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="160", aria_hidden="true")
+    picture = element(
+        "svg",
+        lines,
+        class_="lines",
+        viewBox="0 0 100 100",
+        preserveAspectRatio="none",
+        width="100%",
+        height="160",
+        aria_hidden="true",
+    )
     marks = "".join(
         element("text", text, class_="said", x=x, y="14", text_anchor=anchor)
         for x, anchor, text in (("0%", "start", "p(true) = 0.0003"), ("50%", "middle", "½"), ("100%", "end", "0.9997"))
     )
     axis = element("svg", marks, height="18", width="100%", aria_hidden="true")
     title = element("p", "The push on the true logit, by the margin x(true) − x(rival), from 0 to 1", class_="caption")
-    return element("section", title + picture + axis + element("p", escape(said), class_="remark"), class_="panel curves")
+    return element(
+        "section", title + picture + axis + element("p", escape(said), class_="remark"), class_="panel curves"
+    )
 
 
 def _path(margins: Row, values: Row) -> str:

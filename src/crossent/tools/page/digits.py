@@ -23,8 +23,8 @@ Data = Mapping[str, Any]
 def digits_scene(data: Data) -> Scene:
     """Lay out a recorded run of ``crossent train digits``.
 
-    ``data`` holds ``findings``, ``measured``, ``losses`` (name, rate, accuracy, nll, calibration_error, and a sweep of rate, accuracy
-    and calibration_error), and ``images`` (index, label, 64 levels of ink, and the logits of each loss).
+    ``data`` holds ``findings``, ``measured``, ``losses`` (name, rate, accuracy, nll, calibration_error, and a sweep of rate,
+    accuracy and calibration_error), and ``images`` (index, label, 64 levels of ink, and the logits of each loss).
     """
     body = [
         element("h2", "What does a loss make of ten digits?"),
@@ -53,11 +53,13 @@ def _lead(losses: Sequence[Data]) -> str:
         first = max(learnt, key=lambda loss: loss["accuracy"])
         sure = min(learnt, key=lambda loss: loss["calibration_error"])
         said.append(
-            f"Each loss has the learning rate that suits it. Most often right is {_title(first)}, {percent(first['accuracy'])}, with a "
-            f"calibration error of {fixed(first['calibration_error'], 3)}. Best at knowing how sure it may be is {_title(sure)}, "
-            f"{fixed(sure['calibration_error'], 3)}."
+            f"Each loss has the learning rate that suits it. Most often right is {_title(first)}, {percent(first['accuracy'])}, "
+            f"with a calibration error of {fixed(first['calibration_error'], 3)}. Best at knowing how sure it may be is "
+            f"{_title(sure)}, {fixed(sure['calibration_error'], 3)}."
         )
-    said += [f"{_title(loss).capitalize()} learns at no rate." for loss in losses if loss not in learnt and loss["sweep"]]
+    said += [
+        f"{_title(loss).capitalize()} learns at no rate." for loss in losses if loss not in learnt and loss["sweep"]
+    ]
     return " ".join(said)
 
 
@@ -77,8 +79,16 @@ def _card(loss: Data) -> str:
     )
     picture = element("svg", bars + line, role="img", aria_label=said, width="100%", height="150")
     title = element("h3", element("span", escape(name), class_="title"))
-    told = element("p", f"{percent(loss['accuracy'])} right, calibration error {fixed(loss['calibration_error'], 3)}", class_="sentence")
-    return element("section", title + told + picture, class_="panel sweep") if sweep else element("section", title + told, class_="panel")
+    told = element(
+        "p",
+        f"{percent(loss['accuracy'])} right, calibration error {fixed(loss['calibration_error'], 3)}",
+        class_="sentence",
+    )
+    return (
+        element("section", title + told + picture, class_="panel sweep")
+        if sweep
+        else element("section", title + told, class_="panel")
+    )
 
 
 def _bars(x: float, width: float, tried: Data, chosen: float) -> str:
@@ -86,9 +96,18 @@ def _bars(x: float, width: float, tried: Data, chosen: float) -> str:
     high, low = 72 * accuracy, 44 * min(error / FULL, 1.0)
     mark = " chosen" if tried["rate"] == chosen else ""
     shapes = [
-        element("rect", "", class_=f"accuracy{mark}", x=at(x), y=fixed(80 - high, 1), width=at(width), height=fixed(high, 1)),
+        element(
+            "rect", "", class_=f"accuracy{mark}", x=at(x), y=fixed(80 - high, 1), width=at(width), height=fixed(high, 1)
+        ),
         element("rect", "", class_=f"miscalibrated{mark}", x=at(x), y="81", width=at(width), height=fixed(low, 1)),
-        element("text", f"{tried['rate']:g}" + "★" * bool(mark), class_="said", x=at(x + width / 2), y="146", text_anchor="middle"),
+        element(
+            "text",
+            f"{tried['rate']:g}" + "★" * bool(mark),
+            class_="said",
+            x=at(x + width / 2),
+            y="146",
+            text_anchor="middle",
+        ),
     ]
     return "".join(shapes)
 
@@ -102,14 +121,23 @@ def _table(losses: Sequence[Data]) -> str:
             element("th", escape(loss["name"]), scope="row")
             + "".join(
                 element("td", text)
-                for text in (f"{loss['rate']:g}", percent(loss["accuracy"]), fixed(loss["nll"], 3), fixed(loss["calibration_error"], 3))
+                for text in (
+                    f"{loss['rate']:g}", percent(loss["accuracy"]), fixed(loss["nll"], 3), fixed(loss["calibration_error"], 3)
+                )
             ),
         )
         for loss in losses
     )  # fmt: skip
     caption = element("caption", "On the test images, each loss at the rate that is best for it")
-    note = element("p", "Bars up: how many validation images are right at each learning rate. Bars down: the calibration error. ★: the rate chosen.", class_="caption")
-    return note + element("div", element("table", caption + element("thead", head) + element("tbody", rows)), class_="scroll")
+    note = element(
+        "p",
+        "Bars up: how many validation images are right at each learning rate. Bars down: the calibration error. "
+        "★: the rate chosen.",
+        class_="caption",
+    )
+    return note + element(
+        "div", element("table", caption + element("thead", head) + element("tbody", rows)), class_="scroll"
+    )
 
 
 def _image(k: int, image: Data) -> str:

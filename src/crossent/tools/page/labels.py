@@ -77,9 +77,13 @@ def summary(pushes: Mapping[str, Sequence[Push]]) -> str:
         for push in pushes[case.name]:
             cells = "".join(element("td", _told(-g)) for g in push.gradient[: len(NAMES)])
             rows.append(
-                element("tr", element("th", escape(case.title), scope="row") + element("td", WORDS[push.name].title) + cells)
+                element(
+                    "tr", element("th", escape(case.title), scope="row") + element("td", WORDS[push.name].title) + cells
+                )
             )
-    table = element("table", element("caption", "Every case") + element("thead", head) + element("tbody", "".join(rows)))
+    table = element(
+        "table", element("caption", "Every case") + element("thead", head) + element("tbody", "".join(rows))
+    )
     inside = element("summary", "All the cases in numbers") + element("div", table, class_="scroll")
     return element("details", inside, class_="cases")
 

@@ -151,7 +151,10 @@ def _near(p: float) -> tuple[float, str]:
 
 
 def _axis() -> str:
-    marks = (_text(x, anchor, "14", "said", text) for x, anchor, text in ((0.0, "middle", "0"), (0.5, "middle", "½"), (1.0, "middle", "1")))
+    marks = (
+        _text(x, anchor, "14", "said", text)
+        for x, anchor, text in ((0.0, "middle", "0"), (0.5, "middle", "½"), (1.0, "middle", "1"))
+    )
     axis = element("svg", "".join(marks), height="18", width="100%", aria_hidden="true")
     return element("div", element("div", "", class_="name") + axis, class_="class axis")
 
@@ -229,8 +232,7 @@ def _numbers(push: Push, rows: Sequence[Line]) -> str:
             "tr",
             element("th", escape(line.name), scope="row")
             + "".join(
-                element("td", text)
-                for text in (logit(line.x), *(fixed(v, 4) for v in (line.p, line.t, line.gradient)))
+                element("td", text) for text in (logit(line.x), *(fixed(v, 4) for v in (line.p, line.t, line.gradient)))
             ),
         )
         for line in rows

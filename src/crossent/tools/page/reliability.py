@@ -23,15 +23,23 @@ def reliability(at_one: Tempered) -> str:
     """Draw the bins as points, the larger the more decisions, above or below the line of honest confidence."""
     title = element("h3", "Reliability: how often it is right where it is so sure")
     picture = element("div", diagram(at_one), class_="heat reliability")
-    axes = element("p", "across: how sure the model is; up: how often it is right; below the dashed line it is too sure", class_="caption")
-    return title + element("section", picture + axes + element("p", escape(told(at_one)), class_="sentence"), class_="panel")
+    axes = element(
+        "p",
+        "across: how sure the model is; up: how often it is right; below the dashed line it is too sure",
+        class_="caption",
+    )
+    return title + element(
+        "section", picture + axes + element("p", escape(told(at_one)), class_="sentence"), class_="panel"
+    )
 
 
 def diagram(tempered: Tempered) -> str:
     """Draw one temperature."""
     most = max((n for _, _, n in tempered.bins), default=1)
     points = "".join(
-        element("circle", "", class_="bin", cx=at(confidence), cy=at(1 - accuracy), r=fixed(3 + 11 * (n / most) ** 0.5, 1))
+        element(
+            "circle", "", class_="bin", cx=at(confidence), cy=at(1 - accuracy), r=fixed(3 + 11 * (n / most) ** 0.5, 1)
+        )
         for confidence, accuracy, n in tempered.bins
     )
     frame = element("rect", "", class_="frame", width="100%", height="100%")

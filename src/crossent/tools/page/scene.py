@@ -31,7 +31,9 @@ def section(scene: Scene) -> str:
     return element("section", asked + scene.body + controls, class_="scene", id=scene.kind, data_scene=scene.kind)
 
 
-def page_of_scenes(title: str, head: Sequence[str], scenes: Sequence[Scene], words: Any, foot: Sequence[str] = ()) -> str:
+def page_of_scenes(
+    title: str, head: Sequence[str], scenes: Sequence[Scene], words: Any, foot: Sequence[str] = ()
+) -> str:
     """Put scenes into a page, below what is said first."""
     data = {scene.kind: scene.data for scene in scenes} | {"words": words, "present": len(scenes) > 2}
     return page(title, ["<main>", *head, *map(section, scenes), *foot, "</main>"], data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 
 class Words(NamedTuple):
@@ -26,7 +27,7 @@ class Words(NamedTuple):
 _SLOPE = "But nobody learns from a loss, only from its slope"
 
 WORDS = {
-    "ce": Words("cross entropy", "p − t", "The push is the mistake.", "Only the true class is in the formula, but all share one p."),
+    "ce": Words("cross entropy", "p − t", "The push is the mistake.", "The formula names only what is true, but all share one p."),
     "sigmoid-difference": Words(
         "sigmoid and difference", "∓ σ (1 − σ)", "The surer the mistake, the weaker the push.",
         f"{_SLOPE}, and the sigmoid is flat where the model is sure.", sigmoid=True,
@@ -84,3 +85,8 @@ WORDS = {
 
 OFFERED = ("sigmoid-difference", "bce", "ce-smooth", "hinge", "ce-after-softmax", "focal")
 """What stands beside cross entropy in the scenes, the first at the start."""
+
+
+def words_of(losses: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Give the script the words of some losses."""
+    return {name: WORDS[name]._asdict() for name in losses}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,14 @@ from crossent.tools import html
 from crossent.tools.check.findings import REMARK
 from crossent.tools.check.run import check
 from crossent.tools.explain.explanation import explain
-from crossent.tools.explain.page import plain_logits, push_of, words_of
+from crossent.tools.explain.page import plain_logits, push_of
 from crossent.tools.html import element
 from crossent.tools.page.picture import png
 from crossent.tools.page.push import headline, panel
 from crossent.tools.page.reliability import Tempered, reliability
 from crossent.tools.page.scene import Scene, legend, page_of_scenes
-from crossent.tools.page.words import OFFERED
+from crossent.tools.page.words import OFFERED, words_of
+from crossent.tools.printable import printable
 from crossent.tools.score.measures import Calibration, Example, Mean
 from crossent.tools.score.row_blocks import Decisions, Ints, Reader
 from crossent.tools.score.tables import heading, report_tables, short_name
@@ -40,6 +42,7 @@ SHADES = 9
 def report_page(report: Report, images: Any = None) -> str:
     """Write the page of a report."""
     reader: Reader | None = report.source
+    report = replace(report, class_names=tuple(map(printable, report.class_names)))
     name = report.settings["logits"]["name"]
     head = [
         html.heading(f"crossent score: {name}" if name else "crossent score", 1),
@@ -74,7 +77,8 @@ def _findings(report: Report, reader: Reader | None) -> list[str]:
     return [
         element(
             "div",
-            element("strong", escape(f"{f.rule} {f.severity}: {f.title}")) + "".join(map(html.paragraph, (f.seen, f.why, f.fix))),
+            element("strong", escape(f"{f.rule} {f.severity}: {f.title}"))
+            + "".join(map(html.paragraph, (f.seen, f.why, f.fix))),
             class_="notice",
         )
         for f in found
@@ -93,7 +97,10 @@ def _rows_scene(report: Report, reader: Reader | None, images: Any) -> Scene:
     for table in tables:
         parts.append(_rows_table(table, first, examples, images))
         first += len(table.rows)
-    place = [element("p", escape(opened[0]["title"]) if opened else "", class_="which"), *(_first_push(opened[0], report) if opened else ())]
+    place = [
+        element("p", escape(opened[0]["title"]) if opened else "", class_="which"),
+        *(_first_push(opened[0], report) if opened else ()),
+    ]
     controls = element("div", "", class_="controls", hidden="hidden")
     parts.append(element("div", "".join(place) + controls, class_="opened", **({} if opened else {"hidden": "hidden"})))
     names = list(report.class_names) if not report.columns else ["no", "yes"]
@@ -165,7 +172,15 @@ def _image(image: Any) -> str:
 def _reliability_scene(reader: Reader) -> Scene:
     tempered = temperatures(reader)
     one = len(tempered) // 2
-    rounded = [[round(t.temperature, 6), _finite(t.nll), round(t.error, 6), [[round(c, 4), round(a, 4), n] for c, a, n in t.bins]] for t in tempered]
+    rounded = [
+        [
+            round(t.temperature, 6),
+            _finite(t.nll),
+            round(t.error, 6),
+            [[round(c, 4), round(a, 4), n] for c, a, n in t.bins],
+        ]
+        for t in tempered
+    ]
     return Scene("reliability", "", reliability(tempered[one]), {"temperatures": rounded, "one": one})
 
 
@@ -207,7 +222,9 @@ def _foot(report: Report, tables: Sequence[Table]) -> list[str]:
     parts = [html.table(table, sortable=table.title.startswith("Classes")) for table in others]
     if report.confusion is not None and not report.columns:
         parts.append(_confusion(report.confusion, report.class_names))
-    definitions = {key: report.to_dict()["definitions"][key] for key in report.numbers if report.numbers[key] is not None}
+    definitions = {
+        key: report.to_dict()["definitions"][key] for key in report.numbers if report.numbers[key] is not None
+    }
     meant = element("details", element("summary", "What each number means") + html.definition_list(definitions))
     return [html.heading("Classes"), *parts, meant]
 

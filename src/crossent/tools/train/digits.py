@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
+from crossent.tools.page.digits import digits_scene
+from crossent.tools.page.scene import Scene
 from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import (
@@ -26,6 +28,7 @@ from crossent.tools.train.candidates import (
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.conclusions import compare, cost_of_one_rate, have_learnt, percent, points, ranking
 from crossent.tools.train.data import Split
+from crossent.tools.train.digits_page import digits_data
 from crossent.tools.train.figure import epoch_panel, push_panel
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
 from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
@@ -286,6 +289,11 @@ def probabilities(results: Results) -> str:
     )
 
 
+def scene(results: Results) -> Scene:
+    """Show the sweeps, and single images."""
+    return digits_scene(digits_data(results))
+
+
 JOB = Job(
     entry=JOBS["digits"],
     candidates=CANDIDATES,
@@ -326,6 +334,7 @@ JOB = Job(
         Panel(epoch_panel, "Validation accuracy by epoch for {names}; the tables below have numbers."),
     ),
     note=note_calibration,
+    scene=scene,
     caption="First picture: one wrong class competes with the true one, and p(true) is the softmax's and the sigmoid's "
     "alike; each push is divided by the same loss's push at 50%, because a constant factor is the learning rate's "
     "business. Second: mean over the seeds at each loss's own learning rate, in a band from lowest to highest.",

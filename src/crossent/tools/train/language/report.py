@@ -66,7 +66,7 @@ def write_page(results: LanguageResults) -> str:
         html.heading("How this was measured"),
         html.definition_list(_facts(results)),
     ]
-    return page(f"crossent train {NAME}", body)
+    return page(f"crossent train {NAME}", ["<main>", *body, "</main>"])
 
 
 def _facts(results: LanguageResults) -> dict[str, str]:
