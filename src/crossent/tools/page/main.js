@@ -15,11 +15,10 @@ const start = {
   push: startPush, corner: startCorner, labels: startLabels, digits: startDigits, rows: startRows, reliability: startReliability, own: startOwn,
 };
 
-sortTables();
-
 for (const scene of document.querySelectorAll("[data-scene]")) {
   const kind = scene.dataset.scene;
   start[kind](scene, { ...data[kind], words: data.words });
 }
+sortTables();
 if (data.present) startPresenting();
 document.documentElement.dataset.ready = "yes";

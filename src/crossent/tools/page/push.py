@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
 
@@ -36,7 +37,8 @@ class Push(NamedTuple):
     loss: float
 
 
-class Line(NamedTuple):
+@dataclass(frozen=True)
+class Line:
     """A class of the picture, or all those together that are not shown."""
 
     index: int  # of the class; -1 for the rest

@@ -7,6 +7,7 @@ import { startPush } from "./scene_push.js";
 export function startRows(scene, { rows, names, words, losses, key = "push" }) {
   const place = find(".opened", scene);
   const title = find(".headline", place);
+  const buttons = [];
   let push = null;
 
   // Tables may show a row several times, as a worst example and as a suspected label.
@@ -21,7 +22,7 @@ export function startRows(scene, { rows, names, words, losses, key = "push" }) {
     }
     title.dataset.row = k;
     find(".which", place).textContent = row.title;
-    scene.querySelectorAll("[data-open]").forEach((each) => each.setAttribute("aria-pressed", String(Number(each.dataset.open) === k)));
+    buttons.forEach((each) => each.setAttribute("aria-pressed", String(Number(each.dataset.open) === k)));
     if (byHand) {
       state({ row: k || null, [`${key}.x`]: null, [`${key}.true`]: null, [`${key}.steps`]: null });
       place.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
@@ -32,14 +33,34 @@ export function startRows(scene, { rows, names, words, losses, key = "push" }) {
     const k = Number(line.dataset.row);
     if (!rows[k]?.x) return;
     const said = `open ${rows[k].title} in Push`;
-    line.firstChild.append(" ", button("Push", () => open(k, true), { "data-open": String(k), "aria-label": said, "aria-pressed": "false" }));
+    const opens = button("Push", () => open(k, true), { "data-open": String(k), "aria-label": said, "aria-pressed": "false" });
+    buttons.push(opens);
+    line.firstChild.append(" ", opens);
   });
   if (rows.length && rows[0].x) open(statedIndex("row", rows.length) ?? 0, false);
 }
 
+const AT_ONCE = 200; // rows
+
 // Any table with a head: a click on a column sorts by it, numbers as numbers.
 export function makeSortable(table) {
   const body = table.tBodies[0];
+  let rows = [...body.rows];
+  let limit = AT_ONCE;
+  const more = button("", () => {
+    limit += AT_ONCE;
+    show();
+  }, { "data-do": "more" });
+  // The others wait outside of the page, or every change of it would lay them out again.
+  function show() {
+    body.replaceChildren(...rows.slice(0, limit));
+    more.hidden = rows.length <= limit;
+    more.textContent = `Show ${AT_ONCE} more of ${rows.length} rows`;
+  }
+  if (rows.length > AT_ONCE) {
+    table.after(more);
+    show();
+  }
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     const text = head.textContent;
@@ -47,9 +68,10 @@ export function makeSortable(table) {
       const up = head.getAttribute("aria-sort") === "descending";
       heads.forEach((each) => each.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const keyed = [...body.rows].map((row, k) => [value(row.cells[column].textContent), k, row]);
+      const keyed = rows.map((row, k) => [value(row.cells[column].textContent), k, row]);
       keyed.sort(([a, i], [b, j]) => (up ? compare(a, b) : compare(b, a)) || i - j);
-      body.append(...keyed.map(([, , row]) => row));
+      rows = keyed.map(([, , row]) => row);
+      show();
     }, { class: "sort" });
     head.replaceChildren(sort);
   });
