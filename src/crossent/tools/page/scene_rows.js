@@ -40,7 +40,7 @@ export function startRows(scene, { rows, names, words, losses, key = "push" }) {
   if (rows.length && rows[0].x) open(statedIndex("row", rows.length) ?? 0, false);
 }
 
-const AT_ONCE = 200; // rows
+const AT_ONCE = 100; // rows
 
 // Any table with a head: a click on a column sorts by it, numbers as numbers.
 export function makeSortable(table) {

@@ -23,6 +23,7 @@ from crossent.tools.page.words import OFFERED, words_of
 from crossent.tools.printable import printable
 from crossent.tools.score.measures import Calibration, Example, Mean
 from crossent.tools.score.row_blocks import Decisions, Ints, Reader
+from crossent.tools.score.scores import DEFINITIONS
 from crossent.tools.score.tables import heading, report_tables, short_name
 from crossent.tools.table import Table
 
@@ -52,7 +53,7 @@ def report_page(report: Report, images: Any = None) -> str:
     ]
     tables = report_tables(report)
     numbers = [html.table(table, sortable=False) for table in tables if table.title in ("Loss", "Scores")]
-    scenes = [_rows_scene(report, reader, images)]
+    scenes = [_rows_scene(report, tables, reader, images)]
     if reader is not None:
         scenes.append(_reliability_scene(reader))
     foot = _foot(report, tables)
@@ -88,13 +89,12 @@ def _findings(report: Report, reader: Reader | None) -> list[str]:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows_scene(report: Report, reader: Reader | None, images: Any) -> Scene:
+def _rows_scene(report: Report, tables: Sequence[Table], reader: Reader | None, images: Any) -> Scene:
     """Show the worst rows and the suspected labels, and open the first in Push."""
     examples = [*report.worst, *report.suspects]
     opened = [] if reader is None else _opened(report, reader, examples)
-    tables = [table for table in report_tables(report) if table.title.startswith(("Worst", "Suspected"))]
     parts, first = [html.heading("The rows that cost most")], 0
-    for table in tables:
+    for table in (table for table in tables if table.title.startswith(("Worst", "Suspected"))):
         parts.append(_rows_table(table, first, examples, images))
         first += len(table.rows)
     place = [
@@ -222,9 +222,7 @@ def _foot(report: Report, tables: Sequence[Table]) -> list[str]:
     parts = [html.table(table, sortable=table.title.startswith("Classes")) for table in others]
     if report.confusion is not None and not report.columns:
         parts.append(_confusion(report.confusion, report.class_names))
-    definitions = {
-        key: report.to_dict()["definitions"][key] for key in report.numbers if report.numbers[key] is not None
-    }
+    definitions = {key: DEFINITIONS[key] for key, value in report.numbers.items() if value is not None}
     meant = element("details", element("summary", "What each number means") + html.definition_list(definitions))
     return [html.heading("Classes"), *parts, meant]
 
