@@ -13,7 +13,7 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-gpu-static gpu-figures peers clients lint bench bench-gpu fuzz wheel sanitize clean
+.PHONY: demo test test-page page-pictures test-gpu-static gpu-figures peers clients lint bench bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -50,6 +50,14 @@ $(GPU)/.triton: $(VENV)/.dev
 # The tests that need models of other libraries, which `make test` leaves out where those are not installed.
 clients: $(VENV)/.clients
 	$(PYTEST) tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
+
+# The pages in a browser that is installed: chromium, on Debian by apt-get install chromium.
+test-page: $(VENV)/.page
+	$(PYTEST) tests/tools/test_page_browser.py $(ARGS)
+
+# The pictures of docs/explore.md, taken in that browser.
+page-pictures: $(VENV)/.page
+	$(BIN)/python docs/screenshots.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -89,7 +97,7 @@ sanitize: $(VENV)/.dev
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.page $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
 	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
 	touch $@
 

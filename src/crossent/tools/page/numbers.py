@@ -38,7 +38,7 @@ def percent(p: float) -> str:
     ('99.8 %', '< 0.1 %', '0 %', '> 99.9 %')
     """
     if p in (0, 1):
-        return f"{100 * p:.0f} %"
+        return "100 %" if p else "0 %"
     if 0 < p < 0.0005:
         return "< 0.1 %"
     if 0.9995 < p < 1:
