@@ -17,9 +17,11 @@ import crossent
 from crossent.tools.explore.scenes import explore_page
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-COLOURS = 64  # of a picture, which keeps it small
+COLOURS = 128  # of a picture, which keeps it small
 WIDTHS, THEMES = (1280, 360), ("light", "dark")
-STILL = ".controls, .modes { display: none !important; } .scene { margin: 0 !important; }"
+STILL = (
+    ".controls, .modes { display: none !important; } .scene { margin: 0 !important; } .scene, main { padding: 1rem; }"
+)
 
 
 def own_page() -> str:

@@ -63,7 +63,7 @@ def corner_scene() -> Scene:
     title = element("h2", "Where does a loss hear the model?")
     said = element(
         "p",
-        "Each point is what the model says of a cat: its logit for cat across, for dog up. Darker: the loss pushes harder. "
+        "Each point is what the model says of a cat: its logit for cat across, for dog up. The stronger the colour, the harder the loss pushes. "
         "Above the dashed line the model says dog.",
         class_="legend",
     )

@@ -17,7 +17,7 @@ from crossent.tools.page.words import WORDS
 REACH = 8.0  # of either axis, from -REACH to REACH
 GRID = 48
 NEAR = 0.12  # points of a way that are nearer are one
-COLOURS = ((11, 102, 176), (191, 74, 8))
+COLOURS = ((36, 123, 214), (224, 98, 20))  # strong enough on paper and in the dark
 HEARS = {
     "ce": "hears every mistake in full",
     "bce": "hears every mistake in full, class by class",

@@ -17,6 +17,11 @@ INK = 16  # the darkest level of an image
 LEARNT = 0.5  # right, from which a loss is said to have learnt
 FULL = 0.5  # the calibration error that fills its bar
 
+BARS = (
+    "Bars up: how many validation images are right at each learning rate. Bars down: the calibration error. "
+    "★: the rate chosen."
+)
+
 Data = Mapping[str, Any]
 
 
@@ -29,6 +34,7 @@ def digits_scene(data: Data) -> Scene:
     body = [
         element("h2", "What does a loss make of ten digits?"),
         element("p", escape(_lead(data["losses"])), class_="legend"),
+        element("p", BARS, class_="note"),
         element("div", "".join(map(_card, data["losses"])), class_="panels"),
         _table(data["losses"]),
         element("details", element("summary", "What this shows") + element("p", escape(data["findings"]))),
@@ -129,15 +135,7 @@ def _table(losses: Sequence[Data]) -> str:
         for loss in losses
     )  # fmt: skip
     caption = element("caption", "On the test images, each loss at the rate that is best for it")
-    note = element(
-        "p",
-        "Bars up: how many validation images are right at each learning rate. Bars down: the calibration error. "
-        "★: the rate chosen.",
-        class_="caption",
-    )
-    return note + element(
-        "div", element("table", caption + element("thead", head) + element("tbody", rows)), class_="scroll"
-    )
+    return element("div", element("table", caption + element("thead", head) + element("tbody", rows)), class_="scroll")
 
 
 def _image(k: int, image: Data) -> str:

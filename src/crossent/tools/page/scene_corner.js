@@ -11,7 +11,7 @@ import { MOST_STEPS } from "./push.js";
 const REACH = 8;
 const GRID = 48;
 const NEAR = 0.12;
-const COLOURS = [[11, 102, 176], [191, 74, 8]];
+const COLOURS = [[36, 123, 214], [224, 98, 20]];
 const NAMES = ["cat", "dog"];
 const TRUE = oneHot(0, 2);
 
