@@ -359,6 +359,18 @@ def test_pasted_numbers_are_taken_for_what_they_are_and_it_is_said(visit):
     page.check("#own input[value=logits]")
     assert "taken as logits: as you say" in page.inner_text("#own > .controls .told")
     hold_to_explain(page, "own", "ce", [0.1, 0.7, 0.2], 0, ["a", "b", "<i>c"])
+    command = copied(page, "own", "command")
+    assert [each["loss"] for each in run_command(command)["losses"]] == [
+        v for _, v, _ in run_python(copied(page, "own", "Python"))
+    ]
+    assert "--class-names='a,b,<i>c'" in command
+    page.fill("#own-names", "naïve,😀,'\"\\")
+    page.click("[data-do=own]")
+    assert run_command(copied(page, "own", "command"))["class_names"] == ["naïve", "😀", "'\"\\"]
+    said = (
+        copied(page, "own", "Python").replace("print(", "(") + "\nassert e.class_names == ('naïve', '😀', '\\'\"\\\\')"
+    )
+    exec(said, {})
     page.fill("#own-row", "[2.0 −1 0.1\n4]")
     page.click("[data-do=own]")
     hold_to_explain(page, "own", "ce", [2.0, -1.0, 0.1, 4.0], 0, list("0123"))

@@ -17,6 +17,7 @@ from crossent.tools.explain.page import push_of
 from crossent.tools.html import element
 from crossent.tools.page import corner, labels
 from crossent.tools.page.digits import digits_scene
+from crossent.tools.page.own import own_scene
 from crossent.tools.page.picture import png
 from crossent.tools.page.push import Push, headline, panel, strip
 from crossent.tools.page.scene import Scene, legend, page_of_scenes
@@ -63,8 +64,8 @@ def corner_scene() -> Scene:
     title = element("h2", "Where does a loss hear the model?")
     said = element(
         "p",
-        "Each point is what the model says of a cat: its logit for cat across, for dog up. The stronger the colour, the harder the loss pushes. "
-        "Above the dashed line the model says dog.",
+        "Each point is what the model says of a cat: its logit for cat across, for dog up. The stronger the colour, the harder "
+        "the loss pushes. Above the dashed line the model says dog.",
         class_="legend",
     )
     planes = "".join(_plane(name, colour, start) for name, colour in zip(shown, corner.COLOURS, strict=True))
@@ -113,19 +114,3 @@ def _side(side: labels.Side) -> Push:
     target = set(side.labels) if side.weights is None else list(side.weights)
     e = explain(list(side.x), target, side.loss, class_names=side.names)
     return push_of(e, e.losses[0])
-
-
-def own_scene() -> Scene:
-    """Leave room for a row of the user's own."""
-    said = (
-        "Paste the logits of one row, or its probabilities, and see what each loss would tell your model. "
-        "Nothing leaves this page. In a terminal: crossent explain --logits=2,1,0.1 --target 0 for a row, "
-        "crossent score FILE --html scores.html for a file."
-    )
-    place = (
-        '<p class="which"></p><h3 class="headline"></h3>' + legend() + '<div class="panels"></div>' + strip("it", [])
-    )
-    controls = element("div", "", class_="controls", hidden="hidden")
-    opened = element("div", place + controls, class_="opened", hidden="hidden")
-    body = element("h2", "And your own model?") + element("p", said, class_="legend") + opened
-    return Scene("own", "What would it tell mine?", body, {"losses": ("ce", *OFFERED)})

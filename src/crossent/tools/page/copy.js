@@ -24,8 +24,9 @@ const pythonNumber = (x) => (Number.isFinite(x) ? String(x) : `float("${x < 0 ? 
 
 export const pythonList = (values) => `[${values.map(pythonNumber).join(", ")}]`;
 
-// JSON's strings are Python's, but for what Python would not print; quotes of a shell are those of POSIX.
-export const pythonText = (text) => JSON.stringify(text).replace(/[\u007f-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+// JSON's strings are Python's, beside signs that take two of its characters; quotes of a shell are those of POSIX.
+export const pythonText = (text) =>
+  JSON.stringify(text).replace(/[^ -~]/gu, (c) => `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}`);
 
 export const shellText = (text) => (/^[\w.,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
@@ -51,6 +52,6 @@ export function rowAsPython(x, target, losses, names) {
 // Names with a comma cannot be given to the command, which separates them with it.
 export function rowAsCommand(x, target, losses, names) {
   const plain = names.every((name, k) => name === String(k)) || names.some((name) => name.includes(",") || name === "");
-  const called = plain ? "" : ` --class-names ${shellText(names.join(","))}`;
-  return `crossent explain --logits=${x.map((value) => (Number.isFinite(value) ? value : "-inf")).join(",")} --target ${target} --losses ${losses.join(",")}${called}`;
+  const called = plain ? "" : ` --class-names=${shellText(names.join(","))}`;
+  return `crossent explain --logits=${x.map((value) => (Number.isFinite(value) ? value : "-inf")).join(",")} --target=${target} --losses ${losses.join(",")}${called}`;
 }

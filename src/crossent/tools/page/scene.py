@@ -35,7 +35,7 @@ def page_of_scenes(
     title: str, head: Sequence[str], scenes: Sequence[Scene], words: Any, foot: Sequence[str] = ()
 ) -> str:
     """Put scenes into a page, below what is said first."""
-    data = {scene.kind: scene.data for scene in scenes} | {"words": words, "present": len(scenes) > 2}
+    data = {scene.kind: scene.data for scene in scenes} | {"words": words, "present": len(scenes) > 3}
     return page(title, ["<main>", *head, *map(section, scenes), *foot, "</main>"], data)
 
 

@@ -13,6 +13,7 @@ export function startRows(scene, { rows, names, words, losses, key = "push" }) {
   // Tables may show a row several times, as a worst example and as a suspected label.
   function open(k, byHand) {
     const row = rows[k];
+    if (!row?.x) return;
     const shown = { names: row.names ?? names, x: row.x, label: row.label, weights: row.weights ?? null, hard: false };
     if (row.weights) shown.label = null;
     if (push) push.open(shown);

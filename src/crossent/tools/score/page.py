@@ -15,6 +15,7 @@ from crossent.tools.check.run import check
 from crossent.tools.explain.explanation import explain
 from crossent.tools.explain.page import plain_logits, push_of
 from crossent.tools.html import element
+from crossent.tools.page.own import own_scene
 from crossent.tools.page.picture import png
 from crossent.tools.page.push import headline, panel
 from crossent.tools.page.reliability import Tempered, reliability
@@ -56,6 +57,7 @@ def report_page(report: Report, images: Any = None) -> str:
     scenes = [_rows_scene(report, tables, reader, images)]
     if reader is not None:
         scenes.append(_reliability_scene(reader))
+    scenes.append(own_scene())
     foot = _foot(report, tables)
     title = f"crossent score {name}".strip()
     return page_of_scenes(title, [*head, *numbers], scenes, words_of(["ce", *OFFERED]), foot)
