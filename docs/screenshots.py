@@ -19,9 +19,7 @@ from crossent.tools.explore.scenes import explore_page
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 COLOURS = 128  # of a picture, which keeps it small
 WIDTHS, THEMES = (1280, 360), ("light", "dark")
-STILL = (
-    ".controls, .modes { display: none !important; } .scene { margin: 0 !important; } .scene, main { padding: 1rem; }"
-)
+STILL = ".controls, .modes { display: none !important; } .scene { margin: 0 !important; } SELECTOR { padding: 1rem; }"
 
 
 def own_page() -> str:
@@ -54,9 +52,8 @@ def shot(browser: Any, path: Path, selector: str, width: int, theme: str) -> byt
     """Take one picture of what stands still."""
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
     page.goto(path.as_uri())
-    page.evaluate(
-        "css => { const s = new CSSStyleSheet(); s.replaceSync(css); document.adoptedStyleSheets = [s]; }", STILL
-    )
+    place = "css => { const s = new CSSStyleSheet(); s.replaceSync(css); document.adoptedStyleSheets = [s]; }"
+    page.evaluate(place, STILL.replace("SELECTOR", selector))
     picture: bytes = page.locator(selector).screenshot()
     page.close()
     return picture

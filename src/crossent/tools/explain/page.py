@@ -32,13 +32,8 @@ def plain_logits(x: Sequence[float]) -> list[float | None]:
 
 def explanation_page(e: RowNumbers) -> str:
     """Write the page of an explanation: two of its losses in Push, all of them in tables."""
-    return page_of_scenes(
-        "crossent explain",
-        [html.heading("crossent explain", 1), *_notes(e)],
-        [push_scene(e)],
-        words_of(names(e)),
-        _tables(e),
-    )
+    parts: list[Scene | str] = [html.heading("crossent explain", 1), *_notes(e), push_scene(e), *_tables(e)]
+    return page_of_scenes("crossent explain", parts, words_of(names(e)))
 
 
 def class_names(e: RowNumbers) -> list[str]:

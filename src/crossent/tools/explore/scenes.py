@@ -30,8 +30,8 @@ SURE_AND_WRONG = (-6.0, 6.0, 0.0)
 def explore_page() -> str:
     """Write the whole page."""
     scenes = (push_scene(), corner_scene(), labels_scene(), digits_scene(recorded_digits()), own_scene())
-    title = element("h1", "crossent: what a loss tells a model")
-    return page_of_scenes("crossent explore", [title], scenes, words_of(["ce", *OFFERED]))
+    title = element("h1", "crossent: what a loss tells a model", class_="brand")
+    return page_of_scenes("crossent explore", [title, *scenes], words_of(["ce", *OFFERED]))
 
 
 def recorded_digits() -> Any:

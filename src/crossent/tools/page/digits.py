@@ -28,12 +28,13 @@ Data = Mapping[str, Any]
 def digits_scene(data: Data) -> Scene:
     """Lay out a recorded run of ``crossent train digits``.
 
-    ``data`` holds ``findings``, ``measured``, ``losses`` (name, rate, accuracy, nll, calibration_error, and a sweep of rate,
+    ``data`` holds ``quick`` (what to say of a run that shows nothing, or nothing),
+    ``findings``, ``measured``, ``losses`` (name, rate, accuracy, nll, calibration_error, and a sweep of rate,
     accuracy and calibration_error), and ``images`` (index, label, 64 levels of ink, and the logits of each loss).
     """
     body = [
         element("h2", "What does a loss make of ten digits?"),
-        element("p", escape(_lead(data["losses"])), class_="legend"),
+        element("p", escape(data["quick"] or _lead(data["losses"])), class_="legend"),
         element("p", BARS, class_="note"),
         element("div", "".join(map(_card, data["losses"])), class_="panels"),
         _table(data["losses"]),
@@ -60,9 +61,10 @@ def _lead(losses: Sequence[Data]) -> str:
         sure = min(learnt, key=lambda loss: loss["calibration_error"])
         said.append(
             f"Each loss has the learning rate that suits it. Most often right is {_title(first)}, {percent(first['accuracy'])}, "
-            f"with a calibration error of {fixed(first['calibration_error'], 3)}. Best at knowing how sure it may be is "
-            f"{_title(sure)}, {fixed(sure['calibration_error'], 3)}."
+            f"with a calibration error of {fixed(first['calibration_error'], 3)}."
         )
+        if sure is not first:
+            said.append(f"Best at knowing how sure it may be is {_title(sure)}, {fixed(sure['calibration_error'], 3)}.")
     said += [
         f"{_title(loss).capitalize()} learns at no rate." for loss in losses if loss not in learnt and loss["sweep"]
     ]

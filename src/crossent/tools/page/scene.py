@@ -31,12 +31,12 @@ def section(scene: Scene) -> str:
     return element("section", asked + scene.body + controls, class_="scene", id=scene.kind, data_scene=scene.kind)
 
 
-def page_of_scenes(
-    title: str, head: Sequence[str], scenes: Sequence[Scene], words: Any, foot: Sequence[str] = ()
-) -> str:
-    """Put scenes into a page, below what is said first."""
+def page_of_scenes(title: str, parts: Sequence[Scene | str], words: Any) -> str:
+    """Put scenes and what stands between them into a page."""
+    scenes = [part for part in parts if isinstance(part, Scene)]
     data = {scene.kind: scene.data for scene in scenes} | {"words": words, "present": len(scenes) > 3}
-    return page(title, ["<main>", *head, *map(section, scenes), *foot, "</main>"], data)
+    body = (section(part) if isinstance(part, Scene) else part for part in parts)
+    return page(title, ["<main>", *body, "</main>"], data)
 
 
 def legend() -> str:

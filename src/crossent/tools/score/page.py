@@ -54,13 +54,11 @@ def report_page(report: Report, images: Any = None) -> str:
     ]
     tables = report_tables(report)
     numbers = [html.table(table, sortable=False) for table in tables if table.title in ("Loss", "Scores")]
-    scenes = [_rows_scene(report, tables, reader, images)]
-    if reader is not None:
-        scenes.append(_reliability_scene(reader))
-    scenes.append(own_scene())
-    foot = _foot(report, tables)
+    tried = [] if reader is None else [_reliability_scene(reader)]
+    rows = _rows_scene(report, tables, reader, images)
     title = f"crossent score {name}".strip()
-    return page_of_scenes(title, [*head, *numbers], scenes, words_of(["ce", *OFFERED]), foot)
+    parts: list[Scene | str] = [*head, *numbers, rows, *tried, *_foot(report, tables), own_scene()]
+    return page_of_scenes(title, parts, words_of(["ce", *OFFERED]))
 
 
 def _findings(report: Report, reader: Reader | None) -> list[str]:

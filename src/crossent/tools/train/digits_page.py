@@ -15,10 +15,11 @@ def digits_data(results: Results) -> dict[str, Any]:
     settings, versions = results.settings, results.versions
     data: dict[str, Any] = plain(
         {
+            "quick": paragraph(results) if settings.quick else "",
             "findings": paragraph(results),
             "measured": (
-                f"Measured by crossent train digits: {settings.epochs} epochs, {settings.seeds} seeds, torch {versions['torch']}, "
-                f"crossent {versions['crossent']}. The rates are chosen on validation images, the scores are those of test images."
+                f"Measured by crossent train digits: {settings.epochs} epochs, {settings.seeds} seed{'s' * (settings.seeds > 1)}, "
+                f"torch {versions['torch']}, crossent {versions['crossent']}. The rates are chosen on validation images, the scores are those of test images."
             ),
             "losses": [_loss(loss) for loss in results.losses],
             "images": _images(results),

@@ -41,7 +41,7 @@ def write_page(results: Results) -> str:
     if job.scene is None:
         return page(title, ["<main>", *head, *foot, "</main>"])
     known = [name for name in job.candidates if name in WORDS]
-    return page_of_scenes(title, head, [job.scene(results)], words_of(known), foot)
+    return page_of_scenes(title, [*head, job.scene(results), *foot], words_of(known))
 
 
 def pictures(panels: Sequence[Panel], results: Any, names: str = "") -> str:
