@@ -19,7 +19,8 @@ def digits_data(results: Results) -> dict[str, Any]:
             "findings": paragraph(results),
             "measured": (
                 f"Measured by crossent train digits: {settings.epochs} epochs, {settings.seeds} seed{'s' * (settings.seeds > 1)}, "
-                f"torch {versions['torch']}, crossent {versions['crossent']}. The rates are chosen on validation images, the scores are those of test images."
+                f"torch {versions['torch']}, crossent {versions['crossent']}. The rates are chosen on validation images, the "
+                "scores are those of test images."
             ),
             "losses": [_loss(loss) for loss in results.losses],
             "images": _images(results),
