@@ -83,7 +83,7 @@ def percent(value: float) -> str:
 
 
 def compact(linear: dict) -> str:
-    """Write what the README quotes: times beside the bare products, and peaks."""
+    """Write what the page on heads begins with: times beside the bare products, and peaks."""
     rows = [row for row in linear["rows"] if row["name"].startswith(QUOTED)]
     parts = [f"{thread_words(linear['rows'][0]['threads'])}:", speed_table(rows, COMPACT)]
     training = [row for row in linear["memory"] if row["backward"]]

@@ -28,6 +28,7 @@ struct Member {
     bool masked = false;
     std::optional<View> bias, spread;
     double spread_classes = 0, spread_sum = 0;
+    int64_t all_classes = 0;  // where these are a shard of them
 
     Member() = default;
     explicit Member(nb::handle member) {
@@ -39,11 +40,14 @@ struct Member {
         masked = nb::cast<bool>(member.attr("masked"));
         bias = maybe(member.attr("bias"), "bias"), spread = maybe(member.attr("spread"), "spread");
         spread_classes = number(member, "spread_classes"), spread_sum = number(member, "spread_sum");
+        all_classes = nb::cast<int64_t>(settings.attr("all_classes"));
     }
 
     void check(const View& logits, bool soft) const {
         check_number(temperature > 0 && std::isfinite(temperature), "temperature", temperature, "must be positive");
         check_at_least_zero("softcap", cap), check_at_least_zero("z_loss", z_loss), check_finite("margin", margin);
+        if (all_classes != 0 && all_classes < logits.shape[1])
+            refuse("all_classes", "must be 0, or at least the classes of a shard");
         if (soft && margin != 0) refuse("margin", "must be 0 with probabilities");
         check_penalty();
         if (bias) check_class_numbers(*bias, logits);
@@ -130,7 +134,9 @@ struct Inputs {
         if (soft) p.target_at = layouts.at(1).at, p.wide_target = target.dtype.bits != logits.dtype.bits;
         p.weight_sum = double(p.classes);
         if (weight) p.weight = weight->pointer(), p.weight_sum = smoothing == 0 ? 0 : sum(*weight);
-        p.ignore_index = ignore_index, p.smoothing = smoothing, p.share = smoothing / double(p.classes);
+        p.shard = member.all_classes != 0;
+        p.ignore_index = ignore_index, p.smoothing = smoothing;
+        p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
         p.rows_per_tile = p.at.classes == 1 && p.classes > FEW_CLASSES ? 1 : tile_rows(p);
         set_member(p);
         return p;
@@ -203,20 +209,23 @@ struct Statistics {
 std::optional<double> softmax_forward(
     nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing,
     int64_t reduction, nb::handle loss_, nb::handle row_weight_, nb::handle lse_, nb::handle member,
-    nb::handle statistics_
+    nb::handle statistics_, nb::handle mass_
 ) {
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
     const View &logits = inputs.logits, loss(loss_, "loss", View::WRITE), lse(lse_, "lse", View::WRITE);
-    const std::optional<View> row_weight = maybe(row_weight_, "row_weight", View::WRITE);
+    const std::optional<View> row_weight = maybe(row_weight_, "row_weight", View::WRITE),
+                              mass = maybe(mass_, "mass", View::WRITE);
     if (reduction < NONE || reduction > MEAN) refuse("reduction", "must be one of REDUCTIONS");
     const bool each = reduction == NONE;
     if (row_weight && !each) refuse("row_weight", "must be None where losses are reduced");
+    if (mass && !each) refuse("mass", "must be None where losses are reduced");
     if (!statistics_.is_none() && !each) refuse("statistics", "must be None where losses are reduced");
     check_lse(lse, logits), check_wide(loss, logits);
     Memory memory = inputs.memory();
     memory.writes(loss), memory.writes(lse);
     each ? check_row_numbers(loss, logits) : check_one(loss);
     if (row_weight) check_row_numbers(*row_weight, logits), memory.writes(*row_weight);
+    if (mass) check_row_numbers(*mass, logits), memory.writes(*mass);
     std::optional<Statistics> statistics;
     if (!statistics_.is_none()) {
         statistics.emplace(statistics_, logits);
@@ -228,6 +237,7 @@ std::optional<double> softmax_forward(
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (each) p.loss = loss.pointer();
     if (row_weight) p.row_weight = row_weight->pointer();
+    if (mass) p.mass = mass->pointer();
     if (statistics) {
         p.entropy = statistics->entropy.pointer(), p.target_log_prob = statistics->target_log_prob.pointer();
         p.correct = static_cast<uint8_t*>(statistics->correct.pointer());
@@ -254,21 +264,25 @@ void check_gradients(
 // The gradient of a mean is that of the sum over `divisor`.
 bool softmax_backward(
     nb::handle grad_, double divisor, nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle lse_,
-    int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_, nb::handle member
+    int64_t ignore_index, double smoothing, nb::handle grad_logits_, nb::handle grad_target_, nb::handle member,
+    nb::handle elsewhere_
 ) {
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
     const View grad(grad_, "grad"), lse(lse_, "lse"), &logits = inputs.logits;
+    const std::optional<View> elsewhere = maybe(elsewhere_, "elsewhere");
     const std::optional<View> grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE),
                               grad_target = maybe(grad_target_, "grad_target", View::WRITE);
     check_incoming(grad, logits, true), check_lse(lse, logits);
     Memory memory = inputs.memory();
-    memory.reads(grad), memory.reads(lse);
+    memory.reads(grad), memory.reads(lse), memory.reads(elsewhere);
+    if (elsewhere) check_row_numbers(*elsewhere, logits);
     check_gradients(memory, inputs, grad_logits, grad_target);
     if (!inputs.lay_out(grad_logits, grad_target)) return false;
     Softmax p = inputs.describe();
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;
+    if (elsewhere) p.elsewhere = elsewhere->pointer();
     size_t next = inputs.soft ? 2 : 1;
     if (grad_logits) {
         p.grad_logits = grad_logits->pointer(), p.grad_at = inputs.layouts[next++].at;
@@ -288,9 +302,9 @@ template <class I> double sum_of_weights(const Softmax& p, const I* label, bool 
     double total = 0;
     int64_t counted = 0, wrong = 0;
     for (int64_t row = 0; row < p.rows(); row++) {
-        const int64_t y = int64_t(label[row]), all = counts(y, p.ignore_index, p.classes, wrong);
+        const int64_t y = int64_t(label[row]), all = counts(p, y, wrong);
         counted -= all;
-        if (p.weight && all)
+        if (p.weight && all && y != NO_CLASS)
             total += wide ? static_cast<const double*>(p.weight)[y] : double(static_cast<const float*>(p.weight)[y]);
     }
     if (wrong) throw std::runtime_error("target has a class index that is out of range");
@@ -440,12 +454,12 @@ void bind_softmax(nb::module_& m) {
     m.def(
         "softmax_forward", &softmax_forward, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
         "reduction"_a, "loss"_a, "row_weight"_a.none(), "lse"_a, "member"_a.none() = nb::none(),
-        "statistics"_a = nb::none()
+        "statistics"_a = nb::none(), "mass"_a.none() = nb::none()
     );
     m.def(
         "softmax_backward", &softmax_backward, "grad"_a, "divisor"_a, "logits"_a, "target"_a, "weight"_a.none(),
         "lse"_a, "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(),
-        "member"_a.none() = nb::none()
+        "member"_a.none() = nb::none(), "elsewhere"_a.none() = nb::none()
     );
     m.def("ordinary", &ordinary, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
     m.def(

@@ -47,6 +47,7 @@ struct Softmax {
     const void* spread;  // R, one a class: the weights that smoothing spreads over, or null for c
     int64_t ignore_index;
     double smoothing, share;  // ε and ε / C
+    bool shard;               // these are some of the classes, and an index of -1 is that of one elsewhere
 
     // x' = (cap tanh(x / cap) + bias - margin at the target) / T; see family.h
     double cap, margin, per_temperature, z_loss;
@@ -65,6 +66,7 @@ struct Softmax {
     std::atomic<bool>* out_of_range;
     void *entropy, *target_log_prob;  // R, one a row: statistics; all three, or null
     uint8_t* correct;                 // whether the target's class is the first of the most probable ones
+    void* mass;                       // R, one a row: Σ w, without a penalty; or null
 
     // backward
     const void* grad;  // R, one a row or one number
@@ -73,6 +75,7 @@ struct Softmax {
     Strides grad_at;
     void* grad_target;  // of the dtype of the target, or null
     Strides grad_target_at;
+    const void* elsewhere;  // R, one a row: its mass on other shards of the classes; or null
 
     // both at once
     void* scratch;  // this thread's, aligned as vectors are: `scratch_size` R

@@ -20,10 +20,14 @@ template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
 
 // --- classes --------------------------------------------------------------------------------------------------------
 
+// None is the likeliest, or is the row's own here; none is wanted.
+constexpr int64_t NO_CLASS = -1, NO_TARGET = -2;
+
 // All bits where a row with the class index y counts, none where it does not. `wrong` gets bits where y is neither the
-// index of ignored rows nor a class.
-INLINE int64_t counts(int64_t y, int64_t ignored, int64_t classes, int64_t& wrong) {
-    const int64_t inside = uint64_t(y) < uint64_t(classes) ? -1 : 0, taken = y != ignored ? -1 : 0;
+// index of ignored rows nor a class, nor, of a shard, that of a class elsewhere.
+INLINE int64_t counts(const Softmax& p, int64_t y, int64_t& wrong) {
+    const int64_t here = uint64_t(y) < uint64_t(p.classes) ? -1 : 0, taken = y != p.ignore_index ? -1 : 0;
+    const int64_t inside = here | (p.shard && y == NO_CLASS ? -1 : 0);
     wrong |= taken & ~inside;
     return inside & taken;
 }
@@ -135,6 +139,11 @@ template <class R> struct Masses {
     R rest;    // `spread` without the class that has more than half of p; nan where that is to be subtracted
 };
 
+// What a row has elsewhere is mass on other classes than its own here.
+template <class R> INLINE Masses<R> with_elsewhere(Masses<R> masses, R away) {
+    return {masses.own, masses.spread + away, masses.others + away, masses.rest + away};
+}
+
 // Those of a class index without a penalty on all classes. `weight` is c[y], `even` what smoothing spreads over y,
 // `total` the sum of that over all classes.
 template <class R> INLINE Masses<R> index_masses(const Smoothing<R>& smoothing, R weight, R even, R total, R s) {
@@ -186,8 +195,6 @@ template <class R> struct RowSlopes {
 };
 
 // --- the statistics of a row ----------------------------------------------------------------------------------------
-
-constexpr int64_t NO_CLASS = -1, NO_TARGET = -2;  // none is the likeliest, none is wanted
 
 // Write a row's statistics, where they are wanted.
 template <class R>

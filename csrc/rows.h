@@ -40,9 +40,9 @@ template <class R, class S, class T> struct Row {
     void read_label(const Softmax& p) {
         int64_t wrong = 0;
         y = index_at(p.target, p.index_type, row);
-        valid = counts(y, p.ignore_index, p.classes, wrong);
+        valid = counts(p, y, wrong);
         if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
-        if (!valid) y = NO_CLASS, weight = 0;
+        if (!valid || y == NO_CLASS) y = NO_CLASS, weight = 0;
         else if (p.weight) weight = static_cast<const R*>(p.weight)[y];
     }
 };
@@ -326,6 +326,8 @@ INLINE R finish(const Softmax& p, const Row<R, S, T>& here, RowSums<R, double>& 
     R loss = sum.total(log_sum);
     if (here.t) {
         if (p.entropy) soft_statistics(p, here, sum.top, log_sum, sum.entropy(log_sum), likeliest);
+    } else if (here.y == NO_CLASS) {
+        store_statistics(p, here.row, sum.entropy(log_sum), R(0), false);
     } else {
         R f, s;
         const R log_p = log_p_of(target_logit(p, widen(here.x[here.y]), here.y), sum.top, log_sum);
@@ -336,19 +338,21 @@ INLINE R finish(const Softmax& p, const Row<R, S, T>& here, RowSums<R, double>& 
     return row_loss(p, loss, here.weight, sum.top + log_sum);
 }
 
-// Takes the row's logits and target. Gives top and log_sum, the loss and weight of the row where each row has its own,
-// and adds both to `sums`. A row that does not count has a loss, a weight and statistics of 0.
+// Takes the row's logits and target. Gives top and log_sum, the loss, weight and mass of the row where each row has its
+// own, and adds loss and weight to `sums`. A row that does not count has a loss, a weight and statistics of 0.
 template <class R, class S, class T> static void row_forward(const Softmax& p, int64_t row, double* sums) {
     const Row<R, S, T> here(p, row);
-    R top = 0, log_sum = 0, loss = 0;
+    R top = 0, log_sum = 0, loss = 0, mass = 0;
     if (here.valid) {
         int64_t likeliest = NO_CLASS;
         RowSums<R, double> sum = sum_row<false>(p, here, likeliest, Kept<R>(p));
         top = sum.top, log_sum = sum.log_sum();
         loss = finish(p, here, sum, log_sum, likeliest);
+        mass = R(sum.mass) + (here.t ? R(0) : R(1 - p.smoothing) * here.weight);
     } else {
         store_statistics(p, row, R(0), R(0), false);
     }
+    if (p.mass) static_cast<R*>(p.mass)[row] = mass;
     static_cast<R*>(p.top)[row] = top;
     static_cast<R*>(p.log_sum)[row] = log_sum;
     if (p.loss) static_cast<R*>(p.loss)[row] = loss;
@@ -366,6 +370,8 @@ INLINE Masses<R> own_masses(
 ) {
     const Smoothing<R> smoothing(p);
     R f;
+    log_p = s = even = R(0);
+    if (here.y == NO_CLASS) return index_masses(smoothing, R(0), R(0), R(p.weight_sum), R(0));
     log_p = slopes.log_p(target_logit(p, widen(here.x[here.y]), here.y));
     penalise<1>(p, &log_p, &f, &s);
     even = smoothing.spread ? smoothing.spread[here.y] : R(1);
@@ -394,7 +400,7 @@ INLINE Masses<R> masses_of(const Softmax& p, const Row<R, S, T>& here, const Row
         }
         masses.spread = R(sum.mass);
     }
-    return masses;
+    return p.elsewhere ? with_elsewhere(masses, static_cast<const R*>(p.elsewhere)[here.row]) : masses;
 }
 
 // The slopes of a block of x', with its weights w or, where each class has the same, with `less` = g w; from where to

@@ -97,8 +97,8 @@ template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t
     for (int64_t k = 0; n < PART && k < n; k++) narrow(from[k], to[k]);
 }
 
-// One step of five that take a tile of fewer classes than SIDE from rows to classes: two halves are interleaved, so that
-// the uppermost bit of an element's place becomes the lowest. Five times the inverse takes them back.
+// One step of five that take a tile of fewer classes than SIDE from rows to classes: two halves are interleaved, so
+// that the uppermost bit of an element's place becomes the lowest. Five times the inverse takes them back.
 template <class R> static void interleave(const R* __restrict from, R* __restrict to, int64_t half) {
     for (int64_t i = 0; i < half; i++) to[2 * i] = from[i], to[2 * i + 1] = from[half + i];
 }
@@ -335,14 +335,17 @@ template <class R> struct Labels {
         if (p.index_type == I64) std::memcpy(y, static_cast<const int64_t*>(p.target) + row, size_t(rows) * sizeof *y);
         else
             for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
-        const int64_t ignored = p.ignore_index, classes = p.classes;
         int64_t wrong = 0, counted[LANES];
-        for (int l = 0; l < LANES; l++) counted[l] = counts(y[l], ignored, classes, wrong);
+        for (int l = 0; l < LANES; l++) counted[l] = counts(p, y[l], wrong);
         for (int l = 0; l < LANES; l++) y[l] &= counted[l], valid[l] = weight[l] = R(-counted[l]);
+        for (int l = 0; p.shard && l < LANES; l++) weight[l] = here(l) ? R(1) : R(0);
         if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
         if (const R* c = static_cast<const R*>(p.weight))
-            for (int l = 0; l < LANES; l++) weight[l] = valid[l] == R(0) ? R(0) : c[y[l]];
+            for (int l = 0; l < LANES; l++) weight[l] = here(l) ? c[y[l]] : R(0);
     }
+
+    // Whether a row counts and has its class here.
+    bool here(int64_t l) const { return valid[l] != R(0) && y[l] != NO_CLASS; }
 
     // Whether a row counts and has its class among the n from k on.
     bool within(int64_t l, int64_t k, int64_t n) const { return valid[l] != R(0) && uint64_t(y[l] - k) < uint64_t(n); }
@@ -571,8 +574,9 @@ INLINE void add_targets(
         R entropy[LANES];
         for (int l = 0; l < LANES; l++) entropy[l] = sum.row(l).entropy(log_sum[l]);
         for (int64_t l = 0; l < rows; l++) {
-            const bool valid = label.valid[l] != R(0), hit = sum.likeliest[l] == label.y[l] && log_p[l] == log_p[l];
-            store_statistics(p, row + l, valid ? entropy[l] : R(0), valid ? log_p[l] : R(0), valid && hit);
+            const bool here = label.here(l), hit = sum.likeliest[l] == label.y[l] && log_p[l] == log_p[l];
+            const R entropy_of = label.valid[l] == R(0) ? R(0) : entropy[l];
+            store_statistics(p, row + l, entropy_of, here ? log_p[l] : R(0), here && hit);
         }
     }
     const R keep = R(1 - p.smoothing);
@@ -595,14 +599,20 @@ static void finish(
     for (int l = 0; l < LANES; l++) loss[l] = pick(label.valid[l] == R(0) || l >= rows, R(0), loss[l]);
     sums[0] += fold(loss);
     sums[1] += here.t ? double(rows) : fold(label.weight);
+    const R keep = here.t ? R(0) : R(1 - p.smoothing);
+    for (int64_t l = 0; p.mass && l < rows; l++) {
+        const R mass = sum.mass[l] + keep * label.weight[l];
+        static_cast<R*>(p.mass)[row + l] = label.valid[l] == R(0) ? R(0) : mass;
+    }
     std::memcpy(static_cast<R*>(p.top) + row, sum.top, size_t(rows) * sizeof(R));
     std::memcpy(static_cast<R*>(p.log_sum) + row, log_sum, size_t(rows) * sizeof(R));
     if (p.loss) std::memcpy(static_cast<R*>(p.loss) + row, loss, size_t(rows) * sizeof(R));
     if (p.row_weight) std::memcpy(static_cast<R*>(p.row_weight) + row, label.weight, size_t(rows) * sizeof(R));
 }
 
-// Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss and weight where each row has
-// its own, and adds both to `sums`. A row that does not count has a loss, a weight and statistics of 0.
+// Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss, weight and mass where each
+// row has its own, and adds losses and weights to `sums`. A row that does not count has a loss, a weight and statistics
+// of 0.
 template <class R, class S, class T> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
     const Rows<S, T> here(p, tile);
     Tile<R> logits, weights;
@@ -636,20 +646,22 @@ template <class R> struct Slopes {
     Labels<R> label;
     alignas(64) R top[LANES], log_sum[LANES], g[LANES], extra[LANES];
     alignas(64) R mass[LANES], others[LANES], rest[LANES], scale[LANES];
+    alignas(64) R elsewhere[LANES];
 
     INLINE_MEMBER RowSlopes<R> row(int64_t l) const {
         return {top[l], log_sum[l], g[l], extra[l], mass[l], others[l], rest[l], scale[l]};
     }
     INLINE_MEMBER void set(int64_t l, const Masses<R>& masses) {
         RowSlopes<R> to = row(l);
-        to.set(masses);
+        to.set(with_elsewhere(masses, elsewhere[l]));
         mass[l] = to.mass, others[l] = to.others, rest[l] = to.rest, scale[l] = to.scale;
     }
 
     // Read all that is not a mass of the rows.
     void read(const Softmax& p, int64_t row, int64_t rows) {
         label.read(p, row, rows);
-        for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = 0, g[l] = static_cast<const R*>(p.grad)[0];
+        for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = elsewhere[l] = 0, g[l] = static_cast<const R*>(p.grad)[0];
+        if (p.elsewhere) std::memcpy(elsewhere, static_cast<const R*>(p.elsewhere) + row, size_t(rows) * sizeof(R));
         std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
         std::memcpy(log_sum, static_cast<const R*>(p.log_sum) + row, size_t(rows) * sizeof(R));
         if (p.grad_rows) std::memcpy(g, static_cast<const R*>(p.grad) + row, size_t(rows) * sizeof(R));
@@ -720,6 +732,7 @@ INLINE void index_pulls(const Softmax& p, const Rows<S, T>& here, int64_t q, con
     if (p.penalty == NO_PENALTY) return;
     R log_p[LANES] = {}, f[LANES];
     for (int64_t l = 0; l < here.rows_of(q); l++) {
+        if (label.y[l] == NO_CLASS) continue;
         const R x = widen(here.x[here.offset(p.at, q * LANES + l) + label.y[l] * p.at.classes]);
         log_p[l] = slopes.row(l).log_p(target_logit(p, x, label.y[l]));
     }
@@ -737,7 +750,7 @@ INLINE void set_index_masses(const Softmax& p, const Rows<S, T>& here, int64_t q
     index_pulls(p, here, q, slopes, s);
     for (int l = 0; l < LANES; l++) even[l] = label.weight[l];
     if (const R* spread = static_cast<const R*>(p.spread))
-        for (int l = 0; l < LANES; l++) even[l] = spread[label.y[l]];
+        for (int l = 0; l < LANES; l++) even[l] = label.y[l] == NO_CLASS ? R(0) : spread[label.y[l]];
     for (int l = 0; l < LANES; l++) slopes.set(l, index_masses(smoothing, label.weight[l], even[l], total, s[l]));
 }
 

@@ -68,12 +68,12 @@ def test_an_implementation_imports_neither_another_nor_the_public_layer():
         assert {module for module in ours if not module.startswith(allowed)} == set()
 
 
-def test_only_ops_knows_autograd():
+def test_only_operators_and_collectives_know_autograd():
     knowing = {
         file.relative_to(HERE).parts[0] for file in HERE.rglob("*.py") if "torch.autograd" in file.read_text("utf-8")
     }
     assert "ops" in knowing
-    assert knowing <= {"ops", "tools"}  # the tools use losses, and audit them
+    assert knowing <= {"ops", "parallel", "tools"}  # collectives have derivatives; the tools use losses, and audit them
 
 
 def test_implementations_are_known():

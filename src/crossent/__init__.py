@@ -32,6 +32,7 @@ _HOME = {
     "SigmoidFocalLoss": "losses.modules",
     "Taylor": "core.penalties",
     "Teacher": "core.target",
+    "VocabShard": "core.shard",
     "binary_cross_entropy_with_logits": "losses.binary",
     "check": "tools.check.run",
     "check_loss": "tools.check.audit",
@@ -54,6 +55,7 @@ _HOME = {
     "patch": "models.patching",
     "prior_entropy": "losses.baselines",
     "score": "tools.score.scoring",
+    "shared_denominator": "parallel.denominator",
     "sigmoid_focal_loss": "losses.named",
     "unpatch": "models.patching",
 }

@@ -9,6 +9,7 @@ from crossent.core.penalties import Focal as Focal
 from crossent.core.penalties import Penalty as Penalty
 from crossent.core.penalties import Poly1 as Poly1
 from crossent.core.penalties import Taylor as Taylor
+from crossent.core.shard import VocabShard as VocabShard
 from crossent.core.target import Teacher as Teacher
 from crossent.impl import choose_implementation as choose_implementation
 from crossent.impl import implementations as implementations
@@ -38,6 +39,7 @@ from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats
 from crossent.models.patching import patch as patch
 from crossent.models.patching import unpatch as unpatch
+from crossent.parallel.denominator import shared_denominator as shared_denominator
 from crossent.tools.check.audit import LossReport as LossReport
 from crossent.tools.check.audit import check_loss as check_loss
 from crossent.tools.check.debug import debug as debug
@@ -71,6 +73,7 @@ __all__ = [
     "SigmoidFocalLoss",
     "Taylor",
     "Teacher",
+    "VocabShard",
     "__version__",
     "binary_cross_entropy_with_logits",
     "check",
@@ -94,6 +97,7 @@ __all__ = [
     "patch",
     "prior_entropy",
     "score",
+    "shared_denominator",
     "sigmoid_focal_loss",
     "unpatch",
 ]

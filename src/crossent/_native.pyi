@@ -18,6 +18,7 @@ def softmax_forward(
     lse: Tensor,
     member: object | None = None,
     statistics: object | None = None,
+    mass: Tensor | None = None,
 ) -> float | None: ...
 def softmax_backward(
     grad: Tensor,
@@ -31,6 +32,7 @@ def softmax_backward(
     grad_logits: Tensor | None,
     grad_target: Tensor | None,
     member: object | None = None,
+    elsewhere: Tensor | None = None,
 ) -> bool: ...
 def accumulate(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool: ...
 def softmax_sum(

@@ -1070,6 +1070,50 @@ def linear_cross_entropy(
     return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ seen, grad.sum(0))
 
 
+# --- shards of the classes --------------------------------------------------------------------------------------------
+
+
+class Partial(NamedTuple):
+    """What one shard tells of each row: ``lse_s`` of its classes, ``L_s = Σ_k w_k (lse_s - x_k)`` and ``M_s = Σ_k w_k``."""
+
+    lse: Array
+    loss: Array
+    mass: Array
+
+
+def partial(x: ArrayLike, w: ArrayLike) -> Partial:
+    """Compute what some of the classes tell, with ``w = c ∘ t``: a shard without classes has ``lse_s = -inf``.
+
+    >>> partial([[0.0, 0.0]], [[1.0, 0.0]])
+    Partial(lse=array([0.69314718]), loss=array([0.69314718]), mass=array([1.]))
+    """
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    return Partial(log_sum_exp(x), times(w, surprisal(x)).sum(-1), w.sum(-1))
+
+
+def combine(partials: Iterable[Partial]) -> Partial:
+    """Put shards together: ``lse = log Σ_s e^{lse_s}`` and ``L = Σ_s [L_s + M_s (lse - lse_s)]``, of which every term is ≥ 0.
+
+    >>> halves = partial([[0.0]], [[1.0]]), partial([[0.0]], [[0.0]])
+    >>> combine(halves) == partial([[0.0, 0.0]], [[1.0, 0.0]])
+    True
+    """
+    parts = list(partials)
+    lse = log_sum_exp(np.stack([part.lse for part in parts], -1))
+    loss = sum(part.loss + times(part.mass, lse - part.lse) for part in parts)
+    return Partial(lse, np.asarray(loss), np.asarray(sum(part.mass for part in parts)))
+
+
+def shard_gradient(x: ArrayLike, w: ArrayLike, lse: ArrayLike, mass: ArrayLike) -> Array:
+    """Compute ``∂L/∂x = mass · e^{x - lse} - w`` of a shard, from the lse and the mass of all.
+
+    >>> shard_gradient([[0.0]], [[1.0]], np.log([2.0]), [1.0]).round(4)
+    array([[-0.5]])
+    """
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    return np.asarray(np.asarray(mass)[..., None] * np.exp(x - np.asarray(lse)[..., None]) - w)
+
+
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 

@@ -123,6 +123,41 @@ def test_a_confident_row_keeps_its_accuracy(margin, dtype):
     torch.testing.assert_close(on_x[0].double(), torch.cat([-4 * p[1:2], p[1:]]), **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(2, 2786), (129, 33), (3, 1001, 4), (1, 2047, 5), (40, 100, 37), (7, 1000, 33)], ids=str
+)
+def test_bits_hang_neither_on_threads_nor_on_when_the_gradient_is_formed(shape, dtype):
+    x, y = problem(shape, "contiguous", dtype, soft=False)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for more in ({}, {"inplace_backward": True}, {"inplace_forward": True}):
+                leaf = x.clone().requires_grad_()
+                loss = crossent.cross_entropy(leaf * 1, y, impl="eager", **more)
+                found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    finally:
+        torch.set_num_threads(before)
+    for loss, gradient in found:
+        assert torch.equal(loss, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=["rows", "images"])
+def test_a_row_without_a_softmax_has_no_loss(classes, value, shape):
+    x = torch.zeros((2, classes, *shape), requires_grad=True)
+    with torch.no_grad():
+        x[1] = value
+    y = torch.zeros((2, *shape), dtype=torch.int64)
+    for reduction in ("sum", "none"):
+        loss = crossent.cross_entropy(x, y, reduction=reduction, impl="eager").sum()
+        assert loss.isnan()
+        assert torch.autograd.grad(loss, x)[0][1].isnan().all()
+
+
 def test_an_ignored_row_may_hold_anything():
     x = torch.randn(4, 3, dtype=torch.float32)
     x[1], x[2, 0] = torch.nan, torch.inf

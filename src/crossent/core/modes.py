@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -26,3 +29,13 @@ def plain(*tensors: Tensor | None) -> bool:
 def readable(tensor: Tensor) -> bool:
     """Whether the values of a tensor may decide what is done: they are there, and nobody would have to wait for them."""
     return plain(tensor) and tensor.is_cpu
+
+
+def is_dtensor(*values: Any) -> bool:
+    """Whether one of these is a DTensor. Where nobody has imported what makes them there is none, and nothing is imported."""
+    if all(type(value) is Tensor or type(value) is Parameter or value is None for value in values):
+        return False
+    if torch.compiler.is_compiling():  # the compiler does not watch which modules are there
+        return any(type(value).__name__ == "DTensor" for value in values)
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and any(isinstance(value, tensors.DTensor) for value in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,18 +19,35 @@ class Reduction(NamedTuple):
     """What becomes of the losses of rows.
 
     ``how`` is ``"none"``, ``"sum"`` or ``"mean"``; ``sample_weight`` multiplies them; ``denominator`` replaces what a mean
-    divides by; ``empty`` is what a mean over nothing is.
+    divides by; ``empty`` is what a mean over nothing is; ``across`` completes sums where other processes have other rows.
     """
 
     how: str
     sample_weight: Tensor | None = None
     denominator: float | Tensor | None = None
     empty: str = "nan"
+    across: Callable[..., tuple[Tensor, ...]] | None = None
 
     @property
     def as_torch(self) -> bool:
         """Whether this is torch's mean, of all rows alike over what they weigh."""
-        return self.how == "mean" and self.sample_weight is None and self.denominator is None
+        return self.how == "mean" and self.sample_weight is None and self.denominator is None and self.across is None
+
+    def whole(self, *sums: Tensor) -> tuple[Tensor, ...]:
+        """Complete sums over the rows of this process to sums over all rows."""
+        return sums if self.across is None else self.across(*sums)
+
+    def finish(self, total: Tensor, divisor: float | Tensor | None) -> Tensor:
+        """Make of the sum of this process's rows, and of what they weigh, the sum or the mean."""
+        if self.how == "mean" and self.denominator is None:
+            assert divisor is not None
+            if isinstance(divisor, Tensor):
+                total, divisor = self.whole(total, divisor)
+            return divide(total, divisor, self.empty)
+        if self.how == "mean":
+            assert self.denominator is not None
+            total = divide(total, self.denominator, self.empty)
+        return self.whole(total)[0]
 
     @classmethod
     def of(
@@ -123,12 +141,8 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
     if reduction.how == "none":
         return loss
     loss = ordered_sum(loss)
-    if reduction.how == "sum":
-        return loss
-    assert row_weight is not None
-    return divide(
-        loss, ordered_sum(row_weight) if reduction.denominator is None else reduction.denominator, reduction.empty
-    )
+    own = reduction.how == "mean" and reduction.denominator is None
+    return reduction.finish(loss, ordered_sum(row_weight) if own and row_weight is not None else None)
 
 
 def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:

@@ -20,6 +20,7 @@ from typing_extensions import Self, TypedDict, dataclass_transform
 from crossent.core import checks
 from crossent.core.names import refuse_unknown
 from crossent.core.penalties import BinaryPenalty, NamedPenalty, Penalty, named_penalty
+from crossent.core.shard import VocabShard
 
 
 def row(*, default: Any, schema: str | None, check: Callable[[str, Any], Any]) -> Any:
@@ -80,6 +81,8 @@ class Settings(Record):
     """The numbers of a softmax loss. The defaults are torch's cross entropy: ``settings == Settings()`` is what plain means.
 
     ``t`` is smoothed before ``c`` multiplies it. A penalty is kept by its name and parameters, which an operator can carry.
+    ``all_classes`` is how many classes there are where the logits are a shard of them, and 0 where they have them all; only
+    ``crossent.parallel`` sets it.
     """
 
     ignore_index: int = row(default=-100, schema="int", check=checks.integer)
@@ -97,6 +100,7 @@ class Settings(Record):
     penalty: NamedPenalty = row(
         default=NamedPenalty(), schema="penalty", check=lambda _, value: named_penalty(value, binary=False)
     )
+    all_classes: int = row(default=0, schema="int", check=checks.integer)
     softcap_after_temperature: bool = row(default=False, schema=None, check=checks.flag)
 
     @classmethod
@@ -166,6 +170,10 @@ class _Layout(TypedDict, total=False):
     inplace_forward: bool
 
 
+class _Shard(TypedDict, total=False):
+    shard: VocabShard | None
+
+
 class _Penalty(TypedDict, total=False):
     penalty: Penalty | None
 
@@ -179,11 +187,15 @@ class _Ignored(TypedDict, total=False):
     ignore_index: int
 
 
-class CrossEntropyModuleOptions(ModuleRowOptions, _Layout, _Penalty, LogitOptions, total=False):
+class SoftmaxModuleOptions(ModuleRowOptions, _Layout, _Penalty, LogitOptions, total=False):
+    """What every softmax loss of logits takes."""
+
+
+class CrossEntropyModuleOptions(SoftmaxModuleOptions, _Shard, total=False):
     """What :class:`crossent.CrossEntropyLoss` takes by keyword beside torch's arguments."""
 
 
-class MultilabelModuleOptions(CrossEntropyModuleOptions, _Torchs, total=False):
+class MultilabelModuleOptions(SoftmaxModuleOptions, _Torchs, total=False):
     """What :class:`crossent.MultilabelCrossEntropyLoss` takes by keyword."""
 
 
@@ -191,7 +203,7 @@ class MultilabelOptions(MultilabelModuleOptions, _Batch, total=False):
     """What :func:`crossent.multilabel_cross_entropy` takes by keyword."""
 
 
-class FocalModuleOptions(ModuleRowOptions, _Layout, LogitOptions, _Torchs, _Ignored, total=False):
+class FocalModuleOptions(ModuleRowOptions, _Layout, LogitOptions, _Torchs, _Ignored, _Shard, total=False):
     """What :class:`crossent.FocalLoss` takes by keyword."""
 
 
@@ -199,13 +211,13 @@ class FocalOptions(FocalModuleOptions, _Batch, total=False):
     """What :func:`crossent.focal_loss` takes by keyword."""
 
 
-class StatisticsOptions(ModuleRowOptions, _Batch, _Penalty, LogitOptions, total=False):
+class StatisticsOptions(ModuleRowOptions, _Batch, _Penalty, LogitOptions, _Shard, total=False):
     """What :func:`crossent.cross_entropy_stats` takes by keyword beside torch's arguments."""
 
     dim: int | None
 
 
-class LinearOptions(ModuleRowOptions, _Batch, _Penalty, LogitOptions, total=False):
+class LinearOptions(ModuleRowOptions, _Batch, _Penalty, LogitOptions, _Shard, total=False):
     """What :func:`crossent.linear_cross_entropy` takes by keyword beside its own arguments."""
 
 
@@ -308,7 +320,7 @@ DOCUMENTATION = {
         divisor too, and 0 is the row left out. Differentiable.""",
     "denominator": """a number or 0-d tensor that replaces what the mean divides by, such as the count over all
         micro-batches. Where processes average their gradients, as those of DDP and FSDP do, it is the count of all of them over
-        their number.""",
+        their number, which :func:`crossent.shared_denominator` computes.""",
     "empty": """what the mean over nothing is: ``"nan"`` as in torch, or ``"zero"``, which stays connected to the graph.""",
     "out_dtype": "dtype of the result.",
     "dim": "the class dimension; by default 0 for logits of one dimension and 1 for more.",
@@ -344,6 +356,8 @@ DOCUMENTATION = {
         nothing as large as the logits is made at all. They are gone once the loss is there: a second derivative or a second
         backward pass raises. In bfloat16 a factor that backward brings rounds once more where it is no power of two. In
         float16, whose gradient waits for the factor of a loss scaler, and without a reduction it is ``inplace_backward``.""",
+    "shard": """the :class:`crossent.VocabShard` of the classes that ``input`` holds, where the others lie on other processes. One
+        gather tells the loss of all, on all of them. Labels are those of all classes.""",
     "impl": """``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
         derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.""",
 }

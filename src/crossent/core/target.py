@@ -24,13 +24,18 @@ def stand_in(logits: Tensor, dtype: torch.dtype) -> Tensor:
     return logits.new_empty((), dtype=dtype).expand(logits.shape)
 
 
+ELSEWHERE = -1
+"""The index of a class that another shard has."""
+
+
 class Target(NamedTuple):
     """All that a call of ``cross_entropy`` says about its logits ``(N, C, d1, ...)``: the one thing that implementations take.
 
     ``values`` holds class indices ``(N, d1, ...)`` as int64, or the weights ``t`` as floats ``(N, C, d1, ...)``; ``weight``
     holds the class weights ``c`` as ``(C)``, or None for ones. ``logit_bias`` and ``class_mask`` (True for the classes that are
     allowed) are ``(C)`` or of the logits' shape. ``valid``, ``(N, d1, ...)``, is True for the rows that count, beside which
-    those of ``ignore_index`` do not either.
+    those of ``ignore_index`` do not either. Where the logits are a shard of the classes, everything that has classes is so
+    too, and an index of ``ELSEWHERE`` is that of a row that counts and has its class on another shard.
     """
 
     values: Tensor
@@ -72,6 +77,11 @@ class Target(NamedTuple):
         return usual
 
     @property
+    def is_shard(self) -> bool:
+        """Whether the logits are some of the classes only."""
+        return self.settings.all_classes != 0
+
+    @property
     def indices(self) -> bool:
         """Whether the target holds class indices, rather than weights of the logits' shape."""
         return not self.values.is_floating_point()
@@ -102,9 +112,10 @@ class Target(NamedTuple):
         ignored = self.ignored_rows()
         assert ignored is not None
         y = self.values.unsqueeze(1).masked_fill(ignored, 0)
+        weightless = ignored if not self.is_shard else ignored | (y == ELSEWHERE)
         if self.weight is None:
-            return ignored, y, (~ignored).to(x.dtype)
-        return ignored, y, self.weight.to(x.dtype)[y.clamp(0, x.shape[1] - 1)].masked_fill(ignored, 0.0)
+            return ignored, y, (~weightless).to(x.dtype)
+        return ignored, y, self.weight.to(x.dtype)[y.clamp(0, x.shape[1] - 1)].masked_fill(weightless, 0.0)
 
     def row_weights(self, x: Tensor) -> Tensor:
         """Compute what each row adds to the divisor of a mean, as ``(N, 1, d1, ...)`` in the dtype of ``x``.

@@ -100,14 +100,17 @@ def block_size(head: Head, plan: Plan, size: int) -> int:
     return ceil(size / ceil(size / most)) if size else 1
 
 
-def blocks(head: Head, plan: Plan) -> Iterator[Block]:
-    """Form the logits of the rows that count, block after block, in the same memory."""
+def blocks(head: Head, plan: Plan, at_a_time: int = 1) -> Iterator[Block]:
+    """Form the logits of the rows that count, block after block, in the same memory, or so many in turn."""
     keep, valid = counted(head, plan.target), rows_that_count(plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
     columns = head.weight.shape[0]
-    memory, pieces = new(plan.impl, (min(step, size), columns), head.input), wide_pieces(head.weight, step, plan.impl)
-    for start in range(0, size, step):
+    pieces = wide_pieces(head.weight, step, plan.impl)
+    memories = [
+        new(plan.impl, (min(step, size), columns), head.input) for _ in range(min(at_a_time, ceil(size / step)))
+    ]
+    for at, start in enumerate(range(0, size, step)):
         rows: slice | Tensor | None = (
             slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
         )
@@ -116,9 +119,9 @@ def blocks(head: Head, plan: Plan) -> Iterator[Block]:
         x = take(head.input, rows)
         if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
             x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
-        logits = memory[: x.shape[0]]
+        logits = memories[at % at_a_time][: x.shape[0]]
         _form_logits(head, x, pieces, logits)
-        yield Block(rows, x, logits.view(-1, *head.shape), block_target(plan, rows, head.shape))
+        yield Block(rows, x, logits.view(x.shape[0], *head.shape), block_target(plan, rows, head.shape))
 
 
 class WidePieces:
@@ -261,7 +264,7 @@ class Gradients:
 
     def add(self, block: Block, at_logits: Tensor) -> None:
         """Add what one block gives."""
-        g = at_logits.reshape(at_logits.shape[0], -1)
+        g = at_logits.flatten(1)
         if self.pieces is None and not load(self.impl).multiplies_in(g.dtype):
             self.pieces = WidePieces(self.head.weight, g.shape[0])
         if self.input is not None:
@@ -298,16 +301,26 @@ class Gradients:
             self.pieces = WidePieces(self.head.weight, g.shape[0])
         self.pieces.accumulate(g, x, self.weight, first)
 
-    def finish(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients in the dtype of what they belong to; zeros where no row counted."""
+    def finish(self, divisor: float | Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients, over a divisor, in the dtype of what they belong to; zeros where no row counted."""
         head = self.head
         weight = torch.zeros_like(head.weight) if self.needs[1] and self.weight is None else self.weight
         if weight is not None and self.sums is not None:
             weight = self.sums.add_(weight)
         bias = self.bias
         if head.bias is not None and self.needs[2]:
-            bias = torch.zeros_like(head.bias) if bias is None else bias.to(head.bias.dtype)
-        return self.input, None if weight is None else weight.to(head.weight.dtype), bias
+            bias = torch.zeros_like(head.bias) if bias is None else bias
+        return (
+            self._finished(self.input, head.input, divisor),
+            self._finished(weight, head.weight, divisor),
+            (self._finished(bias, head.bias, divisor)),
+        )
+
+    @staticmethod
+    def _finished(gradient: Tensor | None, of: Tensor | None, divisor: float | Tensor | None) -> Tensor | None:
+        if gradient is None or of is None:
+            return gradient
+        return (gradient if divisor is None else over(gradient, divisor)).to(of.dtype)
 
 
 def _gradients_for(head: Head, plan: Plan, needs: tuple[bool, ...]) -> Gradients:

@@ -23,7 +23,7 @@ from crossent.core.penalties import NamedPenalty
 from crossent.core.reduction import weigh
 from crossent.core.settings import PLAIN, Settings
 from crossent.core.target import BinaryTarget, Target
-from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics, Sum
+from crossent.impl.protocol import Forward, Gradients, Implementation, Partials, RowStatistics, Sum
 
 _CPU = torch.device("cpu")  # said wherever a tensor is made, since a default device may be another
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -216,7 +216,13 @@ def losses_of_rows(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
 
 
 def _forward(
-    logits: Tensor, target: Target, reduction: int, loss: Tensor, row_weight: Tensor | None, statistics: Any = None
+    logits: Tensor,
+    target: Target,
+    reduction: int,
+    loss: Tensor,
+    row_weight: Tensor | None,
+    statistics: Any = None,
+    mass: Tensor | None = None,
 ) -> tuple[float, Tensor]:
     """Run the forward kernels; return the sum of the rows' weights and lse."""
     values, weight, _, _, _, settings = target
@@ -229,7 +235,7 @@ def _forward(
     def run(logits: Tensor, values: Tensor) -> float | None:
         return _native.softmax_forward(
             logits, values, weight, settings.ignore_index, settings.label_smoothing, reduction, loss, row_weight, lse,
-            member, statistics,
+            member, statistics, mass,
         )  # fmt: skip
 
     total = run(logits, values)
@@ -237,6 +243,15 @@ def _forward(
         total = run(logits.contiguous(), values.contiguous())
         assert total is not None
     return total, lse
+
+
+def partials(logits: Tensor, target: Target) -> Partials:
+    """Compute what a shard of the classes tells of each row; see the protocol."""
+    if logits.numel() == 0:
+        return Partials.of_nothing(logits, _wide(logits))
+    loss, mass = (_new_numbers(logits, logits.shape[:1] + logits.shape[2:]) for _ in range(2))
+    lse = _forward(logits, target, _native.REDUCTIONS["none"], loss, None, None, mass)[1]
+    return Partials.of_rows(lse, loss, mass)
 
 
 def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -273,6 +288,7 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients for logits and target; see the eager implementation."""
     dtype = _wide(logits)
@@ -290,12 +306,13 @@ def cross_entropy_backward(
     grad_logits = _gradient(logits, values, inplace) if needs[0] else None
     grad_target = _new_like(target.values) if needs[1] else None
     member = _member(target, dtype, logits.shape[1])
-    if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, member):
+    elsewhere = None if elsewhere is None else elsewhere.to(dtype).contiguous()
+    rest = (member, elsewhere)
+    if not _native.softmax_backward(grad, float(divisor), logits, values, *settings, grad_logits, grad_target, *rest):
         grad_logits = None if grad_logits is None else torch.empty(logits.shape, dtype=logits.dtype, device=_CPU)
         grad_target = None if grad_target is None else torch.empty(values.shape, dtype=values.dtype, device=_CPU)
         _native.softmax_backward(
-            grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target,
-            member,
+            grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target, *rest,
         )  # fmt: skip
     return Gradients(grad_logits, grad_target)
 
@@ -475,6 +492,7 @@ class Native(Implementation):
     losses_of_rows = staticmethod(losses_of_rows)
     gradient_of_rows = staticmethod(gradient_of_rows)
     cross_entropy_backward = staticmethod(cross_entropy_backward)
+    partials = staticmethod(partials)
     statistics = staticmethod(cross_entropy_statistics)
     binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(binary_cross_entropy_backward)

@@ -39,6 +39,40 @@ class Gradients(NamedTuple):
     logit_bias: Tensor | None = None
 
 
+class Partials(NamedTuple):
+    """What a shard of the classes tells of each row, ``(N, d1, ...)``.
+
+    ``lse`` is the pair (top, log_sum) of its own classes, (-inf, 0) where none of them is possible; ``loss`` is
+    ``L_s = Σ w (lse_s - x)`` and ``mass`` is ``M_s = Σ w``. The loss is ``Σ_s [L_s + M_s (lse - lse_s)]``.
+    """
+
+    lse: Tensor
+    loss: Tensor
+    mass: Tensor
+
+    @classmethod
+    def of_nothing(cls, logits: Tensor, dtype: torch.dtype) -> Partials:
+        """Say what no classes tell, or those of no rows."""
+        lse = logits.new_zeros((2, *logits.shape[:1], *logits.shape[2:]), dtype=dtype)
+        lse[0] = -torch.inf
+        return cls(lse, torch.zeros_like(lse[0]), torch.zeros_like(lse[0]))
+
+    @classmethod
+    def of_rows(cls, lse: Tensor, loss: Tensor, mass: Tensor) -> Partials:
+        """Take what kernels give, which know a row whose classes are all impossible only as one without a softmax."""
+        nothing = lse[0] == -torch.inf
+        lse[1].masked_fill_(nothing, 0.0)
+        loss.masked_fill_(nothing, 0.0).masked_fill_(nothing & (mass != 0), torch.inf)
+        return cls(lse, loss, mass)
+
+
+class Costs(NamedTuple):
+    """``Σ w f(p)`` and ``Σ w s(p)`` over the classes of a shard, of each row."""
+
+    loss: Tensor
+    mass: Tensor
+
+
 class Sum(NamedTuple):
     """A sum or a mean, the sum of what the rows weigh, and the gradient for the logits; None what was not asked for."""
 
@@ -119,12 +153,18 @@ class Implementation:
         needs: tuple[bool, ...] = (True, False, False, False),
         divisor: float | Tensor = 1.0,
         inplace: bool = False,
+        elsewhere: Tensor | None = None,
     ) -> Gradients:
         """Compute the gradients for logits and target, as far as they are needed, from that of the loss.
 
         ``grad`` is one number, or one for each row; ``divisor`` is what a mean was divided by. ``inplace`` allows to write the
-        gradient over the logits.
+        gradient over the logits. ``elsewhere`` is the mass of each row on other shards of the classes, whose ``lse`` is that of
+        all.
         """
+        raise NotImplementedError
+
+    def partials(self, logits: Tensor, target: Target) -> Partials:
+        """Compute what a shard of the classes tells of each row, without penalty and z-loss."""
         raise NotImplementedError
 
     def cross_entropy_sum(

@@ -10,8 +10,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
 from crossent.core.checks import Place, check_binary, element_mask, gradient_place, pos_weight_along
+from crossent.core.modes import is_dtensor
 from crossent.core.penalties import BinaryPenalty, Penalty
-from crossent.core.reduction import Reduction, divide, ordered_sum, result_dtype, times, weights_of_rows
+from crossent.core.reduction import Reduction, ordered_sum, result_dtype, times, weights_of_rows
 from crossent.core.settings import BinarySettings, documented
 from crossent.core.target import BinaryTarget
 from crossent.impl import choose
@@ -117,15 +118,39 @@ def binary_cross_entropy_with_logits(
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     if dim is not None:
         pos_weight = pos_weight_along(dim, input, pos_weight)
-    check_binary(input, target, weight, pos_weight)
     settings = BinarySettings.of(ignore_index=ignore_index, label_smoothing=label_smoothing, penalty=penalty)
+    place = gradient_place(inplace_backward, inplace_forward, input)
+    if is_dtensor(input, target, weight, pos_weight, mask, sample_weight, denominator):
+        from crossent.parallel.placements import binary_rows  # which imports DTensor
+
+        placed, (input, target, weight, pos_weight, mask, rows) = binary_rows(
+            input, target, weight, pos_weight, mask, rows
+        )
+        loss = _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, "beside", impl)
+        return placed.result(loss, rows.how)
+    return _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, place, impl)
+
+
+def _understood(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    rows: Reduction,
+    settings: BinarySettings,
+    out_dtype: torch.dtype | None,
+    place: Place,
+    impl: str | None,
+) -> Tensor:
+    """Hold the tensors to each other, and compute the loss."""
+    check_binary(input, target, weight, pos_weight)
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
     name = choose(input, impl, target, described, loss_alone=True)
-    place = gradient_place(inplace_backward, inplace_forward, input)
     loss = _reduced(input, described, rows, name, place)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if not torch.compiler.is_compiling() and rows.across is None and (watcher := watch.current()) is not None:
         watcher(input, input, described, loss, rows.as_torch)
     return loss
 
@@ -138,6 +163,8 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
     divided_by = float(input.numel()) if over_all else 1.0
     loss = ops.binary_cross_entropy(input, target, total, divided_by, impl, place)
     divisor: float | Tensor = input.numel()
+    if reduction.across is not None:
+        divisor = torch.full((), input.numel(), dtype=torch.int64, device=input.device)
     if valid is not None:
         divisor = valid.expand_as(input).sum()
     if sample_weight is not None:
@@ -146,6 +173,4 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
         if reduction.how != "none":
             counted = u.expand_as(input) if valid is None else u * valid
             loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))
-    if reduction.how == "mean" and not over_all:
-        loss = divide(loss, divisor if reduction.denominator is None else reduction.denominator, reduction.empty)
-    return loss
+    return loss if over_all or reduction.how == "none" else reduction.finish(loss, divisor)

@@ -6,6 +6,7 @@ would be lost in silence, and is refused.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ def _refuse_what_a_call_would_do(module: nn.Module) -> None:
     if isinstance(module, nn.Embedding):
         return
     for attribute, what in _HOOKS.items():
-        if getattr(module, attribute, None):
+        hooks = getattr(module, attribute, None) or {}
+        if not all(_gathers(hook) for hook in hooks.values()):
             raise RuntimeError(
                 f"linear_weight must be a module without hooks, which run when it is called, and here it is not: got "
                 f"{type(module).__name__} with {what}, which would be lost. Remove them, with parametrizations in the place of "
@@ -87,6 +89,12 @@ def _refuse_what_a_call_would_do(module: nn.Module) -> None:
             f"linear_weight must be a module with the forward of its class, got {type(module).__name__} whose forward was "
             "replaced, as accelerate does to move weights: what it does would be lost. Remove the hook, or pass the weight"
         )
+
+
+def _gathers(hook: Any) -> bool:
+    """Whether a hook is FSDP's, which gathers weights for a call: those still sharded are DTensors, and are seen."""
+    fsdp = sys.modules.get("torch.distributed.fsdp._fully_shard._fsdp_state")
+    return fsdp is not None and isinstance(getattr(hook, "__self__", None), fsdp.FSDPState)
 
 
 def _refuse_quantised(module: nn.Module) -> None:

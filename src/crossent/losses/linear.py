@@ -5,8 +5,9 @@ Here the arguments are understood and the way is chosen; impl/head.py computes, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from typing_extensions import Unpack
 
 from crossent.core import watch
 from crossent.core.checks import (
+    along_classes_or_whole,
     check_logits_dtype,
+    check_mask,
     check_tensor,
     check_tensors,
     integer,
@@ -26,9 +29,10 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape
-from crossent.core.modes import readable
+from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
+from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
 from crossent.impl.head import (
@@ -47,10 +51,17 @@ from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
 
+if TYPE_CHECKING:
+    from crossent.parallel.heads import HeadPart
+    from crossent.parallel.linear import ShardedHead
+    from crossent.parallel.placements import Across
+
 MAX_BYTES = 128 << 20  # of a block of logits on the CPU
 MAX_BYTES_ELSEWHERE = 1 << 30  # on a GPU, whose products want many rows
 SHOWN = 256  # rows whose logits are shown to crossent.debug
 FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
+
+_Result = TypeVar("_Result")
 
 _BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
 _SHIFT = integer_from(0, "an int of at least 0")
@@ -66,6 +77,7 @@ class LinearPlan(NamedTuple):
         bytes: of a block's logits.
         impl: what computes the loss of a block.
         why: why the logits are formed at once, or "".
+        moved: what of a head of DTensors goes over the mesh, ``"input"``, ``"weight"`` or both; "" for nothing.
     """
 
     blocks: int
@@ -73,6 +85,7 @@ class LinearPlan(NamedTuple):
     bytes: int
     impl: str
     why: str
+    moved: str = ""
 
 
 class _Call(NamedTuple):
@@ -88,6 +101,7 @@ class _Call(NamedTuple):
     impl: str
     named: bool
     dtype: torch.dtype
+    moved: str = ""  # of DTensors, over the mesh
 
     def rows_back(self, rows: Tensor) -> Tensor:
         """Give the values of rows the dimensions that the caller's rows have."""
@@ -167,6 +181,7 @@ def linear_cross_entropy(
     if isinstance(linear_weight, nn.Module):
         input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
     tensors = (input, linear_weight, target, linear_bias, weight)
+    _refuse_gathered(linear_weight)
     if has_torch_function_variadic(*(t for t in tensors if not isinstance(t, Teacher))):
         return handle_torch_function(
             linear_cross_entropy, tensors, input, linear_weight, target, linear_bias=linear_bias, weight=weight,
@@ -178,6 +193,7 @@ def linear_cross_entropy(
         and weight is None
         and type(shift) is int
         and shift == 0
+        and not is_dtensor(*tensors)
         and _ordinary(input, linear_weight, target, linear_bias, max_bytes)
     ):
         assert isinstance(target, Tensor)
@@ -187,17 +203,15 @@ def linear_cross_entropy(
                 F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
                 label_smoothing=label_smoothing,
             )  # fmt: skip
-    call = _understand(
-        input, linear_weight, target, {
-            **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
-        },
-    )  # fmt: skip
-    try:
-        return _loss(call)
-    except IndexError:
-        _say_where(target, call)
-        raise
+    arguments: dict[str, Any] = {
+        **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
+    }  # fmt: skip
+    if more.get("shard") is not None:
+        return _loss_of_shard(input, linear_weight, target, arguments)
+    if is_dtensor(*tensors, *more.values()):
+        return _loss_of_part(input, linear_weight, target, arguments)
+    return _explained(_loss, _understand(input, linear_weight, target, arguments), target)
 
 
 def linear_cross_entropy_stats(
@@ -213,13 +227,20 @@ def linear_cross_entropy_stats(
     >>> linear_cross_entropy_stats(h, W, torch.tensor([0, 1])).correct
     tensor([True, True])
     """
-    call = _understand(input, linear_weight, target, {"reduction": "none", **arguments})
-    try:
-        call = _without_garbage(call, statistics=True)
-        row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
-    except IndexError:
-        _say_where(target, call)
-        raise
+    if arguments.get("shard") is not None:
+        return _statistics_of_shard(input, linear_weight, target, {"reduction": "none", **arguments})
+    given: dict[str, Any] = {"reduction": "none", **arguments}
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    _refuse_gathered(linear_weight)
+    if not is_dtensor(input, linear_weight, target, *given.values()):
+        return _explained(_stats, _understand(input, linear_weight, target, given), target)
+    return _statistics_of_part(input, linear_weight, target, given)
+
+
+def _stats(call: _Call) -> CrossEntropyStats:
+    call = _without_garbage(call, statistics=True)
+    row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     row_weight = _row_weights(call)
     valid = call.target.values != call.target.settings.ignore_index if call.target.indices else row_weight > 0
     row, reduction = row._replace(row_weight=row_weight, correct=row.correct.detach()), call.reduction
@@ -239,13 +260,106 @@ def linear_plan(
     >>> linear_plan(h, W, torch.zeros(4096, dtype=torch.long), impl="eager", max_bytes=1 << 28)[:3]
     (7, 586, 117802408)
     """
-    call = _understand(input, linear_weight, target, dict(arguments))
-    why = _at_once(call)
+    given: dict[str, Any] = dict(arguments)
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    if (shard := given.pop("shard", None)) is not None:
+        return _plan_of_shard(input, linear_weight, target, given, checked_shard(shard))
+    if is_dtensor(input, linear_weight, target, *given.values()):
+        part, _ = _part(input, linear_weight, target, given)
+        call = _understand(*part.tensors)._replace(moved=part.moved)
+    else:
+        call = _understand(input, linear_weight, target, given)
+    return _plan(call, _at_once(call))
+
+
+def _plan(call: _Call, why: str) -> LinearPlan:
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
     rows = size if why else block_size(call.head, call.plan(), size)
     bytes_of = rows * prod(call.head.shape) * call.head.input.dtype.itemsize
-    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why)
+    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why, call.moved)
+
+
+# --- DTensors ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_gathered(weight: object) -> None:
+    """Let parallel/heads.py look at a matrix that came out of a DTensor."""
+    if isinstance(weight, Tensor) and type(weight.grad_fn).__name__ == "_ToTorchTensorBackward":
+        from crossent.parallel.heads import refuse_gathered  # which imports DTensor
+
+        refuse_gathered(weight)
+
+
+def _part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> tuple[HeadPart, _Call]:
+    """Take this process's part of a call with DTensors; and the call as it is on all processes, without values."""
+    from crossent.parallel.heads import head_part, refuse_mixed
+    from crossent.parallel.placements import stand_in
+
+    refuse_mixed(input, weight)
+    whole = {name: stand_in(value) for name, value in arguments.items() if name != "impl"}
+    alike = Teacher(*map(stand_in, target)) if isinstance(target, Teacher) else stand_in(target)
+    whole_call = _understand(stand_in(input), stand_in(weight), alike, whole)  # raises on all processes or on none
+    return head_part(input, weight, target, arguments), whole_call
+
+
+def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[str, Any]:
+    """Give a mean over several processes its divisor: here, since a process with few rows goes another way than the others."""
+    from crossent.parallel.heads import own_weight
+
+    input, _, target, given = part.tensors
+    across, given = part.rows.across, dict(given)
+    if across is None or whole.reduction.how != "mean" or whole.reduction.denominator is not None:
+        return given
+    if part.shard is None:
+        call = _understand(*part.tensors)
+        weights, u = _row_weights(call), call.reduction.sample_weight
+        own = ordered_sum(weights if u is None else weights * u)
+    else:
+        own = own_weight(
+            target, given, weight, whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
+        )
+    return {**given, "denominator": across.spread(across(own)[0])}
+
+
+def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> Tensor:
+    """Compute the loss of a head of DTensors from this process's part."""
+    part, whole = _part(input, weight, target, arguments)
+    given, how = _with_divisor(part, whole, arguments.get("weight")), whole.reduction.how
+    (input, weight, target, _), across = part.tensors, None if how == "none" else part.rows.across
+    if across is not None:
+        given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
+    with part.rows.tell_others(how):
+        if part.shard is None:
+            call = _understand(input, weight, target, given)
+            loss = _explained(_loss, call._replace(reduction=call.reduction._replace(across=across)), target)
+        else:
+            loss = _loss_of_shard(input, weight, target, {**given, "shard": part.shard})
+            loss = loss if across is None else across(loss)[0]
+    return _cut(part.rows.result(loss.to(whole.dtype), how), arguments.get("shift", 0))
+
+
+def _statistics_of_part(
+    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> CrossEntropyStats:
+    """Compute the statistics of a head of DTensors from this process's part."""
+    part, whole = _part(input, weight, target, arguments)
+    (input, weight, target, given), how = part.tensors, whole.reduction.how
+    across = None if how == "none" else part.rows.across
+    with part.rows.tell_others(how):
+        if part.shard is not None:
+            stats = _statistics_of_shard(input, weight, target, {**given, "shard": part.shard}, across)
+        else:
+            call = _understand(input, weight, target, given)
+            stats = _explained(_stats, call._replace(reduction=call.reduction._replace(across=across)), target)
+    shift = arguments.get("shift", 0)
+    return CrossEntropyStats._make(_cut(part.rows.result(value, how), shift) for value in stats)
+
+
+def _cut(rows: Tensor, shift: int) -> Tensor:
+    """Leave out the last positions, which have no label after a shift."""
+    return rows[..., : rows.shape[-1] - shift] if shift and rows.dim() else rows
 
 
 # --- understanding ----------------------------------------------------------------------------------------------------
@@ -344,6 +458,15 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
+def _explained(compute: Callable[[_Call], _Result], call: _Call, target: Tensor | Teacher) -> _Result:
+    """Compute, and say of a class out of range where it is in the caller's target."""
+    try:
+        return compute(call)
+    except IndexError:
+        _say_where(target, call)
+        raise
+
+
 def _say_where(target: Tensor | Teacher, call: _Call) -> None:
     """Raise the IndexError of a class out of range with its place in the caller's target, whose rows were laid side by side."""
     if isinstance(target, Tensor) and call.target.indices:
@@ -408,7 +531,7 @@ def _row_factors(
 ) -> Tensor | None:
     if u is None:
         return None
-    rows = like.select(len(lead), 0)
+    rows = like.new_empty(()).expand(lead + classes[1:])
     if shift:
         rows = rows[..., : lead[-1] - shift]
     u = weights_of_rows(u, rows.to(torch.promote_types(like.dtype, torch.float32)), whole=True)
@@ -424,6 +547,13 @@ def _wants_grad(*tensors: Tensor | None) -> bool:
 
 def _at_once(call: _Call) -> str:
     """Say why the logits of all rows are formed at once, in operations that autograd knows; "" if they are not."""
+    head = call.head
+    few = _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes)
+    return _must_be_formed(call) or ("few logits" if few else "")
+
+
+def _must_be_formed(call: _Call) -> str:
+    """Say who needs the logits of all rows as a whole; "" for nobody."""
     head, target, denominator = call.head, call.target, call.reduction.denominator
     given = (
         *head[:3],
@@ -435,7 +565,7 @@ def _at_once(call: _Call) -> str:
         return why
     if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
         return "probabilities, class weights or a logit_bias that require grad"
-    return "few logits" if _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes) else ""
+    return ""
 
 
 def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
@@ -511,7 +641,7 @@ def _loss(call: _Call) -> Tensor:
         loss = call.rows_back(loss) if reduction.how == "none" else loss
     else:
         loss = _reduced(call).to(call.dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if not torch.compiler.is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
         _show(call, loss, watcher)
     return loss
 
@@ -596,7 +726,7 @@ def _differentiable_statistics_at_once(head: Head, plan: Plan) -> tuple[Tensor, 
 
 def _reduced(call: _Call) -> Tensor:
     """Compute a sum or a mean in blocks, with the gradients on the way."""
-    how, factor, given, empty = call.reduction
+    how, factor, given, empty, _ = call.reduction
     wide = torch.promote_types(call.head.input.dtype, torch.float32)
     divisor = torch.ones((), dtype=wide, device=call.head.input.device)
     later = isinstance(given, Tensor) and given.requires_grad
@@ -613,5 +743,110 @@ def _reduced(call: _Call) -> Tensor:
     loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
     if later:
         assert given is not None
-        return divide(loss, given, empty)
-    return loss if how == "sum" or empty == "zero" else loss.masked_fill(nothing, torch.nan)
+        loss = divide(loss, given, empty)
+    elif how == "mean" and empty != "zero":
+        loss = loss.masked_fill(nothing, torch.nan)
+    return call.reduction.whole(loss)[0]
+
+
+# --- shards of the classes --------------------------------------------------------------------------------------------
+
+
+def _understand_shard(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> tuple[_Call, ShardedHead]:
+    """Understand a call whose head is a shard of the classes; its hidden states are then where they are needed."""
+    from crossent.parallel import linear as parallel  # torch's collectives take 0.2 s to import
+
+    shard = checked_shard(arguments["shard"])
+    with parallel.agreeing(shard, input):
+        if isinstance(target, Teacher):
+            raise TypeError("target must be a torch.Tensor where shard is given, got a crossent.Teacher")
+        if isinstance(linear_weight, nn.Module):
+            input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
+            arguments = {**arguments, "linear_bias": bias}
+        _check_head(input, linear_weight, arguments.get("linear_bias"))
+        given, target = _own_classes(arguments, target, len(input.shape) - 1, linear_weight.shape[0], shard)
+        mask = given.pop("class_mask", None)
+        call = _understand(input, linear_weight, target, given)
+        lead, classes = call.lead, call.head.shape
+        if mask is not None:
+            like = input.new_empty(()).expand(lead + classes)
+            laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
+            mask = _rows_of(laid_out, mask, prod(lead), classes)
+        described = call.target._replace(class_mask=mask)
+        if shard.sequence_parallel:
+            parallel.check_sequence_parallel(described, call.shift)
+        if described.indices and readable(described.values):
+            described.raise_if_out_of_range(shard.classes)
+    return parallel.laid_out(call, described, shard, arguments.get("impl"))
+
+
+def _own_classes(
+    arguments: dict[str, Any], target: Tensor, axis: int, size: int, shard: VocabShard
+) -> tuple[dict[str, Any], Tensor]:
+    """Take this shard's part of everything that has classes."""
+    given = {name: value for name, value in arguments.items() if name != "shard"}
+    for name in ("weight", "logit_bias", "class_mask"):
+        if isinstance(value := given.get(name), Tensor):
+            given[name] = shard.part(value, 0 if value.dim() == 1 else axis, size)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        target = shard.part(target, axis, size)
+    return given, target
+
+
+def _plan_of_shard(
+    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any], shard: VocabShard
+) -> LinearPlan:
+    """Say how a head that is a shard of the classes is taken apart, which is the same on all processes."""
+    from crossent.parallel.linear import bytes_of_block, share_of
+
+    assert isinstance(target, Tensor)
+    given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
+    given.pop("class_mask", None)
+    call = _understand(input, weight, target, given)
+    few = _few(call.head.input.shape[0] * share_of(call.head.shape, shard), input, call.max_bytes)
+    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl)
+    return _plan(call._replace(max_bytes=size), _must_be_formed(call) or ("few logits" if few else ""))
+
+
+def _loss_of_shard(
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> Tensor:
+    """Compute the loss of a head that is a shard of the classes."""
+    from crossent.parallel.linear import own_rows, sharded_linear
+
+    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    input = call.head.input
+    few = _few(
+        input.shape[0] * sharded.share, input, call.max_bytes
+    )  # on each process, though shards may differ in size
+    loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
+    if row_weight is not None:
+        loss = reduce_rows(loss, row_weight, call.reduction)
+    if call.reduction.how == "none":
+        loss = call.rows_back(own_rows(loss, sharded.shard))
+    return loss.to(call.dtype)
+
+
+def _statistics_of_shard(
+    input: Tensor,
+    linear_weight: Tensor | nn.Module,
+    target: Tensor | Teacher,
+    arguments: dict[str, Any],
+    across: Across | None = None,
+) -> CrossEntropyStats:
+    """Compute the statistics of a head that is a shard of the classes; ``across`` completes sums over other rows."""
+    from crossent.parallel.linear import own_rows, sharded_linear_statistics
+
+    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    row, counted, predicted = sharded_linear_statistics(call.head, sharded)
+    reduction = call.reduction._replace(across=across)
+    if reduction.how == "none":
+        row, (counted, predicted) = (
+            RowStatistics(*(call.rows_back(own_rows(t, sharded.shard)) for t in row)),
+            (call.rows_back(own_rows(t, sharded.shard)) for t in (counted, predicted)),
+        )
+        u = reduction.sample_weight
+        reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(own_rows(u, sharded.shard)))
+    return reduced_statistics(row, counted, reduction, call.dtype, predicted)

@@ -25,6 +25,7 @@ from crossent.core.settings import (
     MultilabelModuleOptions,
     Settings,
     SigmoidFocalModuleOptions,
+    SoftmaxModuleOptions,
     check_names,
     default_of,
     names_of,
@@ -116,7 +117,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     CrossEntropyLoss(reduction='sum', penalty=Focal(gamma=2.0), temperature=2.0)
     """
 
-    takes = CrossEntropyModuleOptions
+    takes: type = CrossEntropyModuleOptions
     softcap: float | None
     softcap_after_temperature: bool
     temperature: float
@@ -285,6 +286,8 @@ class MultilabelCrossEntropyLoss(CrossEntropyLoss):
 
     Source: Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", 2018.
     """
+
+    takes = SoftmaxModuleOptions
 
     def __init__(self, weight: Tensor | None = None, **options: Unpack[MultilabelModuleOptions]) -> None:
         check_names(options, MultilabelModuleOptions, "MultilabelCrossEntropyLoss")

@@ -10,9 +10,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
 from crossent.core.checks import Place, gradient_place
+from crossent.core.modes import is_dtensor
 from crossent.core.penalties import Penalty
-from crossent.core.reduction import Reduction, divide, reduce_rows, result_dtype
+from crossent.core.reduction import Reduction, reduce_rows, result_dtype
 from crossent.core.settings import Settings, documented
+from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import SPECIAL, Target, describe
 from crossent.impl import choose
 from crossent.ops import softmax as ops
@@ -48,6 +50,7 @@ def cross_entropy(
     softcap_after_temperature: bool = False,
     inplace_backward: bool = False,
     inplace_forward: bool = False,
+    shard: VocabShard | None = None,
     impl: str | None = None,
 ) -> Tensor:
     r"""Compute the softmax cross entropy between logits and class indices or probabilities, in nats.
@@ -107,7 +110,7 @@ def cross_entropy(
             cross_entropy, (input, target, weight, logit_bias, class_mask), input, target, weight, size_average,
             ignore_index, reduce, reduction, label_smoothing, sample_weight=sample_weight, denominator=denominator,
             empty=empty, out_dtype=out_dtype, dim=dim, inplace_backward=inplace_backward,
-            inplace_forward=inplace_forward, impl=impl, **given,
+            inplace_forward=inplace_forward, shard=shard, impl=impl, **given,
         )  # fmt: skip
     if (
         not torch.compiler.is_compiling()
@@ -118,6 +121,7 @@ def cross_entropy(
         and denominator is None
         and out_dtype is None
         and dim is None
+        and shard is None
         and impl is None
         and size_average is None
         and reduce is None
@@ -132,12 +136,65 @@ def cross_entropy(
         quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
         if quick is not None:
             return quick
+    if shard is not None:
+        from crossent.parallel.softmax import sharded_cross_entropy  # torch's collectives take 0.2 s to import
+
+        return sharded_cross_entropy(
+            input, target, weight, checked_shard(shard), {
+                **dict(zip(_NAMES, own, strict=True)), "ignore_index": ignore_index, "label_smoothing": label_smoothing,
+                "reduction": reduction, "sample_weight": sample_weight, "denominator": denominator, "empty": empty,
+                "size_average": size_average, "reduce": reduce, "dim": dim, "out_dtype": out_dtype, "impl": impl,
+                "inplace_backward": inplace_backward, "inplace_forward": inplace_forward,
+            },
+        )  # fmt: skip
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     options: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
     options["ignore_index"], options["label_smoothing"] = ignore_index, label_smoothing
+    place = gradient_place(inplace_backward, inplace_forward, input)
+    if is_dtensor(input, target, weight, sample_weight, denominator, logit_bias, class_mask):
+        from crossent.parallel.placements import softmax_rows  # which imports DTensor
+
+        placed, (input, target, weight, rows, options) = softmax_rows(input, target, weight, rows, dim, options)
+        with placed.tell_others(rows.how):
+            loss = _of_part(placed.shard, input, target, weight, rows, options, dim, out_dtype, impl)
+        return placed.result(loss, rows.how)
+    return _understood(input, target, weight, rows, options, dim, out_dtype, place, impl)
+
+
+def _of_part(
+    shard: VocabShard | None,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    rows: Reduction,
+    options: dict[str, Any],
+    dim: int | None,
+    out_dtype: torch.dtype | None,
+    impl: str | None,
+) -> Tensor:
+    """Compute the loss of a process's part of DTensors: of some rows, and of some classes where it has a shard."""
+    if shard is None:
+        return _understood(input, target, weight, rows, options, dim, out_dtype, "beside", impl)
+    from crossent.parallel.softmax import sharded_cross_entropy
+
+    more = {"dim": dim, "out_dtype": out_dtype, "impl": impl, "inplace_backward": False, "inplace_forward": False}
+    return sharded_cross_entropy(input, target, weight, shard, {**options, **more}, rows)
+
+
+def _understood(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    rows: Reduction,
+    options: dict[str, Any],
+    dim: int | None,
+    out_dtype: torch.dtype | None,
+    place: Place,
+    impl: str | None,
+) -> Tensor:
+    """Lay out what the caller gave, and compute the loss."""
     logits, described = describe(input, target, weight, dim, options)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    place = gradient_place(inplace_backward, inplace_forward, input)
     return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)
 
 
@@ -155,7 +212,7 @@ def reduced_cross_entropy(
     how = reduction.how
     if reduction.sample_weight is not None:
         how = "none"
-    elif how == "mean" and not (reduction.denominator is None and reduction.empty == "nan"):
+    elif how == "mean" and not (reduction.as_torch and reduction.empty == "nan"):
         how = "sum"
     loss, row_weight = ops.cross_entropy(logits, target, how, name, place)
     if how == "none":
@@ -163,9 +220,9 @@ def reduced_cross_entropy(
             loss = loss.squeeze(0)
             row_weight = None if row_weight is None else row_weight.squeeze(0)
         loss = reduce_rows(loss, row_weight, reduction)
-    elif row_weight is not None and reduction.how == "mean":
-        loss = divide(loss, row_weight if reduction.denominator is None else reduction.denominator, reduction.empty)
+    elif how == "sum":
+        loss = reduction.finish(loss, row_weight)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if not torch.compiler.is_compiling() and (watcher := watch.current()) is not None:
+    if not torch.compiler.is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
         watcher(input, logits, target, loss, reduction.as_torch)
     return loss

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from crossent.core.reduction import Reduction, ordered_sum, reduce_rows, result_dtype, weights_of_rows
+from crossent.core.modes import is_dtensor
+from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
+from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, describe
 from crossent.impl import choose, formulas
 from crossent.impl.protocol import NO_CLASS, RowStatistics
@@ -92,16 +94,60 @@ def cross_entropy_stats(
     See also: :func:`crossent.cross_entropy` with ``denominator=`` for the count over all micro-batches.
     """
     check_names(options, StatisticsOptions, "cross_entropy_stats")
+    if options.get("shard") is not None:
+        named = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+        return _of_shard(checked_shard(options["shard"]), input, target, weight, None, {**options, **named})
     rows = Reduction.among(reduction, options)
     numbers = {**options, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    logits, described = describe(input, target, weight, options.get("dim"), numbers)
-    dtype = result_dtype(input, (target, weight) if not described.indices else (), options.get("out_dtype"))
-    row_statistics, counted = statistics_of(logits, described, options.get("impl")), described.counted_rows(logits)
+    tensors = (rows.sample_weight, rows.denominator, options.get("logit_bias"), options.get("class_mask"))
+    if not is_dtensor(input, target, weight, *tensors):
+        return _understood(input, target, weight, rows, numbers)
+    from crossent.parallel.placements import softmax_rows  # which imports DTensor
+
+    placed, local = softmax_rows(input, target, weight, rows, options.get("dim"), numbers)
+    shard = placed.shard
+    with placed.tell_others(rows.how):
+        stats = _understood(*local) if shard is None else _of_shard(shard, *local)
+    return CrossEntropyStats._make(placed.result(value, rows.how) for value in stats)
+
+
+def _understood(
+    input: Tensor, target: Tensor, weight: Tensor | None, rows: Reduction, numbers: dict[str, Any]
+) -> CrossEntropyStats:
+    """Lay out what the caller gave, and compute the statistics."""
+    logits, described = describe(input, target, weight, numbers.get("dim"), numbers)
+    dtype = result_dtype(input, (target, weight) if not described.indices else (), numbers.get("out_dtype"))
+    row_statistics, counted = statistics_of(logits, described, numbers.get("impl")), described.counted_rows(logits)
     row_statistics, predicted = with_prediction(row_statistics, logits, described, rows.how)
     if input.dim() == 1:
         row_statistics, counted = RowStatistics(*(t.squeeze(0) for t in row_statistics)), counted.squeeze(0)
         predicted = None if predicted is None else predicted.squeeze(0)
     return reduced_statistics(row_statistics, counted, rows, dtype, predicted)
+
+
+def _of_shard(
+    shard: VocabShard,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: Reduction | None,
+    options: dict[str, Any],
+) -> CrossEntropyStats:
+    """Compute the statistics of logits whose classes lie on several processes; a reduction may have been read already."""
+    from crossent.parallel.softmax import failing_together, shard_rows  # torch's collectives take 0.2 s to import
+    from crossent.parallel.statistics import columns_told, row_statistics
+
+    dim = options.get("dim")
+    with failing_together(input, dim, shard, columns_told):
+        reduction = reduction or Reduction.among(options["reduction"], options)
+        rows = shard_rows(input, target, weight, dim, options, shard)
+        dtype = result_dtype(input, () if rows.indexed else (target, weight), options.get("out_dtype"))
+        choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
+    row, counted, predicted = row_statistics(rows, shard)
+    if input.dim() == 1:
+        row = RowStatistics(*(t.squeeze(0) for t in row))
+        counted, predicted = counted.squeeze(0), predicted.squeeze(0)
+    return reduced_statistics(row, counted, reduction, dtype, predicted)
 
 
 def with_prediction(
@@ -125,15 +171,19 @@ def reduced_statistics(
     row: RowStatistics, counted: Tensor, reduction: Reduction, dtype: torch.dtype, predicted: Tensor | None
 ) -> CrossEntropyStats:
     """Reduce the statistics of rows; ``counted`` marks those that are not ignored."""
-    loss = reduce_rows(row.loss, row.row_weight, reduction).to(dtype)
-    row_weight = row.row_weight
-    if reduction.sample_weight is not None:
-        row_weight = row_weight * weights_of_rows(reduction.sample_weight, row_weight, whole=True).detach()
+    row_weight, u = row.row_weight, reduction.sample_weight
+    loss = reduce_rows(row.loss, None, Reduction("none", u))
+    if u is not None:
+        row_weight = row_weight * weights_of_rows(u, row_weight, whole=True)
     of_model = (row.lse, row.target_log_prob, row.entropy, row.correct)
     if reduction.how == "none":
         assert predicted is not None
-        return CrossEntropyStats(loss, *of_model[:3], row.correct.bool(), counted.long(), row_weight, predicted)
-    by_count = Reduction(reduction.how, empty=reduction.empty)
-    averages = (reduce_rows(rows, counted.to(rows.dtype), by_count) for rows in of_model)
+        told = (row.correct.bool(), counted.long(), row_weight.detach(), predicted)
+        return CrossEntropyStats(loss.to(dtype), *of_model[:3], *told)
+    sums = (*map(ordered_sum, (loss, *of_model, row_weight)), counted.long().sum())
+    loss, *averages, weight_sum, count = reduction.whole(*sums)
+    if reduction.how == "mean":
+        loss = divide(loss, weight_sum if reduction.denominator is None else reduction.denominator, reduction.empty)
+        averages = [divide(total, count, reduction.empty) for total in averages]
     none = torch.full((), NO_CLASS, device=row_weight.device)
-    return CrossEntropyStats._make((loss, *averages, counted.long().sum(), ordered_sum(row_weight), none))
+    return CrossEntropyStats._make((loss.to(dtype), *averages, count, weight_sum.detach(), none))

@@ -1,8 +1,8 @@
 """The family in torch operations: any device, dtype, layout and transform, differentiable by autograd to any order.
 
 ``softmax`` and ``binary`` hold losses and gradients, ``blocks`` the same a block of rows at a time, ``statistics`` what else
-the logits tell, ``tangents`` forward mode, ``pieces`` what they are made of. All arithmetic is in float32 or wider. Nothing
-here knows autograd.
+the logits tell, ``shards`` what some of the classes tell, ``tangents`` forward mode, ``pieces`` what they are made of. All
+arithmetic is in float32 or wider. Nothing here knows autograd.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from crossent.impl.eager import blocks
 from crossent.impl.eager.binary import binary_cross_entropy_tangent
+from crossent.impl.eager.blocks import partial_costs
+from crossent.impl.eager.pieces import as_logits, smoothed_target
+from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.statistics import (
     correct_classes,
     correct_logits,
@@ -25,12 +28,17 @@ from crossent.impl.protocol import Implementation
 __all__ = [
     "IMPLEMENTATION",
     "Eager",
+    "as_logits",
     "binary_cross_entropy_tangent",
     "correct_classes",
     "correct_logits",
     "cross_entropy_tangent",
     "distribution",
+    "partial_costs",
+    "partial_statistics",
+    "partials",
     "predicted_logits",
+    "smoothed_target",
     "statistics",
     "statistics_backward",
     "statistics_tangent",
@@ -45,6 +53,7 @@ class Eager(Implementation):
     cross_entropy_forward = staticmethod(blocks.cross_entropy_forward)
     cross_entropy_backward = staticmethod(blocks.cross_entropy_backward)
     cross_entropy_sum = staticmethod(blocks.cross_entropy_sum)
+    partials = staticmethod(blocks.partials)
     statistics = staticmethod(statistics)
     binary_cross_entropy_forward = staticmethod(blocks.binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(blocks.binary_cross_entropy_backward)

@@ -22,9 +22,9 @@ from crossent.core.checks import may_be_overwritten
 from crossent.core.modes import plain, readable
 from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
 from crossent.core.target import BinaryTarget, Target, stand_in
-from crossent.impl.eager import binary, softmax
+from crossent.impl.eager import binary, shards, softmax
 from crossent.impl.eager.pieces import class_sum
-from crossent.impl.protocol import Forward, Gradients, Sum
+from crossent.impl.protocol import Costs, Forward, Gradients, Partials, Sum
 
 _CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth the calls of a dozen operations
 _SHARE = 10  # blocks at least on another device: eight tensors in float32 of one are less than the gradient
@@ -134,23 +134,56 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients as ``softmax.cross_entropy_backward`` does: of logits and target in blocks, where lse is known."""
     whole = needs[2:] != (False, False) or logits.numel() == 0
     if lse is None or whole or not takes(grad, logits, *target.tensors):
-        return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor)
+        return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor, elsewhere=elsewhere)
     blocks, g = Blocks(logits, target), over(grad, divisor)
     lse = lse.flatten(2) if lse.dim() > 3 else lse
+    elsewhere = _flat(elsewhere, 2)
     g = g if g.dim() < 2 else g.flatten(1)
     on_logits = room(blocks.logits, blocks.target.values, inplace) if needs[0] else None
     on_target = torch.empty_like(blocks.target.values) if needs[1] else None
     for block in blocks:
         of_rows = g if g.dim() == 0 else g[block.at]
-        found = softmax.cross_entropy_backward(of_rows, block.logits, block.target, lse[block.at_lse], needs)
+        away = None if elsewhere is None else elsewhere[block.at]
+        found = softmax.cross_entropy_backward(
+            of_rows, block.logits, block.target, lse[block.at_lse], needs, elsewhere=away
+        )
         for to, part in ((on_logits, found.logits), (on_target, found.target)):
             if to is not None and part is not None:
                 _part(to, block).copy_(part)
     return Gradients(*(None if to is None else blocks.whole(to, 3) for to in (on_logits, on_target)))
+
+
+def partials(logits: Tensor, target: Target) -> Partials:
+    """Compute what ``shards.partials`` does."""
+    if logits.numel() == 0 or not takes(logits, *target.tensors):
+        return shards.partials(logits, target)
+    blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
+    whole = logits.new_empty((4, *blocks.rows), dtype=dtype)
+    for block in blocks:
+        lse, *sums = shards.partials(block.logits, block.target)
+        whole[:2][block.at_lse] = lse
+        for to, value in zip(whole[2:], sums, strict=True):
+            to[block.at] = value
+    whole = blocks.whole(whole, 3)
+    return Partials(whole[:2], whole[2], whole[3])
+
+
+def partial_costs(logits: Tensor, target: Target, lse: Tensor) -> Costs:
+    """Compute what ``shards.partial_costs`` does."""
+    if logits.numel() == 0 or not takes(logits, lse, *target.tensors):
+        return shards.partial_costs(logits, target, lse)
+    blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
+    whole, lse = logits.new_empty((2, *blocks.rows), dtype=dtype), lse.flatten(2) if lse.dim() > 3 else lse
+    for block in blocks:
+        costs = shards.partial_costs(block.logits, block.target, lse[block.at_lse])
+        for to, value in zip(whole, costs, strict=True):
+            to[block.at] = value
+    return Costs(*blocks.whole(whole, 3))
 
 
 def cross_entropy_sum(
@@ -161,37 +194,44 @@ def cross_entropy_sum(
     factor: float | None,
     inplace: bool = False,
 ) -> Sum:
-    """Compute a sum or mean and a factor times its gradient; see the protocol."""
-    if factor is None:
-        forward = cross_entropy_forward(logits, target, "mean" if mean else "sum")
-        return Sum(None if dtype is None else forward.loss.to(dtype), float(forward.row_weight), None)
-    if inplace:  # before anything is written over
+    """Compute a sum or mean and a factor times its gradient; see the protocol. The loss has the same bits without one."""
+    if inplace and factor is not None:  # before anything is written over
         target.raise_if_out_of_range(logits.shape[1])
     blocks = Blocks(logits, target)
     total = target.divisor(logits)
-    g = over(total.new_full((), factor), total if mean else 1.0)
-    gradient = room(blocks.logits, blocks.target.values, inplace)
+    g = over(total.new_full((), 1.0 if factor is None else factor), total if mean else 1.0)
+    gradient = None if factor is None else room(blocks.logits, blocks.target.values, inplace)
     short = target.indices and target.plain and target.settings.label_smoothing == 0 and logits.numel() > 0
     loss = (_of_indices if short else _by_formula)(blocks, g, gradient)
     whole = ordered_sum(loss)
     if mean:
         whole = divide(whole, total, "nan")
-    return Sum(None if dtype is None else whole.to(dtype), float(total), blocks.whole(gradient, 3))
+    gradient = None if gradient is None else blocks.whole(gradient, 3)
+    return Sum(None if dtype is None else whole.to(dtype), float(total), gradient)
 
 
-def _by_formula(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
-    """Write the gradient, and return the losses of the rows."""
+def _by_formula(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
+    """Write the gradient where there is room for it, and return the losses of the rows."""
     loss = blocks.logits.new_empty(blocks.rows, dtype=g.dtype)
     for block in blocks:
         loss[block.at], _, lse = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
-        found = softmax.cross_entropy_backward(g, block.logits, block.target, lse).logits
-        assert found is not None
-        _part(gradient, block).copy_(found)
+        if gradient is not None:
+            found = softmax.cross_entropy_backward(g, block.logits, block.target, lse).logits
+            assert found is not None
+            _part(gradient, block).copy_(found)
     return loss
 
 
-def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
-    """Write the gradient of class indices, and return the losses of the rows: what stands at the top of this file."""
+def _softmax(x: Tensor) -> Tensor:
+    """Compute ``p``; torch's own over classes that are apart has other bits with other numbers of threads."""
+    if x.dim() == 2:
+        return x.softmax(1)
+    p = (x - x.amax(1, keepdim=True)).exp_()
+    return p.div_(class_sum(p))
+
+
+def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
+    """Do the same for class indices: what stands at the top of this file."""
     ignored, y, weight = blocks.target.labels(stand_in(blocks.logits, g.dtype))
     gone = ignored | (weight == 0)
     some_gone = not readable(gone) or bool(gone.any())
@@ -203,13 +243,14 @@ def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor) -> Tensor:
             x = x.masked_fill(_part(gone, block), 0.0)
         _part(top, block).copy_(x.amax(1, keepdim=True))
         _part(at_y, block).copy_(x.gather(1, label))
-        p = x.softmax(1)
+        p = _softmax(x)
         _part(top_p, block).copy_(p.amax(1, keepdim=True))
         not_y = 1 - p.gather(1, label)  # to one rounding, but for where p_y is next to 1
-        others = class_sum(p.scatter_(1, label, 0.0))
+        others = class_sum(p.scatter_(1, label, 0.0)) + (not_y - not_y)  # nan without a softmax, of one class too
         others = _part(rest, block).copy_(torch.where(others < 0.5, others, not_y))
-        factor = _part(by, block)
-        _part(gradient, block).copy_(p.mul_(factor).scatter_(1, label, -factor * others))
+        if gradient is not None:
+            factor = _part(by, block)
+            _part(gradient, block).copy_(p.mul_(factor).scatter_(1, label, -factor * others))
     log_sum = -top_p.log()  # of Σ e^{x - top}, and nan where there is no softmax
     log_p = torch.where(rest < 0.5, (-rest).log1p(), (at_y - top) - log_sum)
     return times(weight, -log_p).squeeze(1)

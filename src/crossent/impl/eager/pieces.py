@@ -56,7 +56,7 @@ def as_logits(values: Tensor, x: Tensor) -> Tensor:
 def uniform_share(target: Target, x: Tensor) -> float | Tensor:
     """Compute what the uniform distribution over the classes that are allowed gives to each."""
     if target.class_mask is None:
-        return 1 / x.shape[1]
+        return 1 / (target.settings.all_classes or x.shape[1])
     allowed = target.class_mask.to(x.dtype)
     size = allowed.sum() if allowed.dim() == 1 else class_sum(allowed)
     return as_logits(allowed / size.clamp_min(1.0), x)

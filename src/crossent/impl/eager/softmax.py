@@ -88,14 +88,16 @@ def cross_entropy_backward(
     needs: tuple[bool, ...] = (True, False, False, False),
     divisor: float | Tensor = 1.0,
     inplace: bool = False,
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients for logits, target, class weights and logit bias from that of the loss, a number or one a row.
 
-    ``divisor`` is what a mean was divided by. With ``lse=None`` it is computed here, and the result is then a differentiable
-    function of every tensor given. ``inplace`` would save nothing here, where other tensors as large are formed.
+    ``divisor`` is what a mean was divided by, ``elsewhere`` the mass of each row on other shards of the classes. With
+    ``lse=None`` it is computed here, and the result is then a differentiable function of every tensor given. ``inplace`` would
+    save nothing here, where other tensors as large are formed.
     """
     g = over(grad, divisor) if grad.dim() == 0 else grad.unsqueeze(1)
-    return gradients(RowGradient(g), logits, target, lse, needs)
+    return gradients(RowGradient(g), logits, target, lse, needs, None if elsewhere is None else elsewhere.unsqueeze(1))
 
 
 class RowGradient(NamedTuple):
@@ -108,18 +110,31 @@ class RowGradient(NamedTuple):
 
 
 def gradients(
-    row: RowGradient, logits: Tensor, target: Target, lse: Tensor | None, needs: tuple[bool, ...]
+    row: RowGradient,
+    logits: Tensor,
+    target: Target,
+    lse: Tensor | None,
+    needs: tuple[bool, ...],
+    elsewhere: Tensor | None = None,
 ) -> Gradients:
-    """Compute the gradients for logits, target, class weights and logit bias from those of the rows."""
+    """Compute the gradients for logits, target, class weights and logit bias from those of the rows.
+
+    ``elsewhere`` is the mass of the loss on other shards of the classes, as ``(N, 1, d1, ...)``.
+    """
     x = logits.to(compute_dtype(logits, target.values))
     on_logits, on_target, on_weight, on_bias = needs = (*needs, False)[:4]
     if x.numel() == 0:
         wanted = (logits, target.values, target.weight, target.logit_bias)
-        zeros = (torch.zeros_like(t) if need and t is not None else None for t, need in zip(wanted, needs, strict=True))
+        # They hang on what comes, though it is nothing: where other processes have rows, backward is to come by here too.
+        nothing = row.loss.flatten()[:0].sum()
+        zeros = (
+            torch.zeros_like(t) + nothing.to(t.dtype) if need and t is not None else None
+            for t, need in zip(wanted, needs, strict=True)
+        )
         return Gradients(*zeros)
     settings, whole = target.settings, row.lse is not None
     target = _without_garbage(target, _unasked(row, row.loss == 0))
-    unseen = _unseen_rows(row, x, target, lse)
+    unseen = _unseen_rows(row, x, target, lse, elsewhere)
     x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
     dead = None
@@ -131,11 +146,12 @@ def gradients(
     log_p = (x - top) - log_sum
     grad_logits = grad_target = grad_weight = grad_bias = at_x = None
     if on_logits or on_bias or (on_target and settings.margin):
-        sparse = target.indices and (target.plain or settings.label_smoothing == 0)
         of_loss = _without_garbage(target, row.loss == 0) if whole else target
-        at_x = (_index_gradient if sparse else _soft_gradient)(
-            row.loss, log_p, of_loss, top + log_sum if settings.z_loss else None
-        )
+        of_z = top + log_sum if settings.z_loss else None
+        if target.indices and (target.plain or settings.label_smoothing == 0) and not target.is_shard:
+            at_x = _index_gradient(row.loss, log_p, of_loss, of_z)
+        else:
+            at_x = _soft_gradient(row.loss, log_p, of_loss, of_z, elsewhere)
         if whole:
             at_x = at_x + _statistics_gradient(row, log_p, target)
         if dead is not None:
@@ -165,14 +181,17 @@ def gradients(
     return Gradients(grad_logits, grad_target, grad_weight, grad_bias)
 
 
-def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None) -> Tensor:
+def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None, elsewhere: Tensor | None) -> Tensor:
     """Mark the rows, as ``(N, 1, d1, ...)``, that weigh nothing and have no softmax: whose logits may as well be 0.
 
     A row that weighs nothing and has a softmax stays: its gradient is 0, and the derivative of that by the weight is not.
     """
-    weightless = row.loss == 0
-    if target.settings.label_smoothing == 0:
-        weightless = weightless | (_weights(target, x) == 0).all(1, keepdim=True)
+    weightless, c = row.loss == 0, class_weights(target.weight, x)
+    if target.settings.label_smoothing == 0 or c is not None:  # smoothing gives every class that has a weight a part
+        no_weight = (_weights(target, x) == 0).all(1, keepdim=True)
+        if target.settings.label_smoothing != 0 and c is not None:
+            no_weight = no_weight & (weigh(c, uniform_share(target, x) * torch.ones_like(x)) == 0).all(1, keepdim=True)
+        weightless = weightless | (no_weight if elsewhere is None else no_weight & (elsewhere == 0))
     level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
     return (_unasked(row, weightless) & ~level.isfinite()).expand_as(level)
 
@@ -216,8 +235,10 @@ def _statistics_gradient(row: RowGradient, log_p: Tensor, target: Target) -> Ten
     return by_log_prob + p * (row.lse - row.entropy * (finite + row_entropy(log_p).unsqueeze(1)))
 
 
-def _soft_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None) -> Tensor:
-    """Compute ``g (mass·p - w∘t)``.
+def _soft_gradient(
+    g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None, elsewhere: Tensor | None = None
+) -> Tensor:
+    """Compute ``g (mass·p - w∘t)``, where some of the mass may lie elsewhere.
 
     A class with more than half of the probability may have it next to 1; its entry is ``rest·p - w t (1 - p)``, where the rest
     of the mass is summed and not subtracted.
@@ -233,6 +254,8 @@ def _soft_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None)
     if lse is not None:
         extra = times(target.row_weights(log_p), 2 * target.settings.z_loss * lse)
         mass, rest = mass + extra, rest + extra
+    if elsewhere is not None:
+        mass, rest = mass + elsewhere, rest + elsewhere
     p = log_p.exp()
     return g * torch.where(near_one, rest * p + pull * log_p.expm1(), mass * p - pull)
 

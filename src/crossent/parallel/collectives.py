@@ -1,0 +1,176 @@
+"""What processes tell each other, differentiably: torch.distributed's collectives, and no others.
+
+A tensor is either *shared*, the same on all processes, with a gradient that all of them have whole; or *own*, a part that each
+process has for itself, with the gradient of that part. ``gather`` makes shared tensors of own ones, ``spread`` lets each process
+use a shared tensor in its own way, ``gather_rows`` is both. Sums are float32 or wider, and have the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.distributed import _functional_collectives as collectives
+
+
+def processes(group: Any) -> int:
+    """Say how many processes a group has."""
+    return dist.get_world_size(group)
+
+
+def rank_in(group: Any) -> int:
+    """Say which of a group this process is."""
+    return dist.get_rank(group)
+
+
+def start_gathering(x: Tensor, group: Any) -> Tensor:
+    """Begin to gather equal tensors of all processes as ``(P, ...)``; ``finish`` waits for them."""
+    gathered: Tensor = collectives.all_gather_single(x.contiguous().unsqueeze(0), 0, _or_all(group))
+    return gathered
+
+
+def finish(gathered: Tensor) -> Tensor:
+    """Wait for what was gathered."""
+    there: Tensor = collectives.wait_tensor(gathered)
+    return there
+
+
+def _or_all(group: Any) -> Any:
+    return dist.group.WORLD if group is None else group
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(x, group):
+        return finish(start_gathering(x, group))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Own.apply(grad, ctx.group), None
+
+
+class _Own(Function):
+    @staticmethod
+    def forward(x, group):
+        return x[rank_in(group)].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(grad, ctx.group), None
+
+
+class _Spread(Function):
+    @staticmethod
+    def forward(x, group):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _AddUp.apply(grad, ctx.group), None
+
+
+class _AddUp(Function):
+    @staticmethod
+    def forward(x, group):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+        return finish(collectives.all_reduce(wide, "sum", _or_all(group))).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Spread.apply(grad, ctx.group), None
+
+
+class _GatherRows(Function):
+    @staticmethod
+    def forward(x, group):
+        return finish(start_gathering(x, group)).flatten(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _ScatterRows.apply(grad, ctx.group), None
+
+
+class _ScatterRows(Function):
+    @staticmethod
+    def forward(x, group):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+        return finish(collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group))).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _GatherRows.apply(grad, ctx.group), None
+
+
+def gather(x: Tensor, group: Any) -> Tensor:
+    """Gather the own tensors of all processes to a shared one, ``(P, ...)``."""
+    gathered: Tensor = _Gather.apply(x, group)
+    return gathered
+
+
+def spread(x: Tensor, group: Any) -> Tensor:
+    """Let each process use a shared tensor in its own way."""
+    own: Tensor = _Spread.apply(x, group)
+    return own
+
+
+def gather_rows(x: Tensor, group: Any) -> Tensor:
+    """Gather the rows of all processes, each of which then uses all of them in its own way."""
+    rows: Tensor = _GatherRows.apply(x, group)
+    return rows
+
+
+# --- failing together -------------------------------------------------------------------------------------------------
+
+_WELL, _FAILED = 0, 1
+_HEADER = 3  # int64: whether all is well, and the first and the number of a process's classes
+
+
+def pack(columns: Tensor, start: int, size: int, failed: bool = False) -> Tensor:
+    """Lay the columns ``(K, ...)`` of a process out behind a header, as one tensor of one dimension."""
+    numbers = [_FAILED if failed else _WELL, start, size]
+    header = torch.tensor(numbers, dtype=torch.int64, device=columns.device)
+    return torch.cat([header.view(columns.dtype), columns.flatten()])
+
+
+def unpack(gathered: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Take what was gathered apart: the headers ``(P, 3)`` and the columns ``(P, K, ...)``."""
+    words = _HEADER * 8 // gathered.element_size()
+    return gathered[:, :words].contiguous().view(torch.int64), gathered[:, words:].reshape(-1, *shape)
+
+
+def raise_together(error: Exception | None, group: Any) -> None:
+    """Tell all processes of a group why some have failed, and raise that everywhere. All of them must come here."""
+    said: list[Any] = [None] * processes(group)
+    dist.all_gather_object(said, None if error is None else (type(error), str(error)), group=group)
+    if error is not None:
+        raise error
+    rank = next(i for i, one in enumerate(said) if one is not None)
+    kind, message = said[rank]
+    raise kind(f"process {rank} of the group: {message}")

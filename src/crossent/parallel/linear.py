@@ -1,0 +1,361 @@
+"""A linear head whose classes lie on several processes, and its loss, a block of rows at a time.
+
+Each process forms its own logits of a block, and one gather tells the block's losses and how much mass its rows have elsewhere,
+while the logits of the next block are formed. A sum or a mean forms its gradients with the loss. Where rows are kept apart,
+backward forms the logits once more, and needs nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from crossent.core.modes import plain, readable
+from crossent.core.reduction import Reduction, ordered_sum, over, reduce_rows, times
+from crossent.core.shard import VocabShard
+from crossent.core.target import Target
+from crossent.impl import choose, formulas, load
+from crossent.impl.head import Block, Gradients, Head, Plan, block_size, blocks, counted, put, take
+from crossent.ops.library import differentiated
+from crossent.ops.linear import transform_under_way
+from crossent.parallel.collectives import (
+    finish,
+    gather,
+    gather_rows,
+    pack,
+    processes,
+    raise_together,
+    rank_in,
+    spread,
+    start_gathering,
+    unpack,
+)
+from crossent.parallel.softmax import (
+    Rows,
+    Whole,
+    check_headers,
+    columns_of,
+    looked_again,
+    row_losses,
+    rows_of,
+    together,
+)
+from crossent.parallel.statistics import Told, recomputed, told
+
+_AT_A_TIME = 2  # blocks: the losses of one are told while the logits of the next are formed
+
+
+@dataclass(frozen=True)
+class ShardedHead:
+    """What is asked of the rows of a head, ``rows`` without their logits, and how they are taken apart."""
+
+    rows: Rows
+    shape: tuple[int, ...]  # of a row's logits here, (C_s, d1, ...)
+    shard: VocabShard
+    max_bytes: int
+    impl: str
+
+    @property
+    def share(self) -> int:
+        """The logits of a row on one process, if the classes are cut evenly."""
+        return share_of(self.shape, self.shard)
+
+    def plan(self, dtype: torch.dtype) -> Plan:
+        """Say how many rows make a block, which is the same on all processes."""
+        return Plan(
+            self.rows.target, None, bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl), self.impl
+        )
+
+    def of(self, block: Block) -> Rows:
+        """Say what is asked of a block."""
+        return self.rows.some(block.rows)._replace(logits=block.logits, target=block.target)
+
+    def some(self, some: slice) -> ShardedHead:
+        """Say what is asked of some rows."""
+        return replace(self, rows=self.rows.some(some))
+
+
+def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
+    """Count the logits ``(C, d1, ...)`` of a row on one process, if the classes are cut evenly."""
+    return ceil(shard.classes / processes(shard.group)) * prod(shape[1:])
+
+
+def bytes_of_block(shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str) -> int:
+    """Say how large a block is here: as many rows on all processes as fit an even share of the classes, some blocks at a time."""
+    each = dtype.itemsize + 4 * load(impl).workspace
+    rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * each))
+    return rows * max(1, prod(shape) * each)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _wholes(head: Head, sharded: ShardedHead) -> Any:
+    """Form block after block, and put what all processes tell of its rows together, one block behind."""
+    shard, first, waiting = sharded.shard, True, None
+    compute = load(sharded.impl)
+    for block in blocks(head, sharded.plan(head.input.dtype), _AT_A_TIME):
+        rows = sharded.of(block)
+        columns = columns_of(rows, compute.partials(block.logits, rows.first_target))
+        gathered = start_gathering(pack(columns, shard.start, sharded.shape[0]), shard.group)
+        if waiting is not None:
+            yield _put_together(*waiting, shard, first)
+            first = False
+        waiting = (block, rows, gathered, columns.shape)
+    if waiting is not None:
+        yield _put_together(*waiting, shard, first)
+
+
+def _put_together(
+    block: Block, rows: Rows, gathered: Tensor, shape: torch.Size, shard: VocabShard, first: bool
+) -> tuple[Block, Rows, Whole]:
+    headers, columns = unpack(finish(gathered), shape)
+    if first and readable(headers):
+        check_headers(headers, shard)
+    return block, rows, looked_again(rows, together(rows, columns, rank_in(shard.group)), shard)
+
+
+def _zeros(sharded: ShardedHead) -> Tensor:
+    return torch.zeros_like(sharded.rows.row_weight)
+
+
+def _slopes(sharded: ShardedHead, block: Block, whole: Whole, grad: Tensor) -> Tensor:
+    """Compute the gradient for a block's logits, in their place."""
+    needs = (True, False, False, False)
+    compute = load(sharded.impl)
+    found = compute.cross_entropy_backward(
+        grad.to(whole.lse.dtype), block.logits, block.target, whole.lse, needs, 1.0, True, whole.elsewhere
+    )
+    assert found.logits is not None
+    return found.logits
+
+
+def _gradients(head: Head, sharded: ShardedHead, needs: tuple[bool, ...]) -> tuple[Gradients, int]:
+    plan = sharded.plan(head.input.dtype)
+    keep = counted(head, plan.target)
+    size = head.input.shape[0] if keep is None else keep.shape[0]
+    count = ceil(size / block_size(head, plan, size))
+    return Gradients(head, needs, sharded.impl, count, keep is not None), count
+
+
+# --- autograd ---------------------------------------------------------------------------------------------------------
+
+
+class ShardedLinearSum(Function):
+    """The sum or mean of the losses of a head's rows, with its gradients; public for its name, which autograd shows."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, sharded, reduction):
+        head, needs = Head(input, weight, bias, sharded.shape), ctx.needs_input_grad[:3]
+        u, how, given = reduction.sample_weight, reduction.how, reduction.denominator
+        losses, row_weight = _zeros(sharded), _zeros(sharded)
+        gradients, count = _gradients(head, sharded, needs) if any(needs) else (None, 0)
+        for block, _, whole in _wholes(head, sharded):
+            put(losses, block.rows, whole.loss)
+            put(row_weight, block.rows, whole.row_weight)
+            if gradients is None:
+                continue
+            grad = torch.ones_like(whole.loss) if u is None else take(u, block.rows)
+            if count == 1 and how == "mean":  # one block's gradient is not rounded twice
+                grad = over(grad, _divisor(row_weight, u, given))
+            gradients.add(block, _slopes(sharded, block, whole, grad))
+        loss = reduce_rows(losses, row_weight, reduction)
+        by = _divisor(row_weight, u, given) if how == "mean" and count > 1 else None
+        found = (None, None, None) if gradients is None else gradients.finish(by)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, bias)
+        ctx.found, ctx.sharded, ctx.reduction = found, sharded, reduction
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
+        tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if differentiated(grad, *tensors):
+
+            def loss(head: Head) -> Tensor:
+                return reduce_rows(*_rows_at_once(head, ctx.sharded), ctx.reduction)
+
+            return (*_at_once(loss, grad, tensors, needs, ctx.sharded), None, None)
+        return (*(None if g is None else g * grad for g in ctx.found), None, None)
+
+
+def _divisor(row_weight: Tensor, u: Tensor | None, given: float | Tensor | None) -> Tensor | float:
+    if given is not None:
+        return given
+    return ordered_sum(row_weight if u is None else times(u, row_weight))
+
+
+class ShardedLinearRows(Function):
+    """The losses of a head's rows, kept apart; public for its name, which autograd shows."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, sharded):
+        head = Head(input, weight, bias, sharded.shape)
+        losses, row_weight, elsewhere = (_zeros(sharded) for _ in range(3))
+        lse = torch.stack([losses, losses])
+        for block, _, whole in _wholes(head, sharded):
+            for to, value in ((losses, whole.loss), (row_weight, whole.row_weight), (elsewhere, whole.elsewhere)):
+                put(to, block.rows, value)
+            for to, value in zip(lse, whole.lse, strict=True):
+                put(to, block.rows, value)
+        ctx.mark_non_differentiable(row_weight)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, bias, lse, elsewhere)
+        ctx.sharded = sharded
+        return losses, row_weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 4
+        *tensors, lse, elsewhere = ctx.saved_tensors
+        sharded, needs = ctx.sharded, ctx.needs_input_grad[:3]
+        if differentiated(grad, *tensors):
+            return (*_at_once(lambda head: _rows_at_once(head, sharded)[0], grad, tensors, needs, sharded), None)
+        input, weight, bias = tensors
+        head = Head(input, weight, bias, sharded.shape)
+        gradients = _gradients(head, sharded, needs)[0]
+        for block in blocks(head, sharded.plan(input.dtype)):
+            of_block = torch.stack([take(part, block.rows) for part in lse])
+            whole = Whole(of_block, grad, grad, take(elsewhere, block.rows))
+            gradients.add(block, _slopes(sharded, block, whole, take(grad, block.rows)))
+        return (*gradients.finish(), None)
+
+
+def _at_once(loss: Any, grad: Tensor, tensors: Any, needs: tuple[bool, ...], sharded: ShardedHead) -> tuple[Any, ...]:
+    """Compute gradients that can be differentiated."""
+    with torch.enable_grad():
+        leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
+        input, weight, bias = leaves
+        wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
+        total = loss(Head(input, weight, bias, sharded.shape))
+        found = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needs)
+
+
+def _logits(head: Head, sharded: ShardedHead) -> Rows:
+    """Form all logits, where they are few or somebody differentiates what is done with them."""
+    ignored = None if sharded.rows.labels is None else ~sharded.rows.hard.counted_rows(sharded.rows.logits)
+    input = head.input
+    if ignored is not None:  # whose garbage the products would carry along
+        absent = ignored.flatten(1).all(1) if ignored.dim() > 1 else ignored
+        input = input.masked_fill(absent.unsqueeze(1), 0.0)
+    return sharded.rows._replace(logits=F.linear(input, head.weight, head.bias).view(input.shape[0], *sharded.shape))
+
+
+def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
+    return row_losses(_logits(head, sharded), sharded.shard, sharded.impl, False)
+
+
+# --- what losses call -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def agreeing(shard: VocabShard, input: Any) -> Iterator[None]:
+    """Hear of what is wrong on another process before the first block, where nobody has to wait for a device to know."""
+    if not isinstance(input, Tensor) or not readable(input):
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    rows = 0 if input.dim() == 0 else input.shape[:-1].numel()
+    mine = torch.tensor([error is not None, rows], dtype=torch.int64, device=input.device)
+    failed, sizes = finish(start_gathering(mine, shard.group)).unbind(1)
+    if failed.any():
+        raise_together(error, shard.group)
+    if (sizes != rows).any():
+        raise ValueError(f"input must have as many rows on each process of the shard's group, got {sizes.tolist()}")
+
+
+def check_sequence_parallel(target: Target, shift: int) -> None:
+    """Refuse what cannot be told apart where each process has its own rows and its own classes."""
+    if not target.indices:
+        raise RuntimeError(
+            "sequence_parallel takes class indices, got probabilities: gather the hidden states and give each process its "
+            "classes of all rows"
+        )
+    if any(t is not None and t.dim() > 1 for t in (target.logit_bias, target.class_mask)):
+        raise RuntimeError(
+            "sequence_parallel takes a logit_bias or class_mask of one value a class, got one for each row"
+        )
+    if shift:
+        raise RuntimeError(
+            "sequence_parallel takes no shift, for a row's label may be another process's: shift the labels before the "
+            "sequence is cut"
+        )
+
+
+def laid_out(call: Any, target: Target, shard: VocabShard, impl: str | None) -> tuple[Any, ShardedHead]:
+    """Bring hidden states, labels and sample weights to where each process needs them, and give the target its part."""
+    input, reduction, classes = call.head.input, call.reduction, call.head.shape
+    if shard.sequence_parallel:
+        target = target._replace(values=_of_all_rows(target.values, shard))
+        u = reduction.sample_weight
+        reduction = reduction._replace(sample_weight=None if u is None else _of_all_rows(u, shard))
+        input = gather_rows(input, shard.group)
+    elif shard.reduce_input_grad:
+        input = spread(input, shard.group)
+    logits = input.new_empty(()).expand(input.shape[0], *classes)
+    rows = rows_of(logits, target, shard)
+    name = choose(logits, impl, rows.target.values, rows.target)
+    call = call._replace(head=call.head._replace(input=input), reduction=reduction, target=target)
+    return call, ShardedHead(rows, classes, shard, call.max_bytes, name)
+
+
+def _of_all_rows(x: Tensor, shard: VocabShard) -> Tensor:
+    return gather(x, shard.group).flatten(0, 1)
+
+
+def own_rows(x: Tensor, shard: VocabShard) -> Tensor:
+    """Take what belongs to this process's rows."""
+    if not shard.sequence_parallel:
+        return x
+    size = x.shape[0] // processes(shard.group)
+    return x.narrow(0, rank_in(shard.group) * size, size)
+
+
+def sharded_linear(
+    head: Head, sharded: ShardedHead, reduction: Reduction, at_once: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the losses of a head's rows and what they weigh, or their sum or mean, and None."""
+    u, given = reduction.sample_weight, reduction.denominator
+    learned = any(isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled() for t in (u, given))
+    if at_once or torch.compiler.is_compiling() or transform_under_way(*head[:3]):
+        return _rows_at_once(head, sharded)
+    if not plain(*head[:3], *sharded.rows.target.tensors):  # somebody looks on, who would not see a kernel
+        sharded = replace(sharded, impl=formulas.IMPLEMENTATION.name)
+    later = head.input.dtype == torch.float16 and any(t is not None and t.requires_grad for t in head[:3])
+    if reduction.how == "none" or learned or later:
+        rows: tuple[Tensor, Tensor] = ShardedLinearRows.apply(*head[:3], sharded)
+        return rows
+    return ShardedLinearSum.apply(*head[:3], sharded, reduction), None
+
+
+def sharded_linear_statistics(head: Head, sharded: ShardedHead) -> Told:
+    """Compute the statistics of a head's rows, some at a time; backward forms their logits, and gathers, once more."""
+    size = head.input.shape[0]
+    step = block_size(head, sharded.plan(head.input.dtype), size)
+    parts = []
+    for start in range(0, max(size, 1), step):
+        some = slice(start, start + step)
+
+        def compute(input: Tensor, weight: Tensor, bias: Tensor | None, some: slice = some) -> tuple[Tensor, ...]:
+            part, here = sharded.some(some), Head(input, weight, bias, head.shape)
+            return told(_logits(here, part), sharded.shard)
+
+        parts.append(recomputed(compute, head.input[some], head.weight, head.bias))
+    each = [torch.cat(values) for values in zip(*parts, strict=True)]
+    return Told.of(each)

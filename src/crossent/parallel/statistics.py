@@ -1,0 +1,102 @@
+"""The statistics of rows whose classes lie on several processes, by the gather that tells their loss.
+
+    Σ t log p = -Σ_s [T_s + m_s (lse - lse_s)]        H = Σ_s e^{lse_s - lse} [H_s + (lse - lse_s)]
+
+with ``T_s = Σ_k t_k (lse_s - x_k)``, ``m_s = Σ_k t_k`` and the entropy ``H_s`` among the classes of a shard. Backward looks at the
+rows once more, and gathers once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from crossent.core.reduction import times
+from crossent.core.shard import VocabShard
+from crossent.impl import formulas
+from crossent.impl.protocol import NO_CLASS, RowStatistics
+from crossent.parallel.collectives import rank_in
+from crossent.parallel.softmax import Columns, Rows, columns_of, exchange, lse_above, penalised_loss, together
+
+
+class Told(NamedTuple):
+    """The statistics of rows, which of them count, and the class that is predicted for each."""
+
+    row: RowStatistics
+    counted: Tensor
+    predicted: Tensor
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Told:
+        """Take tensors that stand one after the other."""
+        *row, counted, predicted = tensors
+        return cls(RowStatistics._make(row), counted, predicted)
+
+
+def columns_told(dtype: torch.dtype) -> int:
+    """Say how many numbers a row takes: its columns, four more, and two positions as bits."""
+    return len(Columns._fields) + 4 + 2 * 8 // dtype.itemsize
+
+
+def recomputed(compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
+    """Compute something of tensors of which backward computes it once more, so that nothing is kept for it."""
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not wanted or torch.compiler.is_compiling():
+        return compute(*tensors)
+    return checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+def row_statistics(rows: Rows, shard: VocabShard) -> Told:
+    """Compute the statistics of rows, the same on all processes."""
+    return Told.of(recomputed(lambda logits: told(rows._replace(logits=logits), shard), rows.logits))
+
+
+def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
+    """Compute the tensors of :class:`Told` in operations that autograd knows."""
+    partials = formulas.partials(rows.logits, rows.first_target)
+    more = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
+    columns = columns_of(rows, partials)
+    numbers = torch.stack([t.to(columns.dtype) for t in (more.cost, more.mass, more.entropy, more.most)])
+    positions = torch.stack([more.predicted, more.wanted]) + shard.start
+    bits = _as_bits(positions, columns.dtype)
+    gathered = exchange(torch.cat([columns, numbers, bits]), rows.logits.shape[1], shard)
+    columns, numbers, bits = gathered.split([len(columns), len(numbers), len(bits)], 1)
+
+    each, whole = Columns(*columns.unbind(1)), together(rows, columns, rank_in(shard.group))
+    cost, mass, entropy, most = numbers.unbind(1)
+    predicted, wanted = _from_bits(bits).unbind(1)
+    top, _, up = lse_above(each)
+    log_prob = -(cost + times(mass, up)).sum(0)
+    share = (-up).exp()  # of all probability
+    in_all = times(share, (entropy + up).masked_fill(share == 0, 0.0)).sum(0)
+    counted = rows.hard.counted_rows(rows.logits) & (each.allowed.sum(0) > 0)
+    classes = _first(predicted, each.top == top).masked_fill(~top.isfinite() | ~counted, NO_CLASS)
+    if rows.labels is None:
+        largest = most.amax(0)
+        hit = (classes == _first(wanted, most == largest)) & (largest > 0)
+    else:
+        hit = classes == rows.labels
+    loss = penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss
+    lse, log_prob, in_all = (t.masked_fill(~counted, 0.0) for t in (whole.lse.sum(0), log_prob, in_all))
+    correct = (hit & (classes != NO_CLASS)).to(loss.dtype)
+    return loss, lse, log_prob, in_all, whole.row_weight.detach(), correct, counted, classes
+
+
+def _first(positions: Tensor, where: Tensor) -> Tensor:
+    """Find the first of some positions among those of all shards."""
+    return positions.masked_fill(~where, torch.iinfo(torch.int64).max).amin(0)
+
+
+def _as_bits(positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Write integers ``(2, ...)`` into as many numbers as hold their bits, which are only carried."""
+    return positions.unsqueeze(-1).view(dtype).movedim(-1, 0).flatten(0, 1)
+
+
+def _from_bits(bits: Tensor) -> Tensor:
+    """Read them again, as ``(P, 2, ...)``."""
+    positions: Tensor = bits.detach().unflatten(1, (-1, 2)).movedim(1, -1).contiguous().view(torch.int64).squeeze(-1)
+    return positions

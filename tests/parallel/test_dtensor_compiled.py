@@ -1,0 +1,60 @@
+"""Losses of DTensors compiled as one graph, which takes seconds a case."""
+
+import functools
+
+import pytest
+import torch
+from ranks import pool
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import crossent
+
+R = Replicate()
+N, C = 7, 5
+
+ranks = pool(2)
+
+
+@functools.cache
+def _mesh():
+    return init_device_mesh("cpu", (2,))
+
+
+def compiled_case(option, reduction, placement):
+    mesh = _mesh()  # torch does not compile a second mesh that is equal to the first
+    x, u, y = torch.randn(N, C, dtype=torch.float64), torch.rand(N, dtype=torch.float64), torch.arange(N) % C
+    y[1] = -100
+    options = {"sample_weight": u} if option == "samples" else {}
+    rows = placement if placement == Shard(0) else R
+    given = {name: distribute_tensor(value, mesh, [rows], src_data_rank=None) for name, value in options.items()}
+    labels = distribute_tensor(y, mesh, [rows], src_data_rank=None)
+    logits = distribute_tensor(x, mesh, [placement], src_data_rank=None).requires_grad_()
+
+    torch._dynamo.reset()
+
+    @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    def step(a, b):
+        return crossent.cross_entropy(a * 2.0, b, reduction=reduction, **given).sum()
+
+    loss = step(logits, labels)
+    loss.backward()
+    one = x.clone().requires_grad_()
+    wanted = crossent.cross_entropy(one * 2.0, y, reduction=reduction, **options).sum()
+    wanted.backward()
+    torch.testing.assert_close(loss.full_tensor(), wanted, rtol=1e-12, atol=1e-13)
+    assert logits.grad.placements == logits.placements
+    torch.testing.assert_close(logits.grad.full_tensor(), one.grad, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("option", "reduction", "placement"),
+    [
+        ("plain", "mean", Shard(0)),
+        ("samples", "mean", Shard(0)),
+        ("plain", "none", Shard(0)),
+        ("plain", "mean", Shard(1)),
+    ],
+)
+def test_compiled_as_one_graph(ranks, option, reduction, placement):
+    ranks(compiled_case, option, reduction, placement)

@@ -1,0 +1,335 @@
+"""A head whose classes lie on several processes: the loss and the gradients of one process with the whole head."""
+
+import functools
+
+import pytest
+import torch
+from ranks import pool
+from torch import distributed as dist
+from torch.distributed.tensor.debug import CommDebugMode
+
+import crossent
+from crossent import VocabShard, linear_cross_entropy, linear_cross_entropy_stats
+
+N, D, C = 24, 6, 13
+CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7)}
+MEMBERS = {
+    "plain": {},
+    "weights and smoothing": {"weight": True, "label_smoothing": 0.2},
+    "z-loss and cap": {"z_loss": 0.05, "softcap": 4.0, "temperature": 1.5},
+    "bias and margin": {"logit_bias": True, "margin": 0.4},
+    "a mask": {"class_mask": True},
+    "focal": {"penalty": crossent.Focal(2.0)},
+    "focal and smoothing": {"penalty": crossent.Focal(2.0), "label_smoothing": 0.1},
+    "sample weights": {"sample_weight": True},
+    "a denominator": {"denominator": 7.5},
+}
+BYTES = {
+    "at once": None,
+    "blocks": 8 * 3 * 5 * 2,
+    "one block": 8 * N * 5 * 4,
+}  # of two blocks of 3 rows, of an even share
+ranks = pool(3)
+
+
+@functools.cache
+def _data(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    h, w, b = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((N, D), (C, D), (C,)))
+    y = torch.randint(C, (N,), generator=generator)
+    y[[2, 5, 6, 7]] = -100
+    h[5] = torch.nan  # of a row that does not count
+    t = torch.rand(N, C, generator=generator, dtype=torch.float64)
+    return h.to(dtype), w.to(dtype), b.to(dtype), y, t.to(dtype)
+
+
+def _options(name, reduction):
+    generator, given = torch.Generator().manual_seed(7), dict(MEMBERS[name])
+    for key, size in (("weight", C), ("logit_bias", C), ("sample_weight", N)):
+        if given.get(key):
+            given[key] = torch.rand(size, dtype=torch.float64, generator=generator)
+    if "class_mask" in given:
+        given["class_mask"] = torch.arange(C) % 5 != 2
+    if reduction != "mean":
+        given.pop("denominator", None)
+    return given
+
+
+def _shard(cut, **more):
+    sizes = CUTS[cut]
+    start = sum(sizes[: dist.get_rank()])
+    return VocabShard(None, start, C, **more), slice(start, start + sizes[dist.get_rank()])
+
+
+def _force_blocks(blocks):
+    """Take few logits in blocks, too."""
+    from crossent.losses import linear
+
+    linear.FEW = 0 if blocks else 1 << 20
+
+
+def head(name, cut, reduction, size, soft, impl):
+    """Hold a head's loss and gradients to those of the whole head on one process."""
+    given, (h, w, b, y, t) = _options(name, reduction), _data()
+    _force_blocks(size != "at once")
+    shard, here = _shard(cut)
+    if soft:
+        h = h.nan_to_num()
+    found = []
+    for part in (slice(None), here):
+        leaves = [x.clone().requires_grad_() for x in (h, w[part], b[part])]
+        own = part is here
+        more = {"shard": shard, "max_bytes": BYTES[size], "impl": impl} if own else {}
+        loss = linear_cross_entropy(
+            leaves[0], leaves[1], t if soft else y, linear_bias=leaves[2], reduction=reduction, **given, **more
+        )
+        rows = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+        found.append((loss.detach(), *torch.autograd.grad((loss * rows).sum(), leaves)))
+    (wanted, at_h, at_w, at_b), ours = found
+    for a, e in zip(ours, (wanted, at_h, at_w[here], at_b[here]), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12, equal_nan=True)
+    return ours[0], ours[1]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("size", BYTES)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_sharded_head_is_the_whole_head(ranks, name, size, soft):
+    if soft and "margin" in name:
+        name = "plain"
+    for cut in ("uneven", "empty") if size == "blocks" else ("even",):
+        for reduction in ("mean", "none", "sum"):
+            told = ranks(head, name, cut, reduction, size, soft, None)
+            for of_rank in told[1:]:
+                torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
+
+
+def statistics(cut, reduction, size):
+    h, w, b, y, _ = _data()
+    _force_blocks(size != "at once")
+    shard, here = _shard(cut)
+    found = []
+    for part in (slice(None), here):
+        leaves = [x.clone().requires_grad_() for x in (h, w[part], b[part])]
+        more = {"shard": shard, "max_bytes": BYTES[size]} if part is here else {}
+        stats = linear_cross_entropy_stats(leaves[0], leaves[1], y, linear_bias=leaves[2], reduction=reduction, **more)
+        rows = torch.linspace(-1, 2, stats.loss.numel(), dtype=torch.float64).view(stats.loss.shape)
+        total = sum(((k + 1) * rows * value).sum() for k, value in enumerate(stats[:4]))
+        found.append((stats, torch.autograd.grad(total, leaves)))
+    (wanted, (at_h, at_w, at_b)), (ours, grads) = found
+    torch.testing.assert_close(tuple(ours), tuple(wanted), rtol=1e-12, atol=1e-12)
+    for a, e in zip(grads, (at_h, at_w[here], at_b[here]), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("size", BYTES)
+def test_statistics_of_a_sharded_head(ranks, size, reduction):
+    ranks(statistics, "uneven", reduction, size)
+
+
+def sequence_parallel(reduction, size, name):
+    """Each process has a third of the rows, and their labels."""
+    given, (h, w, b, y, _) = _options(name, reduction), _data()
+    _force_blocks(size != "at once")
+    shard, here = _shard("uneven", sequence_parallel=True)
+    each = N // 3
+    mine = slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+    leaves = [x.clone().requires_grad_() for x in (h, w, b)]
+    wanted = linear_cross_entropy(leaves[0], leaves[1], y, linear_bias=leaves[2], reduction=reduction, **given)
+    rows = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64).view(wanted.shape)
+    at_h, at_w, at_b = torch.autograd.grad((wanted * rows).sum(), leaves)
+    if "sample_weight" in given:
+        given["sample_weight"] = given["sample_weight"][mine].view(2, -1)
+    own = [x.clone().requires_grad_() for x in (h[mine].view(2, -1, D), w[here], b[here])]
+    loss = linear_cross_entropy(
+        own[0],
+        own[1],
+        y[mine].view(2, -1),
+        linear_bias=own[2],
+        reduction=reduction,
+        shard=shard,
+        max_bytes=BYTES[size],
+        **given,
+    )
+    if reduction == "none":
+        wanted, rows = wanted[mine].view(2, -1), rows[mine].view(2, -1)
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    grads = torch.autograd.grad((loss * rows).sum(), own)
+    if reduction == "none":  # of the sum over all processes' rows
+        return [g.tolist() for g in grads], [at_h[mine].tolist(), at_w[here].tolist(), at_b[here].tolist()]
+    for a, e in zip(grads, (at_h[mine].view(2, -1, D), at_w[here], at_b[here]), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
+    return None
+
+
+@pytest.mark.parametrize("name", ["plain", "weights and smoothing", "sample weights"])
+@pytest.mark.parametrize("size", ["at once", "blocks"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_hidden_states_may_lie_on_several_processes(ranks, reduction, size, name):
+    ranks(sequence_parallel, reduction, size, name)
+
+
+def unreduced_input_gradient():
+    """Without reduce_input_grad each process has its part of the gradient of the hidden states."""
+    h, w, _, y, _ = _data()
+    _force_blocks(True)
+    whole = h.clone().requires_grad_()
+    linear_cross_entropy(whole, w, y).backward()
+    shard, here = _shard("even", reduce_input_grad=False)
+    own = h.clone().requires_grad_()
+    with CommDebugMode() as counted:
+        linear_cross_entropy(own, w[here], y, shard=shard, max_bytes=BYTES["blocks"]).backward()
+    total = own.grad.clone()
+    dist.all_reduce(total)
+    torch.testing.assert_close(total, whole.grad, rtol=1e-11, atol=1e-12)
+    kinds = {str(kind).split(".")[-1]: n for kind, n in counted.get_comm_counts().items()}
+    assert not any("reduce" in kind for kind in kinds), kinds
+    return (own.grad - whole.grad).abs().max().item()
+
+
+def test_the_gradient_of_hidden_states_may_be_left_to_the_caller(ranks):
+    assert min(ranks(unreduced_input_gradient)) > 1e-4
+
+
+def twice(size):
+    h, w, b, y, _ = _data()
+    h = h.nan_to_num()
+    _force_blocks(size != "at once")
+    shard, here = _shard("uneven")
+    found = []
+    for part in (slice(None), here):
+        leaves = [x.clone().requires_grad_() for x in (h, w[part], b[part])]
+        more = {"shard": shard, "max_bytes": BYTES[size]} if part is here else {}
+        loss = linear_cross_entropy(leaves[0], leaves[1], y, linear_bias=leaves[2], **more)
+        at_h, at_w, at_b = torch.autograd.grad(loss, leaves, create_graph=True)
+        total = at_h.square().sum() + at_w.square().sum() + at_b.square().sum()
+        found.append(torch.autograd.grad(total, leaves))
+    for a, e in zip(found[1], (found[0][0], found[0][1][here], found[0][2][here]), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", BYTES)
+def test_second_derivatives_of_a_head_reach_every_process(ranks, size):
+    ranks(twice, size)
+
+
+def in_low_precision(dtype):
+    h, w, b, y, _ = _data()
+    h = h.nan_to_num()
+    _force_blocks(True)
+    shard, here = _shard("uneven")
+    exact = [x.to(dtype).double().requires_grad_() for x in (h, w, b)]
+    wanted = linear_cross_entropy(exact[0], exact[1], y, linear_bias=exact[2], label_smoothing=0.1)
+    wanted.backward()
+    own = [x.to(dtype).requires_grad_() for x in (h, w[here], b[here])]
+    loss = linear_cross_entropy(
+        own[0],
+        own[1],
+        y,
+        linear_bias=own[2],
+        label_smoothing=0.1,
+        shard=shard,
+        max_bytes=BYTES["blocks"],
+        out_dtype=torch.float64,
+    )
+    (loss * 8).backward()
+    errors = [abs(loss.item() / wanted.item() - 1)]
+    for a, e in zip(own, (exact[0].grad, exact[1].grad[here], exact[2].grad[here]), strict=True):
+        if a.numel():
+            errors.append(((a.grad.double() / 8 - e).norm() / e.norm()).item())
+    return errors
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+def test_heads_in_lower_precision(ranks, dtype, bound):
+    assert max(map(max, ranks(in_low_precision, dtype))) < bound
+
+
+WRONG = {
+    "a label out of range": (IndexError, lambda h, y, o: (h, y.index_fill(0, torch.tensor([3]), C), o)),
+    "another number of rows": (ValueError, lambda h, y, o: (h[:-1], y[:-1], o)),
+    "another width": (RuntimeError, lambda h, y, o: (h[:, :-1], y, o)),
+    "no reduction": (ValueError, lambda h, y, o: (h, y, {"reduction": "men"})),
+    "no bytes": (TypeError, lambda h, y, o: (h, y, {"max_bytes": 0})),
+}
+
+
+def wrong(name, culprit, function):
+    h, w, _, y, _ = _data()
+    shard, here = _shard("even")
+    arguments = (h, y, {})
+    if dist.get_rank() == culprit:
+        arguments = WRONG[name][1](*arguments)
+    hidden, target, options = arguments
+    try:
+        getattr(crossent, function)(hidden, w[here], target, shard=shard, **options)
+    except Exception as error:
+        return type(error), str(error)
+    return None, ""
+
+
+@pytest.mark.parametrize("function", ["linear_cross_entropy", "linear_cross_entropy_stats"])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_on_one_process_raises_on_all(ranks, name, function):
+    errors = ranks(wrong, name, 1, function)
+    assert all(kind is not None and issubclass(kind, WRONG[name][0]) for kind, _ in errors), errors
+
+
+def counted(size):
+    h, w, _, y, _ = _data()
+    _force_blocks(True)
+    shard, here = _shard("even")
+    own = [h.clone().requires_grad_(), w[here].clone().requires_grad_()]
+    with CommDebugMode() as forward:
+        loss = linear_cross_entropy(*own, y, shard=shard, max_bytes=BYTES[size], impl="eager")
+    with CommDebugMode() as backward:
+        loss.backward()
+    return forward.get_total_counts(), backward.get_total_counts()
+
+
+def test_a_gather_a_block_and_one_reduction(ranks):
+    assert ranks(counted, "one block") == [(1, 1)] * 3
+    assert ranks(counted, "blocks") == [((N - 4) / 2, 1)] * 3  # of two rows, with what torch operations take
+
+
+def kept(reduction):
+    """Return the largest tensor that is kept for backward, as a share of the logits of a process."""
+    rows, classes = 400, 6000
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(rows, 8, generator=generator).requires_grad_()
+    shard = VocabShard.even(classes)
+    w = torch.randn(classes, 8, generator=generator).chunk(3)[dist.get_rank()].clone().requires_grad_()
+    _force_blocks(True)
+    largest = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: largest.append(t.untyped_storage().nbytes()) or t, lambda t: t
+    ):
+        loss = linear_cross_entropy(
+            h, w, torch.arange(rows) * 13, shard=shard, reduction=reduction, max_bytes=1 << 18, label_smoothing=0.1
+        )
+    loss.sum().backward()
+    return max(largest) / (rows * 2000 * 4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_logits_of_a_shard_are_kept(ranks, reduction):
+    assert max(ranks(kept, reduction)) < 0.05
+
+
+def planned(size):
+    """Compare the plan with the gathers of a call."""
+    h, w, _, y, _ = _data()
+    _force_blocks(True)
+    shard, here = _shard("uneven")
+    plan = crossent.linear_plan(h, w[here], y, shard=shard, max_bytes=BYTES[size], impl="eager")
+    with CommDebugMode() as counted:
+        linear_cross_entropy(h, w[here], y, shard=shard, max_bytes=BYTES[size], impl="eager")
+    return plan.blocks, counted.get_total_counts(), plan.bytes == plan.rows * w[here].shape[0] * 8
+
+
+@pytest.mark.parametrize("size", ["blocks", "one block"])
+def test_the_plan_is_what_happens(ranks, size):
+    for blocks, gathers, right in ranks(planned, size):
+        assert blocks == gathers
+        assert right
