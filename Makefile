@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
 
 test: $(VENV)/.dev
-	$(PYTEST) --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/test_build.py $(ARGS)
+	$(PYTEST) --numprocesses=$(JOBS) --dist=loadfile --ignore=tests/test_build.py $(ARGS)
 
 # What is compiled: every instruction set by every compiler with its warnings, for arm64, and the wheel. It takes minutes.
 test-build: $(VENV)/.dev

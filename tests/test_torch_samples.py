@@ -1,11 +1,11 @@
 """The sample inputs that torch ships for its own tests, through this library's functions."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from closeness import assert_close
-from torch.testing._internal.common_methods_invocations import op_db
-from torch.testing._internal.common_modules import module_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import crossent
@@ -17,8 +17,19 @@ OPS = {
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-def operator(name):
-    return next(op for op in op_db if op.name == name and not op.variant_test_name)
+@functools.cache
+def operators():
+    """Import what torch tests its operators with, for seconds, where these tests run and not where they are collected."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return {op.name: op for op in op_db if not op.variant_test_name}
+
+
+@functools.cache
+def modules():
+    from torch.testing._internal.common_modules import module_db
+
+    return {info.module_cls: info for info in module_db}
 
 
 def widen(tensor):
@@ -36,7 +47,7 @@ def differentiate(f, sample, change=lambda v: v):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_operator_samples(name, dtype):
-    samples = list(operator(name).sample_inputs("cpu", dtype, requires_grad=True))
+    samples = list(operators()[name].sample_inputs("cpu", dtype, requires_grad=True))
     assert len(samples) > 20
     theirs = getattr(F, name.rsplit(".", 1)[1])
     for sample in samples:
@@ -53,7 +64,7 @@ def test_operator_samples(name, dtype):
 @pytest.mark.parametrize("module", [crossent.CrossEntropyLoss, crossent.BCEWithLogitsLoss])
 def test_module_samples(module, dtype):
     (torchs,) = module.__bases__[1:]
-    info = next(info for info in module_db if info.module_cls is torchs)
+    info = modules()[torchs]
     samples = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=True)
     assert len(samples) > 5
     for sample in samples:
@@ -67,7 +78,7 @@ def test_module_samples(module, dtype):
 
 
 def test_module_error_samples():
-    info = next(info for info in module_db if info.module_cls is torch.nn.CrossEntropyLoss)
+    info = modules()[torch.nn.CrossEntropyLoss]
     errors = list(
         info.module_error_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True)
     )
