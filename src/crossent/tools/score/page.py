@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +24,9 @@ from crossent.tools.page.words import OFFERED, words_of
 from crossent.tools.printable import printable
 from crossent.tools.score.measures import Calibration, Example, Mean
 from crossent.tools.score.row_blocks import Decisions, Ints, Reader
-from crossent.tools.score.scores import DEFINITIONS
+from crossent.tools.score.scores import DEFINITIONS, Scores
 from crossent.tools.score.tables import heading, report_tables, short_name
 from crossent.tools.table import Table
-
-if TYPE_CHECKING:
-    from crossent.tools.score.report import Report
 
 STEPS = range(-16, 17)
 TEMPERATURES = tuple(2 ** (k / 8) for k in STEPS)
@@ -41,9 +38,8 @@ LIKELIEST = 30  # confusions shown of more classes
 SHADES = 9
 
 
-def report_page(report: Report, images: Any = None) -> str:
-    """Write the page of a report."""
-    reader: Reader | None = report.source
+def report_page(report: Scores, reader: Reader | None, images: Any = None) -> str:
+    """Write the page of scores, with rows of what was read for them, if that is there."""
     report = replace(report, class_names=tuple(map(printable, report.class_names)))
     name = report.settings["logits"]["name"]
     head = [
@@ -61,7 +57,7 @@ def report_page(report: Report, images: Any = None) -> str:
     return page_of_scenes(title, parts, words_of(["ce", *OFFERED]))
 
 
-def _findings(report: Report, reader: Reader | None) -> list[str]:
+def _findings(report: Scores, reader: Reader | None) -> list[str]:
     """Let the rules of check look at the same values, and pin what they find on top."""
     if reader is None:
         return []
@@ -89,7 +85,7 @@ def _findings(report: Report, reader: Reader | None) -> list[str]:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows_scene(report: Report, tables: Sequence[Table], reader: Reader | None, images: Any) -> Scene:
+def _rows_scene(report: Scores, tables: Sequence[Table], reader: Reader | None, images: Any) -> Scene:
     """Show the worst rows and the suspected labels, and open the first in Push."""
     examples = [*report.worst, *report.suspects]
     opened = [] if reader is None else _opened(report, reader, examples)
@@ -107,7 +103,7 @@ def _rows_scene(report: Report, tables: Sequence[Table], reader: Reader | None, 
     return Scene("rows", "", "".join(parts), {"rows": opened, "names": names, "losses": ["ce", *OFFERED]})
 
 
-def _first_push(row: dict[str, Any], report: Report) -> list[str]:
+def _first_push(row: dict[str, Any], report: Scores) -> list[str]:
     names = row.get("names") or report.class_names
     x = [-np.inf if value is None else value for value in row["x"]]
     target = row["weights"] if "weights" in row else row["label"]
@@ -120,7 +116,7 @@ def _first_push(row: dict[str, Any], report: Report) -> list[str]:
     ]
 
 
-def _opened(report: Report, reader: Reader, examples: Sequence[Example]) -> list[dict[str, Any]]:
+def _opened(report: Scores, reader: Reader, examples: Sequence[Example]) -> list[dict[str, Any]]:
     """Read the logits of the examples, as many as a page may hold."""
     most = EMBEDDED // max(1, reader.layout.choices)
     wanted = {(e.row, e.position) for e in examples[:most]}
@@ -137,7 +133,7 @@ def _opened(report: Report, reader: Reader, examples: Sequence[Example]) -> list
     return [_open(report, e, *found.get((e.row, e.position), (None, None))) for e in examples]
 
 
-def _open(report: Report, e: Example, x: Any, t: Any) -> dict[str, Any]:
+def _open(report: Scores, e: Example, x: Any, t: Any) -> dict[str, Any]:
     where = f"row {e.row}" + (f", {report.ids[e.row]}" if e.row in report.ids else "")
     if x is None:
         return {"title": where}
@@ -217,7 +213,7 @@ def _add(block: Decisions, nll: Mean, calibration: Calibration) -> None:
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def _foot(report: Report, tables: Sequence[Table]) -> list[str]:
+def _foot(report: Scores, tables: Sequence[Table]) -> list[str]:
     others = [table for table in tables if table.title.startswith(("Temperature", "Classes"))]
     parts = [html.table(table, sortable=table.title.startswith("Classes")) for table in others]
     if report.confusion is not None and not report.columns:

@@ -75,7 +75,7 @@ class Report(Scores):
         """
         from crossent.tools.score.page import report_page
 
-        text = report_page(self, images)
+        text = report_page(self, self.source, images)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
