@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-
 _PLAIN = frozenset((Tensor, Parameter, type(None)))
 
 

@@ -126,7 +126,9 @@ def binary_cross_entropy_with_logits(
         placed, local = binary_rows(input, target, weight, pos_weight, mask, rows)
         loss = _understood(*local, settings=settings, out_dtype=out_dtype, place="beside", impl=impl)
         return placed.result(loss, rows.how)
-    return _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, place, impl)
+    return _understood(
+        input, target, weight, pos_weight, mask, rows, settings=settings, out_dtype=out_dtype, place=place, impl=impl
+    )
 
 
 def _understood(
@@ -136,6 +138,7 @@ def _understood(
     pos_weight: Tensor | None,
     mask: Tensor | None,
     rows: Reduction,
+    *,
     settings: BinarySettings,
     out_dtype: torch.dtype | None,
     place: Place,
