@@ -13,13 +13,17 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-gpu-static gpu-figures peers clients lint bench bench-gpu fuzz wheel sanitize clean
+.PHONY: demo test test-build test-clients test-gpu-static gpu-figures peers lint bench bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
 
 test: $(VENV)/.dev
-	$(PYTEST) --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	$(PYTEST) --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/test_build.py $(ARGS)
+
+# What is compiled: every instruction set by every compiler with its warnings, for arm64, and the wheel. It takes minutes.
+test-build: $(VENV)/.dev
+	$(PYTEST) tests/test_build.py $(ARGS)
 
 # The GPU kernels without a GPU, in an environment that shares the packages of the other beside Triton, which is 1 GB: the laws in
 # Triton's interpreter, then what they are compiled to. Some dtypes and sizes are left out, for an interpreter takes its time.
@@ -47,9 +51,9 @@ $(GPU)/.triton: $(VENV)/.dev
 	$(GPU)/bin/python -m pip --quiet --disable-pip-version-check install '$(TRITON)'
 	touch $@
 
-# The tests that need models of other libraries, which `make test` leaves out where those are not installed.
-clients: $(VENV)/.clients
-	$(PYTEST) tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
+# The tests that need other libraries, which `make test` leaves out where those are not installed.
+test-clients: $(VENV)/.clients
+	KERAS_BACKEND=torch $(PYTEST) tests/clients tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -306,3 +306,20 @@ def test_a_class_weight_has_the_cost_of_its_class_as_its_gradient():
     loss = crossent.cross_entropy(x, t, c, class_mask=mask, reduction="sum")
     (grad,) = torch.autograd.grad(loss, c)
     assert grad.isinf().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+def test_smoothing_spreads_nothing_over_classes_without_weight(soft, garbage, classes, impl):
+    x = torch.zeros(4, classes, dtype=torch.float64)
+    x[1] = GARBAGE[garbage]
+    x.requires_grad_()
+    target = torch.ones_like(x) / classes if soft else torch.zeros(4, dtype=torch.int64)
+    for reduction in ("sum", "none"):
+        loss = crossent.cross_entropy(
+            x, target, torch.zeros(classes, dtype=torch.float64), label_smoothing=0.1, reduction=reduction, impl=impl
+        )
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        assert loss.count_nonzero() == grad.count_nonzero() == 0

@@ -345,12 +345,14 @@ def test_modules_know_their_link_function():
     loss = crossent.CrossEntropyLoss()
     torch.testing.assert_close(loss.activation(x), x.softmax(1))
     torch.testing.assert_close(loss.predict(x), x.argmax(1))
+    torch.testing.assert_close(loss.decodes(loss.activation(x)), x.argmax(1))
     last = crossent.CrossEntropyLoss(dim=-1)
     torch.testing.assert_close(last.activation(x).sum(-1), torch.ones(2, 5))
     assert last.predict(x[0, 0]).shape == ()
     binary = crossent.BCEWithLogitsLoss()
     torch.testing.assert_close(binary.activation(x), x.sigmoid())
     assert torch.equal(binary.predict(x), x.sigmoid() >= 0.5)
+    assert torch.equal(binary.decodes(binary.activation(x)), binary.predict(x))
 
 
 def test_modules_say_what_they_divide_by():

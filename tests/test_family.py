@@ -1114,7 +1114,7 @@ def test_activation_and_prediction():
     p = module.activation(x)
     torch.testing.assert_close(p[:, :2], (4 * (x / 4).tanh() / 2)[:, :2].softmax(1))
     assert (p[:, 2] == 0).all()
-    assert module.predict(x).tolist() == [0, 1]
+    assert module.predict(x).tolist() == module.decodes(p).tolist() == [0, 1]
     images = x.T.reshape(1, 3, 2)
     assert module.predict(images).tolist() == [[0, 1]]
     torch.testing.assert_close(module.activation(images)[0].T, p)

@@ -52,10 +52,12 @@ _HOME = {
     "linear_cross_entropy_stats": "losses.linear",
     "linear_plan": "losses.linear",
     "multilabel_cross_entropy": "losses.named",
+    "patch": "models.patching",
     "prior_entropy": "losses.baselines",
     "score": "tools.score.scoring",
     "shared_denominator": "parallel.denominator",
     "sigmoid_focal_loss": "losses.named",
+    "unpatch": "models.patching",
 }
 
 __all__ = ["__version__", *_HOME]

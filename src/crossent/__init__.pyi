@@ -37,6 +37,8 @@ from crossent.losses.named import sigmoid_focal_loss as sigmoid_focal_loss
 from crossent.losses.softmax import cross_entropy as cross_entropy
 from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats
+from crossent.models.patching import patch as patch
+from crossent.models.patching import unpatch as unpatch
 from crossent.parallel.denominator import shared_denominator as shared_denominator
 from crossent.tools.check.audit import LossReport as LossReport
 from crossent.tools.check.audit import check_loss as check_loss
@@ -92,8 +94,10 @@ __all__ = [
     "linear_cross_entropy_stats",
     "linear_plan",
     "multilabel_cross_entropy",
+    "patch",
     "prior_entropy",
     "score",
     "shared_denominator",
     "sigmoid_focal_loss",
+    "unpatch",
 ]

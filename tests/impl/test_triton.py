@@ -14,6 +14,7 @@ import crossent
 from crossent import reference
 from crossent.core.settings import Settings
 from crossent.core.target import Target
+from crossent.impl import formulas
 
 if not INTERPRETED:
     pytest.skip("these kernels run on a GPU, or in Triton's interpreter", allow_module_level=True)
@@ -356,6 +357,49 @@ def test_a_head_takes_each_block_in_one_pass(reduction, options, launched):
         results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (h, w, b))))
     torch.testing.assert_close(*results)
     assert set(launched) == ({"forward", "backward"} if reduction == "none" else {"fused"})
+
+
+# --- shards of the classes --------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("shape", [(5, 7), (3, 300), (2, 5, 3)], ids=str)
+def test_a_shard_of_the_classes_is_what_torch_operations_say(shape, soft, dtype):
+    x, y = problem(shape, dtype)
+    y.view(-1)[0] = -1  # of a class elsewhere
+    y.view(-1)[1] = -100
+    with torch.no_grad():
+        x[-1] = -torch.inf if dtype != torch.float64 else x[-1]  # no class here is possible
+    y[-1] = -1
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(dtype) if soft else y
+    if soft:
+        values[-1] = 0.0
+    weight = torch.rand(shape[1], generator=torch.Generator().manual_seed(2)).to(
+        torch.promote_types(dtype, torch.float32)
+    )
+    for options in ({}, {"label_smoothing": 0.1}, {"temperature": 2.0, "softcap": 5.0}, {"margin": 0.5}):
+        if (soft and "margin" in options) or ("label_smoothing" in options and dtype != torch.float64):
+            continue  # smoothing wants what is impossible in the last row
+        for c in (None, weight):
+            target = Target(values, c, settings=Settings(all_classes=4 * shape[1], **options))
+            ours, theirs = (impl.partials(x, target) for impl in (triton, formulas))
+            if not soft:  # what a row that does not count holds is not told
+                theirs = theirs._replace(lse=theirs.lse.masked_fill(y == -100, 0.0))
+            for name, a, b in zip(ours._fields, ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-5, msg=name)
+            lse = torch.stack([theirs.lse[0].clamp_min(-5.0) + 1.0, theirs.lse[1] + 0.5])
+            elsewhere = torch.rand_like(theirs.loss)
+            grads = [
+                impl.cross_entropy_backward(
+                    torch.full((), 2.0), x, target, lse, (True, soft, False, False), 1.0, False, elsewhere
+                )
+                for impl in (triton, formulas.IMPLEMENTATION)
+            ]
+            for a, b in zip(grads[0][:2], grads[1][:2], strict=True):
+                if a is not None:
+                    bound = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(dtype, 2e-5)
+                    torch.testing.assert_close(a.double(), b.double(), rtol=bound, atol=bound, equal_nan=True)
 
 
 # --- what is left to torch operations ---------------------------------------------------------------------------------

@@ -315,3 +315,21 @@ def kept(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_logits_of_a_shard_are_kept(ranks, reduction):
     assert max(ranks(kept, reduction)) < 0.05
+
+
+def planned(size):
+    """Compare the plan with the gathers of a call."""
+    h, w, _, y, _ = _data()
+    _force_blocks(True)
+    shard, here = _shard("uneven")
+    plan = crossent.linear_plan(h, w[here], y, shard=shard, max_bytes=BYTES[size], impl="eager")
+    with CommDebugMode() as counted:
+        linear_cross_entropy(h, w[here], y, shard=shard, max_bytes=BYTES[size], impl="eager")
+    return plan.blocks, counted.get_total_counts(), plan.bytes == plan.rows * w[here].shape[0] * 8
+
+
+@pytest.mark.parametrize("size", ["blocks", "one block"])
+def test_the_plan_is_what_happens(ranks, size):
+    for blocks, gathers, right in ranks(planned, size):
+        assert blocks == gathers
+        assert right

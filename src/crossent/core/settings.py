@@ -187,15 +187,15 @@ class _Ignored(TypedDict, total=False):
     ignore_index: int
 
 
-class _SoftmaxModuleOptions(ModuleRowOptions, _Layout, _Penalty, LogitOptions, total=False):
+class SoftmaxModuleOptions(ModuleRowOptions, _Layout, _Penalty, LogitOptions, total=False):
     """What every softmax loss of logits takes."""
 
 
-class CrossEntropyModuleOptions(_SoftmaxModuleOptions, _Shard, total=False):
+class CrossEntropyModuleOptions(SoftmaxModuleOptions, _Shard, total=False):
     """What :class:`crossent.CrossEntropyLoss` takes by keyword beside torch's arguments."""
 
 
-class MultilabelModuleOptions(_SoftmaxModuleOptions, _Torchs, total=False):
+class MultilabelModuleOptions(SoftmaxModuleOptions, _Torchs, total=False):
     """What :class:`crossent.MultilabelCrossEntropyLoss` takes by keyword."""
 
 

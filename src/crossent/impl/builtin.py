@@ -8,9 +8,9 @@ named. They take what torch takes, and give losses that autograd differentiates:
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from crossent.core import torchs
 from crossent.core.reduction import compute_dtype, divide, ordered_sum
 from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.protocol import Forward, Implementation
@@ -43,7 +43,7 @@ class Builtin(Implementation):
     def cross_entropy_forward(self, logits: Tensor, target: Target, reduction: str) -> Forward:
         """Compute the losses of rows and sum them in float32 or wider; lse is not told."""
         dtype, settings = compute_dtype(logits), target.settings
-        losses = F.cross_entropy(
+        losses = torchs.cross_entropy(
             logits, target.values, target.weight, ignore_index=settings.ignore_index, reduction="none",
             label_smoothing=settings.label_smoothing,
         )  # fmt: skip
@@ -56,7 +56,7 @@ class Builtin(Implementation):
         self, logits: Tensor, target: BinaryTarget, reduce: bool, divisor: float = 1.0
     ) -> Tensor:
         """Compute the losses of elements, or their sum over the divisor."""
-        losses = F.binary_cross_entropy_with_logits(
+        losses = torchs.binary_cross_entropy_with_logits(
             logits, target.values, target.weight, reduction="none", pos_weight=target.pos_weight
         )
         return divide(losses.sum(dtype=compute_dtype(logits)), divisor, "nan") if reduce else losses

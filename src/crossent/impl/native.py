@@ -247,17 +247,11 @@ def _forward(
 
 def partials(logits: Tensor, target: Target) -> Partials:
     """Compute what a shard of the classes tells of each row; see the protocol."""
-    rows = logits.shape[:1] + logits.shape[2:]
     if logits.numel() == 0:
-        lse = logits.new_zeros((2, *rows), dtype=_wide(logits))
-        lse[0] = -torch.inf
-        return Partials(lse, torch.zeros_like(lse[0]), torch.zeros_like(lse[0]))
-    loss, mass = (_new_numbers(logits, rows) for _ in range(2))
+        return Partials.of_nothing(logits, _wide(logits))
+    loss, mass = (_new_numbers(logits, logits.shape[:1] + logits.shape[2:]) for _ in range(2))
     lse = _forward(logits, target, _native.REDUCTIONS["none"], loss, None, None, mass)[1]
-    nothing = lse[0] == -torch.inf  # which the kernels know only as a row without a softmax
-    lse[1].masked_fill_(nothing, 0.0)
-    loss.masked_fill_(nothing, 0.0).masked_fill_(nothing & (mass != 0), torch.inf)
-    return Partials(lse, loss, mass)
+    return Partials.of_rows(lse, loss, mass)
 
 
 def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:

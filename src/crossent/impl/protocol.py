@@ -50,6 +50,21 @@ class Partials(NamedTuple):
     loss: Tensor
     mass: Tensor
 
+    @classmethod
+    def of_nothing(cls, logits: Tensor, dtype: torch.dtype) -> Partials:
+        """Say what no classes tell, or those of no rows."""
+        lse = logits.new_zeros((2, *logits.shape[:1], *logits.shape[2:]), dtype=dtype)
+        lse[0] = -torch.inf
+        return cls(lse, torch.zeros_like(lse[0]), torch.zeros_like(lse[0]))
+
+    @classmethod
+    def of_rows(cls, lse: Tensor, loss: Tensor, mass: Tensor) -> Partials:
+        """Take what kernels give, which know a row whose classes are all impossible only as one without a softmax."""
+        nothing = lse[0] == -torch.inf
+        lse[1].masked_fill_(nothing, 0.0)
+        loss.masked_fill_(nothing, 0.0).masked_fill_(nothing & (mass != 0), torch.inf)
+        return cls(lse, loss, mass)
+
 
 class Costs(NamedTuple):
     """``Σ w f(p)`` and ``Σ w s(p)`` over the classes of a shard, of each row."""

@@ -123,8 +123,10 @@ def binary_cross_entropy_with_logits(
     if is_dtensor(input, target, weight, pos_weight, mask, sample_weight, denominator):
         from crossent.parallel.placements import binary_rows  # which imports DTensor
 
-        placed, local = binary_rows(input, target, weight, pos_weight, mask, rows)
-        loss = _understood(*local, settings=settings, out_dtype=out_dtype, place="beside", impl=impl)
+        placed, (input, target, weight, pos_weight, mask, rows) = binary_rows(
+            input, target, weight, pos_weight, mask, rows
+        )
+        loss = _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, "beside", impl)
         return placed.result(loss, rows.how)
     return _understood(
         input, target, weight, pos_weight, mask, rows, settings=settings, out_dtype=out_dtype, place=place, impl=impl

@@ -263,12 +263,17 @@ def linear_plan(
     given: dict[str, Any] = dict(arguments)
     if isinstance(linear_weight, nn.Module):
         input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
+    if (shard := given.pop("shard", None)) is not None:
+        return _plan_of_shard(input, linear_weight, target, given, checked_shard(shard))
     if is_dtensor(input, linear_weight, target, *given.values()):
         part, _ = _part(input, linear_weight, target, given)
         call = _understand(*part.tensors)._replace(moved=part.moved)
     else:
         call = _understand(input, linear_weight, target, given)
-    why = _at_once(call)
+    return _plan(call, _at_once(call))
+
+
+def _plan(call: _Call, why: str) -> LinearPlan:
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
     rows = size if why else block_size(call.head, call.plan(), size)
@@ -788,6 +793,21 @@ def _own_classes(
     if isinstance(target, Tensor) and target.is_floating_point():
         target = shard.part(target, axis, size)
     return given, target
+
+
+def _plan_of_shard(
+    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any], shard: VocabShard
+) -> LinearPlan:
+    """Say how a head that is a shard of the classes is taken apart, which is the same on all processes."""
+    from crossent.parallel.linear import bytes_of_block, share_of
+
+    assert isinstance(target, Tensor)
+    given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
+    given.pop("class_mask", None)
+    call = _understand(input, weight, target, given)
+    few = _few(call.head.input.shape[0] * share_of(call.head.shape, shard), input, call.max_bytes)
+    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl)
+    return _plan(call._replace(max_bytes=size), _must_be_formed(call) or ("few logits" if few else ""))
 
 
 def _loss_of_shard(

@@ -25,6 +25,7 @@ from crossent.core.settings import (
     MultilabelModuleOptions,
     Settings,
     SigmoidFocalModuleOptions,
+    SoftmaxModuleOptions,
     check_names,
     default_of,
     names_of,
@@ -116,7 +117,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     CrossEntropyLoss(reduction='sum', penalty=Focal(gamma=2.0), temperature=2.0)
     """
 
-    takes = CrossEntropyModuleOptions
+    takes: type = CrossEntropyModuleOptions
     softcap: float | None
     softcap_after_temperature: bool
     temperature: float
@@ -169,6 +170,10 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     def predict(self, logits: Tensor) -> Tensor:
         """Choose the most probable of the allowed classes for each row."""
         return self._masked(logits).argmax(self._class_dim(logits))
+
+    def decodes(self, probabilities: Tensor) -> Tensor:
+        """Choose the most probable class from what :meth:`activation` gives, which is how fastai asks."""
+        return probabilities.argmax(self._class_dim(probabilities))
 
     def _masked(self, logits: Tensor) -> Tensor:
         mask = self.class_mask
@@ -237,6 +242,10 @@ class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
         """Say yes where the probability is at least one half."""
         return logits >= 0
 
+    def decodes(self, probabilities: Tensor) -> Tensor:
+        """Say yes where what :meth:`activation` gives is at least one half, which is how fastai asks."""
+        return probabilities >= 0.5
+
     def _divisor(self) -> str:
         return f"the number of elements{'' if self.ignore_index is None else ' that count'}"
 
@@ -277,6 +286,8 @@ class MultilabelCrossEntropyLoss(CrossEntropyLoss):
 
     Source: Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", 2018.
     """
+
+    takes = SoftmaxModuleOptions
 
     def __init__(self, weight: Tensor | None = None, **options: Unpack[MultilabelModuleOptions]) -> None:
         check_names(options, MultilabelModuleOptions, "MultilabelCrossEntropyLoss")

@@ -154,9 +154,9 @@ def cross_entropy(
     if is_dtensor(input, target, weight, sample_weight, denominator, logit_bias, class_mask):
         from crossent.parallel.placements import softmax_rows  # which imports DTensor
 
-        placed, local = softmax_rows(input, target, weight, rows, dim, options)
+        placed, (input, target, weight, rows, options) = softmax_rows(input, target, weight, rows, dim, options)
         with placed.tell_others(rows.how):
-            loss = _of_part(placed.shard, *local, dim=dim, out_dtype=out_dtype, impl=impl)
+            loss = _of_part(placed.shard, input, target, weight, rows, options, dim, out_dtype, impl)
         return placed.result(loss, rows.how)
     return _understood(input, target, weight, rows, options, dim, out_dtype, place, impl)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
+from crossent.core import torchs
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT, Place
 from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, divide, over
@@ -377,7 +378,7 @@ def _in_onnx(logits: Tensor, target: Target, reduction: str) -> tuple[Tensor, Te
     x = logits.to(compute_dtype(logits, target.values))
     weight = None if target.weight is None else target.weight.to(x.dtype)
     ignored = target.settings.ignore_index
-    loss = torch.nn.functional.cross_entropy(x, target.values, weight, ignore_index=ignored, reduction=reduction)
+    loss = torchs.cross_entropy(x, target.values, weight, ignore_index=ignored, reduction=reduction)
     if reduction == "mean":
         return loss, None
     return loss, target.divisor(x) if reduction == "sum" else target.row_weights(x).squeeze(1)

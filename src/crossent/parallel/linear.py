@@ -66,13 +66,13 @@ class ShardedHead:
     @property
     def share(self) -> int:
         """The logits of a row on one process, if the classes are cut evenly."""
-        return ceil(self.shard.classes / processes(self.shard.group)) * prod(self.shape[1:])
+        return share_of(self.shape, self.shard)
 
     def plan(self, dtype: torch.dtype) -> Plan:
-        """Say how many rows make a block, which is the same on all processes: as many as fit an even share of the classes."""
-        each = dtype.itemsize + 4 * load(self.impl).workspace
-        rows = max(1, self.max_bytes // _AT_A_TIME // (self.share * each))
-        return Plan(self.rows.target, None, rows * max(1, prod(self.shape) * each), self.impl)
+        """Say how many rows make a block, which is the same on all processes."""
+        return Plan(
+            self.rows.target, None, bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl), self.impl
+        )
 
     def of(self, block: Block) -> Rows:
         """Say what is asked of a block."""
@@ -81,6 +81,18 @@ class ShardedHead:
     def some(self, some: slice) -> ShardedHead:
         """Say what is asked of some rows."""
         return replace(self, rows=self.rows.some(some))
+
+
+def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
+    """Count the logits ``(C, d1, ...)`` of a row on one process, if the classes are cut evenly."""
+    return ceil(shard.classes / processes(shard.group)) * prod(shape[1:])
+
+
+def bytes_of_block(shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str) -> int:
+    """Say how large a block is here: as many rows on all processes as fit an even share of the classes, some blocks at a time."""
+    each = dtype.itemsize + 4 * load(impl).workspace
+    rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * each))
+    return rows * max(1, prod(shape) * each)
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------

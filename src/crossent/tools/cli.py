@@ -78,7 +78,8 @@ def main() -> None:
 def info() -> None:
     """Say which versions, implementations and extras are here, and why others are not."""
     sections = (
-        ("", _versions()), ("implementations", _implementations()), ("a plain call runs", _chosen()), ("extras", _extras())
+        ("", _versions()), ("implementations", _implementations()), ("a plain call runs", _chosen()),
+        ("torch's losses in this process", _patched()), ("extras", _extras()),
     )  # fmt: skip
     for title, facts in sections:
         if title:
@@ -127,6 +128,15 @@ def _chosen() -> dict[str, str]:
     on_gpu = "triton" if implementations()["triton"] is None else elsewhere
     on_cpu = choose_implementation(torch.zeros(2, 3))
     return {"on the CPU": meaning[on_cpu], "on a GPU": meaning[on_gpu], "elsewhere": meaning[elsewhere]}
+
+
+def _patched() -> dict[str, str]:
+    """Say who computes what is asked of torch's losses."""
+    from crossent.models.patching import patched_places
+
+    places = patched_places()
+    said = {name: f"crossent's, by crossent.patch(), in {', '.join(modules)}" for name, modules in places.items()}
+    return said or {"all": "torch's own: crossent.patch() was not called"}
 
 
 def _extras() -> dict[str, str]:

@@ -186,9 +186,11 @@ def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None
 
     A row that weighs nothing and has a softmax stays: its gradient is 0, and the derivative of that by the weight is not.
     """
-    weightless = row.loss == 0
-    if target.settings.label_smoothing == 0:
+    weightless, c = row.loss == 0, class_weights(target.weight, x)
+    if target.settings.label_smoothing == 0 or c is not None:  # smoothing gives every class that has a weight a part
         no_weight = (_weights(target, x) == 0).all(1, keepdim=True)
+        if target.settings.label_smoothing != 0 and c is not None:
+            no_weight = no_weight & (weigh(c, uniform_share(target, x) * torch.ones_like(x)) == 0).all(1, keepdim=True)
         weightless = weightless | (no_weight if elsewhere is None else no_weight & (elsewhere == 0))
     level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
     return (_unasked(row, weightless) & ~level.isfinite()).expand_as(level)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossent.core.reduction import compute_dtype
 from crossent.core.target import BinaryTarget, Target
-from crossent.impl.protocol import Forward, Gradients, Implementation, RowStatistics, Sum
+from crossent.impl.protocol import Forward, Gradients, Implementation, Partials, RowStatistics, Sum
 from crossent.impl.triton import binary, sums
 from crossent.impl.triton import launch as to
 from crossent.impl.triton.backward import backward
@@ -46,8 +46,6 @@ def refuses(logits: Tensor, target: Tensor | None = None, described: Target | Bi
 def _left(described: Target, target: Tensor | None) -> str | None:
     """Name the first thing of a softmax loss that the kernels do not take."""
     bias, mask = described.logit_bias, described.class_mask
-    if described.is_shard:
-        return "a shard of the classes"
     if described.valid is not None:
         return "rows left out beside those of ignore_index"
     for name, tensor in (("logit_bias", bias), ("class_mask", mask)):
@@ -70,7 +68,7 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
         launch = to.arrange(logits)
         with to.device_of(logits):
             forward[(launch.programs,)](
-                launch.logits, to.target_of(target, launch), loss, row_weight, lse, launch.rows,
+                launch.logits, to.target_of(target, launch), loss, row_weight, lse, None, launch.rows,
                 to.member_of(target, launch), launch.layout, launch.tile, num_warps=launch.warps,
             )  # fmt: skip
     if reduction == "none":
@@ -78,6 +76,21 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
     with to.device_of(logits):
         total, divisor = sums.total(loss), sums.total(row_weight)
     return Forward(_mean(total, divisor) if reduction == "mean" else total, divisor, lse)
+
+
+def partials(logits: Tensor, target: Target) -> Partials:
+    """Compute what a shard of the classes tells of each row; see the protocol."""
+    dtype, shape = compute_dtype(logits), logits.shape[:1] + logits.shape[2:]
+    if logits.numel() == 0:
+        return Partials.of_nothing(logits, dtype)
+    loss, row_weight, mass = (torch.zeros(shape, dtype=dtype, device=logits.device) for _ in range(3))
+    lse, launch = torch.zeros((2, *shape), dtype=dtype, device=logits.device), to.arrange(logits)
+    with to.device_of(logits):
+        forward[(launch.programs,)](
+            launch.logits, to.target_of(target, launch), loss, row_weight, lse, mass, launch.rows,
+            to.member_of(target, launch), launch.layout, launch.tile, num_warps=launch.warps,
+        )  # fmt: skip
+    return Partials.of_rows(lse, loss, mass)
 
 
 def _mean(total: Tensor, divisor: Tensor) -> Tensor:
@@ -106,8 +119,8 @@ def cross_entropy_backward(
     with to.device_of(logits):
         backward[(launch.programs,)](
             launch.logits, to.target_of(target, launch), grad_logits, grad_target, grad.contiguous(),
-            _number(divisor, launch), lse.contiguous(), launch.rows, grad.dim() > 0, to.member_of(target, launch),
-            launch.layout, launch.tile, num_warps=launch.warps,
+            _number(divisor, launch), lse.contiguous(), None if elsewhere is None else elsewhere.contiguous(), launch.rows,
+            grad.dim() > 0, to.member_of(target, launch), launch.layout, launch.tile, num_warps=launch.warps,
         )  # fmt: skip
     return Gradients(grad_logits, grad_target)
 
@@ -273,6 +286,7 @@ class Triton(Implementation):
     refuses = staticmethod(refuses)
     cross_entropy_forward = staticmethod(cross_entropy_forward)
     cross_entropy_backward = staticmethod(cross_entropy_backward)
+    partials = staticmethod(partials)
     cross_entropy_sum = staticmethod(cross_entropy_sum)
     statistics = staticmethod(cross_entropy_statistics)
     binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from crossent.impl.triton.tile import rows_of_program
-from crossent.impl.triton.walks import labels_of, losses_of, slopes_of, write_gradient
+from crossent.impl.triton.walks import labels_of, losses_of, slopes_of, with_elsewhere, write_gradient
 
 
 @triton.jit
@@ -20,8 +20,13 @@ def over(g, divisor):
 
 
 @triton.jit
-def backward(logits, target, to, to_target, grad, divisor, lse, count, PER_ROW: tl.constexpr, member, layout, tile):
-    """Write the gradients of this program's rows; ``grad`` is one number or one a row, ``divisor`` one number or None."""
+def backward(
+    logits, target, to, to_target, grad, divisor, lse, elsewhere, count, PER_ROW: tl.constexpr, member, layout, tile,
+):  # fmt: skip
+    """Write the gradients of this program's rows; ``grad`` is one number or one a row, ``divisor`` one number or None.
+
+    ``elsewhere`` is the mass of each row on other shards of the classes, or None.
+    """
     rows = rows_of_program(layout, tile)
     labels = labels_of(target, rows, member, layout, tile)
     live = labels.counts
@@ -34,5 +39,7 @@ def backward(logits, target, to, to_target, grad, divisor, lse, count, PER_ROW: 
     if divisor is not None:
         g = over(g, tl.load(divisor).to(tile.R))
     _, u, mass = losses_of(logits, target, top, log_sum, rows, live, labels, member, layout, tile)
+    if elsewhere is not None:
+        mass = with_elsewhere(mass, elsewhere, rows, live, tile)
     slopes = slopes_of(g, u, mass, top, log_sum, labels, member, tile)
     write_gradient(logits, target, to, to_target, top, log_sum, slopes, rows, labels, member, layout, tile)

@@ -44,6 +44,7 @@ class Member(NamedTuple):
     b: Any
     order: Any  # of Taylor's expansion
     ignore_index: Any
+    SHARD: Any  # whether these are some of the classes, and an index of -1 is that of one elsewhere
 
 
 @triton.jit

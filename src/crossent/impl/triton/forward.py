@@ -14,8 +14,8 @@ from crossent.impl.triton.walks import labels_of, losses_of, row_sums
 
 
 @triton.jit
-def forward(logits, target, loss, row_weight, lse, count, member, layout, tile):
-    """Write the loss, weight and lse of this program's rows, of which there are ``count``."""
+def forward(logits, target, loss, row_weight, lse, to_mass, count, member, layout, tile):
+    """Write the loss, weight, lse and, where it is wanted, mass of this program's rows, of which there are ``count``."""
     rows = rows_of_program(layout, tile)
     labels = labels_of(target, rows, member, layout, tile)
     live = labels.counts
@@ -26,3 +26,5 @@ def forward(logits, target, loss, row_weight, lse, count, member, layout, tile):
     tl.store(row_weight + rows.number, labels.weight, mask=rows.inside)
     tl.store(lse + rows.number, tl.where(live, top, 0.0), mask=rows.inside)
     tl.store(lse + count + rows.number, tl.where(live, log_sum, 0.0), mask=rows.inside)
+    if to_mass is not None:
+        tl.store(to_mass + rows.number, tl.where(live, mass.own + mass.spread, 0.0), mask=rows.inside)

@@ -209,7 +209,7 @@ def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor
     if target.settings.label_smoothing == 0 or (weight is None and target.class_mask is None):
         return None
     if target.class_mask is None:
-        share: Tensor | float = 1 / weight.shape[0] if weight is not None else 0.0
+        share: Tensor | float = 1 / (target.settings.all_classes or weight.shape[0]) if weight is not None else 0.0
     else:
         allowed = target.class_mask.to(dtype)
         share = allowed / allowed.sum().clamp_min(1.0)
@@ -239,7 +239,7 @@ def member_of(target: Target, launch: Launch) -> Member:
         SCALED=constant(scaled),
         PENALTY=constant(kind),
         Z=constant(s.z_loss != 0),
-        share=number(s.label_smoothing / max(1, launch.shape[1])),
+        share=number(s.label_smoothing / max(1, s.all_classes or launch.shape[1])),
         keep=number(1 - s.label_smoothing),
         cap=number(s.softcap or 1.0),
         per_cap=number(1 / (s.softcap or 1.0)),
@@ -250,4 +250,5 @@ def member_of(target: Target, launch: Launch) -> Member:
         b=number(b),
         order=int(a) if s.penalty.name == "Taylor" else 1,
         ignore_index=s.ignore_index,
+        SHARD=constant(s.all_classes != 0),
     )

@@ -66,11 +66,14 @@ def labels_of(target, rows, member, layout, tile):
         y = tl.load(target.data + rows.number, mask=rows.inside, other=0)
         named = rows.inside & (y != member.ignore_index)
         wrong = named & ((y < 0) | (y >= layout.classes))
+        if member.SHARD:
+            wrong = wrong & (y != -1)
         counts = named & (wrong == 0)
         y = tl.where(counts, y, 0)
-        weight = tl.where(counts, 1.0, 0.0).to(tile.R)
+        here = counts & (y >= 0)
+        weight = tl.where(here, 1.0, 0.0).to(tile.R)
         if member.weight is not None:
-            weight = tl.load(member.weight + y, mask=counts, other=0.0).to(tile.R)
+            weight = tl.load(member.weight + y, mask=here, other=0.0).to(tile.R)
     else:
         y, wrong, counts = rows.number * 0 - 1, rows.inside & (rows.number < 0), rows.inside
         weight = tl.where(counts, 1.0, 0.0).to(tile.R)
@@ -207,13 +210,15 @@ def dense_sums(logits, target, top, log_sum, rows, live, labels, member, layout,
 @triton.jit
 def log_p_of_label(logits, top, log_sum, rows, live, labels, member, layout, tile):
     """Compute log p of the class index of each row."""
-    y = labels.y
+    y, here = labels.y, live
+    if member.SHARD:
+        here = live & (y >= 0)
     if tile.CHUNKS:
-        x = tl.load(logits + (rows.at_x + rows.phase + y), mask=live, other=0.0).to(tile.R)
+        x = tl.load(logits + (rows.at_x + rows.phase + y), mask=here, other=0.0).to(tile.R)
     else:
-        x = tl.load(logits + (rows.at_x + y * layout.x_class), mask=live, other=0.0).to(tile.R)
+        x = tl.load(logits + (rows.at_x + y * layout.x_class), mask=here, other=0.0).to(tile.R)
     if member.MOVED:
-        x = transform(x, y, live, member, tile.EXACT)
+        x = transform(x, y, here, member, tile.EXACT)
         if member.SCALED:
             x -= member.margin
     return (x - top) - log_sum
@@ -245,10 +250,18 @@ def losses_of(logits, target, top, log_sum, rows, live, labels, member, layout, 
 
 
 @triton.jit
+def with_elsewhere(mass, elsewhere, rows, live, tile):
+    """Add what the rows have on other shards of the classes, which is mass on other classes than their own here."""
+    away = tl.load(elsewhere + rows.number, mask=live, other=0.0).to(tile.R)
+    largest = tl.maximum(mass.largest, tl.abs(away))
+    return Mass(mass.own, mass.spread + away, mass.others + away, mass.rest + away, largest)
+
+
+@triton.jit
 def share_of_label(labels, live, member, tile):
     """Tell what smoothing spreads to the class index of each row."""
     if member.spread is not None:
-        return tl.load(member.spread + labels.y, mask=live, other=0.0).to(tile.R)
+        return tl.load(member.spread + labels.y, mask=live & (labels.y >= 0), other=0.0).to(tile.R)
     return labels.weight * 0.0 + member.share
 
 

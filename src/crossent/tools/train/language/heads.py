@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crossent import linear_cross_entropy
+from crossent.core import torchs
 
 TORCH, CROSSENT = "torch", "crossent"
 
@@ -34,7 +35,7 @@ class Shape(NamedTuple):
 def with_logits(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
     """Average the cross entropy of the next token by ``F.linear`` and ``F.cross_entropy``."""
     logits = F.linear(hidden[:, :-1], weight)
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return torchs.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def without_logits(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:

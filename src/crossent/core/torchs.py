@@ -1,0 +1,5 @@
+"""Torch's own losses, by names that :func:`crossent.patch` leaves alone: what this library asks torch for, torch computes."""
+
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear_cross_entropy
+
+__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "linear_cross_entropy"]
