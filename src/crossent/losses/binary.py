@@ -128,9 +128,7 @@ def binary_cross_entropy_with_logits(
         )
         loss = _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, "beside", impl)
         return placed.result(loss, rows.how)
-    return _understood(
-        input, target, weight, pos_weight, mask, rows, settings=settings, out_dtype=out_dtype, place=place, impl=impl
-    )
+    return _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, place, impl)
 
 
 def _understood(
@@ -140,7 +138,6 @@ def _understood(
     pos_weight: Tensor | None,
     mask: Tensor | None,
     rows: Reduction,
-    *,
     settings: BinarySettings,
     out_dtype: torch.dtype | None,
     place: Place,

@@ -168,7 +168,6 @@ def _of_part(
     weight: Tensor | None,
     rows: Reduction,
     options: dict[str, Any],
-    *,
     dim: int | None,
     out_dtype: torch.dtype | None,
     impl: str | None,
