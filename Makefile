@@ -13,7 +13,8 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-build test-clients test-gpu-static gpu-figures peers lint bench bench-gpu fuzz wheel sanitize clean
+.PHONY: demo test test-build test-clients test-page page-pictures test-gpu-static gpu-figures peers lint bench bench-gpu fuzz \
+	wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -55,6 +56,14 @@ $(GPU)/.triton: $(VENV)/.dev
 test-clients: $(VENV)/.clients
 	KERAS_BACKEND=torch $(PYTEST) tests/clients tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
 
+# The pages in a browser that is installed: chromium, on Debian by apt-get install chromium.
+test-page: $(VENV)/.page
+	$(PYTEST) tests/tools/test_page_browser.py $(ARGS)
+
+# The pictures of docs/explore.md, taken in that browser.
+page-pictures: $(VENV)/.page
+	$(BIN)/python docs/screenshots.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,7 +102,7 @@ sanitize: $(VENV)/.dev
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.page $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
 	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
 	touch $@
 

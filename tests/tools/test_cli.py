@@ -183,9 +183,16 @@ def test_the_settings_are_obeyed(tmp_path):
 
 
 def test_a_given_rate_shows_no_sweep(tmp_path):
-    ran = asked("train", "digits", "--quick", "--losses", "ce", "--lr", "0.1", "--out", str(tmp_path))
+    page = tmp_path / "page.html"
+    args = ("train", "digits", "--quick", "--losses", "ce", "--lr", "0.1", "--out", str(tmp_path), "--html", str(page))
+    ran = asked(*args)
     assert "learning rate" not in ran.stdout
     assert "Scores on the" in ran.stdout
+    assert str(page) in ran.stdout
+    assert not (tmp_path / "report.html").exists()
+    text = page.read_text(encoding="utf-8")
+    assert 'data-scene="digits"' in text
+    assert text.count("data:image/png") == 12
 
 
 def test_a_narrow_terminal_loses_no_number(tmp_path):

@@ -455,7 +455,7 @@ def test_the_report_asks_for_nothing_and_holds_the_numbers(results, words):
         page = write_page(each)
         links = Links()
         links.feed(page)
-        assert links.meta["Content-Security-Policy"] == CSP
+        assert CSP.fullmatch(links.meta["Content-Security-Policy"])
         assert len(links.asked) == 2 * len(PANELS)
         assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
         for table in (tables.costs(each), tables.ways(each)):

@@ -244,7 +244,7 @@ def test_the_report_asks_for_nothing_and_holds_the_numbers(results):
     page = write_page(results)
     links = Links()
     links.feed(page)
-    assert links.meta["Content-Security-Policy"] == CSP
+    assert CSP.fullmatch(links.meta["Content-Security-Policy"])
     assert len(links.asked) == 2 * len(results.job.panels)
     assert all(url.startswith("data:image/svg+xml;base64,") for url in links.asked)
     assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,7 +11,10 @@ from crossent.tools.train.job import Results
 from crossent.tools.train.results import TrainSettings
 from crossent.tools.train.run import job_of, run
 
-CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+CSP = re.compile(
+    r"default-src 'none'; style-src 'sha256-[\w+/=]+'; img-src data:; base-uri 'none'; form-action 'none'"
+    r"(; script-src 'sha256-[\w+/=]+')?"
+)
 
 
 class Silent:

@@ -117,7 +117,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     CrossEntropyLoss(reduction='sum', penalty=Focal(gamma=2.0), temperature=2.0)
     """
 
-    takes: type = CrossEntropyModuleOptions
+    takes: ClassVar[type] = CrossEntropyModuleOptions
     softcap: float | None
     softcap_after_temperature: bool
     temperature: float

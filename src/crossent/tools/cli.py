@@ -18,6 +18,7 @@ from crossent._version import __version__
 from crossent.tools.check.command import check, rule
 from crossent.tools.errors import InputError
 from crossent.tools.explain.command import explain
+from crossent.tools.explore.command import explore
 from crossent.tools.scale import scale
 from crossent.tools.score.command import score
 from crossent.tools.train.command import train
@@ -156,5 +157,5 @@ def _extras() -> dict[str, str]:
     return extras
 
 
-for command in (explain, check, rule, score, scale, train):
+for command in (explain, explore, check, rule, score, scale, train):
     main.add_command(command)

@@ -1,4 +1,8 @@
-"""Tables in a notebook: static HTML without script, style sheet or link. Everything that is not written here is escaped."""
+"""What a notebook shows: static tables without script, style sheet or link, and below them a page in a frame of its own.
+
+Everything that is not written here is escaped. The frame may run its own script and reach nothing else; where a notebook shows no
+frames, the tables remain.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,12 @@ Colours = Mapping[str, str]  # of cells, by the sign that they begin with
 def block(parts: list[str]) -> str:
     """Put paragraphs and tables together."""
     return element("div", f"\n{chr(10).join(parts)}\n", style="max-width:60em")
+
+
+def frame(page: str, height: int) -> str:
+    """Show a page in a sandbox."""
+    style = f"width:100%;height:{height}px;border:1px solid #8888;border-radius:8px"
+    return element("iframe", "", sandbox="allow-scripts", srcdoc=page, style=style, title="crossent", loading="lazy")
 
 
 def prose(text: str, bold: bool = False) -> str:

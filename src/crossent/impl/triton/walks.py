@@ -70,7 +70,9 @@ def labels_of(target, rows, member, layout, tile):
             wrong = wrong & (y != -1)
         counts = named & (wrong == 0)
         y = tl.where(counts, y, 0)
-        here = counts & (y >= 0)
+        here = counts
+        if member.SHARD:
+            here = counts & (y >= 0)
         weight = tl.where(here, 1.0, 0.0).to(tile.R)
         if member.weight is not None:
             weight = tl.load(member.weight + y, mask=here, other=0.0).to(tile.R)
@@ -261,7 +263,10 @@ def with_elsewhere(mass, elsewhere, rows, live, tile):
 def share_of_label(labels, live, member, tile):
     """Tell what smoothing spreads to the class index of each row."""
     if member.spread is not None:
-        return tl.load(member.spread + labels.y, mask=live & (labels.y >= 0), other=0.0).to(tile.R)
+        here = live
+        if member.SHARD:
+            here = live & (labels.y >= 0)
+        return tl.load(member.spread + labels.y, mask=here, other=0.0).to(tile.R)
     return labels.weight * 0.0 + member.share
 
 

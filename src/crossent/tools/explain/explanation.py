@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +66,22 @@ class Explanation(RowNumbers):
         from crossent.tools.explain.notebook import fragment
 
         return fragment(self)
+
+    def to_html(self, path: str | PathLike[str] | None = None) -> str:
+        """Write a page that shows the push of each loss and answers to the hand: one file that needs no network.
+
+        Args:
+            path: where to write it; None only returns it.
+
+        Returns:
+            The page.
+        """
+        from crossent.tools.explain.page import explanation_page
+
+        text = explanation_page(self)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
     def plot(self, ax: Axes | None = None) -> ExplanationDisplay:
         """Draw the push of each loss on each class, as scikit-learn's displays do.

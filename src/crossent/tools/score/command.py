@@ -53,7 +53,7 @@ GROUPS = {
     "What the files hold": ("labels_file", "input", "task", "shift", "ignore_index", "class_dim"),
     "Columns and names": ("classes", "drop", "id_column", "class_names", "ids"),
     "The loss in training": ("weight", "label_smoothing"),
-    "What is printed": ("top", "suspects", "bytes", "plot", "output_format", "fail_if"),
+    "What is printed": ("top", "suspects", "bytes", "plot", "html", "output_format", "fail_if"),
 }
 
 
@@ -80,6 +80,7 @@ GROUPS = {
 @click.option("--bytes", type=click.IntRange(1), metavar="N", help="The length of the tokens' text, for bits per byte.")
 @click.option("--fail-if", multiple=True, metavar="CONDITION", help="Such as 'nll>0.5': exit with 1 if it holds.")
 @click.option("--plot", metavar="FILE", help="Draw reliability and confusion into a picture.")
+@click.option("--html", metavar="FILE", help="Write a page with the worst rows, reliability, confusion and classes.")
 @_format_flag("json", "Print one JSON object.")
 @_format_flag("csv", "Print comma-separated values.")
 @_format_flag("md", "Print Markdown.")
@@ -89,6 +90,7 @@ def score(
     fail_if: tuple[str, ...],
     ids: str | None,
     plot: str | None,
+    html: str | None,
     output_format: str | None,
     **options: Any,
 ) -> None:
@@ -107,12 +109,16 @@ def score(
     try:
         conditions = _conditions(fail_if)
         if len(runs) > 1 and labels is not None:
+            if html is not None:
+                raise FileError("--html is the page of one run, not of two")
             _compare(runs, labels, output_format, options)
             return
         report = _report(runs[0], labels, ids, options)
         failed = [condition for condition in conditions if condition.holds(report)]
         if plot is not None:
             _draw(report, plot)
+        if html is not None:
+            _write_page(report, html)
     except shared_options.OptionError as error:
         raise error.usage from None
     except FileError as error:
@@ -138,6 +144,14 @@ def _draw(report: Report, path: str) -> None:
         raise InputError("--plot needs matplotlib: pip install 'crossent[plot]'") from None
     except (OSError, ValueError) as error:
         raise InputError(f"--plot {path}: {error}") from None
+
+
+def _write_page(report: Report, path: str) -> None:
+    try:
+        report.to_html(path)
+    except OSError as error:
+        raise InputError(f"--html {path}: {error.strerror}") from None
+    click.echo(f"Written: {printable(path)}", err=True)
 
 
 def _compare(runs: tuple[str, ...], labels: str, output_format: str | None, options: dict[str, Any]) -> None:

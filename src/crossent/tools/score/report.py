@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from math import prod
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossent.tools.score.scores import Scores
@@ -11,6 +14,11 @@ from crossent.tools.shared_options import check_choice
 
 if TYPE_CHECKING:
     from crossent.tools.score.plot import ReportDisplay
+    from crossent.tools.score.row_blocks import Reader
+
+
+SHOWN_AT_ONCE = 1 << 20
+"""Logits, up to which a notebook shows the page without being asked: more take their time."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,7 +36,13 @@ class Report(Scores):
         confusion: how often each class is predicted where each is the label, a list a label; None for more than 100 classes.
         remarks: what a reader should know before believing a number.
         ids: the names of the rows that occur in the report.
+        source: what was read, from which a page takes its rows; a copy or a pickle of the report is without.
     """
+
+    source: Reader | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": None}
 
     def __str__(self) -> str:
         from crossent.tools.score.show import show
@@ -37,13 +51,34 @@ class Report(Scores):
         return plain_text(partial(show, self))
 
     def _repr_html_(self) -> str:
-        from crossent.tools.notebook import block, prose, table_html
+        from crossent.tools.notebook import block, frame, prose, table_html
         from crossent.tools.score.tables import heading, report_tables
 
         parts = [prose(heading(self), bold=True), *map(prose, self.remarks)]
         for table in report_tables(self):
             parts += [table_html(table), *map(prose, table.notes)]
+        if self.source is not None and prod(self.source.logits.shape) <= SHOWN_AT_ONCE:
+            parts.append(frame(self.to_html(), 780))
         return block(parts)
+
+    def to_html(self, path: str | PathLike[str] | None = None, *, images: Any = None) -> str:
+        """Write a page: the findings of ``check``, the worst rows with what the loss tells them, reliability, confusion, classes.
+
+        The page is one file that needs no network. Everything in it was computed here; it computes what is dragged.
+
+        Args:
+            path: where to write it; None only returns it.
+            images: one for each row of the logits, ``(H, W)`` or ``(H, W, channels)``, shown beside the worst rows.
+
+        Returns:
+            The page.
+        """
+        from crossent.tools.score.page import report_page
+
+        text = report_page(self, images)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
     def plot(self, ax: Any = None) -> ReportDisplay:
         """Draw reliability and confusion, as scikit-learn's displays do.

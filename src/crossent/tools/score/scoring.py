@@ -165,6 +165,7 @@ class Scoring:
             confusion=self.classes.confusion,
             ids=self._ids((*worst, *suspects[: self.options.top])),
             remarks=self.reader.value_range.warnings() + self._remarks(numbers),
+            source=self.reader,
         )
 
     def _ids(self, examples: Sequence[Example]) -> dict[int, str]:

@@ -89,7 +89,7 @@ def _own(option: Option) -> click.Option:
     )
 
 
-def _train(entry: JobEntry, as_json: bool, out: Path, **asked: Any) -> None:
+def _train(entry: JobEntry, as_json: bool, out: Path, html: Path | None, **asked: Any) -> None:
     """Run a job, write its files and print its results."""
     ready(out, "sklearn", "matplotlib")
 
@@ -101,7 +101,7 @@ def _train(entry: JobEntry, as_json: bool, out: Path, **asked: Any) -> None:
     results = run(job, settings, TrainingProgress(total_runs(settings), settings.epochs))
     if not results.losses:
         raise click.ClickException("interrupted before the first loss was finished: nothing was kept")
-    show(output(results), out, as_json)
+    show(output(results), out, as_json, html)
     if not results.complete:
         kept = ", ".join(loss.name for loss in results.losses)
         raise click.ClickException(f"interrupted: what was finished is kept ({kept}), the rest is missing")

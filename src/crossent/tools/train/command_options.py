@@ -31,6 +31,12 @@ def files(name: str) -> list[click.Option]:
             metavar="DIR",
             help=f"For report.html, {name}.png, results.json.  [{default}]",
         ),
+        click.Option(
+            ["--html"],
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="For the page, elsewhere.  [DIR/report.html]",
+        ),
         click.Option(["--quick"], is_flag=True, help="A few seconds, to see that it works; the figures mean nothing."),
     ]
 
@@ -46,12 +52,12 @@ def ready(out: Path, *modules: str) -> None:
         raise click.ClickException(f"cannot write into {out}: {there} is not a directory that may be written to")
 
 
-def show(output: Output, out: Path, as_json: bool) -> None:
+def show(output: Output, out: Path, as_json: bool, html: Path | None = None) -> None:
     """Write the files and print the results; the paths go with the results, or beside the JSON."""
     from crossent.tools.train import terminal
     from crossent.tools.train.output import as_text, write
 
-    paths = write(output, out)
+    paths = write(output, out, html)
     if as_json:
         click.echo(as_text(output.document))
     else:

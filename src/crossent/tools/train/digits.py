@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from crossent import binary_cross_entropy_with_logits, cross_entropy, reference
 from crossent.reference import Array, LossAndGradient
+from crossent.tools.page.digits import digits_scene
+from crossent.tools.page.scene import Scene
 from crossent.tools.table import Table
 from crossent.tools.train import data, metrics
 from crossent.tools.train.candidates import (
@@ -26,6 +28,7 @@ from crossent.tools.train.candidates import (
 from crossent.tools.train.catalogue import JOBS
 from crossent.tools.train.conclusions import compare, cost_of_one_rate, have_learnt, percent, points, ranking
 from crossent.tools.train.data import Split
+from crossent.tools.train.digits_page import digits_data
 from crossent.tools.train.figure import epoch_panel, push_panel
 from crossent.tools.train.fit import Fitted, by_accuracy, predict
 from crossent.tools.train.job import Job, Measure, Results, Wording, seed_result
@@ -35,6 +38,8 @@ from crossent.tools.train.results import LossResult, SeedResult, TrainSettings
 
 LEVEL = 0.9
 """The validation accuracy whose first epoch is reported."""
+PICTURES = 12
+"""The test images whose logits are recorded, to be looked at one by one."""
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -114,8 +119,37 @@ def examine(candidate: Candidate, fitted: Fitted, split: Split) -> SeedResult:
     details = {
         "epochs_to_90_percent": metrics.epochs_to(fitted.validation_score, LEVEL),
         "wrong": tuple(split.test.position.numpy()[~right].tolist()),
+        "pictures": logits_of_hard_images(fitted, split),
     }
     return seed_result(fitted, {"accuracy": right}, details, scores)
+
+
+def hard_images(split: Split) -> list[int]:
+    """Choose test images that look most like another digit: nearer to its mean image than to that of their own."""
+    images, labels = split.test.inputs.flatten(1), split.test.labels
+    known, known_labels = split.train.inputs.flatten(1), split.train.labels
+    means = torch.stack([known[known_labels == k].mean(0) for k in range(10)])
+    apart = torch.cdist(images, means)
+    own = apart.gather(1, labels[:, None])[:, 0]
+    nearest = apart.scatter(1, labels[:, None], float("inf")).amin(1)
+    return (nearest - own).argsort(stable=True)[:PICTURES].tolist()
+
+
+def logits_of_hard_images(fitted: Fitted, split: Split) -> list[dict[str, object]]:
+    """Record what the model says of them, by their positions in the data set."""
+    logits, chosen = predict(fitted.model, split.test), hard_images(split)
+    return [
+        {"index": int(split.test.position[row]), "label": int(split.test.labels[row]), "logits": logits[row].tolist()}
+        for row in chosen
+    ]
+
+
+def note_calibration(candidate: Candidate, fitted: Fitted, split: Split) -> dict[str, float]:
+    """Note of every model of the sweep how far its probabilities are from the truth, on the validation part."""
+    log_p = candidate.log_probabilities(predict(fitted.model, split.validation)).numpy()
+    if not np.isfinite(log_p).all():
+        return {"calibration_error": float("nan")}
+    return {"calibration_error": metrics.calibration_error(log_p, split.validation.labels.numpy())}
 
 
 def epochs(loss: LossResult) -> str:
@@ -255,6 +289,11 @@ def probabilities(results: Results) -> str:
     )
 
 
+def scene(results: Results) -> Scene:
+    """Show the sweeps, and single images."""
+    return digits_scene(digits_data(results))
+
+
 JOB = Job(
     entry=JOBS["digits"],
     candidates=CANDIDATES,
@@ -294,6 +333,8 @@ JOB = Job(
         ),
         Panel(epoch_panel, "Validation accuracy by epoch for {names}; the tables below have numbers."),
     ),
+    note=note_calibration,
+    scene=scene,
     caption="First picture: one wrong class competes with the true one, and p(true) is the softmax's and the sigmoid's "
     "alike; each push is divided by the same loss's push at 50%, because a constant factor is the learning rate's "
     "business. Second: mean over the seeds at each loss's own learning rate, in a band from lowest to highest.",

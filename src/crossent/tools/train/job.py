@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from crossent.reference import Array, Bools
+from crossent.tools.page.scene import Scene
 from crossent.tools.table import Table
 from crossent.tools.train.candidates import Candidate
 from crossent.tools.train.catalogue import JobEntry
@@ -60,7 +61,8 @@ class Job:
     ``load`` takes the settings and a run's seed, on which the training and validation part may depend, and the test part not.
     ``examine`` scores a trained model on the test part. A loss whose score is below ``learnt`` has not learnt the task.
     ``note`` looks at every model of the sweep, and not at the test part. ``reasons`` are tables that come before the scores in
-    the report, ``details`` come after them. ``record`` adds to the JSON of a loss.
+    the report, ``details`` come after them. ``record`` adds to the JSON of a loss. ``scene`` is what the page shows
+    that answers to the hand.
     """
 
     entry: JobEntry
@@ -86,6 +88,7 @@ class Job:
     record: Callable[[LossResult], dict[str, Any]] = no_record
     note: Callable[[Candidate, Fitted, Split], dict[str, float]] = no_notes
     learnt: float = 0.5
+    scene: Callable[[Results], Scene] | None = None
     batch_size: int = 64
 
 

@@ -26,10 +26,10 @@ def as_text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=1, allow_nan=False)
 
 
-def write(output: Output, out: Path) -> list[Path]:
-    """Write the report, the picture and the numbers; return their paths."""
+def write(output: Output, out: Path, html: Path | None = None) -> list[Path]:
+    """Write the page, which may go elsewhere, the picture and the numbers; return their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / name for name in ("report.html", f"{output.name}.png", "results.json")]
+    paths = [html or out / "report.html", out / f"{output.name}.png", out / "results.json"]
     paths[0].write_text(output.page, encoding="utf-8")
     paths[1].write_bytes(output.picture)
     paths[2].write_text(as_text(output.document) + "\n", encoding="utf-8")

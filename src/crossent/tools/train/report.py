@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from crossent.tools import html
+from crossent.tools.page.document import page
+from crossent.tools.page.scene import page_of_scenes
+from crossent.tools.page.words import WORDS, words_of
 from crossent.tools.train import conclusions, figure, tables
 from crossent.tools.train.catalogue import JobEntry
 from crossent.tools.train.fit import Recipe
@@ -20,7 +23,7 @@ def write_page(results: Results) -> str:
     """Lay out the report."""
     job = results.job
     names = ", ".join(loss.name for loss in results.losses)
-    body = [
+    head = [
         html.heading(job.title, 1),
         html.paragraph(job.opening(results), "lead"),
         *(html.paragraph(notice, "notice") for notice in notices(results)),
@@ -31,10 +34,14 @@ def write_page(results: Results) -> str:
         html.table(tables.scores(results)),
         *(html.table(tabulate(results)) for tabulate in job.details),
     ]
-    if results.settings.swept:
-        body += [html.heading("The learning rate of each loss"), html.table(tables.rates(results))]
-    body += [html.heading("How this was measured"), html.definition_list(_facts(results))]
-    return html.page(f"crossent train {job.entry.name}", body)
+    swept = [html.heading("The learning rate of each loss"), html.table(tables.rates(results))]
+    measured = [html.heading("How this was measured"), html.definition_list(_facts(results))]
+    foot = [*(swept if results.settings.swept else ()), *measured]
+    title = f"crossent train {job.entry.name}"
+    if job.scene is None:
+        return page(title, ["<main>", *head, *foot, "</main>"])
+    known = [name for name in job.candidates if name in WORDS]
+    return page_of_scenes(title, [*head, job.scene(results), *foot], words_of(known))
 
 
 def pictures(panels: Sequence[Panel], results: Any, names: str = "") -> str:

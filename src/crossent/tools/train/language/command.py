@@ -27,6 +27,7 @@ def _bytes(
     minutes: float | None,
     as_json: bool,
     out: Path,
+    html: Path | None,
     quick: bool,
     **asked: Any,
 ) -> None:
@@ -48,7 +49,7 @@ def _bytes(
         raise InputError(str(error)) from None
     if results is None:
         raise click.ClickException("interrupted before both ways were compared: nothing was kept")
-    show(output(results), out, as_json)
+    show(output(results), out, as_json, html)
     if not results.complete:
         raise click.ClickException(f"interrupted after {len(results.steps)} steps: the model is scored as it was then")
 

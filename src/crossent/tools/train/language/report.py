@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from crossent.tools import html
+from crossent.tools.page.document import page
 from crossent.tools.train import figure, report
 from crossent.tools.train.language import conclusions, model, tables
 from crossent.tools.train.language.panels import PANELS
@@ -65,7 +66,7 @@ def write_page(results: LanguageResults) -> str:
         html.heading("How this was measured"),
         html.definition_list(_facts(results)),
     ]
-    return html.page(f"crossent train {NAME}", body)
+    return page(f"crossent train {NAME}", ["<main>", *body, "</main>"])
 
 
 def _facts(results: LanguageResults) -> dict[str, str]:

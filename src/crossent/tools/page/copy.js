@@ -1,0 +1,57 @@
+// "Copy as Python" and "Copy as command": the text is shown as well, for a page from a disk may be kept from the clipboard.
+
+import { button, h } from "./dom.js";
+
+export function copyButtons(texts) {
+  const shown = h("pre", { hidden: true, tabindex: "0" });
+  const told = h("span", { role: "status", class: "told" });
+  async function show(write) {
+    shown.textContent = write();
+    shown.hidden = false;
+    try {
+      await navigator.clipboard.writeText(shown.textContent);
+      told.textContent = "Copied.";
+    } catch {
+      getSelection()?.selectAllChildren(shown);
+      told.textContent = "Selected: copy it with your keyboard.";
+    }
+  }
+  const buttons = Object.entries(texts).map(([kind, write]) => button(`Copy as ${kind}`, () => show(write), { "data-copy": kind }));
+  return h("div", { class: "copy" }, ...buttons, told, shown);
+}
+
+const pythonNumber = (x) => (Number.isFinite(x) ? String(x) : `float("${x < 0 ? "-inf" : "inf"}")`);
+
+export const pythonList = (values) => `[${values.map(pythonNumber).join(", ")}]`;
+
+// JSON's strings are Python's, beside signs that take two of its characters; quotes of a shell are those of POSIX.
+export const pythonText = (text) =>
+  JSON.stringify(text).replace(/[^ -~]/gu, (c) => `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}`);
+
+export const shellText = (text) => (/^[\w.,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+// What explain takes for a target: labels in a set, which may be empty, or weights, which are no labels if they have a point.
+export function pythonTarget(weights, hard) {
+  const labels = weights.flatMap((w, k) => (w > 0 ? [k] : []));
+  if (hard) return labels.length ? `{${labels.join(", ")}}` : "set()";
+  return `[${weights.map((w) => (Number.isInteger(w) ? `${w}.0` : w)).join(", ")}]`;
+}
+
+export const commandTarget = (weights) => weights.map((w) => (Number.isInteger(w) ? `${w}.0` : w)).join(",");
+
+export function rowAsPython(x, target, losses, names) {
+  const called = names.every((name, k) => name === String(k)) ? "" : `, class_names=[${names.map(pythonText).join(", ")}]`;
+  return [
+    "import crossent",
+    "",
+    `e = crossent.explain(${pythonList(x)}, ${target}, ${JSON.stringify(losses.join(","))}${called})`,
+    ...losses.map((loss) => `print(${JSON.stringify(loss)}, e[${JSON.stringify(loss)}].loss, e[${JSON.stringify(loss)}].gradient)`),
+  ].join("\n");
+}
+
+// Names with a comma cannot be given to the command, which separates them with it.
+export function rowAsCommand(x, target, losses, names) {
+  const plain = names.every((name, k) => name === String(k)) || names.some((name) => name.includes(",") || name === "");
+  const called = plain ? "" : ` --class-names=${shellText(names.join(","))}`;
+  return `crossent explain --logits=${x.map((value) => (Number.isFinite(value) ? value : "-inf")).join(",")} --target=${target} --losses ${losses.join(",")}${called}`;
+}
