@@ -414,7 +414,7 @@ def test_plain_tensors_import_nothing():
         "assert not [name for name in sys.modules if name.startswith('torch.distributed.tensor')]\n"
         "assert not [name for name in sys.modules if name.startswith('crossent.parallel')]\n"
     )
-    subprocess.run([sys.executable, "-c", words], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", words], check=True, timeout=240)
 
 
 # --- what torch itself does ---------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
+
 
 def transformed() -> bool:
     """Whether ``torch.func`` transforms or vmap are under way, which only torch operations pass through."""
@@ -33,9 +35,7 @@ def readable(tensor: Tensor) -> bool:
 
 def is_dtensor(*values: Any) -> bool:
     """Whether one of these is a DTensor. Where nobody has imported what makes them there is none, and nothing is imported."""
-    if all(type(value) is Tensor or type(value) is Parameter or value is None for value in values):
-        return False
     if torch.compiler.is_compiling():  # the compiler does not watch which modules are there
         return any(type(value).__name__ == "DTensor" for value in values)
-    tensors = sys.modules.get("torch.distributed.tensor")
-    return tensors is not None and any(isinstance(value, tensors.DTensor) for value in values)
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and any(type(value) not in _PLAIN and isinstance(value, kind) for value in values)
