@@ -61,7 +61,7 @@ function classPicture(line, way) {
     mark(t, h("path", { class: "flag", d: FLAG })),
     h("circle", { class: `says ${way}`, cx: at(p), cy: "46", r: "8" }),
     words(...beside(p, push), "16", `amount ${way}`, pushText(push)),
-    words(p, p < 0.2 ? "start" : p > 0.8 ? "end" : "middle", "76", "said", `says ${percent(p)}`),
+    words(...near(p), "76", "said", `says ${percent(p)}`),
   );
 }
 
@@ -83,8 +83,10 @@ const pushText = (push) => (push ? `${push > 0 ? "▲ up" : "▼ down"} ${amount
 function beside(p, push) {
   const end = Math.min(Math.max(p + push, 0), 1);
   if (Math.abs(end - p) >= 0.4) return [(p + end) / 2, "middle"];
-  return [p, p <= 0.5 ? "start" : "end"];
+  return near(p);
 }
+
+const near = (p) => [p, p < 0.2 ? "start" : p > 0.8 ? "end" : "middle"];
 
 function axis() {
   const marks = [[0, "0"], [0.5, "½"], [1, "1"]].map(([x, text]) => words(x, "middle", "14", "said", text));

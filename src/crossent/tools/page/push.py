@@ -145,7 +145,7 @@ def _beside(p: float, push: float) -> tuple[float, str]:
     end = min(max(p + push, 0.0), 1.0)
     if abs(end - p) >= 0.4:
         return (p + end) / 2, "middle"
-    return (p, "start") if p <= 0.5 else (p, "end")
+    return _near(p)
 
 
 def _near(p: float) -> tuple[float, str]:
