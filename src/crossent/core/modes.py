@@ -37,5 +37,7 @@ def is_dtensor(*values: Any) -> bool:
     """Whether one of these is a DTensor. Where nobody has imported what makes them there is none, and nothing is imported."""
     if torch.compiler.is_compiling():  # the compiler does not watch which modules are there
         return any(type(value).__name__ == "DTensor" for value in values)
+    if _PLAIN.issuperset(map(type, values)):
+        return False
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return kind is not None and any(type(value) not in _PLAIN and isinstance(value, kind) for value in values)
+    return kind is not None and any(isinstance(value, kind) for value in values)
