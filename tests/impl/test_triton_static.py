@@ -143,11 +143,20 @@ def test_logits_on_a_gpu_take_these_kernels():
 def test_a_call_without_a_name_launches_them(monkeypatch):
     """Tensors of the CPU stand for those of a GPU here, whose kernels the native ones then leave alone."""
     monkeypatch.setattr(impl, "_LOADED", {k: v for k, v in impl._LOADED.items() if k != "native"})
-    x, y = torch.zeros(4, 300, requires_grad=True), torch.zeros(4, dtype=torch.int64)
+    y = torch.zeros(4, dtype=torch.int64)
 
-    def step():
-        crossent.cross_entropy(x, y).backward()
-        crossent.cross_entropy(x, y, reduction="none").sum().backward()
+    def mean(dtype):
+        crossent.cross_entropy(torch.zeros(4, 300, dtype=dtype, requires_grad=True), y).backward()
 
-    made = pretended_gpu.compiled("sm_90", step)
-    assert (len(made["fused"]), len(made["forward"]), len(made["backward"])) == (2, 1, 1)
+    def rows():
+        crossent.cross_entropy(torch.zeros(4, 300, requires_grad=True), y, reduction="none").sum().backward()
+
+    def made(step, *arguments):
+        found = pretended_gpu.compiled("sm_90", lambda: step(*arguments))
+        return {name: len(kernels) for name, kernels in found.items() if kernels}
+
+    assert made(mean, torch.float32) == {"fused": 1}
+    assert made(mean, torch.bfloat16) == {
+        "fused": 2
+    }  # backward forms it anew for a factor other than 1, which it reads
+    assert made(rows) == {"forward": 1, "backward": 1}
