@@ -23,6 +23,7 @@ _HOME = {
     "GCE": "core.penalties",
     "LinearCrossEntropyLoss": "losses.modules",
     "LinearPlan": "losses.linear",
+    "Logits": "models.defer",
     "LossReport": "tools.check.audit",
     "MAE": "core.penalties",
     "MultilabelCrossEntropyLoss": "losses.modules",
@@ -41,6 +42,7 @@ _HOME = {
     "cross_entropy": "losses.softmax",
     "cross_entropy_stats": "losses.statistics",
     "debug": "tools.check.debug",
+    "defer": "models.defer",
     "distillation_loss": "losses.named",
     "double_softmax_floor": "losses.baselines",
     "expected_initial_loss": "losses.baselines",
@@ -54,6 +56,7 @@ _HOME = {
     "prior_entropy": "losses.baselines",
     "score": "tools.score.scoring",
     "sigmoid_focal_loss": "losses.named",
+    "undefer": "models.defer",
 }
 
 __all__ = ["__version__", *_HOME]

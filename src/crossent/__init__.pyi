@@ -36,6 +36,9 @@ from crossent.losses.named import sigmoid_focal_loss as sigmoid_focal_loss
 from crossent.losses.softmax import cross_entropy as cross_entropy
 from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats
+from crossent.models.defer import Logits as Logits
+from crossent.models.defer import defer as defer
+from crossent.models.defer import undefer as undefer
 from crossent.tools.check.audit import LossReport as LossReport
 from crossent.tools.check.audit import check_loss as check_loss
 from crossent.tools.check.debug import debug as debug
@@ -62,6 +65,7 @@ __all__ = [
     "FocalLoss",
     "LinearCrossEntropyLoss",
     "LinearPlan",
+    "Logits",
     "LossReport",
     "MultilabelCrossEntropyLoss",
     "Penalty",
@@ -79,6 +83,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_stats",
     "debug",
+    "defer",
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",
@@ -92,4 +97,5 @@ __all__ = [
     "prior_entropy",
     "score",
     "sigmoid_focal_loss",
+    "undefer",
 ]
