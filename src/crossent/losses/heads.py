@@ -141,13 +141,24 @@ def _adapted(module: Any, input: Tensor) -> ModuleHead:
     if merged or input.shape[-1:] != head.weight.shape[-1:]:  # features that do not fit are refused with all others
         return head
     adapted = _Columns([head.input], [head.weight], head.bias)
-    for name, down, up, more in _low_ranks(module, input):
-        if _has_magnitude(module, name):
-            adapted.scale_as_dora(module, name, head)
-        adapted.add(down, up, more)
+    for rank in _low_ranks(module, input):
+        if _has_magnitude(module, rank.name):
+            adapted.add_dora(module, rank, head)
+        else:
+            adapted.add(rank.down, rank.up, rank.bias)
     if len(adapted.inputs) == 1:
         return head
     return ModuleHead(torch.cat(adapted.inputs, -1), torch.cat(adapted.columns, 1), adapted.bias)
+
+
+class _LowRank(NamedTuple):
+    """An adapter's ``h Aᵀ``, ``s B`` and what is added to the bias; and the ``h`` that dropout left, where it does drop."""
+
+    name: str
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None
+    dropped: Tensor | None
 
 
 class _Columns:
@@ -155,41 +166,43 @@ class _Columns:
 
     def __init__(self, inputs: list[Tensor], columns: list[Tensor], bias: Tensor | None) -> None:
         self.inputs, self.columns, self.bias = inputs, columns, bias
-        self.factor: Tensor | None = None  # of what DoRA adds, one number a class
 
-    def add(self, input: Tensor, columns: Tensor, bias: Tensor | None) -> None:
+    def add(self, input: Tensor, columns: Tensor, bias: Tensor | None = None) -> None:
         """Add features with their columns, and something to the bias."""
-        columns = columns if self.factor is None else self.factor.unsqueeze(1) * columns
         self.inputs.append(input.to(self.inputs[0].dtype))
         self.columns.append(columns.to(self.columns[0].dtype))
         if bias is not None:
             bias = bias.to(self.columns[0].dtype)
             self.bias = bias if self.bias is None else self.bias + bias
-        self.factor = None
 
-    def scale_as_dora(self, module: Any, name: str, base: ModuleHead) -> None:
-        """Give each class's row of ``W + s B A`` the magnitude that is learned; its norm counts as a constant.
+    def add_dora(self, module: Any, rank: _LowRank, base: ModuleHead) -> None:
+        """Give each class's row of ``W + s B A`` the magnitude ``m`` that is learned; its norm counts as a constant.
 
-        PEFT adds ``(g - 1) y + g s B A x`` to the sum ``y`` so far without the layer's bias, with ``g = m / |W + s B A|``.
+        With ``g = m / |W + s B A|`` PEFT adds ``(g - 1) y + g s B A x``, where ``y`` is the sum so far without the layer's bias, or
+        ``W x`` of what dropout left.
         """
-        A, B, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+        A, B, scale = module.lora_A[rank.name].weight, module.lora_B[rank.name].weight, module.scaling[rank.name]
         with torch.no_grad():
-            norm = torch.linalg.vector_norm(torch.addmm(base.weight, B.to(base.weight.dtype), A.to(base.weight.dtype), alpha=scale), dim=1)
-        g = module.lora_magnitude_vector[name].weight.reshape(-1) / norm
-        self.columns = [(g.unsqueeze(1) * columns).to(columns.dtype) for columns in self.columns]
-        if self.bias is not None:
-            own = base.bias if base.bias is not None else torch.zeros_like(self.bias)
-            self.bias = self.bias + ((g - 1) * (self.bias - own)).to(self.bias.dtype)
-        self.factor = g
+            kind = base.weight.dtype
+            norm = torch.linalg.vector_norm(torch.addmm(base.weight, B.to(kind), A.to(kind), alpha=scale), dim=1)
+        g = (module.lora_magnitude_vector[rank.name].weight.reshape(-1) / norm).unsqueeze(1)
+        if rank.dropped is not None:
+            self.add(rank.dropped, (g - 1) * base.weight)
+        else:
+            self.columns = [(g * columns).to(columns.dtype) for columns in self.columns]
+            if self.bias is not None:
+                own = torch.zeros_like(self.bias) if base.bias is None else base.bias
+                self.bias = self.bias + ((g.squeeze(1) - 1) * (self.bias - own)).to(self.bias.dtype)
+        self.add(rank.down, g * rank.up)
 
 
 def _has_magnitude(module: Any, name: str) -> bool:
     return name in getattr(module, "lora_magnitude_vector", {})
 
 
-def _low_ranks(module: Any, input: Tensor) -> list[tuple[str, Tensor, Tensor, Tensor | None]]:
-    """List the name, ``h Aᵀ``, ``s B`` and what is added to the bias, of each adapter that is active."""
-    found: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
+def _low_ranks(module: Any, input: Tensor) -> list[_LowRank]:
+    """List what each adapter that is active adds."""
+    found: list[_LowRank] = []
     downs, ups, tables, columns = (
         getattr(module, factor, {}) for factor in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
     )
@@ -201,15 +214,16 @@ def _low_ranks(module: Any, input: Tensor) -> list[tuple[str, Tensor, Tensor, Te
             _refuse_what_a_call_would_do(up)
             dropout = getattr(module, "lora_dropout", {})
             x = input.to(down.weight.dtype)
+            if _has_magnitude(module, name) and up.bias is not None:
+                _refuse_adapter(module, f"its adapter {name!r} is DoRA with a bias of its own")
             drops = name in dropout and module.training and not isinstance(dropout[name], nn.Identity)
-            if _has_magnitude(module, name) and (drops or up.bias is not None):
-                _refuse_adapter(module, f"its adapter {name!r} is DoRA with dropout or a bias of its own")
-            x = down(dropout[name](x) if name in dropout else x)
+            x = dropout[name](x) if name in dropout else x
             factor, scale = up.weight, module.scaling[name]
-            found.append((name, x, scale * factor, None if up.bias is None else scale * up.bias))
+            bias = None if up.bias is None else scale * up.bias
+            found.append(_LowRank(name, down(x), scale * factor, bias, x if drops else None))
         elif name in tables:
             a, b = tables[name], columns[name]  # (r, C) and (D, r): of a table whose columns are features
-            found.append((name, input.to(b.dtype) @ b, module.scaling[name] * a.t(), None))
+            found.append(_LowRank(name, input.to(b.dtype) @ b, module.scaling[name] * a.t(), None, None))
         elif name in module.scaling:
             _refuse_adapter(module, f"its adapter {name!r} is no product of two matrices")
     return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from crossent.core.overrides import overridable
 from crossent.core.reduction import Reduction, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
 from crossent.core.target import Target, describe
@@ -45,6 +46,7 @@ class CrossEntropyStats(NamedTuple):
     predicted: Tensor
 
 
+@overridable
 @documented
 def cross_entropy_stats(
     input: Tensor,

@@ -59,6 +59,7 @@ class _DeferredHead(_Deferred):
         parts = _parts_of(self, input)
         if parts is None:
             return super().forward(input)  # type: ignore[misc]
+        _keep_gathered(self)
         return Logits.of(*parts, max_bytes=self._crossent_max_bytes)
 
     def _answers(self) -> bool:
@@ -66,6 +67,16 @@ class _DeferredHead(_Deferred):
         if torch._C._get_tracing_state() is not None or transformed():
             return False
         return torch.is_grad_enabled() or self._crossent_labelled or self._crossent_always
+
+
+class _LinearInside(_DeferredHead, nn.Linear):
+    """The Linear below a class with a forward of its own, which calls it by ``super().forward(h)`` and goes on from there."""
+
+    def forward(self, input: Tensor) -> Any:
+        if not self._answers():
+            return nn.Linear.forward(self, input)
+        _keep_gathered(self)
+        return Logits.of(input, self.weight, self.bias, max_bytes=self._crossent_max_bytes)
 
 
 class _DeferredModel(_Deferred):
@@ -107,8 +118,11 @@ def _told_of_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def _deferred_class(kind: str, plain: type[nn.Module]) -> type[nn.Module]:
     """Make the class that a module of some class gets; libraries look at the name of a model's, which stays."""
+    bases: tuple[type, ...]
+    members: dict[str, Any] = {}
     if kind == "head":
-        bases, members, name = (_DeferredHead, plain), {}, f"Deferred{plain.__name__}"
+        inside = issubclass(plain, nn.Linear) and plain.forward is not nn.Linear.forward
+        bases, name = (plain, _LinearInside) if inside else (_DeferredHead, plain), f"Deferred{plain.__name__}"
     else:
         bases, members, name = (_DeferredModel, plain), {"forward": _told_of_labels(plain.forward)}, plain.__name__
     members |= {"plain_class": plain, "__module__": plain.__module__, "__doc__": plain.__doc__}
@@ -130,6 +144,13 @@ def _parts_of(head: Any, input: Tensor) -> ModuleHead | None:
     except (TypeError, RuntimeError) as error:
         note_formed(type(head).__name__, (*input.shape[:-1], head.weight.shape[0]), f" {error}")
         return None
+
+
+def _keep_gathered(head: Any) -> None:
+    """Ask FSDP not to free the weights that it gathered for this head when its forward ends: the loss reads them later."""
+    keep = getattr(head, "set_reshard_after_forward", None)
+    if keep is not None and not torch.compiler.is_compiling():
+        keep(False, recurse=False)
 
 
 def defer(module: Module, *, always: bool = False, max_bytes: int | None = None) -> Module:

@@ -228,12 +228,12 @@ def _itself(x: Any, memory_format: Any = None) -> Any:
 
 @follows("clone")
 def _cloned(x: Any, memory_format: Any = None) -> Any:
-    return x._with()
+    return x._with(form=x.form)
 
 
 @follows("detach")
 def _detached(x: Any) -> Any:
-    return _each_tensor(x, Tensor.detach)
+    return x._seen_by(_each_tensor(x, Tensor.detach))
 
 
 def _each_tensor(x: Logits, function: Callable[[Tensor], Tensor]) -> Logits:
@@ -375,10 +375,20 @@ def _scaled(x: Logits, by: Any) -> Any:
         bias = None if x.bias is None else (x.bias * by).to(x.bias.dtype)
     elif _at_end(x) and x.bias is None and by.dim() <= x.ndim and by.shape[-1:] == (1,) and x.classes > 1:
         bias = None  # one factor a row, (..., 1)
+    elif _along_classes(x, by):
+        by = by.reshape(-1)
+        bias = None if x.bias is None else (x.bias * by).to(x.bias.dtype)
+        return x._with(weight=(x.weight * by.unsqueeze(1)).to(x.weight.dtype), bias=bias, dtype=dtype)
     else:
         return NotImplemented
     hidden = (x.hidden * by).to(x.hidden.dtype)
     return x._with(hidden=hidden, bias=bias, dtype=dtype) if hidden.shape == x.hidden.shape else NotImplemented
+
+
+def _along_classes(x: Logits, other: Any) -> bool:
+    """Whether a tensor has one number a class."""
+    one_each = isinstance(other, Tensor) and other.shape[-1:] == (x.classes,) and other.numel() == x.classes
+    return bool(one_each and _at_end(x) and x.classes > 1 and other.dim() <= x.ndim)
 
 
 def _scaled_by_number(x: Logits, by: float) -> Any:
@@ -439,13 +449,11 @@ def _pos(x: Any) -> Any:
 
 def _plus(x: Logits, other: Any, sign: int) -> Any:
     """Add a number, or one a class."""
-    if x.form.kind != "logits" or not _at_end(x):
+    if x.form.kind != "logits":
         return NotImplemented
     if _is_number(other):
         other = torch.full((x.classes,), float(other), dtype=x.dtype, device=x.device)
-    elif not isinstance(other, Tensor) or other.dim() > x.ndim or not other.is_floating_point():
-        return NotImplemented
-    if x.classes == 1 or other.shape[-1:] != (x.classes,) or other.numel() != x.classes:
+    elif not _along_classes(x, other) or not other.is_floating_point():
         return NotImplemented
     dtype, added = _promoted(x, other), sign * other.reshape(-1)
     if x.form.capped or x.shift is not None or (added.dtype != x.weight.dtype and not added.requires_grad):
@@ -484,8 +492,7 @@ def _masked(x: Logits, masked: Tensor, value: Any) -> Any:
 
 @follows("masked_fill")
 def _masked_fill(x: Any, mask: Tensor, value: Any) -> Any:
-    classes = isinstance(mask, Tensor) and mask.shape[-1:] == (x.classes,) and mask.numel() == x.classes and x.classes > 1
-    return _masked(x, mask.reshape(-1), value) if _at_end(x) and classes else NotImplemented
+    return _masked(x, mask.reshape(-1), value) if _along_classes(x, mask) else NotImplemented
 
 
 # --- softmax ------------------------------------------------------------------------------------------------------------
@@ -657,6 +664,7 @@ def _row_sums(x: Logits) -> Any:
         return _statistics(x).lse * 0 + 1
     if x.form.capped or x.shift is not None:
         return NotImplemented
+    note_blocked()
     rows = x.hidden @ x.weight.sum(0)
     return rows if x.bias is None else rows + x.bias.sum()
 

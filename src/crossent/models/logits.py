@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from crossent.core.checks import under_autocast
+from crossent.core.modes import plain
 
 _PLACES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<")  # whose lines are not the caller's
 
@@ -81,6 +82,10 @@ class Logits:
     shift: Tensor | None
     allowed: Tensor | None
     form: Form
+
+    def __post_init__(self) -> None:
+        self._writes = [0]  # how often it was changed in place, or logits of which it is a view
+        self._seen = 0
 
     formed: ClassVar[int] = 0
     blocked: ClassVar[int] = 0
@@ -262,10 +267,31 @@ class Logits:
         return _follow(NAMES.get(func) or getattr(func, "__name__", "a function"), func, args, kwargs or {})
 
     def _with(self, **changes: Any) -> Logits:
-        """Return these logits with other tensors, or another form."""
+        """Return these logits with other tensors, or another form; at other positions alone they are a view."""
+        view = all(name in ("hidden", "axis") for name in changes)
         fields = {name: changes.pop(name, getattr(self, name)) for name in TENSORS}
         form = changes.pop("form", self.form)
-        return type(self)(**fields, form=form._replace(**changes) if changes else form)
+        made = type(self)(**fields, form=form._replace(**changes) if changes else form)
+        return self._seen_by(made) if view else made
+
+    def _seen_by(self, view: Logits) -> Logits:
+        view._writes, view._seen = self._writes, self._seen
+        return view
+
+    def _check_current(self) -> None:
+        """Refuse logits whose numbers were changed through others that share them, or whose head was freed."""
+        if plain(self.weight) and self.weight.untyped_storage().nbytes() == 0 and self.weight.numel():
+            raise RuntimeError(
+                "the weight of a deferred head was freed before the loss was computed, as FSDP does where the module that owns it "
+                "was made with reshard_after_forward=True: call set_reshard_after_forward(False, recurse=False) of that module, or "
+                "compute the loss in its forward"
+            )
+        if self._seen != self._writes[0]:
+            raise RuntimeError(
+                "the numbers of these deferred logits were changed in place through others that share them, by a call such as "
+                "logits.div_(2): a view of logits that do not exist cannot follow that. Write logits = logits / 2, or take "
+                "the view after it"
+            )
 
     def to_tensor(self) -> Tensor:
         """Form the logits, as a plain tensor; it is counted in :attr:`formed`."""
@@ -338,11 +364,14 @@ def follows(*names: str) -> Callable[[Handler], Handler]:
 
 def _follow(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what a function of torch does, in blocks if that is known here, and else to logits that are formed."""
-    plain, inplace = _split(name)
-    handler = FOLLOWED.get(plain)
+    for x in args:
+        if isinstance(x, Logits):
+            x._check_current()
+    base, inplace = _split(name)
+    handler = FOLLOWED.get(base)
     result = NotImplemented if handler is None else handler(*args, **kwargs)
     if result is NotImplemented:
-        return _on_formed(plain, func, args, kwargs)
+        return _on_formed(base, func, args, kwargs)
     if inplace and isinstance(args[0], Logits) and isinstance(result, Logits):
         return overwrite(args[0], result)
     return result
@@ -350,14 +379,16 @@ def _follow(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
 
 def _split(name: str) -> tuple[str, bool]:
     """Take a method's name apart into what it does and whether it does it in place."""
-    plain = name.strip("_")
-    if name.startswith("__i") and plain[1:] in FOLLOWED:
-        return plain[1:], True
-    return plain, name.endswith("_") and not name.startswith("__")
+    base = name.strip("_")
+    if name.startswith("__i") and base[1:] in FOLLOWED:
+        return base[1:], True
+    return base, name.endswith("_") and not name.startswith("__")
 
 
 def overwrite(logits: Logits, result: Logits) -> Logits:
-    """Let an operation in place change the logits that it was called on."""
+    """Let an operation in place change the logits that it was called on; views of them are out of date from then on."""
+    logits._writes[0] += 1
+    logits._seen = logits._writes[0]
     for name in (*TENSORS, "form"):
         setattr(logits, name, getattr(result, name))
     return logits
