@@ -63,7 +63,7 @@ class _DeferredHead(_Deferred):
         return Logits.of(*parts, max_bytes=self._crossent_max_bytes)
 
     def _answers(self) -> bool:
-        """Whether a loss may follow: gradients are enabled, or labels given, or it is always so."""
+        """Whether a loss may follow: gradients are enabled, or labels given outside of torch.compile, or it is always so."""
         if torch._C._get_tracing_state() is not None or transformed():
             return False
         return torch.is_grad_enabled() or self._crossent_labelled or self._crossent_always
@@ -103,7 +103,7 @@ def _told_of_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
         labels = kwargs.get("labels")
         if labels is None and "labels" in names[: len(args) + 1]:
             labels = args[names.index("labels") - 1]
-        if labels is None or torch.is_grad_enabled():
+        if labels is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
         head = self.get_output_embeddings()
         head._crossent_labelled = True
@@ -138,12 +138,17 @@ def _rebuilt(kind: str, rebuild: Callable[..., Any], arguments: tuple[Any, ...])
 
 
 def _parts_of(head: Any, input: Tensor) -> ModuleHead | None:
-    """Take a head apart for hidden states, or say why that cannot be and return None."""
+    """Take a head apart for hidden states; where that cannot be, count that its logits are formed, say why, and return None."""
     try:
-        return parts_inside_a_call(head, input)
+        parts = parts_inside_a_call(head, input)
+        if not hasattr(parts.weight, "placements"):
+            return parts
+        why = "its weight is a DTensor"
     except (TypeError, RuntimeError) as error:
-        note_formed(type(head).__name__, (*input.shape[:-1], head.weight.shape[0]), f" {error}")
-        return None
+        parts, why = None, str(error)
+    classes = (head.weight if parts is None else parts.weight).shape[0]
+    note_formed(type(head).__name__, (*input.shape[:-1], classes), f" The head cannot be taken apart: {why}")
+    return None
 
 
 def _keep_gathered(head: Any) -> None:
@@ -154,10 +159,50 @@ def _keep_gathered(head: Any) -> None:
 
 
 def defer(module: Module, *, always: bool = False, max_bytes: int | None = None) -> Module:
-    """Let a model's head answer with :class:`Logits`, so that its loss is computed in blocks and its logits never exist."""
-    model, head = _found(module)
+    """Let a model's head answer with :class:`Logits`, so that its loss is computed in blocks and its logits never exist.
+
+    The head is an :class:`torch.nn.Linear`, or PEFT's wrapper of one; of a model of ``transformers``, whatever is around it, it is
+    found as ``get_output_embeddings()``. Its class is exchanged for a subclass: parameters, state dicts, copies and saved
+    files stay as they are. The model's own code then runs on :class:`Logits`, which compute in blocks what a loss asks of them.
+
+    The head answers so while gradients are enabled, and also without them where the model around it is given ``labels``, but
+    for compiled models. In all other calls, such as those of ``generate``, it answers with plain logits.
+
+    Args:
+        module: a model of ``transformers``, anything around one (PEFT, DistributedDataParallel, Lightning), or a head itself.
+        always: answer with :class:`Logits` in every call, as for a teacher or a reference model under ``no_grad``.
+        max_bytes: how large a block of logits may be, as in :func:`crossent.linear_cross_entropy`.
+
+    Returns:
+        The same module. In a ``with`` statement it is what :func:`undefer` makes of it at the end.
+
+    Raises:
+        TypeError: a module without a head that this can do.
+        RuntimeError: a head whose forward was replaced, as tensor parallelism and device maps do.
+
+    A model without an output embedding, such as a classifier, is left alone with a warning.
+
+    >>> head = torch.nn.Linear(8, 1000)
+    >>> h, y = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
+    >>> expected = torch.nn.functional.cross_entropy(head(h), y)
+    >>> with crossent.defer(head):
+    ...     loss = torch.nn.functional.cross_entropy(head(h), y)
+    >>> torch.testing.assert_close(loss, expected)
+    >>> crossent.Logits.report()
+    'deferred heads: 1 results computed in blocks, logits formed 0 times'
+
+    See also: :func:`crossent.linear_cross_entropy`, which does the computing; ``docs/defer.md``.
+    """
+    model, head = _find_head(module)
+    if head is None:
+        warnings.warn(
+            f"{type(module).__name__} has no output embedding, and nothing was deferred: only a language model's head has logits "
+            "worth it. To defer another head, pass it itself",
+            stacklevel=2,
+        )
+        return module
     options = {"always": always, "max_bytes": max_bytes}
-    _exchange_head(head, **options)
+    _exchange(head, **options)
     if model is not None:
         if not isinstance(model, _DeferredModel):
             model.__class__ = _deferred_class("model", type(model))
@@ -166,33 +211,74 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
 
 
 def undefer(module: Module) -> Module:
-    """Give the modules inside that :func:`defer` changed their own classes back."""
+    """Give a model and its head, which :func:`defer` was given, their own classes back.
+
+    Returns:
+        The same module.
+
+    Raises:
+        RuntimeError: a module whose class was exchanged once more since, as ``fully_shard`` does.
+    """
     for each in module.modules():
-        if type(each).__dict__.get("plain_class") is not None:
-            each.__class__ = type(each).plain_class
-            for name in [n for n in each.__dict__ if n.startswith("_crossent_")]:
-                del each.__dict__[name]
+        if "plain_class" in vars(type(each)):
+            each.__class__ = type(each).plain_class  # type: ignore[attr-defined]
+            for name in [name for name in vars(each) if name.startswith("_crossent_")]:
+                delattr(each, name)
         elif isinstance(each, _Deferred):
-            raise RuntimeError(f"cannot undefer {type(each).__name__}")
+            raise RuntimeError(
+                f"undefer must undo the last change of a module's class, got {type(each).__name__}, which is a subclass of what defer "
+                "made: leave it deferred, or undefer the model before it is sharded or parametrized"
+            )
     return module
 
 
-def _exchange_head(head: Any, always: bool, max_bytes: int | None) -> None:
-    if not isinstance(head, _DeferredHead):
-        head.__class__ = _deferred_class("head", type(head))
-    head._crossent_always, head._crossent_max_bytes = always, max_bytes
-
-
-def _found(module: nn.Module) -> tuple[Any, Any]:
+def _find_head(module: nn.Module) -> tuple[Any, Any]:
+    """Find the model that has an output embedding, and that; or None and the module itself, as the head."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, a model or its head, got {type(module).__name__}")
+    asked = False
     for each in module.modules():
         find = getattr(type(each), "get_output_embeddings", None)
-        if find is not None and (head := find(each)) is not None:
-            return each, head
-    return None, module
+        if find is not None:
+            asked = True
+            head = find(each)
+            if isinstance(head, nn.Module):
+                return each, head
+    if asked:
+        return None, None
+    inner = module._modules.get("_orig_mod", module)  # of torch.compile
+    return None, inner
 
 
 def _keep_deferred(model: Any) -> None:
     """Defer the head that is there now: PEFT puts its own in the place of it, and so does a new vocabulary."""
     head = model.get_output_embeddings()
-    if head is not None and not isinstance(head, _DeferredHead):
-        _exchange_head(head, **model._crossent_options)
+    if isinstance(head, nn.Module) and not isinstance(head, _DeferredHead):
+        _exchange(head, **model._crossent_options)
+
+
+def _exchange(head: Any, always: bool = False, max_bytes: int | None = None) -> None:
+    """Exchange the class of a head, if it is one, and note how it is to answer."""
+    if not isinstance(head, _DeferredHead):
+        _refuse(head)
+        head.__class__ = _deferred_class("head", type(head))
+    head._crossent_always, head._crossent_max_bytes = always, max_bytes
+
+
+def _refuse(head: Any) -> None:
+    """Refuse what is no head, and a head that would go on answering with plain logits."""
+    if not isinstance(head, nn.Linear) and not _WRAPPED & set(head._modules):
+        candidates = [name for name, each in head.named_modules() if isinstance(each, nn.Linear)]
+        last = f": pass its head, perhaps crossent.defer(model.{candidates[-1]})" if candidates else ""
+        raise TypeError(
+            f"defer takes a model of transformers or a head, an nn.Linear or PEFT's adapter of one, got {type(head).__name__}{last}"
+        )
+    if "forward" in vars(head):
+        raise RuntimeError(
+            f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor parallelism "
+            "(tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the plan or map, or "
+            "call defer before that is made"
+        )
+
+
+_WRAPPED = {"base_layer", "modules_to_save"}  # what PEFT's adapters of a layer have

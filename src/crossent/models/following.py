@@ -226,6 +226,11 @@ def _itself(x: Any, memory_format: Any = None) -> Any:
     return x
 
 
+@follows("atleast_1d", "atleast_2d")
+def _with_dimensions(x: Any) -> Any:
+    return x if isinstance(x, Logits) and x.ndim >= 2 else NotImplemented
+
+
 @follows("clone")
 def _cloned(x: Any, memory_format: Any = None) -> Any:
     return x._with(form=x.form)

@@ -99,9 +99,12 @@ class Logits:
         if under_autocast(hidden.device) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        # A leaf has no node by which DistributedDataParallel could find it in an output.
-        weight, bias = (t.view_as(t) if t is not None and t.is_leaf and t.requires_grad else t for t in (weight, bias))
-        return cls(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes))
+        if torch.is_grad_enabled():  # A leaf has no node by which DistributedDataParallel could find it in an output.
+            weight, bias = (t.view_as(t) if t is not None and t.is_leaf and t.requires_grad else t for t in (weight, bias))
+        else:
+            hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+        kind = cls if torch.compiler.is_compiling() or any_requires_grad(hidden, weight, bias) else _Evaluated
+        return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes))
 
     @classmethod
     def report(cls) -> str:
@@ -120,6 +123,9 @@ class Logits:
         """Forget what was counted."""
         cls.formed, cls.blocked = 0, 0
         cls.places.clear()
+
+    def __reduce__(self) -> Any:
+        return type(self), (*(getattr(self, name) for name in TENSORS), self.form)
 
     # --- what a tensor says of itself ---------------------------------------------------------------------------------
 
@@ -157,7 +163,7 @@ class Logits:
     @property
     def requires_grad(self) -> bool:
         """Whether a loss of these has a gradient for anything."""
-        return any(t is not None and t.requires_grad for t in (self.hidden, self.weight, self.bias, self.shift))
+        return any_requires_grad(self.hidden, self.weight, self.bias, self.shift)
 
     @property
     def is_cuda(self) -> bool:
@@ -250,7 +256,7 @@ class Logits:
         return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, kind={self.form.kind!r})"
+        return f"Logits(shape={tuple(self.shape)}, dtype={self.dtype}, kind={self.form.kind!r})"
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -317,6 +323,22 @@ class Logits:
         return x.movedim(-1, form.axis)
 
 
+class _Evaluated(Logits):
+    """Logits without a gradient, which say that they are a torch.Tensor, so that evaluation loops gather them.
+
+    Those with a gradient do not say so, for DistributedDataParallel hands every torch.Tensor of an output on to C++.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return Tensor
+
+
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether any of these tensors requires grad."""
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
 TENSORS = ("hidden", "weight", "bias", "shift", "allowed")
 
 
@@ -324,9 +346,9 @@ def _flatten(logits: Logits) -> tuple[list[Any], Form]:
     return [getattr(logits, name) for name in TENSORS], logits.form
 
 
-def _unflatten(children: Any, form: Form) -> Logits:
+def _unflatten(children: Any, form: Form, kind: type[Logits] = Logits) -> Logits:
     """Make logits again of tensors that somebody may have cast, as FSDP does with what a module answers."""
-    made = Logits(*children, form=form)
+    made = kind(*children, form=form)
     if isinstance(made.hidden, Tensor) and isinstance(made.weight, Tensor) and made.hidden.is_floating_point():
         wide = made.hidden.dtype
         if wide != made.weight.dtype:
@@ -337,6 +359,9 @@ def _unflatten(children: Any, form: Form) -> Logits:
 
 
 pytree.register_pytree_node(Logits, _flatten, _unflatten, serialized_type_name="crossent.Logits")
+pytree.register_pytree_node(
+    _Evaluated, _flatten, lambda children, form: _unflatten(children, form, _Evaluated), serialized_type_name="crossent.Evaluated"
+)
 
 
 # --- dispatch -----------------------------------------------------------------------------------------------------------
