@@ -273,6 +273,12 @@ def _refuse(head: Any) -> None:
         raise TypeError(
             f"defer takes a model of transformers or a head, an nn.Linear or PEFT's adapter of one, got {type(head).__name__}{last}"
         )
+    own = type(head).forward
+    if isinstance(head, nn.Linear) and own is not nn.Linear.forward and "super" not in inspect.unwrap(own).__code__.co_names:
+        raise TypeError(
+            f"defer follows a head's own forward to the Linear's, got {type(head).__name__}, which does not call super().forward(h): "
+            "write it so, or make it a plain nn.Linear and do what is around it in the model"
+        )
     if "forward" in vars(head):
         raise RuntimeError(
             f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor parallelism "
