@@ -253,6 +253,7 @@ def test_accumulated_micro_batches():
     assert Logits.formed == 0
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 def test_transforms_see_plain_logits():
     head, h = crossent.defer(nn.Linear(4, 50)), torch.randn(3, 4)
     grad = torch.func.grad(lambda h: F.cross_entropy(head(h), torch.tensor([1, 2, 3])))(h)
@@ -262,11 +263,10 @@ def test_transforms_see_plain_logits():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_compiled(fullgraph):
+def test_compiled():
     torch._dynamo.reset()
     model = deferred("capped")
-    compiled = torch.compile(model, fullgraph=fullgraph, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(step(compiled), step(made("capped")))
     assert isinstance(compiled(*batch())[0], Logits)
     assert Logits.formed == 0
@@ -296,10 +296,10 @@ def test_without_labels_and_gradients_nothing_is_kept():
 # --- memory -------------------------------------------------------------------------------------------------------------
 
 CHILD = """
-import json, sys, torch, crossent
+import json, torch, crossent
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-N, D, V = 512, 8, 20000
+N, D, V = 256, 4, 20000
 class Largest(TorchDispatchMode):
     size = 0
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -310,8 +310,6 @@ class Largest(TorchDispatchMode):
         return out
 torch.manual_seed(0)
 head = torch.nn.Linear(D, V)
-if sys.argv[1] == "deferred":
-    crossent.defer(head, max_bytes=1 << 20)
 h, y = torch.randn(N, D, requires_grad=True), torch.randint(V, (N,))
 asked = {
     "cross entropy": lambda x: F.cross_entropy(x.float(), y),
@@ -320,22 +318,21 @@ asked = {
     "lse": lambda x: (x / 2).logsumexp(-1).mean() + x.argmax(-1).sum(),
 }
 sizes = {}
-for name, ask in asked.items():
-    Largest.size = 0
-    with Largest():
-        ask(head(h)).backward()
-    sizes[name] = Largest.size
+for who in ("plain", "deferred"):
+    for name, ask in asked.items():
+        Largest.size = 0
+        with Largest():
+            ask(head(h)).backward()
+        sizes[name] = [*sizes.get(name, []), Largest.size]
+    crossent.defer(head, max_bytes=1 << 20)
 print(json.dumps({"sizes": sizes, "logits": N * V * 4, "formed": crossent.Logits.formed}))
 """
 
 
 def test_nothing_as_large_as_the_logits_is_made_forward_or_backward():
-    """Under a mode that sees every tensor; block memory is a megabyte, and the head with its gradient 640 kB each."""
-    results = {}
-    for who in ("deferred", "plain"):
-        out = subprocess.run([sys.executable, "-c", CHILD, who], check=True, capture_output=True, text=True).stdout
-        results[who] = json.loads(out)
-    assert results["deferred"]["formed"] == 0
-    for name, size in results["deferred"]["sizes"].items():
-        assert size < results["deferred"]["logits"] / 8, (name, size)
-        assert results["plain"]["sizes"][name] >= results["plain"]["logits"]
+    """Under a mode that sees every tensor; block memory is a megabyte, and the head with its gradient 320 kB each."""
+    results = json.loads(subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True).stdout)
+    assert results["formed"] == 0
+    for name, (plain, ours) in results["sizes"].items():
+        assert plain >= results["logits"], name
+        assert ours < results["logits"] / 8, name

@@ -378,7 +378,7 @@ def test_what_a_tensor_says_of_itself():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-@pytest.mark.parametrize("name", ["cross entropy", "gathered", "capped", "entropy", "lse", "accuracy", "masked"])
+@pytest.mark.parametrize("name", ["capped", "entropy", "accuracy", "masked"])
 def test_one_graph_compiled(name):
     asked = LOSSES | {
         "capped": lambda x: F.cross_entropy(CHANGES["capped"](x[:, :-1]).flatten(0, 1), Y[:, 1:].flatten()),
