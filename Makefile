@@ -50,6 +50,7 @@ $(GPU)/.triton: $(VENV)/.dev
 # The tests that need models of other libraries, which `make test` leaves out where those are not installed.
 clients: $(VENV)/.clients
 	$(PYTEST) tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
+	CROSSENT_CLIENTS=1 $(PYTEST) --numprocesses=$(JOBS) tests/models/test_defer_clients.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
