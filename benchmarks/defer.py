@@ -1,6 +1,7 @@
 """A training step of tiny models with wide heads, with and without a deferred head: its peak of memory and its time.
 
-Each is a fresh process. Run as a script it is that process: ``defer.py plain|deferred CLASSES SECONDS`` prints bytes and milliseconds.
+Each is a fresh process. Run as a script it is that process: it prints bytes and milliseconds for
+``defer.py plain|deferred CLASSES ROUNDS``.
 """
 
 from __future__ import annotations
@@ -74,10 +75,20 @@ def measure_defer(quick: bool = False) -> list[dict]:
     for classes in CLASSES[:1] if quick else CLASSES:
         row: dict = {"title": f"V = {classes:,}", "classes": classes, "above": {}, "ms": {}, "loss": {}}
         for contender in CONTENDERS:
-            command = [sys.executable, str(Path(__file__).resolve()), contender, str(classes), str(2 if quick else ROUNDS)]
+            command = [
+                sys.executable,
+                str(Path(__file__).resolve()),
+                contender,
+                str(classes),
+                str(2 if quick else ROUNDS),
+            ]
             out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             row |= {name: out[name] / 1e6 for name in ("head", "logits")}
-            row["above"][contender], row["ms"][contender], row["loss"][contender] = out["above"] / 1e6, out["ms"], out["loss"]
+            row["above"][contender], row["ms"][contender], row["loss"][contender] = (
+                out["above"] / 1e6,
+                out["ms"],
+                out["loss"],
+            )
         print(row["title"], row["above"], row["ms"], flush=True)
         rows.append(row)
     return rows

@@ -326,7 +326,12 @@ def write_report(results: dict, out: Path) -> list[Path]:
 
 def write_pages(results: dict, root: Path) -> list[Path]:
     """Put the figures into the pages of the repository that quote them; return their paths."""
-    written = [root / "README.md", root / "docs" / "performance.md", root / "docs" / "linear.md", root / "docs" / "defer.md"]
+    written = [
+        root / "README.md",
+        root / "docs" / "performance.md",
+        root / "docs" / "linear.md",
+        root / "docs" / "defer.md",
+    ]
     for path in written:
         path.write_text(quote(path.read_text(encoding="utf-8"), fragments(results)), encoding="utf-8")
     return written

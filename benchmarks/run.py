@@ -33,7 +33,15 @@ from sweep import SWEEP, measure_sweep, summary, write_sweep
 HERE = Path(__file__).resolve().parent
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each problem and number of threads, where five rounds fit into it
 CELL_SECONDS = 0.02  # for each cell of the sweep
-OTHERS = ("memory", "pages", "members", "sweep", "linear-memory", "linear-accuracy", "defer")  # names beside those of problems
+OTHERS = (
+    "memory",
+    "pages",
+    "members",
+    "sweep",
+    "linear-memory",
+    "linear-accuracy",
+    "defer",
+)  # names beside those of problems
 
 
 def parse() -> argparse.Namespace:

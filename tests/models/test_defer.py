@@ -196,9 +196,9 @@ def test_a_head_whose_call_cannot_be_seen_is_refused():
 def test_what_is_no_head_is_refused_with_a_way_out():
     with pytest.raises(TypeError, match=r"got NanoGPT: pass its head, perhaps crossent\.defer\(model\.lm_head\)"):
         crossent.defer(made())
-    with pytest.raises(TypeError, match="got Conv1d$"):
+    with pytest.raises(TypeError, match=r"got Conv1d$"):
         crossent.defer(nn.Conv1d(3, 3, 1))
-    with pytest.raises(TypeError, match="must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module"):
         crossent.defer(torch.zeros(3))
     head = nn.Linear(3, 4)
     head.forward = head.forward
@@ -247,7 +247,9 @@ def test_accumulated_micro_batches():
         for seed in range(3):
             idx, targets = batch(seed=seed)
             logits, _ = model(idx)
-            (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum") / 100).backward()
+            (
+                F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum") / 100
+            ).backward()
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     assert Logits.formed == 0
@@ -331,7 +333,9 @@ print(json.dumps({"sizes": sizes, "logits": N * V * 4, "formed": crossent.Logits
 
 def test_nothing_as_large_as_the_logits_is_made_forward_or_backward():
     """Under a mode that sees every tensor; block memory is a megabyte, and the head with its gradient 320 kB each."""
-    results = json.loads(subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True).stdout)
+    results = json.loads(
+        subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True).stdout
+    )
     assert results["formed"] == 0
     for name, (plain, ours) in results["sizes"].items():
         assert plain >= results["logits"], name

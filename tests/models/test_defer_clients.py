@@ -120,7 +120,13 @@ def test_every_causal_language_model(names):
 
 @pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "BertForTokenClassification"])
 def test_classifiers_are_left_alone(name):
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": V}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": V,
+    }
     kind = getattr(transformers, name)
     model = kind(kind.config_class(**small, pad_token_id=0))
     with pytest.warns(UserWarning, match="no output embedding, and nothing was deferred"):
@@ -203,7 +209,9 @@ def test_adapters(name, order):
         if deferred and order == "defer first":
             crossent.defer(model, max_bytes=BLOCK)
         torch.manual_seed(1)
-        model = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=6, init_lora_weights=False, **ADAPTERS[name]))
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(r=3, lora_alpha=6, init_lora_weights=False, **ADAPTERS[name])
+        )
         if deferred and order == "PEFT first":
             assert crossent.defer(model, max_bytes=BLOCK) is model
         models.append(model)

@@ -167,7 +167,12 @@ def test_what_was_done_since_is_in_the_loss(name):
 def test_logits_that_are_formed_are_the_right_ones(name):
     deferred, plain, _ = heads()
     changed, right = CHANGES[name](deferred), CHANGES[name](plain)
-    assert (changed.shape, changed.dtype, changed.ndim, len(changed)) == (right.shape, right.dtype, right.ndim, len(right))
+    assert (changed.shape, changed.dtype, changed.ndim, len(changed)) == (
+        right.shape,
+        right.dtype,
+        right.ndim,
+        len(right),
+    )
     assert (changed.numel(), changed.size(), changed.size(-1), changed.dim()) == (
         right.numel(), right.size(), right.size(-1), right.dim(),
     )  # fmt: skip
@@ -271,9 +276,8 @@ def test_anything_else_forms_the_logits_and_says_where(name):
 
 def test_a_place_warns_once_and_counts_always():
     deferred, *_ = heads()
-    with pytest.warns(UserWarning) as told:
-        for _ in range(3):
-            deferred.sigmoid()
+    with pytest.warns(UserWarning, match="sigmoid formed") as told:
+        _ = [deferred.sigmoid() for _ in range(3)]
     assert len(told) == 1
     assert Logits.formed == 3
     assert list(Logits.places.values()) == [3]
@@ -353,7 +357,7 @@ def test_it_is_a_node_of_pytrees_and_a_dataclass():
     """FSDP looks for the tensors of an output in the one way, DDP in the other."""
     from torch.nn.parallel.distributed import _find_tensors
 
-    deferred, _, (h, W, b) = heads()
+    deferred, _, (h, *_) = heads()
     leaves, spec = pytree.tree_flatten({"logits": deferred, "loss": None})
     assert any(leaf is h for leaf in leaves)
     back = pytree.tree_unflatten(leaves, spec)["logits"]
@@ -362,7 +366,9 @@ def test_it_is_a_node_of_pytrees_and_a_dataclass():
     cast = pytree.tree_map(lambda t: t.float() if isinstance(t, torch.Tensor) else t, heads(dtype=torch.bfloat16)[0])
     assert cast.dtype == cast.hidden.dtype == cast.weight.dtype == torch.float32
     assert any(t is h for t in _find_tensors(deferred))
-    assert all(t.grad_fn is not None for t in _find_tensors(deferred) if t is not h)  # a leaf's bucket would count as unused
+    assert all(
+        t.grad_fn is not None for t in _find_tensors(deferred) if t is not h
+    )  # a leaf's bucket would count as unused
 
 
 def test_what_a_tensor_says_of_itself():

@@ -49,7 +49,9 @@ def small(config: Any) -> dict[str, Any]:
         except Exception:  # what differs from layer to layer has no one value
             return False
 
-    numbers = {name: value for name, value in SMALL.items() if has(name)} | {name: 0.0 for name in DROPOUTS if has(name)}
+    numbers = {name: value for name, value in SMALL.items() if has(name)} | {
+        name: 0.0 for name in DROPOUTS if has(name)
+    }
     if has("qk_rope_head_dim"):
         numbers["num_key_value_heads"] = 4  # latent attention shares none
     if has("use_cache"):

@@ -35,13 +35,16 @@ class _Deferred:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A class that was made at run time cannot be pickled by its name, but the module's own can.
-        rebuild, arguments, *state = super().__reduce_ex__(max(int(protocol), 2))
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        rebuild, arguments, *state = reduced
         return (_rebuilt, (self.kind, rebuild, (self.plain_class, *arguments[1:])), *state)
 
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         undefer(self)  # type: ignore[type-var]
 
 
@@ -116,7 +119,7 @@ def _told_of_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _deferred_class(kind: str, plain: type[nn.Module]) -> type[nn.Module]:
+def _deferred_class(kind: str, plain: Any) -> type[nn.Module]:
     """Make the class that a module of some class gets; libraries look at the name of a model's, which stays."""
     bases: tuple[type, ...]
     members: dict[str, Any] = {}
@@ -182,6 +185,8 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
 
     A model without an output embedding, such as a classifier, is left alone with a warning.
 
+    >>> import crossent
+    >>> crossent.Logits.reset()
     >>> head = torch.nn.Linear(8, 1000)
     >>> h, y = torch.randn(6, 8), torch.zeros(6, dtype=torch.long)
     >>> expected = torch.nn.functional.cross_entropy(head(h), y)
@@ -201,7 +206,7 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
             stacklevel=2,
         )
         return module
-    options = {"always": always, "max_bytes": max_bytes}
+    options: dict[str, Any] = {"always": always, "max_bytes": max_bytes}
     _exchange(head, **options)
     if model is not None:
         if not isinstance(model, _DeferredModel):
@@ -226,8 +231,8 @@ def undefer(module: Module) -> Module:
                 delattr(each, name)
         elif isinstance(each, _Deferred):
             raise RuntimeError(
-                f"undefer must undo the last change of a module's class, got {type(each).__name__}, which is a subclass of what defer "
-                "made: leave it deferred, or undefer the model before it is sharded or parametrized"
+                f"undefer must undo the last change of a module's class, got {type(each).__name__}, which is a subclass of what "
+                "defer made: leave it deferred, or undefer the model before it is sharded or parametrized"
             )
     return module
 
@@ -274,15 +279,19 @@ def _refuse(head: Any) -> None:
             f"defer takes a model of transformers or a head, an nn.Linear or PEFT's adapter of one, got {type(head).__name__}{last}"
         )
     own = type(head).forward
-    if isinstance(head, nn.Linear) and own is not nn.Linear.forward and "super" not in inspect.unwrap(own).__code__.co_names:
+    if (
+        isinstance(head, nn.Linear)
+        and own is not nn.Linear.forward
+        and "super" not in inspect.unwrap(own).__code__.co_names
+    ):
         raise TypeError(
-            f"defer follows a head's own forward to the Linear's, got {type(head).__name__}, which does not call super().forward(h): "
-            "write it so, or make it a plain nn.Linear and do what is around it in the model"
+            f"defer follows a head's own forward to the Linear's, got {type(head).__name__}, which does not call "
+            "super().forward(h): write it so, or make it a plain nn.Linear and do what is around it in the model"
         )
     if "forward" in vars(head):
         raise RuntimeError(
-            f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor parallelism "
-            "(tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the plan or map, or "
+            f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor "
+            "parallelism (tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the plan or map, or "
             "call defer before that is made"
         )
 

@@ -23,7 +23,16 @@ from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overw
 NO_INDEX = -(1 << 40)  # an ignore_index that no label has
 _ALL = slice(None)
 _OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl")
-_OF_THE_LOGITS = ("penalty", "temperature", "softcap", "logit_bias", "margin", "class_mask", "z_loss", "softcap_after_temperature")
+_OF_THE_LOGITS = (
+    "penalty",
+    "temperature",
+    "softcap",
+    "logit_bias",
+    "margin",
+    "class_mask",
+    "z_loss",
+    "softcap_after_temperature",
+)
 
 
 def _at_end(x: Any) -> bool:
@@ -158,13 +167,13 @@ def _rolled(x: Any, shifts: Any, dims: Any = None) -> Any:
 
 @follows("flip")
 def _flipped(x: Any, *dims: Any) -> Any:
-    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+    dims = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
     return x._with(hidden=x.hidden.flip(*(_dim(x, d) for d in dims))) if _positions(x, *dims) else NotImplemented
 
 
 @follows("expand")
 def _expanded(x: Any, *sizes: Any) -> Any:
-    sizes = tuple(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     if not _at_end(x) or not sizes or sizes[-1] not in (-1, x.classes):
         return NotImplemented
     return x._with(hidden=x.hidden.expand(*sizes[:-1], -1))
@@ -218,7 +227,9 @@ follows("stack")(_joined(torch.stack, 1))
 
 
 def _same_head(a: Logits, b: Logits) -> bool:
-    return a.form == b.form and all(_same_memory(getattr(a, name), getattr(b, name)) for name in TENSORS if name != "hidden")
+    return a.form == b.form and all(
+        _same_memory(getattr(a, name), getattr(b, name)) for name in TENSORS if name != "hidden"
+    )
 
 
 def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:
@@ -335,7 +346,7 @@ def _set_item(x: Any, index: Any, value: Any) -> Any:
 
 @follows("to")
 def _to(x: Any, *arguments: Any, **options: Any) -> Any:
-    given = [a.dtype if isinstance(a, Logits) else a for a in arguments]
+    given: list[Any] = [a.dtype if isinstance(a, Logits) else a for a in arguments]
     if isinstance(arguments[0] if arguments else None, Logits):
         given.insert(0, arguments[0].device)
     like = torch.empty(0, dtype=x.dtype, device=x.device).to(*given, **options)
@@ -348,7 +359,12 @@ def _cast(x: Logits, dtype: torch.dtype) -> Any:
     return x._with(dtype=dtype) if dtype.is_floating_point else NotImplemented
 
 
-for _name, _dtype in (("float", torch.float32), ("double", torch.float64), ("half", torch.float16), ("bfloat16", torch.bfloat16)):
+for _name, _dtype in (
+    ("float", torch.float32),
+    ("double", torch.float64),
+    ("half", torch.float16),
+    ("bfloat16", torch.bfloat16),
+):
     follows(_name)(lambda x, memory_format=None, dtype=_dtype: _to(x, dtype))
 
 
@@ -434,11 +450,11 @@ def _times_log(a: Logits, b: Logits) -> Any:
     """Multiply probabilities by their own logarithms."""
     p, log_p = (a, b) if a.form.kind == "p" else (b, a)
     same = p.form == log_p.form._replace(kind="p", factor=p.form.factor, dtype=p.dtype)
-    if log_p.form.kind != "log p" or not same or any(
-        getattr(p, name) is not getattr(log_p, name) for name in TENSORS
-    ):
+    if log_p.form.kind != "log p" or not same or any(getattr(p, name) is not getattr(log_p, name) for name in TENSORS):
         return NotImplemented
-    return p._with(kind="p log p", factor=p.form.factor * log_p.form.factor, dtype=torch.promote_types(p.dtype, log_p.dtype))
+    return p._with(
+        kind="p log p", factor=p.form.factor * log_p.form.factor, dtype=torch.promote_types(p.dtype, log_p.dtype)
+    )
 
 
 @follows("div", "divide", "true_divide", "truediv")
@@ -672,7 +688,9 @@ def _row_sums(x: Logits) -> Any:
         return NotImplemented
     if kind == "log p":  # minus the loss with all of the label spread over the classes
         target = torch.zeros(x.hidden.shape[:-1], dtype=torch.int64, device=x.device)
-        return -x.classes * _row_losses(x, target, label_smoothing=1.0, out_dtype=torch.promote_types(x.dtype, torch.float32))
+        return -x.classes * _row_losses(
+            x, target, label_smoothing=1.0, out_dtype=torch.promote_types(x.dtype, torch.float32)
+        )
     if kind == "p":
         return _statistics(x).lse * 0 + 1
     if x.form.capped or x.shift is not None:
@@ -727,7 +745,11 @@ def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given:
     if not indices and ignore_index >= 0:
         return NotImplemented
     options = _options(x)
-    options |= {name: value for name, value in own.items() if not (told and name in ("temperature", "softcap_after_temperature"))}
+    options |= {
+        name: value
+        for name, value in own.items()
+        if not (told and name in ("temperature", "softcap_after_temperature"))
+    }
     options |= {name: given[name] for name in _OF_THE_CALL if given.get(name) is not None}
     if indices:
         options["ignore_index"] = ignore_index
@@ -757,7 +779,13 @@ def _cross_entropy(
     reduction = read_reduction(reduction, size_average, reduce)
     note_blocked()
     return linear_cross_entropy(
-        input.hidden, input.weight, target, weight=weight, reduction=reduction, label_smoothing=label_smoothing, **options
+        input.hidden,
+        input.weight,
+        target,
+        weight=weight,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        **options,
     )
 
 
@@ -779,7 +807,13 @@ def _cross_entropy_stats(
         return NotImplemented
     note_blocked()
     return linear_cross_entropy_stats(
-        input.hidden, input.weight, target, weight=weight, reduction=reduction, label_smoothing=label_smoothing, **options
+        input.hidden,
+        input.weight,
+        target,
+        weight=weight,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        **options,
     )
 
 
@@ -800,10 +834,20 @@ def _nll_loss(
 
 @follows("kl_div")
 def _kl_div(
-    input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", log_target: bool = False
+    input: Any,
+    target: Any,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    log_target: bool = False,
 ) -> Any:
     """``Σ t log t - t log p`` is the cross entropy with the teacher's probabilities less their entropy."""
-    if not isinstance(input, Logits) or input.form.kind != "log p" or input.form.factor != 1 or input.shape != target.shape:
+    if (
+        not isinstance(input, Logits)
+        or input.form.kind != "log p"
+        or input.form.factor != 1
+        or input.shape != target.shape
+    ):
         return NotImplemented
     if size_average is not None or reduce is not None or reduction not in ("sum", "mean", "batchmean"):
         return NotImplemented
@@ -824,7 +868,9 @@ def _kl_rows(x: Logits, target: Any, log_target: bool) -> Any:
     if log_target or target.requires_grad:
         return NotImplemented
     t = target.movedim(x.form.axis, -1)
-    return _row_losses(x, t, out_dtype=_wide(x)) - torch.cat([torch.special.entr(part).sum(-1, dtype=_wide(x)) for part in _some_rows(t)]).view(t.shape[:-1])
+    return _row_losses(x, t, out_dtype=_wide(x)) - torch.cat(
+        [torch.special.entr(part).sum(-1, dtype=_wide(x)) for part in _some_rows(t)]
+    ).view(t.shape[:-1])
 
 
 def _wide(x: Logits) -> torch.dtype:

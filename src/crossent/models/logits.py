@@ -67,6 +67,7 @@ class Logits:
         blocked: how often something was computed in blocks instead.
         places: where logits were formed, and how often: ``{"train.py:41 softmax": 3}``.
 
+    >>> import crossent
     >>> head = torch.nn.Linear(8, 1000)
     >>> logits = crossent.defer(head)(torch.randn(2, 5, 8))
     >>> logits
@@ -92,17 +93,13 @@ class Logits:
     places: ClassVar[Counter[str]] = Counter()
 
     @classmethod
-    def of(
-        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, max_bytes: int | None = None
-    ) -> Logits:
+    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, max_bytes: int | None = None) -> Logits:
         """Hold what gives the logits ``h Wᵀ + b``, as autocast has it now."""
         if under_autocast(hidden.device) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        if torch.is_grad_enabled():  # A leaf has no node by which DistributedDataParallel could find it in an output.
-            weight, bias = (t.view_as(t) if t is not None and t.is_leaf and t.requires_grad else t for t in (weight, bias))
-        else:
-            hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+        hidden = hidden if torch.is_grad_enabled() else hidden.detach()
+        weight, bias = _not_a_leaf(weight), None if bias is None else _not_a_leaf(bias)
         kind = cls if torch.compiler.is_compiling() or any_requires_grad(hidden, weight, bias) else _Evaluated
         return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes))
 
@@ -110,6 +107,7 @@ class Logits:
     def report(cls) -> str:
         """Say whether deferred heads do what they are for in this process.
 
+        >>> import crossent
         >>> crossent.Logits.reset()
         >>> crossent.Logits.report()
         'deferred heads: nothing computed in blocks, logits formed 0 times'
@@ -270,7 +268,7 @@ class Logits:
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return _follow(NAMES.get(func) or getattr(func, "__name__", "a function"), func, args, kwargs or {})
+        return _follow(NAMES.get(func) or str(getattr(func, "__name__", "a function")), func, args, kwargs or {})
 
     def _with(self, **changes: Any) -> Logits:
         """Return these logits with other tensors, or another form; at other positions alone they are a view."""
@@ -334,6 +332,13 @@ class _Evaluated(Logits):
         return Tensor
 
 
+def _not_a_leaf(t: Tensor) -> Tensor:
+    """Return a view of a leaf, which has a node by which DistributedDataParallel finds it in an output."""
+    if not torch.is_grad_enabled():
+        return t.detach()
+    return t.view_as(t) if t.is_leaf and t.requires_grad else t
+
+
 def any_requires_grad(*tensors: Tensor | None) -> bool:
     """Whether any of these tensors requires grad."""
     return any(t is not None and t.requires_grad for t in tensors)
@@ -360,7 +365,10 @@ def _unflatten(children: Any, form: Form, kind: type[Logits] = Logits) -> Logits
 
 pytree.register_pytree_node(Logits, _flatten, _unflatten, serialized_type_name="crossent.Logits")
 pytree.register_pytree_node(
-    _Evaluated, _flatten, lambda children, form: _unflatten(children, form, _Evaluated), serialized_type_name="crossent.Evaluated"
+    _Evaluated,
+    _flatten,
+    lambda children, form: _unflatten(children, form, _Evaluated),
+    serialized_type_name="crossent.Evaluated",
 )
 
 
@@ -487,7 +495,6 @@ _OPERATORS = (
     "xor", "getitem", "setitem", "bool", "float", "int", "index", "contains", "array",
 )  # fmt: skip
 for _name in (*(f"__{each}__" for each in _OPERATORS), *(each for each in dir(Tensor) if not each.startswith("_"))):
-    if _name not in vars(Logits) or _name == "__eq__":
-        if callable(getattr(Tensor, _name, None)):
-            setattr(Logits, _name, _method(_name))
+    if (_name not in vars(Logits) or _name == "__eq__") and callable(getattr(Tensor, _name, None)):
+        setattr(Logits, _name, _method(_name))
 Logits.__hash__ = object.__hash__  # type: ignore[method-assign]
