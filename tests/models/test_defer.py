@@ -255,7 +255,7 @@ def test_accumulated_micro_batches():
     assert Logits.formed == 0
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_transforms_see_plain_logits():
     head, h = crossent.defer(nn.Linear(4, 50)), torch.randn(3, 4)
     grad = torch.func.grad(lambda h: F.cross_entropy(head(h), torch.tensor([1, 2, 3])))(h)
@@ -301,7 +301,7 @@ CHILD = """
 import json, torch, crossent
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-N, D, V = 256, 4, 20000
+N, D, V = 128, 4, 8000
 class Largest(TorchDispatchMode):
     size = 0
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -326,13 +326,13 @@ for who in ("plain", "deferred"):
         with Largest():
             ask(head(h)).backward()
         sizes[name] = [*sizes.get(name, []), Largest.size]
-    crossent.defer(head, max_bytes=1 << 20)
+    crossent.defer(head, max_bytes=1 << 17)
 print(json.dumps({"sizes": sizes, "logits": N * V * 4, "formed": crossent.Logits.formed}))
 """
 
 
 def test_nothing_as_large_as_the_logits_is_made_forward_or_backward():
-    """Under a mode that sees every tensor; block memory is a megabyte, and the head with its gradient 320 kB each."""
+    """Under a mode that sees every tensor; a block has 128 kB, as the head and its gradient have."""
     results = json.loads(
         subprocess.run([sys.executable, "-c", CHILD], check=True, capture_output=True, text=True).stdout
     )

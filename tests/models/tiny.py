@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 VOCABULARY = 97
+# ruff: noqa: E501
 # Numbers by the names that configurations give them; a configuration takes those that it has.
 SMALL = {
     "vocab_size": VOCABULARY, "hidden_size": 16, "d_model": 16, "n_embd": 16, "dim": 16, "embed_dim": 16, "emb_dim": 16, "d_embed": 16,

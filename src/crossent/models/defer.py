@@ -136,7 +136,7 @@ def _deferred_class(kind: str, plain: Any) -> type[nn.Module]:
 def _rebuilt(kind: str, rebuild: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Make a copy of a deferred module, of its own class first."""
     module = rebuild(*arguments)
-    module.__class__ = _deferred_class(kind, type(module))
+    module.__class__ = _deferred_class(kind, type(module))  # type: ignore[arg-type]  # a class is hashable
     return module
 
 
@@ -210,7 +210,7 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
     _exchange(head, **options)
     if model is not None:
         if not isinstance(model, _DeferredModel):
-            model.__class__ = _deferred_class("model", type(model))
+            model.__class__ = _deferred_class("model", type(model))  # type: ignore[arg-type]  # a class is hashable
         model._crossent_options = options
     return module
 
@@ -266,7 +266,7 @@ def _exchange(head: Any, always: bool = False, max_bytes: int | None = None) -> 
     """Exchange the class of a head, if it is one, and note how it is to answer."""
     if not isinstance(head, _DeferredHead):
         _refuse(head)
-        head.__class__ = _deferred_class("head", type(head))
+        head.__class__ = _deferred_class("head", type(head))  # type: ignore[arg-type]  # a class is hashable
     head._crossent_always, head._crossent_max_bytes = always, max_bytes
 
 
@@ -291,8 +291,8 @@ def _refuse(head: Any) -> None:
     if "forward" in vars(head):
         raise RuntimeError(
             f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor "
-            "parallelism (tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the plan or map, or "
-            "call defer before that is made"
+            "parallelism (tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the plan or map, "
+            "or call defer before that is made"
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -192,8 +192,9 @@ def _parts(name: str) -> Callable[..., Any]:
     def taken_apart(x: Any, *sizes: Any, dim: int = 0, **named: Any) -> Any:
         if name == "unbind":
             dim = sizes[0] if sizes else dim
-        elif len(sizes) == 2:
-            sizes, dim = sizes[:1], sizes[1]
+        elif len(sizes) > 1:
+            *first, dim = sizes
+            sizes = tuple(first)
         if not _positions(x, dim):
             return NotImplemented
         arguments = () if name == "unbind" else sizes
@@ -754,7 +755,7 @@ def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given:
     if indices:
         options["ignore_index"] = ignore_index
     promoted = () if indices else tuple(t for t in (target, weight) if isinstance(t, Tensor))
-    options["out_dtype"] = result_dtype(x, promoted, given.get("out_dtype"))
+    options["out_dtype"] = result_dtype(cast(Tensor, x), promoted, given.get("out_dtype"))
     return options
 
 

@@ -353,7 +353,7 @@ def _flatten(logits: Logits) -> tuple[list[Any], Form]:
 
 def _unflatten(children: Any, form: Form, kind: type[Logits] = Logits) -> Logits:
     """Make logits again of tensors that somebody may have cast, as FSDP does with what a module answers."""
-    made = kind(*children, form=form)
+    made = kind(**dict(zip(TENSORS, children, strict=True)), form=form)
     if isinstance(made.hidden, Tensor) and isinstance(made.weight, Tensor) and made.hidden.is_floating_point():
         wide = made.hidden.dtype
         if wide != made.weight.dtype:
