@@ -291,8 +291,8 @@ def _refuse(head: Any) -> None:
     if "forward" in vars(head):
         raise RuntimeError(
             f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor "
-            "parallelism (tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the plan or map, "
-            "or call defer before that is made"
+            "parallelism (tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the "
+            "plan or map, or call defer before that is made"
         )
 
 
