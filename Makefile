@@ -55,6 +55,7 @@ $(GPU)/.triton: $(VENV)/.dev
 # The tests that need other libraries, which `make test` leaves out where those are not installed.
 test-clients: $(VENV)/.clients
 	KERAS_BACKEND=torch $(PYTEST) tests/clients tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
+	CROSSENT_CLIENTS=1 $(PYTEST) --numprocesses=$(JOBS) tests/models/test_defer_clients.py $(ARGS)
 
 # The pages in a browser that is installed: chromium, on Debian by apt-get install chromium.
 test-page: $(VENV)/.page

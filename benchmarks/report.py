@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from layout import figures, noise, table, thread_words
-from report_linear import linear_fragments, linear_markdown
+from report_linear import defer_fragments, linear_fragments, linear_markdown
 from sweep import SWEEP, draw_sweep, read_sweep
 
 CONTENDERS = {
@@ -211,7 +211,7 @@ def fragments(results: dict) -> dict[str, str]:
         found["headline"] = headline(results)
     if results["memory"]:
         found["memory"] = memory_table(results["memory"])
-    return found | linear_fragments(results["linear"])
+    return found | linear_fragments(results["linear"]) | defer_fragments(results.get("defer", []))
 
 
 def quote(page: str, found: dict[str, str]) -> str:
@@ -326,7 +326,12 @@ def write_report(results: dict, out: Path) -> list[Path]:
 
 def write_pages(results: dict, root: Path) -> list[Path]:
     """Put the figures into the pages of the repository that quote them; return their paths."""
-    written = [root / "README.md", root / "docs" / "performance.md", root / "docs" / "linear.md"]
+    written = [
+        root / "README.md",
+        root / "docs" / "performance.md",
+        root / "docs" / "linear.md",
+        root / "docs" / "defer.md",
+    ]
     for path in written:
         path.write_text(quote(path.read_text(encoding="utf-8"), fragments(results)), encoding="utf-8")
     return written

@@ -107,6 +107,23 @@ def linear_fragments(linear: dict) -> dict[str, str]:
     return found
 
 
+def defer_table(rows: list[dict]) -> str:
+    """Write what a training step takes above parameters and gradients, with and without a deferred head."""
+    timed = all("ms" in row for row in rows)
+    head = ["problem", "head", "logits", "plain", "deferred", *(["plain, ms", "deferred, ms"] if timed else [])]
+    lines = []
+    for row in rows:
+        sizes = [row["head"], row["logits"], row["above"]["plain"], row["above"]["deferred"]]
+        times = [figures(row["ms"][name]) for name in ("plain", "deferred")] if timed else []
+        lines.append([row["title"], *(f"{size:.0f}" for size in sizes), *times])
+    return table(head, lines)
+
+
+def defer_fragments(rows: list[dict]) -> dict[str, str]:
+    """Write what the page about deferred heads quotes, if it was measured."""
+    return {"defer": defer_table(rows)} if rows else {}
+
+
 def linear_markdown(linear: dict) -> list[str]:
     """Write the sections of the table of all measurements."""
     found = linear_fragments(linear)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from cases import CASES, Case
+from defer import measure_defer
 from linear import CASES as LINEAR
 from linear import measure_linear
 from linear_accuracy import measure_accuracy
@@ -32,7 +33,15 @@ from sweep import SWEEP, measure_sweep, summary, write_sweep
 HERE = Path(__file__).resolve().parent
 SECONDS, QUICK_SECONDS = 4.0, 0.5  # for each problem and number of threads, where five rounds fit into it
 CELL_SECONDS = 0.02  # for each cell of the sweep
-OTHERS = ("memory", "pages", "members", "sweep", "linear-memory", "linear-accuracy")  # names beside those of problems
+OTHERS = (
+    "memory",
+    "pages",
+    "members",
+    "sweep",
+    "linear-memory",
+    "linear-accuracy",
+    "defer",
+)  # names beside those of problems
 
 
 def parse() -> argparse.Namespace:
@@ -109,6 +118,7 @@ def measure_all(args: argparse.Namespace) -> dict:
             rows.append(measure_alone(case, count, seconds))
             say(rows[-1])
     linear = measure_head(args.names, args.quick, threads)
+    defer = measure_defer(args.quick) if wanted("defer", args.names) else []
     torch.set_num_threads(threads)
     return {
         "schema": "crossent.bench/3",
@@ -121,6 +131,7 @@ def measure_all(args: argparse.Namespace) -> dict:
         "members": members,
         "sweep": summary(sweep, machine),
         "linear": linear,
+        "defer": defer,
     }
 
 

@@ -428,11 +428,28 @@ def test_pefts_layers(base, settings):
         torch.testing.assert_close(crossent.linear_cross_entropy(h, head, Y), expected)
 
 
-@pytest.mark.parametrize("make", ["dora", "ia3", "loha", "adalora"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pefts_dora(bias, dropout):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["0"], use_dora=True, init_lora_weights=False, r=2, lora_dropout=dropout)
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(D, C, bias=bias, **DOUBLE)), config).double()
+    head, h, losses = model.base_model.model[0], torch.randn(N, D, **DOUBLE, requires_grad=True), []
+    with torch.no_grad():
+        head.lora_magnitude_vector["default"].weight.mul_(1.3)
+    for loss in (lambda: crossent.linear_cross_entropy(h, head, Y), lambda: crossent.cross_entropy(head(h), Y)):
+        torch.manual_seed(1)
+        losses.append(loss())
+    torch.testing.assert_close(*losses)
+    trained = [h, *(p for p in model.parameters() if p.requires_grad)]
+    torch.testing.assert_close(*(torch.autograd.grad(loss, trained) for loss in losses))
+
+
+@pytest.mark.parametrize("make", ["ia3", "loha", "adalora"])
 def test_pefts_other_adapters_are_refused(make):
     peft = pytest.importorskip("peft")
     configs = {
-        "dora": lambda: peft.LoraConfig(target_modules=["0"], use_dora=True),
         "ia3": lambda: peft.IA3Config(target_modules=["0"], feedforward_modules=[]),
         "loha": lambda: peft.LoHaConfig(target_modules=["0"]),
         "adalora": lambda: peft.AdaLoraConfig(target_modules=["0"], total_step=10),

@@ -23,6 +23,7 @@ _HOME = {
     "GCE": "core.penalties",
     "LinearCrossEntropyLoss": "losses.modules",
     "LinearPlan": "losses.linear",
+    "Logits": "models.defer",
     "LossReport": "tools.check.audit",
     "MAE": "core.penalties",
     "MultilabelCrossEntropyLoss": "losses.modules",
@@ -42,6 +43,7 @@ _HOME = {
     "cross_entropy": "losses.softmax",
     "cross_entropy_stats": "losses.statistics",
     "debug": "tools.check.debug",
+    "defer": "models.defer",
     "distillation_loss": "losses.named",
     "double_softmax_floor": "losses.baselines",
     "expected_initial_loss": "losses.baselines",
@@ -57,6 +59,7 @@ _HOME = {
     "score": "tools.score.scoring",
     "shared_denominator": "parallel.denominator",
     "sigmoid_focal_loss": "losses.named",
+    "undefer": "models.defer",
     "unpatch": "models.patching",
 }
 

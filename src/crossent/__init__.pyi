@@ -37,6 +37,9 @@ from crossent.losses.named import sigmoid_focal_loss as sigmoid_focal_loss
 from crossent.losses.softmax import cross_entropy as cross_entropy
 from crossent.losses.statistics import CrossEntropyStats as CrossEntropyStats
 from crossent.losses.statistics import cross_entropy_stats as cross_entropy_stats
+from crossent.models.defer import Logits as Logits
+from crossent.models.defer import defer as defer
+from crossent.models.defer import undefer as undefer
 from crossent.models.patching import patch as patch
 from crossent.models.patching import unpatch as unpatch
 from crossent.parallel.denominator import shared_denominator as shared_denominator
@@ -66,6 +69,7 @@ __all__ = [
     "FocalLoss",
     "LinearCrossEntropyLoss",
     "LinearPlan",
+    "Logits",
     "LossReport",
     "MultilabelCrossEntropyLoss",
     "Penalty",
@@ -84,6 +88,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_stats",
     "debug",
+    "defer",
     "distillation_loss",
     "double_softmax_floor",
     "expected_initial_loss",
@@ -99,5 +104,6 @@ __all__ = [
     "score",
     "shared_denominator",
     "sigmoid_focal_loss",
+    "undefer",
     "unpatch",
 ]

@@ -16,7 +16,7 @@ import crossent
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/performance.md").read_text("utf-8")
-QUOTING = ["README.md", "docs/performance.md", "docs/linear.md"]
+QUOTING = ["README.md", "docs/performance.md", "docs/linear.md", "docs/defer.md"]
 RESULTS = json.loads((ROOT / "benchmarks/results/results.json").read_text("utf-8"))
 
 

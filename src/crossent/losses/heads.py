@@ -46,12 +46,18 @@ def head_of(module: nn.Module, input: Tensor, linear_bias: Tensor | None = None)
     return head._replace(bias=linear_bias)
 
 
-def _head(module: nn.Module, input: Tensor) -> ModuleHead:
+def parts_inside_a_call(module: nn.Module, input: Tensor) -> ModuleHead:
+    """Take a module apart while it is called: what runs around its forward, such as hooks, does so, and is not refused."""
+    return _head(module, input, called=True)
+
+
+def _head(module: nn.Module, input: Tensor, called: bool = False) -> ModuleHead:
     parts = module._modules
     compiled = parts.get("_orig_mod")  # of torch.compile
     if compiled is not None:
         return _head(compiled, input)
-    _refuse_what_a_call_would_do(module)
+    if not called:
+        _refuse_what_a_call_would_do(module)
     if parts.get("base_layer") is not None:
         return _adapted(module, input)
     if parts.get("original_module") is not None and "modules_to_save" in parts:
@@ -59,7 +65,7 @@ def _head(module: nn.Module, input: Tensor) -> ModuleHead:
     _refuse_quantised(module)
     if isinstance(module, nn.Embedding):  # tied: it looks rows up, and a head multiplies by them
         return ModuleHead(input, module.weight, None)
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+    if isinstance(module, nn.Linear) and _own_forward(type(module)) is nn.Linear.forward:
         return ModuleHead(input, module.weight, module.bias)
     if isinstance(module, nn.Linear):
         raise TypeError(
@@ -70,6 +76,11 @@ def _head(module: nn.Module, input: Tensor) -> ModuleHead:
         f"linear_weight must be a torch.Tensor or a module whose logits are h Wᵀ + b, {_KNOWN}, got "
         f"{type(module).__module__}.{type(module).__qualname__}: pass the Linear inside, and apply what comes before it to input"
     )
+
+
+def _own_forward(kind: Any) -> Any:
+    """Return the forward of a module's class; that of a deferred head is its plain class's."""
+    return getattr(kind, "plain_class", kind).forward
 
 
 def _refuse_what_a_call_would_do(module: nn.Module) -> None:
@@ -137,21 +148,69 @@ def _adapted(module: Any, input: Tensor) -> ModuleHead:
         return head
     if merged or input.shape[-1:] != head.weight.shape[-1:]:  # features that do not fit are refused with all others
         return head
-    inputs, columns, bias = [head.input], [head.weight], head.bias
-    for down, up, more in _low_ranks(module, input):
-        inputs.append(down.to(head.input.dtype))
-        columns.append(up.to(head.weight.dtype))
-        if more is not None:
-            more = more.to(head.weight.dtype)
-            bias = more if bias is None else bias + more
-    if len(inputs) == 1:
+    adapted = _Columns([head.input], [head.weight], head.bias)
+    for rank in _low_ranks(module, input):
+        if _has_magnitude(module, rank.name):
+            adapted.add_dora(module, rank, head)
+        else:
+            adapted.add(rank.down, rank.up, rank.bias)
+    if len(adapted.inputs) == 1:
         return head
-    return ModuleHead(torch.cat(inputs, -1), torch.cat(columns, 1), bias)
+    return ModuleHead(torch.cat(adapted.inputs, -1), torch.cat(adapted.columns, 1), adapted.bias)
 
 
-def _low_ranks(module: Any, input: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """List ``h Aᵀ``, ``s B`` and what is added to the bias, of each adapter that is active."""
-    found: list[tuple[Tensor, Tensor, Tensor | None]] = []
+class _LowRank(NamedTuple):
+    """An adapter's ``h Aᵀ``, ``s B`` and what is added to the bias; and the ``h`` that dropout left, where it does drop."""
+
+    name: str
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None
+    dropped: Tensor | None
+
+
+class _Columns:
+    """Features and the matrix columns that they are multiplied by, side by side, and a bias."""
+
+    def __init__(self, inputs: list[Tensor], columns: list[Tensor], bias: Tensor | None) -> None:
+        self.inputs, self.columns, self.bias = inputs, columns, bias
+
+    def add(self, input: Tensor, columns: Tensor, bias: Tensor | None = None) -> None:
+        """Add features with their columns, and something to the bias."""
+        self.inputs.append(input.to(self.inputs[0].dtype))
+        self.columns.append(columns.to(self.columns[0].dtype))
+        if bias is not None:
+            bias = bias.to(self.columns[0].dtype)
+            self.bias = bias if self.bias is None else self.bias + bias
+
+    def add_dora(self, module: Any, rank: _LowRank, base: ModuleHead) -> None:
+        """Give each class's row of ``W + s B A`` the magnitude ``m`` that is learned; its norm counts as a constant.
+
+        With ``g = m / |W + s B A|`` PEFT adds ``(g - 1) y + g s B A x``, where ``y`` is the sum so far without the layer's bias, or
+        ``W x`` of what dropout left.
+        """
+        A, B, scale = module.lora_A[rank.name].weight, module.lora_B[rank.name].weight, module.scaling[rank.name]
+        with torch.no_grad():
+            kind = base.weight.dtype
+            norm = torch.linalg.vector_norm(torch.addmm(base.weight, B.to(kind), A.to(kind), alpha=scale), dim=1)
+        g = (module.lora_magnitude_vector[rank.name].weight.reshape(-1) / norm).unsqueeze(1)
+        if rank.dropped is not None:
+            self.add(rank.dropped, (g - 1) * base.weight)
+        else:
+            self.columns = [(g * columns).to(columns.dtype) for columns in self.columns]
+            if self.bias is not None:
+                own = torch.zeros_like(self.bias) if base.bias is None else base.bias
+                self.bias = self.bias + ((g.squeeze(1) - 1) * (self.bias - own)).to(self.bias.dtype)
+        self.add(rank.down, g * rank.up)
+
+
+def _has_magnitude(module: Any, name: str) -> bool:
+    return name in getattr(module, "lora_magnitude_vector", {})
+
+
+def _low_ranks(module: Any, input: Tensor) -> list[_LowRank]:
+    """List what each adapter that is active adds."""
+    found: list[_LowRank] = []
     downs, ups, tables, columns = (
         getattr(module, factor, {}) for factor in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
     )
@@ -163,12 +222,16 @@ def _low_ranks(module: Any, input: Tensor) -> list[tuple[Tensor, Tensor, Tensor 
             _refuse_what_a_call_would_do(up)
             dropout = getattr(module, "lora_dropout", {})
             x = input.to(down.weight.dtype)
-            x = down(dropout[name](x) if name in dropout else x)
+            if _has_magnitude(module, name) and up.bias is not None:
+                _refuse_adapter(module, f"its adapter {name!r} is DoRA with a bias of its own")
+            drops = name in dropout and module.training and not isinstance(dropout[name], nn.Identity)
+            x = dropout[name](x) if name in dropout else x
             factor, scale = up.weight, module.scaling[name]
-            found.append((x, scale * factor, None if up.bias is None else scale * up.bias))
+            bias = None if up.bias is None else scale * up.bias
+            found.append(_LowRank(name, down(x), scale * factor, bias, x if drops else None))
         elif name in tables:
             a, b = tables[name], columns[name]  # (r, C) and (D, r): of a table whose columns are features
-            found.append((input.to(b.dtype) @ b, module.scaling[name] * a.t(), None))
+            found.append(_LowRank(name, input.to(b.dtype) @ b, module.scaling[name] * a.t(), None, None))
         elif name in module.scaling:
             _refuse_adapter(module, f"its adapter {name!r} is no product of two matrices")
     return found
@@ -182,8 +245,9 @@ def _active(module: Any) -> list[str]:
     active: list[str] = list(module.scaling) if given is None else [given] if isinstance(given, str) else list(given)
     variants, dora = getattr(module, "lora_variant", {}), getattr(module, "use_dora", {})
     for name in active:
-        if name in variants or dora.get(name):
-            kind = type(variants[name]).__name__ if name in variants else "DoRA"
+        kind = type(variants[name]).__name__ if name in variants else "DoRA" if dora.get(name) else ""
+        linear_dora = kind in ("DoRA", "DoraLinearVariant") and name in getattr(module, "lora_A", {})
+        if kind and not (linear_dora and _has_magnitude(module, name)):
             _refuse_adapter(module, f"its adapter {name!r} is a variant of LoRA, {kind}")
     if hasattr(module, "lora_E"):
         _refuse_adapter(module, "its rank is adapted")
