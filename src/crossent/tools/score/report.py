@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from crossent.tools.optional_packages import needs
 from crossent.tools.score.scores import Scores
 from crossent.tools.shared_options import check_choice
 
@@ -76,7 +77,7 @@ class Report(Scores):
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install pandas; to_dict() has the same without") from error
+            raise ImportError(f"{needs('to_frame', ['pandas'])}; to_dict() has the same without") from error
         return pd.DataFrame(self.to_dict()[table])
 
     def __repr__(self) -> str:
