@@ -13,7 +13,7 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-gpu-static gpu-figures peers clients lint bench bench-gpu fuzz wheel sanitize clean
+.PHONY: demo test test-gpu-static gpu-figures peers clients lint api bench bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -57,6 +57,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror csrc/*.h csrc/*.cpp
+
+# The public signatures, which a test holds to what this writes. CHANGELOG.md has to name what changed.
+api: $(VENV)/.dev
+	$(BIN)/python scripts/write_api.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)
