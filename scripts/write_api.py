@@ -55,7 +55,7 @@ def _bases(owner: type, public: list[str]) -> Iterator[str]:
     """List what ``isinstance`` says of a class: public ones of ours, torch's losses, tuples."""
     for base in owner.__mro__[1:-1]:
         package = base.__module__.split(".")[0]
-        if base.__name__ in public or package in ("torch", "builtins") and not base.__name__.startswith("_"):
+        if base.__name__ in public or (package in ("torch", "builtins") and not base.__name__.startswith("_")):
             yield f"is a {package}.{base.__name__}"
 
 
@@ -64,7 +64,7 @@ def _attributes(owner: type) -> Iterator[str]:
     if issubclass(owner, tuple):
         for name in owner._fields:  # type: ignore[attr-defined]
             yield f"{name}: {_annotation(owner, name, Any)}"
-    elif dataclasses.is_dataclass(owner) or owner.__init__.__name__ == "__init__" and _is_ours(owner.__init__):
+    elif dataclasses.is_dataclass(owner) or (owner.__init__.__name__ == "__init__" and _is_ours(owner.__init__)):
         yield from (line for line in _parameters(owner.__init__) if not line.startswith("->"))
 
 
@@ -95,7 +95,9 @@ def _parameters(function: Any) -> Iterator[str]:
             yield "*"
         options = typing.get_args(hints.get(name))
         if parameter.kind is parameter.VAR_KEYWORD and options and hasattr(options[0], "__total__"):
-            yield from (f"{each}: {_annotation(options[0], each, Any)}, optional" for each in sorted(_hints(options[0])))
+            yield from (
+                f"{each}: {_annotation(options[0], each, Any)}, optional" for each in sorted(_hints(options[0]))
+            )
         else:
             mark = {parameter.VAR_KEYWORD: "**", parameter.VAR_POSITIONAL: "*"}.get(parameter.kind, "")
             default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
@@ -163,7 +165,7 @@ def changed(before: Signatures, after: Signatures) -> dict[str, str]:
     for name in sorted({*before, *after}):
         if name not in before or name not in after:
             owner = name.rpartition(".")[0]
-            if owner in before and owner not in after or owner in after and owner not in before:
+            if (owner in before and owner not in after) or (owner in after and owner not in before):
                 continue  # a class that came or went is told once
             told[name.rpartition(".")[2]] = f"{name} {'is new' if name in after else 'is gone'}"
             continue

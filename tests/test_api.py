@@ -32,7 +32,9 @@ def test_every_public_name_and_option_is_in_the_file():
     assert "label_smoothing: float, optional" in agreed["focal_loss"]
     assert "sample_weight: Tensor | None = None" in agreed["CrossEntropyLoss.forward"]
     assert "is a torch.CrossEntropyLoss" in agreed["CrossEntropyLoss"]
-    assert {"Report.to_dict", "Findings.errors", "Debug.off", "Teacher", "models.huggingface.causal_lm_loss"} <= set(agreed)
+    assert {"Report.to_dict", "Findings.errors", "Debug.off", "Teacher", "models.huggingface.causal_lm_loss"} <= set(
+        agreed
+    )
 
 
 def test_a_file_is_read_as_it_is_written():

@@ -11,7 +11,10 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 FORMS = sorted(set(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")) - {ROOT / ".github/ISSUE_TEMPLATE/config.yml"})
-PROSE = [ROOT / name for name in ("SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/api-policy.md")]
+PROSE = [
+    ROOT / name
+    for name in ("SECURITY.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/api-policy.md")
+]
 TARGETS = set(re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
 
 
@@ -28,7 +31,9 @@ def targets(path):
     for job in jobs(path):
         for step in job["steps"]:
             for words in re.findall(r"^make (.*)$", step.get("run", ""), re.MULTILINE):
-                named = [word for word in re.sub(r"\w+=(\"[^\"]*\"|\S*)", "", words).split() if not word.startswith("-")]
+                named = [
+                    word for word in re.sub(r"\w+=(\"[^\"]*\"|\S*)", "", words).split() if not word.startswith("-")
+                ]
                 if "matrix.target" in words:
                     yield from job["strategy"]["matrix"]["target"]
                 else:
