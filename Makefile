@@ -13,7 +13,7 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-gpu-static gpu-figures peers clients lint api bench bench-gpu fuzz wheel sanitize clean
+.PHONY: demo test test-gpu-static gpu-figures peers clients lint types api bench bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -61,6 +61,11 @@ lint: $(VENV)/.dev
 # The public signatures, which a test holds to what this writes. CHANGELOG.md has to name what changed.
 api: $(VENV)/.dev
 	$(BIN)/python scripts/write_api.py
+
+# What a user's type checker says of a file that uses everything. mypy has it in `make lint`; pyright needs Node.js, which it fetches.
+types: $(VENV)/.dev
+	$(PIP) --quiet install pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -21,8 +21,6 @@ test, train = order[:450], order[450:]
 
 
 class Network(nn.Module):
-    """A body makes hidden states, and a head would make logits of them."""
-
     def __init__(self, width):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(64, width), nn.ReLU())
@@ -56,7 +54,6 @@ def taught(rows):
 
 
 print(f"teacher, {len(train)} labels:           {teacher.accuracy():.3f}")
-print(
-    f"student alone, {LABELLED} labels:       {trained(24, train[:LABELLED], lambda rows: labels[rows]).accuracy():.3f}"
-)
+alone = trained(24, train[:LABELLED], lambda rows: labels[rows])
+print(f"student alone, {LABELLED} labels:       {alone.accuracy():.3f}")
 print(f"student of the teacher, no labels: {trained(24, train, taught).accuracy():.3f}")

@@ -6,7 +6,7 @@ Here the arguments are understood and the way is chosen; impl/head.py computes, 
 from __future__ import annotations
 
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ def linear_cross_entropy(
     *,
     linear_bias: Tensor | None = None,
     weight: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     options: object = None,
