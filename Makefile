@@ -13,8 +13,8 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-build test-clients test-page page-pictures test-gpu-static gpu-figures peers lint bench bench-gpu fuzz \
-	wheel sanitize clean
+.PHONY: demo test test-build test-clients test-page page-pictures test-gpu-static gpu-figures peers lint types api bench \
+	bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -71,6 +71,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror csrc/*.h csrc/*.cpp
+
+# The public signatures, which a test holds to what this writes. CHANGELOG.md has to name what changed.
+api: $(VENV)/.dev
+	$(BIN)/python scripts/write_api.py
+
+# What a user's type checker says of a file that uses everything. mypy has it in `make lint`; pyright needs Node.js, which it fetches.
+types: $(VENV)/.dev
+	$(PIP) --quiet install pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -83,3 +83,8 @@ def test_implementations_are_known():
     import torch
 
     assert crossent.choose_implementation(torch.zeros(2, 3), "eager") == "eager"
+
+
+def test_the_package_is_a_command():
+    command = [sys.executable, "-m", "crossent", "--version"]
+    assert crossent.__version__ in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -193,8 +193,16 @@ def test_numpy_and_text_need_neither_torch_nor_extras(tmp_path):
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     WRITERS["both.safetensors"](tmp_path / "both.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(FileError, match=r"reading \.safetensors needs safetensors: pip install 'crossent\[files\]'"):
+    with pytest.raises(FileError, match=r"reading \.safetensors needs safetensors: pip install safetensors"):
         open_pair(str(tmp_path / "both.safetensors"))
+
+
+def test_a_missing_package_is_called_as_it_is_installed(tmp_path, monkeypatch):
+    PIL = pytest.importorskip("PIL.Image")
+    PIL.new("L", (2, 2)).save(tmp_path / "mask.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(FileError, match=r"reading \.png needs pillow: pip install pillow"):
+        open_pair(str(tmp_path / "mask.png"))
 
 
 # --- broken and hostile -----------------------------------------------------------------------------------------------

@@ -324,7 +324,9 @@ def test_an_interrupt_keeps_what_was_finished(results):
 def test_what_is_missing_is_named(monkeypatch):
     require("sklearn", "matplotlib")
     monkeypatch.setattr("crossent.tools.train.find_spec", lambda name: None)
-    with pytest.raises(MissingDependency, match=r"needs scikit-learn and matplotlib: pip install 'crossent\[demo\]'"):
+    with pytest.raises(
+        MissingDependency, match=r"needs scikit-learn and matplotlib: pip install scikit-learn matplotlib"
+    ):
         require("sklearn", "matplotlib")
 
 

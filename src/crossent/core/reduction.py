@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from crossent.core.checks import check_tensor, number_or_tensor, under_autocast
 from crossent.core.messages import shape, type_error
 
 _BLOCK = 4096
+_How = Literal["none", "sum", "mean"]
+_HOW: tuple[_How, ...] = ("mean", "sum", "none")
 
 
 class Reduction(NamedTuple):
@@ -79,7 +81,7 @@ class Reduction(NamedTuple):
         return cls.of(reduction, **given)
 
 
-def read_reduction(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
+def read_reduction(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> _How:
     """Read ``reduction``, or the two deprecated arguments that override it."""
     if size_average is not None or reduce is not None:
         averaged = size_average is None or size_average
@@ -88,8 +90,9 @@ def read_reduction(reduction: str, size_average: bool | None = None, reduce: boo
             f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
             stacklevel=4,
         )
-    if reduction == "mean" or reduction == "sum" or reduction == "none":
-        return reduction
+    for how in _HOW:
+        if reduction == how:
+            return how
     if reduction == "elementwise_mean":
         warnings.warn("reduction='elementwise_mean' is deprecated, please use reduction='mean' instead.", stacklevel=4)
         return "mean"

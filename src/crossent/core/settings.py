@@ -179,7 +179,7 @@ class _Penalty(TypedDict, total=False):
 
 
 class _Torchs(TypedDict, total=False):
-    reduction: str
+    reduction: Literal["none", "mean", "sum"]
     label_smoothing: float
 
 

@@ -27,7 +27,7 @@ def binary_cross_entropy_with_logits(
     weight: Tensor | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
-    reduction: str = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     pos_weight: Tensor | None = None,
     *,
     sample_weight: Tensor | None = None,

@@ -6,7 +6,7 @@ Annotations are evaluated here: fastai and others read them off an instance, whe
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         size_average: bool | None = None,
         ignore_index: int = -100,
         reduce: bool | None = None,
-        reduction: str = "mean",
+        reduction: Literal["none", "mean", "sum"] = "mean",
         label_smoothing: float = 0.0,
         **options: Unpack[CrossEntropyModuleOptions],
     ) -> None:
@@ -149,12 +149,12 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.cross_entropy`."""
         options = self._call(
-            sample_weight=sample_weight, denominator=denominator, logit_bias=logit_bias, class_mask=class_mask
-        )
-        return cross_entropy(
-            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
-            label_smoothing=self.label_smoothing, **options,
+            reduction=self.reduction, sample_weight=sample_weight, denominator=denominator, logit_bias=logit_bias,
+            class_mask=class_mask,
         )  # fmt: skip
+        return cross_entropy(
+            input, target, self.weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, **options
+        )
 
     def activation(self, logits: Tensor) -> Tensor:
         """Compute the probabilities that a model trained with this loss gives, over its class dimension.
@@ -212,7 +212,7 @@ class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
         weight: Tensor | None = None,
         size_average: bool | None = None,
         reduce: bool | None = None,
-        reduction: str = "mean",
+        reduction: Literal["none", "mean", "sum"] = "mean",
         pos_weight: Tensor | None = None,
         **options: Unpack[BinaryModuleOptions],
     ) -> None:
@@ -229,10 +229,8 @@ class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
         mask: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.binary_cross_entropy_with_logits`."""
-        options = self._call(sample_weight=sample_weight, denominator=denominator, mask=mask)
-        return binary_cross_entropy_with_logits(
-            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **options
-        )
+        options = self._call(reduction=self.reduction, sample_weight=sample_weight, denominator=denominator, mask=mask)
+        return binary_cross_entropy_with_logits(input, target, self.weight, pos_weight=self.pos_weight, **options)
 
     def activation(self, logits: Tensor) -> Tensor:
         """Compute the probabilities ``σ(logits)`` that this loss scores."""
@@ -305,11 +303,10 @@ class MultilabelCrossEntropyLoss(CrossEntropyLoss):
     ) -> Tensor:
         """Compute the loss; see :func:`crossent.multilabel_cross_entropy`."""
         options = self._call(
-            sample_weight=sample_weight, denominator=denominator, logit_bias=logit_bias, class_mask=class_mask
-        )
-        return multilabel_cross_entropy(
-            input, target, self.weight, reduction=self.reduction, label_smoothing=self.label_smoothing, **options
-        )
+            reduction=self.reduction, sample_weight=sample_weight, denominator=denominator, logit_bias=logit_bias,
+            class_mask=class_mask,
+        )  # fmt: skip
+        return multilabel_cross_entropy(input, target, self.weight, label_smoothing=self.label_smoothing, **options)
 
     def _divisor(self) -> str:
         return "the number of rows with a label"
@@ -338,7 +335,7 @@ class SigmoidFocalLoss(BCEWithLogitsLoss):
         self,
         alpha: float | None = 0.25,
         gamma: float = 2.0,
-        reduction: str = "none",
+        reduction: Literal["none", "mean", "sum"] = "none",
         **options: Unpack[SigmoidFocalModuleOptions],
     ) -> None:
         check_names(options, SigmoidFocalModuleOptions, "SigmoidFocalLoss")

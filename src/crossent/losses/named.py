@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ def sigmoid_focal_loss(
     target: Tensor,
     alpha: float | None = 0.25,
     gamma: float = 2.0,
-    reduction: str = "none",
+    reduction: Literal["none", "mean", "sum"] = "none",
     **options: Unpack[SigmoidFocalOptions],
 ) -> Tensor:
     """Compute the focal loss of object detection: ``α t f(σ(x)) + (1-α) (1-t) f(σ(-x))`` with ``f = -(1-p)^γ log p``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def cross_entropy_stats(
     target: Tensor,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "none",
+    reduction: Literal["none", "mean", "sum"] = "none",
     label_smoothing: float = 0.0,
     **options: Unpack[StatisticsOptions],
 ) -> CrossEntropyStats:

@@ -812,7 +812,7 @@ def _cross_entropy_stats(
         input.weight,
         target,
         weight=weight,
-        reduction=reduction,
+        reduction=read_reduction(reduction),
         label_smoothing=label_smoothing,
         **options,
     )

@@ -19,16 +19,10 @@ from crossent.tools.check.command import check, rule
 from crossent.tools.errors import InputError
 from crossent.tools.explain.command import explain
 from crossent.tools.explore.command import explore
+from crossent.tools.optional_packages import EXTRAS, install
 from crossent.tools.scale import scale
 from crossent.tools.score.command import score
 from crossent.tools.train.command import train
-
-EXTRAS = {
-    "plot": ("matplotlib",),
-    "files": ("safetensors", "pyarrow", "pillow"),
-    "demo": ("matplotlib", "scikit-learn"),
-    "triton": ("triton",),
-}
 
 
 class _Commands(click.Group):
@@ -153,7 +147,7 @@ def _extras() -> dict[str, str]:
     extras = {}
     for extra, packages in EXTRAS.items():
         lacking = [package for package in packages if missing(package)]
-        extras[extra] = f"lacks {', '.join(lacking)}: pip install 'crossent[{extra}]'" if lacking else "installed"
+        extras[extra] = f"lacks {', '.join(lacking)}: {install(lacking)}" if lacking else "installed"
     return extras
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossent.tools.explain import tables
 from crossent.tools.explain.row_numbers import RowNumbers
+from crossent.tools.optional_packages import needs
 from crossent.tools.printable import brief
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _new_axes(classes: int, losses: int) -> Axes:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install 'crossent[plot]'") from error
+        raise ImportError(needs("plot", ["matplotlib"])) from error
     size = (min(3.5 + 0.18 * classes * (losses + 2), 14), 4.2)
     ax: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
     return ax

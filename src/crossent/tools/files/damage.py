@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from crossent.tools.errors import FileError
+from crossent.tools.optional_packages import needs, package_of
 
 
 @contextmanager
@@ -20,8 +21,8 @@ def reading(path: str) -> Iterator[None]:
     except FileError:
         raise
     except ImportError as error:
-        package = (error.name or "a package").partition(".")[0]
-        raise FileError(f"{path}: reading {Path(path).suffix} needs {package}: pip install 'crossent[files]'") from None
+        package = package_of(error.name or "a package")
+        raise FileError(f"{path}: {needs(f'reading {Path(path).suffix}', [package])}") from None
     except MemoryError:
         raise FileError(f"{path}: does not fit into memory; saved uncompressed it would not need to") from None
     except UnicodeDecodeError:

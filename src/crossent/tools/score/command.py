@@ -9,6 +9,7 @@ import click
 
 from crossent.tools import shared_options
 from crossent.tools.errors import InputError
+from crossent.tools.optional_packages import needs
 from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _draw(report: Report, path: str) -> None:
         mpl.use("Agg")
         report.plot().figure_.savefig(path)  # type: ignore[union-attr]
     except ImportError:
-        raise InputError("--plot needs matplotlib: pip install 'crossent[plot]'") from None
+        raise InputError(needs("--plot", ["matplotlib"])) from None
     except (OSError, ValueError) as error:
         raise InputError(f"--plot {path}: {error}") from None
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crossent.tools.optional_packages import needs
 from crossent.tools.printable import brief
 from crossent.tools.score.scores import Scores
 
@@ -89,6 +90,6 @@ def _new_axes(panels: int) -> list[Axes]:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install 'crossent[plot]'") from error
+        raise ImportError(needs("plot", ["matplotlib"])) from error
     axes: list[Axes] = np.ravel(pyplot.subplots(1, panels, figsize=(5 * panels, 4.6), layout="constrained")[1]).tolist()
     return axes

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossent.tools.optional_packages import needs
 from crossent.tools.score.scores import Scores
 from crossent.tools.shared_options import check_choice
 
@@ -111,7 +112,7 @@ class Report(Scores):
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install pandas; to_dict() has the same without") from error
+            raise ImportError(f"{needs('to_frame', ['pandas'])}; to_dict() has the same without") from error
         return pd.DataFrame(self.to_dict()[table])
 
     def __repr__(self) -> str:

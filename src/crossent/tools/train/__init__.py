@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from crossent.tools.optional_packages import needs, package_of
 from crossent.tools.train.catalogue import JOBS
 
 __all__ = ["JOBS", "MissingDependency", "require"]
-
-_PACKAGE = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
 
 class MissingDependency(ImportError):
@@ -24,6 +23,6 @@ class MissingDependency(ImportError):
 
 def require(*modules: str) -> None:
     """Refuse to start without these optional modules, in one sentence that says what to install."""
-    missing = [_PACKAGE[name] for name in modules if find_spec(name) is None]
+    missing = [package_of(name) for name in modules if find_spec(name) is None]
     if missing:
-        raise MissingDependency(f"this job needs {' and '.join(missing)}: pip install 'crossent[demo]'")
+        raise MissingDependency(needs("this job", missing))
