@@ -79,9 +79,9 @@ template <class R> INLINE void add_cost(R w, R x, R level, R& cost, R& mass) {
 
 // Σ w s(p), and the same without the class, if there is one, that has more than half of p: it may be all that counts,
 // and is not to be subtracted again.
-template <class R> INLINE void add_pull(R log_p, R pull, R& mass, R& rest) {
-    mass += pull;
-    rest += pick(log_p > LOG_HALF<R>, R(0), pull);
+template <class R, class A> INLINE void add_pull(R log_p, R pull, A& mass, A& rest) {
+    mass += A(pull);
+    rest += A(pick(log_p > LOG_HALF<R>, R(0), pull));
 }
 
 // The sums above over the classes seen so far, as seen from the largest of their logits; A is what they are carried on

@@ -758,8 +758,8 @@ INLINE void set_index_masses(const Softmax& p, const Rows<S, T>& here, int64_t q
 template <class R, class S, class T>
 static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
     const bool penalised = p.penalty != NO_PENALTY;
-    struct {
-        R spread[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
+    struct {  // of as many terms as there are classes, which a float would round one by one
+        double spread[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
     } sum[ROWS / LANES];
     const auto labels = [&](int64_t q) -> const Labels<R>& { return slopes[q].label; };
     look_again<R>(p, here, penalised, labels, [&](int64_t q, int64_t k, const R* x, const R* w) {
@@ -770,7 +770,7 @@ static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slop
         if (penalised) penalise<LANES>(p, log_p, f, s);
         for (int l = 0; l < LANES; l++) s[l] = pick(label.valid[l] == R(0), R(0), times(w[l], s[l]));
         for (int l = 0; l < LANES; l++) add_pull(log_p[l], s[l], to.spread[l], to.rest[l]);
-        for (int l = 0; !here.t && l < LANES; l++) to.others[l] += label.y[l] == k ? R(0) : s[l];
+        for (int l = 0; !here.t && l < LANES; l++) to.others[l] += double(label.y[l] == k ? R(0) : s[l]);
     });
     const Smoothing<R> smoothing(p);
     for (int64_t q = 0; q < here.panels(); q++) {
@@ -778,8 +778,8 @@ static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slop
         if (!here.t) index_pulls(p, here, q, slopes[q], s);
         for (int l = 0; l < LANES; l++) {
             Masses<R> masses = index_masses(smoothing, slopes[q].label.weight[l], R(0), R(0), s[l]);
-            masses.spread = sum[q].spread[l], masses.others = sum[q].others[l];
-            if (penalised) masses.rest = sum[q].rest[l];
+            masses.spread = R(sum[q].spread[l]), masses.others = R(sum[q].others[l]);
+            if (penalised) masses.rest = R(sum[q].rest[l]);
             slopes[q].set(l, masses);
         }
     }
