@@ -58,3 +58,38 @@ def compiled_case(option, reduction, placement):
 )
 def test_compiled_as_one_graph(ranks, option, reduction, placement):
     ranks(compiled_case, option, reduction, placement)
+
+
+def compiled_head(of_h, of_w):
+    mesh = _mesh()
+    generator = torch.Generator().manual_seed(1)
+    h, w = (
+        torch.randn(N, 3, dtype=torch.float64, generator=generator),
+        torch.randn(C, 3, dtype=torch.float64, generator=generator),
+    )
+    y = torch.arange(N) % C
+    y[1] = -100
+    rows = of_h if of_h == Shard(0) else R
+    hidden, matrix, labels = (
+        distribute_tensor(value, mesh, [placement], src_data_rank=None)
+        for value, placement in ((h, of_h), (w, of_w), (y, rows))
+    )
+    leaves = [hidden.requires_grad_(), matrix.requires_grad_()]
+    torch._dynamo.reset()
+
+    @functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    def step(h, w, y):
+        return crossent.linear_cross_entropy(h * 2.0, w, y)
+
+    loss = step(*leaves, labels)
+    grads = torch.autograd.grad(loss, leaves)
+    one = [h.clone().requires_grad_(), w.clone().requires_grad_()]
+    wanted = crossent.linear_cross_entropy(one[0] * 2.0, one[1], y)
+    torch.testing.assert_close(loss.full_tensor(), wanted, rtol=1e-12, atol=1e-13)
+    for got, want in zip(grads, torch.autograd.grad(wanted, one), strict=True):
+        torch.testing.assert_close(got.full_tensor(), want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("of_h", "of_w"), [(Shard(0), R), (Shard(0), Shard(0)), (R, Shard(0))], ids=str)
+def test_heads_compiled_as_one_graph(ranks, of_h, of_w):
+    ranks(compiled_head, of_h, of_w)
