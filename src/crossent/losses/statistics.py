@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from crossent.core.modes import is_dtensor
-from crossent.core.overrides import overridable
+from crossent.core.overrides import overridable_by_others
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
@@ -48,7 +48,7 @@ class CrossEntropyStats(NamedTuple):
     predicted: Tensor
 
 
-@overridable
+@overridable_by_others
 @documented
 def cross_entropy_stats(
     input: Tensor,
