@@ -245,7 +245,7 @@ def test_operators_pass_opcheck():
     forward, backward = torch.ops.crossent.cross_entropy_forward, torch.ops.crossent.cross_entropy_backward
     for target in (y, t):
         said = (target, c, None, None, None)
-        rule = (-100, 0.1, 1.0, None, 0.0, 0.0, "", ())
+        rule = (-100, 0.1, 1.0, None, 0.0, 0.0, "", (), 0)
         for impl in ("eager", crossent.choose_implementation(x)):
             for reduction in ("none", "sum", "mean"):
                 torch.library.opcheck(forward, (x.detach(), *said, *rule, reduction, impl))
@@ -254,7 +254,7 @@ def test_operators_pass_opcheck():
             for grad, divisor in ((torch.ones(N), None), (torch.ones(()), total)):
                 torch.library.opcheck(backward, (grad, divisor, x.detach(), *said, *rule, lse, needs, impl))
         bias, mask, valid = torch.rand(C), torch.rand(N, C) < 0.8, torch.rand(N) < 0.8
-        said, rule = (target, c, bias, mask, valid), (-100, 0.1, 2.0, 30.0, 0.3, 0.1, "Focal", (2.0,))
+        said, rule = (target, c, bias, mask, valid), (-100, 0.1, 2.0, 30.0, 0.3, 0.1, "Focal", (2.0,), 0)
         torch.library.opcheck(forward, (x.detach(), *said, *rule, "none", "eager"))
         lse = forward(x.detach(), *said, *rule, "none", "eager")[2]
         torch.library.opcheck(backward, (torch.ones(N), None, x.detach(), *said, *rule, lse, [True, False], "eager"))
