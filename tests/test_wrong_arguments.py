@@ -80,7 +80,7 @@ class Call:
 NAN, INF = math.nan, math.inf
 SETTINGS = {
     "ignore_index": -100, "label_smoothing": 0.1, "temperature": 1.5, "softcap": 20.0, "margin": 0.0, "z_loss": 0.1,
-    "penalty": "Focal", "parameters": (2.0,),
+    "penalty": "Focal", "parameters": (2.0,), "all_classes": 0,
 }  # fmt: skip
 WRONG_SMOOTHING = numbers(-0.1, 1.5, NAN)
 WRONG_SETTINGS = {
@@ -91,6 +91,7 @@ WRONG_SETTINGS = {
     "z_loss": numbers(-1.0, NAN, INF),
     "penalty": numbers("", "Nonsense", "Asymmetric", "Penalty"),
     "parameters": [*numbers((), (1.0, 2.0)), Wrong("negative", (-1.0,), False), Wrong("nan", (NAN,), False)],
+    "all_classes": numbers(-1, 1, 1000),
     "impl": numbers("", "nonsense", "Native"),
 }
 
@@ -237,7 +238,7 @@ def operators():
 
 def member(_native, **changed):
     """Describe a member of the family as the extension reads it."""
-    settings = {"temperature": 1.5, "softcap": 20.0, "margin": 0.0, "z_loss": 0.1}
+    settings = {"temperature": 1.5, "softcap": 20.0, "margin": 0.0, "z_loss": 0.1, "all_classes": 0}
     own = {
         "penalty": _native.PENALTIES["Focal"], "penalty_a": 2.0, "penalty_b": 0.0, "bias": torch.rand(C), "masked": False,
         "spread": torch.ones(C), "spread_classes": float(C), "spread_sum": float(C),

@@ -147,6 +147,10 @@ def _options(target: Target, whole: Sequence[Any], like: Tensor) -> None:
         _dtype("valid", target.valid, (torch.bool,))
         _shape("valid", target.valid, rows)
     _settings(target.settings)
+    if target.is_shard:
+        raise ValueError(
+            f"all_classes must be 0, got {target.settings.all_classes}: an operator sees all classes; shard= tells shards"
+        )
 
 
 def _softmax(logits: Tensor, target: Target, impl: str) -> tuple[Any, ...]:
