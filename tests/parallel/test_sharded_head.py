@@ -251,6 +251,8 @@ WRONG = {
     "another number of rows": (ValueError, lambda h, y, o: (h[:-1], y[:-1], o)),
     "another width": (RuntimeError, lambda h, y, o: (h[:, :-1], y, o)),
     "no reduction": (ValueError, lambda h, y, o: (h, y, {"reduction": "men"})),
+    "no tensor": (TypeError, lambda h, y, o: (h.tolist(), y, o)),
+    "one number": (RuntimeError, lambda h, y, o: (h[0, 0], y, o)),
     "no bytes": (TypeError, lambda h, y, o: (h, y, {"max_bytes": 0})),
 }
 

@@ -290,6 +290,30 @@ def test_what_is_wrong_on_one_process_raises_on_all(ranks, name, culprit):
     ranks(member, "plain", "even", "mean", False, False, None)  # and all of them go on
 
 
+def no_tensor(function, given):
+    """Return the error of each process where one of them gives something that is no tensor of logits."""
+    x, y, _ = _data(dtype=torch.float32)
+    shard, here = _shard("even")
+    logits = x[:, here]
+    if dist.get_rank() == 1:
+        logits = {"a list": logits.tolist(), "integers": logits.long(), "one number": logits[0, 0], "nothing": None}[
+            given
+        ]
+    try:
+        getattr(crossent, function)(logits, y, shard=shard)
+    except Exception as error:
+        return type(error), str(error)
+    return None, ""
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "cross_entropy_stats"])
+@pytest.mark.parametrize("given", ["a list", "integers", "one number", "nothing"])
+def test_nobody_waits_for_what_is_no_tensor(ranks, function, given):
+    errors = ranks(no_tensor, function, given)
+    assert len({kind for kind, _ in errors}) == 1
+    assert all("process 1 of the group" in errors[rank][1] for rank in (0, 2)), errors
+
+
 def no_shard():
     said = []
     for shard, error in ((3, TypeError), ("even", TypeError)):

@@ -140,7 +140,7 @@ def _of_shard(
     from crossent.parallel.statistics import columns_told, row_statistics
 
     dim = options.get("dim")
-    with failing_together(input, dim, shard, columns_told):
+    with failing_together(input, target, dim, shard, columns_told):
         reduction = reduction or Reduction.among(options["reduction"], options)
         rows = shard_rows(input, target, weight, dim, options, shard)
         dtype = result_dtype(input, () if rows.indexed else (target, weight), options.get("out_dtype"))

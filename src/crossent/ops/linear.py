@@ -254,11 +254,11 @@ class LinearCrossEntropy(Function):
         given, formed = _saved(ctx)
         if not torch.compiler.is_compiling() and differentiated(grad, *given[:3]):
             return (*_gradients_at_once("sum", grad, ctx.needs, *_records(given), *given[_SIZE:]), *rest)
-        found = iter(_scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
+        found = iter(scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
         return (*(next(found) if need else None for need in ctx.needs), *rest)
 
 
-def _scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
+def scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
     """Multiply gradients by what arrives: in their own memory where nobody will ask for them again."""
     if not plain(grad, *formed) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [g * grad for g in formed]

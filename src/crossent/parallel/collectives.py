@@ -26,6 +26,11 @@ def rank_in(group: Any) -> int:
     return dist.get_rank(group)
 
 
+def reaches_cpus(group: Any) -> bool:
+    """Whether the processes of a group can tell each other what is on their CPUs."""
+    return "gloo" in dist.get_backend(group)
+
+
 def start_gathering(x: Tensor, group: Any) -> Tensor:
     """Begin to gather equal tensors of all processes as ``(P, ...)``; ``finish`` waits for them."""
     gathered: Tensor = collectives.all_gather_single(x.contiguous().unsqueeze(0), 0, _or_all(group))

@@ -25,7 +25,7 @@ from crossent.core.target import Target
 from crossent.impl import choose, formulas, load
 from crossent.impl.head import Block, Gradients, Head, Plan, block_size, blocks, counted, put, take
 from crossent.ops.library import differentiated
-from crossent.ops.linear import transform_under_way
+from crossent.ops.linear import scaled, transform_under_way
 from crossent.parallel.collectives import (
     finish,
     gather,
@@ -34,6 +34,7 @@ from crossent.parallel.collectives import (
     processes,
     raise_together,
     rank_in,
+    reaches_cpus,
     spread,
     start_gathering,
     unpack,
@@ -171,22 +172,23 @@ class ShardedLinearSum(Function):
         by = _divisor(row_weight, u, given) if how == "mean" and count > 1 else None
         found = (None, None, None) if gradients is None else gradients.finish(by)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, weight, bias)
-        ctx.found, ctx.sharded, ctx.reduction = found, sharded, reduction
+        ctx.save_for_backward(input, weight, bias, *found)
+        ctx.sharded, ctx.reduction = sharded, reduction
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
-        tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        tensors, found, needs = ctx.saved_tensors[:3], ctx.saved_tensors[3:], ctx.needs_input_grad[:3]
         if differentiated(grad, *tensors):
 
             def loss(head: Head) -> Tensor:
                 return reduce_rows(*_rows_at_once(head, ctx.sharded), ctx.reduction)
 
             return (*_at_once(loss, grad, tensors, needs, ctx.sharded), None, None)
-        return (*(None if g is None else g * grad for g in ctx.found), None, None)
+        formed = iter(scaled(grad, [g for g in found if g is not None]))
+        return (*(None if g is None else next(formed) for g in found), None, None)
 
 
 def _divisor(row_weight: Tensor, u: Tensor | None, given: float | Tensor | None) -> Tensor | float:
@@ -263,7 +265,7 @@ def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
 @contextmanager
 def agreeing(shard: VocabShard, input: Any) -> Iterator[None]:
     """Hear of what is wrong on another process before the first block, where nobody has to wait for a device to know."""
-    if not isinstance(input, Tensor) or not readable(input):
+    if not (readable(input) if isinstance(input, Tensor) else reaches_cpus(shard.group)):
         yield
         return
     error: Exception | None = None
@@ -271,8 +273,8 @@ def agreeing(shard: VocabShard, input: Any) -> Iterator[None]:
         yield
     except Exception as raised:
         error = raised
-    rows = 0 if input.dim() == 0 else input.shape[:-1].numel()
-    mine = torch.tensor([error is not None, rows], dtype=torch.int64, device=input.device)
+    rows = input.shape[:-1].numel() if isinstance(input, Tensor) and input.dim() else 0
+    mine = torch.tensor([error is not None, rows], dtype=torch.int64, device="cpu")
     failed, sizes = finish(start_gathering(mine, shard.group)).unbind(1)
     if failed.any():
         raise_together(error, shard.group)

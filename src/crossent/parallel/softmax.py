@@ -34,6 +34,7 @@ from crossent.parallel.collectives import (
     pack,
     raise_together,
     rank_in,
+    reaches_cpus,
     spread,
     start_gathering,
     unpack,
@@ -272,21 +273,32 @@ def check_headers(headers: Tensor, shard: VocabShard) -> None:
 
 @contextmanager
 def failing_together(
-    input: Any, dim: int | None, shard: VocabShard, count: Callable[[torch.dtype], int] = lambda _: len(Columns._fields)
+    input: Any,
+    target: Any,
+    dim: int | None,
+    shard: VocabShard,
+    count: Callable[[torch.dtype], int] = lambda _: len(Columns._fields),
 ) -> Iterator[None]:
     """Where something is wrong on this process, take part in what the others wait for, and raise it on all of them."""
     try:
         yield
     except Exception as error:
-        if isinstance(input, Tensor) and input.is_floating_point() and input.dim() > 0 and input.device.type == "cpu":
-            axis = (0 if input.dim() == 1 else 1) if dim is None or not -input.dim() <= dim < input.dim() else dim
-            rows = 1 if input.dim() == 1 else input.select(axis, 0).numel() if input.shape[axis] else 0
-            dtype = compute_dtype(input)
-            columns = input.new_full((count(dtype), rows), torch.nan, dtype=dtype)
-            gathered = finish(start_gathering(pack(columns.detach(), 0, 0, failed=True), shard.group))
+        if input.device.type == "cpu" if isinstance(input, Tensor) else reaches_cpus(shard.group):
+            rows, dtype = _waited_for(input, target, dim)
+            columns = torch.full((count(dtype), rows), torch.nan, dtype=dtype)
+            gathered = finish(start_gathering(pack(columns, 0, 0, failed=True), shard.group))
             if readable(gathered):  # as on the others, which see then that one has failed
                 raise_together(error, shard.group)
         raise
+
+
+def _waited_for(input: Any, target: Any, dim: int | None) -> tuple[int, torch.dtype]:
+    """Say how many rows the other processes tell of, and in which dtype, as far as what is wrong lets it be seen."""
+    if not isinstance(input, Tensor) or input.dim() == 0:
+        return (target.numel() if isinstance(target, Tensor) else 0), torch.float32
+    axis = (0 if input.dim() == 1 else 1) if dim is None or not -input.dim() <= dim < input.dim() else dim
+    rows = input.numel() // input.shape[axis] if input.shape[axis] else 0
+    return rows, compute_dtype(input) if input.is_floating_point() else torch.float32
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------------
@@ -406,7 +418,7 @@ def sharded_cross_entropy(
     """
     dim, impl = arguments["dim"], arguments["impl"]
     inplace = arguments["inplace_backward"] or arguments["inplace_forward"]
-    with failing_together(input, dim, shard):
+    with failing_together(input, target, dim, shard):
         reduction = reduction or Reduction.of(
             *(arguments[name] for name in ("reduction", "sample_weight", "denominator", "empty")),
             size_average=arguments["size_average"], reduce=arguments["reduce"],
