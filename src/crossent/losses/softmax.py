@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -136,66 +137,50 @@ def cross_entropy(
         quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
         if quick is not None:
             return quick
+    arguments: dict[str, Any] = {
+        **dict(zip(_NAMES, own, strict=True)), "ignore_index": ignore_index, "label_smoothing": label_smoothing, "dim": dim,
+        "out_dtype": out_dtype, "impl": impl, "inplace_backward": inplace_backward, "inplace_forward": inplace_forward,
+    }  # fmt: skip
+
+    rows = partial(
+        Reduction.of, reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce
+    )  # read where an error reaches all processes
     if shard is not None:
         from crossent.parallel.softmax import sharded_cross_entropy  # torch's collectives take 0.2 s to import
 
-        return sharded_cross_entropy(
-            input, target, weight, checked_shard(shard), {
-                **dict(zip(_NAMES, own, strict=True)), "ignore_index": ignore_index, "label_smoothing": label_smoothing,
-                "reduction": reduction, "sample_weight": sample_weight, "denominator": denominator, "empty": empty,
-                "size_average": size_average, "reduce": reduce, "dim": dim, "out_dtype": out_dtype, "impl": impl,
-                "inplace_backward": inplace_backward, "inplace_forward": inplace_forward,
-            },
-        )  # fmt: skip
-    rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
-    options: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
-    options["ignore_index"], options["label_smoothing"] = ignore_index, label_smoothing
-    place = gradient_place(inplace_backward, inplace_forward, input)
+        return sharded_cross_entropy(input, target, weight, checked_shard(shard), arguments, rows)
     if is_dtensor(input, target, weight, sample_weight, denominator, logit_bias, class_mask):
-        from crossent.parallel.placements import softmax_rows  # which imports DTensor
-
-        placed, (input, target, weight, rows, options) = softmax_rows(input, target, weight, rows, dim, options)
-        with placed.tell_others(rows.how):
-            loss = _of_part(placed.shard, input, target, weight, rows, options, dim, out_dtype, impl)
-        return placed.result(loss, rows.how)
-    return _understood(input, target, weight, rows, options, dim, out_dtype, place, impl)
+        return _of_dtensors(input, target, weight, rows(), arguments)
+    return _understood(input, target, weight, rows(), arguments)
 
 
-def _of_part(
-    shard: VocabShard | None,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    rows: Reduction,
-    options: dict[str, Any],
-    dim: int | None,
-    out_dtype: torch.dtype | None,
-    impl: str | None,
+def _of_dtensors(
+    input: Tensor, target: Tensor, weight: Tensor | None, rows: Reduction, arguments: dict[str, Any]
 ) -> Tensor:
-    """Compute the loss of a process's part of DTensors: of some rows, and of some classes where it has a shard."""
-    if shard is None:
-        return _understood(input, target, weight, rows, options, dim, out_dtype, "beside", impl)
+    """Compute the loss of a process's part of DTensors, of some rows or of a shard of the classes, and put the parts together."""
+    from crossent.parallel.placements import softmax_rows  # which imports DTensor
     from crossent.parallel.softmax import sharded_cross_entropy
 
-    more = {"dim": dim, "out_dtype": out_dtype, "impl": impl, "inplace_backward": False, "inplace_forward": False}
-    return sharded_cross_entropy(input, target, weight, shard, {**options, **more}, rows)
+    gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
+    beside = {**arguments, "inplace_backward": False, "inplace_forward": False}
+    placed, part = softmax_rows(input, target, weight, rows, arguments["dim"], beside)
+    input, target, weight, of_part, beside = part
+    with placed.tell_others(rows.how):
+        if placed.shard is None:
+            loss = _understood(input, target, weight, of_part, beside)
+        else:
+            loss = sharded_cross_entropy(input, target, weight, placed.shard, beside, lambda: of_part)
+    return placed.result(loss, rows.how)
 
 
 def _understood(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    rows: Reduction,
-    options: dict[str, Any],
-    dim: int | None,
-    out_dtype: torch.dtype | None,
-    place: Place,
-    impl: str | None,
+    input: Tensor, target: Tensor, weight: Tensor | None, rows: Reduction, arguments: dict[str, Any]
 ) -> Tensor:
     """Lay out what the caller gave, and compute the loss."""
-    logits, described = describe(input, target, weight, dim, options)
-    dtype = result_dtype(input, (target, weight) if not described.indices else (), out_dtype)
-    return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)
+    place = gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
+    logits, described = describe(input, target, weight, arguments["dim"], arguments)
+    dtype = result_dtype(input, (target, weight) if not described.indices else (), arguments["out_dtype"])
+    return reduced_cross_entropy(input, logits, described, rows, dtype, place, arguments["impl"])
 
 
 def reduced_cross_entropy(

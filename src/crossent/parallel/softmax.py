@@ -410,24 +410,16 @@ def sharded_cross_entropy(
     weight: Tensor | None,
     shard: VocabShard,
     arguments: dict[str, Any],
-    reduction: Reduction | None = None,
+    read_reduction: Callable[[], Reduction],
 ) -> Tensor:
-    """Compute the loss of logits whose classes lie on several processes, with the arguments of ``cross_entropy`` by name.
-
-    A ``reduction`` that was read already stands for those of the arguments that are about it.
-    """
-    dim, impl = arguments["dim"], arguments["impl"]
-    inplace = arguments["inplace_backward"] or arguments["inplace_forward"]
+    """Compute the loss of logits whose classes lie on several processes, with the options of ``cross_entropy`` by name."""
+    dim, inplace = arguments["dim"], arguments["inplace_backward"] or arguments["inplace_forward"]
     with failing_together(input, target, dim, shard):
-        reduction = reduction or Reduction.of(
-            *(arguments[name] for name in ("reduction", "sample_weight", "denominator", "empty")),
-            size_average=arguments["size_average"], reduce=arguments["reduce"],
-        )  # fmt: skip
+        reduction = read_reduction()
         rows = shard_rows(input, target, weight, dim, arguments, shard)
         dtype = result_dtype(input, () if rows.indexed else (target, weight), arguments["out_dtype"])
-        name = choose(rows.logits, impl, rows.target.values, rows.target)
-        if inplace:
-            checks.gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
+        name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
+        checks.gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
     loss, row_weight = row_losses(rows, shard, name, inplace)
     if reduction.how == "none" and input.dim() == 1:
         loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)
