@@ -6,7 +6,8 @@
         assert ranks(own_sum, 3.0) == [6.0, 6.0]
 
 A case such as ``own_sum`` is a function at the top of the test's file. It runs in every process, with gloo between them, and
-what it returns on each comes back as a list.
+what it returns on each comes back as a list. ``ranks.assert_holds(case)`` runs one that asserts in every process what there is
+to see, and returns nothing.
 """
 
 from __future__ import annotations
@@ -105,6 +106,10 @@ class Ranks:
         if not all(well for _, well, _ in answers):
             self._fail(answers, "a case failed")
         return [answer for _, _, answer in sorted(answers, key=lambda each: each[0])]
+
+    def assert_holds(self, case: Any, *arguments: Any) -> None:
+        """Run a case that asserts on every process what there is to see."""
+        self(case, *arguments)
 
     def _fail(self, answers: list[Any], what: str) -> None:
         self.stop()

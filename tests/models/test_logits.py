@@ -36,7 +36,7 @@ def heads(bias=True, size=3 * V * 8, **kind):
     return Logits.of(h, W, b if bias else None, max_bytes=size), F.linear(*leaves), leaves
 
 
-def same(ask, *, bias=True, formed=0, grad=True, **kind):
+def assert_same(ask, *, bias=True, formed=0, grad=True, **kind):
     """Hold what is asked of deferred logits, and its gradients, to what plain ones answer."""
     deferred, plain, leaves = heads(bias, **kind)
     ours, theirs = ask(deferred), ask(plain)
@@ -102,7 +102,7 @@ LOSSES = {
 @pytest.mark.parametrize("size", [3 * V * 8, None], ids=["blocks", "at once"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_what_is_asked_is_what_plain_logits_answer(name, size, bias):
-    same(LOSSES[name], bias=bias, size=size)
+    assert_same(LOSSES[name], bias=bias, size=size)
 
 
 def set_masked(x):
@@ -160,7 +160,7 @@ def test_what_was_done_since_is_in_the_loss(name):
         labels = torch.arange(rows.shape[0]) % 29
         return F.cross_entropy(rows, labels), rows.log_softmax(-1).gather(1, labels.unsqueeze(1)), rows.argmax(1)
 
-    same(losses)
+    assert_same(losses)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -183,12 +183,14 @@ def test_logits_that_are_formed_are_the_right_ones(name):
 
 
 def test_one_scale_a_position():
-    same(lambda x: F.cross_entropy((x * ROWS).view(-1, V), Y.view(-1)), bias=False)
+    assert_same(lambda x: F.cross_entropy((x * ROWS).view(-1, V), Y.view(-1)), bias=False)
 
 
 @pytest.mark.parametrize("mask", [set_masked, lambda x: x.masked_fill(MASK, -torch.inf)], ids=["set", "filled"])
 def test_masked_classes(mask):
-    same(lambda x: (F.cross_entropy(mask(x).view(-1, V), LABELS.view(-1)), mask(x).logsumexp(-1), mask(x).argmax(-1)))
+    assert_same(
+        lambda x: (F.cross_entropy(mask(x).view(-1, V), LABELS.view(-1)), mask(x).logsumexp(-1), mask(x).argmax(-1))
+    )
 
 
 def test_a_learned_scale_learns():
@@ -211,12 +213,12 @@ def test_a_teachers_logits(reduction, log_target):
         q = (F.log_softmax if log_target else F.softmax)(teacher / 2, -1)
         return F.kl_div(F.log_softmax(x / 2, -1), q, reduction=reduction, log_target=log_target)
 
-    same(loss)
+    assert_same(loss)
 
 
 def test_a_teacher_whose_logits_are_there():
     t = torch.randn(B, T, V, **DOUBLE).softmax(-1)
-    same(lambda x: F.kl_div(x.log_softmax(-1), t, reduction="batchmean"))
+    assert_same(lambda x: F.kl_div(x.log_softmax(-1), t, reduction="batchmean"))
 
 
 def test_a_teacher_that_learns_is_formed():
@@ -241,7 +243,7 @@ def test_smoothing_as_transformers_writes_it():
         spread.masked_fill_(masked, 0.0)
         return 0.9 * nll.sum() / 7 + 0.1 * spread.sum() / (7 * log_p.shape[-1])
 
-    same(smoothed)
+    assert_same(smoothed)
 
 
 # --- what is not followed -----------------------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ FORMING = {
 @pytest.mark.parametrize("name", FORMING)
 def test_anything_else_forms_the_logits_and_says_where(name):
     with pytest.warns(UserWarning, match="it is right, and saves no memory"):
-        same(FORMING[name], formed=1)
+        assert_same(FORMING[name], formed=1)
     ((place, count),) = Logits.places.items()
     assert count == 1
     assert __file__ in place

@@ -49,7 +49,7 @@ def _one_process(x, y, **options):
     return loss.item(), _gradients(model)
 
 
-def _compare(answers, wanted):
+def _assert_trained_alike(answers, wanted):
     losses, gradients = zip(*answers, strict=True)
     assert sum(losses) / len(losses) == pytest.approx(wanted[0], rel=1e-13)
     for of_rank in gradients:
@@ -87,7 +87,7 @@ def trained(kind, weighted, how):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_averaged_gradients_are_those_of_one_process(ranks, kind, weighted):
     wanted = _one_process(*_all(), weight=WEIGHT if weighted else None)
-    _compare(ranks(trained, kind, weighted, "shared"), wanted)
+    _assert_trained_alike(ranks(trained, kind, weighted, "shared"), wanted)
 
 
 def test_what_the_denominator_is_for(ranks):
@@ -122,7 +122,7 @@ def accumulated(kind, together):
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_accumulation_over_processes(ranks, kind, together):
-    _compare(ranks(accumulated, kind, together), _one_process(*_all()))
+    _assert_trained_alike(ranks(accumulated, kind, together), _one_process(*_all()))
 
 
 SEQUENCES, POSITIONS = 4, 9
@@ -155,7 +155,7 @@ def sequence_parallel(kind):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_accumulation_over_sequence_parallel_processes(ranks, kind):
     h, labels = _text()
-    _compare(ranks(sequence_parallel, kind), _one_process(h, labels, dim=-1))
+    _assert_trained_alike(ranks(sequence_parallel, kind), _one_process(h, labels, dim=-1))
 
 
 def summed():
@@ -171,7 +171,7 @@ def summed():
 
 
 def test_summed_gradients(ranks):
-    _compare(ranks(summed), _one_process(*_all()))
+    _assert_trained_alike(ranks(summed), _one_process(*_all()))
 
 
 def linear_head():
@@ -189,7 +189,7 @@ def test_linear_head(ranks):
     head, (x, y) = copy.deepcopy(_model()[2]), _all()
     loss = cross_entropy(head(_model()[:2](x).detach()), y)
     loss.backward()
-    _compare(ranks(linear_head), (loss.item(), _gradients(head)))
+    _assert_trained_alike(ranks(linear_head), (loss.item(), _gradients(head)))
 
 
 def perplexity():

@@ -149,7 +149,7 @@ MESHES = {
 def test_rows(ranks, mesh, option):
     for kind in ("rows", "rows soft"):
         for reduction in ("mean", "sum", "none"):
-            ranks(one_case, kind, option, reduction, *MESHES[mesh])
+            ranks.assert_holds(one_case, kind, option, reduction, *MESHES[mesh])
 
 
 @pytest.mark.parametrize("kind", ["pixels", "pixels soft", "last"])
@@ -157,24 +157,24 @@ def test_rows(ranks, mesh, option):
 def test_pixels(ranks, kind, option):
     middle = 1 if kind == "last" else 2
     for reduction in ("mean", "none"):
-        ranks(one_case, kind, option, reduction, (4,), [Shard(middle)])
-        ranks(one_case, kind, option, reduction, (2, 2), [Shard(0), Shard(middle)])
+        ranks.assert_holds(one_case, kind, option, reduction, (4,), [Shard(middle)])
+        ranks.assert_holds(one_case, kind, option, reduction, (2, 2), [Shard(0), Shard(middle)])
 
 
 @pytest.mark.parametrize("kind", ["rows", "rows soft", "pixels"])
 def test_sharded_classes(ranks, kind):
     for option in ("plain", "weighted", "bias"):
         for reduction in ("mean", "sum", "none"):
-            ranks(one_case, kind, option, reduction, (4,), [Shard(1)])
-            ranks(one_case, kind, option, reduction, (2, 2), [Shard(0), Shard(1)])
+            ranks.assert_holds(one_case, kind, option, reduction, (4,), [Shard(1)])
+            ranks.assert_holds(one_case, kind, option, reduction, (2, 2), [Shard(0), Shard(1)])
 
 
 @pytest.mark.parametrize("placements", [[Shard(0)], [R], [Shard(1)]])
 def test_second_derivatives(ranks, placements):
     for kind, option in (("rows", "weighted"), ("rows soft", "bias"), ("rows", "samples")):
         for reduction in ("mean", "none"):
-            ranks(one_case, kind, option, reduction, (4,), placements, True)
-    ranks(one_case, "rows", "plain", "mean", (2, 2), [Shard(0), R], True)
+            ranks.assert_holds(one_case, kind, option, reduction, (4,), placements, True)
+    ranks.assert_holds(one_case, "rows", "plain", "mean", (2, 2), [Shard(0), R], True)
 
 
 def statistics_case(kind, option, reduction, shape, placements):
@@ -214,8 +214,8 @@ def statistics_case(kind, option, reduction, shape, placements):
 def test_statistics(ranks, kind):
     for option in ("weighted", "samples"):
         for reduction in ("none", "sum", "mean"):
-            ranks(statistics_case, kind, option, reduction, (4,), [Shard(0)])
-            ranks(statistics_case, kind, option, reduction, (2, 2), [Shard(0), Shard(1)])
+            ranks.assert_holds(statistics_case, kind, option, reduction, (4,), [Shard(0)])
+            ranks.assert_holds(statistics_case, kind, option, reduction, (2, 2), [Shard(0), Shard(1)])
 
 
 def binary_case(option, reduction, shape, placements, twice=False):
@@ -261,9 +261,9 @@ def binary_case(option, reduction, shape, placements, twice=False):
 def test_binary(ranks, option):
     for reduction in ("mean", "sum", "none"):
         for at in ([Shard(0)], [Shard(1)], [R]):
-            ranks(binary_case, option, reduction, (4,), at)
-        ranks(binary_case, option, reduction, (2, 2), [Shard(0), Shard(1)])
-    ranks(binary_case, option, "mean", (4,), [Shard(0)], True)
+            ranks.assert_holds(binary_case, option, reduction, (4,), at)
+        ranks.assert_holds(binary_case, option, reduction, (2, 2), [Shard(0), Shard(1)])
+    ranks.assert_holds(binary_case, option, "mean", (4,), [Shard(0)], True)
 
 
 def _placed(x, y, placements, mesh):
@@ -289,7 +289,7 @@ def pending_case():
 
 
 def test_pending_sums(ranks):
-    ranks(pending_case)
+    ranks.assert_holds(pending_case)
 
 
 def few_rows_case():
@@ -309,7 +309,7 @@ def few_rows_case():
 
 
 def test_processes_without_rows(ranks):
-    ranks(few_rows_case)
+    ranks.assert_holds(few_rows_case)
 
 
 def other_losses_case():
@@ -330,7 +330,7 @@ def other_losses_case():
 
 
 def test_modules_and_named_losses(ranks):
-    ranks(other_losses_case)
+    ranks.assert_holds(other_losses_case)
 
 
 def collectives_case():
@@ -398,7 +398,7 @@ def wrong_arguments_case():
 
 
 def test_wrong_arguments_raise_on_every_process(ranks):
-    ranks(wrong_arguments_case)
+    ranks.assert_holds(wrong_arguments_case)
 
 
 def test_plain_tensors_import_nothing():

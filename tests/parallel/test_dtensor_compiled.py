@@ -57,7 +57,7 @@ def compiled_case(option, reduction, placement):
     ],
 )
 def test_compiled_as_one_graph(ranks, option, reduction, placement):
-    ranks(compiled_case, option, reduction, placement)
+    ranks.assert_holds(compiled_case, option, reduction, placement)
 
 
 def compiled_head(of_h, of_w):
@@ -92,4 +92,4 @@ def compiled_head(of_h, of_w):
 
 @pytest.mark.parametrize(("of_h", "of_w"), [(Shard(0), R), (Shard(0), Shard(0)), (R, Shard(0))], ids=str)
 def test_heads_compiled_as_one_graph(ranks, of_h, of_w):
-    ranks(compiled_head, of_h, of_w)
+    ranks.assert_holds(compiled_head, of_h, of_w)

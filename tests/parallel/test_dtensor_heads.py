@@ -117,7 +117,7 @@ LAYOUTS = {
 def test_heads(ranks, layout, blocks):
     for option in OPTIONS:
         for reduction in ("mean", "sum", "none"):
-            ranks(one_case, option, reduction, *LAYOUTS[layout], blocks)
+            ranks.assert_holds(one_case, option, reduction, *LAYOUTS[layout], blocks)
 
 
 @pytest.mark.parametrize("layout", ["S0 S0", "S0 R, R S0", "S0 S0, S0 S0"])
@@ -125,15 +125,15 @@ def test_heads(ranks, layout, blocks):
 def test_heads_with_fewer_rows_than_classes(ranks, layout, blocks):
     for option in OPTIONS:
         for reduction in ("mean", "sum", "none"):
-            ranks(one_case, option, reduction, *LAYOUTS[layout], blocks, False, 5)
+            ranks.assert_holds(one_case, option, reduction, *LAYOUTS[layout], blocks, False, 5)
 
 
 @pytest.mark.parametrize("layout", ["S0 R", "R S0", "S0 S0"])
 def test_second_derivatives(ranks, layout):
     for blocks in (False, True):
         for reduction in ("mean", "none"):
-            ranks(one_case, "bias", reduction, *LAYOUTS[layout], blocks, True)
-            ranks(one_case, "samples", reduction, *LAYOUTS[layout], blocks, True, 5)
+            ranks.assert_holds(one_case, "bias", reduction, *LAYOUTS[layout], blocks, True)
+            ranks.assert_holds(one_case, "samples", reduction, *LAYOUTS[layout], blocks, True, 5)
 
 
 def sequences_case(reduction, shape, of_h, sample_weight):
@@ -158,9 +158,9 @@ def sequences_case(reduction, shape, of_h, sample_weight):
 @pytest.mark.parametrize("sample_weight", [False, True])
 def test_shifted_sequences(ranks, sample_weight):
     for reduction in ("mean", "none"):
-        ranks(sequences_case, reduction, (4,), [S0], sample_weight)
-        ranks(sequences_case, reduction, (4,), [S1], sample_weight)
-        ranks(sequences_case, reduction, (2, 2), [S0, S1], sample_weight)
+        ranks.assert_holds(sequences_case, reduction, (4,), [S0], sample_weight)
+        ranks.assert_holds(sequences_case, reduction, (4,), [S1], sample_weight)
+        ranks.assert_holds(sequences_case, reduction, (2, 2), [S0, S1], sample_weight)
 
 
 def statistics_case(shape, of_h, of_w):
@@ -181,7 +181,7 @@ def statistics_case(shape, of_h, of_w):
 
 def test_statistics(ranks):
     for layout in ("S0 R", "R S0", "S0 S0", "S0 R, R S0"):
-        ranks(statistics_case, *LAYOUTS[layout])
+        ranks.assert_holds(statistics_case, *LAYOUTS[layout])
 
 
 def other_targets_case():
@@ -206,7 +206,7 @@ def other_targets_case():
 
 
 def test_other_targets(ranks):
-    ranks(other_targets_case)
+    ranks.assert_holds(other_targets_case)
 
 
 def plan_case():
@@ -256,4 +256,4 @@ def wrong_arguments_case():
 
 
 def test_wrong_arguments_raise_on_every_process(ranks):
-    ranks(wrong_arguments_case)
+    ranks.assert_holds(wrong_arguments_case)

@@ -174,7 +174,7 @@ def refused():
 
 
 def test_what_would_be_wrong_is_refused(ranks):
-    ranks(refused)
+    ranks.assert_holds(refused)
 
 
 # --- what torch itself does ---------------------------------------------------------------------------------------------

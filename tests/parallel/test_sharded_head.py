@@ -125,7 +125,7 @@ def statistics(cut, reduction, size):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("size", BYTES)
 def test_statistics_of_a_sharded_head(ranks, size, reduction):
-    ranks(statistics, "uneven", reduction, size)
+    ranks.assert_holds(statistics, "uneven", reduction, size)
 
 
 def sequence_parallel(reduction, size, name):
@@ -167,7 +167,7 @@ def sequence_parallel(reduction, size, name):
 @pytest.mark.parametrize("size", ["at once", "blocks"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_hidden_states_may_lie_on_several_processes(ranks, reduction, size, name):
-    ranks(sequence_parallel, reduction, size, name)
+    ranks.assert_holds(sequence_parallel, reduction, size, name)
 
 
 def unreduced_input_gradient():
@@ -211,7 +211,7 @@ def twice(size):
 
 @pytest.mark.parametrize("size", BYTES)
 def test_second_derivatives_of_a_head_reach_every_process(ranks, size):
-    ranks(twice, size)
+    ranks.assert_holds(twice, size)
 
 
 def in_low_precision(dtype):

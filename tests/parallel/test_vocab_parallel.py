@@ -143,7 +143,7 @@ def images(impl):
 
 
 def test_classes_may_lie_in_any_dimension(ranks):
-    ranks(images, None)
+    ranks.assert_holds(images, None)
 
 
 def twice(name, cut, soft):
@@ -173,7 +173,7 @@ def twice(name, cut, soft):
     "name", ["plain", "weights and smoothing", "temperature and cap", "mask", "z-loss", "focal", "focal and smoothing"]
 )
 def test_second_derivatives_reach_every_process(ranks, name, soft):
-    ranks(twice, name, "uneven", soft)
+    ranks.assert_holds(twice, name, "uneven", soft)
 
 
 def confident(dtype, impl):
@@ -287,7 +287,7 @@ def test_what_is_wrong_on_one_process_raises_on_all(ranks, name, culprit):
         assert all(
             f"process {culprit} of the group" in said for rank, (_, said) in enumerate(errors) if rank != culprit
         )
-    ranks(member, "plain", "even", "mean", False, False, None)  # and all of them go on
+    ranks.assert_holds(member, "plain", "even", "mean", False, False, None)  # and all of them go on
 
 
 def no_tensor(function, given):
@@ -403,7 +403,7 @@ def modules():
 
 
 def test_modules_keep_their_shard(ranks):
-    ranks(modules)
+    ranks.assert_holds(modules)
 
 
 def compiled(soft):
@@ -424,7 +424,7 @@ def compiled(soft):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 def test_a_compiler_takes_shards(ranks, soft):
-    ranks(compiled, soft)
+    ranks.assert_holds(compiled, soft)
 
 
 def forward_mode():
@@ -507,15 +507,15 @@ KERNELS = [("native", isa) for isa in native._native.isas()] if native else []
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize(("impl", "isa"), [("eager", None), *KERNELS])
 def test_every_kernel_knows_a_class_elsewhere(ranks, impl, isa, soft):
-    ranks(long_rows, impl, isa, soft)
+    ranks.assert_holds(long_rows, impl, isa, soft)
 
 
 @pytest.mark.parametrize("impl", ["eager", "native"] if native else ["eager"])
 @pytest.mark.parametrize("name", ["plain", "weights and smoothing", "bias and margin", "mask", "focal"])
 def test_short_rows_are_the_same_by_every_implementation(ranks, name, impl):
     for cut in ("uneven", "empty"):
-        ranks(member, name, cut, "none", False, True, impl)
-    ranks(in_float32, impl)
+        ranks.assert_holds(member, name, cut, "none", False, True, impl)
+    ranks.assert_holds(in_float32, impl)
 
 
 def memory():
@@ -552,4 +552,4 @@ def in_place(impl):
 
 
 def test_gradients_lie_as_logits_do(ranks):
-    ranks(in_place, None)
+    ranks.assert_holds(in_place, None)

@@ -759,6 +759,18 @@ def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given:
     return options
 
 
+def _arguments(input: Any, target: Any, weight: Any, ignore_index: int, given: dict[str, Any]) -> Any:
+    """Write what a loss of deferred logits was given as a linear loss takes it; NotImplemented where only logits will do."""
+    if not _loss_ready(input, given.get("dim")):
+        return NotImplemented
+    target = _target(input, target)
+    options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)
+    if options is NotImplemented:
+        return NotImplemented
+    note_blocked()
+    return {"input": input.hidden, "linear_weight": input.weight, "target": target, "weight": weight, **options}
+
+
 @follows("cross_entropy")
 def _cross_entropy(
     input: Any,
@@ -771,23 +783,11 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
     **given: Any,
 ) -> Any:
-    if not _loss_ready(input, given.get("dim")):
+    arguments = _arguments(input, target, weight, ignore_index, given)
+    if arguments is NotImplemented:
         return NotImplemented
-    target = _target(input, target)
-    options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)
-    if options is NotImplemented:
-        return NotImplemented
-    reduction = read_reduction(reduction, size_average, reduce)
-    note_blocked()
-    return linear_cross_entropy(
-        input.hidden,
-        input.weight,
-        target,
-        weight=weight,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        **options,
-    )
+    how = read_reduction(reduction, size_average, reduce)
+    return linear_cross_entropy(**arguments, reduction=how, label_smoothing=label_smoothing)
 
 
 @follows("cross_entropy_stats")
@@ -800,22 +800,11 @@ def _cross_entropy_stats(
     label_smoothing: float = 0.0,
     **given: Any,
 ) -> Any:
-    if not _loss_ready(input, given.get("dim")):
+    arguments = _arguments(input, target, weight, ignore_index, given)
+    if arguments is NotImplemented:
         return NotImplemented
-    target = _target(input, target)
-    options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)
-    if options is NotImplemented:
-        return NotImplemented
-    note_blocked()
-    return linear_cross_entropy_stats(
-        input.hidden,
-        input.weight,
-        target,
-        weight=weight,
-        reduction=read_reduction(reduction),
-        label_smoothing=label_smoothing,
-        **options,
-    )
+    how = read_reduction(reduction)
+    return linear_cross_entropy_stats(**arguments, reduction=how, label_smoothing=label_smoothing)
 
 
 @follows("nll_loss", "nll_loss_nd")
