@@ -3,7 +3,7 @@
 Both run in the same two processes, with gloo between them and a thread each, interleaved round by round; what counts is the
 median of the rounds and the ratio. Bytes are those that a process gives to collectives, forward and backward.
 
-    python benchmarks/shards.py            prints a table, and writes benchmarks/results/shards.json
+    python benchmarks/shards.py    prints the table of docs/scale.md, and writes it there and to benchmarks/results/shards.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from machine import describe_machine
+from report import quote
 from torch import distributed as dist
 from torch.nn import functional as F
 
@@ -114,9 +115,8 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
         counts[name] = sent(step)
     (loss, *grads), (loss_of_torch, *grads_of_torch) = results.values()
     torch.testing.assert_close(loss, loss_of_torch, rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(grads, grads_of_torch, strict=True):
-        error = (ours - theirs).norm() / ours.norm()
-        assert error < 1e-3 or len(grads) == 2, (case.title, error)  # torch leaves the gradient of h a part
+    # Of logits or of the head; of hidden states torch leaves each process its part.
+    assert (grads[-1] - grads_of_torch[-1]).norm() < 1e-3 * grads[-1].norm(), case.title
     end = torch.zeros(())
     start = time.perf_counter()
     while not end:
@@ -146,32 +146,43 @@ def work(rank: int, store: str, seconds: float, path: str) -> None:
     dist.destroy_process_group()
 
 
+def table(results: dict[str, Any]) -> str:
+    """Write the table of docs/scale.md."""
+    machine = results["machine"]
+    lines = [
+        f"{machine['processor']}, torch {machine['torch']}, {machine['date']}:",
+        "",
+        "| float32 | crossent, ms | loss_parallel, ms | ratio | collectives | bytes that a process gives |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["rows"]:
+        (ours, theirs), counts, given = row["ms"].values(), row["collectives"].values(), row["bytes"].values()
+        numbers = (f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
+        pairs = (" / ".join(map(str, counts)), " / ".join(f"{n:,}" for n in given))
+        lines.append(f"| {' | '.join([row['title'], *numbers, *pairs])} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="for each problem")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "shards.json")
+    parser.add_argument("--out", type=Path, help="a file to write to; the stored results and docs/scale.md by default")
     args = parser.parse_args()
     machine = describe_machine()
+    if not machine["idle"]:
+        print("The machine is not idle: read the ratios with care, and do not publish them.")
     with tempfile.TemporaryDirectory() as folder:
         store, found = str(Path(folder) / "store"), str(Path(folder) / "rows")
         torch.multiprocessing.spawn(work, (store, args.seconds, found), PROCESSES)
         rows = json.loads(Path(found).read_text())
-    print(
-        f"{machine['processor']}, {PROCESSES} processes of a thread each, gloo, torch {machine['torch']}, load {machine['load']}\n"
-    )
-    print(
-        "| forward and backward, float32 | ms | loss_parallel | ratio | collectives | bytes sent |\n|---|--:|--:|--:|--:|--:|"
-    )
-    for row in rows:
-        (ours, theirs), counts, sent = row["ms"].values(), row["collectives"].values(), row["bytes"].values()
-        numbers = (f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
-        print(
-            "|",
-            " | ".join([row["title"], *numbers, " / ".join(map(str, counts)), " / ".join(f"{n:,}" for n in sent)]),
-            "|",
-        )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"schema": "crossent.shards/1", "machine": machine, "rows": rows}, indent=1) + "\n")
+    results = {"schema": "crossent.shards/1", "machine": machine, "rows": rows}
+    print(table(results))
+    out = args.out or HERE / "results" / "shards.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    if args.out is None:
+        page = HERE.parent / "docs" / "scale.md"
+        page.write_text(quote(page.read_text("utf-8"), {"shards": table(results)}), "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """docs/scale.md: what it shows of the command is what the command shows."""
 
+import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +10,8 @@ from click.testing import CliRunner
 
 from crossent.tools.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "scale.md"
 
 
 def _lines(text):
@@ -30,3 +33,14 @@ def test_links_lead_somewhere():
     }
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert link[1:] in heads if link.startswith("#") else (PAGE.parent / link).exists(), link
+
+
+def test_the_page_quotes_the_stored_measurements(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where its neighbours are
+    spec = importlib.util.spec_from_file_location("shards", ROOT / "benchmarks/shards.py")
+    shards = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(shards)
+    results = json.loads((ROOT / "benchmarks/results/shards.json").read_text("utf-8"))
+    page = PAGE.read_text("utf-8")
+    assert shards.quote(page, {"shards": shards.table(results)}) == page, "write it again: benchmarks/shards.py"
+    assert all(row["collectives"]["crossent"] < row["collectives"]["loss_parallel"] for row in results["rows"][:2])
