@@ -230,3 +230,22 @@ def test_descent_to_the_right_answer():
     assert steps([-6, 6, 0], after_softmax, 20000) == 9854
     assert steps([-10, 10, 0], cross_entropy, 100) == 11
     assert steps([-10, 10, 0], difference, 30000) == 22051
+
+
+@pytest.mark.parametrize("cut", [(0, 7), (3, 4), (1, 1, 5), (7, 0), (2, 0, 5)], ids=str)
+def test_shards_of_the_classes_are_the_whole(cut):
+    rng = np.random.default_rng(3)
+    x, w = 5 * rng.normal(size=(6, 7)), rng.random((6, 7))
+    x[1] = [60, 0, 0, 0, 0, 0, 0]  # nothing else is likely
+    w[1], w[2] = np.eye(7)[0], 0.0
+    x[3, :2] = -np.inf
+    w[3, :2] = 0.0
+    ends = np.cumsum(cut)
+    places = [slice(end - size, end) for end, size in zip(ends, cut, strict=True)]
+    whole = reference.combine(reference.partial(x[:, place], w[:, place]) for place in places)
+    loss, grad, _ = reference.softmax_cross_entropy(x, w)
+    np.testing.assert_allclose(whole.loss, loss, rtol=1e-13, atol=0)
+    np.testing.assert_allclose(whole.top + whole.log_sum, reference.log_sum_exp(x), rtol=1e-14)
+    for place in places:
+        ours = reference.shard_gradient(x[:, place], w[:, place], whole)
+        np.testing.assert_allclose(ours, grad[:, place], rtol=1e-12, atol=1e-15)

@@ -1074,21 +1074,30 @@ def linear_cross_entropy(
 
 
 class Partial(NamedTuple):
-    """What one shard tells of each row: ``lse_s`` of its classes, ``L_s = Σ_k w_k (lse_s - x_k)`` and ``M_s = Σ_k w_k``."""
+    """What one shard tells of each row: ``lse_s`` of its classes, ``L_s = Σ_k w_k (lse_s - x_k)`` and ``M_s = Σ_k w_k``.
 
-    lse: Array
+    ``lse_s`` is ``top + log_sum``, kept apart, since their sum would round the small part of a confident row away. A shard none of
+    whose classes is possible, or that has none, tells (-inf, 0).
+    """
+
+    top: Array
+    log_sum: Array
     loss: Array
     mass: Array
 
 
 def partial(x: ArrayLike, w: ArrayLike) -> Partial:
-    """Compute what some of the classes tell, with ``w = c ∘ t``: a shard without classes has ``lse_s = -inf``.
+    """Compute what some of the classes tell, with ``w = c ∘ t``.
 
     >>> partial([[0.0, 0.0]], [[1.0, 0.0]])
-    Partial(lse=array([0.69314718]), loss=array([0.69314718]), mass=array([1.]))
+    Partial(top=array([0.]), log_sum=array([0.69314718]), loss=array([0.69314718]), mass=array([1.]))
     """
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    return Partial(log_sum_exp(x), times(w, surprisal(x)).sum(-1), w.sum(-1))
+    top = x.max(-1, initial=-np.inf)
+    nothing = top == -np.inf
+    cost = np.where(nothing[..., None], np.inf, surprisal(np.where(nothing[..., None], 0.0, x)))
+    log_sum = np.where(nothing, 0.0, cost.min(-1, initial=np.inf))
+    return Partial(top, log_sum, times(w, cost).sum(-1), w.sum(-1))
 
 
 def combine(partials: Iterable[Partial]) -> Partial:
@@ -1099,19 +1108,25 @@ def combine(partials: Iterable[Partial]) -> Partial:
     True
     """
     parts = list(partials)
-    lse = log_sum_exp(np.stack([part.lse for part in parts], -1))
-    loss = sum(part.loss + times(part.mass, lse - part.lse) for part in parts)
-    return Partial(lse, np.asarray(loss), np.asarray(sum(part.mass for part in parts)))
+    tops, log_sums = (np.stack([getattr(part, name) for part in parts], -1) for name in ("top", "log_sum"))
+    top, first = tops.max(-1), first_largest(tops)
+    below = tops - np.where(top == -np.inf, 0.0, top)[..., None]
+    log_sum = np.log1p(np.where(first, np.expm1(log_sums), np.exp(below + log_sums)).sum(-1))
+    up = log_sum[..., None] - log_sums - below  # lse - lse_s, infinite where a shard has nothing possible
+    losses, masses = (np.stack([getattr(part, name) for part in parts], -1) for name in ("loss", "mass"))
+    return Partial(top, log_sum, (losses + times(masses, up)).sum(-1), masses.sum(-1))
 
 
-def shard_gradient(x: ArrayLike, w: ArrayLike, lse: ArrayLike, mass: ArrayLike) -> Array:
-    """Compute ``∂L/∂x = mass · e^{x - lse} - w`` of a shard, from the lse and the mass of all.
+def shard_gradient(x: ArrayLike, w: ArrayLike, whole: Partial) -> Array:
+    """Compute ``∂L/∂x = mass · p - w`` of a shard, where ``log p = x - lse``, from the lse and the mass of all.
 
-    >>> shard_gradient([[0.0]], [[1.0]], np.log([2.0]), [1.0]).round(4)
+    >>> shard_gradient([[0.0]], [[1.0]], partial([[0.0, 0.0]], [[1.0, 0.0]])).round(4)
     array([[-0.5]])
     """
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    return np.asarray(np.asarray(mass)[..., None] * np.exp(x - np.asarray(lse)[..., None]) - w)
+    log_p, mass = (x - whole.top[..., None]) - whole.log_sum[..., None], whole.mass[..., None]
+    near_one = mass * np.expm1(log_p) + (mass - w)  # mass (p - 1) + what lies on other classes
+    return np.asarray(np.where(log_p > -np.log(2), near_one, mass * np.exp(log_p) - w))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
