@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-from cases import CASES, Case, Contender, arguments, contenders, logits
+from problems import CASES, Case, Contender, arguments, contenders, logits
 from torch import Tensor
 
 import crossent

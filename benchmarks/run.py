@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-from cases import CASES, Case
 from defer import measure_defer
 from linear import CASES as LINEAR
 from linear import measure_linear
@@ -27,6 +26,7 @@ from measure import measure_alone
 from members import measure_members
 from memory import measure_memory
 from pages import available, measure_pages
+from problems import CASES, Case
 from report import write_pages, write_report
 from sweep import SWEEP, measure_sweep, summary, write_sweep
 

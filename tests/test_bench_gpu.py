@@ -1,20 +1,16 @@
 """``benchmarks/gpu.py`` runs from end to end at small sizes, in Triton's interpreter."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from benchmark import benchmark
 from interpreter import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="it needs a GPU, or Triton's interpreter")
 
 
 def test_it_checks_times_and_writes(tmp_path):
-    path = Path(__file__).parents[1] / "benchmarks/gpu.py"
-    spec = importlib.util.spec_from_file_location("bench_gpu", path)
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
+    gpu = benchmark("gpu")
     arguments = ["--toy", "--rounds", "2", "--out", str(tmp_path), "--contenders", "torch", "crossent"]
     rows = gpu.main(arguments)
     measured = {(row.case, row.dtype, row.contender, row.part) for row in rows}
@@ -28,10 +24,7 @@ def test_it_checks_times_and_writes(tmp_path):
 
 
 def test_a_wrong_kernel_is_found_before_anything_is_timed(tmp_path, monkeypatch):
-    path = Path(__file__).parents[1] / "benchmarks/gpu.py"
-    spec = importlib.util.spec_from_file_location("bench_gpu", path)
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
+    gpu = benchmark("gpu")
     right = gpu.crossent.cross_entropy
     monkeypatch.setattr(gpu.crossent, "cross_entropy", lambda *a, **k: right(*a, **k) * 1.0001)
     with pytest.raises(AssertionError, match="rows"):

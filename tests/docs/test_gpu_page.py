@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from benchmark import benchmark
 
 ROOT = Path(__file__).parents[2]
 COUNTS = json.loads((ROOT / "benchmarks/results/counts.json").read_text("utf-8"))
@@ -14,10 +14,7 @@ COUNTS = json.loads((ROOT / "benchmarks/results/counts.json").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def counts():
-    spec = importlib.util.spec_from_file_location("counts", ROOT / "benchmarks/counts.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("counts")
 
 
 def test_the_page_quotes_the_counts(counts):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark import benchmark
 
 import crossent
 
@@ -22,12 +21,7 @@ RESULTS = json.loads((ROOT / "benchmarks/results/results.json").read_text("utf-8
 
 @pytest.fixture(scope="module")
 def report():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "benchmarks")  # where its neighbours are
-        spec.loader.exec_module(module)
-    return module
+    return benchmark("report")
 
 
 def table(head: str) -> list[list[str]]:
@@ -161,17 +155,13 @@ def test_the_page_names_the_kernels_constants():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-def test_every_contender_solves_every_problem(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    spec = importlib.util.spec_from_file_location("benchmark_cases", ROOT / "benchmarks/cases.py")
-    cases = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "benchmark_cases", cases)
-    spec.loader.exec_module(cases)
-    for case in cases.CASES:
+def test_every_contender_solves_every_problem():
+    problems = benchmark("problems")
+    for case in problems.CASES:
         case = dataclasses.replace(case, shape=(5, 7, *(3 for _ in case.shape[2:])), channels_last=False)
         torch.manual_seed(0)
-        x, (target, options) = cases.logits(case), cases.arguments(case)
-        peers = cases.contenders(case, target, options, crossent.choose_implementation(x, target=target))
+        x, (target, options) = problems.logits(case), problems.arguments(case)
+        peers = problems.contenders(case, target, options, crossent.choose_implementation(x, target=target))
         del peers["compile"]  # its code is made at the first call, and takes seconds for each
         losses = {name: f.loss(x.detach().clone().requires_grad_()) for name, f in peers.items()}
         for loss in losses.values():

@@ -1,11 +1,11 @@
 """docs/scale.md: what it shows of the command is what the command shows."""
 
-import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
 
+from benchmark import benchmark
 from click.testing import CliRunner
 
 from crossent.tools.cli import main
@@ -35,11 +35,8 @@ def test_links_lead_somewhere():
         assert link[1:] in heads if link.startswith("#") else (PAGE.parent / link).exists(), link
 
 
-def test_the_page_quotes_the_stored_measurements(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where its neighbours are
-    spec = importlib.util.spec_from_file_location("shards", ROOT / "benchmarks/shards.py")
-    shards = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shards)
+def test_the_page_quotes_the_stored_measurements():
+    shards = benchmark("shards")
     results = json.loads((ROOT / "benchmarks/results/shards.json").read_text("utf-8"))
     page = PAGE.read_text("utf-8")
     assert shards.quote(page, {"shards": shards.table(results)}) == page, "write it again: benchmarks/shards.py"

@@ -3,12 +3,11 @@
 They run where Triton is installed and its interpreter is off: ``make test-gpu-static``.
 """
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark import benchmark
 from interpreter import INTERPRETED
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,21 +20,8 @@ if INTERPRETED or crossent.implementations()["triton"] is not None:
     pytest.skip("needs Triton, with its interpreter off", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
-
-
-def _benchmark(name):
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-
-
-pretended_gpu = _benchmark("pretended_gpu")
-gpu_static = _benchmark("gpu_static")
+pretended_gpu = benchmark("pretended_gpu")
+gpu_static = benchmark("gpu_static")
 kernels = pretended_gpu.kernels
 KEPT = {row[:4]: row for row in gpu_static.stored()}
 
