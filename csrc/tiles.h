@@ -79,22 +79,29 @@ template <class R, class F> INLINE void to_rows(const R* from, int64_t classes, 
         }
 }
 
-// A row of any number of classes: PART at a time, of which the last may overlap with those before.
-template <class S, class R> INLINE void widen_row(const S* from, R* to, int64_t n) {
-    constexpr int64_t PART = 8;
-    for (int64_t next = 0; n >= PART && next < n; next += PART) {
+// A row of any number of classes: PART at a time, of which the last may overlap with those before. A vector's worth
+// where the row has as many, since half precision has instructions for no less.
+template <int64_t PART, class S, class R> INLINE void widen_parts(const S* from, R* to, int64_t n) {
+    for (int64_t next = 0; next < n; next += PART) {
         const int64_t k = std::min(next, n - PART);
         widen_run<PART>(from + k, to + k);
     }
-    for (int64_t k = 0; n < PART && k < n; k++) to[k] = widen(from[k]);
 }
-template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t n) {
-    constexpr int64_t PART = 8;
-    for (int64_t next = 0; n >= PART && next < n; next += PART) {
+template <int64_t PART, class R, class S> INLINE void narrow_parts(const R* from, S* to, int64_t n) {
+    for (int64_t next = 0; next < n; next += PART) {
         const int64_t k = std::min(next, n - PART);
         narrow_run<PART>(from + k, to + k);
     }
-    for (int64_t k = 0; n < PART && k < n; k++) narrow(from[k], to[k]);
+}
+template <class S, class R> INLINE void widen_row(const S* from, R* to, int64_t n) {
+    if (n >= 16) return widen_parts<16>(from, to, n);
+    if (n >= 8) return widen_parts<8>(from, to, n);
+    for (int64_t k = 0; k < n; k++) to[k] = widen(from[k]);
+}
+template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t n) {
+    if (n >= 16) return narrow_parts<16>(from, to, n);
+    if (n >= 8) return narrow_parts<8>(from, to, n);
+    for (int64_t k = 0; k < n; k++) narrow(from[k], to[k]);
 }
 
 // One step of five that take a tile of fewer classes than SIDE from rows to classes: two halves are interleaved, so
