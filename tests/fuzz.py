@@ -452,14 +452,18 @@ def compute(p: Problem, inplace: str | None = None) -> Result:
     return result
 
 
-def same(a: Result, b: Result, when: str) -> None:
+def same(a: Result, b: Result, when: str, one_nan: bool) -> None:
     """Compare results bit by bit.
+
+    The kernels have one nan. Torch's operations have several: whether one is negative hangs on the instruction that met it, and
+    a vector's is another than that of the numbers behind the last whole vector.
 
     Raises:
         AssertionError: they differ.
     """
 
     def bits(x: Tensor) -> Tensor:
+        x = x if one_nan else x.masked_fill(x.isnan(), torch.nan)
         return x.new_empty(x.numel()).copy_(x.reshape(-1)).view(torch.uint8)
 
     for name, x, y in zip(Result._fields, a, b, strict=True):
@@ -486,10 +490,11 @@ def check(p: Problem) -> None:
         if p.inplace and (p.grad is None or p.logits.view.dtype.itemsize >= 4):
             places.append("inplace_forward")
         written = {place: compute(p, inplace=place) for place in places}
+    one_nan = p.options["impl"] == "native"
     with surroundings(p, p.threads[1]):
-        same(compute(p), result, f"with {p.threads[1]} threads than with {p.threads[0]}")
+        same(compute(p), result, f"with {p.threads[1]} threads than with {p.threads[0]}", one_nan)
     for place, there in written.items():
-        same(there, result, f"with {place}")
+        same(there, result, f"with {place}", one_nan)
     loss, grad, target = expect(p)
     close("loss", result.loss, loss)
     if grad is not None:

@@ -8,6 +8,9 @@ derivative, and half precision under a factor that would be rounded twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from math import frexp, isfinite
 from typing import Any
 
@@ -147,6 +150,22 @@ def _multiplied(ctx: Any, grad: Tensor) -> Tensor:
     return gradient
 
 
+@dataclass
+class _Late:
+    """A sum that is formed when autograd has taken note of where the logits come from: it is written over them.
+
+    Torch works that out anew for a view that was written to, and then no longer finds a leaf that is a view itself.
+    """
+
+    form: Callable[[], Sum]
+    formed: Sum | None = None
+
+    def now(self) -> Sum:
+        """Form it."""
+        self.formed = self.form()
+        return self.formed
+
+
 class Fused(Lean):
     """A sum or a mean, which forms its gradient.
 
@@ -162,19 +181,24 @@ class Fused(Lean):
         place, factor = _place_and_factor(place, logits.dtype)
         if not call.implementation.waits and factor is not None:  # what backward brought the last time is on the device
             factor = 1.0
+        over = place == "over in forward"
+        late = _Late(partial(cls.compute, logits, target, call, dtype, factor, over))
         with torch.no_grad():
-            formed: Sum = cls.compute(logits, target, call, dtype, factor, place == "over in forward")
-        return formed._replace(loss=cls.run(logits, formed, target, call, place, factor))
+            given = late if over else late.now()
+        loss = cls.run(logits, given, target, call, place, factor)
+        assert late.formed is not None
+        return late.formed._replace(loss=loss)
 
     @staticmethod
     def forward(ctx, logits, formed, target, call, place, factor):
-        loss, _, gradient = formed
+        over = place == "over in forward"
+        loss, _, gradient = formed.now() if over else formed
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
         ctx.gradients = [] if gradient is None else [like(gradient, logits)]
         ctx.call, ctx.settings, ctx.place = call, target.settings, place
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.save_for_backward(logits, *target.tensors)
-        if place == "over in forward":
+        if over:
             tell_if_in_place(gradient, logits)
             ctx.version = ctx.gradients[0]._version
         return loss
