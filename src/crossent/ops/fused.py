@@ -151,8 +151,8 @@ def _multiplied(ctx: Any, grad: Tensor) -> Tensor:
 
 
 @dataclass
-class _Late:
-    """A sum that is formed when autograd has taken note of where the logits come from: it is written over them.
+class _Later:
+    """A sum that is formed when autograd has taken note of where the logits come from, over which it may be written.
 
     Torch works that out anew for a view that was written to, and then no longer finds a leaf that is a view itself.
     """
@@ -170,7 +170,7 @@ class Fused(Lean):
     """A sum or a mean, which forms its gradient.
 
     A subclass has ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which asks the implementation for a
-    :class:`~crossent.impl.protocol.Sum`. It is computed before autograd is told of it, so that a small call has one step less.
+    :class:`~crossent.impl.protocol.Sum`. Small calls come with theirs: ``ops/small.py``.
     """
 
     compute: Any
@@ -181,24 +181,20 @@ class Fused(Lean):
         place, factor = _place_and_factor(place, logits.dtype)
         if not call.implementation.waits and factor is not None:  # what backward brought the last time is on the device
             factor = 1.0
-        over = place == "over in forward"
-        late = _Late(partial(cls.compute, logits, target, call, dtype, factor, over))
-        with torch.no_grad():
-            given = late if over else late.now()
-        loss = cls.run(logits, given, target, call, place, factor)
-        assert late.formed is not None
-        return late.formed._replace(loss=loss)
+        later = _Later(partial(cls.compute, logits, target, call, dtype, factor, place == "over in forward"))
+        loss = cls.run(logits, later, target, call, place, factor)
+        assert later.formed is not None
+        return later.formed._replace(loss=loss)
 
     @staticmethod
     def forward(ctx, logits, formed, target, call, place, factor):
-        over = place == "over in forward"
-        loss, _, gradient = formed.now() if over else formed
+        loss, _, gradient = formed.now() if isinstance(formed, _Later) else formed
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
         ctx.gradients = [] if gradient is None else [like(gradient, logits)]
         ctx.call, ctx.settings, ctx.place = call, target.settings, place
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.save_for_backward(logits, *target.tensors)
-        if over:
+        if place == "over in forward":
             tell_if_in_place(gradient, logits)
             ctx.version = ctx.gradients[0]._version
         return loss
