@@ -108,6 +108,24 @@ def test_what_came_before_changes_no_bit(loss, dtype):
         assert torch.equal(grad.nan_to_num(nan=7), first.setdefault(str(factor), grad.clone()).nan_to_num(nan=7))
 
 
+@LOSSES
+@pytest.mark.parametrize("factor", [3.0, -26.5, 64.0, 150.3, -1e4])
+def test_a_factor_brings_back_what_would_have_vanished_without_it(loss, factor):
+    """Without it these numbers are below the smallest normal one, which the kernels make 0."""
+    x = torch.linspace(-80, -87, 600).view(200, 3).requires_grad_()  # a mean over 200 rows, so that p / 200 vanishes
+    y = torch.zeros(200, dtype=torch.long)
+    if loss is softmax:
+        x.data[:, 0] = 0
+    gradient(loss(x, y), x)
+    wide = x.detach().double().requires_grad_()
+    expected = gradient(loss(wide, y), wide, factor)
+    normal = expected.abs() > 2 * torch.finfo(torch.float32).tiny
+    vanished = normal & (expected.abs() < abs(factor) * torch.finfo(torch.float32).tiny)
+    assert vanished.any()
+    for _ in range(2):  # formed with 1, then with what came the last time
+        torch.testing.assert_close(gradient(loss(x, y), x, factor)[normal].double(), expected[normal], rtol=2e-5, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_factor_that_comes_again_is_formed_with(dtype, monkeypatch):
     x, y = problem((64, 300), dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import frexp, isfinite
+from math import frexp, isfinite, ldexp
 from typing import Any
 
 import torch
@@ -53,23 +53,45 @@ def expected(dtype: torch.dtype) -> float | None:
     return _LAST.get(dtype, None if dtype == torch.float16 else 1.0)
 
 
+_MOST = 2.0**64  # what is expected at most: more might take gradients beyond the largest number
+
+
+def _power_above(factor: float) -> float:
+    """Return the smallest power of two that is at least as large as a factor."""
+    mantissa, exponent = frexp(abs(factor))
+    return ldexp(1.0, exponent - (mantissa == 0.5))
+
+
+def _to_form_with(factor: float, dtype: torch.dtype) -> float:
+    """Return what a gradient is formed with that is to be multiplied by a factor: the factor itself, or what becomes it.
+
+    A power of two changes no bit, and one at least as large as the factor brings back what would have vanished before the
+    multiplication. Half precision would round twice.
+    """
+    if dtype.itemsize < 4 or _scales_exactly(factor):
+        return factor
+    return _power_above(factor) if isfinite(factor) and factor else 1.0
+
+
 def _remember(factor: float, dtype: torch.dtype) -> None:
     if not isfinite(factor) or factor == 0:
         return
-    _LAST[dtype] = factor if dtype.itemsize < 4 or _scales_exactly(factor) else 1.0
+    formed_with = _to_form_with(factor, dtype)
+    _LAST[dtype] = formed_with if dtype.itemsize < 4 or abs(formed_with) <= _MOST else 1.0
 
 
 def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
     """Whether a gradient that was formed with one factor becomes, by a multiplication, the one that is formed with another.
 
-    Bit for bit, so that nothing hangs on what came before: a power of two is exact unless numbers had vanished that it makes
-    larger, and what is no power of two multiplies the gradient of 1. Half precision would round twice.
+    Bit for bit, so that nothing hangs on what came before: a gradient that was formed with a power of two no smaller than the
+    factor has lost nothing that counts. Half precision would round twice, but for a power of two.
     """
     if factor == formed_with:
         return True
-    if _scales_exactly(factor):
-        return dtype != torch.float16 and _scales_exactly(formed_with) and abs(factor) <= abs(formed_with)
-    return dtype.itemsize >= 4 and formed_with == 1
+    if dtype.itemsize >= 4:
+        return abs(factor) <= abs(formed_with) or not isfinite(factor)
+    exactly = _scales_exactly(factor) and _scales_exactly(formed_with)
+    return dtype != torch.float16 and exactly and abs(factor) <= abs(formed_with)
 
 
 def _place_and_factor(place: Place, dtype: torch.dtype) -> tuple[Place, float | None]:
@@ -143,7 +165,7 @@ def _multiplied(ctx: Any, grad: Tensor) -> Tensor:
     _remember(factor, ctx.dtype)
     gradient, formed_with = _taken(ctx), ctx.formed_with
     if gradient is None or not (ctx.place == "over in forward" or _can_become(factor, formed_with, ctx.dtype)):
-        formed_with = factor if ctx.dtype.itemsize < 4 or _scales_exactly(factor) else 1.0
+        formed_with = _to_form_with(factor, ctx.dtype)
         gradient = _formed(ctx, formed_with)
     if factor != formed_with:
         ctx.call.implementation.scale(gradient, factor / formed_with)
