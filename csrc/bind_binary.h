@@ -95,9 +95,7 @@ bool binary_forward(
     else p.loss = loss.pointer();
     run_binary(p, logits);
     if (reduce) {
-        double sum = 0;
-        for (double part : partial) sum += part;
-        put_number(loss, sum / divisor);
+        put_number(loss, total(partial.data(), p.blocks()) / divisor);
     }
     return true;
 }
@@ -151,9 +149,7 @@ bool binary_sum(
     if (grad_logits)
         p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.stream = is_streamed(*grad_logits, logits);
     run_binary(p, logits);
-    double sum = 0;
-    for (int64_t block = 0; block < p.blocks(); block++) sum += partial[size_t(block)];
-    if (loss) put_number(*loss, sum / divisor);
+    if (loss) put_number(*loss, total(partial.get(), p.blocks()) / divisor);
     return true;
 }
 

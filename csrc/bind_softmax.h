@@ -144,7 +144,9 @@ struct Inputs {
         p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
         set_member(p);
         if (soft || p.penalises_all()) few = FEW_CLASSES;
-        p.rows_per_tile = p.at.classes == 1 && p.classes > few ? 1 : tile_rows(p);
+        // The gradient of rows that share their memory lies otherwise, and is taken as a loss without gradient is.
+        const bool shared = (p.outer > 1 && p.at.outer == 0) || (p.inner > 1 && p.at.inner == 0);
+        p.rows_per_tile = p.at.classes == 1 && p.classes > few && !shared ? 1 : tile_rows(p);
         return p;
     }
 
@@ -185,12 +187,11 @@ template <class F> void read_labels(Softmax& p, F&& work) {
 
 // Run the forward kernels: write the loss and return what the rows weigh.
 double forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, const View& loss) {
-    std::vector<double> partial(size_t(2 * p.tiles()));
+    std::vector<double> partial(size_t(2 * p.tiles() + 2));
     p.partial = partial.data();
     auto* run = kernels->softmax_forward[dtype];
     read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
-    double sums[2] = {0, 0};
-    for (size_t i = 0; i < partial.size(); i++) sums[i % 2] += partial[i];
+    const double sums[2] = {total(&partial[0], p.tiles(), 2), total(&partial[1], p.tiles(), 2)};
     if (reduction != NONE)
         put_number(loss, reduction == SUM ? sums[0] : sums[1] == 0 ? std::nan("") : sums[0] / sums[1]);
     return sums[1];
@@ -372,7 +373,8 @@ std::optional<double> softmax_sum(
     const Gradient g(over(factor, divisor), wide);
     p.grad = g.pointer;
     if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts.back());
-    const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]), partial(new double[size_t(2 * p.tiles())]);
+    const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]),
+        partial(new double[size_t(2 * p.tiles() + 2)]);
     set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();
     auto* run = (grad_logits ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
@@ -386,8 +388,7 @@ std::optional<double> softmax_sum(
             run(mine, begin, end);
         });
     });
-    double sums[2] = {0, 0};
-    for (size_t i = 0; i < size_t(2 * p.tiles()); i++) sums[i % 2] += partial[i];
+    const double sums[2] = {total(&partial[0], p.tiles(), 2), total(&partial[1], p.tiles(), 2)};
     if (loss) put_number(*loss, mean && divisor == 0 ? std::nan("") : sums[0] / divisor);
     return sums[1];
 }

@@ -103,6 +103,14 @@ double number(const View& from) {
     }
 }
 
+// Σ of n numbers that lie `step` apart, half by half, so that n roundings to one side do not add up.
+double total(const double* parts, int64_t n, int64_t step = 1) {
+    if (n > 8) return total(parts, n / 2, step) + total(parts + n / 2 * step, n - n / 2, step);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += parts[i * step];
+    return sum;
+}
+
 constexpr int64_t STREAMED = 8 << 20;  // bytes from which on a new gradient is written past the caches
 
 bool is_streamed(const View& gradient, const View& of) {

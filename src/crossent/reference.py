@@ -443,9 +443,9 @@ def softmax_cross_entropy(
     f, s = CROSS_ENTROPY if penalty is None else penalty
     log_p, lse, weights = -surprisal(x), log_sum_exp(x), weigh(c, t)
     cost, pull = f(log_p), times(weights, s(log_p))
-    # mass·p - w∘t without cancellation: for the class with the largest p, which may be next to 1, it is
+    # mass·p - w∘t without cancellation: for the class with more than half of p, which may be next to 1, it is
     # rest·p - pull·(1 - p), where the rest of the mass is summed, not subtracted.
-    top, z = first_largest(x), times(z_loss, lse)
+    top, z = log_p > -np.log(2), times(z_loss, lse)
     p = np.exp(log_p)
     with np.errstate(invalid="ignore"):
         rest = np.where(top, 0.0, pull).sum(-1) + 2 * z

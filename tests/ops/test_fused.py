@@ -123,7 +123,9 @@ def test_a_factor_brings_back_what_would_have_vanished_without_it(loss, factor):
     vanished = normal & (expected.abs() < abs(factor) * torch.finfo(torch.float32).tiny)
     assert vanished.any()
     for _ in range(2):  # formed with 1, then with what came the last time
-        torch.testing.assert_close(gradient(loss(x, y), x, factor)[normal].double(), expected[normal], rtol=2e-5, atol=0)
+        torch.testing.assert_close(
+            gradient(loss(x, y), x, factor)[normal].double(), expected[normal], rtol=2e-5, atol=0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -56,21 +56,15 @@ def expected(dtype: torch.dtype) -> float | None:
 _MOST = 2.0**64  # what is expected at most: more might take gradients beyond the largest number
 
 
-def _power_above(factor: float) -> float:
-    """Return the smallest power of two that is at least as large as a factor."""
-    mantissa, exponent = frexp(abs(factor))
-    return ldexp(1.0, exponent - (mantissa == 0.5))
-
-
 def _to_form_with(factor: float, dtype: torch.dtype) -> float:
     """Return what a gradient is formed with that is to be multiplied by a factor: the factor itself, or what becomes it.
 
-    A power of two changes no bit, and one at least as large as the factor brings back what would have vanished before the
-    multiplication. Half precision would round twice.
+    For what is no power of two it is the next one above, or 1: it changes no bit, and lets nothing vanish that the factor would
+    have brought back. Half precision would round twice.
     """
     if dtype.itemsize < 4 or _scales_exactly(factor):
         return factor
-    return _power_above(factor) if isfinite(factor) and factor else 1.0
+    return max(1.0, ldexp(1.0, frexp(factor)[1])) if isfinite(factor) else 1.0
 
 
 def _remember(factor: float, dtype: torch.dtype) -> None:
@@ -83,15 +77,14 @@ def _remember(factor: float, dtype: torch.dtype) -> None:
 def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
     """Whether a gradient that was formed with one factor becomes, by a multiplication, the one that is formed with another.
 
-    Bit for bit, so that nothing hangs on what came before: a gradient that was formed with a power of two no smaller than the
-    factor has lost nothing that counts. Half precision would round twice, but for a power of two.
+    Bit for bit, so that nothing hangs on what came before: a power of two is exact unless numbers had vanished that it makes
+    larger, and what is no power of two multiplies the gradient of one. Half precision would round twice.
     """
     if factor == formed_with:
         return True
-    if dtype.itemsize >= 4:
-        return abs(factor) <= abs(formed_with) or not isfinite(factor)
-    exactly = _scales_exactly(factor) and _scales_exactly(formed_with)
-    return dtype != torch.float16 and exactly and abs(factor) <= abs(formed_with)
+    if _scales_exactly(factor):
+        return dtype != torch.float16 and _scales_exactly(formed_with) and abs(factor) <= abs(formed_with)
+    return dtype.itemsize >= 4 and formed_with == _to_form_with(factor, dtype)
 
 
 def _place_and_factor(place: Place, dtype: torch.dtype) -> tuple[Place, float | None]:

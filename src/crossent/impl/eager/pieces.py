@@ -20,7 +20,13 @@ _BLOCK = 4096
 
 
 def class_sum(x: Tensor) -> Tensor:
-    """Sum over the class axis, kept, in a fixed order."""
+    """Sum over the class axis, kept, in a fixed order.
+
+    Where the class axis steps farthest, but not in the first dimension, torch's order hangs on the number of threads: it takes
+    whole vectors of neighbouring rows, and the rest one by one.
+    """
+    if not x.is_contiguous() and x.stride(1) == max(x.stride()):
+        x = x.contiguous()
     if x.numel() > x.shape[1] or x.numel() <= _BLOCK:
         return x.sum(1, keepdim=True)
     return ordered_sum(x).reshape([1] * x.dim())

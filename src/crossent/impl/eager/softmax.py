@@ -257,7 +257,7 @@ def _soft_gradient(
     if elsewhere is not None:
         mass, rest = mass + elsewhere, rest + elsewhere
     p = log_p.exp()
-    return g * torch.where(near_one, rest * p + pull * log_p.expm1(), mass * p - pull)
+    return g * torch.where(near_one, rest * p + pull * log_p.expm1(), times(mass, p) - pull)
 
 
 def _index_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None) -> Tensor:
