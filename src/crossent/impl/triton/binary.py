@@ -18,7 +18,7 @@ from torch import Tensor
 from crossent.core.target import BinaryTarget
 from crossent.impl.triton import sums
 from crossent.impl.triton.launch import CONSTANTS, constant, device_of, warp_size
-from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, times
+from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, times, weigh
 
 _WARPS = 4
 
@@ -72,14 +72,15 @@ def elements(
     here = tl.arange(0, BLOCK)
     inside = here < left
     x, t = load_numbers(logits, first, here, inside, R, EDGE), load_numbers(target, first, here, inside, R, EDGE)
-    pi = tl.full((), 1.0, R)
+    pi, wants, wants_not = tl.full((), 1.0, R), t, 1.0 - t  # what yes and no weigh
     if pos_weight is not None:
         pi = load_weights(pos_weight, first, here, inside, R)
+        wants = weigh(pi, t)
     e = exp_(-tl.abs(x), EXACT)  # of which all else is made: the smaller of the two odds
     rest = log1p_unit(e)
     yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
     if wanted.loss is not None or wanted.total is not None:
-        each = times(pi * t, yes) + times(1.0 - t, no)
+        each = times(wants, yes) + times(wants_not, no)
         if weight is not None:
             each = times(load_weights(weight, first, here, inside, R), each)
         if wanted.loss is not None:
@@ -100,8 +101,11 @@ def elements(
             larger = inverse(1.0 + e)
             smaller = e * larger
             p, q = tl.where(x < 0.0, smaller, larger), tl.where(x < 0.0, larger, smaller)
-            slope = g * ((1.0 - t) * p - pi * (t * q))
-            slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
+            slope = g * (wants_not * p - wants * q)
+            unasked = g == 0.0
+            if pos_weight is not None:
+                unasked = unasked | ((wants == 0.0) & (wants_not == 0.0))
+            slope = tl.where(unasked & (x != x), 0.0, slope)
             store_numbers(wanted.to, first, here, slope, inside, EDGE)
         if wanted.to_target is not None:
             gain = times(g * pi, yes) - times(g, no)

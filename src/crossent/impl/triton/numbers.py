@@ -83,3 +83,9 @@ def expm1_(z):
 def times(weight, value):
     """Multiply, with 0 · x = 0 also where x is infinite or nan: what has no weight is not there."""
     return tl.where(weight == 0.0, 0.0, weight * value)
+
+
+@triton.jit
+def weigh(weight, by):
+    """Multiply two weights, of which either leaves out what it is 0 for, whatever the other one is."""
+    return tl.where((weight == 0.0) | (by == 0.0), 0.0, weight * by)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from crossent.impl.triton.family import chain, penalise, transform
-from crossent.impl.triton.numbers import LOG_HALF, exp_, exp_minus, expm1_, log1p_, times
+from crossent.impl.triton.numbers import LOG_HALF, exp_, exp_minus, expm1_, log1p_, times, weigh
 from crossent.impl.triton.tile import (
     are_classes,
     chunks,
@@ -181,7 +181,7 @@ def weights_of(target, chunk, EDGE: tl.constexpr, rows, live, member, layout, ti
     if not target.INDICES:
         w = load(target.data, rows.at_g, layout.g_class, chunk, EDGE, rows, live, 0.0, layout, tile) * member.keep
         if member.weight is not None:
-            w *= tl.load(member.weight + cls, mask=valid, other=0.0).to(tile.R)
+            w = weigh(tl.load(member.weight + cls, mask=valid, other=0.0).to(tile.R), w)
     if member.spread is not None:
         w += tl.load(member.spread + cls, mask=valid, other=0.0).to(tile.R)
     elif member.SMOOTHED:
