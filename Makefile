@@ -88,7 +88,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
 	$(BIN)/python tests/fuzz_modes.py $(SECONDS) $(ARGS)
 
-# The rows of docs/migration.md beside the libraries themselves, which bring much with them.
+# The rows of docs/migration/ beside the libraries themselves, which bring much with them.
 peers: $(VENV)/.peers
 	KERAS_BACKEND=torch $(PYTEST) tests/test_peers.py $(ARGS)
 
