@@ -90,6 +90,10 @@ ROOMS = {
     ),
 }
 
+RESULTS = (  # classes that functions return and nobody constructs, so that their signatures are nobody's business
+    "LinearPlan", "CrossEntropyStats", "Logits", "Patch", "Findings", "Finding", "LossReport", "Debug", "Report", "Explanation",
+)  # fmt: skip
+
 OPTIONS = {
     "What PyTorch has too": "weight ignore_index reduction label_smoothing pos_weight size_average reduce",
     "What becomes of the rows": "sample_weight denominator empty out_dtype dim",
@@ -222,7 +226,8 @@ def entry(name: str, value: Any, page: str, prefix: str = "", members: bool = Tr
         yield "A dictionary for transformers: the name of a loss, and the function that computes it."
         yield "\n".join(f"- `{key}`: [`{each.__name__}`](#{each.__name__})" for key, each in value.items())
         return
-    yield signature(prefix + name, value)
+    if name not in RESULTS:
+        yield signature(prefix + name, value)
     yield from described(docstring(value), page, parameters(value))
     if members and inspect.isclass(value):
         for member in own_members(value):
@@ -328,7 +333,7 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields):$")
 
 def described(text: str, page: str, known: dict[str, tuple[str, str]]) -> Iterator[str]:
     """Write a docstring as Markdown: paragraphs, formulas, sections, examples."""
-    shared = shared_options(text, known)
+    shared = [] if page == "specification" else shared_options(text, known)
     lines = text.splitlines()
     while lines:
         block = [lines.pop(0)]
@@ -498,7 +503,7 @@ def command_entry(path: str, command: click.Command) -> Iterator[str]:
     options = []
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
-            value = "" if option.is_flag or option.flag_value else f" {option.make_metavar(context)}"
+            value = "" if option.is_flag else f" {option.make_metavar(context)}"
             options.append(f"`{', '.join(option.opts)}{value}`\n:   {escape_angles(option.help or '')}")
     if options:
         yield "\n\n".join(options)

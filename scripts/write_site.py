@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference_pages
 
 ROOT = Path(__file__).resolve().parents[1]
-MOVED = {  # pages of the site that are files elsewhere
+MOVED = {  # pages of the site whose files lie elsewhere
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "examples/README.md": "examples.md",
+    "docs/migration.md": "migration/index.md",
     "docs": "index.md",
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
@@ -37,11 +38,9 @@ class Site:
     def __init__(self) -> None:
         self.pages: dict[str, str] = {}
         self.files: dict[str, Path] = {}
-        for path in sorted((ROOT / "docs").rglob("*.md")):
-            self.add(path, path.relative_to(ROOT / "docs").as_posix())
-        for source, page in MOVED.items():
-            if source.endswith(".md"):
-                self.add(ROOT / source, page)
+        elsewhere = [ROOT / source for source in MOVED if source.endswith(".md")]
+        for path in sorted({*elsewhere, *(ROOT / "docs").rglob("*.md")}):
+            self.add(path, self.place(path.relative_to(ROOT).as_posix()))
         for page, text in reference_pages.pages().items():
             self.pages[page] = self.adapted(text, ROOT / "docs" / page, page)
         for path in sorted((ROOT / "docs" / "img").iterdir()):
