@@ -155,9 +155,7 @@ def index() -> str:
         "says what you can build on. Import names from `crossent` itself.",
     ]
     for page, room in ROOMS.items():
-        rows = [
-            f"| [`{name}`]({page}.md#{name.lower()}) | {summary(home_of(name), page)} |" for name in room.names.split()
-        ]
+        rows = [f"| [`{name}`]({page}.md#{name}) | {summary(home_of(name), page)} |" for name in room.names.split()]
         parts += [f"## [{room.title}]({page}.md)", "\n".join(["| name | what it does |", "|---|---|", *rows])]
     parts += [
         "## The rest",
@@ -195,9 +193,7 @@ def options_page() -> str:
                 f"### `{name}` {{ #{name} }}",
                 f"`{types[name]}`, by default `{shown}`",
                 sentence(linked(" ".join(DOCUMENTATION[name].split()), "options")) + further,
-                "Taken by "
-                + ", ".join(f"[`{taker}`]({page_of(taker)}.md#{taker.lower()})" for taker in takers[name])
-                + ".",
+                "Taken by " + ", ".join(f"[`{taker}`]({page_of(taker)}.md#{taker})" for taker in takers[name]) + ".",
             ]
     return joined(parts)
 
@@ -221,7 +217,7 @@ def entry(name: str, value: Any, page: str, prefix: str = "", members: bool = Tr
     if not prefix:
         prefix = "crossent." if name in crossent.__all__ else "crossent.models.huggingface." if page == "models" else ""
         prefix = "" if name == "Patch" else prefix
-    yield f"## `{name}` {{ #{name.lower()} }}"
+    yield f"## `{name}` {{ #{name} }}"
     if isinstance(value, dict):
         yield "A dictionary for transformers: the name of a loss, and the function that computes it."
         yield "\n".join(f"- `{key}`: [`{each.__name__}`](#{each.__name__})" for key, each in value.items())
@@ -233,7 +229,7 @@ def entry(name: str, value: Any, page: str, prefix: str = "", members: bool = Tr
         for member in own_members(value):
             attribute = inspect.getattr_static(value, member)
             function = attribute.fget if isinstance(attribute, property) else getattr(attribute, "__func__", attribute)
-            yield f"### `{name}.{member}` {{ #{name.lower()}.{member.lower()} }}"
+            yield f"### `{name}.{member}` {{ #{name}.{member} }}"
             if isinstance(attribute, property):
                 yield f"`{_annotation(function, 'return', Any)}`, an attribute."
             else:
@@ -433,9 +429,9 @@ def linked(text: str, page: str) -> str:
         name = role[1].lstrip("~")
         short = name.removeprefix("crossent.")
         if page == "specification" and hasattr(reference, short):
-            return f"[`{short}`](#{short.lower()})"
+            return f"[`{short}`](#{short})"
         target = page_of(short) if not short.startswith("tools.") else ""
-        return f"[`{short}`]({target}.md#{short.lower()})" if target else f"`{name}`"
+        return f"[`{short}`]({target}.md#{short})" if target else f"`{name}`"
 
     text = re.sub(r":(?:func|class|meth|mod|attr|data):`([^`]+)`", link, text)
     return re.sub(r"`docs/([\w-]+)\.md`", lambda found: f"[{title_of(found[1])}](../{found[1]}.md)", text)
@@ -451,7 +447,7 @@ def summary(value: Any, page: str) -> str:
     if isinstance(value, dict):
         return "The same functions, by the names that transformers has for them."
     first = " ".join(docstring(value).split("\n\n")[0].split())
-    return linked(first, page).replace("|", r"\|").removesuffix("::").rstrip(".:") + "."
+    return linked(first, page).removesuffix("::").rstrip(".:") + "."
 
 
 def sentence(text: str) -> str:

@@ -49,6 +49,14 @@ def test_every_public_name_has_one_entry(reference):
     assert [name for name in sorted(names) if written.count(name) != 1] == []
 
 
+def test_a_link_to_an_entry_finds_it_alone(reference):
+    ids = {page: re.findall(r"^##+ .*\{ #(\S+) \}$", text, re.MULTILINE) for page, text in reference.items()}
+    assert all(len(set(names)) == len(names) for names in ids.values())
+    for page, text in reference.items():
+        for file, name in re.findall(r"\]\(([\w-]*(?:\.md)?)#(\w+)\)", prose(text)):
+            assert name in ids[f"reference/{file}" if file else page], (page, name)
+
+
 def test_every_public_signature_is_of_a_name_with_an_entry(reference):
     """The file of signatures has what public functions return, too."""
     owners = {
@@ -84,7 +92,7 @@ def test_what_docstrings_write_for_other_tools_is_gone(reference):
     text = reference["reference/losses.md"]
     assert "```text\nloss = Σ_k c_k t_k (-log p_k)" in text
     assert "`target` *Tensor*\n:   class indices in [0, C)" in text
-    assert "[`Focal`](penalties.md#focal)" in text
+    assert "[`Focal`](penalties.md#Focal)" in text
     assert "```pycon\n>>> focal_loss(" in text
 
 
