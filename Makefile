@@ -93,10 +93,10 @@ peers: $(VENV)/.peers
 	KERAS_BACKEND=torch $(PYTEST) tests/test_peers.py $(ARGS)
 
 # The site, in build/site: the pages of docs/, the reference from the docstrings, the page of explore. A link or an anchor that
-# leads nowhere is an error. What it needs is installed once, and nothing is fetched after that.
+# leads nowhere is an error, which --quiet would hide. What it needs is installed once, and nothing is fetched after that.
 docs: $(VENV)/.docs
 	$(BIN)/python scripts/write_site.py build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .

@@ -139,6 +139,14 @@ def test_every_page_is_in_the_navigation(site):
     assert parts == ["Home", "Tutorials", "How-to", "Explanation", "Reference"]
 
 
+def test_a_warning_stops_the_build():
+    """Strict MkDocs counts the warnings that it prints, and quiet it prints none."""
+    (command,) = re.findall(r"^\t.*mkdocs build(.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert "-q" not in command
+    levels = re.findall(r"(?:anchors|not_found|omitted_files): (\w+)", (ROOT / "mkdocs.yml").read_text("utf-8"))
+    assert levels == ["warn"] * 4
+
+
 def test_sessions_are_coloured_and_lists_begin_paragraphs(site):
     assert "```python\n>>>" not in site.pages["why-cross-entropy.md"]
     assert "\n\n1. `reference.py` and tests:" in site.pages["contributing.md"]
