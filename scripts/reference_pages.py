@@ -117,7 +117,7 @@ FURTHER = {  # where a page says more than the words of the option
 }  # fmt: skip
 
 
-def home_of(name: str) -> Any:
+def value_of(name: str) -> Any:
     """Return what a name of a room stands for: a public name, one of transformers', or what a public function returns."""
     if name in crossent.__all__:
         return getattr(crossent, name)
@@ -143,7 +143,7 @@ def room_page(page: str, room: Room) -> str:
     """Write the page of a room."""
     parts = [f"# {room.title}", room.intro]
     for name in room.names.split():
-        parts += entry(name, home_of(name), page)
+        parts += entry(name, value_of(name), page)
     return joined(parts)
 
 
@@ -155,7 +155,7 @@ def index() -> str:
         "says what you can build on. Import names from `crossent` itself.",
     ]
     for page, room in ROOMS.items():
-        rows = [f"| [`{name}`]({page}.md#{name}) | {summary(home_of(name), page)} |" for name in room.names.split()]
+        rows = [f"| [`{name}`]({page}.md#{name}) | {summary(value_of(name), page)} |" for name in room.names.split()]
         parts += [f"## [{room.title}]({page}.md)", "\n".join(["| name | what it does |", "|---|---|", *rows])]
     parts += [
         "## The rest",
@@ -173,7 +173,7 @@ def options_page() -> str:
     for name in (
         name for page in TAKERS for name in ROOMS[page].names.split() if name not in ("LinearPlan", "Teacher")
     ):
-        for option, (kind, _) in parameters(home_of(name)).items():
+        for option, (kind, _) in parameters(value_of(name)).items():
             if option in takers:
                 takers[option].append(name)
                 types.setdefault(option, kind)
@@ -216,7 +216,6 @@ def entry(name: str, value: Any, page: str, prefix: str = "", members: bool = Tr
     """Write what is said of a name: its signature, its docstring, and its methods if it is a class."""
     if not prefix:
         prefix = "crossent." if name in crossent.__all__ else "crossent.models.huggingface." if page == "models" else ""
-        prefix = "" if name == "Patch" else prefix
     yield f"## `{name}` {{ #{name} }}"
     if isinstance(value, dict):
         yield "A dictionary for transformers: the name of a loss, and the function that computes it."
@@ -271,21 +270,10 @@ def parameters(value: Any) -> dict[str, tuple[str, str]]:
     function = value
     if inspect.isclass(value):
         if issubclass(value, tuple) or dataclasses.is_dataclass(value):
-            defaults = getattr(value, "_field_defaults", {})
-            names = getattr(value, "_fields", None) or [each.name for each in dataclasses.fields(value)]
-            if dataclasses.is_dataclass(value):
-                defaults = {
-                    e.name: e.default for e in dataclasses.fields(value) if e.default is not dataclasses.MISSING
-                }
-            return {
-                name: (_annotation(value, name, Any), repr(defaults[name]) if name in defaults else "")
-                for name in names
-            }
+            return {name: (_annotation(value, name, Any), default) for name, default in fields_of(value).items()}
         function = value.__init__
-        if not str(getattr(function, "__module__", "")).startswith("crossent"):
-            return {}
-    elif not callable(value):
-        return {}
+    if not str(getattr(function, "__module__", "")).startswith("crossent"):
+        return {}  # torch's own, or a dictionary
     hints, listed = _hints(inspect.unwrap(function)), {}
     for name, parameter in inspect.signature(function).parameters.items():
         unpacked = typing.get_args(hints.get(name))
@@ -298,6 +286,15 @@ def parameters(value: Any) -> dict[str, tuple[str, str]]:
             default = "" if parameter.default is parameter.empty else repr(parameter.default)
             listed[name] = (_annotation(inspect.unwrap(function), name, Any), default)
     return listed
+
+
+def fields_of(record: type) -> dict[str, str]:
+    """List the fields of a record with their defaults, which are "" where there is none."""
+    if dataclasses.is_dataclass(record):
+        defaults = {each.name: each.default for each in dataclasses.fields(record)}
+    else:
+        defaults = dict.fromkeys(record._fields, dataclasses.MISSING) | record._field_defaults  # type: ignore[attr-defined]
+    return {name: "" if value is dataclasses.MISSING else repr(value) for name, value in defaults.items()}
 
 
 def signature(name: str, value: Any) -> str:
