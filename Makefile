@@ -13,7 +13,7 @@ SECONDS ?= 60
 GPU := build/gpu
 TRITON := triton==3.7.1
 
-.PHONY: demo test test-build test-clients test-page page-pictures test-gpu-static gpu-figures peers lint types api bench \
+.PHONY: demo test docs test-build test-clients test-page page-pictures test-gpu-static gpu-figures peers lint types api bench \
 	bench-gpu fuzz wheel sanitize clean
 
 demo: $(VENV)/.demo
@@ -88,9 +88,15 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
 	$(BIN)/python tests/fuzz_modes.py $(SECONDS) $(ARGS)
 
-# The rows of docs/migration.md beside the libraries themselves, which bring much with them.
+# The rows of docs/migration/ beside the libraries themselves, which bring much with them.
 peers: $(VENV)/.peers
 	KERAS_BACKEND=torch $(PYTEST) tests/test_peers.py $(ARGS)
+
+# The site, in build/site: the pages of docs/, the reference from the docstrings, the page of explore. A link or an anchor that
+# leads nowhere is an error, which --quiet would hide. What it needs is installed once, and nothing is fetched after that.
+docs: $(VENV)/.docs
+	$(BIN)/python scripts/write_site.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
@@ -112,7 +118,7 @@ sanitize: $(VENV)/.dev
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.
-$(VENV)/.demo $(VENV)/.dev $(VENV)/.page $(VENV)/.peers $(VENV)/.clients: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
+$(VENV)/.demo $(VENV)/.dev $(VENV)/.page $(VENV)/.peers $(VENV)/.clients $(VENV)/.docs: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
 	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
 	touch $@
 

@@ -1,6 +1,6 @@
-"""Rows of ``docs/migration.md`` beside the libraries themselves, where they are installed: ``make peers`` installs them.
+"""Rows of ``docs/migration/`` beside the libraries themselves, where they are installed: ``make peers`` installs them.
 
-``test_migration.py`` runs every row against a formula. This holds the formulas to what the libraries do today.
+``docs/test_migration_page.py`` runs every row against a formula. This holds the formulas to what the libraries do today.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def targets(path):
 
 
 def test_all_kinds_of_workflow_are_there():
-    assert {path.stem for path in WORKFLOWS} >= {"lint", "tests", "sanitizers", "wheels", "bench"}
+    assert {path.stem for path in WORKFLOWS} >= {"lint", "tests", "docs", "sanitizers", "wheels", "bench"}
     assert len(FORMS) == 3
 
 

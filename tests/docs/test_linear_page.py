@@ -21,6 +21,9 @@ from crossent.losses import linear
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "linear.md").read_text("utf-8")
+ORIGINS = {
+    page: (DOCS / "migration" / f"{page}.md").read_text("utf-8") for page in ("pytorch", "liger", "cut-cross-entropy")
+}
 TEXT = " ".join(PAGE.split())
 
 
@@ -30,16 +33,17 @@ def figures() -> ModuleType:
     return importlib.import_module("figures_linear")
 
 
-def table(head: str) -> list[list[str]]:
+def table(head: str, page: str = PAGE) -> list[list[str]]:
     """Read the lines of the table that begins so."""
-    lines = PAGE[PAGE.index(head) :].split("\n\n")[0].splitlines()[2:]
+    lines = page[page.index(head) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 # --- coming from somewhere else ---------------------------------------------------------------------------------------
 
 CALLS = sorted({
-    call for head in ("| Liger | here |", "| CCE | here |") for _, cell in table(head) for call in re.findall(r"`([^`]+)`", cell)
+    call for head, page in (("| Liger | here |", "liger"), ("| CCE | here |", "cut-cross-entropy"))
+    for _, cell in table(head, ORIGINS[page]) for call in re.findall(r"`([^`]+)`", cell)
     if "crossent." in call
 })  # fmt: skip
 
@@ -76,7 +80,11 @@ def test_calls_are_read_off_the_page():
 
 
 def test_every_option_of_torchs_is_named():
-    named = set(re.findall(r"\w+", " ".join(row[0] for row in table("| `LinearCrossEntropyOptions` | here |"))))
+    named = set(
+        re.findall(
+            r"\w+", " ".join(row[0] for row in table("| `LinearCrossEntropyOptions` | here |", ORIGINS["pytorch"]))
+        )
+    )
     assert {field.name for field in dataclasses.fields(nn.LinearCrossEntropyOptions)} <= named
 
 

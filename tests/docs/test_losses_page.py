@@ -23,6 +23,7 @@ from crossent import reference as ref
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "losses.md").read_text("utf-8")
+MIGRATION = sorted((DOCS / "migration").glob("*.md"))
 TEXT = " ".join(re.sub(r"```python\n.*?```", "", PAGE, flags=re.DOTALL).split())
 N, C = 6, 4
 
@@ -514,13 +515,15 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.replace("`", "")).strip().lower().replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", ["losses.md", "migration.md", "drop-in.md", "scale.md"])
+@pytest.mark.parametrize(
+    "page", ["losses.md", "migration.md", "drop-in.md", "scale.md", *(f"migration/{path.name}" for path in MIGRATION)]
+)
 def test_links_lead_somewhere(page):
     text = (DOCS / page).read_text("utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", " ".join(text.split()))
     assert links
     for file, anchor in links:
-        path = DOCS / (file or page)
+        path = (DOCS / page).parent / file if file else DOCS / page
         assert path.exists(), file
         assert not anchor or anchor in anchors(path), (file, anchor)
 

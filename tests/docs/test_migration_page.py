@@ -1,4 +1,4 @@
-"""The page ``docs/migration.md``: both sides of every row of its tables are run, and must give the same loss and gradient.
+"""``docs/migration.md`` and its pages of origins: both sides of every row are run, and must give the same loss and gradient.
 
 The other libraries are not needed: ``libraries.py`` has their formulas under their names, and is held here to the numbers that
 their own documentation prints.
@@ -20,20 +20,22 @@ from torch import Tensor, nn
 
 import crossent
 
-PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+INDEX = (DOCS / "migration.md").read_text("utf-8")
+PAGES = {page.stem: page.read_text("utf-8") for page in sorted((DOCS / "migration").glob("*.md"))}
 N, C, H, W = 5, 4, 3, 2
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the pages --------------------------------------------------------------------------------------------------------
 
 
-def section(title: str) -> str:
-    heads = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
-    return dict(zip(heads[1::2], heads[2::2], strict=True))[title]
+def sections(page: str) -> dict[str, str]:
+    heads = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
+    return dict(zip(heads[1::2], heads[2::2], strict=True))
 
 
-def table(title: str) -> list[list[str]]:
-    rows = [line[2:-2].split(" | ") for line in section(title).splitlines() if line.startswith("| ")]
+def table(section: str) -> list[list[str]]:
+    rows = [line[2:-2].split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in row] for row in rows]
 
 
@@ -60,8 +62,24 @@ SECTIONS = {
     "TRL": lib.names(lib.TRL),
     "scikit-learn": lib.names(lib.sklearn),
 }
-ROWS = [(name, code(theirs), code(ours)) for name in SECTIONS for theirs, ours in table(name) if ours != "crossent"]
-OTHER_ROWS = [(theirs, code(here)) for theirs, _, here in table("Where theirs is another loss")[1:]]
+ORIGINS = {  # a page's libraries, which are its headings if there are several
+    "pytorch": ["PyTorch"], "caffe": ["Caffe"], "tensorflow": ["TensorFlow", "Keras"], "jax": ["optax"], "timm": ["timm"],
+    "fastai": ["fastai"], "monai": ["MONAI"], "segmentation-models": ["segmentation-models-pytorch"],
+    "torchvision": ["torchvision"], "liger": ["Liger"], "cut-cross-entropy": [],
+    "huggingface": ["transformers", "sentence-transformers", "TRL"], "scikit-learn": ["scikit-learn"],
+}  # fmt: skip
+ROWS = [
+    (name, code(theirs), code(ours))
+    for page, names in ORIGINS.items()
+    for name in names
+    for theirs, ours in table(sections(PAGES[page])["The calls" if len(names) == 1 else name])
+    if ours != "crossent"
+]
+OTHER_ROWS = [
+    (theirs if ": `" in theirs else f"{ORIGINS[page][0]}: {theirs}", code(here))
+    for page, text in PAGES.items()
+    for theirs, _, here in table(sections(text).get("Where theirs is another loss", ""))[1:]
+]
 
 # --- the inputs: what the page calls them -----------------------------------------------------------------------------
 
@@ -210,6 +228,17 @@ def test_every_library_and_mode_is_there():
     assert len(ROWS) > 100
 
 
+def test_every_page_and_library_is_tried():
+    """The tables of heads, Cut Cross-Entropy's among them, are tried in ``test_linear_page.py``."""
+    assert ORIGINS.keys() == PAGES.keys()
+    assert {name for names in ORIGINS.values() for name in names} == SECTIONS.keys() == LAYOUTS.keys()
+    assert [page for page in PAGES if f"](migration/{page}.md)" not in INDEX] == []
+    calls = sum(line.startswith("| ") and "crossent." in line for text in PAGES.values() for line in text.splitlines())
+    heads = [sections(PAGES[page])["The head and its loss"] for page in ("pytorch", "liger")]
+    of_heads = [*table("".join(heads)), *table(PAGES["cut-cross-entropy"])]
+    assert calls == len(ROWS) + len(OTHER_ROWS) + sum("crossent." in row[-1] for row in of_heads)
+
+
 # --- the rows that are not --------------------------------------------------------------------------------------------
 
 
@@ -258,7 +287,9 @@ def mixed_first(logits: Tensor, y: Tensor) -> Tensor:
 SAYS: dict[str, Callable[[SimpleNamespace], Tensor]] = {
     "fastai: `FocalLoss(gamma": p_to_the_weight,
     "fastai: `LabelSmoothing": two_means,
-    "smp: `FocalLoss": lambda v: crossent.sigmoid_focal_loss(v.logits, v.one_hot, alpha=None, reduction="mean"),
+    "segmentation-models-pytorch: `FocalLoss": lambda v: crossent.sigmoid_focal_loss(
+        v.logits, v.one_hot, alpha=None, reduction="mean"
+    ),
     "timm: `AsymmetricLossSingle": added_for_wrong_classes,
     "timm: `AsymmetricLossMulti": constant_powers,
     "TensorFlow": p_minus_labels,
@@ -278,7 +309,7 @@ def test_other_row(theirs, here):
     for seed in range(3):
         v = inputs("rows", seed=seed)
         losses = (
-            run_theirs({"smp": "segmentation-models-pytorch"}.get(library, library), code(call), v),
+            run_theirs(library, code(call), v),
             says[0](v),
             run(here, v),
         )
@@ -311,7 +342,7 @@ def test_what_the_mean_divides_by():
         "the rows whose weight is not 0": (each * v.u).sum() / (v.u != 0).sum(),
         "nothing: one loss a row": each,
     }
-    rows = [row for row in table("Four things to look at first") if row[0] in expected]
+    rows = [row for row in table(sections(INDEX)["Four things to look at first"]) if row[0] in expected]
     assert [row[0] for row in rows] == list(expected)
     v.target = v.holes
     for divisor, _, here in rows:
@@ -325,7 +356,7 @@ def test_what_the_mean_divides_by():
 
 
 def test_what_smoothing_means():
-    rows = table("Four things to look at first")
+    rows = table(sections(INDEX)["Four things to look at first"])
     rows = rows[[row[0] for row in rows].index("their smoothing") + 1 :]
     assert len(rows) == 5
     for name, true_class, here in rows:
@@ -359,7 +390,7 @@ def test_logits_of_probabilities():
 
 def test_caffes_loss_stops_and_its_gradient_does_not():
     assert f"{torch.finfo(torch.float32).tiny:.2e}" == "1.18e-38"
-    assert "max(p, 1.18 · 10⁻³⁸) and never exceeds 87.34" in PAGE
+    assert "max(p, 1.18 · 10⁻³⁸) and never exceeds 87.34" in PAGES["caffe"]
     logits, target = torch.tensor([[0.0, 200.0], [1.0, 0.0]], requires_grad=True), torch.tensor([0, 0])
     assert f"{lib.Caffe.SoftmaxWithLoss('', logits[:1], target[:1]).item():.2f}" == "87.34"
     loss = crossent.cross_entropy(logits, target)
@@ -371,7 +402,7 @@ def test_caffes_loss_stops_and_its_gradient_does_not():
 
 
 def test_clipped_probabilities_have_no_gradient():
-    assert f"the loss {-np.log(1e-7):.2f}, and no gradient" in PAGE
+    assert f"the loss {-np.log(1e-7):.2f}, and no gradient" in PAGES["tensorflow"]
     logits, t = torch.tensor([[-20.0, 0.0]], requires_grad=True), torch.tensor([[1.0, 0.0]])
     theirs = lib.Keras.CategoricalFocalCrossentropy(from_logits=True)(t, logits)
     assert not torch.autograd.grad(theirs, logits)[0].any()

@@ -9,7 +9,7 @@ import crossent
 from crossent.tools.optional_packages import EXTRAS, install, needs, package_of
 
 SOURCES = sorted(Path(crossent.__file__).parent.rglob("*.py"))
-PAGES = sorted(Path(__file__).parents[2].glob("docs/*.md"))
+PAGES = sorted(Path(__file__).parents[2].glob("docs/**/*.md"))
 
 
 @pytest.mark.parametrize(
