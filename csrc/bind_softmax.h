@@ -313,16 +313,17 @@ bool softmax_backward(
 
 // Σ of what the rows weigh, which the target alone decides; labels out of range are found.
 template <class I> double sum_of_weights(const Softmax& p, const I* label, bool wide) {
-    double total = 0;
+    std::vector<double> parts(p.weight ? size_t((p.rows() + LANES - 1) / LANES) : 0);
     int64_t counted = 0, wrong = 0;
     for (int64_t row = 0; row < p.rows(); row++) {
         const int64_t y = int64_t(label[row]), all = counts(p, y, wrong);
         counted -= all;
         if (p.weight && all && y != NO_CLASS)
-            total += wide ? static_cast<const double*>(p.weight)[y] : double(static_cast<const float*>(p.weight)[y]);
+            parts[size_t(row / LANES)] +=
+                wide ? static_cast<const double*>(p.weight)[y] : double(static_cast<const float*>(p.weight)[y]);
     }
     if (wrong) throw std::runtime_error("target has a class index that is out of range");
-    return p.weight ? total : double(counted);
+    return p.weight ? total(parts.data(), int64_t(parts.size())) : double(counted);
 }
 double sum_of_weights(const Softmax& p, bool wide) {
     switch (p.index_type) {
