@@ -72,7 +72,7 @@ def elements(
     here = tl.arange(0, BLOCK)
     inside = here < left
     x, t = load_numbers(logits, first, here, inside, R, EDGE), load_numbers(target, first, here, inside, R, EDGE)
-    pi, wants, wants_not = tl.full((), 1.0, R), t, 1.0 - t  # what yes and no weigh
+    pi, wants = tl.full((), 1.0, R), t  # what yes weighs; no weighs 1 - t
     if pos_weight is not None:
         pi = load_weights(pos_weight, first, here, inside, R)
         wants = weigh(pi, t)
@@ -80,7 +80,7 @@ def elements(
     rest = log1p_unit(e)
     yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
     if wanted.loss is not None or wanted.total is not None:
-        each = times(wants, yes) + times(wants_not, no)
+        each = times(wants, yes) + times(1.0 - t, no)
         if weight is not None:
             each = times(load_weights(weight, first, here, inside, R), each)
         if wanted.loss is not None:
@@ -101,10 +101,10 @@ def elements(
             larger = inverse(1.0 + e)
             smaller = e * larger
             p, q = tl.where(x < 0.0, smaller, larger), tl.where(x < 0.0, larger, smaller)
-            slope = g * (wants_not * p - wants * q)
+            slope = g * ((1.0 - t) * p - wants * q)
             unasked = g == 0.0
             if pos_weight is not None:
-                unasked = unasked | ((wants == 0.0) & (wants_not == 0.0))
+                unasked = unasked | ((wants == 0.0) & (t == 1.0))
             slope = tl.where(unasked & (x != x), 0.0, slope)
             store_numbers(wanted.to, first, here, slope, inside, EDGE)
         if wanted.to_target is not None:
