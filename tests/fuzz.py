@@ -248,7 +248,8 @@ def draw(seed: int) -> Problem:
         problem.isa = rng.choice(_native.isas())
     if not soft and prod(rows) and rng.random() < 0.05:
         wrong = rng.choice([shape[axis], shape[axis] + 1, -1, -2])
-        if wrong != options.get("ignore_index", -100) and torch.iinfo(problem.target.view.dtype).min <= wrong:
+        kind = torch.iinfo(problem.target.view.dtype)
+        if wrong != options.get("ignore_index", -100) and kind.min <= wrong <= kind.max:
             where = tuple(rng.randrange(n) for n in rows)
             problem.target.view[where] = wrong
             problem.out_of_range = True
