@@ -1,7 +1,8 @@
 // The kernels for one instruction set, named by the macro ISA; compiled once for each with that set's flags.
 //
-// Takes nothing but its flags. Gives one table of kernels by dtype, its only symbol. Refuses to be compiled without
-// ISA.
+// Takes nothing but its flags. Gives one table of kernels by dtype, its only symbol. With ONLY_BF16 it has those of
+// bfloat16, for a set that changes nothing else: the others are null, and dispatch.h takes them from the set before.
+// Refuses to be compiled without ISA.
 
 #include "kernels.h"
 #include "product.h"
@@ -19,14 +20,20 @@
 #define STRING(x) #x
 #define NAME(isa) STRING(isa)
 
+#ifdef ONLY_BF16
+#define BY_DTYPE(kernel) {nullptr, nullptr, kernel<bf16>, nullptr}
+#else
+#define BY_DTYPE(kernel) {kernel<float>, kernel<double>, kernel<bf16>, kernel<half>}
+#endif
+
 extern const Kernels TABLE(ISA);
 const Kernels TABLE(ISA) = {
     NAME(ISA),
     {FEW},
-    {softmax_forward<float>, softmax_forward<double>, softmax_forward<bf16>, softmax_forward<half>},
-    {softmax_backward<float>, softmax_backward<double>, softmax_backward<bf16>, softmax_backward<half>},
-    {softmax_both<float>, softmax_both<double>, softmax_both<bf16>, softmax_both<half>},
-    {binary<float>, binary<double>, binary<bf16>, binary<half>},
-    {scale<float>, scale<double>, scale<bf16>, scale<half>},
+    BY_DTYPE(softmax_forward),
+    BY_DTYPE(softmax_backward),
+    BY_DTYPE(softmax_both),
+    BY_DTYPE(binary),
+    BY_DTYPE(scale),
     ACCUMULATE,
 };

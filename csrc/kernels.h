@@ -28,15 +28,15 @@ namespace {
 template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     double sums[2] = {0, 0};
-    if (p.rows_per_tile == 1) p.wide_target ? row_forward<R, S, R>(p, tile, sums) : row_forward<R, S, S>(p, tile, sums);
-    else p.wide_target ? tile_forward<R, S, R>(p, tile, sums) : tile_forward<R, S, S>(p, tile, sums);
+    if (p.rows_per_tile == 1) row_forward<R, S>(p, tile, sums);
+    else tile_forward<R, S>(p, tile, sums);
     if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
 }
 
 template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (p.rows_per_tile == 1) p.wide_target ? row_backward<R, S, R>(p, tile) : row_backward<R, S, S>(p, tile);
-    else p.wide_target ? tile_backward<R, S, R>(p, tile) : tile_backward<R, S, S>(p, tile);
+    if (p.rows_per_tile == 1) row_backward<R, S>(p, tile);
+    else tile_backward<R, S>(p, tile);
 }
 
 template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
@@ -44,8 +44,8 @@ template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     if (p.rows_per_tile != 1 && !p.keeps_tiles()) return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
-    if (p.rows_per_tile == 1) p.wide_target ? row_both<R, S, R>(p, tile, sums) : row_both<R, S, S>(p, tile, sums);
-    else p.wide_target ? tile_both<R, S, R>(p, tile, sums) : tile_both<R, S, S>(p, tile, sums);
+    if (p.rows_per_tile == 1) row_both<R, S>(p, tile, sums);
+    else tile_both<R, S>(p, tile, sums);
 }
 
 template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {

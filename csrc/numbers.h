@@ -17,6 +17,9 @@
 // Compilers give up inlining in a large file, and a call in the midst of a loop keeps it from becoming vectors.
 #define INLINE [[gnu::always_inline]] static inline
 #define INLINE_MEMBER [[gnu::always_inline]] inline
+// What few calls need stands outside the loops of all: compiled once, and not in each function that may come to it.
+#define APART [[gnu::noinline]] static
+#define APART_MEMBER [[gnu::noinline]]
 
 namespace {
 

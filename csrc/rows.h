@@ -15,26 +15,25 @@ namespace {
 
 // A row: its logits, its probability target or its label (the class, c of it, and whether the row counts), its
 // gradients.
-template <class R, class S, class T> struct Row {
+template <class R, class S> struct Row {
     int64_t row, y = NO_CLASS;
     R weight = 1;
     bool valid = true;
     const S* x;
-    const T* t = nullptr;
     S* out;
-    T* out_target;
+    Shares<R, S> t, out_target;
     bool target_apart;
 
     Row(const Softmax& p, int64_t at) : row(at), target_apart(p.target_at.classes != 1) {
         x = at_row<const S>(p, p.logits, p.at, row);
         out = at_row<S>(p, p.grad_logits, p.grad_at, row);
-        out_target = at_row<T>(p, p.grad_target, p.grad_target_at, row);
-        if (p.index_type < 0) t = at_row<const T>(p, p.target, p.target_at, row);
+        out_target = {p, p.grad_target, p.grad_target_at, row};
+        if (p.index_type < 0) t = {p, p.target, p.target_at, row};
         else read_label(p);
     }
 
     // The target that is read next, to be fetched ahead of its time.
-    const T* target_from(int64_t k) const { return t && !target_apart ? t + k : nullptr; }
+    Shares<R, S> target_from(int64_t k) const { return t && !target_apart ? t.from(k) : Shares<R, S>(); }
 
   private:
     void read_label(const Softmax& p) {
@@ -55,22 +54,27 @@ INLINE int64_t block_size(int64_t classes, int64_t k) {
     return left <= BLOCK ? left : left < BLOCK + LANES ? BLOCK - LANES : BLOCK;
 }
 
+// The probabilities t of the classes [k, k + n).
+template <class R, class S>
+INLINE void load_target(const Softmax& p, const Shares<R, S>& target, int64_t k, int64_t n, R* scratch, Block<R>& t) {
+    const int64_t step = p.target_at.classes;
+    target.typed([&](const auto* from) __attribute__((always_inline)) {
+        if (step == 1) return t.load(from + k, n, scratch);
+        for (int64_t i = 0; i < n; i++) scratch[i] = widen(from[(k + i) * step]);
+        t.load(scratch, n, scratch);
+    });
+}
+
 // The weights w of the classes [k, k + n); where the target is indices, the part of them that smoothing spreads.
-template <class R, class T>
-INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n, R* scratch, Block<R>& w) {
+template <class R, class S>
+APART void load_weights(const Softmax& p, const Shares<R, S>& target, int64_t k, int64_t n, R* scratch, Block<R>& w) {
     const Smoothing<R> smoothing(p);
     if (!target) {
         const R *spread = smoothing.spread, share = smoothing.share;
         for (int64_t i = 0; i < n; i++) scratch[i] = spread ? share * spread[k + i] : share;
         return w.load(scratch, n, scratch);
     }
-    const int64_t step = p.target_at.classes;
-    if (step == 1) {
-        w.load(target + k, n, scratch);
-    } else {
-        for (int64_t i = 0; i < n; i++) scratch[i] = widen(target[(k + i) * step]);
-        w.load(scratch, n, scratch);
-    }
+    load_target(p, target, k, n, scratch, w);
     if (p.smoothing == 0 && !p.weight) return;
     for (int64_t i = 0; i < padded(n); i += LANES) {
         const R* from = w.run(i);
@@ -89,7 +93,7 @@ INLINE void load_weights(const Softmax& p, const T* target, int64_t k, int64_t n
 }
 
 // Replace a block of a row's logits from class k on by what they become.
-template <class R> INLINE void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t y, R* scratch) {
+template <class R> APART void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t y, R* scratch) {
     const Transform<R> transform(p);
     Block<R> bias;
     // Without a bias, block.x stands for nothing.
@@ -148,15 +152,15 @@ template <class R, class S, class F> INLINE void look_again(const Softmax& p, co
 
 // add_exp of a block, fetching meanwhile as much as the block is behind `next`. WITH_TOP says that the block may have
 // what equals top. KEEP has each e^{x - level} written to `e`.
-template <bool WITH_TOP, bool KEEP, class R, class S, class T>
+template <bool WITH_TOP, bool KEEP, class R, class S>
 INLINE void add_exps(
-    RowSums<R, double>& sum, const Block<R>& block, const S* next, const T* next_target, R* __restrict e
+    RowSums<R, double>& sum, const Block<R>& block, const S* next, const Shares<R, S>& next_target, R* __restrict e
 ) {
     const R level = sum.level();
     alignas(64) R others[LANES] = {}, ties[LANES] = {};
     block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
         fetch(next + k, LANES * sizeof(S));
-        if (next_target) fetch(next_target + k, LANES * sizeof(T));
+        if (next_target) fetch(next_target.from(k).at, LANES * next_target.size());
         R one[LANES];
         for (int l = 0; l < LANES; l++) {
             if constexpr (WITH_TOP) one[l] = add_exp(x[l], level, others[l], ties[l]);
@@ -232,7 +236,7 @@ template <class R> struct Penalised {
 template <class R> struct PenalisedSums {
     double cost = 0, mass = 0, rest = 0;
 
-    template <class S, class T> PenalisedSums(const Softmax& p, const Row<R, S, T>& here, R top, R log_sum) {
+    template <class S> PenalisedSums(const Softmax& p, const Row<R, S>& here, R top, R log_sum) {
         alignas(64) R scratch[BLOCK];
         Penalised<R> at;
         Block<R> w;
@@ -261,9 +265,9 @@ template <class R> struct Kept {
 };
 
 // The sums of a row and, where statistics are wanted, the first of its largest classes.
-template <bool KEEP, class R, class S, class T>
+template <bool KEEP, class R, class S>
 INLINE RowSums<R, double> sum_row(
-    const Softmax& p, const Row<R, S, T>& here, int64_t& likeliest, [[maybe_unused]] Kept<R> kept
+    const Softmax& p, const Row<R, S>& here, int64_t& likeliest, [[maybe_unused]] Kept<R> kept
 ) {
     const R* c = Smoothing<R>(p).spread;
     alignas(64) R buffer[BLOCK], scratch[BLOCK];
@@ -293,19 +297,15 @@ INLINE RowSums<R, double> sum_row(
 }
 
 // The statistics of a probability target: Σ t log p before smoothing, and whether its largest class is the likeliest.
-template <class R, class S, class T>
-static void soft_statistics(
-    const Softmax& p, const Row<R, S, T>& here, R top, R log_sum, R entropy, int64_t likeliest
-) {
-    Softmax bare = p;
-    bare.smoothing = 0, bare.weight = bare.spread = nullptr;
+template <class R, class S>
+static void soft_statistics(const Softmax& p, const Row<R, S>& here, R top, R log_sum, R entropy, int64_t likeliest) {
     alignas(64) R scratch[BLOCK];
     Block<R> w;
     R most = R(0);
     int64_t wanted = NO_TARGET;
     RowSums<R, double> sum;
     look_again<R>(p, here.x, NO_CLASS, [&](const Block<R>& block, int64_t k) {
-        load_weights(bare, here.t, k, block.n, scratch, w);
+        load_target(p, here.t, k, block.n, scratch, w);
         add_costs(sum, top, w, block);
         alignas(64) R lane[LANES];
         for (int l = 0; l < LANES; l++) lane[l] = most;
@@ -319,8 +319,8 @@ static void soft_statistics(
 }
 
 // The loss of a row out of its sums, and its statistics where they are wanted.
-template <class R, class S, class T>
-INLINE R finish(const Softmax& p, const Row<R, S, T>& here, RowSums<R, double>& sum, R log_sum, int64_t likeliest) {
+template <class R, class S>
+INLINE R finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum, R log_sum, int64_t likeliest) {
     if (p.penalises_all()) sum.cost = PenalisedSums<R>(p, here, sum.top, log_sum).cost, sum.mass = 0;
     else if (!here.t) sum.cost *= p.share, sum.mass *= p.share;
     R loss = sum.total(log_sum);
@@ -340,8 +340,8 @@ INLINE R finish(const Softmax& p, const Row<R, S, T>& here, RowSums<R, double>& 
 
 // Takes the row's logits and target. Gives top and log_sum, the loss, weight and mass of the row where each row has its
 // own, and adds loss and weight to `sums`. A row that does not count has a loss, a weight and statistics of 0.
-template <class R, class S, class T> static void row_forward(const Softmax& p, int64_t row, double* sums) {
-    const Row<R, S, T> here(p, row);
+template <class R, class S> static void row_forward(const Softmax& p, int64_t row, double* sums) {
+    const Row<R, S> here(p, row);
     R top = 0, log_sum = 0, loss = 0, mass = 0;
     if (here.valid) {
         int64_t likeliest = NO_CLASS;
@@ -364,9 +364,9 @@ template <class R, class S, class T> static void row_forward(const Softmax& p, i
 // --- backward -------------------------------------------------------------------------------------------------------
 
 // The masses of a row's class index without a penalty on all classes, its log p, what is spread over it, and s(p).
-template <class R, class S, class T>
+template <class R, class S>
 INLINE Masses<R> own_masses(
-    const Softmax& p, const Row<R, S, T>& here, const RowSlopes<R>& slopes, R& log_p, R& even, R& s
+    const Softmax& p, const Row<R, S>& here, const RowSlopes<R>& slopes, R& log_p, R& even, R& s
 ) {
     const Smoothing<R> smoothing(p);
     R f;
@@ -379,8 +379,8 @@ INLINE Masses<R> own_masses(
 }
 
 // The mass of a row, and the log p of its class index.
-template <class R, class S, class T>
-INLINE Masses<R> masses_of(const Softmax& p, const Row<R, S, T>& here, const RowSlopes<R>& slopes, R& log_p) {
+template <class R, class S>
+INLINE Masses<R> masses_of(const Softmax& p, const Row<R, S>& here, const RowSlopes<R>& slopes, R& log_p) {
     const Smoothing<R> smoothing(p);
     Masses<R> masses{R(0), R(0), R(0), NAN_<R>};
     R s = 0, even = 0;
@@ -405,17 +405,17 @@ INLINE Masses<R> masses_of(const Softmax& p, const Row<R, S, T>& here, const Row
 
 // The slopes of a block of x', with its weights w or, where each class has the same, with `less` = g w; from where to
 // fetch the next logits and target, and where the slopes will go.
-template <class R, class S, class T>
+template <class R, class S>
 INLINE void store_slopes(
     const RowSlopes<R>& slopes, const Block<R>& block, const Block<R>* w, R less, R* __restrict out, const S* next,
-    const T* next_target, const S* to
+    const Shares<R, S>& next_target, const S* to
 ) {
     const bool near_one = w && slopes.log_sum < -LOG_HALF<R>;
     block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
         R slope[LANES];
         fetch(next + k, LANES * sizeof(S));
         fetch_to_write(to + k, LANES * sizeof(S));
-        if (next_target) fetch(next_target + k, LANES * sizeof(T));
+        if (next_target) fetch(next_target.from(k).at, LANES * next_target.size());
         for (int l = 0; l < LANES; l++) slope[l] = slopes.of_p(x[l]) - less;
         const R* weight = w ? w->run(k) : nullptr;
         if (near_one)
@@ -428,7 +428,7 @@ INLINE void store_slopes(
 }
 
 // Take the slopes of a block's x' back to those of x, which is read once more for the soft cap.
-template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x, R* slope, int64_t k, int64_t n) {
+template <class R, class S> APART void chain_block(const Softmax& p, const S* x, R* slope, int64_t k, int64_t n) {
     const Transform<R> transform(p);
     for (int64_t i = 0; i < padded(n); i += LANES) {
         const int64_t at = i + LANES <= n ? i : n - LANES;
@@ -439,23 +439,25 @@ template <class R, class S> INLINE void chain_block(const Softmax& p, const S* x
 }
 
 // The slopes of a block's probabilities; f is -log p where none is given.
-template <class R, class T>
-INLINE void store_target_slopes(
-    const Softmax& p, const RowSlopes<R>& slopes, const Block<R>& block, const R* f, T* out, int64_t k
+template <class R, class S>
+APART void store_target_slopes(
+    const Softmax& p, const RowSlopes<R>& slopes, const Block<R>& block, const R* f, const Shares<R, S>& out, int64_t k
 ) {
     const R *c = static_cast<const R*>(p.weight), keep = R(1 - p.smoothing);
-    for (int64_t j = 0; j < block.n; j++) {
-        const int64_t again = j < block.whole ? 0 : block.seen;
-        const R x = j < block.whole ? block.x[j] : block.last[j - block.whole + again];
-        const R cost = f ? f[j + again] : -slopes.log_p(x);
-        narrow(slopes.of_target(keep, c ? c[k + j] : R(1), cost), out[(k + j) * p.grad_target_at.classes]);
-    }
+    out.typed([&](auto* to) {
+        for (int64_t j = 0; j < block.n; j++) {
+            const int64_t again = j < block.whole ? 0 : block.seen;
+            const R x = j < block.whole ? block.x[j] : block.last[j - block.whole + again];
+            const R cost = f ? f[j + again] : -slopes.log_p(x);
+            narrow(slopes.of_target(keep, c ? c[k + j] : R(1), cost), to[(k + j) * p.grad_target_at.classes]);
+        }
+    });
 }
 
 // Takes the row's logits and target, its top and log_sum, and the gradient of its loss. Gives the slopes of the logits
 // and of the probabilities, each where it is wanted; those of a row that does not count are 0.
-template <class R, class S, class T> static void row_backward(const Softmax& p, int64_t row) {
-    const Row<R, S, T> here(p, row);
+template <class R, class S> static void row_backward(const Softmax& p, int64_t row) {
+    const Row<R, S> here(p, row);
     if (!here.valid) {
         if (here.out) std::memset(static_cast<void*>(here.out), 0, size_t(p.classes) * sizeof(S));
         return;
@@ -495,11 +497,11 @@ template <class R, class S, class T> static void row_backward(const Softmax& p, 
 
 // Takes the row's logits and target, and the gradient of a loss. Gives the loss and weight of the row, added to `sums`,
 // and the slopes of the logits. They are formed of the same powers e^{x - level}, which are kept in the scratch.
-template <class R, class S, class T> static void row_both(const Softmax& p, int64_t row, double* sums) {
-    const Row<R, S, T> here(p, row);
+template <class R, class S> static void row_both(const Softmax& p, int64_t row, double* sums) {
+    const Row<R, S> here(p, row);
     if (!here.valid || p.penalises_all()) {
-        row_forward<R, S, T>(p, row, sums);
-        return row_backward<R, S, T>(p, row);
+        row_forward<R, S>(p, row, sums);
+        return row_backward<R, S>(p, row);
     }
     int64_t likeliest = NO_CLASS;
     Kept<R> kept(p);

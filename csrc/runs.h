@@ -30,10 +30,38 @@ INLINE int64_t index_at(const void* indices, int64_t type, int64_t row) {
 }
 
 // Where a row begins in a tensor of the logits' shape.
-template <class V> INLINE V* at_row(const Softmax& p, const void* tensor, const Strides& at, int64_t row) {
-    if (!tensor) return nullptr;
-    return static_cast<V*>(const_cast<void*>(tensor)) + row / p.inner * at.outer + row % p.inner * at.inner;
+INLINE int64_t row_offset(const Softmax& p, const Strides& at, int64_t row) {
+    return row / p.inner * at.outer + row % p.inner * at.inner;
 }
+template <class V> INLINE V* at_row(const Softmax& p, const void* tensor, const Strides& at, int64_t row) {
+    return tensor ? static_cast<V*>(const_cast<void*>(tensor)) + row_offset(p, at, row) : nullptr;
+}
+
+// A row's probabilities, or their slopes, where they lie: R where the target is wide, S as its logits otherwise. It is
+// asked for many of them at a time, so that the kernels need not be compiled for both.
+template <class R, class S> struct Shares {
+    char* at = nullptr;
+    bool wide = false;
+
+    Shares() = default;
+    Shares(const Softmax& p, const void* tensor, const Strides& strides, int64_t row) : wide(p.wide_target) {
+        if (tensor) at = static_cast<char*>(const_cast<void*>(tensor)) + row_offset(p, strides, row) * size();
+    }
+    explicit operator bool() const { return at; }
+    int64_t size() const { return wide ? sizeof(R) : sizeof(S); }
+    Shares from(int64_t k) const {
+        Shares to = *this;
+        to.at += k * size();
+        return to;
+    }
+    // Do something with the pointer to what they are.
+    template <class F> INLINE_MEMBER void typed(F&& f) const {
+        if constexpr (!std::is_same_v<R, S>) {
+            if (wide) return f(reinterpret_cast<R*>(at));
+        }
+        f(reinterpret_cast<S*>(at));
+    }
+};
 
 // Fold LANES numbers into one, half by half; as vectors, for compilers take the halves apart one by one.
 template <bool MAX, int N, class R> INLINE R fold_halves(const R* lane) {

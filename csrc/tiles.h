@@ -315,17 +315,16 @@ template <class R> struct Tile {
 };
 
 // What a tile's rows are read from and written to: the pointers to the first of them.
-template <class S, class T> struct Rows : Span {
+template <class R, class S> struct Rows : Span {
     const S* x;
-    const T* t;
     S* out;
-    T* out_target;
+    Shares<R, S> t, out_target;
 
     Rows(const Softmax& p, int64_t tile) : Span(p, tile) {
         x = at_row<const S>(p, p.logits, p.at, row);
-        t = p.index_type < 0 ? at_row<const T>(p, p.target, p.target_at, row) : nullptr;
+        if (p.index_type < 0) t = {p, p.target, p.target_at, row};
         out = at_row<S>(p, p.grad_logits, p.grad_at, row);
-        out_target = at_row<T>(p, p.grad_target, p.grad_target_at, row);
+        out_target = {p, p.grad_target, p.grad_target_at, row};
     }
 
     int64_t first_of(int64_t q) const { return row + q * LANES; }
@@ -390,11 +389,12 @@ template <class R> struct Labels {
 
 // The weights w of a tile; where the target is indices, the part of them that smoothing spreads; none without
 // smoothing.
-template <class R, class S, class T>
-INLINE bool tile_weights(const Softmax& p, const Rows<S, T>& here, int64_t k, int64_t n, Tile<R>& tile) {
+template <class R, class S>
+APART bool tile_weights(const Softmax& p, const Rows<R, S>& here, int64_t k, int64_t n, Tile<R>& tile) {
     if (!here.t && p.smoothing == 0) return false;
     const Smoothing<R> smoothing(p);
-    if (here.t) tile.load(here.t + k * p.target_at.classes, p.target_at, n, here);
+    const auto load = [&](const auto* t) { tile.load(t + k * p.target_at.classes, p.target_at, n, here); };
+    if (here.t) here.t.typed(load);
     else tile.lay_out(p.target_at, n, here);
     for (int64_t j = 0; j < n; j++) {
         const R c = smoothing.weight ? smoothing.weight[k + j] : R(1);
@@ -431,8 +431,8 @@ static void chain_panel(const Softmax& p, const R* x, int64_t pitch, R* slope, i
 }
 
 // The same for the panels of a tile, whose x is read once more where there is a soft cap.
-template <class R, class S, class T>
-static void chain_tile(const Softmax& p, const Rows<S, T>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
+template <class R, class S>
+static void chain_tile(const Softmax& p, const Rows<R, S>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
     Tile<R> raw;
     raw.lay_out(p.at, n, here);
     if (p.cap > 0) raw.load(x, p.at, n, here);
@@ -449,8 +449,8 @@ template <class R> INLINE void penalise_run(const Softmax& p, const R* x, const 
 
 // A second look at a tile whose p is known: do something with x' (where it is wanted) and w of a panel and one class at
 // a time. `labels` gives a panel's.
-template <class R, class S, class T, class L, class F>
-INLINE void look_again(const Softmax& p, const Rows<S, T>& here, bool wanted, L&& labels, F&& f) {
+template <class R, class S, class L, class F>
+INLINE void look_again(const Softmax& p, const Rows<R, S>& here, bool wanted, L&& labels, F&& f) {
     Tile<R> logits, weights;
     for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
         const int64_t n = std::min(p.classes - k, most);
@@ -515,7 +515,7 @@ template <class R> struct Sums {
         for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
     }
 
-    void add_moments(const R* x, int64_t pitch, int64_t k, int64_t n) {
+    APART_MEMBER void add_moments(const R* x, int64_t pitch, int64_t k, int64_t n) {
         for (int64_t j = 0; j < n; j++)
             for (int l = 0; l < LANES; l++) {
                 const R logit = x[j * pitch + l];
@@ -524,7 +524,7 @@ template <class R> struct Sums {
             }
     }
 
-    void add_costs(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
+    APART_MEMBER void add_costs(const R* x, int64_t pitch, const R* w, int64_t w_pitch, int64_t n) {
         R costs[LANES] = {}, masses[LANES] = {};  // of these classes: sums of few numbers, added to the sums of many
         for (int64_t j = 0; j < n; j++)
             for (int l = 0; l < LANES; l++)
@@ -538,8 +538,8 @@ template <class R> struct Sums {
 };
 
 // Put Σ w f(p) in the place of Σ w (-log p), where every class has a weight.
-template <class R, class S, class T>
-static void penalise_costs(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, Sums<R>* sum) {
+template <class R, class S>
+static void penalise_costs(const Softmax& p, const Rows<R, S>& here, const Labels<R>* label, Sums<R>* sum) {
     R log_sum[ROWS / LANES][LANES];
     for (int64_t q = 0; q < here.panels(); q++) {
         sum[q].log_sums(log_sum[q]);
@@ -554,8 +554,8 @@ static void penalise_costs(const Softmax& p, const Rows<S, T>& here, const Label
 }
 
 // The statistics of probability targets: Σ t log p before smoothing, and whether the largest class is the likeliest.
-template <class R, class S, class T>
-static void soft_statistics(const Softmax& p, const Rows<S, T>& here, const Labels<R>* label, const Sums<R>* sum) {
+template <class R, class S>
+static void soft_statistics(const Softmax& p, const Rows<R, S>& here, const Labels<R>* label, const Sums<R>* sum) {
     Softmax bare = p;
     bare.smoothing = bare.share = 0, bare.weight = bare.spread = nullptr;
     struct {
@@ -605,9 +605,9 @@ INLINE void add_targets(
 }
 
 // Finish a panel: the losses of its rows from their sums, and what backward needs of them.
-template <class R, class S, class T>
+template <class R, class S>
 static void finish(
-    const Softmax& p, const Rows<S, T>& here, int64_t q, const Labels<R>& label, Sums<R>& sum, double* sums
+    const Softmax& p, const Rows<R, S>& here, int64_t q, const Labels<R>& label, Sums<R>& sum, double* sums
 ) {
     const int64_t row = here.first_of(q), rows = here.rows_of(q);
     R log_sum[LANES], loss[LANES];
@@ -634,8 +634,8 @@ static void finish(
 // Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss, weight and mass where each
 // row has its own, and adds losses and weights to `sums`. A row that does not count has a loss, a weight and statistics
 // of 0.
-template <class R, class S, class T> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
-    const Rows<S, T> here(p, tile);
+template <class R, class S> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
+    const Rows<R, S> here(p, tile);
     Tile<R> logits, weights;
     Labels<R> label[ROWS / LANES];
     Sums<R> sum[ROWS / LANES];
@@ -702,7 +702,7 @@ template <class R> struct Slopes {
     }
     // What the weights take from them.
     template <bool NEAR_ONE>
-    void minus_weights(
+    APART_MEMBER void minus_weights(
         const R* x, int64_t pitch, const R* w, int64_t w_pitch, R* __restrict out, int64_t to_pitch, int64_t n
     ) const {
         for (int64_t j = 0; j < n; j++) {
@@ -722,7 +722,7 @@ template <class R> struct Slopes {
     }
 
     // w ∘ s(p) in the place of w.
-    void weigh(const Softmax& p, const Tile<R>& logits, Tile<R>& weights, int64_t q, int64_t n) const {
+    APART_MEMBER void weigh(const Softmax& p, const Tile<R>& logits, Tile<R>& weights, int64_t q, int64_t n) const {
         R f[LANES], s[LANES];
         for (int64_t j = 0; j < n; j++) {
             R* w = weights.at(q) + j * weights.pitch;
@@ -730,7 +730,7 @@ template <class R> struct Slopes {
             for (int l = 0; l < LANES; l++) w[l] = times(w[l], s[l]);
         }
     }
-    void of_targets(
+    APART_MEMBER void of_targets(
         const Softmax& p, const R* x, int64_t pitch, const R* c, R* out, int64_t to_pitch, int64_t n
     ) const {
         const R keep = R(1 - p.smoothing);
@@ -744,8 +744,8 @@ template <class R> struct Slopes {
 };
 
 // s(p) of a panel's class indices, by the logits of the classes as they lie in memory; 0 for rows that do not count.
-template <class R, class S, class T>
-INLINE void index_pulls(const Softmax& p, const Rows<S, T>& here, int64_t q, const Slopes<R>& slopes, R* s) {
+template <class R, class S>
+INLINE void index_pulls(const Softmax& p, const Rows<R, S>& here, int64_t q, const Slopes<R>& slopes, R* s) {
     const Labels<R>& label = slopes.label;
     for (int l = 0; l < LANES; l++) s[l] = label.valid[l];
     if (p.penalty == NO_PENALTY) return;
@@ -760,8 +760,8 @@ INLINE void index_pulls(const Softmax& p, const Rows<S, T>& here, int64_t q, con
 }
 
 // The masses of a panel's class indices.
-template <class R, class S, class T>
-INLINE void set_index_masses(const Softmax& p, const Rows<S, T>& here, int64_t q, Slopes<R>& slopes) {
+template <class R, class S>
+INLINE void set_index_masses(const Softmax& p, const Rows<R, S>& here, int64_t q, Slopes<R>& slopes) {
     const Smoothing<R> smoothing(p);
     const Labels<R>& label = slopes.label;
     const R total = R(p.weight_sum);
@@ -774,8 +774,7 @@ INLINE void set_index_masses(const Softmax& p, const Rows<S, T>& here, int64_t q
 }
 
 // The masses of a tile's rows that are sums over classes: of w, or of w ∘ s(p) where there is a penalty.
-template <class R, class S, class T>
-static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slopes) {
+template <class R, class S> static void sum_masses(const Softmax& p, const Rows<R, S>& here, Slopes<R>* slopes) {
     const bool penalised = p.penalty != NO_PENALTY;
     struct {  // of as many terms as there are classes, which a float would round one by one
         double spread[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
@@ -806,8 +805,8 @@ static void sum_masses(const Softmax& p, const Rows<S, T>& here, Slopes<R>* slop
 
 // Takes the logits and targets of a tile's rows, their top and log_sum, and the gradients of their losses. Gives the
 // slopes of the logits and of the probabilities, each where it is wanted; those of a row that does not count are 0.
-template <class R, class S, class T> static void tile_backward(const Softmax& p, int64_t tile) {
-    const Rows<S, T> here(p, tile);
+template <class R, class S> static void tile_backward(const Softmax& p, int64_t tile) {
+    const Rows<R, S> here(p, tile);
     Tile<R> logits, weights, result;
     Slopes<R> slopes[ROWS / LANES];
     const bool all = p.penalises_all();
@@ -828,7 +827,9 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
             result.lay_out(p.grad_target_at, n, here);
             for (int64_t q = 0; q < here.panels(); q++)
                 slopes[q].of_targets(p, logits.at(q), logits.pitch, c, result.at(q), result.pitch, n);
-            result.store(here.out_target + k * p.grad_target_at.classes, p.grad_target_at, n, here);
+            here.out_target.typed([&](auto* to) {
+                result.store(to + k * p.grad_target_at.classes, p.grad_target_at, n, here);
+            });
         }
         if (!here.out) continue;
         S* out = here.out + k * p.grad_at.classes;
@@ -892,7 +893,7 @@ template <class R> struct SlopesOfE {
         for (int64_t j = 0; j < n; j++)
             for (int l = 0; l < LANES; l++) out[j * to_pitch + l] = of_e[l] * e[j * pitch + l];
     }
-    void minus_weights(
+    APART_MEMBER void minus_weights(
         const R* e, int64_t pitch, const R* w, int64_t w_pitch, R* __restrict out, int64_t to_pitch, int64_t n
     ) const {
         for (int64_t j = 0; j < n; j++)
@@ -900,7 +901,9 @@ template <class R> struct SlopesOfE {
                 out[j * to_pitch + l] = slopes.row(l).minus_weight(of_e[l] * e[j * pitch + l], w[j * w_pitch + l]);
     }
     // The slopes of likely classes, whose e is 1.
-    void of_likely(const R* e, int64_t pitch, const R* w, int64_t w_pitch, R* out, int64_t to_pitch, int64_t n) const {
+    APART_MEMBER void of_likely(
+        const R* e, int64_t pitch, const R* w, int64_t w_pitch, R* out, int64_t to_pitch, int64_t n
+    ) const {
         R slope[LANES];
         for (int64_t j = 0; any_likely && j < n; j++) {
             const R *one = e + j * pitch, *weight = w + j * w_pitch;
@@ -917,8 +920,8 @@ template <class R> struct SlopesOfE {
 // Takes the logits and targets of a tile's rows, and the gradient of a loss. Gives the losses and weights of the rows,
 // added to `sums`, and the slopes of the logits, formed of the same powers e^{x - level}, which are kept in the
 // scratch.
-template <class R, class S, class T> static void tile_both(const Softmax& p, int64_t tile, double* sums) {
-    const Rows<S, T> here(p, tile);
+template <class R, class S> static void tile_both(const Softmax& p, int64_t tile, double* sums) {
+    const Rows<R, S> here(p, tile);
     auto* kept = static_cast<KeptTile<R>*>(p.scratch);
     Tile<R> weights, result;
     Sums<R> sum[ROWS / LANES];
