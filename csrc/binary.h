@@ -66,7 +66,8 @@ template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
 
 // -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x, weighed by `yes` and `no`; small is e^{-|x|}.
 template <class R> INLINE R binary_loss(R x, R small, R yes, R no) {
-    return times(pick(x > R(0), no, yes), magnitude(x)) + times(yes + no, log1p_unit(small));
+    const R likely = pick(x > R(0), no, yes), rest = times(yes + no, log1p_unit(small));
+    return pick(likely == R(0), rest, multiply_add(likely, magnitude(x), rest));
 }
 // With weights both may weigh nothing, and then there is no slope, whatever x is.
 template <bool WEIGHTED, class R> INLINE R binary_slope(R x, R small, R yes, R no) {

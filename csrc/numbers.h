@@ -161,6 +161,22 @@ INLINE float expm1_(float z) {
 }
 INLINE double expm1_(double z) { return std::expm1(z); }
 
+// a b + c of two products in a sum, of which a compiler would fuse the one or the other with the sum: always this one.
+INLINE float multiply_add(float a, float b, float c) {
+#ifdef __FMA__
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+INLINE double multiply_add(double a, double b, double c) {
+#ifdef __FMA__
+    return __builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 template <class R> INLINE R times(R weight, R value) {  // what has no weight is not there, whatever its value
     return pick(weight == R(0), R(0), weight * value);
 }

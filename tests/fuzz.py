@@ -464,14 +464,14 @@ def same(a: Result, b: Result, when: str, one_nan: bool) -> None:
     """Compare results bit by bit.
 
     The kernels have one nan. Torch's operations have several: whether one is negative hangs on the instruction that met it, and
-    a vector's is another than that of the numbers behind the last whole vector. So it is with zeros.
+    a vector's is another than that of the numbers behind the last whole vector. The sign of a 0 means nothing anywhere.
 
     Raises:
         AssertionError: they differ.
     """
 
     def bits(x: Tensor) -> Tensor:
-        x = x if one_nan else x.masked_fill(x.isnan(), torch.nan) + 0.0
+        x = (x if one_nan else x.masked_fill(x.isnan(), torch.nan)) + 0.0
         return x.new_empty(x.numel()).copy_(x.reshape(-1)).view(torch.uint8)
 
     for name, x, y in zip(Result._fields, a, b, strict=True):
