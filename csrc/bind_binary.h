@@ -72,6 +72,11 @@ bool describe(const BinaryInputs& inputs, Binary& p) {
     return false;
 }
 
+void run_binary(const Binary& p, const View& logits) {
+    auto* run = kernels->binary[dtype_of(logits)];
+    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+}
+
 // Write the loss of each element as R, or one number: the sum over `divisor`.
 bool binary_forward(
     nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, bool reduce, double divisor,
@@ -88,8 +93,7 @@ bool binary_forward(
     std::vector<double> partial(reduce ? size_t(p.blocks()) : 0);
     if (reduce) p.partial = partial.data();
     else p.loss = loss.pointer();
-    auto* run = kernels->binary[dtype_of(logits)];
-    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    run_binary(p, logits);
     if (reduce) {
         double sum = 0;
         for (double part : partial) sum += part;
@@ -123,8 +127,7 @@ bool binary_backward(
     p.grad = g.pointer, p.grad_rows = g.rows;
     if (grad_logits) p.grad_logits = grad_logits->pointer();
     if (grad_target) p.grad_target = grad_target->pointer();
-    auto* run = kernels->binary[dtype_of(logits)];
-    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    run_binary(p, logits);
     return true;
 }
 
@@ -147,25 +150,11 @@ bool binary_sum(
     const Gradient g(over(factor, divisor), logits.dtype.bits == 64);
     if (grad_logits)
         p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.stream = is_streamed(*grad_logits, logits);
-    auto* run = kernels->binary[dtype_of(logits)];
-    share(p.blocks(), logits.numel(), [&](int64_t begin, int64_t end) { run(p, begin, end); });
+    run_binary(p, logits);
     double sum = 0;
     for (int64_t block = 0; block < p.blocks(); block++) sum += partial[size_t(block)];
     if (loss) put_number(*loss, sum / divisor);
     return true;
-}
-
-// Whether binary_sum takes a call without weights just as it came, as `ordinary` says it of softmax_sum.
-bool ordinary_binary(nb::handle logits_, nb::handle target_) try {
-    if (!types().plain(logits_) || !types().plain(target_) || nb::cast<bool>(target_.attr("requires_grad")))
-        return false;
-    const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
-    if (!is_float(logits) || !same_dtype(target, logits) || !logits.on_cpu() || !target.on_cpu() || logits.numel() == 0)
-        return false;
-    if (target.ndim != logits.ndim || !std::equal(logits.shape, logits.shape + logits.ndim, target.shape)) return false;
-    return contiguous(logits) && contiguous(target);
-} catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
-    return false;
 }
 
 void bind_binary(nb::module_& m) {
@@ -174,7 +163,6 @@ void bind_binary(nb::module_& m) {
         "binary_forward", &binary_forward, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "reduce"_a,
         "divisor"_a, "loss"_a
     );
-    m.def("ordinary_binary", &ordinary_binary, "logits"_a.none(), "target"_a.none());
     m.def(
         "binary_sum", &binary_sum, "logits"_a, "target"_a, "weight"_a.none(), "pos_weight"_a.none(), "divisor"_a,
         "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0

@@ -81,8 +81,12 @@ struct Member {
     }
 };
 
-// Few rows are cut into small tiles, so that there are enough of them for several threads.
-int64_t tile_rows(const Softmax& p) { return p.rows() < 64 * ROWS ? LANES : ROWS; }
+// Few rows are cut into small tiles, so that there are enough of them for several threads, and so are long ones, for
+// the nearest cache.
+int64_t tile_rows(const Softmax& p) {
+    const bool is_long = p.at.classes == 1 && p.classes > FEW_CLASSES;
+    return is_long || p.rows() < 64 * ROWS ? LANES : ROWS;
+}
 
 // What every softmax loss is given.
 struct Inputs {
@@ -125,7 +129,8 @@ struct Inputs {
         return ::lay_out(tensors, layouts);
     }
 
-    Softmax describe() const {
+    // Rows of up to `few` classes are taken as tiles.
+    Softmax describe(int64_t few) const {
         Softmax p{};
         const Layout& layout = layouts.at(0);
         p.outer = layout.outer, p.inner = layout.inner, p.classes = layout.classes;
@@ -137,8 +142,9 @@ struct Inputs {
         p.shard = member.all_classes != 0;
         p.ignore_index = ignore_index, p.smoothing = smoothing;
         p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
-        p.rows_per_tile = p.at.classes == 1 && p.classes > FEW_CLASSES ? 1 : tile_rows(p);
         set_member(p);
+        if (soft || p.penalises_all()) few = FEW_CLASSES;
+        p.rows_per_tile = p.at.classes == 1 && p.classes > few ? 1 : tile_rows(p);
         return p;
     }
 
@@ -190,6 +196,18 @@ double forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, con
     return sums[1];
 }
 
+// Where a gradient for the logits is written.
+void set_gradient(Softmax& p, const View& grad_logits, const Layout& layout) {
+    p.grad_logits = grad_logits.pointer(), p.grad_at = layout.at;
+    if (p.grad_at.classes != 1) p.rows_per_tile = tile_rows(p);
+}
+
+// Run the backward kernels.
+void backward(Softmax& p, DType dtype, int64_t elements) {
+    auto* run = kernels->softmax_backward[dtype];
+    read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
+}
+
 // Where the statistics of rows are written: R, one a row, and a byte for `correct`.
 struct Statistics {
     View entropy, target_log_prob, correct;
@@ -233,7 +251,7 @@ std::optional<double> softmax_forward(
         memory.writes(statistics->correct);
     }
     if (!inputs.lay_out()) return std::nullopt;
-    Softmax p = inputs.describe();
+    Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (each) p.loss = loss.pointer();
     if (row_weight) p.row_weight = row_weight->pointer();
@@ -278,20 +296,15 @@ bool softmax_backward(
     if (elsewhere) check_row_numbers(*elsewhere, logits);
     check_gradients(memory, inputs, grad_logits, grad_target);
     if (!inputs.lay_out(grad_logits, grad_target)) return false;
-    Softmax p = inputs.describe();
+    Softmax p = inputs.describe(FEW_CLASSES);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;
     if (elsewhere) p.elsewhere = elsewhere->pointer();
     size_t next = inputs.soft ? 2 : 1;
-    if (grad_logits) {
-        p.grad_logits = grad_logits->pointer(), p.grad_at = inputs.layouts[next++].at;
-        if (p.grad_at.classes != 1) p.rows_per_tile = tile_rows(p);
-    }
+    if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts[next++]);
     if (grad_target) p.grad_target = grad_target->pointer(), p.grad_target_at = inputs.layouts[next].at;
-    auto* run = kernels->softmax_backward[dtype_of(logits)];
-    const int64_t elements = logits.numel();
-    read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
+    backward(p, dtype_of(logits), logits.numel());
     return true;
 }
 
@@ -352,16 +365,13 @@ std::optional<double> softmax_sum(
     if (loss) check_total(*loss, logits), memory.writes(*loss);
     check_gradients(memory, inputs, grad_logits, {});
     if (!inputs.lay_out(grad_logits)) return std::nullopt;
-    Softmax p = inputs.describe();
+    Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
     const bool wide = logits.dtype.bits == 64;
     const bool over_logits = grad_logits && grad_logits->pointer() == logits.pointer();
     const double weights = mean || over_logits ? sum_of_weights(p, wide) : 1, divisor = mean ? weights : 1;
     const Gradient g(over(factor, divisor), wide);
     p.grad = g.pointer;
-    if (grad_logits) {
-        p.grad_logits = grad_logits->pointer(), p.grad_at = inputs.layouts.back().at;
-        if (p.grad_at.classes != 1) p.rows_per_tile = tile_rows(p);
-    }
+    if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts.back());
     const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]), partial(new double[size_t(2 * p.tiles())]);
     set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();
@@ -391,7 +401,7 @@ void scale(nb::handle numbers_, double factor) {
     share(p.blocks(), p.size, [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
-// --- calls that need nothing of what Python checks ------------------------------------------------------------------
+// --- what needs no question -----------------------------------------------------------------------------------------
 
 void know_types(nb::type_object tensor, nb::type_object parameter) {
     types().is_neg = tensor.attr("is_neg");
@@ -406,33 +416,6 @@ bool holds(nb::handle tensor, double value) try {
     const View number_(tensor, "number", View::READ);
     return number_.ndim == 0 && is_float(number_) && number(number_) == value;
 } catch (const std::exception&) {
-    return false;
-}
-
-bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
-
-// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as softmax_sum takes
-// them, and no derivative but that of the logits.
-bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
-    if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return false;
-    const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
-    if (!is_float(logits) || !logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0)
-        return false;
-    const bool soft = index_type_of(target) < 0;
-    if (soft ? target.dtype != logits.dtype || ignore_index >= 0 || requires_grad(target_) : !contiguous(target))
-        return false;
-    if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return false;
-    for (int32_t d = 1; d < target.ndim; d++)
-        if (target.shape[d] != logits.shape[soft ? d : d + 1]) return false;
-    if (!weight_.is_none()) {
-        const View weight(weight_, "weight", View::LOOK);
-        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || requires_grad(weight_))
-            return false;
-        if (weight.ndim != 1 || weight.shape[0] != logits.shape[1] || !contiguous(weight)) return false;
-    }
-    std::vector<Layout> layouts;
-    return lay_out(soft ? std::vector{&logits, &target} : std::vector{&logits}, layouts);
-} catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
     return false;
 }
 
@@ -461,7 +444,6 @@ void bind_softmax(nb::module_& m) {
         "lse"_a, "ignore_index"_a, "smoothing"_a, "grad_logits"_a.none(), "grad_target"_a.none(),
         "member"_a.none() = nb::none(), "elsewhere"_a.none() = nb::none()
     );
-    m.def("ordinary", &ordinary, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a);
     m.def(
         "softmax_sum", &softmax_sum, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
         "mean"_a, "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0, "member"_a.none() = nb::none()

@@ -7,12 +7,14 @@
 #include "bind_binary.h"
 #include "bind_memory.h"
 #include "bind_product.h"
+#include "bind_quick.h"
 #include "bind_softmax.h"
 
 NB_MODULE(_native, m) {
     m.doc() = "The CPU kernels of crossent.";
     bind_softmax(m);
     bind_binary(m);
+    bind_quick(m);
     bind_product(m);
     bind_memory(m);
     bind_launch(m);

@@ -6,6 +6,14 @@
 #include "kernels.h"
 #include "product.h"
 
+#if defined(__AVX512F__)
+#define FEW 192, 128, 192, 192
+#elif defined(__AVX2__)
+#define FEW 112, 64, 112, 112
+#else
+#define FEW FEW_CLASSES, FEW_CLASSES, FEW_CLASSES, FEW_CLASSES
+#endif
+
 #define PASTE(a, b) a##b
 #define TABLE(isa) PASTE(kernels_, isa)
 #define STRING(x) #x
@@ -14,6 +22,7 @@
 extern const Kernels TABLE(ISA);
 const Kernels TABLE(ISA) = {
     NAME(ISA),
+    {FEW},
     {softmax_forward<float>, softmax_forward<double>, softmax_forward<bf16>, softmax_forward<half>},
     {softmax_backward<float>, softmax_backward<double>, softmax_backward<bf16>, softmax_backward<half>},
     {softmax_both<float>, softmax_both<double>, softmax_both<bf16>, softmax_both<half>},

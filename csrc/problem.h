@@ -12,7 +12,8 @@ constexpr int LANES = 32;    // accumulators of a row; rows side by side
 constexpr int ROWS = 128;    // rows of a tile, at most
 constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, at most
 
-// Up to this many classes rows are taken as tiles, even where each of them lies in one piece.
+// Up to this many classes rows are taken as tiles, even where each of them lies in one piece; forward, and forward with
+// its gradient, up to more of them on long vectors: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
 // Up to this many e^x of a tile are kept for its gradient, in as many R for each chunk of classes.
@@ -140,6 +141,7 @@ struct Scaled {
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (others) [begin, end).
 struct Kernels {
     const char* name;
+    int64_t few_classes[DTYPES];  // a row has fixed costs, which are the more vectors the longer those are
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_both[DTYPES])(const Softmax&, int64_t begin, int64_t end);

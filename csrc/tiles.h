@@ -79,22 +79,29 @@ template <class R, class F> INLINE void to_rows(const R* from, int64_t classes, 
         }
 }
 
-// A row of any number of classes: PART at a time, of which the last may overlap with those before.
-template <class S, class R> INLINE void widen_row(const S* from, R* to, int64_t n) {
-    constexpr int64_t PART = 8;
-    for (int64_t next = 0; n >= PART && next < n; next += PART) {
+// A row of any number of classes: PART at a time, of which the last may overlap with those before. A vector's worth
+// where the row has as many, since half precision has instructions for no less.
+template <int64_t PART, class S, class R> INLINE void widen_parts(const S* from, R* to, int64_t n) {
+    for (int64_t next = 0; next < n; next += PART) {
         const int64_t k = std::min(next, n - PART);
         widen_run<PART>(from + k, to + k);
     }
-    for (int64_t k = 0; n < PART && k < n; k++) to[k] = widen(from[k]);
 }
-template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t n) {
-    constexpr int64_t PART = 8;
-    for (int64_t next = 0; n >= PART && next < n; next += PART) {
+template <int64_t PART, class R, class S> INLINE void narrow_parts(const R* from, S* to, int64_t n) {
+    for (int64_t next = 0; next < n; next += PART) {
         const int64_t k = std::min(next, n - PART);
         narrow_run<PART>(from + k, to + k);
     }
-    for (int64_t k = 0; n < PART && k < n; k++) narrow(from[k], to[k]);
+}
+template <class S, class R> INLINE void widen_row(const S* from, R* to, int64_t n) {
+    if (n >= 16) return widen_parts<16>(from, to, n);
+    if (n >= 8) return widen_parts<8>(from, to, n);
+    for (int64_t k = 0; k < n; k++) to[k] = widen(from[k]);
+}
+template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t n) {
+    if (n >= 16) return narrow_parts<16>(from, to, n);
+    if (n >= 8) return narrow_parts<8>(from, to, n);
+    for (int64_t k = 0; k < n; k++) narrow(from[k], to[k]);
 }
 
 // One step of five that take a tile of fewer classes than SIDE from rows to classes: two halves are interleaved, so
@@ -324,10 +331,14 @@ template <class S, class T> struct Rows : Span {
     int64_t first_of(int64_t q) const { return row + q * LANES; }
 };
 
+// The number of a class, as wide as R so that LANES of them are as many vectors; R itself is not exact beyond 2^24.
+template <class R> using Class = std::conditional_t<sizeof(R) == 8, int64_t, int32_t>;
+
 // The labels of LANES rows: class (0 where there is none), c[y] and 1 or 0 for rows that count or do not.
 template <class R> struct Labels {
     int64_t y[LANES];
     R weight[LANES], valid[LANES];
+    Class<R> own[LANES];  // y where there are few classes, and NO_CLASS for a row that does not count
 
     void read(const Softmax& p, int64_t row, int64_t rows) {
         for (int l = 0; l < LANES; l++) y[l] = p.ignore_index, valid[l] = weight[l] = R(p.index_type < 0);
@@ -342,6 +353,7 @@ template <class R> struct Labels {
         if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
         if (const R* c = static_cast<const R*>(p.weight))
             for (int l = 0; l < LANES; l++) weight[l] = here(l) ? c[y[l]] : R(0);
+        for (int l = 0; l < LANES; l++) own[l] = Class<R>(counted[l] ? y[l] : NO_CLASS);
     }
 
     // Whether a row counts and has its class here.
@@ -350,15 +362,29 @@ template <class R> struct Labels {
     // Whether a row counts and has its class among the n from k on.
     bool within(int64_t l, int64_t k, int64_t n) const { return valid[l] != R(0) && uint64_t(y[l] - k) < uint64_t(n); }
 
+    // Of so few classes, to look at each of a row costs less than to go where its own is.
+    static constexpr int64_t LOOKED_AT = 8;
+
+    // Pick the number of each row's class, where that is among the n from k on.
+    void pick_own(const R* x, int64_t pitch, int64_t k, int64_t n, R* to) const {
+        if (n <= LOOKED_AT)
+            for (int64_t j = 0; j < n; j++)
+                for (int l = 0; l < LANES; l++) to[l] = pick(own[l] == Class<R>(k + j), x[j * pitch + l], to[l]);
+        else
+            for (int64_t l = 0; l < LANES; l++)
+                if (uint64_t(y[l] - k) < uint64_t(n)) to[l] = x[(y[l] - k) * pitch + l];
+    }
+
     // Put a number of each row in the place of its class, where that is among the n from k on.
     void put(const R* number, R* to, int64_t pitch, int64_t k, int64_t n) const {
-        for (int64_t l = 0; l < LANES; l++)
+        if (n <= LOOKED_AT)
+            for (int64_t j = 0; j < n; j++)
+                for (int l = 0; l < LANES; l++)
+                    to[j * pitch + l] = pick(own[l] == Class<R>(k + j), number[l], to[j * pitch + l]);
+        for (int64_t l = 0; n > LOOKED_AT && l < LANES; l++)
             if (within(l, k, n)) to[(y[l] - k) * pitch + l] = number[l];
     }
 };
-
-// The number of a class, as wide as R so that LANES of them are as many vectors; R itself is not exact beyond 2^24.
-template <class R> using Class = std::conditional_t<sizeof(R) == 8, int64_t, int32_t>;
 
 // --- panels: LANES rows of a tile -----------------------------------------------------------------------------------
 
@@ -457,11 +483,6 @@ template <class R> struct Sums {
     INLINE_MEMBER void set(int64_t l, const RowSums<R, R>& to) {
         top[l] = to.top, others[l] = to.others, ties[l] = to.ties;
         cost[l] = to.cost, mass[l] = to.mass, moment[l] = to.moment;
-    }
-
-    void pick_labels(const R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
-        for (int64_t l = 0; l < LANES; l++)
-            if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
     }
 
     void raise(const R* x, int64_t pitch, int64_t n, bool first) {
@@ -626,7 +647,7 @@ template <class R, class S, class T> static void tile_forward(const Softmax& p, 
             for (int64_t q = 0; q < here.panels(); q++) transform_panel(p, logits.at(q), logits.pitch, label[q], k, n);
         const bool weighted = tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
-            if (!here.t) sum[q].pick_labels(logits.at(q), logits.pitch, label[q], k, n);
+            if (!here.t) label[q].pick_own(logits.at(q), logits.pitch, k, n, sum[q].at_y);
             sum[q].raise(logits.at(q), logits.pitch, n, k == 0);
             const Ahead next(here.x + k * p.at.classes, p.at, p, n, q);
             sum[q].template add_exps<false, S>(logits.at(q), logits.pitch, n, next);
@@ -657,9 +678,8 @@ template <class R> struct Slopes {
         mass[l] = to.mass, others[l] = to.others, rest[l] = to.rest, scale[l] = to.scale;
     }
 
-    // Read all that is not a mass of the rows.
+    // Read all that is not a label or a mass of the rows.
     void read(const Softmax& p, int64_t row, int64_t rows) {
-        label.read(p, row, rows);
         for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = elsewhere[l] = 0, g[l] = static_cast<const R*>(p.grad)[0];
         if (p.elsewhere) std::memcpy(elsewhere, static_cast<const R*>(p.elsewhere) + row, size_t(rows) * sizeof(R));
         std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
@@ -696,8 +716,7 @@ template <class R> struct Slopes {
     // The slopes of the class indices, among the classes [k, k + n).
     void of_indices(const R* x, int64_t pitch, R* out, int64_t to_pitch, int64_t k, int64_t n) const {
         R at_y[LANES] = {};
-        for (int64_t l = 0; l < LANES; l++)
-            if (uint64_t(label.y[l] - k) < uint64_t(n)) at_y[l] = x[(label.y[l] - k) * pitch + l];
+        label.pick_own(x, pitch, k, n, at_y);
         for (int l = 0; l < LANES; l++) at_y[l] = row(l).of_index(row(l).log_p(at_y[l]));
         label.put(at_y, out, to_pitch, k, n);
     }
@@ -793,6 +812,7 @@ template <class R, class S, class T> static void tile_backward(const Softmax& p,
     Slopes<R> slopes[ROWS / LANES];
     const bool all = p.penalises_all();
     for (int64_t q = 0; q < here.panels(); q++) {
+        slopes[q].label.read(p, here.first_of(q), here.rows_of(q));
         slopes[q].read(p, here.first_of(q), here.rows_of(q));
         if (!here.t && !all) set_index_masses(p, here, q, slopes[q]);
     }
@@ -913,7 +933,7 @@ template <class R, class S, class T> static void tile_both(const Softmax& p, int
             const Labels<R>& label = slopes[q].label;
             R* x = to.e.at(q);
             if (p.transformed()) transform_panel(p, x, to.e.pitch, label, k, n);
-            if (!here.t) sum[q].pick_labels(x, to.e.pitch, label, k, n);
+            if (!here.t) label.pick_own(x, to.e.pitch, k, n, sum[q].at_y);
             sum[q].raise(x, to.e.pitch, n, k == 0);
             if (weighted) sum[q].add_costs(x, to.e.pitch, weights.at(q), weights.pitch, n);
             sum[q].template add_exps<true, S>(x, to.e.pitch, n, Ahead(here.x + k * p.at.classes, p.at, p, n, q));

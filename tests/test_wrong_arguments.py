@@ -346,6 +346,44 @@ def softmax_functions(_native, dtype, soft):
     on_loss = {"loss": [w for w in dict(outputs(right, "loss"))["loss"] if w.what != str(dtype)]}
     apart = [w for w in apart if "grad_target" not in w.what]
     yield Call(f"softmax_sum {name}", _native.softmax_sum, right, wrong | wrong_more | on_loss | {"grad_logits": apart})
+    if dtype != wide:
+        said["weight"], wrong["weight"] = None, [Wrong("there", c, False)]
+    yield from quick_softmax_functions(_native, said, wrong, name)
+
+
+def refusing(quick):
+    """Make an error of the answer that the arguments have to be looked at first."""
+
+    def function(*given):
+        answer = quick(*given)
+        if answer is None:
+            raise ValueError(f"{quick.__name__} takes no such arguments")
+        return [t for t in results(answer) if t.is_floating_point()]
+
+    return function
+
+
+def unnamed(wrong):
+    return {name: [Wrong(each.what, each.value, False) for each in kinds] for name, kinds in wrong.items()}
+
+
+def quick_softmax_functions(_native, said, wrong, name):
+    """The short way, which looks at what a caller gave: it has to refuse whatever the others do."""
+    wrong = unnamed(wrong)
+    if said["weight"] is None and not said["target"].is_floating_point():  # nothing says what the logits have to be
+        wrong["logits"] = [each for each in wrong["logits"] if each.what not in ("long 1", "torch.float64")]
+    right = said | {"mean": True, "factor": 2.0}
+    yield Call(f"quick_sum {name}", refusing(_native.quick_sum), right, wrong | {
+        "factor": [Wrong("text", "1", False)], "mean": [Wrong("None", None, False)]
+    })  # fmt: skip
+    yield Call(f"quick_rows {name}", refusing(_native.quick_rows), said, wrong)
+    _, lse = _native.quick_rows(*said.values())
+    grad = torch.rand(N, dtype=lse.dtype)
+    right = {"grad": grad, **said, "lse": lse}
+    kinds = {grad.dtype, said["logits"].dtype}
+    yield Call(f"quick_rows_gradient {name}", refusing(_native.quick_rows_gradient), right, wrong | unnamed({
+        "grad": tensors(grad, kinds, True), "lse": tensors(lse, {lse.dtype}, True)
+    }))  # fmt: skip
 
 
 def binary_functions(_native, dtype):
@@ -368,6 +406,15 @@ def binary_functions(_native, dtype):
     right = {"grad": grad, "divisor": 2.0, **said, "grad_logits": x.clone(), "grad_target": t.clone()}
     yield Call(f"binary_backward {dtype}", _native.binary_backward, right, wrong | {
         "grad": tensors(grad, {wide}, True), **dict(outputs(right, "grad_logits", "grad_target"))
+    })  # fmt: skip
+    said = {"logits": x, "target": t}
+    wrong = unnamed({"logits": tensors(x, {dtype}, True), "target": tensors(t, {dtype}, True)})
+    yield Call(
+        f"quick_binary_sum {dtype}", refusing(_native.quick_binary_sum), said | {"mean": True, "factor": None}, wrong
+    )
+    yield Call(f"quick_binary_elements {dtype}", refusing(_native.quick_binary_elements), said, wrong)
+    yield Call(f"quick_binary_gradient {dtype}", refusing(_native.quick_binary_gradient), {"grad": grad, **said}, wrong | {
+        "grad": unnamed({"grad": tensors(grad, {wide, dtype}, True)})["grad"]
     })  # fmt: skip
 
 
@@ -396,6 +443,10 @@ def other_functions(_native):
     })  # fmt: skip
     yield Call("know_types", _native.know_types, {"tensor": torch.Tensor, "parameter": torch.nn.Parameter}, {
         name: [Wrong(repr(v), v, False) for v in (None, 3, "Tensor")] for name in ("tensor", "parameter")
+    })  # fmt: skip
+    makers = ("empty_like", "recycled_like", "wide_like", "lse_of", "rows_of", "number")
+    yield Call("know_makers", _native.know_makers, dict.fromkeys(makers, torch.empty_like), {
+        name: [Wrong(repr(v), v, False) for v in (None, 3, "empty_like")] for name in makers
     })  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 
 import crossent
 from crossent.core.settings import Settings
-from crossent.core.target import Target
+from crossent.core.target import BinaryTarget, Target
 from crossent.ops import fused
 
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
@@ -79,15 +79,18 @@ def launched(monkeypatch):
         kernel = getattr(home, name)
 
         def counted(*args):
-            counts[name] = counts.get(name, 0) + 1
-            return kernel(*args)
+            given = kernel(*args)
+            if given is not None:  # as the short way says that it is none
+                counts[name] = counts.get(name, 0) + 1
+            return given
 
         monkeypatch.setattr(home, name, counted if home is native else staticmethod(counted))
 
     for loss in ("cross_entropy", "binary_cross_entropy"):
         count(f"{loss}_forward"), count(f"{loss}_backward")
         count(f"{loss}_sum")
-    count("losses_of_rows"), count("gradient_of_rows")
+    for name in ("quick_sum", "quick_rows", "quick_rows_gradient", "quick_binary_sum"):
+        count(name)
     return counts
 
 
@@ -105,10 +108,11 @@ def test_plain_calls_run_the_kernels(dtype, launched, monkeypatch):
     crossent.binary_cross_entropy_with_logits(x, x.detach().sigmoid()).backward()
     assert launched == {
         # Loss and gradient at once, but in float16 only once it is known what backward brings.
-        "cross_entropy_sum": 3 if dtype == torch.float16 else 2,
-        "losses_of_rows": 1,
-        "gradient_of_rows": 1,
-        "binary_cross_entropy_sum": 1,
+        "quick_sum": 2,
+        **({"cross_entropy_sum": 1} if dtype == torch.float16 else {}),
+        "quick_rows": 1,
+        "quick_rows_gradient": 1,
+        "quick_binary_sum": 1,
     }
 
 
@@ -116,13 +120,13 @@ def test_a_gradient_is_formed_once(launched):
     x, y = torch.randn(200, 100, requires_grad=True), torch.randint(100, (200,))
     loss = crossent.cross_entropy(x, y)
     (loss / 4).backward()
-    assert launched == {"cross_entropy_sum": 1}
+    assert launched == {"quick_sum": 1}
     with torch.no_grad():
         crossent.cross_entropy(x, y)
-    assert launched == {"cross_entropy_sum": 2}
+    assert launched == {"quick_sum": 2}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # which see nothing but the logits
         crossent.cross_entropy(x, y).backward()
-    assert launched == {"cross_entropy_sum": 2, "cross_entropy_forward": 1, "cross_entropy_backward": 1}
+    assert launched == {"quick_sum": 2, "cross_entropy_forward": 1, "cross_entropy_backward": 1}
 
 
 def test_compiled_calls_run_the_kernels(launched):
@@ -140,7 +144,7 @@ def test_transforms_run_torch_operations(launched):
     x = X.clone().requires_grad_()
     torch.autograd.grad(crossent.cross_entropy(x, Y), x, create_graph=True)
     torch.autograd.grad(crossent.cross_entropy(x, Y, impl="native"), x, create_graph=True)
-    once = {"cross_entropy_sum": 2}
+    once = {"quick_sum": 1, "cross_entropy_sum": 1}
     assert launched == once
     crossent.cross_entropy(X, Y, impl="eager")
     assert launched == once
@@ -162,7 +166,7 @@ def test_tensors_without_memory_are_refused():
     rows = torch.empty(2, 4)
     with pytest.raises((RuntimeError, ValueError), match="meta"):
         _native.softmax_forward(meta, Y, None, -100, 0.0, 1, numbers, None, rows)
-    assert not native.IMPLEMENTATION.takes_as_they_are(meta, Y, None, -100)
+    assert native.IMPLEMENTATION.quick_rows(meta, Y, None, -100, 0.0) is None
 
 
 def test_strides_that_do_not_collapse_are_copied():
@@ -186,14 +190,63 @@ def test_small_calls_are_the_general_ones(dtype, shape, mean, smoothing):
     y = torch.randint(shape[1], (shape[0], *shape[2:]))
     y[0] = -100
     for target, weight in ((y, None), (y.int(), c), (x.softmax(1), None)):
-        assert native.IMPLEMENTATION.takes_as_they_are(x, target, weight, -100)
+        loss, _, gradient = native.IMPLEMENTATION.quick_sum(x, target, weight, -100, smoothing, mean, 1.0)
         described = Target(target, weight, settings=Settings(-100, smoothing))
-        loss, _, gradient = native.cross_entropy_sum(x, described, mean, dtype, 1.0)
         general, divisor, lse = native.cross_entropy_forward(x, described, "mean" if mean else "sum")
         one = torch.ones((), dtype=dtype)
         torch.testing.assert_close(loss, general, equal_nan=True)
         by, *_ = native.cross_entropy_backward(one, x, described, lse, divisor=divisor if mean else 1.0)
         torch.testing.assert_close(gradient, by)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 10), (32, 10), (7, 33), (600, 9), (2, 3, 4, 5), (3, 70, 2), (9, 300)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing):
+    torch.manual_seed(0)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, c = (torch.randn(shape, dtype=wide) * 5).to(dtype), torch.rand(shape[1], dtype=wide)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]))
+    y[0] = -100
+    weighed = [(y.int(), c)] if dtype == wide else []
+    for target, weight in ((y, None), *weighed, (x.softmax(1), None)):
+        described = Target(target, weight, settings=Settings(-100, smoothing))
+        losses, lse = native.IMPLEMENTATION.quick_rows(x, target, weight, -100, smoothing)
+        general, _, general_lse = native.cross_entropy_forward(x, described, "none")
+        assert torch.equal(losses.to(dtype), general.to(dtype))
+        assert torch.equal(lse, general_lse)
+        one = torch.tensor(0.3, dtype=dtype).expand(general.shape)
+        for grad in (torch.rand_like(general), torch.rand_like(general).to(dtype), one):
+            ours = native.IMPLEMENTATION.quick_rows_gradient(grad, x, target, weight, -100, smoothing, lse)
+            if ours is None:  # many numbers in half precision, which torch converts
+                assert grad.dtype.itemsize < 4
+                assert grad.numel() > 512
+                continue
+            assert torch.equal(ours, native.cross_entropy_backward(grad, x, described, lse).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 10), (), (7, 33), (600, 9), (2, 3, 4, 5)])
+def test_small_binary_losses_are_the_general_ones(dtype, shape):
+    torch.manual_seed(0)
+    x, t = (torch.randn(shape) * 5).to(dtype), torch.rand(shape).to(dtype)
+    described = BinaryTarget(t)
+    losses = native.IMPLEMENTATION.quick_binary_elements(x, t)
+    assert torch.equal(losses.to(dtype), native.binary_cross_entropy_forward(x, described, False).to(dtype))
+    one = torch.tensor(0.3, dtype=dtype).expand(shape)
+    for grad in (torch.rand(shape, dtype=native._wide(x)), torch.rand(shape).to(dtype), one):
+        ours = native.IMPLEMENTATION.quick_binary_gradient(grad, x, t)
+        if ours is None:
+            assert grad.dtype.itemsize < 4
+            assert grad.numel() > 512
+            continue
+        assert torch.equal(ours, native.binary_cross_entropy_backward(grad, x, described)[0])
+    for mean in (True, False):
+        loss, divisor, gradient = native.IMPLEMENTATION.quick_binary_sum(x, t, mean, 2.0)
+        general = native.binary_cross_entropy_sum(x, described, divisor, dtype, 2.0)
+        assert divisor == (max(x.numel(), 1) if mean else 1)
+        assert torch.equal(loss, general.loss)
+        assert torch.equal(gradient, general.gradient)
 
 
 def test_a_small_gradient_is_given_away_once_and_formed_again():
@@ -222,7 +275,12 @@ def test_a_small_target_that_changed_is_noticed_where_it_matters():
 @pytest.mark.parametrize("target", [Y, X.softmax(1)])
 def test_what_looks_on_or_is_unusual_is_no_quick_call(target):
     x, ignore_index = X.clone(), -100
-    takes = native.IMPLEMENTATION.takes_as_they_are
+
+    def takes(*given):
+        quick = native.IMPLEMENTATION.quick_rows(*given, 0.0), native.IMPLEMENTATION.quick_sum(*given, 0.0, True, None)
+        assert (quick[0] is None) == (quick[1] is None)
+        return quick[0] is not None
+
     assert takes(x, target, None, ignore_index)
     for odd in (x.to(torch.complex64), x.bool(), x.to_sparse(), x.to("meta"), x[0], x[:0], x.numpy(), None):
         assert not takes(odd, target, None, ignore_index)

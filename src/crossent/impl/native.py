@@ -187,6 +187,26 @@ def _new_lse(logits: Tensor) -> Tensor:
     return _new_numbers(logits, shape) if logits.nbytes < _LARGE else new(shape, None, _wide(logits))
 
 
+def _number(dtype: torch.dtype) -> Tensor:
+    return torch.empty((), dtype=dtype, device=_CPU)
+
+
+def _wide_like(x: Tensor) -> Tensor:
+    return new(x.shape, None, _wide(x))
+
+
+def _losses_of_rows(logits: Tensor, target: Tensor, few: bool) -> Tensor:
+    """Return an empty tensor for the loss of each row: a few in the dtype of the logits, more in that of sums."""
+    dtype = logits.dtype if few else _wide(logits)
+    if target.is_floating_point():
+        return torch.empty(logits.shape[:1] + logits.shape[2:], dtype=dtype, device=_CPU)
+    return torch.empty_like(target, dtype=dtype)
+
+
+# A tensor of one number is made when the first call asks for it and not at import, which any mode may surround.
+_native.know_makers(torch.empty_like, _new_like, _wide_like, _new_lse, _losses_of_rows, lambda x: _number(x.dtype))
+
+
 def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
     """Return where the gradient of x is to be written: new memory, or that of x where it may be overwritten."""
     return x.detach() if inplace and may_be_overwritten(x, target) else _new_like(x)
@@ -207,12 +227,6 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
         return Forward(loss.fill_(nothing), 0.0 if row_weight is None else row_weight.zero_(), lse)
     total, lse = _forward(logits, target, _native.REDUCTIONS[reduction], loss, row_weight)
     return Forward(loss, total if row_weight is None else row_weight, lse)
-
-
-def losses_of_rows(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Compute the loss of each row and its lse."""
-    loss = _new_numbers(logits, logits.shape[:1] + logits.shape[2:])
-    return loss, _forward(logits, target, _native.REDUCTIONS["none"], loss, None)[1]
 
 
 def _forward(
@@ -267,19 +281,6 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     return RowStatistics(loss, sums, log_prob, entropy, row_weight, correct.to(loss.dtype))
 
 
-def gradient_of_rows(grad: Tensor, logits: Tensor, target: Target, lse: Tensor) -> Tensor:
-    """Compute the gradient for the logits from those of ``losses_of_rows``, with as few steps as a small call bears."""
-    values, weight, _, _, _, settings = target
-    if weight is None and settings is PLAIN:
-        grad = (grad if grad.dtype == lse.dtype else grad.to(lse.dtype)).contiguous()
-        gradient = _new_like(logits)
-        if _native.softmax_backward(grad, 1.0, logits, values, None, lse, -100, 0.0, gradient, None, None):
-            return gradient
-    some = cross_entropy_backward(grad, logits, target, lse).logits
-    assert some is not None
-    return some
-
-
 def cross_entropy_backward(
     grad: Tensor,
     logits: Tensor,
@@ -315,17 +316,6 @@ def cross_entropy_backward(
             grad, float(divisor), logits.contiguous(), values.contiguous(), *settings, grad_logits, grad_target, *rest,
         )  # fmt: skip
     return Gradients(grad_logits, grad_target)
-
-
-_NUMBERS: dict[torch.dtype, Tensor] = {}  # to be like one of them costs half of what a new tensor costs
-
-
-def _number(dtype: torch.dtype) -> Tensor:
-    """Return a new 0-d tensor; the one it is like is made by the first call and not at import, which any mode may surround."""
-    like = _NUMBERS.get(dtype)
-    if like is None:
-        like = _NUMBERS[dtype] = torch.empty((), dtype=dtype, device="cpu")
-    return torch.empty_like(like)
 
 
 def cross_entropy_sum(
@@ -489,8 +479,6 @@ class Native(Implementation):
     name = "native"
     refuses = staticmethod(refuses)
     cross_entropy_forward = staticmethod(cross_entropy_forward)
-    losses_of_rows = staticmethod(losses_of_rows)
-    gradient_of_rows = staticmethod(gradient_of_rows)
     cross_entropy_backward = staticmethod(cross_entropy_backward)
     partials = staticmethod(partials)
     statistics = staticmethod(cross_entropy_statistics)
@@ -499,8 +487,12 @@ class Native(Implementation):
     has_short_way = True
     cross_entropy_sum = staticmethod(cross_entropy_sum)
     binary_cross_entropy_sum = staticmethod(binary_cross_entropy_sum)
-    takes_as_they_are = staticmethod(_native.ordinary)
-    takes_binary_as_they_are = staticmethod(_native.ordinary_binary)
+    quick_sum = staticmethod(_native.quick_sum)
+    quick_rows = staticmethod(_native.quick_rows)
+    quick_rows_gradient = staticmethod(_native.quick_rows_gradient)
+    quick_binary_sum = staticmethod(_native.quick_binary_sum)
+    quick_binary_elements = staticmethod(_native.quick_binary_elements)
+    quick_binary_gradient = staticmethod(_native.quick_binary_gradient)
     holds = staticmethod(_native.holds)
     scale = staticmethod(scale)
     accumulate = staticmethod(accumulate)

@@ -107,7 +107,7 @@ class Implementation:
     The sums take one argument more, ``formed``: the gradient for a factor of 1, which is to become that for the factor.
     """
     has_short_way = False
-    """Whether ``takes_as_they_are`` and ``takes_binary_as_they_are`` are worth asking."""
+    """Whether ``quick_sum`` and the others of that name are worth asking."""
     differentiable = False
     """Whether it gives losses that autograd differentiates, and nothing else: no gradients, statistics or blocks of a head."""
     workspace = 0
@@ -132,17 +132,6 @@ class Implementation:
     def cross_entropy_forward(self, logits: Tensor, target: Target, reduction: str) -> Forward:
         """Compute the loss and weight of each row, or the sum of both, or the mean and its divisor."""
         raise NotImplementedError
-
-    def losses_of_rows(self, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Compute the loss of each row and its lse without the weights."""
-        loss, _, lse = self.cross_entropy_forward(logits, target, "none")
-        return loss, lse
-
-    def gradient_of_rows(self, grad: Tensor, logits: Tensor, target: Target, lse: Tensor) -> Tensor:
-        """Compute the gradient for the logits from those of ``losses_of_rows``."""
-        gradient = self.cross_entropy_backward(grad, logits, target, lse).logits
-        assert gradient is not None
-        return gradient
 
     def cross_entropy_backward(
         self,
@@ -182,14 +171,6 @@ class Implementation:
         gradient over the logits.
         """
         raise NotImplementedError
-
-    def takes_as_they_are(self, logits: Any, target: Any, weight: Any, ignore_index: int) -> bool:
-        """Whether ``cross_entropy_sum`` takes what a caller gave, just as it came: then nothing of it needs to be checked."""
-        return False
-
-    def takes_binary_as_they_are(self, logits: Any, target: Any) -> bool:
-        """The same of ``binary_cross_entropy_sum``."""
-        return False
 
     def holds(self, tensor: Tensor, value: float) -> bool:
         """Whether it sees at once that a plain 0-d tensor holds this number; False where it would have to look longer."""
@@ -237,6 +218,49 @@ class Implementation:
     ) -> Sum:
         """Compute a sum over a divisor and a factor times its gradient in one pass, as ``cross_entropy_sum`` does."""
         raise NotImplementedError
+
+    # --- the short way of plain calls ---------------------------------------------------------------------------------
+
+    # Each of these takes the arguments just as a caller gave them, and may answer None: they have to be looked at first.
+
+    def quick_sum(
+        self,
+        logits: Any,
+        target: Any,
+        weight: Any,
+        ignore_index: int,
+        smoothing: float,
+        mean: bool,
+        factor: float | None,
+    ) -> tuple[Tensor, float | Tensor, Tensor | None] | None:
+        """Compute what ``cross_entropy_sum`` does; see :class:`Sum`."""
+        return None
+
+    def quick_rows(
+        self, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Compute the loss of each row, in the dtype of the logits or of sums, and its lse."""
+        return None
+
+    def quick_rows_gradient(
+        self, grad: Any, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float, lse: Tensor
+    ) -> Tensor | None:
+        """Compute the gradient for the logits from that of ``quick_rows``."""
+        return None
+
+    def quick_binary_sum(
+        self, logits: Any, target: Any, mean: bool, factor: float | None
+    ) -> tuple[Tensor, float, Tensor | None] | None:
+        """Compute what ``binary_cross_entropy_sum`` does without weights."""
+        return None
+
+    def quick_binary_elements(self, logits: Any, target: Any) -> Tensor | None:
+        """Compute the loss of each element, in the dtype of the logits or of sums."""
+        return None
+
+    def quick_binary_gradient(self, grad: Any, logits: Any, target: Any) -> Tensor | None:
+        """Compute the gradient for the logits from that of ``quick_binary_elements``."""
+        return None
 
     # --- what a head needs --------------------------------------------------------------------------------------------
 

@@ -99,14 +99,22 @@ def binary_cross_entropy_with_logits(
             dim=dim, penalty=penalty, inplace_backward=inplace_backward, inplace_forward=inplace_forward,
             impl=impl,
         )  # fmt: skip
-    more = (
-        weight, pos_weight, sample_weight, denominator, out_dtype, dim, impl, size_average, reduce, ignore_index, mask, penalty,
-    )  # fmt: skip
     if (
         not torch.compiler.is_compiling()
         and type(label_smoothing) is float
         and label_smoothing == 0.0
-        and all(each is None for each in more)
+        and weight is None
+        and pos_weight is None
+        and sample_weight is None
+        and denominator is None
+        and out_dtype is None
+        and dim is None
+        and impl is None
+        and size_average is None
+        and reduce is None
+        and ignore_index is None
+        and mask is None
+        and penalty is None
         and empty == "nan"
         and not inplace_backward
         and not inplace_forward

@@ -173,12 +173,9 @@ class UnreducedBinaryCrossEntropy(Unreduced):
     record, differentiable = BinaryTarget, staticmethod(_differentiable)
 
     @staticmethod
-    def losses(logits, target, call):
-        return call.implementation.binary_cross_entropy_forward(logits, target, False), None
-
-    @staticmethod
-    def gradient(grad, logits, target, kept, call):
-        return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0]
+    def gradient(grad, logits, target, _, call):
+        quick = call.implementation.quick_binary_gradient(grad, logits, target.values)
+        return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0] if quick is None else quick
 
 
 for _kind in (FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy):
@@ -197,8 +194,9 @@ def binary_cross_entropy(
     if plain(logits, *target.tensors):
         if reduce and implementation.fuses(logits) and forms_gradient(logits, *target.tensors):
             dtype = compute_dtype(logits, target.values)
-            loss, _ = FusedBinaryCrossEntropy.run(logits, target, Call(divisor, implementation), dtype, place)
-            return loss
+            formed = FusedBinaryCrossEntropy.of(logits, target, Call(divisor, implementation), dtype, place)
+            assert formed.loss is not None
+            return formed.loss
         loss = BinaryCrossEntropy.apply(*arguments, place != "beside")
     elif by_formula():
         loss = _EAGER.binary_cross_entropy_forward(logits, target, reduce, divisor)

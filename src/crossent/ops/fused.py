@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from crossent.core.checks import Place
-from crossent.ops.lean import Lean, kept_as_they_are, needs_formula
+from crossent.impl.protocol import Sum
+from crossent.ops.lean import Call, Lean, kept_as_they_are, needs_formula
 from crossent.ops.library import like, tell_if_in_place
 
 
@@ -39,7 +40,7 @@ def _scales_exactly(factor: float) -> bool:
 _LAST: dict[torch.dtype, float] = {}
 
 
-def _expect(dtype: torch.dtype) -> float | None:
+def expected(dtype: torch.dtype) -> float | None:
     """Return the factor that backward is likely to bring, which is the one that it brought last; None where that is open.
 
     A loss scaler brings the same factor for thousands of steps, and so does a loss that is divided by the number of its
@@ -71,10 +72,10 @@ def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
 def _place_and_factor(place: Place, dtype: torch.dtype) -> tuple[Place, float | None]:
     """Decide where a gradient is written, and with what factor it is formed in forward; None where backward forms it."""
     if place == "beside":
-        return place, _expect(dtype)
+        return place, expected(dtype)
     if place == "over in backward" or dtype == torch.float16:  # a loss scaler's factor comes in backward
         return "over in backward", None
-    factor = _expect(dtype)
+    factor = expected(dtype)
     return place, factor if factor is not None and _scales_exactly(factor) else 1.0  # it cannot be formed again
 
 
@@ -150,32 +151,36 @@ class Fused(Lean):
     """A sum or a mean, which forms its gradient.
 
     A subclass has ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which asks the implementation for a
-    :class:`~crossent.impl.protocol.Sum`.
+    :class:`~crossent.impl.protocol.Sum`. It is computed before autograd is told of it, so that a small call has one step less.
     """
 
     compute: Any
 
-    @staticmethod
-    def forward(ctx, logits, target, call, dtype, place):
+    @classmethod
+    def of(cls, logits: Tensor, target: Any, call: Call, dtype: torch.dtype, place: Place) -> Sum:
+        """Compute the loss and the gradient, and attach them to the logits."""
         place, factor = _place_and_factor(place, logits.dtype)
         if not call.implementation.waits and factor is not None:  # what backward brought the last time is on the device
             factor = 1.0
-        over = place == "over in forward"
-        loss, total, gradient = ctx._forward_cls.compute(logits, target, call, dtype, factor, over)
+        with torch.no_grad():
+            formed: Sum = cls.compute(logits, target, call, dtype, factor, place == "over in forward")
+        return formed._replace(loss=cls.run(logits, formed, target, call, place, factor))
+
+    @staticmethod
+    def forward(ctx, logits, formed, target, call, place, factor):
+        loss, _, gradient = formed
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
         ctx.gradients = [] if gradient is None else [like(gradient, logits)]
         ctx.call, ctx.settings, ctx.place = call, target.settings, place
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.save_for_backward(logits, *target.tensors)
-        if over:
+        if place == "over in forward":
             tell_if_in_place(gradient, logits)
             ctx.version = ctx.gradients[0]._version
-        if isinstance(total, Tensor):
-            ctx.mark_non_differentiable(total)
-        return loss, total
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # What is asked first is what a training step needs: 5 us less than the questions below.
         if (
             ctx.place == "beside"
@@ -193,4 +198,4 @@ class Fused(Lean):
             gradient = _on_the_device(ctx, grad)
         else:
             gradient = _multiplied(ctx, grad)
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None

@@ -73,22 +73,25 @@ class Lean(Function):
         cls.run = super(Function, cls).apply  # type: ignore[misc]
 
 
-class Unreduced(Lean):
-    """The losses of rows or elements, each for itself.
+def as_logits(losses: Tensor, logits: Tensor) -> Tensor:
+    """Give losses the dtype that torch gives them."""
+    return losses if losses.dtype == logits.dtype else losses.to(logits.dtype)
 
-    A subclass has ``losses(logits, target, call)``, which also returns a tensor that the gradient needs or None, and
-    ``gradient(grad, logits, target, kept, call)``.
+
+class Unreduced(Lean):
+    """The losses of rows or elements, each for itself, which were computed before.
+
+    With them comes a tensor that their gradient needs, or None. A subclass has ``gradient(grad, logits, target, kept, call)``.
     """
 
-    losses: Any
     gradient: Any
 
     @staticmethod
-    def forward(ctx, logits, target, call, dtype):
-        losses, kept = ctx._forward_cls.losses(logits, target, call)
+    def forward(ctx, logits, formed, target, call):
+        losses, kept = formed
         ctx.call, ctx.settings = call, target.settings
         ctx.save_for_backward(logits, *target.tensors, kept)
-        return losses if losses.dtype == dtype else losses.to(dtype)
+        return as_logits(losses, logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

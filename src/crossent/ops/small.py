@@ -1,70 +1,105 @@
 """The short way of plain calls, of which some are so small that Python is what takes time.
 
-An implementation that has it looks at the arguments once, just as the caller gave them, and says whether they fit together, so
-that nothing needs to be checked.
+An implementation that has it looks at the arguments once, just as the caller gave them, and computes the loss and its gradient
+in the same step; or it says that they have to be looked at.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from crossent.core.settings import PLAIN, PLAIN_BINARY, Settings
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl import with_short_way
+from crossent.impl.protocol import Implementation
 from crossent.ops.binary import FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy
-from crossent.ops.fused import Fused
-from crossent.ops.lean import Call, Unreduced, kept_as_they_are, quiet
+from crossent.ops.fused import expected
+from crossent.ops.lean import Call, as_logits, kept_as_they_are, quiet
 from crossent.ops.softmax import FusedCrossEntropy, UnreducedCrossEntropy
 
+_Given = tuple[Tensor, Tensor | None, int, float]  # target, weight, ignore_index and label_smoothing
+
 _IMPLEMENTATION = with_short_way()
+_PLAIN = (Tensor, Parameter)
+_grad_enabled = torch.is_grad_enabled
 
 
 def quick_cross_entropy(
     logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float, reduction: str
 ) -> Tensor | None:
     """Compute the loss if an implementation takes the arguments just as they came, with nothing to check."""
-    implementation = _IMPLEMENTATION
-    if implementation is None or not quiet():
+    if _IMPLEMENTATION is None or type(logits) not in _PLAIN or not quiet():
         return None
-    if not implementation.takes_as_they_are(logits, target, weight, ignore_index):
-        return None
-    usual = ignore_index == -100 and label_smoothing == 0.0
-    settings = PLAIN if usual else Settings(ignore_index, label_smoothing)
-    described, call = Target(target, weight, None, None, None, settings), Call(reduction == "mean", implementation)
     try:
-        return _run(FusedCrossEntropy, UnreducedCrossEntropy, logits, described, call, reduction)
+        if reduction == "none":
+            return _rows(_IMPLEMENTATION, logits, (target, weight, ignore_index, label_smoothing))
+        if reduction in ("mean", "sum"):
+            return _sum(_IMPLEMENTATION, logits, (target, weight, ignore_index, label_smoothing), reduction == "mean")
     except RuntimeError:
-        described.raise_if_out_of_range(logits.shape[1])
+        _described(target, weight, ignore_index, label_smoothing).raise_if_out_of_range(logits.shape[1])
         raise
+    return None
+
+
+def _described(target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float) -> Target:
+    usual = ignore_index == -100 and label_smoothing == 0.0
+    return Target(target, weight, None, None, None, PLAIN if usual else Settings(ignore_index, label_smoothing))
+
+
+def _rows(implementation: Implementation, logits: Tensor, given: _Given) -> Tensor | None:
+    formed = implementation.quick_rows(logits, *given)
+    if formed is None or not (logits.requires_grad and _grad_enabled()):
+        return None if formed is None else as_logits(formed[0], logits)
+    loss: Tensor = UnreducedCrossEntropy.run(logits, formed, _described(*given), Call(False, implementation))
+    return loss
+
+
+def _sum(implementation: Implementation, logits: Tensor, given: _Given, mean: bool) -> Tensor | None:
+    if not (logits.requires_grad and _grad_enabled()):
+        formed = implementation.quick_sum(logits, *given, mean, None)
+        return None if formed is None else formed[0]
+    if not kept_as_they_are():
+        return None
+    factor = expected(logits.dtype)
+    formed = implementation.quick_sum(logits, *given, mean, factor)
+    if formed is None:
+        return None
+    call = Call(mean, implementation)
+    loss: Tensor = FusedCrossEntropy.run(logits, formed, _described(*given), call, "beside", factor)
+    return loss
 
 
 def quick_binary_cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor | None:
     """Compute binary losses without weights in the same way."""
-    implementation = _IMPLEMENTATION
-    if implementation is None or not quiet() or not implementation.takes_binary_as_they_are(logits, target):
+    if _IMPLEMENTATION is None or type(logits) not in _PLAIN or not quiet():
+        return None
+    if reduction == "none":
+        return _elements(_IMPLEMENTATION, logits, target)
+    return _binary_sum(_IMPLEMENTATION, logits, target, reduction == "mean") if reduction in ("mean", "sum") else None
+
+
+def _elements(implementation: Implementation, logits: Tensor, target: Tensor) -> Tensor | None:
+    losses = implementation.quick_binary_elements(logits, target)
+    if losses is None or not (logits.requires_grad and _grad_enabled()):
+        return None if losses is None else as_logits(losses, logits)
+    described = BinaryTarget(target, None, None, None, PLAIN_BINARY)
+    loss: Tensor = UnreducedBinaryCrossEntropy.run(logits, (losses, None), described, Call(1.0, implementation))
+    return loss
+
+
+def _binary_sum(implementation: Implementation, logits: Tensor, target: Tensor, mean: bool) -> Tensor | None:
+    if not (logits.requires_grad and _grad_enabled()):
+        formed = implementation.quick_binary_sum(logits, target, mean, None)
+        return None if formed is None else formed[0]
+    if not kept_as_they_are():
+        return None
+    factor = expected(logits.dtype)
+    formed = implementation.quick_binary_sum(logits, target, mean, factor)
+    if formed is None:
         return None
     described = BinaryTarget(target, None, None, None, PLAIN_BINARY)
-    call = Call(float(logits.numel()) if reduction == "mean" else 1.0, implementation)
-    return _run(FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy, logits, described, call, reduction)
-
-
-def _run(
-    fused: type[Fused], unreduced: type[Unreduced], logits: Tensor, target: Any, call: Call, reduction: str
-) -> Tensor | None:
-    """Compute the loss, with autograd where it is wanted; None for what the short way does not know."""
-    dtype, loss = logits.dtype, None
-    wants_gradient = logits.requires_grad and torch.is_grad_enabled()
-    if reduction == "none":
-        loss = (
-            unreduced.run(logits, target, call, dtype) if wants_gradient else unreduced.losses(logits, target, call)[0]
-        )
-        loss = loss if loss.dtype == dtype else loss.to(dtype)
-    elif reduction in ("mean", "sum"):
-        if not wants_gradient:
-            loss = fused.compute(logits, target, call, dtype, None, False).loss
-        elif kept_as_they_are():
-            loss = fused.run(logits, target, call, dtype, "beside")[0]
+    call = Call(formed[1], implementation)
+    loss: Tensor = FusedBinaryCrossEntropy.run(logits, formed, described, call, "beside", factor)
     return loss

@@ -326,12 +326,11 @@ class UnreducedCrossEntropy(Unreduced):
     record, differentiable = Target, staticmethod(_differentiable)
 
     @staticmethod
-    def losses(logits, target, call):
-        return call.implementation.losses_of_rows(logits, target)
-
-    @staticmethod
     def gradient(grad, logits, target, lse, call):
-        return call.implementation.gradient_of_rows(grad, logits, target, lse)
+        values, weight, _, _, _, settings = target
+        numbers = settings.ignore_index, settings.label_smoothing
+        quick = call.implementation.quick_rows_gradient(grad, logits, values, weight, *numbers, lse)
+        return call.implementation.cross_entropy_backward(grad, logits, target, lse).logits if quick is None else quick
 
 
 for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
@@ -349,7 +348,7 @@ def cross_entropy(
     if plain(logits, *tensors):
         if reduction != "none" and implementation.fuses(logits) and forms_gradient(logits, *tensors):
             dtype = compute_dtype(logits, target.values)
-            loss, total = explained(FusedCrossEntropy.run, logits, target, Call(mean, implementation), dtype, place)
+            loss, total, _ = explained(FusedCrossEntropy.of, logits, target, Call(mean, implementation), dtype, place)
             return loss, None if mean else _as_tensor(total, loss)
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result
