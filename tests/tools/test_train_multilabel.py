@@ -11,10 +11,10 @@ from sklearn.metrics import average_precision_score
 from tools.training import Silent, only, settings, small, told, trained
 
 from crossent.tools.train import JOBS, data, metrics
+from crossent.tools.train import run as running
 from crossent.tools.train.canvases import BLOCKS
 from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.multilabel import CANDIDATES, by_number, draw
-from crossent.tools.train.run import job_of, run
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_focal_is_compared_with_bce(results):
 def test_the_page_says_of_several_labels_what_a_run_does():
     page = " ".join((Path(__file__).parents[2] / "docs" / "why-cross-entropy.md").read_text("utf-8").split())
     asked = settings("digits-multilabel", losses=("softmax", "bce"), epochs=4, seeds=1, rates=(0.1, 1.0))
-    ran = run(job_of(JOBS["digits-multilabel"]), asked, Silent())
+    ran = running.run(running.job_of(JOBS["digits-multilabel"]), asked, Silent())
     softmax, bce = ran["softmax"], ran["bce"]
     assert "The sigmoid keeps all three." in page
     assert bce.mean("exact") > softmax.mean("exact") + 0.1

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from crossent.core import watch
+from crossent.core.kinds import read
 from crossent.core.names import only_its_keywords
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.arrays import read_rows
@@ -162,7 +163,8 @@ def debug(first_n: int = 3) -> Debug:
 
     See also: :func:`crossent.check` for arrays that are at hand.
     """
-    if isinstance(first_n, bool) or not isinstance(first_n, int) or first_n < 1:
+    first_n = read("first_n", first_n, "an int")
+    if first_n < 1:
         raise ValueError(f"first_n must be at least 1, got {first_n!r}: it is how many batches to look at")
     return Debug(first_n)
 
