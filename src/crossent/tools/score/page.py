@@ -141,8 +141,8 @@ def _open(report: Scores, e: Example, x: Any, t: Any) -> dict[str, Any]:
     if t is not None and not np.isin(t, (0, 1)).all():
         row["weights"] = t.tolist()
     if report.columns:
-        row["names"] = [f"not {report.class_names[e.position]}", report.class_names[e.position]]
-        row["title"] = f"{where}: {report.class_names[e.position]}"
+        name = report.class_names[report.class_and_place(e)[0]]
+        row["names"], row["title"] = [f"not {name}", name], f"{where}: {name}"
     return row
 
 

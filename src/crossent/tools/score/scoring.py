@@ -132,12 +132,15 @@ class Scoring:
         self.options, self.layout = options, decision_layout(logits, labels, options)
         self.reader, self.watch = Reader(logits, labels, self.layout, options), watch
         self.columns = self.layout.axis is None
-        self.size = self.layout.per_row if self.columns else self.layout.choices
+        self.size = self.layout.classes
         self.names = _class_names(logits, options, self.size)
         if options.weight is not None:
             check_weight_count(options.weight, self.size, logits.name)
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
-        self.classes, self.worst = Classes(self.size, self.columns), Largest(options.top)
+        self.classes, self.worst = (
+            Classes(self.size, self.layout.class_of if self.columns else None),
+            Largest(options.top),
+        )
         self.exact = ExactMatch() if self.columns else None
         self.suspects = Suspects(options.suspects) if options.task != "lm" else None  # a token is what was written
         self.tempered: BeforeAndAfter | None = None
@@ -184,7 +187,7 @@ class Scoring:
     def _settings(self) -> dict[str, Any]:
         options = asdict(self.options)
         del options["class_names"]
-        options["class_dim"] = self.layout.axis
+        options["class_dim"] = self.layout.of_class if self.columns else self.layout.axis
         options["positions"] = list(self.layout.positions)
         options["weight"] = None if self.options.weight is None else self.options.weight.tolist()
         return {"logits": _described(self.reader.logits), "labels": _described(self.reader.labels), **options}
