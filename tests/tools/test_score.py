@@ -23,7 +23,7 @@ from sklearn.metrics import (
 import crossent
 from crossent import reference
 from crossent.tools.files import FileError
-from crossent.tools.score import measures, row_blocks, temperature
+from crossent.tools.score import measures, row_blocks, scores, temperature
 from crossent.tools.score.scores import DEFINITIONS
 from crossent.tools.score.scoring import score
 from crossent.tools.shared_options import OptionError
@@ -512,7 +512,7 @@ def test_the_classes_of_binary_masks_are_their_channels_and_not_their_pixels():
     worst = report.worst[0]
     losses = np.logaddexp(0, x) - t * x
     row, channel, *at = np.unravel_index(losses.argmax(), losses.shape)
-    assert (worst.row, report.class_and_place(worst)) == (row, (channel, tuple(at)))
+    assert (worst.row, scores.class_and_place(report, worst)) == (row, (channel, tuple(at)))
     said = " ".join(str(report).split()) if str(report) else ""
     assert f"{row} {','.join(map(str, at))} {('road', 'sky')[channel]}" in said
     last = score(np.moveaxis(x, 1, -1), np.moveaxis(t, 1, -1), task="multilabel", dim=-1)

@@ -28,7 +28,7 @@ from crossent.core.names import only_its_keywords
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.arrays import read_rows
 from crossent.tools.check.facts import Facts
-from crossent.tools.check.findings import REMARK, WIDTH, Findings, apply_rules
+from crossent.tools.check.findings import REMARK, WIDTH, Findings, apply_rules, written
 from crossent.tools.check.options import CheckOptions, read_options
 from crossent.tools.check.rules import CURVE_RULES, VALUE_RULES
 from crossent.tools.check.survey import survey
@@ -136,7 +136,7 @@ class Debug:
                 history.reported.add(finding.rule)
                 self.findings.append(finding)
                 width = min(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH)
-                warnings.warn_explicit(f"\n{finding.text(width)}", CheckWarning, site.file, site.line, registry={})
+                warnings.warn_explicit(f"\n{written(finding, width)}", CheckWarning, site.file, site.line, registry={})
 
 
 @only_its_keywords

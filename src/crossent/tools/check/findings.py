@@ -91,17 +91,18 @@ class Finding:
     fix: str
 
     def __str__(self) -> str:
-        return self.text(WIDTH)
-
-    def text(self, width: int) -> str:
-        """Write the finding in lines of a width."""
-        said = paragraphs((("seen", self.seen), ("why", self.why), ("fix", self.fix)), width)
-        lines = textwrap.wrap(f"{self.rule} {self.severity}: {self.title}", width, subsequent_indent="  ")
-        return writable(printable("\n".join([*lines, *(f"  {name:<6}{text}" for name, text in said)])))
+        return written(self, WIDTH)
 
     def to_dict(self) -> dict[str, str]:
         """Give all of it as plain data."""
         return asdict(self)
+
+
+def written(finding: Finding, width: int) -> str:
+    """Write a finding in lines of a width."""
+    said = paragraphs((("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)), width)
+    lines = textwrap.wrap(f"{finding.rule} {finding.severity}: {finding.title}", width, subsequent_indent="  ")
+    return writable(printable("\n".join([*lines, *(f"  {name:<6}{text}" for name, text in said)])))
 
 
 def paragraphs(parts: Iterable[tuple[str, str]], width: int) -> Iterator[tuple[str, str]]:

@@ -70,23 +70,6 @@ class Scores:
         """Whether a row has several labels, and an example is the yes or no of one class."""
         return bool(self.settings["task"] == "multilabel")
 
-    @property
-    def places(self) -> tuple[int, ...]:
-        """The sizes of the axes that say where in a row a decision is, beside the class it is about."""
-        positions: list[int] = self.settings["positions"]
-        if not self.columns:
-            return tuple(positions)
-        axis = self.settings["class_dim"] - 1
-        return (*positions[:axis], *positions[axis + 1 :])
-
-    def class_and_place(self, example: Example) -> tuple[int, tuple[int, ...]]:
-        """Say which class an example is about, its own or that of its yes or no, and where in its row it is."""
-        at = tuple(int(k) for k in np.unravel_index(example.position, self.settings["positions"] or (1,)))
-        if not self.columns:
-            return example.true, at
-        axis = self.settings["class_dim"] - 1
-        return at[axis], (*at[:axis], *at[axis + 1 :])
-
     def costliest(self, most: int) -> list[ClassRow]:
         """Return the classes; of more than so many the first ``top`` by their share of the loss."""
         if len(self.classes) <= most:
@@ -114,6 +97,24 @@ class Scores:
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON."""
         return printable_json(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def places(report: Scores) -> tuple[int, ...]:
+    """Give the sizes of the axes that say where in a row a decision is, beside the class it is about."""
+    positions: list[int] = report.settings["positions"]
+    if not report.columns:
+        return tuple(positions)
+    axis = report.settings["class_dim"] - 1
+    return (*positions[:axis], *positions[axis + 1 :])
+
+
+def class_and_place(report: Scores, example: Example) -> tuple[int, tuple[int, ...]]:
+    """Say which class an example is about, its own or that of its yes or no, and where in its row it is."""
+    at = tuple(int(k) for k in np.unravel_index(example.position, report.settings["positions"] or (1,)))
+    if not report.columns:
+        return example.true, at
+    axis = report.settings["class_dim"] - 1
+    return at[axis], (*at[:axis], *at[axis + 1 :])
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossent.tools.printable import brief
 from crossent.tools.score.measures import ClassRow, Example
-from crossent.tools.score.scores import Scores
+from crossent.tools.score.scores import Scores, class_and_place, places
 from crossent.tools.shared_options import SUSPECTS
 from crossent.tools.table import Table
 
@@ -169,13 +169,13 @@ def _suspects(report: Scores) -> Table:
 def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
     ids = bool(report.ids)
     place = "token" if report.settings["task"] == "lm" else "at"
-    several = bool(report.places)
+    several = bool(places(report))
     columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
     columns += [] if report.columns else ["predicted", "p(predicted)"]
     columns.append("loss, nats")
     rows = []
     for e in examples:
-        k, at = report.class_and_place(e)
+        k, at = class_and_place(report, e)
         cells = [str(e.row)] + [",".join(map(str, at))] * several + [brief(report.ids.get(e.row, ""), WIDEST_ID)] * ids
         if report.columns:
             cells += [_name(report, k), "yes" if e.true else "no", number(e.p_true, 4)]
