@@ -59,6 +59,37 @@ def test_ordinary_segmentation_and_text_are_left_in_peace():
     assert found(np.moveaxis(3 * np.eye(2)[flat] + RNG.normal(size=(20, 16, 2)), -1, 1), flat) == {}
 
 
+def chain(steps=3000, kinds=5, seed=0):
+    """A text whose every letter depends on the one before, and the probabilities of each."""
+    random = np.random.default_rng(seed)
+    follows = random.dirichlet(np.full(kinds, 0.6), kinds)
+    text = [0]
+    for _ in range(steps):
+        text.append(int(random.choice(kinds, p=follows[text[-1]])))
+    return np.array(text), follows
+
+
+def test_texts_and_series_whose_rows_know_those_before_them_are_left_in_peace():
+    text, follows = chain()
+    random = np.random.default_rng(1)
+    assert found(np.log(follows[text[:-1]]) + 0.3, text[1:]) == {}  # a bigram model, its rows one after the other
+    slow = np.cumsum(random.normal(size=3000))
+    y = np.digitize(slow, np.quantile(slow, [0.25, 0.5, 0.75]))
+    late = np.roll(y, 1)
+    assert found(4 * np.eye(4)[late] + random.normal(size=(3000, 4)), y) == {}  # a forecast that nothing changes
+    both = np.eye(4)[y] + 0.5 * np.eye(4)[late] + 0.5 * np.eye(4)[np.roll(y, -1)]
+    assert found(2 * both + random.normal(size=(3000, 4)), y) == {}  # a tagger that looks both ways
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_logits_with_outliers_say_nothing_about_other_rows(seed):
+    random = np.random.default_rng(seed)
+    classes, n = int(random.integers(2, 30)), int(random.integers(200, 1200))
+    y = random.choice(classes, n, p=random.dirichlet(np.full(classes, 0.5)))
+    x = random.standard_t(2, size=(n, classes)) + random.uniform(0, 6, (n, 1)) * np.eye(classes)[y]
+    assert "CE125" not in found(x, y)
+
+
 @pytest.mark.parametrize(
     "losses", [[2.4, 2.9, 2.2, 1.8, 1.9, 1.2, 0.9, 0.5], [0.7] * 3 + [0.69], [1e-9, 0.0, 0.0, 1e-8, 1e-9]]
 )
@@ -246,6 +277,7 @@ def test_debug_names_them_too():
     x, y = padded(0)
     assert "CE126" in seen_by_debug((np.moveaxis(x, -1, 1), y))
     assert "CE125" in seen_by_debug((GOOD, np.roll(Y, 1)))
+    assert "CE125" in seen_by_debug((0.3 * GOOD + 9 * np.eye(C)[np.roll(Y, 1)], np.roll(Y, 1)))  # learned by heart
     untrained = 0.1 * RNG.normal(size=(N, C))
     assert seen_by_debug((untrained, Y), (untrained * 0, Y)) == set()
     with warnings.catch_warnings(), crossent.debug() as watching:

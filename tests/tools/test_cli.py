@@ -198,7 +198,8 @@ def test_a_given_rate_shows_no_sweep(tmp_path):
 def test_a_narrow_terminal_loses_no_number(tmp_path):
     args = ("train", "digits", "--quick", "--losses", "ce-smooth", "--lr", "0.1", "--out", str(tmp_path))
     said = asked(*args, COLUMNS="40").stdout
-    assert re.search(r"^ ce-smooth +0\.1 +\d+\.\d +\d\.\d{3} +\d\.\d{3} +(\d|never)", said, re.MULTILINE)
+    assert re.search(r"^ ce-smooth +0\.1 +\d+\.\d +\d\.\d{3} *$", said, re.MULTILINE)  # the columns go on below
+    assert re.search(r"^ ce-smooth +\d\.\d{3} +(\d|never)", said, re.MULTILINE)
     assert "…" not in said
 
 

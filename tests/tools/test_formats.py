@@ -346,3 +346,54 @@ def test_the_three_tools_take_probabilities_and_say_where_they_seem_to_be_some()
         out.write(one_hot)
     ran = CliRunner().invoke(main, ["check", "o.csv", "o.csv::y_*", "--classes", ",".join(NAMES)])
     assert "Nothing found" in ran.stdout, ran.output
+
+
+# --- what frames, loops and loggers leave behind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [", ", " ", "  "], ids=["pandas", "NumPy", "NumPy, wide"])
+def test_lists_that_a_frame_wrote_as_text_are_arrays(separator, tmp_path):
+    lines = [f'"some, text","[{separator.join(map(repr, row.tolist()))}]",{y}' for row, y in zip(X, Y, strict=True)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["text,logits,label", *lines]) + "\n")
+    assert loss(str(path)) == pytest.approx(RIGHT)
+    path.write_text("logits,label\n[0.1 0.2 ... 0.3],0\n[0.1 0.2 ... 0.3],1\n")
+    ran = CliRunner().invoke(main, ["score", str(path)])
+    assert ran.exit_code == 2
+    assert "NumPy left numbers out where it printed them" in ran.stderr
+
+
+def test_a_list_of_batches_is_one_array(tmp_path):
+    batches = [torch.tensor(X[k : k + 7]) for k in range(0, len(X), 7)]
+    torch.save(batches, tmp_path / "x.pt")
+    np.save(tmp_path / "y.npy", Y)
+    assert loss("x.pt", "y.npy") == pytest.approx(RIGHT)
+    labels = [torch.tensor(Y[k : k + 7]) for k in range(0, len(Y), 7)]
+    torch.save({"logits": batches, "labels": labels}, tmp_path / "both.pt")
+    assert loss("both.pt") == pytest.approx(RIGHT)
+    torch.save((torch.tensor(X), torch.tensor(X) + 1), tmp_path / "tuple.pt")  # two things, of which one is meant
+    ran = CliRunner().invoke(main, ["score", str(tmp_path / "tuple.pt"), str(tmp_path / "y.npy")])
+    assert "which array holds the logits? Name one of 0" in ran.stderr
+
+
+def test_steps_and_times_beside_losses_are_no_losses(tmp_path):
+    losses = np.exp(-np.arange(20) / 9) + 0.2
+    mlflow, log = tmp_path / "loss.txt", tmp_path / "log.txt"
+    mlflow.write_text("\n".join(f"{1700000000000 + 7 * k} {value} {k}" for k, value in enumerate(losses)))
+    np.testing.assert_allclose(read_losses(str(mlflow)), losses)
+    mlflow.write_text("\n".join(f"{k},{value}" for k, value in enumerate(losses)))
+    np.testing.assert_allclose(read_losses(str(mlflow)), losses)
+    mlflow.write_text("\n".join(f"{value},{value}" for value in losses))
+    with pytest.raises(FileError, match="holds 2 columns, and losses are one"):
+        read_losses(str(mlflow))
+    log.write_text("\n".join(f"epoch {k}: loss {value}" for k, value in enumerate(losses)))
+    with pytest.raises(FileError, match="'epoch' is not a number"):
+        read_losses(str(log))
+
+
+def test_masks_of_255_are_told_to_be_divided_and_not_to_be_ignored(tmp_path):
+    masks = np.where(np.random.default_rng(0).random((3, 6, 6)) < 0.4, 255, 0)
+    np.savez(tmp_path / "a.npz", logits=np.zeros((3, 2, 6, 6)), labels=masks)
+    said = CliRunner().invoke(main, ["score", str(tmp_path / "a.npz")]).stderr
+    assert "labels // 255" in said
+    assert "--ignore-index" not in said

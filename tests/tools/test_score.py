@@ -23,7 +23,7 @@ from sklearn.metrics import (
 import crossent
 from crossent import reference
 from crossent.tools.files import FileError
-from crossent.tools.score import measures, row_blocks, temperature
+from crossent.tools.score import measures, row_blocks, scores, temperature
 from crossent.tools.score.scores import DEFINITIONS
 from crossent.tools.score.scoring import score
 from crossent.tools.shared_options import OptionError
@@ -484,7 +484,7 @@ def test_files_that_cannot_be_scored(logits, labels, options, said):
         ({"weight": (1.0,) * C, "task": "multilabel"}, "weight belongs to the softmax"),
         ({"shift": True}, "shift is for tokens: it needs task lm"),
         ({"class_dim": 0}, r"class_dim must lie between 1 and 1 for logits of shape \(400, 8\)"),
-        ({"class_dim": 1, "task": "multilabel"}, "class_dim is for the softmax"),
+        ({"class_dim": 0, "task": "multilabel"}, "class_dim must lie between 1 and 1"),
         ({"weight": [1.0, 2.0]}, "weight has 2 numbers, but logits has 8 classes"),
         ({"class_names": ("a", "b")}, "class_names names 2, but logits has 8 classes"),
         ({"top": -1}, "top must be 0 or more"),
@@ -494,3 +494,28 @@ def test_files_that_cannot_be_scored(logits, labels, options, said):
 def test_options_that_cannot_be(options, said):
     with pytest.raises(OptionError, match=said):
         score(X, Y, **options)
+
+
+def test_the_classes_of_binary_masks_are_their_channels_and_not_their_pixels():
+    random = np.random.default_rng(0)
+    t = (random.random((6, 2, 3, 4)) < 0.4).astype(int)
+    x = random.normal(size=t.shape) + 2 * t - 1
+    report = score(x, t, task="multilabel", class_names=["road", "sky"], top=2)
+    channels = [score(x[:, k].reshape(6, -1, 1).reshape(-1, 1), t[:, k].reshape(-1, 1), task="binary") for k in (0, 1)]
+    assert report.numbers["classes"] == 2
+    assert report.numbers["decisions"] == t.size
+    assert [row.nll_nats_mean for row in report.classes] == pytest.approx(
+        [c.numbers["nll_nats_mean"] for c in channels]
+    )
+    assert report.numbers["macro_f1"] == pytest.approx(np.mean([c.numbers["macro_f1"] for c in channels]))
+    assert report.numbers["prior_nll_nats"] == pytest.approx(np.mean([c.numbers["prior_nll_nats"] for c in channels]))
+    worst = report.worst[0]
+    losses = np.logaddexp(0, x) - t * x
+    row, channel, *at = np.unravel_index(losses.argmax(), losses.shape)
+    assert (worst.row, scores.class_and_place(report, worst)) == (row, (channel, tuple(at)))
+    said = " ".join(str(report).split()) if str(report) else ""
+    assert f"{row} {','.join(map(str, at))} {('road', 'sky')[channel]}" in said
+    last = score(np.moveaxis(x, 1, -1), np.moveaxis(t, 1, -1), task="multilabel", dim=-1)
+    assert [row.nll_nats_mean for row in last.classes] == pytest.approx([row.nll_nats_mean for row in report.classes])
+    one = score(x[:, :1], t[:, 0], task="binary")  # masks (N, H, W) beside logits (N, 1, H, W)
+    assert one.numbers["classes"] == 1

@@ -82,25 +82,28 @@ def test_two_files_and_their_truth(tmp_path, monkeypatch):
 # --- suspected labels -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [0.05, 0.2])
-def test_the_least_sure_labels_are_the_wrong_ones_more_often(share):
+@pytest.mark.parametrize(("share", "precise", "complete"), [(0.05, 0.89, 0.79), (0.2, 0.94, 0.82)])
+def test_the_least_sure_labels_are_the_wrong_ones_more_often(share, precise, complete):
+    """The recipe of docs/tools.md, one of its five draws."""
     from sklearn.datasets import load_digits
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
 
     x, true = load_digits(return_X_y=True)
-    x, true = x[:900] / 16, true[:900]
     random = np.random.default_rng(0)
     flipped = random.random(len(true)) < share
     y = np.where(flipped, (true + random.integers(1, 10, len(true))) % 10, true)
-    p = cross_val_predict(LogisticRegression(max_iter=1000, tol=1e-2), x, y, cv=3, method="predict_proba")
-    precision = {}
+    p = cross_val_predict(LogisticRegression(max_iter=1000), x / 16, y, cv=5, method="predict_proba")
+    precision, recall = {}, {}
     for rule in ("self-confidence", "confident-learning"):
-        report = crossent.score(p, y, input="probs", suspects=rule, top=900)
+        report = crossent.score(p, y, input="probs", suspects=rule, top=len(y))
         rows = [each.row for each in report.suspects]
         assert len(rows) == report.numbers["suspected_label_errors"]
-        precision[rule] = flipped[rows].mean()
+        precision[rule], recall[rule] = flipped[rows].mean(), flipped[rows].sum() / flipped.sum()
     assert precision["self-confidence"] > precision["confident-learning"]
+    assert recall["self-confidence"] > recall["confident-learning"]
+    assert precision["self-confidence"] > precise
+    assert recall["self-confidence"] > complete
 
 
 # --- the temperature --------------------------------------------------------------------------------------------------
@@ -117,6 +120,18 @@ def test_the_temperature_is_found_on_a_few_rows_and_confirmed_in_three_passes(sc
     monkeypatch.setattr(Reader, "sample", lambda self, chosen: passes.append(1) or read(self, chosen))
     assert crossent.score(x, y).numbers["temperature"] == pytest.approx(whole, rel=1e-5)
     assert len(passes) <= 4  # of which the first reads few rows
+
+
+@pytest.mark.parametrize(("right", "limit"), [(0.0, 1), (40.0, 0)], ids=["nothing is known", "all is right"])
+def test_a_temperature_beyond_its_limit_is_not_crept_up_to(right, limit, monkeypatch):
+    random = np.random.default_rng(3)
+    y = random.integers(0, 4, 4000)
+    x = random.normal(size=(4000, 4)) - 0.1 * np.eye(4)[y] + right * np.eye(4)[y]
+    passes = []
+    read = Reader.sample
+    monkeypatch.setattr(Reader, "sample", lambda self, chosen: passes.append(1) or read(self, chosen))
+    assert crossent.score(x, y).numbers["temperature"] == temperature.LIMITS[limit]
+    assert len(passes) <= 4
 
 
 # --- pictures, frames, notebooks --------------------------------------------------------------------------------------

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import crossent
@@ -116,3 +119,45 @@ def test_long_class_names_are_shortened_and_prose_wraps(tmp_path, monkeypatch):
     narrow = CliRunner().invoke(main, ["check", "a.npz", "--losses", "9,9,9"], env={"COLUMNS": "40"}).stdout
     assert max(map(len, narrow.splitlines())) <= 60
     assert str(crossent.explain([1.0, 2.0], 0))
+
+
+NUMBER = re.compile(r"[+\-−]?\d[\d,]*(?:\.\d+)?(?:e[+\-−]?\d+)?%?")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("score", "a.npz", "--class-names", "a long name of a class,dog"),
+        ("score", "a.npz", "b.npz"),
+        ("score", "a.npz", "--task", "multilabel", "--labels", "many.npy"),
+        ("explain", "a.npz", "--row", "3", "--losses", "all"),
+        ("explain", "--logits", "-6,6,0", "--target", "0", "--class-names", "a very long name indeed,dog,fish"),
+        ("check", "a.npz", "--losses", "9,9,9"),
+        ("check", "p.npz", "--weight", "1,60"),
+        ("rule",),
+        ("rule", "CE101"),
+        ("scale", "--rows", "4096", "--classes", "128256", "--width", "4096", "--ranks", "8", "--bandwidth", "360"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_wider_than_40_columns_and_no_number_is_cut(args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", logits=X, labels=Y)
+    np.savez("b.npz", logits=2 * X, labels=Y)
+    np.savez("p.npz", logits=np.exp(X) / np.exp(X).sum(1, keepdims=True), labels=Y)
+    np.save("many.npy", (X > 0).astype(int))
+    wide, narrow = (CliRunner().invoke(main, args, env={"COLUMNS": columns}) for columns in ("100", "40"))
+    assert wide.exit_code == narrow.exit_code < 2, narrow.output
+    assert max(map(len, narrow.stdout.splitlines())) <= 40, narrow.stdout
+    # A table that is divided has its first column again: no number is missing, and none is another.
+    assert set(NUMBER.findall(wide.stdout)) == set(NUMBER.findall(narrow.stdout))
+
+
+def test_a_warning_of_debug_is_as_wide_as_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with warnings.catch_warnings(record=True) as told, crossent.debug():
+        warnings.simplefilter("always")
+        crossent.cross_entropy(torch.tensor(X).softmax(1), torch.tensor(Y))
+    said = str(told[0].message)
+    assert "softmax before the loss" in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 40

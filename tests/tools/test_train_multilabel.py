@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
-from tools.training import only, settings, small, told, trained
+from tools.training import Silent, only, settings, small, told, trained
 
-from crossent.tools.train import data, metrics
+from crossent.tools.train import JOBS, data, metrics
+from crossent.tools.train import run as running
 from crossent.tools.train.canvases import BLOCKS
 from crossent.tools.train.conclusions import paragraph
 from crossent.tools.train.multilabel import CANDIDATES, by_number, draw
@@ -178,3 +181,23 @@ def test_focal_is_compared_with_bce(results):
     two = only(results, "bce", "focal")
     said = paragraph(told(two, bce={"exact": 0.8, "map": 0.9}, focal={"exact": 0.7, "map": 0.95}))
     assert "changes exact match by −10.0 ± 0.0 points against bce, and mAP by +5.0 ± 0.0 points" in said
+
+
+def test_the_page_says_of_several_labels_what_a_run_does():
+    page = " ".join((Path(__file__).parents[2] / "docs" / "why-cross-entropy.md").read_text("utf-8").split())
+    asked = settings("digits-multilabel", losses=("softmax", "bce"), epochs=4, seeds=1, rates=(0.1, 1.0))
+    ran = running.run(running.job_of(JOBS["digits-multilabel"]), asked, Silent())
+    softmax, bce = ran["softmax"], ran["bce"]
+    assert "The sigmoid keeps all three." in page
+    assert bce.mean("exact") > softmax.mean("exact") + 0.1
+    assert "If somebody tells you M, take the M largest: then both are alike" in page
+    assert abs(softmax.mean("told") - bce.mean("told")) < 0.1
+    # one threshold for one label and for three
+    assert "For M = 1 you would want 0.5, and that finds none of the four." in page
+    assert softmax.runs[0].details["threshold"] < 0.5
+    assert softmax.mean("exact_1") - softmax.mean("exact_3") > 0.5 > bce.mean("exact_1") - bce.mean("exact_3")
+    assert "the model learns nothing from it" in page
+    assert bce.mean("exact_0") > softmax.mean("exact_0")
+    said = paragraph(ran)
+    assert "most of what softmax lacks is how many, not which" in said
+    assert "Softmax cross entropy learns nothing from canvases without a digit" in said

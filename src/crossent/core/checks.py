@@ -176,6 +176,16 @@ def check_tensor(name: str, value: object, what: str) -> Tensor:
     return value
 
 
+def check_devices(logits: Tensor, **others: object) -> None:
+    """Refuse a tensor that lies elsewhere than the logits, by the name of its argument; a single number may lie anywhere."""
+    for name, value in others.items():
+        if isinstance(value, Tensor) and value.device != logits.device and value.dim():
+            fix = "a meta tensor has no numbers" if value.is_meta else f"move it with {name}.to({str(logits.device)!r})"
+            if logits.is_meta:
+                fix = "input is a meta tensor, which has no numbers"
+            raise RuntimeError(f"{name} must lie on the logits' device, {logits.device}, got {value.device}: {fix}")
+
+
 def check_logits_dtype(logits: Tensor) -> None:
     """Refuse logits that are not of a floating dtype this library computes with, as torch does."""
     if logits.dtype not in _FLOATS:
@@ -345,6 +355,7 @@ def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weigh
     check_tensors(input=input, target=target)
     weights = {"weight": weight, "pos_weight": pos_weight}
     check_tensors(**{name: value for name, value in weights.items() if value is not None})
+    check_devices(input, target=target, **weights)
     if target.shape != input.shape:
         fix = "give every logit its own target"
         if target.numel() == input.numel():
@@ -418,6 +429,7 @@ def element_mask(mask: object, input: Tensor) -> Tensor | None:
     if mask is None:
         return None
     mask = check_tensor("mask", mask, "a torch.Tensor that broadcasts to the logits' shape")
+    check_devices(input, mask=mask)
     if mask.dtype != torch.bool:
         raise RuntimeError(
             f"mask must be boolean, True for the elements that count, got {mask.dtype}: pass mask == 1 if 1 stands for those, "
@@ -444,6 +456,8 @@ def may_be_overwritten(logits: Tensor, target: Tensor) -> bool:
 
 def gradient_place(inplace_backward: bool, inplace_forward: bool, logits: Tensor) -> Place:
     """Say where the gradient is to go; refuse to write it over a leaf, or over a view of one."""
+    flag("inplace_backward", inplace_backward)
+    flag("inplace_forward", inplace_forward)
     if not (inplace_backward or inplace_forward) or torch.compiler.is_compiling():  # which never writes over logits
         return "beside"
     owner = logits._base if logits._is_view() else logits

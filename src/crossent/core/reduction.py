@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from crossent.core.checks import check_tensor, number_or_tensor, under_autocast
+from crossent.core.checks import check_devices, check_tensor, number_or_tensor, under_autocast
 from crossent.core.messages import shape, type_error
 
 _BLOCK = 4096
@@ -64,7 +65,7 @@ class Reduction(NamedTuple):
     ) -> Reduction:
         """Check the arguments of a reduction; the deprecated ones override ``reduction``."""
         how = read_reduction(reduction, size_average, reduce)
-        if empty not in ("nan", "zero"):
+        if not isinstance(empty, str) or empty not in ("nan", "zero"):
             raise ValueError(f"empty must be 'nan' or 'zero', got {empty!r}")
         if denominator is not None:
             if how != "mean":
@@ -81,15 +82,25 @@ class Reduction(NamedTuple):
         return cls.of(reduction, **given)
 
 
+def check_deprecated(size_average: object, reduce: object) -> None:
+    """Refuse arrays in the place of the two deprecated arguments, which take all else that is true or false, as in torch."""
+    for name, value in (("size_average", size_average), ("reduce", reduce)):
+        if isinstance(value, (Tensor, np.ndarray)) and value.shape != ():
+            type_error(name, "True, False or None", value)
+
+
 def read_reduction(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> _How:
     """Read ``reduction``, or the two deprecated arguments that override it."""
     if size_average is not None or reduce is not None:
+        check_deprecated(size_average, reduce)
         averaged = size_average is None or size_average
         reduction = ("mean" if averaged else "sum") if reduce is None or reduce else "none"
         warnings.warn(
             f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
             stacklevel=4,
         )
+    if not isinstance(reduction, str):
+        raise ValueError(f"reduction must be 'none', 'sum' or 'mean', got {reduction!r:.60}")
     for how in _HOW:
         if reduction == how:
             return how
@@ -160,6 +171,7 @@ def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
 def weights_of_rows(sample_weight: Tensor, rows: Tensor, *, whole: bool) -> Tensor:
     """Check sample weights against the rows' shape, all of it or its leading part, and make them broadcast to it."""
     sample_weight = check_tensor("sample_weight", sample_weight, "a torch.Tensor of the rows' shape")
+    check_devices(rows, sample_weight=sample_weight)
     k = sample_weight.dim()
     if sample_weight.shape != rows.shape[:k] or (whole and k != rows.dim()):
         rule = "must have the shape of the rows" if whole else "must have the shape of the leading dimensions of"

@@ -264,6 +264,8 @@ def describe(
     checks.check_tensors(input=logits, target=target)
     if weight is not None:
         checks.check_tensor("weight", weight, "a torch.Tensor of shape (C,) or None")
+    bias, mask = options.get("logit_bias"), options.get("class_mask")
+    checks.check_devices(logits, target=target, weight=weight, logit_bias=bias, class_mask=mask)
     ignore_index = checks.integer("ignore_index", options.get("ignore_index", -100))
     probabilities = target.shape == logits.shape
     checks.check_logits_dtype(logits)
@@ -284,7 +286,6 @@ def describe(
     weight = checks.class_weight(weight, logits.shape[axis], logits, probabilities)
     numbers["ignore_index"], numbers["label_smoothing"] = ignore_index, label_smoothing
     settings = Settings.of(**numbers)
-    bias, mask = options.get("logit_bias"), options.get("class_mask")
     if bias is not None:
         bias = checks.along_classes_or_whole(checks.check_bias(bias), "logit_bias", logits, axis)
     if mask is not None:
@@ -310,6 +311,8 @@ def _allowing_some(target: Target, mask: Tensor, logits: Tensor) -> Target:
 
 def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) -> Target | BinaryTarget:
     """Describe the options of a call without its logits, as far as the choice of an implementation depends on them."""
+    if not isinstance(loss, str) or loss not in SPECIAL:
+        raise ValueError(f"loss must be one of {', '.join(map(repr, SPECIAL))}, got {loss!r:.60}")
     names = (*SPECIAL[loss], "label_smoothing")
     for name in options:
         if name not in names:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from crossent.core.checks import check_tensors
 from crossent.core.target import BinaryTarget, Target, describe_options
 from crossent.impl import eager as formulas  # the one implementation whose operations autograd knows
 from crossent.impl.protocol import Implementation
@@ -81,6 +82,7 @@ def choose_implementation(
     >>> choose_implementation(torch.zeros(2, 3), logit_bias=torch.zeros(2, 3))
     'eager'
     """
+    check_tensors(logits=logits, **({} if target is None else {"target": target}))
     return choose(logits, impl, target, describe_options(loss, target, settings), loss_alone=True)
 
 
@@ -100,7 +102,7 @@ def choose(
             fits = each.chosen_for(logits) and (loss_alone or not each.differentiable)
             if fits and each.refuses(logits, target, described) is None:
                 return name
-    if impl not in _LOADED and impl not in _MISSING:
+    if not isinstance(impl, str) or (impl not in _LOADED and impl not in _MISSING):
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, implementations()))}, got {impl!r}")
     reason = _MISSING.get(impl) or load(impl).refuses(logits, target, described)
     if not reason and load(impl).differentiable and not loss_alone:

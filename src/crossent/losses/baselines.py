@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossent.core.checks import integer, number
+from crossent.core.messages import type_error
 
 
 def class_weights(
@@ -47,6 +48,8 @@ def class_weights(
     """
     n = _counts(counts)
     present = sum(k > 0 for k in n)
+    if not isinstance(scheme, str):
+        type_error("scheme", "'balanced' or 'effective'", scheme)
     if scheme == "balanced":
         weights = [sum(n) / (present * k) if k else 0.0 for k in n]
     elif scheme == "effective":
@@ -128,7 +131,10 @@ def _num_classes(num_classes: int) -> int:
 
 
 def _counts(counts: Sequence[float] | Tensor) -> list[float]:
-    n = [float(k) for k in (counts.tolist() if isinstance(counts, Tensor) else counts)]
+    try:
+        n = [float(k) for k in (counts.tolist() if isinstance(counts, Tensor) else counts)]
+    except (TypeError, ValueError, NotImplementedError):  # no numbers, or those of a meta tensor
+        type_error("counts", "a list or a tensor of numbers", counts)
     if not n or min(n) < 0 or not 0 < sum(n) < inf:
         raise ValueError(
             f"counts must hold how many examples each class has, none negative and not all zero, got {n!s:.60}: for labels "

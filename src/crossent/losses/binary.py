@@ -115,9 +115,11 @@ def binary_cross_entropy_with_logits(
         and ignore_index is None
         and mask is None
         and penalty is None
+        and type(reduction) is str
+        and type(empty) is str
         and empty == "nan"
-        and not inplace_backward
-        and not inplace_forward
+        and inplace_backward is False
+        and inplace_forward is False
         and watch.current() is None
     ):
         quick = quick_binary_cross_entropy(input, target, reduction)

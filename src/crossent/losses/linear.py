@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from crossent.core import watch
 from crossent.core.checks import (
     along_classes_or_whole,
+    check_devices,
     check_logits_dtype,
     check_mask,
     check_tensor,
@@ -418,9 +419,10 @@ def _understand(
 
 
 def _check_head(input: object, weight: object, bias: object) -> None:
-    check_tensors(input=input, linear_weight=weight)
+    check_tensors(input=input, linear_weight=weight, **({} if bias is None else {"linear_bias": bias}))
     assert isinstance(input, Tensor)
     assert isinstance(weight, Tensor)
+    check_devices(input, linear_weight=weight, linear_bias=bias)
     if input.dim() < 1 or weight.dim() < 2:
         raise RuntimeError(
             f"input must have shape (..., D) and linear_weight (C, D) or (C, d1, ..., D), got {shape(input)} and {shape(weight)}"
@@ -490,6 +492,9 @@ def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teach
     if isinstance(teacher.weight, nn.Module):
         with torch.no_grad():
             teacher = Teacher(*head_of(teacher.weight, teacher.input, teacher.bias), teacher.temperature)
+    given = {f"the teacher's {name}": value for name, value in teacher._asdict().items() if name != "temperature"}
+    check_tensors(**{name: value for name, value in given.items() if value is not None or name != "the teacher's bias"})
+    check_devices(input, **given)
     if teacher.input.shape[:-1] != input.shape[:-1] or tuple(teacher.weight.shape[:-1]) != classes:
         raise RuntimeError(
             f"the teacher must have input of shape {(*input.shape[:-1], 'D')} and weight of shape {(*classes, 'D')}, got "
@@ -591,7 +596,11 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int | 
         and input.dtype == weight.dtype
         and input.layout is weight.layout is torch.strided
         and target.dim() == 1
-        and (bias is None or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1]))
+        and input.device == weight.device
+        and (
+            bias is None
+            or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1] and bias.device == weight.device)
+        )
         and (max_bytes is None or type(max_bytes) is int)
         and _few(input.shape[0] * weight.shape[0], input, MAX_BYTES if max_bytes is None else max_bytes)
     )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from crossent.core.checks import as_python, class_axis, integer, number, smoothing
-from crossent.core.messages import shape
+from crossent.core.checks import as_python, check_tensor, class_axis, flag, integer, number, smoothing
+from crossent.core.messages import shape, type_error
 from crossent.core.penalties import Focal
+from crossent.core.reduction import check_deprecated
 from crossent.core.settings import (
     NUMBERS,
     BinaryModuleOptions,
@@ -134,6 +135,7 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
         label_smoothing: float = 0.0,
         **options: Unpack[CrossEntropyModuleOptions],
     ) -> None:
+        check_deprecated(size_average, reduce)
         super().__init__(weight, size_average, as_python(ignore_index), reduce, reduction, as_python(label_smoothing))
         self._keep(options)
 
@@ -216,6 +218,7 @@ class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
         pos_weight: Tensor | None = None,
         **options: Unpack[BinaryModuleOptions],
     ) -> None:
+        check_deprecated(size_average, reduce)
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
         self._keep(options)
 
@@ -424,9 +427,15 @@ class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
         **more: Unpack[LinearModuleOptions],
     ) -> None:
         in_features, num_classes = integer("in_features", in_features), integer("num_classes", num_classes)
-        out_features = tuple(integer("out_features", size) for size in out_features)
+        rule = "a tuple of ints"
+        if not isinstance(out_features, (tuple, list)):
+            type_error("out_features", rule, out_features)
+        out_features = tuple(integer("out_features", size, rule) for size in out_features)
+        bias = flag("bias", bias)
         weight, label_smoothing = more.get("weight"), as_python(more.get("label_smoothing", 0.0))
-        if weight is not None and weight.shape != (num_classes,):
+        if weight is not None and check_tensor("weight", weight, "a torch.Tensor of shape (C,) or None").shape != (
+            num_classes,
+        ):
             raise RuntimeError(f"weight must have shape ({num_classes},), one a class, got {tuple(weight.shape)}")
         smoothing("label_smoothing", label_smoothing)
         if not label_smoothing >= 0.0:

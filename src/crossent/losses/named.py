@@ -11,17 +11,20 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from crossent.core.checks import (
+    check_devices,
     check_logits_dtype,
     check_tensor,
     check_tensors,
     class_axis,
+    flag,
     gradient_place,
     integer,
     number,
     number_or_tensor,
+    optional,
     under_autocast,
 )
-from crossent.core.messages import shape
+from crossent.core.messages import shape, type_error
 from crossent.core.overrides import overridable
 from crossent.core.penalties import BalancedFocal, Focal
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
@@ -194,7 +197,12 @@ def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
             f"labels must be a tensor of the logits' shape {shape(logits)}: lists are for logits of shape (N, C) only"
         )
     num_rows, num_classes = logits.shape
-    rows = [row.tolist() if isinstance(row, (Tensor, np.ndarray)) else list(row) for row in labels]
+    try:
+        rows = [row.tolist() if isinstance(row, (Tensor, np.ndarray)) else list(row) for row in labels]
+    except TypeError:  # a number in the place of a list
+        type_error(
+            "labels", "a tensor of the logits' shape, or a list with a list of class indices for every row", labels
+        )
     if len(rows) != num_rows:
         raise RuntimeError(
             f"labels must have a list for every row of the logits {shape(logits)}, got {len(rows)} lists"
@@ -279,6 +287,9 @@ def distillation_loss(
     check_names(options, DistillationOptions, "distillation_loss")
     _check_teacher(student_logits, teacher_logits)
     alpha, temperature = number("alpha", alpha), number("temperature", temperature)
+    for name in ("teacher_grad", "reverse"):
+        flag(name, options.get(name, False))
+    z_loss = number("z_loss", options.get("z_loss", 0.0))
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}: it is the share of the teacher's part")
     if target is None and options.get("penalty") is not None:
@@ -304,8 +315,8 @@ def distillation_loss(
         of_target: dict[str, Any] = {name: value for name, value in options.items() if name not in _OF_THE_TEACHER}
         hard = cross_entropy(student_logits, target, **{**of_target, "out_dtype": loss.dtype})
         loss = alpha * loss + (1 - alpha) * hard
-    if options.get("z_loss", 0.0) != 0:
-        loss = loss + reduced(_z_losses(pair, options["z_loss"], impl))
+    if z_loss != 0:
+        loss = loss + reduced(_z_losses(pair, z_loss, impl))
     return loss.to(dtype)
 
 
@@ -314,6 +325,7 @@ _OF_THE_TEACHER = ("teacher_grad", "reverse", "z_loss")  # what the target's par
 
 def _check_teacher(student_logits: Tensor, teacher_logits: Tensor) -> None:
     check_tensors(student_logits=student_logits, teacher_logits=teacher_logits)
+    check_devices(student_logits, teacher_logits=teacher_logits)
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(
             f"teacher_logits must have the shape of student_logits {shape(student_logits)}, got {shape(teacher_logits)}"
@@ -433,6 +445,8 @@ def contrastive_cross_entropy(
             f"the partners of the {a.shape[0]} rows of a must lie among the {b.shape[0]} rows of b, "
             f"got offset={offset}: it is the number of rows in b before the partner of a's first"
         )
+    optional(flag)("symmetric", symmetric)
+    check_devices(a, b=b)
     if symmetric is None:
         symmetric = a.shape[0] == b.shape[0]
     elif symmetric and a.shape[0] != b.shape[0]:

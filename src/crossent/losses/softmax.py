@@ -126,11 +126,15 @@ def cross_entropy(
         and impl is None
         and size_average is None
         and reduce is None
+        and type(reduction) is str
+        and type(empty) is str
         and empty == "nan"
-        and not inplace_backward
-        and not inplace_forward
+        and inplace_backward is False
+        and inplace_forward is False
         and type(temperature) is type(margin) is type(z_loss) is float
         and softcap is None
+        and penalty is logit_bias is class_mask is None
+        and softcap_after_temperature is False
         and own == _TORCHS_OWN
         and watch.current() is None
     ):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from crossent.core.checks import check_tensor, flag, integer
+from crossent.core.checks import check_devices, check_tensor, flag, integer
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor
 
@@ -84,6 +84,7 @@ def _own_share(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tens
     """Sum what this process's rows weigh. Labels out of range are left to the loss, since raising here would stop one process."""
     check_tensor("target", target, "a torch.Tensor of class indices or probabilities")
     wide = torch.float32 if target.device.type == "mps" else torch.float64
+    check_devices(target, weight=weight)
     if weight is not None and check_tensor("weight", weight, "a torch.Tensor of shape (C,) or None").dim() != 1:
         raise ValueError(f"weight must have shape (C,), got {shape(weight)}")
     if target.is_floating_point():

@@ -35,6 +35,8 @@ def to_numpy(value: Any) -> tuple[NDArray[Any], str]:
             ) from None
         return values, values.dtype.name
     dtype = str(value.dtype).removeprefix("torch.")
+    if value.is_meta:
+        raise NotNumbersError("is a meta tensor, which has a shape and no numbers: give one on a device")
     value = value.detach().cpu()
     return (value.float() if dtype.startswith(("bfloat", "float8")) else value).numpy(), dtype
 
@@ -75,11 +77,18 @@ def read_pair(
 
 
 def _words(labels: Any) -> bool:
-    return not isinstance(labels, RowArray) and np.asarray(labels).dtype.kind in "US"
+    try:
+        return not isinstance(labels, RowArray) and np.asarray(labels).dtype.kind in "US"
+    except ValueError:  # lists of different lengths, which are refused where they are read
+        return False
 
 
 def to_lists(value: Any) -> Any:
     """Write arrays and tensors, wherever they lie and whatever they hold, as lists and numbers."""
+    if getattr(value, "is_meta", False):
+        raise NotNumbersError(
+            "a target must have numbers, got a meta tensor, which has only a shape: give one on a device"
+        )
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -154,6 +154,6 @@ def scale(
     console = readable()
     for table in tables(head, bandwidth, tflops):
         console.print(f"\n{table.title}\n")
-        print_table(draw(table), console)
+        print_table(table, console, draw)
         for note in table.notes:
             console.print(note)

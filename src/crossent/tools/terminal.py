@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import rich.table
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.text import Text
 
 from crossent.tools.printable import printable, writable
@@ -39,11 +42,47 @@ def plain_text(show: Callable[[Console], None]) -> str:
     return writable("\n".join(line.rstrip() for line in out.getvalue().splitlines()))
 
 
-def print_table(drawn: rich.table.Table, console: Console, least: int = LEAST) -> None:
-    """Print a table: one broken by a narrow terminal can still be read, one cut to fit it has lost its numbers."""
-    width, console.width = console.width, max(console.width, least)
-    console.print(drawn)
-    console.width = width
+def print_table(
+    table: Table, console: Console, drawing: Callable[[Table], rich.table.Table], least: int = LEAST
+) -> None:
+    """Print a table. In a terminal that is too narrow for it, columns go on below, each time behind the first.
+
+    A table of words is broken into lines, but a number never: cut, it would be another number.
+    """
+    if console.width >= least:
+        console.print(drawing(table))
+        return
+    for part in side_by_side(table, console, drawing):
+        console.print(drawing(part))
+
+
+def side_by_side(table: Table, console: Console, drawing: Callable[[Table], rich.table.Table]) -> Iterator[Table]:
+    """Divide the columns of a table into as few tables as fit into a width, all with its first column."""
+    taken: list[int] = []
+    for j in range(1, len(table.columns)):
+        if taken and not _fits(_columns(table, [0, *taken, j]), console, drawing):
+            yield _columns(table, [0, *taken])
+            taken = []
+        taken.append(j)
+    yield _columns(table, [0, *taken])
+
+
+def _columns(table: Table, chosen: list[int]) -> Table:
+    """Take some columns of a table."""
+    at = {column: place for place, column in enumerate(chosen)}
+    return replace(
+        table,
+        columns=tuple(table.columns[j] for j in chosen),
+        rows=[tuple(row[j] for j in chosen) for row in table.rows],
+        marked=frozenset((i, at[j]) for i, j in table.marked if j in at),
+        text_columns=tuple(at[j] for j in table.text_columns if j in at),
+    )
+
+
+def _fits(table: Table, console: Console, drawing: Callable[[Table], rich.table.Table]) -> bool:
+    """Whether a table can be drawn without a cut number, or a word that is broken."""
+    endless = console.options.update(width=10_000)
+    return Measurement.get(console, endless, drawing(table)).minimum <= console.width
 
 
 def draw(table: Table, show_edge: bool = False) -> rich.table.Table:
@@ -57,12 +96,22 @@ def draw(table: Table, show_edge: bool = False) -> rich.table.Table:
     )
     for j, column in enumerate(table.columns):
         left = j in table.text_columns
+        least = None if left else widest(printable(row[j]) for row in (table.columns, *table.rows))
         drawn.add_column(
-            Text(printable(column)), justify="left" if left else "right", no_wrap=not left, overflow="fold"
+            Text(printable(column)),
+            justify="left" if left else "right",
+            no_wrap=not left,
+            overflow="fold",
+            min_width=least,
         )
     for i, row in enumerate(table.rows):
         drawn.add_row(*(_cell(table, i, j) for j in range(len(row))))
     return drawn
+
+
+def widest(cells: Iterable[str]) -> int:
+    """Count the columns of a terminal that the widest cell takes."""
+    return max(map(cell_len, cells), default=0)
 
 
 def _cell(table: Table, i: int, j: int) -> Text:

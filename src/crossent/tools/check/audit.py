@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from crossent.core.kinds import argument_kinds
 from crossent.core.names import only_its_keywords
 from crossent.tools.check.audited_loss import AuditedLoss
 from crossent.tools.check.findings import Findings, apply_rules
@@ -56,6 +57,7 @@ class LossReport:
 
 
 @only_its_keywords
+@argument_kinds(fn="a function", num_classes="an int", rows="an int", ignore_index="an int", name="a text or None")
 def check_loss(
     fn: Callable[..., Any], *, num_classes: int = 5, rows: int = 7, ignore_index: int = -100, name: str | None = None
 ) -> LossReport:
@@ -90,7 +92,10 @@ def check_loss(
     See also: :func:`crossent.check` for what is given to a loss; ``crossent rule`` for every rule.
     """
     if num_classes < 3 or rows < 4 or rows == num_classes:
-        raise ValueError(f"there must be 3 classes, 4 rows, and not as many of both, got {num_classes} and {rows}")
+        raise ValueError(
+            f"num_classes must be at least 3 and rows at least 4 and another number, got {num_classes} and {rows}: with as many of "
+            "both, axes cannot be told apart"
+        )
     called = name or str(getattr(fn, "__name__", type(fn).__name__))
     loss = AuditedLoss(fn, num_classes, rows, ignore_index)
     if not loss.targets:

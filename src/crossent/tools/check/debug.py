@@ -8,6 +8,7 @@ Reading values waits for a GPU; nothing else of a run changes.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from array import array
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from crossent.core import watch
+from crossent.core.kinds import read
 from crossent.core.names import only_its_keywords
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.arrays import read_rows
 from crossent.tools.check.facts import Facts
-from crossent.tools.check.findings import REMARK, Findings, apply_rules
+from crossent.tools.check.findings import REMARK, WIDTH, Findings, apply_rules, written
 from crossent.tools.check.options import CheckOptions, read_options
 from crossent.tools.check.rules import CURVE_RULES, VALUE_RULES
 from crossent.tools.check.survey import survey
@@ -133,7 +135,8 @@ class Debug:
             if finding.rule not in history.reported:
                 history.reported.add(finding.rule)
                 self.findings.append(finding)
-                warnings.warn_explicit(f"\n{finding}", CheckWarning, site.file, site.line, registry={})
+                width = min(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH)
+                warnings.warn_explicit(f"\n{written(finding, width)}", CheckWarning, site.file, site.line, registry={})
 
 
 @only_its_keywords
@@ -160,7 +163,8 @@ def debug(first_n: int = 3) -> Debug:
 
     See also: :func:`crossent.check` for arrays that are at hand.
     """
-    if isinstance(first_n, bool) or not isinstance(first_n, int) or first_n < 1:
+    first_n = read("first_n", first_n, "an int")
+    if first_n < 1:
         raise ValueError(f"first_n must be at least 1, got {first_n!r}: it is how many batches to look at")
     return Debug(first_n)
 

@@ -14,6 +14,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 INDENT = 8
+WIDTH = 88  # of a finding that is printed from Python
 REMARK = "No finding is not proof: a check sees values, not the code that made them."
 
 
@@ -90,13 +91,18 @@ class Finding:
     fix: str
 
     def __str__(self) -> str:
-        said = paragraphs((("seen", self.seen), ("why", self.why), ("fix", self.fix)), 88)
-        lines = [f"{self.rule} {self.severity}: {self.title}", *(f"  {name:<6}{text}" for name, text in said)]
-        return writable(printable("\n".join(lines)))
+        return written(self, WIDTH)
 
     def to_dict(self) -> dict[str, str]:
         """Give all of it as plain data."""
         return asdict(self)
+
+
+def written(finding: Finding, width: int) -> str:
+    """Write a finding in lines of a width."""
+    said = paragraphs((("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)), width)
+    lines = textwrap.wrap(f"{finding.rule} {finding.severity}: {finding.title}", width, subsequent_indent="  ")
+    return writable(printable("\n".join([*lines, *(f"  {name:<6}{text}" for name, text in said)])))
 
 
 def paragraphs(parts: Iterable[tuple[str, str]], width: int) -> Iterator[tuple[str, str]]:

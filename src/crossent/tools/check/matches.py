@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from crossent import reference
 from crossent.reference import Array
+from crossent.tools.check.other_rows import CLASSES, Knowledge
 from crossent.tools.check.row_block import Ints, RowBlock
 from crossent.tools.check.running_mean import RunningMean
 
@@ -61,6 +62,7 @@ class MatchFacts:
         cost: the sums of what each class costs in the rows of a label.
         negated: with the logits of the opposite sign.
         elsewhere: with the labels in another order, by its name.
+        knowledge: what the logits say about these other labels beyond their own, where there are few classes.
     """
 
     num_classes: int
@@ -70,6 +72,7 @@ class MatchFacts:
     cost: Array | None = None
     negated: Match = field(default_factory=Match)
     elsewhere: dict[str, Match] = field(default_factory=dict)
+    knowledge: dict[str, Knowledge] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.predicted = np.zeros(self.num_classes)
@@ -100,6 +103,9 @@ class MatchFacts:
             there = labels[good]
             usable = there >= 0
             self.elsewhere.setdefault(name, Match()).add(cost[usable], x[usable], there[usable])
+            usable &= finite
+            if self.num_classes <= CLASSES:
+                self.knowledge.setdefault(name, Knowledge(self.num_classes)).add(x[usable], y[usable], there[usable])
 
     def permutation(self) -> tuple[Ints, float, float] | None:
         """Find which class the logits call by each label, with the accuracy and the mean loss if the labels were called so.

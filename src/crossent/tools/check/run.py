@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from crossent.core.kinds import argument_kinds
 from crossent.core.names import only_its_keywords
 from crossent.tools.arrays import read_pair
 from crossent.tools.check.findings import Findings, apply_rules
@@ -16,6 +17,11 @@ from crossent.tools.check.survey import survey
 
 
 @only_its_keywords
+@argument_kinds(
+    input="a text", task="a text", dim="an int or None", label_smoothing="a number", ignore_index="a number or None",
+    shift="True or False", micro_batch="an int or None", losses="a list of numbers or None",
+    class_names="a list of names or None", loss_dtype="a text or None", live="True or False",
+)  # fmt: skip
 def check(
     logits: Any,
     target: Any = None,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossent import reference
+from crossent.core.kinds import argument_kinds
 from crossent.core.names import only_its_keywords
 from crossent.reference import Array
-from crossent.tools.arrays import to_numpy
+from crossent.tools.arrays import read_array, to_numpy
 from crossent.tools.explain.catalogue import DEFAULT, LOSSES, LossDescription, find_losses
 from crossent.tools.explain.loss_terms import add, compute, objection, probabilities
 from crossent.tools.explain.row_numbers import LossExplanation, References, RowNumbers
@@ -101,6 +102,10 @@ class Explanation(RowNumbers):
 
 
 @only_its_keywords
+@argument_kinds(
+    losses="a text or a list of texts or None", input="a text", dim="an int or None", ignore_index="an int",
+    class_names="a name or a list of names or None", step="a number",
+)  # fmt: skip
 def explain(
     logits: Any,
     target: Any,
@@ -223,7 +228,7 @@ def _class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ..
 
 
 def _prior(prior: Any, num_classes: int) -> Array:
-    counts = np.asarray(to_numpy(prior)[0], np.float64)
+    counts = np.asarray(read_array("prior", prior), np.float64)
     if counts.shape != (num_classes,) or not np.isfinite(counts).all() or counts.min() < 0 or not counts.any():
         raise ValueError(
             f"prior must hold how many examples or what share each of the {num_classes} classes has, none negative and not "

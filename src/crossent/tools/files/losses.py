@@ -23,7 +23,6 @@ from crossent.tools.files.values import read_numbers
 HELD_OUT = re.compile(r"(^|[^a-z])(e?val|valid|validation|test|dev|eval)([^a-z]|$)", re.IGNORECASE)
 LOSS = re.compile(r"(^|[^a-z])loss(es)?([^a-z]|$)", re.IGNORECASE)
 PARTS = ("__min", "__max")  # what Weights & Biases writes beside a column
-WALL_TIME = 1e9  # seconds since 1970: what TensorBoard writes first
 
 
 def read_losses(given: str) -> NDArray[Any]:
@@ -39,14 +38,22 @@ def read_losses(given: str) -> NDArray[Any]:
     column = expand(table, [key], "losses")[0] if key is not None else _choose(table)
     array = table.read((column,), (), (column,)).array((column,))
     values = np.asarray(array.rows(0, len(array)), np.float64)
-    if values.ndim == 2 and values.shape[1] == 3 and values[0, 0] > WALL_TIME:
-        values = values[:, 2]  # an export of TensorBoard: time, step, value
+    if values.ndim == 2 and values.shape[1] > 1:
+        losses = [k for k in range(values.shape[1]) if not _counts_up(values[:, k])]
+        values = values[:, losses[0]] if len(losses) == 1 else values
     if values.ndim > 1 and values.shape[1:] != (1,):
         raise FileError(
             f"{array.name or path}: holds {values.shape[1]} columns, and losses are one: name it, as {path}::NAME"
         )
     values = values.reshape(-1)
     return values if table.columns[column].kind == "array" else values[~np.isnan(values)]
+
+
+def _counts_up(column: NDArray[Any]) -> bool:
+    """Whether a column without a name is no loss: steps, epochs, or the time that TensorBoard and MLflow write beside them."""
+    return len(column) > 1 and bool(
+        np.all(np.diff(column) > 0) and (column[0] > 1e9 or np.all(column == np.rint(column)))
+    )
 
 
 def _choose(table: Table) -> str:

@@ -50,9 +50,17 @@ def open_pt(path: str) -> Table:
 
 
 def _joined(content: Any) -> Any:
-    """Put the batches of a list together, each a dict of tensors with the same names and, but for the rows, the same shapes."""
+    """Put the batches of a list together: tensors, or dicts of tensors with the same names, that differ in the rows alone.
+
+    A tuple is left as it is, since its entries are different things, such as logits and hidden states.
+    """
     import torch
 
+    if isinstance(content, dict):
+        return {name: _joined(value) if isinstance(value, list) else value for name, value in content.items()}
+    if isinstance(content, list) and len(content) > 1 and all(isinstance(each, torch.Tensor) for each in content):
+        alike = content[0].dim() and all(each.shape[1:] == content[0].shape[1:] for each in content if each.dim())
+        return torch.cat(content) if alike and all(each.dim() for each in content) else content
     if not isinstance(content, list) or len(content) < 2 or not all(isinstance(each, dict) for each in content):
         return content
     names = [name for name, value in content[0].items() if isinstance(value, torch.Tensor) and value.dim()]

@@ -26,6 +26,7 @@ SAMPLE = 200  # rows that tell what is in a column
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 TRUTH = {"true": 1.0, "false": 0.0}
 DECIMAL = re.compile(r"^\s*([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)\s*$")
+LIST = re.compile(r"^\[[^\[\]]*\]$")  # what pandas writes of a list, and NumPy of an array
 LINES = 1 << 12  # read at a time
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -100,7 +101,8 @@ def _open_separated(path: str, delimiter: str) -> Table:
             name: Column(kind, whole=kind != "number" or _whole([row[j] for row in sample[1:] if j < len(row)]))
             for j, (name, kind) in enumerate(zip(header, kinds, strict=True))
         }
-        return Table(path, columns, _Separated(path, delimiter, header, True).read)
+        lists = [name for name, column in columns.items() if column.kind == "array"]
+        return Table(path, columns, _Separated(path, delimiter, header, True, lists).read)
     width = len(sample[0])
     kind: Kind = "array" if width > 1 or _kind([row[0] for row in sample]) == "number" else "word"
     reader = _Separated(path, delimiter, [str(j) for j in range(width)], False)
@@ -147,6 +149,8 @@ def _kind(cells: Sequence[str]) -> Kind:
     there = [cell for cell in (cell.strip() for cell in cells) if cell.lower() not in MISSING]
     if all(map(is_number, there)):
         return "number"
+    if all(map(LIST.match, there)):
+        return "array"
     return "bool" if all(cell.lower() in TRUTH for cell in there) else "word"
 
 
@@ -157,6 +161,11 @@ def _whole(cells: Sequence[str]) -> bool:
 def _is_heading(sample: Sequence[Sequence[str]]) -> bool:
     """Whether the first line names columns: it holds words, or counts from 0 or 1 where the lines below do something else."""
     first, rest = sample[0], sample[1:]
+    if rest and any(
+        cell.strip() and not is_number(cell) and all(row[j : j + 1] == [cell] for row in rest)
+        for j, cell in enumerate(first)
+    ):
+        return False  # no name is all that its column holds: these are the words of a log
     if not all(map(is_number, first)):
         # One column of words is a list of labels, unless its first word is what such a column is called.
         return (
@@ -191,8 +200,10 @@ def as_number(cell: str) -> float:
 class _Separated:
     """Reads columns of one file."""
 
-    def __init__(self, path: str, delimiter: str, header: Sequence[str], headed: bool) -> None:
-        self.path, self.delimiter, self.header, self.headed = path, delimiter, header, headed
+    def __init__(
+        self, path: str, delimiter: str, header: Sequence[str], headed: bool, lists: Sequence[str] = ()
+    ) -> None:
+        self.path, self.delimiter, self.header, self.headed, self.lists = path, delimiter, header, headed, lists
         self.place = {name: j for j, name in enumerate(header)}
 
     def read_nameless(self, wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
@@ -206,6 +217,8 @@ class _Separated:
 
     def read(self, wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
         """Read columns as numbers, and columns as words."""
+        arrays = {name: Spool(self.path) for name in wanted if name in self.lists}
+        wanted = [name for name in wanted if name not in arrays]
         numbers, text = Spool(self.path), {name: list[str]() for name in words}
         at = [self.place[name] for name in wanted]
         strict = np.array([name not in optional for name in wanted])
@@ -220,12 +233,24 @@ class _Separated:
                     )
             if at:
                 numbers.add_block(self._numbers(block, at, strict))
+            for name, spool in arrays.items():
+                for line, cells in block:
+                    spool.add(line, self._list(line, cells[self.place[name]]))
             for name, entries in text.items():
                 j = self.place[name]
                 entries += [cells[j].strip() for _, cells in block]
         if words and not next(iter(text.values())):
             raise FileError(f"{self.path}: holds no rows")
-        return Contents(numbers.array(wanted) if at else None, text, {})
+        read = {name: spool.array() for name, spool in arrays.items()}
+        return Contents(numbers.array(wanted) if at else None, text, read)
+
+    def _list(self, line: int, cell: str) -> NDArray[np.float64]:
+        """Read the numbers of a list, with commas or blanks between."""
+        try:
+            return np.array([float(number) for number in cell.strip().strip("[]").replace(",", " ").split()])
+        except ValueError:
+            cut = ": NumPy left numbers out where it printed them, save the array itself" if "..." in cell else ""
+            raise FileError(f"{self.path}: line {line}: {cell[:40]!r} is no list of numbers{cut}") from None
 
     def _numbers(
         self, block: list[tuple[int, list[str]]], at: list[int], strict: NDArray[np.bool_]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
 from crossent.tools.files import RowArray
@@ -23,6 +26,18 @@ class DecisionLayout(NamedTuple):
     positions: tuple[int, ...]  # the shape of a row's decisions
     one_hot: bool  # whether the labels have the shape of the logits
     shift: bool
+    of_class: int | None = None  # the axis of the classes where each of them is a decision of its own
+
+    def class_of(self, position: NDArray[Any]) -> NDArray[Any]:
+        """Find the class that a decision of several labels is about: of an image (C, H, W) the channel of the pixel."""
+        if self.of_class is None or len(self.positions) == 1:
+            return position
+        return np.asarray(np.unravel_index(position, self.positions)[self.of_class - 1])
+
+    @property
+    def classes(self) -> int:
+        """Count the classes: the choices of a decision, or what there is a yes or no about."""
+        return self.choices if self.of_class is None else self.positions[self.of_class - 1]
 
     @property
     def per_row(self) -> int:
@@ -37,7 +52,7 @@ def decision_layout(logits: RowArray, labels: RowArray, options: ScoreOptions) -
         FileError: the shapes do not belong together.
     """
     if options.task == "multilabel":
-        return _multilabel(logits, labels)
+        return _multilabel(logits, labels, options.class_dim)
     if len(labels.shape) > len(logits.shape):
         raise FileError(
             f"{labels.name}: has shape {labels.shape}, and {logits.name} only {logits.shape}: logits first, then labels"
@@ -76,15 +91,16 @@ def _advice(logits: RowArray, labels: RowArray) -> str:
     return "".join(f": --class-dim {k} would fit" for k in fits[-1:])
 
 
-def _multilabel(logits: RowArray, labels: RowArray) -> DecisionLayout:
+def _multilabel(logits: RowArray, labels: RowArray, dim: int | None) -> DecisionLayout:
     shape = logits.shape if len(logits.shape) > 1 else (len(logits), 1)
+    of_class = class_axis("class_dim", dim, shape, 1, rows_first=True)
     one_class = labels.shape == (len(logits),) and shape == (len(logits), 1)
     one_channel = len(shape) > 2 and shape[1] == 1 and labels.shape == shape[:1] + shape[2:]
     if not (_squeezed(labels.shape, logits.shape) == logits.shape or labels.shape == shape or one_class or one_channel):
         raise FileError(
             f"{labels.name}: has shape {labels.shape}, but --task multilabel needs zeros and ones of shape {logits.shape}"
         )
-    return DecisionLayout(None, 2, shape[1:], False, False)
+    return DecisionLayout(None, 2, shape[1:], False, False, of_class)
 
 
 def _squeezed(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -251,16 +252,20 @@ class ClassRow(NamedTuple):
 class Classes:
     """Counts for each class: how often it is right, is named, is both, what it costs, and what it is taken for.
 
-    With several labels a row (``columns``) a class is a column of yes and no, and what is counted are the yes.
+    With several labels a row, ``class_of`` says which class a decision is a yes or no about, and what is counted are the yes.
     """
 
-    def __init__(self, classes: int, columns: bool) -> None:
-        self._columns, self._size = columns, classes
+    def __init__(self, classes: int, class_of: Callable[[Ints], Ints] | None) -> None:
+        self._columns, self._size, self._class_of = (
+            class_of is not None,
+            classes,
+            class_of or (lambda position: position),
+        )
         self._there, self._named, self._both, self._about = np.zeros((4, classes), np.int64)
         self._cost, self._p = np.zeros((2, classes))
         self._mass = np.zeros(classes)  # of the labels; of soft ones the sum of their weights
-        self._usual = np.zeros((2, classes, 2 if columns else 1))  # how often a label, and with how much probability
-        small = not columns and classes <= CONFUSED
+        self._usual = np.zeros((2, classes, 2 if class_of else 1))  # how often a label, and with how much probability
+        small = not class_of and classes <= CONFUSED
         self._confused = np.zeros((classes, classes), np.int64) if small else None
 
     def add(self, block: Decisions) -> None:
@@ -270,7 +275,7 @@ class Classes:
             return np.bincount(at, weight, self._size)
 
         if self._columns:
-            of, yes, named = block.position, block.y == 1, block.predicted == 1
+            of, yes, named = self._class_of(block.position), block.y == 1, block.predicted == 1
             self._there += count(of[yes])
             self._named += count(of[named])
             self._p += count(of, block.p[:, 1])
@@ -284,7 +289,7 @@ class Classes:
         self._both += count(of[yes & named])
         self._cost += count(of, block.nll)
         width = self._usual.shape[2]
-        cell = block.position * width + block.y if self._columns else block.y
+        cell = of * width + block.y if self._columns else block.y
         for total, weight in zip(self._usual, (None, block.p_true), strict=True):
             total += np.bincount(cell, weight, total.size).reshape(total.shape)
         if self._confused is not None:
@@ -293,7 +298,11 @@ class Classes:
 
     def usual_p(self, example: Example) -> float:
         """Compute the mean probability of what an example is taken for where that is the label; nan where it never is."""
-        k, at = (example.position, example.predicted) if self._columns else (example.predicted, 0)
+        k, at = (
+            (int(self._class_of(np.asarray(example.position))), example.predicted)
+            if self._columns
+            else (example.predicted, 0)
+        )
         count, total = self._usual[:, k, at]
         return float(total / count) if count else float("nan")
 

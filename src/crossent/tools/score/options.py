@@ -56,10 +56,6 @@ class ScoreOptions:
             raise OptionError("weight", "belongs to the softmax, one label a row; leave it out for task multilabel")
         if self.shift and self.task != "lm":
             raise OptionError("shift", "is for tokens: it needs task lm")
-        if self.class_dim is not None and self.task == "multilabel":
-            raise OptionError(
-                "class_dim", "is for the softmax; task multilabel takes labels of the shape of the logits"
-            )
         if self.top < 0:
             raise OptionError("top", f"must be 0 or more, got {self.top}")
         if self.bytes is not None and self.bytes < 1:

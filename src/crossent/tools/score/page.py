@@ -24,7 +24,7 @@ from crossent.tools.page.words import OFFERED, words_of
 from crossent.tools.printable import printable
 from crossent.tools.score.measures import Calibration, Example, Mean
 from crossent.tools.score.row_blocks import Decisions, Ints, Reader
-from crossent.tools.score.scores import DEFINITIONS, Scores
+from crossent.tools.score.scores import DEFINITIONS, Scores, class_and_place
 from crossent.tools.score.tables import heading, report_tables, short_name
 from crossent.tools.table import Table
 
@@ -141,8 +141,8 @@ def _open(report: Scores, e: Example, x: Any, t: Any) -> dict[str, Any]:
     if t is not None and not np.isin(t, (0, 1)).all():
         row["weights"] = t.tolist()
     if report.columns:
-        row["names"] = [f"not {report.class_names[e.position]}", report.class_names[e.position]]
-        row["title"] = f"{where}: {report.class_names[e.position]}"
+        name = report.class_names[class_and_place(report, e)[0]]
+        row["names"], row["title"] = [f"not {name}", name], f"{where}: {name}"
     return row
 
 

@@ -213,9 +213,16 @@ class Reader:
         if self.layout.axis is None:
             raise FileError(f"{row}, but --task multilabel takes 0 and 1 (and --ignore-index for neither)")
         hint = ": labels that start at 1 need 1 subtracted" if y[at] == classes and self._lowest() >= 1 else ""
+        if y[at] == 255 and classes == 2 and self._values() == {0, 255}:
+            hint = ": a mask of 0 and 255 for two classes wants labels // 255"
         raise FileError(
             f"{row}, but the {classes} classes are 0 to {classes - 1}{hint or '; --ignore-index leaves a label out'}"
         )
+
+    def _values(self) -> set[float]:
+        """Find which labels there are that count."""
+        values = np.unique(self.labels.rows(0, len(self.labels))).tolist()
+        return {value for value in values if value != self.options.ignore_index}
 
     def _lowest(self) -> float:
         """Find the lowest label that counts, in all of the file."""

@@ -99,6 +99,24 @@ class Scores:
         return printable_json(json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def places(report: Scores) -> tuple[int, ...]:
+    """Give the sizes of the axes that say where in a row a decision is, beside the class it is about."""
+    positions: list[int] = report.settings["positions"]
+    if not report.columns:
+        return tuple(positions)
+    axis = report.settings["class_dim"] - 1
+    return (*positions[:axis], *positions[axis + 1 :])
+
+
+def class_and_place(report: Scores, example: Example) -> tuple[int, tuple[int, ...]]:
+    """Say which class an example is about, its own or that of its yes or no, and where in its row it is."""
+    at = tuple(int(k) for k in np.unravel_index(example.position, report.settings["positions"] or (1,)))
+    if not report.columns:
+        return example.true, at
+    axis = report.settings["class_dim"] - 1
+    return at[axis], (*at[:axis], *at[axis + 1 :])
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from crossent.core.kinds import argument_kinds
+from crossent.core.messages import type_error
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
 from crossent.tools.arrays import read_array, read_pair
@@ -37,6 +39,11 @@ OnProgress = Callable[[str, int, int], None]  # what is being done, how much of 
 
 
 @only_its_keywords
+@argument_kinds(
+    watch="a function or None", input="a text", task="a text", shift="True or False", dim="an int or None",
+    class_dim="an int or None", ignore_index="an int", label_smoothing="a number", class_names="a list of names or None",
+    top="an int", suspects="a text", bytes="an int or None",
+)  # fmt: skip
 def score(
     logits: ArrayLike | RowArray,
     labels: ArrayLike | RowArray,
@@ -98,7 +105,8 @@ def score(
             label_smoothing=label_smoothing, class_names=class_names, top=top, suspects=suspects, bytes=bytes,
         )  # fmt: skip
         first, second = read_pair(("logits", "labels"), logits, labels, class_names)
-        assert second is not None
+        if second is None:
+            type_error("labels", "an array or a list", labels)
         _refuse_empty(first, second)
         return Scoring(first, second, options, watch or _unwatched).report()
     except OptionError as error:
@@ -124,12 +132,15 @@ class Scoring:
         self.options, self.layout = options, decision_layout(logits, labels, options)
         self.reader, self.watch = Reader(logits, labels, self.layout, options), watch
         self.columns = self.layout.axis is None
-        self.size = self.layout.per_row if self.columns else self.layout.choices
+        self.size = self.layout.classes
         self.names = _class_names(logits, options, self.size)
         if options.weight is not None:
             check_weight_count(options.weight, self.size, logits.name)
         self.loss, self.accuracy, self.brier, self.calibration = Loss(options), Accuracy(), Brier(), Calibration()
-        self.classes, self.worst = Classes(self.size, self.columns), Largest(options.top)
+        self.classes, self.worst = (
+            Classes(self.size, self.layout.class_of if self.columns else None),
+            Largest(options.top),
+        )
         self.exact = ExactMatch() if self.columns else None
         self.suspects = Suspects(options.suspects) if options.task != "lm" else None  # a token is what was written
         self.tempered: BeforeAndAfter | None = None
@@ -176,7 +187,7 @@ class Scoring:
     def _settings(self) -> dict[str, Any]:
         options = asdict(self.options)
         del options["class_names"]
-        options["class_dim"] = self.layout.axis
+        options["class_dim"] = self.layout.of_class if self.columns else self.layout.axis
         options["positions"] = list(self.layout.positions)
         options["weight"] = None if self.options.weight is None else self.options.weight.tolist()
         return {"logits": _described(self.reader.logits), "labels": _described(self.reader.labels), **options}

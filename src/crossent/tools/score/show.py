@@ -30,7 +30,7 @@ def show_tables(title: str, tables: Sequence[Table], console: Console | None = N
         console.print()
         console.print(Text(table.title, style="bold"))
         if table.rows:
-            print_table(draw(table), console)
+            print_table(table, console, draw)
         for note in table.notes:
             console.print(Text(note, style="dim"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossent.tools.printable import brief
 from crossent.tools.score.measures import ClassRow, Example
-from crossent.tools.score.scores import Scores
+from crossent.tools.score.scores import Scores, class_and_place, places
 from crossent.tools.shared_options import SUSPECTS
 from crossent.tools.table import Table
 
@@ -169,17 +169,16 @@ def _suspects(report: Scores) -> Table:
 def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
     ids = bool(report.ids)
     place = "token" if report.settings["task"] == "lm" else "at"
-    several = not report.columns and bool(report.settings["positions"])
+    several = bool(places(report))
     columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
     columns += [] if report.columns else ["predicted", "p(predicted)"]
     columns.append("loss, nats")
     rows = []
     for e in examples:
-        cells = (
-            [str(e.row)] + [_place(report, e.position)] * several + [brief(report.ids.get(e.row, ""), WIDEST_ID)] * ids
-        )
+        k, at = class_and_place(report, e)
+        cells = [str(e.row)] + [",".join(map(str, at))] * several + [brief(report.ids.get(e.row, ""), WIDEST_ID)] * ids
         if report.columns:
-            cells += [_name(report, e.position), "yes" if e.true else "no", number(e.p_true, 4)]
+            cells += [_name(report, k), "yes" if e.true else "no", number(e.p_true, 4)]
         else:
             cells += [_name(report, e.true), number(e.p_true, 4), _name(report, e.predicted), number(e.p_predicted, 4)]
         rows.append((*cells, number(e.loss_nats, 4)))
@@ -197,15 +196,6 @@ def short_name(names: Sequence[str], k: int) -> str:
 
 def _name(report: Scores, k: int) -> str:
     return short_name(report.class_names, k)
-
-
-def _place(report: Scores, position: int) -> str:
-    """Write where in a row a decision is: one number for each axis."""
-    at = []
-    for size in reversed(report.settings["positions"]):
-        position, here = divmod(position, size)
-        at.append(str(here))
-    return ",".join(reversed(at))
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def _newton(blocks: Iterable[Decisions], beta: float, step: Callable[[], None], 
 
     Where a good ``β`` is only to be confirmed, a step that is small enough is believed: the next would be its square.
     """
-    low, high, last = 1 / LIMITS[1], 1 / LIMITS[0], inf
+    limits = 1 / LIMITS[1], 1 / LIMITS[0]
+    (low, high), last = limits, inf
     for _ in range(STEPS):
         slope, curvature, count = _slope(blocks, beta)
         step()
@@ -86,12 +87,17 @@ def _newton(blocks: Iterable[Decisions], beta: float, step: Callable[[], None], 
             return None
         if slope == 0 and beta == 1:
             return 1.0  # no temperature changes anything
+        if beta == limits[slope <= 0]:
+            return beta  # the best lies beyond it
         low, high = (beta, high) if slope <= 0 else (low, beta)
         newton = beta - slope / curvature if curvature > 0 else inf
         # Newton's steps do not shrink where the slope decays like an exponential, as it does if no decision is wrong
         shrinks = abs(newton - beta) < last / 2
         direct = low < newton < high and shrinks
-        following = newton if direct else sqrt(low * high)
+        beyond = (
+            high if slope <= 0 else low
+        )  # a limit that was not tried yet often is the answer, and halving would creep there
+        following = newton if direct else beyond if beyond in limits else sqrt(low * high)
         last = abs(following - beta)
         if last <= EXACT * beta:
             break

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from rich.console import Console
 from rich.text import Text
 
@@ -16,7 +18,7 @@ def show(output: Output, console: Console | None = None) -> None:
         console.print(Text(notice, style="bold"))
     for table in output.tables:
         console.print(Text(table.title, style="bold"))
-        print_table(draw(table, show_edge=True), console, MOST)
+        print_table(table, console, partial(draw, show_edge=True), MOST)
         for note in table.notes:
             console.print(Text(note, style="dim"))
         console.print()

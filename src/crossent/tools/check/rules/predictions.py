@@ -10,6 +10,7 @@ import numpy as np
 from crossent.tools.check.facts import Facts
 from crossent.tools.check.findings import Observation, Rule, RuleDescription, register_rule
 from crossent.tools.check.matches import named_permutation
+from crossent.tools.check.other_rows import ROWS, opposite
 from crossent.tools.check.rules.loss_curve import levels, stays_at
 
 RULES: dict[str, Rule] = {}
@@ -143,7 +144,7 @@ def labels_of_one_kind(facts: Facts) -> Iterator[Observation]:
 )
 def labels_of_others(facts: Facts) -> Iterator[Observation]:
     """A better match that was found: classes permuted, rows shifted or sorted, labels transposed, logits negated."""
-    found = _better(facts)
+    found = _better(facts) or _known_elsewhere(facts)
     if found is not None:
         yield found
 
@@ -165,6 +166,7 @@ def _better(facts: Facts) -> Observation | None:
         and match.loss.value < min(0.8 * here.value, 0.9 * known)
         and here.above(match.loss) > 8
         and (facts.options.binary or match.right / match.loss.n > accuracy + 0.2)
+        and not (name.endswith("down") and here.value < known and _in_order(facts, name.removeprefix("labels ")))
     ]
     permuted = _permuted(facts, accuracy)
     if better and (permuted is None or min(better)[0] < permuted[0]):
@@ -204,6 +206,44 @@ def _permuted(facts: Facts, accuracy: float) -> tuple[float, Observation] | None
             "classes once."
         )
     return value, Observation(text, fix=fix)
+
+
+def _in_order(facts: Facts, name: str) -> bool:
+    """Whether rows have an order of their own, as in a text or a series: a label says something about that of another row."""
+    pairs = facts.matches.knowledge.get(name)
+    if pairs is None or not pairs.n:
+        return False
+    return pairs.beyond_chance(pairs.dependence(), min(facts.layout.rows[0], pairs.n)) > 5
+
+
+def _known_elsewhere(facts: Facts) -> Observation | None:
+    """Look for a model that was trained on labels of other rows: its logits say more of the others' labels than they should."""
+    knowledge = {name: each for name, each in facts.matches.knowledge.items() if each.n}
+    if facts.C < 2 or not knowledge:
+        return None
+    explained = {name: each.explained() for name, each in knowledge.items()}
+    name = max(explained, key=lambda each: explained[each])
+    best, independent = (
+        knowledge[name],
+        min(facts.layout.rows[0], knowledge[name].n),
+    )  # pixels of a picture are no draws
+    back = explained.get(opposite(name), 0.0) if opposite(name) != name else 0.0
+    chance = (facts.C - 1) / max(independent, 1)
+    if independent < max(ROWS, 20 * facts.C) or explained[name] < max(0.05 + 2 * chance, 3 * back):
+        return None
+    if best.beyond_chance(explained[name], independent) < 10:
+        return None
+    # Texts and series know what came before, and a little of what comes after: there only a lot of the latter is strange.
+    if _in_order(facts, name) and (not name.endswith("up") or explained[name] < max(0.2, 5 * back)):
+        return None
+    other_way = f", and {back:.3f} of those {opposite(name)}" if opposite(name) != name else ""
+    return Observation(
+        f"the logits say {explained[name]:.3f} of what is left to say about the labels {name}{other_way} (squared canonical "
+        f"correlations, given the labels as they are; 0 is nothing, 1 is all; {best.n:,} rows)",
+        "warning",
+        "What a row is says nothing about the label of another row, unless that label is its own. A model that is trained on "
+        "labels of other rows learns them by heart, slowly and for nothing, and still tells its inputs apart: that is seen here.",
+    )
 
 
 @register_rule(
