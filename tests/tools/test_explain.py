@@ -256,7 +256,7 @@ def test_a_target_that_is_unclear_is_refused(target, said):
         ({"class_names": "ab"}, "class_names must hold one name for each of the 2 classes, got 1"),
         ({"step": -1.0}, "step must be a finite number, not negative, got -1.0"),
         ({"step": math.inf}, "step must be a finite number, not negative, got inf"),
-        ({"step": "1"}, "step must be a finite number, not negative, got '1'"),
+        ({"step": "1"}, "step must be a number, got builtins.str: '1'"),
         ({"prior": [1, 2, 3]}, "prior must hold how many examples or what share each of the 2 classes has"),
         ({"prior": [1, -1]}, "none negative and not all zero, got [1, -1]"),
         ({"prior": [0, 0]}, "none negative and not all zero, got [0, 0]"),
