@@ -45,7 +45,7 @@ def child(contender: str, loss: str, rows: int, classes: int, dtype: str) -> dic
 
     name = {"softmax": "cross_entropy", "binary": "binary_cross_entropy_with_logits"}[loss]
     f = getattr(F if contender == "eager" else crossent, name)
-    options = {"inplace_backward": True} if contender == "inplace" else {}
+    options = {"inplace_forward": True} if contender == "inplace" else {}
     torch.manual_seed(0)
 
     def draw(n: int, c: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -119,7 +119,7 @@ def contenders(case: Case, target: Tensor, options: dict[str, Any], implementati
         return ours(x, target, **options)
 
     def in_place(x: Tensor) -> Tensor:
-        return ours(computed(x), target, inplace_backward=True, **options)
+        return ours(computed(x), target, inplace_forward=True, **options)
 
     found = {
         "eager": Contender(lambda x: theirs(x, target, **options)),

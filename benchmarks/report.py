@@ -86,7 +86,7 @@ def small_table(rows: list[dict]) -> str:
 
 
 def parts_table(rows: list[dict]) -> str:
-    """Take crossent's time apart: forward, backward over the logits, and what new memory for the gradient adds."""
+    """Take crossent's time apart: the loss alone, its gradient over the logits, and what new memory for the gradient adds."""
     lines = []
     for row in rows:
         copies = row["copies"]
@@ -95,7 +95,7 @@ def parts_table(rows: list[dict]) -> str:
         both, fresh = copies["crossent"], copies.get("fresh")
         parts = [copies["forward"], copies["inplace"] - copies["forward"], both - copies["inplace"]]
         lines.append([row["title"], *map(figures, [*parts, None if fresh is None else fresh - copies["inplace"]])])
-    head = ["logits", "forward", "backward, in place", "a gradient beside the logits adds", "in fresh memory it adds"]
+    head = ["logits", "the loss alone", "its gradient adds, in place", "beside the logits it adds", "in fresh memory it adds"]
     return table(head, lines) if lines else "Not measured yet."
 
 
