@@ -95,7 +95,13 @@ def parts_table(rows: list[dict]) -> str:
         both, fresh = copies["crossent"], copies.get("fresh")
         parts = [copies["forward"], copies["inplace"] - copies["forward"], both - copies["inplace"]]
         lines.append([row["title"], *map(figures, [*parts, None if fresh is None else fresh - copies["inplace"]])])
-    head = ["logits", "the loss alone", "its gradient adds, in place", "beside the logits it adds", "in fresh memory it adds"]
+    head = [
+        "logits",
+        "the loss alone",
+        "its gradient adds, in place",
+        "beside the logits it adds",
+        "in fresh memory it adds",
+    ]
     return table(head, lines) if lines else "Not measured yet."
 
 
