@@ -79,8 +79,9 @@ def test_the_sanitizers_watch():
     too_small = """
 import torch
 from crossent import _native
-loss, lse = torch.zeros(()), torch.zeros(1)
-_native.softmax_forward(torch.zeros(100, 100), torch.zeros(100, dtype=torch.long), None, -100, 0.0, 1, loss, None, lse)
+x, loss, lse = torch.zeros(100, 100), torch.zeros(()), torch.zeros(2, 100)
+x.untyped_storage().resize_(4)  # behind the back of the tensor, which still says that it has 10,000 numbers
+_native.softmax_forward(x, torch.zeros(100, dtype=torch.long), None, -100, 0.0, 1, loss, None, lse)
 """
     done = subprocess.run([sys.executable, "-c", too_small], capture_output=True, text=True, check=False)
     assert done.returncode != 0
