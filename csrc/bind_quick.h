@@ -9,9 +9,9 @@
 
 namespace {
 
-constexpr int64_t LARGE = 1 << 20;  // bytes from which on memory is recycled, which Python does
-constexpr int64_t FEW_NUMBERS =
-    512;  // are converted here and one by one; more by torch, whose vectors are worth its call
+// Bytes from which on memory is recycled, which Python does; numbers that are converted here and one by one, while more
+// are left to torch, whose vectors are worth its call.
+constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 512;
 
 // How results are made; Python hands it over at import. Never destroyed.
 struct Makers {
@@ -210,6 +210,7 @@ nb::object quick_binary_elements(nb::handle logits_, nb::handle target_) {
     const bool few = logits.dtype.bits >= 32 || logits.numel() <= FEW_NUMBERS;
     nb::object losses = few ? makers().like(logits_, logits) : makers().wide_like(logits_);
     const View to(losses, "loss", View::WRITE);
+    check_like_or_wide(to, logits), check_same_shape(to, logits), check_contiguous(to);
     Binary p{};
     describe(inputs, p);
     Rounded rounded(to);

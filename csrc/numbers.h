@@ -162,16 +162,10 @@ INLINE float expm1_(float z) {
 INLINE double expm1_(double z) { return std::expm1(z); }
 
 // a b + c of two products in a sum, of which a compiler would fuse the one or the other with the sum: always this one.
-INLINE float multiply_add(float a, float b, float c) {
+template <class R> INLINE R multiply_add(R a, R b, R c) {
 #ifdef __FMA__
-    return __builtin_fmaf(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-INLINE double multiply_add(double a, double b, double c) {
-#ifdef __FMA__
-    return __builtin_fma(a, b, c);
+    if constexpr (sizeof(R) == 4) return __builtin_fmaf(a, b, c);
+    else return __builtin_fma(a, b, c);
 #else
     return a * b + c;
 #endif
