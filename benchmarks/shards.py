@@ -143,6 +143,7 @@ def work(rank: int, store: str, seconds: float, path: str) -> None:
     rows = [measure(case, seconds) for case in CASES]
     if rank == 0:
         Path(path).write_text(json.dumps(rows))
+    dist.barrier()  # a thread of gloo that still waits for Python's lock when Python ends would abort the process
     dist.destroy_process_group()
 
 

@@ -43,7 +43,6 @@ fully_shard(model.body, mesh=mesh)
 fully_shard(model, mesh=mesh)  # the unit that owns the head is the one whose method reads it
 register_fsdp_forward_method(model, "loss")
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-
 for step in range(STEPS):
     batches, total = [batch() for _ in range(MICRO_BATCHES)], torch.zeros((), device=device)
     count = shared_denominator(torch.cat([labels for _, labels in batches])[..., 1:])  # those that are predicted
@@ -57,4 +56,5 @@ for step in range(STEPS):
     dist.all_reduce(total)
     if rank == 0 and step % 10 == 9:
         print(f"step {step + 1}: {total.item() / world:.4f} nats a label")
+dist.barrier()  # a thread of gloo that still waits for Python's lock when Python ends would abort the process
 dist.destroy_process_group()

@@ -43,4 +43,5 @@ with torch.no_grad():
     stats = linear_cross_entropy_stats(body(tokens), head, labels, shift=1, shard=shard, reduction="mean")
 if rank == 0:
     print(f"right: {stats.correct.item():.1%}, entropy {stats.entropy.item():.4f} nats")
+dist.barrier()  # a thread of gloo that still waits for Python's lock when Python ends would abort the process
 dist.destroy_process_group()

@@ -179,6 +179,7 @@ def run(rank, port, layout):
     warnings.filterwarnings("error", message=".*saves no memory")
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     {"ddp": ddp, "fsdp": fsdp, "tp": tp}[layout](rank)
+    dist.barrier()  # a thread of gloo that still waits for Python's lock when Python ends would abort the process
     dist.destroy_process_group()
 
 

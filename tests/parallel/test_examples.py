@@ -25,7 +25,7 @@ def test_an_example_trains(name):
         str(EXAMPLES / name),
     ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
     losses = [float(loss) for loss in re.findall(r"step \d+: ([\d.]+) nats", ran.stdout)]
     assert len(losses) == 4
     assert losses[-1] < 0.2 * losses[0]
