@@ -8,6 +8,8 @@
 
 namespace {
 
+template <class R> INLINE R magnitude(R x) { return std::fabs(x); }
+
 // A block of up to BINARY_BLOCK elements, filled up to whole runs: logits, targets, and weights where there are any.
 template <class R, class S, class T, bool WEIGHTED> struct Elements {
     int64_t o, i, n, first;
@@ -45,6 +47,12 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
 
     void fetch_next(int64_t k) const { fetch(next_x + k, LANES * sizeof(S)), fetch(next_t + k, LANES * sizeof(T)); }
 
+    // e^{-|x|} of a run.
+    void powers(int64_t k, R* to) const {
+        R below[LANES];
+        for (int l = 0; l < LANES; l++) below[l] = -magnitude(x[k + l]);
+        exp_run(below, to);
+    }
     // What "yes" weighs, π t, and what "no" weighs, 1 - t.
     R yes(int64_t k) const {
         if constexpr (WEIGHTED) return weigh(pi[k], t[k]);
@@ -55,18 +63,18 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
         if constexpr (WEIGHTED) return w[k];
         else return R(1);
     }
-    template <class V> void store_to(const R* from, V* to, bool past = false) const {
+    template <class V> void store_to(const R* from, V* to) const {
         const int64_t whole = n / LANES * LANES;
-        if (whole) past ? stream(from, to + first, whole) : store(from, to + first, whole);
+        if (whole) store(from, to + first, whole);
         for (int64_t k = whole; k < n; k++) narrow(from[k], to[first + k]);
     }
 };
 
-template <class R> INLINE R magnitude(R x) { return pick(x < R(0), -x, x); }
-
-// -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x, weighed by `yes` and `no`; small is e^{-|x|}.
-template <class R> INLINE R binary_loss(R x, R small, R yes, R no) {
-    const R likely = pick(x > R(0), no, yes), rest = times(yes + no, log1p_unit(small));
+// -log σ(x) = max(-x, 0) + log(1 + e^{-|x|}), and the same for -x, weighed by `yes` and `no`, which are 1 together
+// without weights; small is e^{-|x|}.
+template <bool WEIGHTED, class R> INLINE R binary_loss(R x, R small, R yes, R no) {
+    const R likely = pick(x > R(0), no, yes), tail = log1p_unit(small);
+    const R rest = WEIGHTED ? times(yes + no, tail) : tail;
     return pick(likely == R(0), rest, multiply_add(likely, magnitude(x), rest));
 }
 // With weights both may weigh nothing, and then there is no slope, whatever x is.
@@ -81,29 +89,38 @@ template <bool WEIGHTED, class R> INLINE R binary_slope(R x, R small, R yes, R n
 template <bool GRADIENT, class R, class S, class T, bool WEIGHTED>
 static void block_forward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
-    alignas(64) R lane[LANES] = {}, scratch[BINARY_BLOCK], slope[GRADIENT ? BINARY_BLOCK : 1];
-    S* out = static_cast<S*>(p.grad_logits);
+    alignas(64) R lane[LANES] = {}, scratch[BINARY_BLOCK];
+    S* out = GRADIENT ? static_cast<S*>(p.grad_logits) + e.first : nullptr;
+    const bool past = p.stream && before_line(out) == 0;
     const R g = GRADIENT ? static_cast<const R*>(p.grad)[0] : R(0);
+    const bool gone = g == R(0);  // what has no weight is not there, whatever its logits hold
     for (int64_t k = 0; k < e.n; k += LANES) {
-        R loss[LANES];
+        R loss[LANES], small[LANES], slope[LANES];
         e.fetch_next(k);
-        if (GRADIENT && !p.stream) fetch_to_write(out + e.first + k, LANES * sizeof(S));
+        if (GRADIENT && !past) fetch_to_write(out + BINARY_BLOCK + k, LANES * sizeof(S));
+        e.powers(k, small);
         for (int l = 0; l < LANES; l++) {
-            const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
-            loss[l] = binary_loss(x, small, yes, no);
+            const R x = e.x[k + l], yes = e.yes(k + l), no = e.no(k + l);
+            loss[l] = binary_loss<WEIGHTED>(x, small[l], yes, no);
             if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
-            if constexpr (GRADIENT)
-                slope[k + l] = times(g * e.weight(k + l), binary_slope<WEIGHTED>(x, small, yes, no));
+            if constexpr (GRADIENT) slope[l] = binary_slope<WEIGHTED>(x, small[l], yes, no);
         }
-        if (k + LANES > e.n)
+        if (GRADIENT && gone)
+            for (int l = 0; l < LANES; l++) slope[l] = R(0);
+        else if (GRADIENT)
+            for (int l = 0; l < LANES; l++) slope[l] = WEIGHTED ? times(g * e.weight(k + l), slope[l]) : g * slope[l];
+        if (k + LANES > e.n) {
             for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
+            for (int64_t l = 0; GRADIENT && l < e.n - k; l++) narrow(slope[l], out[k + l]);
+        } else if constexpr (GRADIENT) {
+            past ? stream_run(slope, out + k) : narrow_run(slope, out + k);
+        }
         for (int l = 0; l < LANES; l++) lane[l] += loss[l];
         if (p.loss)
             for (int l = 0; l < LANES; l++) scratch[k + l] = loss[l];
     }
     if (p.loss) e.store_to(scratch, static_cast<R*>(p.loss));
     if (p.partial) p.partial[block] = fold(lane);
-    if constexpr (GRADIENT) e.store_to(slope, out, p.stream);
 }
 
 // Takes them and the gradient of the loss. Gives the slopes of the targets and then, for they may lie where the logits
@@ -126,12 +143,13 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
     if (p.grad_target) e.store_to(slope, static_cast<T*>(p.grad_target));
     // last, for it may lie in the place of the logits
     for (int64_t k = 0; p.grad_logits && k < e.n; k += LANES) {
-        R run[LANES];
+        R run[LANES], small[LANES];
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
-        for (int l = 0; l < LANES; l++) {
-            const R x = e.x[k + l], small = exp_(-magnitude(x)), yes = e.yes(k + l), no = e.no(k + l);
-            run[l] = times(rows[k + l] * e.weight(k + l), binary_slope<WEIGHTED>(x, small, yes, no));
-        }
+        e.powers(k, small);
+        for (int l = 0; l < LANES; l++)
+            run[l] = times(
+                rows[k + l] * e.weight(k + l), binary_slope<WEIGHTED>(e.x[k + l], small[l], e.yes(k + l), e.no(k + l))
+            );
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }
     if (p.grad_logits) e.store_to(slope, static_cast<S*>(p.grad_logits));

@@ -7,9 +7,11 @@
 #pragma once
 #include <nanobind/stl/vector.h>
 
+#include <utility>
 #include <vector>
 
 #include "bind_checks.h"
+#include "layout.h"
 #include "recycle.h"
 #include "view.h"
 
@@ -71,6 +73,10 @@ void bind_memory(nb::module_& m) {
     using nb::literals::operator""_a;
     recycler();  // made before there can be a second thread that forks
     m.attr("RECYCLES") = Recycler::AVAILABLE;
+    m.def(
+        "stream_from", [](int64_t bytes) { return std::exchange(streamed_from(), bytes); }, "bytes"_a,
+        "Say from how many bytes on new gradients are written past the caches; return what was said before."
+    );
     m.def("recycled", &recycled, "shape"_a, "strides"_a, "code"_a, "bits"_a);
 }
 

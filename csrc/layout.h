@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <optional>
 #include <vector>
+#ifdef __unix__
+#include <unistd.h>
+#endif
 
 #include "numbers.h"
 #include "problem.h"
@@ -111,10 +114,28 @@ double total(const double* parts, int64_t n, int64_t step = 1) {
     return sum;
 }
 
-constexpr int64_t STREAMED = 8 << 20;  // bytes from which on a new gradient is written past the caches
+// How many bytes the last of the caches holds; 0 where nobody says.
+int64_t last_cache() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    return std::max<int64_t>(0, sysconf(_SC_LEVEL3_CACHE_SIZE));
+#else
+    return 0;
+#endif
+}
+
+// From how many bytes on a new gradient is written past the caches: it and its logits would take half of the last one,
+// and whoever reads it next would not find it there. What is narrower than what is computed in is never written so, for
+// there the arithmetic hides what the caches take.
+constexpr int64_t STREAMED = 8 << 20;
+int64_t& streamed_from() {
+    static int64_t bytes = std::max(STREAMED, last_cache() / 4);
+    return bytes;
+}
 
 bool is_streamed(const View& gradient, const View& of) {
-    return gradient.pointer() != of.pointer() && gradient.numel() * gradient.dtype.bits / 8 >= STREAMED;
+    const int64_t bytes = gradient.numel() * gradient.dtype.bits / 8;
+    const bool aligned = reinterpret_cast<uintptr_t>(gradient.pointer()) % (gradient.dtype.bits / 8) == 0;
+    return gradient.pointer() != of.pointer() && gradient.dtype.bits >= 32 && aligned && bytes >= streamed_from();
 }
 
 // A gradient divided by what a mean divided by; that of a mean over nothing is 0.

@@ -224,6 +224,35 @@ template <int N = LANES, class S, class R> INLINE void widen_run(const S* from, 
     else
         for (int l = 0; l < N; l++) to[l] = widen(from[l]);
 }
+// e^x of each, as exp_ has it. With an instruction that scales by a power of two it takes two thirds of the time, and a
+// compiler does not see that.
+#ifdef __AVX512F__
+constexpr int POWERS = 16;
+INLINE void exp_powers(const float* from, float* to) {
+    const auto all = [](float x) __attribute__((always_inline)) { return _mm512_set1_ps(x); };
+    const __m512 round = all(12582912.0f);                                // 1.5 · 2^23
+    const __m512 x = _mm512_max_ps(all(-104.0f), _mm512_loadu_ps(from));  // nan stays
+    const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, all(1.44269504088896341f), round), round);
+    const __m512 near = _mm512_fnmadd_ps(n, all(0.693359375f), x), r = _mm512_fnmadd_ps(n, all(-2.12194440e-4f), near);
+    __m512 p = _mm512_fmadd_ps(all(1.3814540579915047e-3f), r, all(8.36874544620514e-3f));
+    p = _mm512_fmadd_ps(p, r, all(4.166838899254799e-2f));
+    p = _mm512_fmadd_ps(p, r, all(0.1666652113199234f));
+    p = _mm512_fmadd_ps(p, r, all(0.4999999403953552f));
+    p = _mm512_fmadd_ps(p, r, all(1.0f));
+    p = _mm512_fmadd_ps(p, r, all(1.0f));
+    _mm512_storeu_ps(to, _mm512_scalef_ps(p, n));
+}
+#else
+constexpr int POWERS = 0;
+INLINE void exp_powers(const float*, float*) {}
+#endif
+template <int N = LANES, class R> INLINE void exp_run(const R* from, R* to) {
+    if constexpr (std::is_same_v<R, float> && fills<N, POWERS>)
+        for (int l = 0; l < N; l += POWERS) exp_powers(from + l, to + l);
+    else
+        for (int l = 0; l < N; l++) to[l] = exp_(from[l]);
+}
+
 template <int N = LANES, class R, class S> INLINE void narrow_run(const R* from, S* to) {
     if constexpr (std::is_same_v<S, half> && fills<N, HALVES>)
         for (int l = 0; l < N; l += HALVES) narrow_halves(from + l, to + l);

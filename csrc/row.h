@@ -56,13 +56,11 @@ template <class R> INLINE R target_logit(const Softmax& p, R x, int64_t y) {
 
 // --- sums over the classes of a row ---------------------------------------------------------------------------------
 
-// Σ e^{x - level}, of which one is returned; what equals level is left out and counted instead: its ones would drown
-// the rest of a confident row.
-template <class R> INLINE R add_exp(R x, R level, R& others, R& ties) {
-    const R below = x - level, e = exp_(below);
+// Σ e, where e = e^{x - level} and below = x - level; what equals level is left out and counted instead: its ones would
+// drown the rest of a confident row.
+template <class R> INLINE void add_exp(R below, R e, R& others, R& ties) {
     others += pick(below == R(0), R(0), e);
     ties += pick(below == R(0), R(1), R(0));
-    return e;
 }
 
 // Σ e^{x - level} (level - x), of which the entropy is made.

@@ -150,28 +150,44 @@ template <class R, class S, class F> INLINE void look_again(const Softmax& p, co
 
 // --- sums over a block ----------------------------------------------------------------------------------------------
 
-// add_exp of a block, fetching meanwhile as much as the block is behind `next`. WITH_TOP says that the block may have
-// what equals top. KEEP has each e^{x - level} written to `e`.
-template <bool WITH_TOP, bool KEEP, class R, class S>
+// Σ e^{x - level} of a block without the first of its classes that is the level, if it has one: its 1 would drown the
+// rest of a confident row. Meanwhile as much is fetched as the block is behind `next`. KEEP has each power written to
+// `e`.
+template <bool KEEP, class R, class S>
 INLINE void add_exps(
-    RowSums<R, double>& sum, const Block<R>& block, const S* next, const Shares<R, S>& next_target, R* __restrict e
+    RowSums<R, double>& sum, const Block<R>& block, int64_t first, const S* next, const Shares<R, S>& next_target,
+    R* __restrict e, const S* out
 ) {
     const R level = sum.level();
-    alignas(64) R others[LANES] = {}, ties[LANES] = {};
-    block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
+    const int64_t apart = first < block.whole ? first / LANES * LANES : block.whole;  // the run that has the first
+    alignas(64) R others[LANES] = {}, one[LANES];
+    const auto powers = [&](const R* x, R* to) __attribute__((always_inline)) {
+        R below[LANES];
+        for (int l = 0; l < LANES; l++) below[l] = x[l] - level;
+        exp_run(below, to);
+    };
+    for (int64_t k = 0; k < block.whole; k += LANES) {
         fetch(next + k, LANES * sizeof(S));
+        if (KEEP && out) fetch_to_write(out + k, LANES * sizeof(S));
         if (next_target) fetch(next_target.from(k).at, LANES * next_target.size());
-        R one[LANES];
-        for (int l = 0; l < LANES; l++) {
-            if constexpr (WITH_TOP) one[l] = add_exp(x[l], level, others[l], ties[l]);
-            else others[l] += one[l] = exp_(x[l] - level);
-        }
-        for (int l = 0; KEEP && l < LANES; l++) e[k + l] = one[l];
-    });
-    for (int64_t l = 0; KEEP && block.whole < block.n && l < block.seen; l++)  // what the last run repeats
-        e[block.whole + l] = e[block.n - LANES + l];
+        if (k == apart) continue;
+        R* to = KEEP ? e + k : one;
+        powers(block.x + k, to);
+        for (int l = 0; l < LANES; l++) others[l] += to[l];
+    }
+    if (apart < block.whole) {
+        powers(block.x + apart, one);
+        for (int l = 0; l < LANES; l++) others[l] += pick(l == first - apart, R(0), one[l]);
+        for (int l = 0; KEEP && l < LANES; l++) e[apart + l] = one[l];
+    }
+    if (block.whole < block.n) {
+        const int64_t begin = block.n - LANES;
+        powers(block.last, one);
+        for (int l = 0; l < LANES; l++) others[l] += pick(l == first - begin, R(0), one[l]);
+        for (int64_t l = block.seen; KEEP && l < LANES; l++) e[begin + l] = one[l];
+    }
     sum.others += fold(others);
-    if constexpr (WITH_TOP) sum.ties += fold(ties);
+    if (first < block.n) sum.ties += 1;
 }
 
 template <class R> INLINE void add_moments(RowSums<R, double>& sum, const Block<R>& block) {
@@ -258,7 +274,7 @@ template <class R> struct PenalisedSums {
 
 // --- forward --------------------------------------------------------------------------------------------------------
 
-// What row_both keeps of a row: e^{x - level} of each class, in runs as a Block has them, and the level of each block.
+// What row_both keeps of a row: e^{x - level} of each class, and the level of each block.
 template <class R> struct Kept {
     R *e, *levels;
     explicit Kept(const Softmax& p) : e(static_cast<R*>(p.scratch)), levels(e + p.classes + LANES) {}
@@ -276,14 +292,15 @@ INLINE RowSums<R, double> sum_row(
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);
         const R high = load_largest(p, here.x, k, n, here.y, buffer, block);
-        const bool raised = high > sum.top, may_tie = raised || high == sum.top;
-        if (raised) {
+        int64_t first = block.n;
+        if (high > sum.top) {
             if (k == 0) sum.top = high;
             else sum.raise(high);
-            if (p.entropy) likeliest = k + first_of(block, high);
+            first = first_of(block, high);
+            if (p.entropy) likeliest = k + first;
         }
-        if (may_tie) add_exps<true, KEEP>(sum, block, here.x + k + n, here.target_from(k + n), kept.e + k);
-        else add_exps<false, KEEP>(sum, block, here.x + k + n, here.target_from(k + n), kept.e + k);
+        const S* out = KEEP && !p.stream ? here.out + k : nullptr;
+        add_exps<KEEP>(sum, block, first, here.x + k + n, here.target_from(k + n), kept.e + k, out);
         if constexpr (KEEP) *kept.levels++ = sum.level();
         if (p.entropy) add_moments(sum, block);
         if (here.t) {
@@ -495,6 +512,44 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
 
 // --- both at once ---------------------------------------------------------------------------------------------------
 
+// The slopes of n classes out of e^{x - level}, which was kept of them; `less` = g w is what is to be subtracted where
+// each class has the same weight.
+template <class R> struct KeptSlopes {
+    const RowSlopes<R>& slopes;
+    const R* e;
+    int64_t n;
+    R of_e, less;
+
+    // Those of the LANES classes from k on.
+    INLINE_MEMBER void run(int64_t k, R* to) const {
+        for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - less;
+    }
+    // To where they belong: whole lines, past the caches or not, and what lies before the first and behind the last.
+    template <bool PAST, class S> INLINE_MEMBER void store(S* to) const {
+        R one[LANES];
+        S edge[LANES];
+        int64_t k = before_line(to) / int64_t(sizeof(S));
+        run(0, one), narrow_run(one, edge);
+        std::memcpy(to, edge, size_t(k) * sizeof(S));
+        for (; k + LANES <= n; k += LANES) {
+            run(k, one);
+            PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
+        }
+        run(n - LANES, one), narrow_run(one, edge);
+        std::memcpy(to + k, edge + LANES - (n - k), size_t(n - k) * sizeof(S));
+    }
+    // In runs as a Block has them; with the weight of each class.
+    INLINE_MEMBER void keep(R* runs) const {
+        for (int64_t k = 0; k < padded(n); k += LANES) run(std::min(k, n - LANES), runs + k);
+    }
+    INLINE_MEMBER void keep(const Block<R>& w, R* runs) const {
+        w.each([&](const R* weight, int64_t k) __attribute__((always_inline)) {
+            const R* from = e + std::min(k, n - LANES);
+            for (int l = 0; l < LANES; l++) runs[k + l] = slopes.minus_weight(of_e * from[l], weight[l]);
+        });
+    }
+};
+
 // Takes the row's logits and target, and the gradient of a loss. Gives the loss and weight of the row, added to `sums`,
 // and the slopes of the logits. They are formed of the same powers e^{x - level}, which are kept in the scratch.
 template <class R, class S> static void row_both(const Softmax& p, int64_t row, double* sums) {
@@ -525,31 +580,29 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
     alignas(64) R scratch[BLOCK], slope[BLOCK + LANES];
     Block<R> w;
     if (slopes.scale == R(0))  // what has no weight is not there, whatever its logits hold
-        for (int64_t i = 0; i < padded(p.classes); i++) kept.e[i] = R(0);
+        for (int64_t i = 0; i < p.classes; i++) kept.e[i] = R(0);
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);
-        const R *e = kept.e + k, level = *kept.levels++, down = level - sum.top;
+        const R level = *kept.levels++, down = level - sum.top;
         const R of_e = times(slopes.scale, exp_(pick(down < R(0), down, R(0))) * per_sum);
-        if (weighted) load_weights(p, here.t, k, n, scratch, w);
-        for (int64_t i = 0; i < padded(n); i += LANES) {
-            if (!p.stream) fetch_to_write(here.out + k + i, LANES * sizeof(S));
-            const R* weight = weighted ? w.run(i) : nullptr;
-            if (weight)
-                for (int l = 0; l < LANES; l++) slope[i + l] = slopes.minus_weight(of_e * e[i + l], weight[l]);
-            else
-                for (int l = 0; l < LANES; l++) slope[i + l] = of_e * e[i + l] - less;
+        const KeptSlopes<R> of_kept{slopes, kept.e + k, n, of_e, less};
+        S* out = here.out + k;
+        if (!p.transformed() && !weighted) {
+            p.stream ? of_kept.template store<true>(out) : of_kept.template store<false>(out);
+            if (here.y >= k && here.y < k + n) narrow(at_y, out[here.y - k]);
+            continue;
         }
+        if (weighted) load_weights(p, here.t, k, n, scratch, w), of_kept.keep(w, slope);
+        else of_kept.keep(slope);
         if (near_one && level == sum.top) {
-            const int64_t whole = n / LANES * LANES;
             int64_t i = 0;
-            while (i < padded(n) && e[i] != R(1)) i++;
-            near_one = i == padded(n);
-            if (i >= whole) i += n - LANES - whole;  // the last run ends with the block: N = 146 has class 114 at 128
+            while (i < n && kept.e[k + i] != R(1)) i++;
+            near_one = i == n;
             if (!near_one) put(slope, n, i, slopes.of_likely(-log_sum, w.at(i)));
         }
         put(slope, n, here.y - k, at_y);
         if (p.transformed()) chain_block(p, here.x + k, slope, k, n);
-        p.stream ? stream(slope, here.out + k, n) : store(slope, here.out + k, n);
+        write(slope, out, n, p.stream);
     }
 }
 

@@ -123,29 +123,49 @@ template <class R> INLINE void put(R* runs, int64_t n, int64_t i, R value) {
 // Write n ≥ LANES numbers as a Block has them, in runs of which the last may overlap, to where they belong.
 template <class R, class S> INLINE void store(const R* from, S* to, int64_t n) {
     const int64_t whole = n / LANES * LANES;
-    if constexpr (sizeof(S) == sizeof(R)) {
-        std::memcpy(to, from, size_t(whole) * sizeof(S));
-    } else {
-        for (int64_t k = 0; k < whole; k += LANES) narrow_run(from + k, to + k);
-    }
+    for (int64_t k = 0; k < whole; k += LANES) narrow_run(from + k, to + k);
     if (whole < n) narrow_run(from + whole, to + n - LANES);
 }
 
-// Write bytes past the caches, line by line: memory that is not read soon need not be fetched to be written.
-INLINE void stream_bytes(const char* from, char* to, int64_t bytes) {
-#ifdef __SSE2__
-    const int64_t before = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);
-    std::memcpy(to, from, size_t(before));
-    int64_t at = before;
-    for (; at + 64 <= bytes; at += 64)
-        for (int64_t k = at; k < at + 64; k += 16)
-            _mm_stream_si128(
-                reinterpret_cast<__m128i*>(to + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k))
-            );
-    std::memcpy(to + at, from + at, size_t(bytes - at));
+// Write lines of 64 bytes past the caches: memory that is not read soon need not be fetched to be written.
+constexpr int64_t LINE = 64;
+INLINE void stream_line(const void* from, void* to) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
+#elif defined(__SSE2__)
+    for (int k = 0; k < 4; k++)
+        _mm_stream_si128(static_cast<__m128i*>(to) + k, _mm_loadu_si128(static_cast<const __m128i*>(from) + k));
 #else
-    std::memcpy(to, from, size_t(bytes));
+    std::memcpy(to, from, LINE);
 #endif
+}
+// A run to where a line begins, as it is or narrowed.
+template <class R, class S> INLINE void stream_run(const R* from, S* to) {
+    alignas(LINE) S run[LANES];
+    narrow_run(from, run);
+    for (int64_t l = 0; l < LANES; l += LINE / int64_t(sizeof(S))) stream_line(run + l, to + l);
+}
+// How many bytes lie before the first whole line.
+INLINE int64_t before_line(const void* to) { return -reinterpret_cast<intptr_t>(to) & (LINE - 1); }
+
+// Write n numbers, as they are, past the caches.
+template <class R> INLINE void stream(const R* from, R* to, int64_t n) {
+    const int64_t before = std::min(n, before_line(to) / int64_t(sizeof(R))), line = LINE / int64_t(sizeof(R));
+    std::memcpy(to, from, size_t(before) * sizeof(R));
+    int64_t at = before;
+    for (; at + line <= n; at += line) stream_line(from + at, to + at);
+    std::memcpy(to + at, from + at, size_t(n - at) * sizeof(R));
+}
+
+// Write n ≥ LANES numbers as a Block has them, past the caches or not; what is narrowed never lies there.
+template <class R, class S> INLINE void write(const R* from, S* to, int64_t n, bool past) {
+    if constexpr (sizeof(S) == sizeof(R)) {
+        const int64_t whole = n / LANES * LANES;
+        if (past) stream(from, to, whole);
+        if (past && whole < n) narrow_run(from + whole, to + n - LANES);
+        if (past) return;
+    }
+    store(from, to, n);
 }
 
 // Wait until what was streamed can be seen by other threads.
@@ -155,21 +175,12 @@ INLINE void finish_streams() {
 #endif
 }
 
-// The same as `store`, past the caches.
-template <class R, class S> INLINE void stream(const R* from, S* to, int64_t n) {
-    alignas(64) S dense[BLOCK];
-    const void* bytes = dense;
-    if (sizeof(S) == sizeof(R) && n % LANES == 0) bytes = from;
-    else store(from, dense, n);
-    stream_bytes(static_cast<const char*>(bytes), reinterpret_cast<char*>(to), n * int64_t(sizeof(S)));
-}
-
-// Bring what is read next, or written soon, into the second cache: the first has too few places for misses under way.
+// Bring what is read next, or written soon, into the caches.
 INLINE void fetch(const void* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 3);
 }
 INLINE void fetch_to_write(const void* to, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(to) + at, 1, 2);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(to) + at, 1, 3);
 }
 
 }  // namespace

@@ -241,7 +241,7 @@ template <class R> struct Tile {
             const R* from = values + k * pitch;
             S* out = to + k * strides.classes;
             if (rows.dense()) {
-                past ? stream(from, out, pitch) : ::store(from, out, pitch);
+                write(from, out, pitch, past);
                 continue;
             }
             for (int64_t l = 0; l < pitch; l += LANES) narrow_run(from + l, copy + l);
@@ -307,9 +307,7 @@ template <class R> struct Tile {
             separate(from, spare, half), separate(spare, from, half);
             separate(from, spare, half);
         }
-        if (rows == LANES && in_one_piece)
-            return past ? stream(spare, to + offset[0], LANES * classes)
-                        : ::store(spare, to + offset[0], LANES * classes);
+        if (rows == LANES && in_one_piece) return write(spare, to + offset[0], LANES * classes, past);
         for (int64_t l = 0; l < rows; l++) narrow_row(spare + l * classes, to + offset[l], classes);
     }
 };
@@ -507,10 +505,11 @@ template <class R> struct Sums {
         for (int64_t j = 0; j < n; j++) {
             X* here = x + j * pitch;
             next.fetch(j);
-            for (int l = 0; l < LANES; l++) {
-                const R e = add_exp(here[l], from[l], part[l], equal[l]);
-                if constexpr (KEEP) here[l] = e;
-            }
+            R below[LANES], e[LANES];
+            for (int l = 0; l < LANES; l++) below[l] = here[l] - from[l];
+            exp_run(below, e);
+            for (int l = 0; l < LANES; l++) add_exp(below[l], e[l], part[l], equal[l]);
+            for (int l = 0; KEEP && l < LANES; l++) here[l] = e[l];
         }
         for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
     }

@@ -115,6 +115,7 @@ class Problem:
     out_of_range: bool = False
     isa: str | None = None
     recycles: bool = True
+    streams: bool = False
     threads: tuple[int, int] = (1, 1)
 
     @property
@@ -246,6 +247,7 @@ def draw(seed: int) -> Problem:
         from crossent import _native
 
         problem.isa = rng.choice(_native.isas())
+        problem.streams = rng.random() < 0.3
     if not soft and prod(rows) and rng.random() < 0.05:
         wrong = rng.choice([shape[axis], shape[axis] + 1, -1, -2])
         kind = torch.iinfo(problem.target.view.dtype)
@@ -415,10 +417,12 @@ def surroundings(p: Problem, threads: int) -> Iterator[None]:
     isa, recycles = native._native.isa(), native._RECYCLES
     native._native.use_isa(p.isa)
     native._RECYCLES = recycles and p.recycles
+    streams = native._native.stream_from(0 if p.streams else 1 << 62)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        native._native.stream_from(streams)
         native._native.use_isa(isa)
         native._RECYCLES = recycles
 

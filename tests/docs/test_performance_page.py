@@ -148,7 +148,7 @@ def test_the_page_names_the_kernels_constants():
     text = " ".join(PAGE.split())
     lanes, block, rows = constant("LANES"), constant("BLOCK"), constant("ROWS")
     for claim in (
-        f"New gradients from {constant('STREAMED') >> 20} MB on",
+        f"New float32 gradients as large as a quarter of the last cache, and from {constant('STREAMED') >> 20} MB on,",
         f"Below {constant('SERIAL'):,} elements one thread does all",
         f"in blocks of {block:,} numbers",
         f"Rows of up to {constant('FEW_CLASSES')} classes are taken {rows} at a time, {lanes} to a vector loop",
@@ -157,6 +157,7 @@ def test_the_page_names_the_kernels_constants():
         f"the two halves of {lanes} rows five times",
         f"{lanes} lanes within a block",
         f"from {native._LARGE >> 20} MB on, in **huge pages** of {constant('PAGE') >> 20} MB",
+        f"if it has at most {constant('HOT') >> 20} MB",
     ):
         assert claim in text, claim
     assert lanes == 2**5

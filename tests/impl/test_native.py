@@ -489,3 +489,52 @@ def test_the_product_of_a_block_is_added_in_float32(rows, columns, features):
     torch.testing.assert_close(sums.double(), exact, **close)
     assert not native.accumulate(g.float(), x, sums, True)
     assert not native.accumulate(g.t().contiguous().t(), x, sums, True) or columns == 1 or rows == 1
+
+
+def _written(sum_of, like, offset, streamed):
+    """Return a gradient that lies ``offset`` numbers behind the beginning of a line of memory, and what lies round it."""
+    memory = torch.full((like.numel() + 64 + offset,), 7.0, dtype=like.dtype)
+    begin = -memory.data_ptr() % 64 // memory.element_size() + offset
+    grad = memory[begin : begin + like.numel()].view_as(like)
+    before = native._native.stream_from(0 if streamed else 1 << 62)
+    try:
+        sum_of(grad)
+    finally:
+        native._native.stream_from(before)
+    return grad, torch.cat([memory[:begin], memory[begin + like.numel() :]])
+
+
+@pytest.mark.parametrize("isa", native._native.isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize(
+    "shape", [(3, 1000), (70, 21), (33, 150), (2, 4097), (5, 193), (4, 20, 35), (1, 64), (40, 3)], ids=str
+)
+def test_a_gradient_that_goes_past_the_caches_is_the_same(isa, dtype, offset, shape):
+    logits, loss = torch.randn(shape).mul_(5).to(dtype), torch.empty((), dtype=dtype)
+    labels = torch.randint(shape[1], (shape[0], *shape[2:]))
+    weight = torch.rand(shape[1]).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    shares = torch.rand(shape).to(dtype)
+
+    def indices(grad):
+        native._native.softmax_sum(logits, labels, None, -100, 0.0, True, loss, grad)
+
+    def smoothed(grad):
+        native._native.softmax_sum(logits, labels, weight, -100, 0.1, True, loss, grad)
+
+    def probabilities(grad):
+        native._native.softmax_sum(logits, shares, None, -100, 0.0, True, loss, grad)
+
+    def binary(grad):
+        assert native._native.binary_sum(logits, shares, None, None, 2.0, loss, grad)
+
+    used = native._native.isa()
+    native._native.use_isa(isa)
+    try:
+        for sum_of in (indices, smoothed, probabilities, binary):
+            expected, _ = _written(sum_of, logits, 0, False)
+            grad, beside = _written(sum_of, logits, offset, True)
+            assert torch.equal(grad, expected), sum_of.__name__
+            assert bool((beside == 7).all())
+    finally:
+        native._native.use_isa(used)
