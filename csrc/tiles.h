@@ -153,10 +153,10 @@ struct Span {
 
     // How far each row lies behind the first one.
     void offsets(const Strides& at, int64_t* to) const {
-        int64_t outer = 0, i = row % inner;
-        const int64_t first = i * at.inner;
-        for (int64_t l = 0; l < rows; l++) {
-            to[l] = outer + i * at.inner - first;
+        const int64_t first = row % inner;
+        for (int64_t l = 0; !crosses && l < rows; l++) to[l] = l * at.inner;
+        for (int64_t l = 0, i = first, outer = 0; crosses && l < rows; l++) {
+            to[l] = outer + (i - first) * at.inner;
             if (++i == inner) i = 0, outer += at.outer;
         }
     }
@@ -472,7 +472,9 @@ template <class R> struct Sums {
     Class<R> likeliest[LANES];
 
     Sums() {
-        for (int l = 0; l < LANES; l++) set(l, {}), level[l] = at_y[l] = 0, likeliest[l] = NO_CLASS;
+        for (R* each : {level, ties, cost, mass, moment, at_y})
+            for (int l = 0; l < LANES; l++) each[l] = 0;
+        for (int l = 0; l < LANES; l++) top[l] = -INF<R>, others[l] = 0, likeliest[l] = NO_CLASS;
     }
 
     INLINE_MEMBER RowSums<R, R> row(int64_t l) const {
@@ -500,7 +502,7 @@ template <class R> struct Sums {
 
     // KEEP puts each e^{x - level} in the place of x.
     template <bool KEEP, class S, class X> void add_exps(X* x, int64_t pitch, int64_t n, const Ahead& next) {
-        R part[LANES] = {}, equal[LANES] = {}, from[LANES];
+        R part[LANES] = {}, all[LANES] = {}, from[LANES];
         for (int l = 0; l < LANES; l++) from[l] = level[l];
         for (int64_t j = 0; j < n; j++) {
             X* here = x + j * pitch;
@@ -508,10 +510,10 @@ template <class R> struct Sums {
             R below[LANES], e[LANES];
             for (int l = 0; l < LANES; l++) below[l] = here[l] - from[l];
             exp_run(below, e);
-            for (int l = 0; l < LANES; l++) add_exp(below[l], e[l], part[l], equal[l]);
+            for (int l = 0; l < LANES; l++) add_exp(below[l], e[l], part[l], all[l]);
             for (int l = 0; KEEP && l < LANES; l++) here[l] = e[l];
         }
-        for (int l = 0; l < LANES; l++) ties[l] += equal[l], others[l] += double(part[l]);
+        for (int l = 0; l < LANES; l++) ties[l] += std::rint(all[l] - part[l]), others[l] += double(part[l]);
     }
 
     APART_MEMBER void add_moments(const R* x, int64_t pitch, int64_t k, int64_t n) {
