@@ -63,10 +63,10 @@ template <class R> INLINE void add_exp(R below, R e, R& others, R& all) {
     all += e;
 }
 
-// Σ e^{x - level} (level - x), of which the entropy is made.
-template <class R> INLINE void add_moment(R x, R level, R& moment) {
+// Σ e (level - x), where e = e^{x - level}, of which the entropy is made.
+template <class R> INLINE void add_moment(R x, R level, R e, R& moment) {
     const R below = level - x;
-    moment += pick(below == INF<R>, R(0), exp_(-below) * below);
+    moment += pick(below == INF<R>, R(0), e * below);
 }
 
 // Σ w (level - x) and Σ w.

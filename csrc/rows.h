@@ -190,11 +190,13 @@ INLINE void add_exps(
     if (first < block.n) sum.ties += 1;
 }
 
-template <class R> INLINE void add_moments(RowSums<R, double>& sum, const Block<R>& block) {
+// The moment of a block, of whose classes the powers e^{x - level} are known; what its last run repeats is -inf.
+template <class R> INLINE void add_moments(RowSums<R, double>& sum, const Block<R>& block, const R* e) {
     const R level = sum.level();
     alignas(64) R moment[LANES] = {};
-    block.each([&](const R* x, int64_t) __attribute__((always_inline)) {
-        for (int l = 0; l < LANES; l++) add_moment(x[l], level, moment[l]);
+    block.each([&](const R* x, int64_t k) __attribute__((always_inline)) {
+        const R* powers = e + std::min(k, block.n - LANES);
+        for (int l = 0; l < LANES; l++) add_moment(x[l], level, powers[l], moment[l]);
     });
     sum.moment += fold(moment);
 }
@@ -300,9 +302,15 @@ INLINE RowSums<R, double> sum_row(
             if (p.entropy) likeliest = k + first;
         }
         const S* out = KEEP && !p.stream ? here.out + k : nullptr;
-        add_exps<KEEP>(sum, block, first, here.x + k + n, here.target_from(k + n), kept.e + k, out);
+        const S* next = here.x + k + n;
+        if (KEEP || !p.entropy) {
+            add_exps<KEEP>(sum, block, first, next, here.target_from(k + n), kept.e + k, out);
+        } else {
+            alignas(64) R powers[BLOCK];
+            add_exps<true>(sum, block, first, next, here.target_from(k + n), powers, out);
+            add_moments(sum, block, powers);
+        }
         if constexpr (KEEP) *kept.levels++ = sum.level();
-        if (p.entropy) add_moments(sum, block);
         if (here.t) {
             load_weights(p, here.t, k, n, scratch, w);
             add_costs(sum, sum.level(), w, block);

@@ -520,7 +520,7 @@ template <class R> struct Sums {
         for (int64_t j = 0; j < n; j++)
             for (int l = 0; l < LANES; l++) {
                 const R logit = x[j * pitch + l];
-                add_moment(logit, level[l], moment[l]);
+                add_moment(logit, level[l], exp_(logit - level[l]), moment[l]);
                 likeliest[l] = pick(logit == level[l] && likeliest[l] < 0, Class<R>(k + j), likeliest[l]);
             }
     }
