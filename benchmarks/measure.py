@@ -36,23 +36,26 @@ ALLOWED = {
 
 
 @contextmanager
-def memory_of(f: Contender) -> Iterator[None]:
-    """Let crossent's large gradients be fresh memory for a contender that wants it so."""
-    if not f.fresh:
+def run_as(f: Contender) -> Iterator[None]:
+    """Let crossent's large gradients be fresh memory, or its kernels another set, for a contender that wants it so."""
+    if not f.fresh and f.isa is None:
         yield
         return
     from crossent.impl import native
 
-    recycles, native._RECYCLES = native._RECYCLES, False
+    recycles, isa = native._RECYCLES, native._native.isa()
+    native._RECYCLES = recycles and not f.fresh
+    native._native.use_isa(f.isa or isa)
     try:
         yield
     finally:
         native._RECYCLES = recycles
+        native._native.use_isa(isa)
 
 
 def loss_and_gradient(f: Contender, x: Tensor) -> tuple[Tensor, Tensor]:
     """Run forward and backward once and take the gradient off the leaf."""
-    with memory_of(f):
+    with run_as(f):
         loss = f.loss(x)
         loss.backward()
     grad, x.grad = x.grad, None
@@ -129,11 +132,11 @@ def training(f: Contender, x: Tensor) -> Callable[[], None]:
         loss(x).backward()
         x.grad = None
 
-    def both_fresh() -> None:
-        with memory_of(f):
+    def both_as_it_wants() -> None:
+        with run_as(f):
             both()
 
-    return forward if not f.backward else both_fresh if f.fresh else both
+    return forward if not f.backward else both_as_it_wants if f.fresh or f.isa else both
 
 
 def burst(step: Callable[[], None], calls: int) -> float:

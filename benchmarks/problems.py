@@ -16,6 +16,7 @@ import crossent
 
 Loss = Callable[[Tensor], Tensor]
 
+OTHER_ISA = "avx2"
 KEPT_BY_MALLOC = 1 << 25  # bytes; what is larger goes back to the system whenever it is freed, and comes as fresh pages
 
 
@@ -26,6 +27,7 @@ class Contender(NamedTuple):
     overwrites: bool = False  # the logits, with their gradient: it is given logits of its own
     fresh: bool = False  # its gradient comes in new memory at every step, as all others' does
     backward: bool = True
+    isa: str | None = None  # the instruction set of crossent's kernels, where it is not the best one
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def contenders(case: Case, target: Tensor, options: dict[str, Any], implementati
     ``torch.compile`` starts from nothing for every problem, so that its code is made for these sizes and this number of
     threads, and not for any. "fresh" is crossent with ``CROSSENT_RECYCLE=0``, where that makes a difference. "in place" gets
     the logits as a model computes them, for it refuses leaves; from its second call on these are what the gradient before
-    left there. "forward" is crossent without a gradient.
+    left there. "forward" is crossent without a gradient. "avx2" and "avx2 in place" are what a processor without AVX-512 gets.
     """
     binary = case.variant == "binary"
     theirs = F.binary_cross_entropy_with_logits if binary else F.cross_entropy
@@ -127,8 +129,13 @@ def contenders(case: Case, target: Tensor, options: dict[str, Any], implementati
         "crossent": Contender(default),
     }
     if implementation == "native" and not case.small:
+        from crossent import _native as native
+
         if case.large:
             found["fresh"] = Contender(default, fresh=True)
         found["inplace"] = Contender(in_place, overwrites=True)
         found["forward"] = Contender(default, backward=False)
+        if OTHER_ISA in native.isas() and native.isa() != OTHER_ISA:
+            found["avx2"] = Contender(default, isa=OTHER_ISA)
+            found["avx2 in place"] = Contender(in_place, overwrites=True, isa=OTHER_ISA)
     return found

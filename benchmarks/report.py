@@ -105,6 +105,17 @@ def parts_table(rows: list[dict]) -> str:
     return table(head, lines) if lines else "Not measured yet."
 
 
+def isa_table(rows: list[dict]) -> str:
+    """Set the best instruction set beside AVX2, in copies."""
+    lines = [
+        [row["title"], *(figures(row["copies"].get(name)) for name in ("crossent", "inplace", "avx2", "avx2 in place"))]
+        for row in rows
+        if "avx2" in row["copies"]
+    ]
+    head = ["logits", "crossent", "in place", "crossent, AVX2", "in place, AVX2"]
+    return table(head, lines) if lines else "Not measured yet."
+
+
 def memory_table(rows: list[dict]) -> str:
     names = list(rows[0]["above"])
     head = ["logits", "logits and gradient, each", *(CONTENDERS[name] for name in names)]
@@ -211,6 +222,7 @@ def fragments(results: dict) -> dict[str, str]:
     if large:
         found |= {"noise": noise(large), "speed": large_section(large)}
         found["parts"] = parts_table(of_threads(large, most_threads(large)))
+        found["isa"] = isa_table(of_threads(large, most_threads(large)))
     if small:
         found["small"] = small_table(small)
     if large and small:
@@ -237,6 +249,7 @@ def make_markdown(results: dict) -> str:
     if large:
         parts += ["## Large problems, in copies", large_text(large), found["speed"]]
         parts += ["## Where crossent's time goes, in copies, with all threads", found["parts"]]
+        parts += ["## With AVX2 in the place of the best instruction set, in copies, with all threads", found["isa"]]
     if "small" in found:
         parts += ["## Small problems, in µs", found["small"]]
     if "memory" in found:
