@@ -179,7 +179,7 @@ def inside(kernels: bool) -> None:
     from crossent.tools.cli import main
 
     here = Path(crossent.__file__).parent
-    if not here.is_relative_to(sys.prefix):
+    if not here.resolve().is_relative_to(Path(sys.prefix).resolve()):
         raise AssertionError(f"this is not the wheel's crossent: {here}")
     impl = crossent.choose_implementation(torch.zeros(2, 3))
     if impl != ("native" if kernels else "eager"):
