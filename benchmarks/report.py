@@ -134,7 +134,7 @@ def pages_table(rows: list[dict]) -> str:
 
 
 def headline(results: dict) -> str:
-    """Write what the README quotes: some rows with all threads, and in a sentence each small calls with one and the peak of memory."""
+    """Write what the README quotes: some rows with all threads, small calls with one, and the peak of memory."""
     large, small, machine = large_rows(results), small_rows(results), results["machine"]
     names = measured(large)
     names.pop("fresh", None)
@@ -149,7 +149,9 @@ def headline(results: dict) -> str:
     parts.append(f"Small calls, in µs by {CONTENDERS['eager']} and by {CONTENDERS['crossent']}: {calls}.")
     for row in results["memory"][:1]:
         above = "; ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
-        parts.append(f"Memory above the logits, in MB, for {row['title']}, whose gradient is {row['logits']:.0f}: {above}.")
+        parts.append(
+            f"Memory above the logits, in MB, for {row['title']}, whose gradient is {row['logits']:.0f}: {above}."
+        )
     return "\n\n".join(parts)
 
 
