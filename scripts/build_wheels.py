@@ -54,9 +54,11 @@ def interpreter(version: str) -> str | None:
 
 
 def commit_time() -> str:
-    """Return the time of the commit, which the files of a wheel bear, in seconds."""
+    """Return the time of the commit, or of the files of a source archive, in seconds: the files of a wheel bear it."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return given
+    if not (ROOT / ".git").exists():
+        return str(int((ROOT / "pyproject.toml").stat().st_mtime))
     return run("git", "-C", ROOT, "log", "-1", "--format=%ct").strip()
 
 
