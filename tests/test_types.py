@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import re
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,11 @@ def methods():
 METHODS = dict(methods())
 
 
+def test_type_checkers_read_a_file_that_uses_every_public_name():
+    text = (Path(__file__).parent / "typing/user.py").read_text("utf-8")
+    assert [name for name in crossent.__all__ if not re.search(rf"crossent\.{name}\b", text)] == []
+
+
 def test_forward_is_among_them():
     assert {f"{name}.forward" for name in MODULES} <= set(METHODS)
     assert {"linear_cross_entropy", "focal_loss", "explain", "check"} <= set(METHODS)
@@ -60,6 +67,16 @@ def test_annotations_of_module_instances_resolve(name):
     """An instance has no globals in which a string could be looked up."""
     typing.get_type_hints(module(name))
     assert not any(isinstance(hint, str) for hint in getattr(module(name), "__annotations__", {}).values())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_declares_each_option_as_its_function_takes_it(name):
+    """Without a declaration an attribute of a module is a Tensor or a Module to an editor, and assigning 0.1 is an error."""
+    declared, takes = typing.get_type_hints(MODULES[name]), typing.get_type_hints(MODULES[name].takes)
+    takes = {
+        option: takes[option] for option in takes if option not in ("reduction", "options")
+    }  # torch's modules declare these
+    assert {option: declared.get(option) for option in takes} == takes
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -72,6 +72,21 @@ modules: list[nn.Module] = [
 ]
 torchs: nn.CrossEntropyLoss = crossent.CrossEntropyLoss(reduction="none")
 probabilities: Tensor = crossent.CrossEntropyLoss().activation(x)
+focal = crossent.FocalLoss()
+focal.temperature, focal.z_loss, focal.penalty, focal.class_mask = 2.0, 1e-4, crossent.Focal(1.0), None
+crossent.DistillationLoss().temperature = 3.0
+smoothing: float = crossent.BCEWithLogitsLoss().label_smoothing
+bytes_of_block: int | None = crossent.LinearCrossEntropyLoss(8, 3).max_bytes
+
+# --- in the place of torch's ------------------------------------------------------------------------------------------
+
+model = nn.Sequential(nn.Linear(8, 3))
+deferred: nn.Sequential = crossent.defer(model)
+same: nn.Sequential = crossent.undefer(model)
+formed: bool = isinstance(model(h), crossent.Logits)
+patched = crossent.patch()
+crossent.unpatch()
+mean: Tensor = crossent.shared_denominator(y, ignore_index=-100)
 
 # --- tools ------------------------------------------------------------------------------------------------------------
 
@@ -107,6 +122,7 @@ crossent.cross_entropy(x, y, empty="one")  # type: ignore  # not one of "nan", "
 crossent.cross_entropy(x, y, temprature=2.0)  # type: ignore  # a misspelt option
 crossent.focal_loss(x, y, temprature=2.0)  # type: ignore  # behind **options too
 crossent.CrossEntropyLoss(temprature=2.0)  # type: ignore  # a module too
+focal.z_loss = "little"  # type: ignore  # an attribute of a module
 crossent.cross_entropy(x, y, label_smoothing="0.1")  # type: ignore  # a number
 crossent.cross_entropy(x, [0, 1])  # type: ignore  # a tensor
 nothing = crossent.nothing  # type: ignore  # no such name

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from crossent.core.checks import as_python, check_tensor, class_axis, flag, integer, number, smoothing
 from crossent.core.messages import shape, type_error
-from crossent.core.penalties import Focal
+from crossent.core.penalties import BinaryPenalty, Focal, Penalty
 from crossent.core.reduction import check_deprecated
 from crossent.core.settings import (
     NUMBERS,
@@ -31,6 +31,7 @@ from crossent.core.settings import (
     default_of,
     names_of,
 )
+from crossent.core.shard import VocabShard
 from crossent.core.target import Teacher
 from crossent.losses.binary import binary_cross_entropy_with_logits
 from crossent.losses.heads import head_of
@@ -48,6 +49,10 @@ class _Options(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     shown_first: ClassVar[tuple[str, ...]] = ("reduction", "denominator")
     reduction: str
+    denominator: float | Tensor | None
+    empty: Literal["nan", "zero"]
+    out_dtype: torch.dtype | None
+    impl: str | None
 
     def _keep(self, given: Any) -> None:
         """Keep the options that are given, and of the others the default."""
@@ -99,7 +104,21 @@ class _Options(nn.Module):
         return ", ".join(shown)
 
 
-class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
+class _SoftmaxOptions(_Options):
+    """The options of every softmax loss, declared for editors and type checkers."""
+
+    penalty: Penalty | None
+    temperature: float
+    softcap: float | None
+    logit_bias: Tensor | None
+    margin: float
+    class_mask: Tensor | None
+    z_loss: float
+    softcap_after_temperature: bool
+    shard: VocabShard | None
+
+
+class CrossEntropyLoss(_SoftmaxOptions, nn.CrossEntropyLoss):
     """Softmax cross entropy as a module: :class:`torch.nn.CrossEntropyLoss` computed by :func:`crossent.cross_entropy`.
 
     ``weight`` is a buffer and ``reduction`` may be changed at any time, as every other attribute. Arguments as in
@@ -119,11 +138,10 @@ class CrossEntropyLoss(_Options, nn.CrossEntropyLoss):
     """
 
     takes: ClassVar[type] = CrossEntropyModuleOptions
-    softcap: float | None
-    softcap_after_temperature: bool
-    temperature: float
-    class_mask: Tensor | None
+    weight: Tensor | None
     dim: int | None
+    inplace_backward: bool
+    inplace_forward: bool
 
     def __init__(
         self,
@@ -208,6 +226,14 @@ class BCEWithLogitsLoss(_Options, nn.BCEWithLogitsLoss):
 
     takes = BinaryModuleOptions
     defaults: ClassVar[dict[str, Any]] = {"ignore_index": None}
+    weight: Tensor | None
+    pos_weight: Tensor | None
+    dim: int | None
+    inplace_backward: bool
+    inplace_forward: bool
+    ignore_index: float | None
+    label_smoothing: float
+    penalty: Penalty | BinaryPenalty | None
 
     def __init__(
         self,
@@ -366,6 +392,17 @@ class DistillationLoss(_Options):
     """
 
     takes = DistillationModuleOptions
+    temperature: float
+    alpha: float
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+    dim: int | None
+    teacher_grad: bool
+    reverse: bool
+    penalty: Penalty | None
+    class_mask: Tensor | None
+    z_loss: float
 
     def __init__(
         self, temperature: float = 1.0, alpha: float = 0.5, **options: Unpack[DistillationModuleOptions]
@@ -395,7 +432,7 @@ class DistillationLoss(_Options):
         return "the number of rows not ignored"
 
 
-class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
+class LinearCrossEntropyLoss(_SoftmaxOptions, nn.LinearCrossEntropyLoss):
     """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
 
     The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
@@ -414,6 +451,11 @@ class LinearCrossEntropyLoss(_Options, nn.LinearCrossEntropyLoss):
 
     takes = LinearModuleOptions
     defaults: ClassVar[dict[str, Any]] = {"ignore_index": None, "max_bytes": None, "out_features": ()}
+    weight: Tensor | None
+    label_smoothing: float
+    sample_weight: Tensor | None
+    shift: int
+    max_bytes: int | None
 
     def __init__(
         self,
