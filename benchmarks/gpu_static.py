@@ -1,7 +1,8 @@
 """What the GPU kernels are made of, read without a GPU, and the time that follows from it: ``make gpu-figures``.
 
-Writes ``results/gpu_static.json`` and the table in ``docs/gpu-kernels.md``. Instructions are those of the main loops, a thread's for each
-element; edges of rows and what is done once a row are left out. Times are computed from bytes and instructions, never measured.
+Writes ``results/gpu_static.json`` and the table in ``docs/gpu-kernels.md``. Instructions are those of the main loops, a thread's
+for each element; edges of rows and what is done once a row are left out. Times are computed from bytes and instructions, never
+measured.
 """
 
 from __future__ import annotations
