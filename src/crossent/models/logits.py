@@ -354,11 +354,11 @@ class _SameNumbers(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         return tangent.view_as(tangent)
 
 
@@ -367,8 +367,9 @@ def _not_a_leaf(t: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return t.detach()
     if not (t.is_leaf and t.requires_grad):
-        return _no_view(t)
-    return t.view_as(t) if torch.compiler.is_compiling() else _SameNumbers.apply(t)  # type: ignore[no-any-return]
+        return _no_view(t)  # type: ignore[no-any-return]
+    node: Tensor = t.view_as(t) if torch.compiler.is_compiling() else _SameNumbers.apply(t)
+    return node
 
 
 def _no_view(t: Any) -> Any:
