@@ -36,7 +36,7 @@ test-gpu-static: $(GPU)/.triton
 	$(INTERPRETED) tests/test_family.py -k "value_and_gradients and triton and float32"
 	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) $(ARGS) tests/impl/test_triton_static.py
 
-# What the GPU kernels are made of, in docs/gpu.md.
+# What the GPU kernels are made of, in docs/gpu-kernels.md.
 gpu-figures: $(GPU)/.triton
 	$(GPU)/bin/python benchmarks/gpu_static.py
 

@@ -1,7 +1,8 @@
 """What the GPU kernels are made of, read without a GPU, and the time that follows from it: ``make gpu-figures``.
 
-Writes ``results/gpu_static.json`` and the table in ``docs/gpu.md``. Instructions are those of the main loops, a thread's for each
-element; edges of rows and what is done once a row are left out. Times are computed from bytes and instructions, never measured.
+Writes ``results/gpu_static.json`` and the table in ``docs/gpu-kernels.md``. Instructions are those of the main loops, a thread's
+for each element; edges of rows and what is done once a row are left out. Times are computed from bytes and instructions, never
+measured.
 """
 
 from __future__ import annotations
@@ -205,6 +206,6 @@ if __name__ == "__main__":
     RESULTS.write_text(
         "[\n" + ",\n".join(json.dumps(row._asdict(), ensure_ascii=False) for row in found) + "\n]\n", "utf-8"
     )
-    page = ROOT / "docs/gpu.md"
+    page = ROOT / "docs/gpu-kernels.md"
     page.write_text(written(page.read_text("utf-8"), found), "utf-8")
     sys.stdout.write(table(found) + "\n")

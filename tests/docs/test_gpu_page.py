@@ -1,4 +1,4 @@
-"""The page ``docs/gpu.md``: the counts that it quotes, and what they promise."""
+"""The page ``docs/gpu.md``: the counts that it quotes, and what they promise; and the figures of ``docs/gpu-kernels.md``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from benchmark import benchmark
 
 ROOT = Path(__file__).parents[2]
 COUNTS = json.loads((ROOT / "benchmarks/results/counts.json").read_text("utf-8"))
+FIGURES = json.loads((ROOT / "benchmarks/results/gpu_static.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +43,15 @@ def test_a_count_is_what_is_counted(counts, monkeypatch):
     assert measured["launches"] == stored["launches"]
     assert measured["bytes"] == pytest.approx(stored["bytes"], rel=0.02)
     assert measured["peak"] == pytest.approx(stored["peak"], rel=0.05)
+
+
+def test_the_figures_stand_on_a_page_of_their_own():
+    """What `make test-gpu-static` holds to the times too, where Triton is installed."""
+    page = (ROOT / "docs/gpu-kernels.md").read_text("utf-8")
+    table = page.partition("<!-- gpu: figures -->")[2].partition("<!-- end -->")[0].strip().splitlines()[2:]
+    written = [[cell.strip() for cell in line.strip("|").split("|")][:7] for line in table]
+    names = ("kernel", "shape", "dtype", "target", "registers", "stack")
+    assert written == [[*(str(row[name]) for name in names), f"{row['instructions']:.1f}"] for row in FIGURES]
+    typed = (ROOT / "docs/gpu.md").read_text("utf-8")
+    assert "gpu: figures" not in typed
+    assert "(gpu-kernels.md)" in typed

@@ -57,7 +57,7 @@ def test_the_figures_that_are_kept_are_within_bounds():
 
 
 def test_the_page_has_the_figures_that_are_kept():
-    page = (ROOT / "docs/gpu.md").read_text("utf-8")
+    page = (ROOT / "docs/gpu-kernels.md").read_text("utf-8")
     assert gpu_static.written(page, list(KEPT.values())) == page, "write it again: make gpu-figures"
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -52,9 +53,18 @@ class Form(NamedTuple):
 class Logits:
     """The logits ``h Wᵀ + b`` of a head that :func:`crossent.defer` was given, which are not formed.
 
-    It has the ``shape``, ``dtype`` and ``device`` of the logits and takes part in torch's functions. A cross entropy, a
-    log-probability, an argmax and what else ``docs/defer.md`` lists is computed a block of rows at a time. Anything else forms
-    the logits, warns once for each place, and is counted.
+    It has the ``shape``, ``dtype`` and ``device`` of the logits and takes part in torch's functions. These are computed a block
+    of rows at a time, with gradients:
+
+    - a loss: ``cross_entropy`` of torch or of this library, its module and its statistics; ``log_softmax`` and ``nll_loss``;
+    - the log-probability of a token: ``log_softmax(-1).gather(-1, y)``, ``take_along_dim``, ``x.gather(-1, y) - x.logsumexp(-1)``;
+    - ``logsumexp``, and the entropy as ``-(p * log_p).sum(-1)``;
+    - ``argmax``, ``max`` and ``amax`` over the classes;
+    - distillation: ``kl_div`` with the :class:`Logits` or the probabilities of a teacher.
+
+    Positions may be sliced, masked and reshaped before that. Values may be cast, scaled, capped by a tanh, shifted by a bias and
+    masked by class. Anything else forms the logits and is counted. It also warns, once for each place, unless what is formed
+    is a single row.
 
     Attributes:
         hidden: hidden states, ``(..., D)``, in the order of the logits' rows.
@@ -98,7 +108,7 @@ class Logits:
         if under_autocast(hidden.device) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        hidden = hidden if torch.is_grad_enabled() else hidden.detach()
+        hidden = _no_view(hidden) if torch.is_grad_enabled() else hidden.detach()
         weight, bias = _not_a_leaf(weight), None if bias is None else _not_a_leaf(bias)
         kind = cls if torch.compiler.is_compiling() or any_requires_grad(hidden, weight, bias) else _Evaluated
         return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes))
@@ -273,7 +283,7 @@ class Logits:
     def _with(self, **changes: Any) -> Logits:
         """Return these logits with other tensors, or another form; at other positions alone they are a view."""
         view = all(name in ("hidden", "axis") for name in changes)
-        fields = {name: changes.pop(name, getattr(self, name)) for name in TENSORS}
+        fields = {name: _no_view(changes.pop(name, getattr(self, name))) for name in TENSORS}
         form = changes.pop("form", self.form)
         made = type(self)(**fields, form=form._replace(**changes) if changes else form)
         return self._seen_by(made) if view else made
@@ -332,11 +342,44 @@ class _Evaluated(Logits):
         return Tensor
 
 
+class _SameNumbers(torch.autograd.Function):
+    """The same memory behind a node of its own, which autograd does not call a view."""
+
+    @staticmethod
+    def forward(t: Tensor) -> Tensor:
+        return t.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
+
+
 def _not_a_leaf(t: Tensor) -> Tensor:
-    """Return a view of a leaf, which has a node by which DistributedDataParallel finds it in an output."""
+    """Give a leaf a node, by which DistributedDataParallel finds it in an output."""
     if not torch.is_grad_enabled():
         return t.detach()
-    return t.view_as(t) if t.is_leaf and t.requires_grad else t
+    if not (t.is_leaf and t.requires_grad):
+        return _no_view(t)  # type: ignore[no-any-return]
+    node: Tensor = t.view_as(t) if torch.compiler.is_compiling() else _SameNumbers.apply(t)
+    return node
+
+
+def _no_view(t: Any) -> Any:
+    """Give a view a node of its own, so that FSDP does not warn of it in an output.
+
+    An operation in place on a view would lose FSDP's hook. Here such an operation changes what is noted, and no tensor.
+    """
+    if torch.compiler.is_compiling() or not isinstance(t, Tensor) or not t.requires_grad or t._base is None:
+        return t
+    return _SameNumbers.apply(t)
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -450,9 +493,12 @@ def note_formed(name: str, shape: tuple[int, ...], why: str = "") -> None:
     if Logits.places[place] == 1:
         words = (
             f"{name} formed the logits of a deferred head, of shape {shape}: it is right, and saves no memory. "
-            f"crossent.Logits.report() lists all such places, and docs/defer.md what is computed in blocks.{why}"
+            f"crossent.Logits.report() lists all such places, and help(crossent.Logits) what is computed in blocks.{why}"
         )
-        warnings.warn_explicit(words, UserWarning, file, line)
+        if "peft" in Path(file).parts:
+            words += " PEFT adapted the head after it was deferred: call crossent.defer after get_peft_model"
+        if prod(shape) > max(shape, default=1):  # not of a single row, which a block has at least
+            warnings.warn_explicit(words, UserWarning, file, line)
 
 
 def note_blocked() -> None:
