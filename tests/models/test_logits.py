@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -244,6 +246,57 @@ def test_smoothing_as_transformers_writes_it():
         return 0.9 * nll.sum() / 7 + 0.1 * spread.sum() / (7 * log_p.shape[-1])
 
     assert_same(smoothed)
+
+
+# One value for each keyword of ours, by which a result changes, or which only says how it is computed.
+OWN = {
+    "sample_weight": {"sample_weight": ROWS.view(-1)},
+    "denominator": {"denominator": 7.0},
+    "empty": {"empty": "zero", "ignore_index": 3},
+    "out_dtype": {"out_dtype": torch.float32},
+    "dim": {"dim": -1},
+    "penalty": {"penalty": crossent.Poly1(0.5)},
+    "temperature": {"temperature": 0.5},
+    "softcap": {"softcap": 2.0},
+    "logit_bias": {"logit_bias": CLASSES},
+    "margin": {"margin": 0.4},
+    "class_mask": {"class_mask": ~MASK},
+    "z_loss": {"z_loss": 0.3},
+    "softcap_after_temperature": {"softcap": 2.0, "temperature": 0.5, "softcap_after_temperature": True},
+    "inplace_backward": {"inplace_backward": True},
+    "inplace_forward": {"inplace_forward": True},
+    "impl": {"impl": "eager"},
+}  # fmt: skip
+ELSEWHERE = {"shard"}  # test_defer_sharded.py has it, which takes processes
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_no_option_of_ours_is_lost(name):
+    labels = (LABELS if name == "class_mask" else Y).view(-1)
+    deferred, plain, leaves = heads()
+    results = []
+    for x in (deferred, plain):
+        loss = crossent.cross_entropy(x.view(-1, V), labels, **OWN[name])
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (Logits.formed, Logits.blocked) == (0, 1)
+
+
+@pytest.mark.parametrize("loss", [crossent.cross_entropy, crossent.cross_entropy_stats])
+def test_every_option_of_ours_is_tried(loss):
+    names = {name for name, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert names <= set(OWN) | ELSEWHERE
+    assert loss is crossent.cross_entropy_stats or names == set(OWN) | ELSEWHERE
+
+
+def test_an_option_that_is_not_known_forms_the_logits():
+    """One that a later version has is not lost, either."""
+    deferred, plain, _ = heads()
+    with pytest.warns(UserWarning, match="cross_entropy formed"), pytest.raises(TypeError, match="novelty"):
+        torch.overrides.handle_torch_function(
+            crossent.cross_entropy, (deferred,), deferred.view(-1, V), Y.view(-1), novelty=3
+        )
 
 
 # --- what is not followed -----------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overw
 
 NO_INDEX = -(1 << 40)  # an ignore_index that no label has
 _ALL = slice(None)
-_OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl")
+_OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl", "shard")
+_OF_MEMORY = ("dim", "inplace_backward", "inplace_forward")  # where logits lie that do not exist
 _OF_THE_LOGITS = (
     "penalty",
     "temperature",
@@ -385,8 +386,10 @@ def _cuda(x: Any, device: Any = None, non_blocking: bool = False, memory_format:
 
 
 def _promoted(x: Logits, other: Any) -> torch.dtype:
-    """Return the dtype of the logits with another operand."""
-    return torch.result_type(torch.empty((1,) * x.ndim, dtype=x.dtype, device=x.device), other)
+    """Return the dtype of the logits with another operand, as ``torch.result_type`` does, which torch.compile cannot trace."""
+    if not isinstance(other, Tensor) or (other.dim() == 0 and not other.is_complex()):
+        return x.dtype
+    return torch.promote_types(x.dtype, other.dtype)
 
 
 def _is_number(value: Any) -> bool:
@@ -570,13 +573,13 @@ def _options(x: Logits) -> dict[str, Any]:
 
 def _statistics(x: Logits) -> CrossEntropyStats:
     """Compute what rows tell without a label."""
-    note_blocked()
+    note_blocked(x.form.head)
     target = torch.zeros(x.hidden.shape[:-1], dtype=torch.int64, device=x.device)
     return linear_cross_entropy_stats(x.hidden, x.weight, target, **_options(x))
 
 
 def _row_losses(x: Logits, target: Any, **options: Any) -> Tensor:
-    note_blocked()
+    note_blocked(x.form.head)
     return linear_cross_entropy(x.hidden, x.weight, target, reduction="none", **(_options(x) | options))
 
 
@@ -657,7 +660,7 @@ def _gathered(x: Logits, index: Tensor, dim: Any, squeeze: bool = False) -> Any:
 
 def _at_classes(x: Logits, index: Tensor) -> Tensor:
     """Compute the logits of a few classes of each row, ``(..., K)``."""
-    note_blocked()
+    note_blocked(x.form.head)
     wide = torch.promote_types(x.hidden.dtype, torch.float32)
     rows = F.embedding(index, x.weight).to(wide)
     value = (rows * x.hidden.unsqueeze(-2).to(wide)).sum(-1)
@@ -696,7 +699,7 @@ def _row_sums(x: Logits) -> Any:
         return _statistics(x).lse * 0 + 1
     if x.form.capped or x.shift is not None:
         return NotImplemented
-    note_blocked()
+    note_blocked(x.form.head)
     rows = x.hidden @ x.weight.sum(0)
     return rows if x.bias is None else rows + x.bias.sum()
 
@@ -737,6 +740,8 @@ def _target(x: Logits, target: Any) -> Any:
 def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given: dict[str, Any]) -> Any:
     """Collect the options of a linear loss; NotImplemented where two tell of the logits."""
     own = {name: given[name] for name in _OF_THE_LOGITS if name in given and given[name] is not None}
+    if not given.keys() <= {*_OF_THE_CALL, *_OF_THE_LOGITS, *_OF_MEMORY}:
+        return NotImplemented
     told = x.form.capped or x.shift is not None or x.allowed is not None
     if told and any(own.get(name, plain) != plain for name, plain in (("temperature", 1.0), ("margin", 0.0))):
         return NotImplemented
@@ -767,7 +772,7 @@ def _arguments(input: Any, target: Any, weight: Any, ignore_index: int, given: d
     options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)
     if options is NotImplemented:
         return NotImplemented
-    note_blocked()
+    note_blocked(input.form.head)
     return {"input": input.hidden, "linear_weight": input.weight, "target": target, "weight": weight, **options}
 
 

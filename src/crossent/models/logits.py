@@ -37,6 +37,7 @@ class Form(NamedTuple):
         factor: what the log-probabilities, or what was made of them, were multiplied by.
         axis: where the classes are, counted from the end: -1, -2, ...
         max_bytes: how large a block of logits may be; None is :func:`crossent.linear_cross_entropy`'s own.
+        head: what the head is called in the report.
     """
 
     dtype: torch.dtype
@@ -46,6 +47,7 @@ class Form(NamedTuple):
     factor: float = 1.0
     axis: int = -1
     max_bytes: int | None = None
+    head: str = "a head"
 
 
 @dataclass(eq=False, repr=False)  # a dataclass, in whose fields DistributedDataParallel looks for tensors
@@ -66,6 +68,8 @@ class Logits:
         formed: how often logits were formed in this process; 0 is what a training run wants to see.
         blocked: how often something was computed in blocks instead.
         places: where logits were formed, and how often: ``{"train.py:41 softmax": 3}``.
+        heads: the same of each head, by its name in the model, with the calls that it answered with plain logits, since nothing
+            told of a loss: ``{"GPT.lm_head": {"blocked": 12, "formed": 0, "plain": 3}}``.
 
     >>> import crossent
     >>> head = torch.nn.Linear(8, 1000)
@@ -91,29 +95,40 @@ class Logits:
     formed: ClassVar[int] = 0
     blocked: ClassVar[int] = 0
     places: ClassVar[Counter[str]] = Counter()
+    heads: ClassVar[dict[str, Counter[str]]] = {}
 
     @classmethod
-    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, max_bytes: int | None = None) -> Logits:
-        """Hold what gives the logits ``h Wᵀ + b``, as autocast has it now."""
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        max_bytes: int | None = None,
+        head: str = "a head",
+    ) -> Logits:
+        """Hold what gives the logits ``h Wᵀ + b``, as autocast has it now; ``head`` is what the report calls it."""
         if under_autocast(hidden.device) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         hidden = hidden if torch.is_grad_enabled() else hidden.detach()
         weight, bias = _not_a_leaf(weight), None if bias is None else _not_a_leaf(bias)
         kind = cls if torch.compiler.is_compiling() or any_requires_grad(hidden, weight, bias) else _Evaluated
-        return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes))
+        return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes, head=head))
 
     @classmethod
     def report(cls) -> str:
-        """Say whether deferred heads do what they are for in this process.
+        """Say whether deferred heads do what they are for in this process: in all, of each head, and where logits were formed.
 
         >>> import crossent
         >>> crossent.Logits.reset()
         >>> crossent.Logits.report()
         'deferred heads: nothing computed in blocks, logits formed 0 times'
         """
-        done = f"{cls.blocked} results computed in blocks" if cls.blocked else "nothing computed in blocks"
-        lines = [f"deferred heads: {done}, logits formed {cls.formed} times"]
+        lines = [f"deferred heads: {_done(cls.blocked, cls.formed)}"]
+        for name, counts in cls.heads.items():
+            plain = f", {counts['plain']} calls without gradients and labels answered plainly" if counts["plain"] else ""
+            lines.append(f"  {name}: {_done(counts['blocked'], counts['formed'])}{plain}")
         return "\n".join([*lines, *(f"  {count} x {place}" for place, count in cls.places.most_common())])
 
     @classmethod
@@ -121,6 +136,7 @@ class Logits:
         """Forget what was counted."""
         cls.formed, cls.blocked = 0, 0
         cls.places.clear()
+        cls.heads.clear()
 
     def __reduce__(self) -> Any:
         return type(self), (*(getattr(self, name) for name in TENSORS), self.form)
@@ -321,6 +337,11 @@ class Logits:
         return x.movedim(-1, form.axis)
 
 
+def _done(blocked: int, formed: int) -> str:
+    done = f"{blocked} results computed in blocks" if blocked else "nothing computed in blocks"
+    return f"{done}, logits formed {formed} times"
+
+
 class _Evaluated(Logits):
     """Logits without a gradient, which say that they are a torch.Tensor, so that evaluation loops gather them.
 
@@ -437,16 +458,17 @@ def _on_formed(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwarg
 
 def _counted(logits: Logits, name: str) -> Tensor:
     """Form logits and count it."""
-    note_formed(name, tuple(logits.shape))
+    note_formed(logits.form.head, name, tuple(logits.shape))
     return logits._form()
 
 
-def note_formed(name: str, shape: tuple[int, ...], why: str = "") -> None:
+def note_formed(head: str, name: str, shape: tuple[int, ...], why: str = "") -> None:
     """Count logits that are formed, and warn where that is new; under torch.compile this runs once, when it traces."""
     file, line = _caller()
     place = f"{file}:{line} {name}"
     Logits.formed += 1
     Logits.places[place] += 1
+    _count(head, "formed")
     if Logits.places[place] == 1:
         words = (
             f"{name} formed the logits of a deferred head, of shape {shape}: it is right, and saves no memory. "
@@ -455,15 +477,26 @@ def note_formed(name: str, shape: tuple[int, ...], why: str = "") -> None:
         warnings.warn_explicit(words, UserWarning, file, line)
 
 
-def note_blocked() -> None:
+def note_blocked(head: str) -> None:
     """Count what was computed in blocks."""
     Logits.blocked += 1
+    _count(head, "blocked")
 
 
-# Under torch.compile these two are run once, while it traces, and leave nothing in the graph. The decorator of torch.compiler
+def note_plain(head: str) -> None:
+    """Count a call that was answered with plain logits."""
+    _count(head, "plain")
+
+
+def _count(head: str, what: str) -> None:
+    Logits.heads.setdefault(head, Counter())[what] += 1
+
+
+# Under torch.compile these are run once, while it traces, and leave nothing in the graph. The decorator of torch.compiler
 # does no more than this, but imports the whole compiler for it.
 note_formed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 note_blocked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+note_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _caller() -> tuple[str, int]:
