@@ -200,10 +200,10 @@ def _why_formed(head: Any, input: Tensor, weight: Tensor) -> str | None:
             f"weight {where}: where FSDP shards it, call the head in the forward of a module that fully_shard was given, or "
             "unshard() that module first; for tensor parallelism, let parallelize_module place both"
         )
-    if placed:
-        why = "its weight is a DTensor"
-    elif "forward" in vars(head):
+    if "forward" in vars(head):
         why = "it got a forward of its instance after defer, as tensor parallelism and device maps put there, which expects them"
+    elif placed and head._forward_hooks:
+        why = "it has a forward hook, as parallelize_module puts there to place them"
     else:
         return None
     _note_why(head, input, weight, why)

@@ -57,7 +57,7 @@ def _positions(x: Any, *dims: Any) -> bool:
     return _at_end(x) and all(_dim(x, d) is not None and not _on_classes(x, d) for d in dims)
 
 
-@follows("view", "reshape")
+@follows("view", "reshape", placed=True)
 def _reshape(x: Any, *size: Any, shape: Any = None) -> Any:
     size = tuple(size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size) or tuple(shape or ())
     if not _at_end(x) or len(size) < 2 or not all(isinstance(n, (int, torch.SymInt)) for n in size):
@@ -73,30 +73,30 @@ def _reshape(x: Any, *size: Any, shape: Any = None) -> Any:
     return x._with(hidden=x.hidden.reshape(*size[:-1], x.hidden.shape[-1]))
 
 
-@follows("view_as", "reshape_as")
+@follows("view_as", "reshape_as", placed=True)
 def _reshape_as(x: Any, other: Any) -> Any:
     return _reshape(x, *other.shape)
 
 
-@follows("flatten")
+@follows("flatten", placed=True)
 def _flattened(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     if not _positions(x, start_dim, end_dim):
         return NotImplemented
     return x._with(hidden=x.hidden.flatten(_dim(x, start_dim), _dim(x, end_dim)))
 
 
-@follows("unflatten")
+@follows("unflatten", placed=True)
 def _unflattened(x: Any, dim: int, sizes: Any) -> Any:
     return x._with(hidden=x.hidden.unflatten(_dim(x, dim), sizes)) if _positions(x, dim) else NotImplemented
 
 
-@follows("unsqueeze")
+@follows("unsqueeze", placed=True)
 def _unsqueezed(x: Any, dim: int) -> Any:
     at = dim if dim >= 0 else dim + x.ndim + 1
     return x._with(hidden=x.hidden.unsqueeze(at)) if _at_end(x) and 0 <= at < x.ndim else NotImplemented
 
 
-@follows("squeeze")
+@follows("squeeze", placed=True)
 def _squeezed(x: Any, dim: Any = None) -> Any:
     if not _at_end(x):
         return NotImplemented
@@ -106,7 +106,7 @@ def _squeezed(x: Any, dim: Any = None) -> Any:
     return x._with(hidden=x.hidden.squeeze(tuple(dims)))
 
 
-@follows("permute")
+@follows("permute", placed=True)
 def _permuted(x: Any, *dims: Any) -> Any:
     given = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
     order = [_dim(x, d) for d in given] if isinstance(x, Logits) else []
@@ -117,7 +117,7 @@ def _permuted(x: Any, *dims: Any) -> Any:
     return x._with(hidden=x.hidden.permute(*leads, x.ndim - 1), axis=order.index(classes) - x.ndim)
 
 
-@follows("transpose", "swapaxes", "swapdims")
+@follows("transpose", "swapaxes", "swapdims", placed=True)
 def _transposed(x: Any, dim0: int, dim1: int) -> Any:
     a, b = (_dim(x, d) for d in (dim0, dim1))
     if a is None or b is None:
@@ -139,7 +139,7 @@ def _moved(x: Any, source: Any, destination: Any) -> Any:
     return _permuted(x, *order)
 
 
-@follows("select")
+@follows("select", placed=True)
 def _selected(x: Any, dim: int, index: Any) -> Any:
     return x._with(hidden=x.hidden.select(_dim(x, dim), index)) if _positions(x, dim) else NotImplemented
 
@@ -242,7 +242,7 @@ def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (places[0] == places[1] and a.is_contiguous())
 
 
-@follows("contiguous", "alias")
+@follows("contiguous", "alias", placed=True)
 def _itself(x: Any, memory_format: Any = None) -> Any:
     return x
 
@@ -297,7 +297,7 @@ def _index(x: Logits, index: Any) -> tuple[tuple[Any, ...], Any] | None:
     return tuple(items[:-1]), items[-1]
 
 
-@follows("getitem")
+@follows("getitem", placed=True)
 def _item(x: Any, index: Any) -> Any:
     parts = _index(x, index) if _at_end(x) else None
     if parts is None:
@@ -305,6 +305,8 @@ def _item(x: Any, index: Any) -> Any:
     positions, classes = parts
     if isinstance(classes, slice) and classes == _ALL:
         return x._with(hidden=x.hidden[positions])
+    if x.placed:
+        return NotImplemented
     looked_up = [item for item in positions if isinstance(item, (list, Tensor))]
     if isinstance(classes, Tensor) and classes.dtype != torch.bool and looked_up:
         if len(looked_up) < len(positions):
@@ -346,7 +348,7 @@ def _set_item(x: Any, index: Any, value: Any) -> Any:
 # --- values -------------------------------------------------------------------------------------------------------------
 
 
-@follows("to")
+@follows("to", placed=True)
 def _to(x: Any, *arguments: Any, **options: Any) -> Any:
     given: list[Any] = [a.dtype if isinstance(a, Logits) else a for a in arguments]
     if isinstance(arguments[0] if arguments else None, Logits):
@@ -367,10 +369,10 @@ for _name, _dtype in (
     ("half", torch.float16),
     ("bfloat16", torch.bfloat16),
 ):
-    follows(_name)(lambda x, memory_format=None, dtype=_dtype: _to(x, dtype))
+    follows(_name, placed=True)(lambda x, memory_format=None, dtype=_dtype: _to(x, dtype))
 
 
-@follows("type_as")
+@follows("type_as", placed=True)
 def _type_as(x: Any, other: Any) -> Any:
     return _to(x, other.dtype) if isinstance(x, Logits) else x.to(other.dtype)
 
@@ -541,7 +543,7 @@ def _softmax_of(kind: str) -> Callable[..., Any]:
     return softmax
 
 
-follows("log_softmax")(_softmax_of("log p"))
+follows("log_softmax", placed=True)(_softmax_of("log p"))
 follows("softmax")(_softmax_of("p"))
 
 
@@ -768,6 +770,8 @@ def _arguments(input: Any, target: Any, weight: Any, ignore_index: int, given: d
     """Write what a loss of deferred logits was given as a linear loss takes it; NotImplemented where only logits will do."""
     if not _loss_ready(input, given.get("dim")):
         return NotImplemented
+    if input.placed != hasattr(target, "placements"):
+        return NotImplemented  # labels that may be all or a part; under loss_parallel torch knows
     target = _target(input, target)
     options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)
     if options is NotImplemented:
@@ -776,7 +780,7 @@ def _arguments(input: Any, target: Any, weight: Any, ignore_index: int, given: d
     return {"input": input.hidden, "linear_weight": input.weight, "target": target, "weight": weight, **options}
 
 
-@follows("cross_entropy")
+@follows("cross_entropy", placed=True)
 def _cross_entropy(
     input: Any,
     target: Any,
@@ -795,7 +799,7 @@ def _cross_entropy(
     return linear_cross_entropy(**arguments, reduction=how, label_smoothing=label_smoothing)
 
 
-@follows("cross_entropy_stats")
+@follows("cross_entropy_stats", placed=True)
 def _cross_entropy_stats(
     input: Any,
     target: Any,
@@ -812,7 +816,7 @@ def _cross_entropy_stats(
     return linear_cross_entropy_stats(**arguments, reduction=how, label_smoothing=label_smoothing)
 
 
-@follows("nll_loss", "nll_loss_nd")
+@follows("nll_loss", "nll_loss_nd", placed=True)
 def _nll_loss(
     input: Any,
     target: Any,

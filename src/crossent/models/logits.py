@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -91,6 +92,7 @@ class Logits:
     def __post_init__(self) -> None:
         self._writes = [0]  # how often it was changed in place, or logits of which it is a view
         self._seen = 0
+        self._written: Tensor | None = None  # the logits as a tensor, once something wrote to them that is not followed
 
     formed: ClassVar[int] = 0
     blocked: ClassVar[int] = 0
@@ -139,7 +141,7 @@ class Logits:
         cls.heads.clear()
 
     def __reduce__(self) -> Any:
-        return type(self), (*(getattr(self, name) for name in TENSORS), self.form)
+        return _unflatten, (*_flatten(self), type(self))
 
     # --- what a tensor says of itself ---------------------------------------------------------------------------------
 
@@ -147,6 +149,11 @@ class Logits:
     def classes(self) -> int:
         """The number of classes, ``V``."""
         return self.weight.shape[0]
+
+    @property
+    def placed(self) -> bool:
+        """Whether hidden states and head are DTensors."""
+        return hasattr(self.weight, "placements")
 
     @property
     def shape(self) -> torch.Size:
@@ -312,10 +319,16 @@ class Logits:
                 "logits.div_(2): a view of logits that do not exist cannot follow that. Write logits = logits / 2, or take "
                 "the view after it"
             )
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and self.requires_grad and _in_a_function():
+            raise RuntimeError(
+                "a torch.autograd.Function was given deferred logits, and would return a result without their gradient: pass "
+                "logits.to_tensor() to its apply, or undefer the head"
+            )
 
     def to_tensor(self) -> Tensor:
         """Form the logits, as a plain tensor; it is counted in :attr:`formed`."""
-        return _counted(self, "to_tensor")
+        self._check_current()
+        return _counted(self, "to_tensor") if self._written is None else self._written
 
     def _form(self) -> Tensor:
         """Form the logits in torch operations, whose gradients autograd knows."""
@@ -368,13 +381,25 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
 TENSORS = ("hidden", "weight", "bias", "shift", "allowed")
 
 
+def _in_a_function() -> bool:
+    """Whether the forward of some :class:`torch.autograd.Function` is being run."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code is not torch.autograd.Function.apply.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _flatten(logits: Logits) -> tuple[list[Any], Form]:
-    return [getattr(logits, name) for name in TENSORS], logits.form
+    return [*(getattr(logits, name) for name in TENSORS), logits._written], logits.form
 
 
 def _unflatten(children: Any, form: Form, kind: type[Logits] = Logits) -> Logits:
     """Make logits again of tensors that somebody may have cast, as FSDP does with what a module answers."""
-    made = kind(**dict(zip(TENSORS, children, strict=True)), form=form)
+    *tensors, written = children
+    made = kind(**dict(zip(TENSORS, tensors, strict=True)), form=form)
+    if written is not None:
+        made._written = written
+        return made
     if isinstance(made.hidden, Tensor) and isinstance(made.weight, Tensor) and made.hidden.is_floating_point():
         wide = made.hidden.dtype
         if wide != made.weight.dtype:
@@ -398,16 +423,19 @@ pytree.register_pytree_node(
 Handler = Callable[..., Any]
 FOLLOWED: dict[str, Handler] = {}
 """What is followed, by the name of torch's function or method, without underscores: it returns NotImplemented where it cannot."""
+PLACED: set[str] = set()
+"""Of these names, what is followed for DTensors too."""
 NAMES: dict[Callable[..., Any], str] = {}
 """The functions of these names: torch.compile knows a function, and not what it is called."""
 
 
-def follows(*names: str) -> Callable[[Handler], Handler]:
-    """Register what stands for torch's functions of these names."""
+def follows(*names: str, placed: bool = False) -> Callable[[Handler], Handler]:
+    """Register what stands for torch's functions of these names; ``placed`` says that it does for DTensors too."""
 
     def register(handler: Handler) -> Handler:
         for name in names:
             FOLLOWED[name] = handler
+            PLACED.update(names if placed else ())
             for home in (torch, F, torch.special):
                 if hasattr(home, name):
                     NAMES[getattr(home, name)] = name
@@ -418,17 +446,37 @@ def follows(*names: str) -> Callable[[Handler], Handler]:
 
 def _follow(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what a function of torch does, in blocks if that is known here, and else to logits that are formed."""
-    for x in args:
-        if isinstance(x, Logits):
-            x._check_current()
+    given = [x for x in _inside((*args, *kwargs.values())) if isinstance(x, Logits)]
+    for x in given:
+        x._check_current()
+    if any(x._written is not None for x in given):
+        args, kwargs = _replaced(args, kwargs, lambda x: x if x._written is None else x._written)
+        return func(*args, **kwargs)
     base, inplace = _split(name)
     handler = FOLLOWED.get(base)
+    if handler is not None and base not in PLACED and any(x.placed for x in given):
+        handler = None
     result = NotImplemented if handler is None else handler(*args, **kwargs)
     if result is NotImplemented:
-        return _on_formed(base, func, args, kwargs)
+        return _on_formed(name, func, args, kwargs)
     if inplace and isinstance(args[0], Logits) and isinstance(result, Logits):
         return overwrite(args[0], result)
     return result
+
+
+def _inside(values: Any) -> Iterator[Any]:
+    """Give the arguments of a function, and what is in its lists."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _inside(value)
+        else:
+            yield value
+
+
+def _replaced(args: Any, kwargs: Any, by: Callable[[Logits], Any]) -> Any:
+    """Put something in the place of the logits among arguments."""
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Logits))
+    return pytree.tree_unflatten([by(x) if isinstance(x, Logits) else x for x in leaves], spec)
 
 
 def _split(name: str) -> tuple[str, bool]:
@@ -449,11 +497,40 @@ def overwrite(logits: Logits, result: Logits) -> Logits:
 
 
 def _on_formed(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function with logits that are formed in the places of those that were not."""
-    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Logits))
-    formed = [_counted(x, name) if isinstance(x, Logits) else x for x in leaves]
-    args, kwargs = pytree.tree_unflatten(formed, spec)
-    return func(*args, **kwargs)
+    """Call a function with logits that are formed in the places of those that were not; what it wrote to them stays."""
+    base, inplace = _split(name)
+    formed: dict[int, tuple[Logits, Tensor]] = {}
+
+    def form(x: Logits) -> Tensor:
+        if id(x) not in formed:
+            with _counting_writes():
+                formed[id(x)] = x, _counted(x, base)
+        return formed[id(x)][1]
+
+    args, kwargs = _replaced(args, kwargs, form)
+    by_name = inplace or base == "setitem" or getattr(func, "__module__", "").startswith("torch.distributed")
+    before = [_version(t) for _, t in formed.values()]
+    result = func(*args, **kwargs)
+    for (x, t), version in zip(formed.values(), before, strict=True):
+        if by_name or _version(t) != version:
+            x._writes[0] += 1
+            x._seen, x._written = x._writes[0], t
+    return result
+
+
+@contextmanager
+def _counting_writes() -> Iterator[None]:
+    """Let tensors that are made here count what is written to them, which those of inference mode do not."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _version(t: Tensor) -> int:
+    """Read how often something was written to a tensor."""
+    return 0 if torch.compiler.is_compiling() else t._version
 
 
 def _counted(logits: Logits, name: str) -> Tensor:
