@@ -188,12 +188,15 @@ def tp(rank):
             torch.testing.assert_close(ours, loss, rtol=1e-4, atol=1e-5)
             for (key, p), right in zip(model.named_parameters(), plain.parameters(), strict=True):
                 got = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
-                torch.testing.assert_close(got, right.grad, rtol=1e-3, atol=1e-6, msg=lambda words, key=key: f"{key} {words}")
+                torch.testing.assert_close(
+                    got, right.grad, rtol=1e-3, atol=1e-6, msg=lambda words, key=key: f"{key} {words}"
+                )
             assert (Logits.formed, Logits.blocked) == ((1, 0) if sharded else (0, 1)), Logits.report()
             with torch.no_grad():
                 torch.testing.assert_close(loss_of(model, idx, targets), loss.detach(), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(
-                model.generate(idx, max_new_tokens=3, do_sample=False), plain.generate(idx, max_new_tokens=3, do_sample=False)
+                model.generate(idx, max_new_tokens=3, do_sample=False),
+                plain.generate(idx, max_new_tokens=3, do_sample=False),
             )
     if rank == 0:
         print("tp: right", flush=True)

@@ -610,7 +610,9 @@ def test_trls_sft_trainer(name, order, tmp_path):
     data, tokenizer = datasets.Dataset.from_list(rows), words_of(tmp_path)
     settings, blocks = SFT[name]
     of_trainer = {
-        k: settings[k] for k in settings if k in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
+        k: settings[k]
+        for k in settings
+        if k in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics")
     }
     of_run = {k: v for k, v in settings.items() if k not in of_trainer and k != "peft_config"}
 
@@ -626,7 +628,9 @@ def test_trls_sft_trainer(name, order, tmp_path):
     formed, blocked, heads = assert_trainer_agrees(make, tmp_path, order, 3e-3 if name == "bf16" else 1e-4)
     assert (formed, blocked) == (0, 2 * blocks), Logits.report()
     evaluations = sum(counts.get("plain", 0) for counts in heads.values())
-    assert evaluations == (3 if name in ("smoothed", "a loss of one's own", "predictions") else 0)  # told, and no labels
+    assert evaluations == (
+        3 if name in ("smoothed", "a loss of one's own", "predictions") else 0
+    )  # told, and no labels
 
 
 PREFERENCES = {
@@ -648,7 +652,9 @@ def test_trls_preference_trainers(name, order, tmp_path):
     draw, rows = torch.Generator().manual_seed(2), []
     for k in range(8):
         row = {"prompt": said(draw, 3), "chosen": " " + said(draw, 4), "rejected": " " + said(draw, 4 + k % 2)}
-        rows.append({"prompt": row["prompt"], "completion": row["chosen"], "label": k % 2 == 0} if kind == "KTO" else row)
+        rows.append(
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": k % 2 == 0} if kind == "KTO" else row
+        )
     data, tokenizer = datasets.Dataset.from_list(rows), words_of(tmp_path)
 
     def make(model):

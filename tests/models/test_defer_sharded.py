@@ -221,7 +221,7 @@ def test_parallelize_module(ranks, style, order):
 
 def local_shard(bias, statistics):
     """Logits of a shard of the classes tell that to our losses, which put them together."""
-    W, b, h, _, y = _data()
+    _, _, h, _, y = _data()
     shard = VocabShard.even(V)
     own = slice(shard.start, shard.start + 6)
     head, x = _head("plain", bias, own), h.clone().requires_grad_()
@@ -244,10 +244,15 @@ def test_a_shard_of_the_classes(ranks, statistics):
         ranks.assert_holds(local_shard, bias, statistics)
 
 
+def _scatter(x):
+    halves = [torch.ones(N, V, dtype=F64), torch.zeros(N, V, dtype=F64)]
+    dist.scatter(x, halves if dist.get_rank() == 0 else None)
+
+
 COLLECTIVES = {
     "all_reduce": lambda x: dist.all_reduce(x),
     "broadcast": lambda x: dist.broadcast(x, 1),
-    "scatter": lambda x: dist.scatter(x, [torch.ones(N, V, dtype=F64), torch.zeros(N, V, dtype=F64)] if dist.get_rank() == 0 else None),
+    "scatter": _scatter,
 }  # fmt: skip
 
 

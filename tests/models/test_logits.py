@@ -292,7 +292,7 @@ def test_every_option_of_ours_is_tried(loss):
 
 def test_an_option_that_is_not_known_forms_the_logits():
     """One that a later version has is not lost, either."""
-    deferred, plain, _ = heads()
+    deferred, *_ = heads()
     with pytest.warns(UserWarning, match="cross_entropy formed"), pytest.raises(TypeError, match="novelty"):
         torch.overrides.handle_torch_function(
             crossent.cross_entropy, (deferred,), deferred.view(-1, V), Y.view(-1), novelty=3
@@ -402,7 +402,9 @@ def test_what_is_written_to_logits_stays_written(name, inference):
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
         if theirs.requires_grad:
-            got, right = (torch.autograd.grad(r.sum(), leaves, retain_graph=True, allow_unused=True) for r in (ours, theirs))
+            got, right = (
+                torch.autograd.grad(r.sum(), leaves, retain_graph=True, allow_unused=True) for r in (ours, theirs)
+            )
             torch.testing.assert_close(got, right)
     assert Logits.formed == 1, Logits.report()
 

@@ -305,7 +305,7 @@ def _item(x: Any, index: Any) -> Any:
     positions, classes = parts
     if isinstance(classes, slice) and classes == _ALL:
         return x._with(hidden=x.hidden[positions])
-    if x.placed:
+    if x._placed:
         return NotImplemented
     looked_up = [item for item in positions if isinstance(item, (list, Tensor))]
     if isinstance(classes, Tensor) and classes.dtype != torch.bool and looked_up:
@@ -770,7 +770,7 @@ def _arguments(input: Any, target: Any, weight: Any, ignore_index: int, given: d
     """Write what a loss of deferred logits was given as a linear loss takes it; NotImplemented where only logits will do."""
     if not _loss_ready(input, given.get("dim")):
         return NotImplemented
-    if input.placed != hasattr(target, "placements"):
+    if input._placed != hasattr(target, "placements"):
         return NotImplemented  # labels that may be all or a part; under loss_parallel torch knows
     target = _target(input, target)
     options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)

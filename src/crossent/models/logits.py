@@ -129,7 +129,9 @@ class Logits:
         """
         lines = [f"deferred heads: {_done(cls.blocked, cls.formed)}"]
         for name, counts in cls.heads.items():
-            plain = f", {counts['plain']} calls without gradients and labels answered plainly" if counts["plain"] else ""
+            plain = (
+                f", {counts['plain']} calls without gradients and labels answered plainly" if counts["plain"] else ""
+            )
             lines.append(f"  {name}: {_done(counts['blocked'], counts['formed'])}{plain}")
         return "\n".join([*lines, *(f"  {count} x {place}" for place, count in cls.places.most_common())])
 
@@ -151,7 +153,7 @@ class Logits:
         return self.weight.shape[0]
 
     @property
-    def placed(self) -> bool:
+    def _placed(self) -> bool:
         """Whether hidden states and head are DTensors."""
         return hasattr(self.weight, "placements")
 
@@ -319,7 +321,12 @@ class Logits:
                 "logits.div_(2): a view of logits that do not exist cannot follow that. Write logits = logits / 2, or take "
                 "the view after it"
             )
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and self.requires_grad and _in_a_function():
+        if (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and self.requires_grad
+            and _in_a_function()
+        ):
             raise RuntimeError(
                 "a torch.autograd.Function was given deferred logits, and would return a result without their gradient: pass "
                 "logits.to_tensor() to its apply, or undefer the head"
@@ -454,7 +461,7 @@ def _follow(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         return func(*args, **kwargs)
     base, inplace = _split(name)
     handler = FOLLOWED.get(base)
-    if handler is not None and base not in PLACED and any(x.placed for x in given):
+    if handler is not None and base not in PLACED and any(x._placed for x in given):
         handler = None
     result = NotImplemented if handler is None else handler(*args, **kwargs)
     if result is NotImplemented:
