@@ -1,4 +1,5 @@
-"""Deferred heads in two processes on gloo with different data: DDP and FSDP2 are right, tensor parallelism of the head says so.
+"""Deferred heads in two processes on gloo with different data: DDP and FSDP2 are right, and so are plans of
+tensor parallelism, which form the logits and say so.
 
 Run as ``defer_processes.py ddp|fsdp|tp``; test_defer_clients.py does.
 """
@@ -153,7 +154,10 @@ def fsdp(rank):
 
 
 def tp(rank):
+    """A plan of transformers: a model that is loaded by one is refused, and one that was deferred before is right and counted."""
     import transformers
+    from torch.distributed.device_mesh import init_device_mesh
+    from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
     folder = (
         Path(tempfile.gettempdir()) / f"crossent-defer-{os.environ['MASTER_PORT']}"
@@ -163,6 +167,37 @@ def tp(rank):
     dist.barrier()
     model = transformers.LlamaForCausalLM.from_pretrained(folder, tp_plan="auto")
     refuses("tp_plan", lambda: crossent.defer(model))
+
+    idx, targets = batch(V, seed=0)  # the same on both, as in tensor parallelism
+    torch.manual_seed(0)
+    plain = llama()
+    loss = loss_of(plain, idx, targets)
+    loss.backward()
+    mesh, plan = init_device_mesh("cpu", (WORLD,)), {"lm_head": "colwise_gather_output", "lm_head.weight": "colwise"}
+    for plan_of_head in (plan, {}):
+        torch.manual_seed(0)
+        model = crossent.defer(llama(), max_bytes=15 * V * 4)
+        apply_tensor_parallelism(model, mesh, plan_of_head)
+        sharded = hasattr(model.lm_head.weight, "placements")
+        assert sharded == bool(plan_of_head)
+        Logits.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if sharded else "error")
+            ours = loss_of(model, idx, targets)
+            ours.backward()
+            torch.testing.assert_close(ours, loss, rtol=1e-4, atol=1e-5)
+            for (key, p), right in zip(model.named_parameters(), plain.parameters(), strict=True):
+                got = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+                torch.testing.assert_close(
+                    got, right.grad, rtol=1e-3, atol=1e-6, msg=lambda words, key=key: f"{key} {words}"
+                )
+            assert (Logits.formed, Logits.blocked) == ((1, 0) if sharded else (0, 1)), Logits.report()
+            with torch.no_grad():
+                torch.testing.assert_close(loss_of(model, idx, targets), loss.detach(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                model.generate(idx, max_new_tokens=3, do_sample=False),
+                plain.generate(idx, max_new_tokens=3, do_sample=False),
+            )
     if rank == 0:
         print("tp: right", flush=True)
 

@@ -255,6 +255,101 @@ def test_accumulated_micro_batches():
     assert Logits.formed == 0
 
 
+class Answers(nn.Module):
+    """A model with an output embedding, as those of transformers have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.lm_head = nn.Embedding(60, 6), nn.Linear(6, 60)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, idx, labels=None):
+        logits = self.logits(self.tokens(idx).tanh())
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+    def logits(self, h):
+        return self.lm_head(h)
+
+
+class PassesBy(Answers):
+    def logits(self, h):
+        return h @ self.lm_head.weight.t() + self.lm_head.bias
+
+
+IDX = torch.arange(12).view(2, 6)
+
+
+def test_the_report_tells_of_each_head_and_of_calls_that_are_answered_plainly():
+    student, teacher, alone = crossent.defer(Answers()), crossent.defer(Answers()), crossent.defer(nn.Linear(7, 50))
+    student(IDX, labels=IDX)
+    with torch.no_grad():
+        student(IDX, labels=IDX)
+        student(IDX)
+    teacher(IDX)["logits"].argmax(-1)
+    with pytest.warns(UserWarning, match="std formed the logits"):
+        alone(torch.randn(2, 7)).std()
+    with torch.no_grad():
+        alone(torch.randn(2, 7))
+    first, second, third = Logits.heads
+    assert (first, second) == ("Answers.lm_head", "Answers.lm_head (2)")
+    assert third == "Linear(7, 50)"
+    plainly = ", 1 calls without gradients and labels answered plainly"
+    assert Logits.report().splitlines()[:4] == [
+        "deferred heads: 3 results computed in blocks, logits formed 1 times",
+        f"  Answers.lm_head: 2 results computed in blocks, logits formed 0 times{plainly}",
+        "  Answers.lm_head (2): 1 results computed in blocks, logits formed 0 times",
+        f"  Linear(7, 50): nothing computed in blocks, logits formed 1 times{plainly}",
+    ]
+    assert Logits.heads[third] == {"formed": 1, "plain": 1}
+    del student, teacher
+    assert crossent.defer(Answers()).lm_head._crossent_name == "Answers.lm_head"
+    Logits.reset()
+    assert Logits.heads == {}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_model_that_passes_its_head_by_is_told_of(grad):
+    model, plain = crossent.defer(PassesBy()), PassesBy()
+    with torch.set_grad_enabled(grad), pytest.warns(UserWarning, match=r"The model never called its head") as told:
+        losses = [m(IDX, labels=IDX)["loss"] for m in (model, plain)]
+    assert len(told) == 1
+    torch.testing.assert_close(*losses)
+    assert Logits.formed == 1
+    (place,) = Logits.places
+    assert __file__ in place
+    with torch.set_grad_enabled(grad):
+        model(IDX)
+    assert Logits.formed == 1  # nobody asked for a loss
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_forward_of_the_models_instance_still_tells_of_labels(grad):
+    """Trainers put one there, and may do so before the model is deferred."""
+    model = Answers()
+    model.forward = model.forward
+    crossent.defer(model)
+    with torch.set_grad_enabled(grad):
+        for labels in ({"labels": IDX}, {}):
+            assert isinstance(model(IDX, **labels)["logits"], Logits) == bool(labels or grad)
+        assert isinstance(model(IDX, IDX)["logits"], Logits)
+    assert Logits.formed == 0
+
+
+def test_a_forward_that_a_head_gets_later_is_given_plain_logits():
+    """Tensor parallelism of transformers wraps the head's forward so, and works on tensors."""
+    model, plain = crossent.defer(Answers()), Answers()
+    inner = model.lm_head.forward
+    model.lm_head.forward = lambda h: torch.stack([inner(h)])[0]
+    with pytest.warns(UserWarning, match="it got a forward of its instance after defer"):
+        ours, theirs = (m(IDX, labels=IDX)["loss"] for m in (model, plain))
+    torch.testing.assert_close(ours, theirs)
+    assert (Logits.formed, Logits.blocked) == (1, 0)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_transforms_see_plain_logits():
     head, h = crossent.defer(nn.Linear(4, 50)), torch.randn(3, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -246,6 +248,57 @@ def test_smoothing_as_transformers_writes_it():
     assert_same(smoothed)
 
 
+# One value for each keyword of ours, by which a result changes, or which only says how it is computed.
+OWN = {
+    "sample_weight": {"sample_weight": ROWS.view(-1)},
+    "denominator": {"denominator": 7.0},
+    "empty": {"empty": "zero", "ignore_index": 3},
+    "out_dtype": {"out_dtype": torch.float32},
+    "dim": {"dim": -1},
+    "penalty": {"penalty": crossent.Poly1(0.5)},
+    "temperature": {"temperature": 0.5},
+    "softcap": {"softcap": 2.0},
+    "logit_bias": {"logit_bias": CLASSES},
+    "margin": {"margin": 0.4},
+    "class_mask": {"class_mask": ~MASK},
+    "z_loss": {"z_loss": 0.3},
+    "softcap_after_temperature": {"softcap": 2.0, "temperature": 0.5, "softcap_after_temperature": True},
+    "inplace_backward": {"inplace_backward": True},
+    "inplace_forward": {"inplace_forward": True},
+    "impl": {"impl": "eager"},
+}  # fmt: skip
+ELSEWHERE = {"shard"}  # test_defer_sharded.py has it, which takes processes
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_no_option_of_ours_is_lost(name):
+    labels = (LABELS if name == "class_mask" else Y).view(-1)
+    deferred, plain, leaves = heads()
+    results = []
+    for x in (deferred, plain):
+        loss = crossent.cross_entropy(x.view(-1, V), labels, **OWN[name])
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert (Logits.formed, Logits.blocked) == (0, 1)
+
+
+@pytest.mark.parametrize("loss", [crossent.cross_entropy, crossent.cross_entropy_stats])
+def test_every_option_of_ours_is_tried(loss):
+    names = {name for name, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert names <= set(OWN) | ELSEWHERE
+    assert loss is crossent.cross_entropy_stats or names == set(OWN) | ELSEWHERE
+
+
+def test_an_option_that_is_not_known_forms_the_logits():
+    """One that a later version has is not lost, either."""
+    deferred, *_ = heads()
+    with pytest.warns(UserWarning, match="cross_entropy formed"), pytest.raises(TypeError, match="novelty"):
+        torch.overrides.handle_torch_function(
+            crossent.cross_entropy, (deferred,), deferred.view(-1, V), Y.view(-1), novelty=3
+        )
+
+
 # --- what is not followed -----------------------------------------------------------------------------------------------
 
 FORMING = {
@@ -306,6 +359,92 @@ def test_writing_to_what_others_have_seen_is_refused():
     with pytest.raises(RuntimeError, match="were changed in place"):
         F.cross_entropy(view.flatten(0, 1), Y[:, :-1].flatten())
     F.cross_entropy(deferred.flatten(0, 1), Y.flatten())
+
+
+def rows_set(x):
+    x[:, 0] = -3.0
+
+
+def some_set(x):
+    x[..., 5] = torch.arange(B * T, **DOUBLE).view(B, T)
+
+
+WRITES = {
+    "sigmoid_": lambda x: x.sigmoid_(),
+    "add_": lambda x: x.add_(torch.ones(B, T, V, **DOUBLE)),
+    "copy_": lambda x: x.copy_(torch.arange(V, **DOUBLE)),
+    "clamp_": lambda x: torch.clamp_(x, -0.5, 0.5),
+    "relu": lambda x: F.relu(x, inplace=True),
+    "out": lambda x: torch.exp(torch.ones(B, T, V, **DOUBLE), out=x),
+    "rows set": rows_set,
+    "some set": some_set,
+    "masked positions": lambda x: x.masked_fill_(KEEP.unsqueeze(-1), 0.25),
+    "twice": lambda x: x.clamp_(max=0.5).mul_(2.0).add_(1.0),
+    "initialised": lambda x: nn.init.constant_(x, 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*saves no memory")
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("name", WRITES)
+def test_what_is_written_to_logits_stays_written(name, inference):
+    """Also where nothing takes the place of the variable, and the logits had to be formed for it."""
+    deferred, plain, leaves = heads()
+    if name == "out" or inference:
+        deferred, plain = deferred.detach(), plain.detach()
+    results = []
+    with torch.inference_mode(inference):
+        for x in (deferred, plain):
+            x = x.clone()
+            WRITES[name](x)
+            row = F.cross_entropy(x.view(-1, V), Y.view(-1), reduction="none")
+            results.append([row, x.argmax(-1), x.std(-1), x[:, 1:].logsumexp(-1), torch.cat([x, x], 1).mean(-1)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        if theirs.requires_grad:
+            got, right = (
+                torch.autograd.grad(r.sum(), leaves, retain_graph=True, allow_unused=True) for r in (ours, theirs)
+            )
+            torch.testing.assert_close(got, right)
+    assert Logits.formed == 1, Logits.report()
+
+
+class Fused(torch.autograd.Function):
+    """A loss of somebody's own, as kernels bring it."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        return x.logsumexp(-1) * scale
+
+    @staticmethod
+    def backward(ctx, g):
+        return None, None
+
+
+def test_a_function_that_would_lose_the_gradient_is_refused():
+    """To an autograd.Function what is no tensor is a constant."""
+    deferred, *_ = heads()
+    with pytest.raises(RuntimeError, match=r"given deferred logits, .* pass logits\.to_tensor\(\)"):
+        Fused.apply(deferred, torch.tensor(2.0, **DOUBLE, requires_grad=True))
+    with torch.no_grad():
+        assert deferred.argmax(-1).shape == (B, T)
+    Fused.apply(deferred.detach(), torch.tensor(2.0, **DOUBLE, requires_grad=True))
+    with pytest.warns(UserWarning, match="to_tensor formed"):
+        Fused.apply(deferred.to_tensor(), torch.tensor(2.0, **DOUBLE, requires_grad=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*saves no memory")
+def test_writing_what_had_to_be_formed_is_known_to_others():
+    for write, read in ((0, 1), (1, 0)):
+        deferred, *_ = heads()
+        both = (deferred, deferred[:, 1:])
+        both[write].sigmoid_()
+        with pytest.raises(RuntimeError, match="were changed in place"):
+            both[read].argmax(-1)
+        leaves, spec = pytree.tree_flatten(both[write])
+        again = pytree.tree_unflatten(leaves, spec)
+        torch.testing.assert_close(again.to_tensor(), both[write].to_tensor())
+        assert again.to_tensor().max() < 1
 
 
 # --- dtypes -------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,10 @@ MORE: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["full_attention", "conv"]},
     "dots1": {"first_k_dense_replace": 1, "n_shared_experts": 1, "n_routed_experts": 4},
     "moshi": {"audio_vocab_size": 32},
+    "t5": {"decoder_start_token_id": 1},
+    "longt5": {"decoder_start_token_id": 1},
+    "switch_transformers": {"decoder_start_token_id": 1},
+    "esmc": {"num_key_value_heads": 4},
 }  # fmt: skip
 
 

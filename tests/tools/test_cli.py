@@ -106,6 +106,20 @@ def test_info_says_what_a_plain_call_runs():
     assert re.search(rf"^  on a GPU +{on_a_gpu}, ", output, re.MULTILINE)
 
 
+def test_info_says_what_deferred_heads_did():
+    import torch
+
+    import crossent
+
+    crossent.Logits.reset()
+    assert "  all         none was called; where a model trains, crossent.Logits.report() says" in asked("info").output
+    head = crossent.defer(torch.nn.Linear(3, 5))
+    torch.nn.functional.cross_entropy(head(torch.randn(2, 3)), torch.tensor([1, 4]))
+    said = "1 results computed in blocks, logits formed 0 times"
+    assert re.search(rf"^  Linear\(3, 5\)( \(\d+\))?  {said}$", asked("info").output, re.MULTILINE)
+    crossent.Logits.reset()
+
+
 def test_info_says_what_an_extra_lacks(monkeypatch):
     monkeypatch.setitem(cli.EXTRAS, "demo", ("click", "no-such-package"))
     assert "lacks no-such-package: pip install no-such-package" in asked("info").output

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import crossent.models.following  # noqa: F401  # what Logits follow
 from crossent.core.modes import transformed
 from crossent.losses.heads import ModuleHead, parts_inside_a_call
-from crossent.models.logits import Logits, note_formed
+from crossent.models.logits import Logits, note_formed, note_plain
 
 __all__ = ["Logits", "defer", "undefer"]
 
@@ -55,6 +56,7 @@ class _DeferredHead(_Deferred):
     _crossent_always = False
     _crossent_labelled = False  # set while a model around it is called with labels
     _crossent_max_bytes: int | None = None
+    _crossent_name = "a head"
 
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs or not isinstance(input, Tensor) or not self._answers():
@@ -62,24 +64,29 @@ class _DeferredHead(_Deferred):
         parts = _parts_of(self, input)
         if parts is None:
             return super().forward(input)  # type: ignore[misc]
-        _keep_gathered(self)
-        return Logits.of(*parts, max_bytes=self._crossent_max_bytes)
+        return self._answer(*parts)
 
     def _answers(self) -> bool:
         """Whether a loss may follow: gradients are enabled, or labels given outside of torch.compile, or it is always so."""
         if torch._C._get_tracing_state() is not None or transformed():
             return False
-        return torch.is_grad_enabled() or self._crossent_labelled or self._crossent_always
+        if torch.is_grad_enabled() or self._crossent_labelled or self._crossent_always:
+            return True
+        note_plain(self._crossent_name)
+        return False
+
+    def _answer(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Logits:
+        _keep_gathered(self)
+        return Logits.of(hidden, weight, bias, max_bytes=self._crossent_max_bytes, head=self._crossent_name)
 
 
 class _LinearInside(_DeferredHead, nn.Linear):
     """The Linear below a class with a forward of its own, which calls it by ``super().forward(h)`` and goes on from there."""
 
     def forward(self, input: Tensor) -> Any:
-        if not self._answers():
+        if not self._answers() or _why_formed(self, input, self.weight) is not None:
             return nn.Linear.forward(self, input)
-        _keep_gathered(self)
-        return Logits.of(input, self.weight, self.bias, max_bytes=self._crossent_max_bytes)
+        return self._answer(input, self.weight, self.bias)
 
 
 class _DeferredModel(_Deferred):
@@ -87,6 +94,14 @@ class _DeferredModel(_Deferred):
 
     kind = "model"
     _crossent_options: dict[str, Any] = {}  # noqa: RUF012  # of a class: never written to
+    _crossent_labels_at: int | None = None  # where labels stand among the arguments of its forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; a forward of its instance, which some trainers put there, stands before that of its class."""
+        call = super().__call__  # type: ignore[misc]
+        if torch.compiler.is_compiling() or "forward" not in vars(self):
+            return call(*args, **kwargs)
+        return _tell_of_labels(self, lambda _, *args, **kwargs: call(*args, **kwargs), args, kwargs)
 
     def set_output_embeddings(self, new_embeddings: Any) -> Any:
         """Set the output embedding, and defer it too."""
@@ -97,25 +112,45 @@ class _DeferredModel(_Deferred):
 
 def _told_of_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Write a model's forward that tells the head of labels; its signature, which trainers read, is the model's."""
-    names = list(inspect.signature(forward).parameters)
 
     @wraps(forward)
     def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            _keep_deferred(self)
-        labels = kwargs.get("labels")
-        if labels is None and "labels" in names[: len(args) + 1]:
-            labels = args[names.index("labels") - 1]
-        if labels is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return forward(self, *args, **kwargs)
-        head = self.get_output_embeddings()
-        head._crossent_labelled = True
-        try:
-            return forward(self, *args, **kwargs)
-        finally:
-            head._crossent_labelled = False
+        return _tell_of_labels(self, forward, args, kwargs)
 
     return told
+
+
+def _tell_of_labels(model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a model's forward, and let its head know whether labels were given."""
+    if torch.compiler.is_compiling():
+        return forward(model, *args, **kwargs)
+    _keep_deferred(model)
+    labels, at = kwargs.get("labels"), model._crossent_labels_at
+    if labels is None and at is not None and at < len(args):
+        labels = args[at]
+    head = model.get_output_embeddings()
+    if labels is None or not isinstance(head, _DeferredHead):
+        return forward(model, *args, **kwargs)
+    counted, outer = Logits.blocked + Logits.formed, head._crossent_labelled
+    head._crossent_labelled = True
+    try:
+        result = forward(model, *args, **kwargs)
+    finally:
+        head._crossent_labelled = outer
+    if Logits.blocked + Logits.formed == counted:
+        _note_head_passed_by(model, head, result)
+    return result
+
+
+def _note_head_passed_by(model: Any, head: Any, result: Any) -> None:
+    """Count the logits of a model that was given labels and made logits of them without a call of its head."""
+    values = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple) else ()
+    classes = head.weight.shape[0]
+    for value in values:
+        if issubclass(type(value), Tensor) and value.shape[-1:] == (classes,) and value.is_floating_point():
+            why = " The model never called its head, and multiplied by its weight itself"
+            note_formed(head._crossent_name, f"{type(model).__name__}.forward", tuple(value.shape), why)
+            return
 
 
 @cache
@@ -128,6 +163,8 @@ def _deferred_class(kind: str, plain: Any) -> type[nn.Module]:
         bases, name = (plain, _LinearInside) if inside else (_DeferredHead, plain), f"Deferred{plain.__name__}"
     else:
         bases, members, name = (_DeferredModel, plain), {"forward": _told_of_labels(plain.forward)}, plain.__name__
+        names = list(inspect.signature(plain.forward).parameters)
+        members["_crossent_labels_at"] = names.index("labels") - 1 if "labels" in names else None
     members |= {"plain_class": plain, "__module__": plain.__module__, "__doc__": plain.__doc__}
     made: type[nn.Module] = type(name, bases, members)
     return made
@@ -144,14 +181,38 @@ def _parts_of(head: Any, input: Tensor) -> ModuleHead | None:
     """Take a head apart for hidden states; where that cannot be, count that its logits are formed, say why, and return None."""
     try:
         parts = parts_inside_a_call(head, input)
-        if not hasattr(parts.weight, "placements"):
-            return parts
-        why = "its weight is a DTensor"
     except (TypeError, RuntimeError) as error:
-        parts, why = None, str(error)
-    classes = (head.weight if parts is None else parts.weight).shape[0]
-    note_formed(type(head).__name__, (*input.shape[:-1], classes), f" The head cannot be taken apart: {why}")
-    return None
+        _note_why(head, input, head.weight, str(error))
+        return None
+    return parts if _why_formed(head, input, parts.weight) is None else None
+
+
+def _why_formed(head: Any, input: Tensor, weight: Tensor) -> str | None:
+    """Say why the logits of a head that was called are formed now, and count that; None where they need not be.
+
+    Hidden states and a weight of which one is a DTensor are refused, since torch says less.
+    """
+    placed = hasattr(weight, "placements")
+    if placed != hasattr(input, "placements"):
+        where = "of which each process has all" if not placed else f"placed {tuple(weight.placements)}"  # type: ignore[attr-defined]
+        raise RuntimeError(
+            f"a deferred head must find hidden states and weight both plain or both DTensors, got {type(input).__name__} and a "
+            f"weight {where}: where FSDP shards it, call the head in the forward of a module that fully_shard was given, or "
+            "unshard() that module first; for tensor parallelism, let parallelize_module place both"
+        )
+    if "forward" in vars(head):
+        why = "it got a forward of its instance after defer, as tensor parallelism and device maps put there, which expects them"
+    elif placed and head._forward_hooks:
+        why = "it has a forward hook, as parallelize_module puts there to place them"
+    else:
+        return None
+    _note_why(head, input, weight, why)
+    return why
+
+
+def _note_why(head: Any, input: Tensor, weight: Tensor, why: str) -> None:
+    shape = (*input.shape[:-1], weight.shape[0])
+    note_formed(head._crossent_name, type(head).__name__, shape, f" The head cannot be taken apart: {why}")
 
 
 def _keep_gathered(head: Any) -> None:
@@ -193,8 +254,9 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
     >>> with crossent.defer(head):
     ...     loss = torch.nn.functional.cross_entropy(head(h), y)
     >>> torch.testing.assert_close(loss, expected)
-    >>> crossent.Logits.report()
-    'deferred heads: 1 results computed in blocks, logits formed 0 times'
+    >>> print(crossent.Logits.report())
+    deferred heads: 1 results computed in blocks, logits formed 0 times
+      Linear(8, 1000): 1 results computed in blocks, logits formed 0 times
 
     See also: :func:`crossent.linear_cross_entropy`, which does the computing; ``docs/defer.md``.
     """
@@ -207,7 +269,7 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
         )
         return module
     options: dict[str, Any] = {"always": always, "max_bytes": max_bytes}
-    _exchange(head, **options)
+    _exchange(head, _name(model, head), **options)
     if model is not None:
         if not isinstance(model, _DeferredModel):
             model.__class__ = _deferred_class("model", type(model))  # type: ignore[arg-type]  # a class is hashable
@@ -259,14 +321,33 @@ def _keep_deferred(model: Any) -> None:
     """Defer the head that is there now: PEFT puts its own in the place of it, and so does a new vocabulary."""
     head = model.get_output_embeddings()
     if isinstance(head, nn.Module) and not isinstance(head, _DeferredHead):
-        _exchange(head, **model._crossent_options)
+        _exchange(head, _name(model, head), **model._crossent_options)
 
 
-def _exchange(head: Any, always: bool = False, max_bytes: int | None = None) -> None:
+_NAMED: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+
+
+def _name(model: Any, head: Any) -> str:
+    """Name a head for the report: ``GPT.lm_head``, and ``GPT.lm_head (2)`` while there is another one of that name."""
+    if model is None:
+        base = f"{type(head).__name__}({getattr(head, 'in_features', '?')}, {getattr(head, 'out_features', '?')})"
+    else:
+        path = next((name for name, each in model.named_modules() if each is head), "head")
+        base = f"{type(model).__name__}.{path}"
+    name, number = base, 1
+    while _NAMED.get(name, head) is not head:
+        number += 1
+        name = f"{base} ({number})"
+    return name
+
+
+def _exchange(head: Any, name: str, always: bool = False, max_bytes: int | None = None) -> None:
     """Exchange the class of a head, if it is one, and note how it is to answer."""
     if not isinstance(head, _DeferredHead):
         _refuse(head)
         head.__class__ = _deferred_class("head", type(head))  # type: ignore[arg-type]  # a class is hashable
+        head._crossent_name = name
+        _NAMED[name] = head
     head._crossent_always, head._crossent_max_bytes = always, max_bytes
 
 

@@ -22,7 +22,8 @@ from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overw
 
 NO_INDEX = -(1 << 40)  # an ignore_index that no label has
 _ALL = slice(None)
-_OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl")
+_OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl", "shard")
+_OF_MEMORY = ("dim", "inplace_backward", "inplace_forward")  # where logits lie that do not exist
 _OF_THE_LOGITS = (
     "penalty",
     "temperature",
@@ -56,7 +57,7 @@ def _positions(x: Any, *dims: Any) -> bool:
     return _at_end(x) and all(_dim(x, d) is not None and not _on_classes(x, d) for d in dims)
 
 
-@follows("view", "reshape")
+@follows("view", "reshape", placed=True)
 def _reshape(x: Any, *size: Any, shape: Any = None) -> Any:
     size = tuple(size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size) or tuple(shape or ())
     if not _at_end(x) or len(size) < 2 or not all(isinstance(n, (int, torch.SymInt)) for n in size):
@@ -72,30 +73,30 @@ def _reshape(x: Any, *size: Any, shape: Any = None) -> Any:
     return x._with(hidden=x.hidden.reshape(*size[:-1], x.hidden.shape[-1]))
 
 
-@follows("view_as", "reshape_as")
+@follows("view_as", "reshape_as", placed=True)
 def _reshape_as(x: Any, other: Any) -> Any:
     return _reshape(x, *other.shape)
 
 
-@follows("flatten")
+@follows("flatten", placed=True)
 def _flattened(x: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     if not _positions(x, start_dim, end_dim):
         return NotImplemented
     return x._with(hidden=x.hidden.flatten(_dim(x, start_dim), _dim(x, end_dim)))
 
 
-@follows("unflatten")
+@follows("unflatten", placed=True)
 def _unflattened(x: Any, dim: int, sizes: Any) -> Any:
     return x._with(hidden=x.hidden.unflatten(_dim(x, dim), sizes)) if _positions(x, dim) else NotImplemented
 
 
-@follows("unsqueeze")
+@follows("unsqueeze", placed=True)
 def _unsqueezed(x: Any, dim: int) -> Any:
     at = dim if dim >= 0 else dim + x.ndim + 1
     return x._with(hidden=x.hidden.unsqueeze(at)) if _at_end(x) and 0 <= at < x.ndim else NotImplemented
 
 
-@follows("squeeze")
+@follows("squeeze", placed=True)
 def _squeezed(x: Any, dim: Any = None) -> Any:
     if not _at_end(x):
         return NotImplemented
@@ -105,7 +106,7 @@ def _squeezed(x: Any, dim: Any = None) -> Any:
     return x._with(hidden=x.hidden.squeeze(tuple(dims)))
 
 
-@follows("permute")
+@follows("permute", placed=True)
 def _permuted(x: Any, *dims: Any) -> Any:
     given = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
     order = [_dim(x, d) for d in given] if isinstance(x, Logits) else []
@@ -116,7 +117,7 @@ def _permuted(x: Any, *dims: Any) -> Any:
     return x._with(hidden=x.hidden.permute(*leads, x.ndim - 1), axis=order.index(classes) - x.ndim)
 
 
-@follows("transpose", "swapaxes", "swapdims")
+@follows("transpose", "swapaxes", "swapdims", placed=True)
 def _transposed(x: Any, dim0: int, dim1: int) -> Any:
     a, b = (_dim(x, d) for d in (dim0, dim1))
     if a is None or b is None:
@@ -138,7 +139,7 @@ def _moved(x: Any, source: Any, destination: Any) -> Any:
     return _permuted(x, *order)
 
 
-@follows("select")
+@follows("select", placed=True)
 def _selected(x: Any, dim: int, index: Any) -> Any:
     return x._with(hidden=x.hidden.select(_dim(x, dim), index)) if _positions(x, dim) else NotImplemented
 
@@ -241,7 +242,7 @@ def _same_memory(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or (places[0] == places[1] and a.is_contiguous())
 
 
-@follows("contiguous", "alias")
+@follows("contiguous", "alias", placed=True)
 def _itself(x: Any, memory_format: Any = None) -> Any:
     return x
 
@@ -296,7 +297,7 @@ def _index(x: Logits, index: Any) -> tuple[tuple[Any, ...], Any] | None:
     return tuple(items[:-1]), items[-1]
 
 
-@follows("getitem")
+@follows("getitem", placed=True)
 def _item(x: Any, index: Any) -> Any:
     parts = _index(x, index) if _at_end(x) else None
     if parts is None:
@@ -304,6 +305,8 @@ def _item(x: Any, index: Any) -> Any:
     positions, classes = parts
     if isinstance(classes, slice) and classes == _ALL:
         return x._with(hidden=x.hidden[positions])
+    if x._placed:
+        return NotImplemented
     looked_up = [item for item in positions if isinstance(item, (list, Tensor))]
     if isinstance(classes, Tensor) and classes.dtype != torch.bool and looked_up:
         if len(looked_up) < len(positions):
@@ -345,7 +348,7 @@ def _set_item(x: Any, index: Any, value: Any) -> Any:
 # --- values -------------------------------------------------------------------------------------------------------------
 
 
-@follows("to")
+@follows("to", placed=True)
 def _to(x: Any, *arguments: Any, **options: Any) -> Any:
     given: list[Any] = [a.dtype if isinstance(a, Logits) else a for a in arguments]
     if isinstance(arguments[0] if arguments else None, Logits):
@@ -366,10 +369,10 @@ for _name, _dtype in (
     ("half", torch.float16),
     ("bfloat16", torch.bfloat16),
 ):
-    follows(_name)(lambda x, memory_format=None, dtype=_dtype: _to(x, dtype))
+    follows(_name, placed=True)(lambda x, memory_format=None, dtype=_dtype: _to(x, dtype))
 
 
-@follows("type_as")
+@follows("type_as", placed=True)
 def _type_as(x: Any, other: Any) -> Any:
     return _to(x, other.dtype) if isinstance(x, Logits) else x.to(other.dtype)
 
@@ -385,8 +388,10 @@ def _cuda(x: Any, device: Any = None, non_blocking: bool = False, memory_format:
 
 
 def _promoted(x: Logits, other: Any) -> torch.dtype:
-    """Return the dtype of the logits with another operand."""
-    return torch.result_type(torch.empty((1,) * x.ndim, dtype=x.dtype, device=x.device), other)
+    """Return the dtype of the logits with another operand, as ``torch.result_type`` does, which torch.compile cannot trace."""
+    if not isinstance(other, Tensor) or (other.dim() == 0 and not other.is_complex()):
+        return x.dtype
+    return torch.promote_types(x.dtype, other.dtype)
 
 
 def _is_number(value: Any) -> bool:
@@ -538,7 +543,7 @@ def _softmax_of(kind: str) -> Callable[..., Any]:
     return softmax
 
 
-follows("log_softmax")(_softmax_of("log p"))
+follows("log_softmax", placed=True)(_softmax_of("log p"))
 follows("softmax")(_softmax_of("p"))
 
 
@@ -570,13 +575,13 @@ def _options(x: Logits) -> dict[str, Any]:
 
 def _statistics(x: Logits) -> CrossEntropyStats:
     """Compute what rows tell without a label."""
-    note_blocked()
+    note_blocked(x.form.head)
     target = torch.zeros(x.hidden.shape[:-1], dtype=torch.int64, device=x.device)
     return linear_cross_entropy_stats(x.hidden, x.weight, target, **_options(x))
 
 
 def _row_losses(x: Logits, target: Any, **options: Any) -> Tensor:
-    note_blocked()
+    note_blocked(x.form.head)
     return linear_cross_entropy(x.hidden, x.weight, target, reduction="none", **(_options(x) | options))
 
 
@@ -657,7 +662,7 @@ def _gathered(x: Logits, index: Tensor, dim: Any, squeeze: bool = False) -> Any:
 
 def _at_classes(x: Logits, index: Tensor) -> Tensor:
     """Compute the logits of a few classes of each row, ``(..., K)``."""
-    note_blocked()
+    note_blocked(x.form.head)
     wide = torch.promote_types(x.hidden.dtype, torch.float32)
     rows = F.embedding(index, x.weight).to(wide)
     value = (rows * x.hidden.unsqueeze(-2).to(wide)).sum(-1)
@@ -696,7 +701,7 @@ def _row_sums(x: Logits) -> Any:
         return _statistics(x).lse * 0 + 1
     if x.form.capped or x.shift is not None:
         return NotImplemented
-    note_blocked()
+    note_blocked(x.form.head)
     rows = x.hidden @ x.weight.sum(0)
     return rows if x.bias is None else rows + x.bias.sum()
 
@@ -737,6 +742,8 @@ def _target(x: Logits, target: Any) -> Any:
 def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given: dict[str, Any]) -> Any:
     """Collect the options of a linear loss; NotImplemented where two tell of the logits."""
     own = {name: given[name] for name in _OF_THE_LOGITS if name in given and given[name] is not None}
+    if not given.keys() <= {*_OF_THE_CALL, *_OF_THE_LOGITS, *_OF_MEMORY}:
+        return NotImplemented
     told = x.form.capped or x.shift is not None or x.allowed is not None
     if told and any(own.get(name, plain) != plain for name, plain in (("temperature", 1.0), ("margin", 0.0))):
         return NotImplemented
@@ -763,15 +770,17 @@ def _arguments(input: Any, target: Any, weight: Any, ignore_index: int, given: d
     """Write what a loss of deferred logits was given as a linear loss takes it; NotImplemented where only logits will do."""
     if not _loss_ready(input, given.get("dim")):
         return NotImplemented
+    if input._placed != hasattr(target, "placements"):
+        return NotImplemented  # labels that may be all or a part; under loss_parallel torch knows
     target = _target(input, target)
     options = NotImplemented if target is NotImplemented else _loss_options(input, target, weight, ignore_index, given)
     if options is NotImplemented:
         return NotImplemented
-    note_blocked()
+    note_blocked(input.form.head)
     return {"input": input.hidden, "linear_weight": input.weight, "target": target, "weight": weight, **options}
 
 
-@follows("cross_entropy")
+@follows("cross_entropy", placed=True)
 def _cross_entropy(
     input: Any,
     target: Any,
@@ -790,7 +799,7 @@ def _cross_entropy(
     return linear_cross_entropy(**arguments, reduction=how, label_smoothing=label_smoothing)
 
 
-@follows("cross_entropy_stats")
+@follows("cross_entropy_stats", placed=True)
 def _cross_entropy_stats(
     input: Any,
     target: Any,
@@ -807,7 +816,7 @@ def _cross_entropy_stats(
     return linear_cross_entropy_stats(**arguments, reduction=how, label_smoothing=label_smoothing)
 
 
-@follows("nll_loss", "nll_loss_nd")
+@follows("nll_loss", "nll_loss_nd", placed=True)
 def _nll_loss(
     input: Any,
     target: Any,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -38,6 +39,7 @@ class Form(NamedTuple):
         factor: what the log-probabilities, or what was made of them, were multiplied by.
         axis: where the classes are, counted from the end: -1, -2, ...
         max_bytes: how large a block of logits may be; None is :func:`crossent.linear_cross_entropy`'s own.
+        head: what the head is called in the report.
     """
 
     dtype: torch.dtype
@@ -47,6 +49,7 @@ class Form(NamedTuple):
     factor: float = 1.0
     axis: int = -1
     max_bytes: int | None = None
+    head: str = "a head"
 
 
 @dataclass(eq=False, repr=False)  # a dataclass, in whose fields DistributedDataParallel looks for tensors
@@ -76,6 +79,8 @@ class Logits:
         formed: how often logits were formed in this process; 0 is what a training run wants to see.
         blocked: how often something was computed in blocks instead.
         places: where logits were formed, and how often: ``{"train.py:41 softmax": 3}``.
+        heads: the same of each head, by its name in the model, with the calls that it answered with plain logits, since nothing
+            told of a loss: ``{"GPT.lm_head": {"blocked": 12, "formed": 0, "plain": 3}}``.
 
     >>> import crossent
     >>> head = torch.nn.Linear(8, 1000)
@@ -97,33 +102,47 @@ class Logits:
     def __post_init__(self) -> None:
         self._writes = [0]  # how often it was changed in place, or logits of which it is a view
         self._seen = 0
+        self._written: Tensor | None = None  # the logits as a tensor, once something wrote to them that is not followed
 
     formed: ClassVar[int] = 0
     blocked: ClassVar[int] = 0
     places: ClassVar[Counter[str]] = Counter()
+    heads: ClassVar[dict[str, Counter[str]]] = {}
 
     @classmethod
-    def of(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, max_bytes: int | None = None) -> Logits:
-        """Hold what gives the logits ``h Wᵀ + b``, as autocast has it now."""
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        max_bytes: int | None = None,
+        head: str = "a head",
+    ) -> Logits:
+        """Hold what gives the logits ``h Wᵀ + b``, as autocast has it now; ``head`` is what the report calls it."""
         if under_autocast(hidden.device) and hidden.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         hidden = _no_view(hidden) if torch.is_grad_enabled() else hidden.detach()
         weight, bias = _not_a_leaf(weight), None if bias is None else _not_a_leaf(bias)
         kind = cls if torch.compiler.is_compiling() or any_requires_grad(hidden, weight, bias) else _Evaluated
-        return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes))
+        return kind(hidden, weight, bias, None, None, Form(hidden.dtype, max_bytes=max_bytes, head=head))
 
     @classmethod
     def report(cls) -> str:
-        """Say whether deferred heads do what they are for in this process.
+        """Say whether deferred heads do what they are for in this process: in all, of each head, and where logits were formed.
 
         >>> import crossent
         >>> crossent.Logits.reset()
         >>> crossent.Logits.report()
         'deferred heads: nothing computed in blocks, logits formed 0 times'
         """
-        done = f"{cls.blocked} results computed in blocks" if cls.blocked else "nothing computed in blocks"
-        lines = [f"deferred heads: {done}, logits formed {cls.formed} times"]
+        lines = [f"deferred heads: {_done(cls.blocked, cls.formed)}"]
+        for name, counts in cls.heads.items():
+            plain = (
+                f", {counts['plain']} calls without gradients and labels answered plainly" if counts["plain"] else ""
+            )
+            lines.append(f"  {name}: {_done(counts['blocked'], counts['formed'])}{plain}")
         return "\n".join([*lines, *(f"  {count} x {place}" for place, count in cls.places.most_common())])
 
     @classmethod
@@ -131,9 +150,10 @@ class Logits:
         """Forget what was counted."""
         cls.formed, cls.blocked = 0, 0
         cls.places.clear()
+        cls.heads.clear()
 
     def __reduce__(self) -> Any:
-        return type(self), (*(getattr(self, name) for name in TENSORS), self.form)
+        return _unflatten, (*_flatten(self), type(self))
 
     # --- what a tensor says of itself ---------------------------------------------------------------------------------
 
@@ -141,6 +161,11 @@ class Logits:
     def classes(self) -> int:
         """The number of classes, ``V``."""
         return self.weight.shape[0]
+
+    @property
+    def _placed(self) -> bool:
+        """Whether hidden states and head are DTensors."""
+        return hasattr(self.weight, "placements")
 
     @property
     def shape(self) -> torch.Size:
@@ -306,10 +331,21 @@ class Logits:
                 "logits.div_(2): a view of logits that do not exist cannot follow that. Write logits = logits / 2, or take "
                 "the view after it"
             )
+        if (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and self.requires_grad
+            and _in_a_function()
+        ):
+            raise RuntimeError(
+                "a torch.autograd.Function was given deferred logits, and would return a result without their gradient: pass "
+                "logits.to_tensor() to its apply, or undefer the head"
+            )
 
     def to_tensor(self) -> Tensor:
         """Form the logits, as a plain tensor; it is counted in :attr:`formed`."""
-        return _counted(self, "to_tensor")
+        self._check_current()
+        return _counted(self, "to_tensor") if self._written is None else self._written
 
     def _form(self) -> Tensor:
         """Form the logits in torch operations, whose gradients autograd knows."""
@@ -329,6 +365,11 @@ class Logits:
             x = log_p if form.kind == "log p" else log_p.exp() * log_p
         x = x if form.factor == 1 else form.factor * x
         return x.movedim(-1, form.axis)
+
+
+def _done(blocked: int, formed: int) -> str:
+    done = f"{blocked} results computed in blocks" if blocked else "nothing computed in blocks"
+    return f"{done}, logits formed {formed} times"
 
 
 class _Evaluated(Logits):
@@ -390,13 +431,25 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
 TENSORS = ("hidden", "weight", "bias", "shift", "allowed")
 
 
+def _in_a_function() -> bool:
+    """Whether the forward of some :class:`torch.autograd.Function` is being run."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code is not torch.autograd.Function.apply.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def _flatten(logits: Logits) -> tuple[list[Any], Form]:
-    return [getattr(logits, name) for name in TENSORS], logits.form
+    return [*(getattr(logits, name) for name in TENSORS), logits._written], logits.form
 
 
 def _unflatten(children: Any, form: Form, kind: type[Logits] = Logits) -> Logits:
     """Make logits again of tensors that somebody may have cast, as FSDP does with what a module answers."""
-    made = kind(**dict(zip(TENSORS, children, strict=True)), form=form)
+    *tensors, written = children
+    made = kind(**dict(zip(TENSORS, tensors, strict=True)), form=form)
+    if written is not None:
+        made._written = written
+        return made
     if isinstance(made.hidden, Tensor) and isinstance(made.weight, Tensor) and made.hidden.is_floating_point():
         wide = made.hidden.dtype
         if wide != made.weight.dtype:
@@ -420,16 +473,19 @@ pytree.register_pytree_node(
 Handler = Callable[..., Any]
 FOLLOWED: dict[str, Handler] = {}
 """What is followed, by the name of torch's function or method, without underscores: it returns NotImplemented where it cannot."""
+PLACED: set[str] = set()
+"""Of these names, what is followed for DTensors too."""
 NAMES: dict[Callable[..., Any], str] = {}
 """The functions of these names: torch.compile knows a function, and not what it is called."""
 
 
-def follows(*names: str) -> Callable[[Handler], Handler]:
-    """Register what stands for torch's functions of these names."""
+def follows(*names: str, placed: bool = False) -> Callable[[Handler], Handler]:
+    """Register what stands for torch's functions of these names; ``placed`` says that it does for DTensors too."""
 
     def register(handler: Handler) -> Handler:
         for name in names:
             FOLLOWED[name] = handler
+            PLACED.update(names if placed else ())
             for home in (torch, F, torch.special):
                 if hasattr(home, name):
                     NAMES[getattr(home, name)] = name
@@ -440,17 +496,37 @@ def follows(*names: str) -> Callable[[Handler], Handler]:
 
 def _follow(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Do what a function of torch does, in blocks if that is known here, and else to logits that are formed."""
-    for x in args:
-        if isinstance(x, Logits):
-            x._check_current()
+    given = [x for x in _inside((*args, *kwargs.values())) if isinstance(x, Logits)]
+    for x in given:
+        x._check_current()
+    if any(x._written is not None for x in given):
+        args, kwargs = _replaced(args, kwargs, lambda x: x if x._written is None else x._written)
+        return func(*args, **kwargs)
     base, inplace = _split(name)
     handler = FOLLOWED.get(base)
+    if handler is not None and base not in PLACED and any(x._placed for x in given):
+        handler = None
     result = NotImplemented if handler is None else handler(*args, **kwargs)
     if result is NotImplemented:
-        return _on_formed(base, func, args, kwargs)
+        return _on_formed(name, func, args, kwargs)
     if inplace and isinstance(args[0], Logits) and isinstance(result, Logits):
         return overwrite(args[0], result)
     return result
+
+
+def _inside(values: Any) -> Iterator[Any]:
+    """Give the arguments of a function, and what is in its lists."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _inside(value)
+        else:
+            yield value
+
+
+def _replaced(args: Any, kwargs: Any, by: Callable[[Logits], Any]) -> Any:
+    """Put something in the place of the logits among arguments."""
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Logits))
+    return pytree.tree_unflatten([by(x) if isinstance(x, Logits) else x for x in leaves], spec)
 
 
 def _split(name: str) -> tuple[str, bool]:
@@ -471,25 +547,55 @@ def overwrite(logits: Logits, result: Logits) -> Logits:
 
 
 def _on_formed(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function with logits that are formed in the places of those that were not."""
-    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Logits))
-    formed = [_counted(x, name) if isinstance(x, Logits) else x for x in leaves]
-    args, kwargs = pytree.tree_unflatten(formed, spec)
-    return func(*args, **kwargs)
+    """Call a function with logits that are formed in the places of those that were not; what it wrote to them stays."""
+    base, inplace = _split(name)
+    formed: dict[int, tuple[Logits, Tensor]] = {}
+
+    def form(x: Logits) -> Tensor:
+        if id(x) not in formed:
+            with _counting_writes():
+                formed[id(x)] = x, _counted(x, base)
+        return formed[id(x)][1]
+
+    args, kwargs = _replaced(args, kwargs, form)
+    by_name = inplace or base == "setitem" or getattr(func, "__module__", "").startswith("torch.distributed")
+    before = [_version(t) for _, t in formed.values()]
+    result = func(*args, **kwargs)
+    for (x, t), version in zip(formed.values(), before, strict=True):
+        if by_name or _version(t) != version:
+            x._writes[0] += 1
+            x._seen, x._written = x._writes[0], t
+    return result
+
+
+@contextmanager
+def _counting_writes() -> Iterator[None]:
+    """Let tensors that are made here count what is written to them, which those of inference mode do not."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _version(t: Tensor) -> int:
+    """Read how often something was written to a tensor."""
+    return 0 if torch.compiler.is_compiling() else t._version
 
 
 def _counted(logits: Logits, name: str) -> Tensor:
     """Form logits and count it."""
-    note_formed(name, tuple(logits.shape))
+    note_formed(logits.form.head, name, tuple(logits.shape))
     return logits._form()
 
 
-def note_formed(name: str, shape: tuple[int, ...], why: str = "") -> None:
+def note_formed(head: str, name: str, shape: tuple[int, ...], why: str = "") -> None:
     """Count logits that are formed, and warn where that is new; under torch.compile this runs once, when it traces."""
     file, line = _caller()
     place = f"{file}:{line} {name}"
     Logits.formed += 1
     Logits.places[place] += 1
+    _count(head, "formed")
     if Logits.places[place] == 1:
         words = (
             f"{name} formed the logits of a deferred head, of shape {shape}: it is right, and saves no memory. "
@@ -501,15 +607,26 @@ def note_formed(name: str, shape: tuple[int, ...], why: str = "") -> None:
             warnings.warn_explicit(words, UserWarning, file, line)
 
 
-def note_blocked() -> None:
+def note_blocked(head: str) -> None:
     """Count what was computed in blocks."""
     Logits.blocked += 1
+    _count(head, "blocked")
 
 
-# Under torch.compile these two are run once, while it traces, and leave nothing in the graph. The decorator of torch.compiler
+def note_plain(head: str) -> None:
+    """Count a call that was answered with plain logits."""
+    _count(head, "plain")
+
+
+def _count(head: str, what: str) -> None:
+    Logits.heads.setdefault(head, Counter())[what] += 1
+
+
+# Under torch.compile these are run once, while it traces, and leave nothing in the graph. The decorator of torch.compiler
 # does no more than this, but imports the whole compiler for it.
 note_formed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 note_blocked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+note_plain._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _caller() -> tuple[str, int]:

@@ -74,7 +74,8 @@ def info() -> None:
     """Say which versions, implementations and extras are here, and why others are not."""
     sections = (
         ("", _versions()), ("implementations", _implementations()), ("a plain call runs", _chosen()),
-        ("torch's losses in this process", _patched()), ("extras", _extras()),
+        ("torch's losses in this process", _patched()), ("deferred heads in this process", _deferred()),
+        ("extras", _extras()),
     )  # fmt: skip
     for title, facts in sections:
         if title:
@@ -132,6 +133,15 @@ def _patched() -> dict[str, str]:
     places = patched_places()
     said = {name: f"crossent's, by crossent.patch(), in {', '.join(modules)}" for name, modules in places.items()}
     return said or {"all": "torch's own: crossent.patch() was not called"}
+
+
+def _deferred() -> dict[str, str]:
+    """Say of each deferred head whether its logits were formed."""
+    from crossent.models.logits import Logits
+
+    lines = Logits.report().splitlines()[1 : 1 + len(Logits.heads)]
+    told = dict(line.strip().split(": ", 1) for line in lines)
+    return told or {"all": "none was called; where a model trains, crossent.Logits.report() says what its head did"}
 
 
 def _extras() -> dict[str, str]:
