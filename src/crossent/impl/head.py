@@ -304,7 +304,9 @@ class Gradients:
     def finish(self, divisor: float | Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients, over a divisor, in the dtype of what they belong to; zeros where no row counted."""
         head = self.head
-        weight = torch.zeros_like(head.weight) if self.needs[1] and self.weight is None else self.weight
+        weight = self.weight
+        if self.needs[1] and weight is None:
+            weight = torch.zeros_like(head.weight, memory_format=torch.contiguous_format)
         if weight is not None and self.sums is not None:
             weight = self.sums.add_(weight)
         bias = self.bias
