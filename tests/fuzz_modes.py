@@ -100,7 +100,8 @@ def draw(seed: int) -> Problem:
     p = pooled(rng.randrange(POOL))
     torch.manual_seed(seed)
     logits = p.logits.copy()
-    logits.memory.copy_(torch.where(logits.memory.isnan(), logits.memory, torch.randn(logits.memory.shape)))  # not the gaps
+    # The gaps keep their nan.
+    logits.memory.copy_(torch.where(logits.memory.isnan(), logits.memory, torch.randn(logits.memory.shape)))
     return replace(p, seed=seed, logits=logits)
 
 
@@ -109,7 +110,9 @@ def pooled(number: int) -> Problem:
     """Draw a problem of the pool, which is the same whatever the seed is."""
     rng = random.Random(number)
     p = _draw(number, rng)
-    backend = "eager" if p.order == "reverse over reverse" else rng.choice(["eager", "aot_eager", "aot_eager", "inductor"])
+    backend = (
+        "eager" if p.order == "reverse over reverse" else rng.choice(["eager", "aot_eager", "aot_eager", "inductor"])
+    )
     return replace(p, around="none", through="compiled", pooled=number, backend=backend)
 
 

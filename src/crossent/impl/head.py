@@ -219,8 +219,9 @@ def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
-    # Rows that are listed were chosen because they count.
-    valid = None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
+    valid = target.valid
+    if valid is not None:  # rows that are listed were chosen because they count, at some position
+        valid = None if valid.dim() == 1 and isinstance(rows, Tensor) else take(valid, rows)
     if plan.teacher is None:
         values = take(target.values, rows)
     else:
