@@ -24,6 +24,7 @@ from typing import Any
 import fuzz
 import numpy as np
 import torch
+import torch._inductor.config
 from contexts import CONTEXTS
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -294,6 +295,8 @@ def derive(f: Loss, x: Tensor, v: Tensor, order: str) -> Tensor:
 @cache
 def _compiled(number: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Compile a problem of the pool: with what differentiates it, where that can be inside a graph."""
+    # Inductor keeps what it compiled on the disk, by keys that do not know what the operators promise today.
+    torch._inductor.config.force_disable_caches = True
     p = pooled(number)
     whole = p.order in ("value", "forward", "forward over reverse", "jacobian")
 
