@@ -6,6 +6,8 @@ The reference gives the loss ``L`` and its gradient ``g``. A direction ``v`` of 
 ``L``, ``g``, forward mode ``g · v``, and ``H v`` in reverse over reverse, forward over reverse and reverse over forward, which are
 the reference's ``(g(x + hv) - g(x - hv)) / 2h``. The same numbers have to come out under every mode of torch.
 
+Some seeds take a problem out of a pool and give it other logits: these are compiled, once a process each.
+
 Numbers are moderate here: what is hostile belongs to ``fuzz.py``.
 """
 
@@ -14,13 +16,15 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from types import FunctionType
 from typing import Any
 
 import fuzz
 import numpy as np
 import torch
+import torch._inductor.config
 from contexts import CONTEXTS
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -31,6 +35,8 @@ from crossent import reference
 
 ROUNDINGS = 256.0  # of the dtype that is computed in, at the size of the largest term
 STEP = 1e-5  # of the differences, whose error is its square
+COMPILED = 0.05  # how many of the seeds are compiled calls,
+POOL = 60  # out of so many
 
 Loss = Callable[..., Tensor]
 
@@ -65,9 +71,12 @@ class Problem:
     around: str
     through: str
     order: str
+    pooled: int | None = None  # its number in the pool of compiled ones
+    backend: str = ""
 
     def __repr__(self) -> str:
-        how = f"{self.around}, {self.through}, {self.order}"
+        compiled = "" if self.pooled is None else f" by {self.backend}, {self.pooled} of the pool"
+        how = f"{self.around}, {self.through}{compiled}, {self.order}"
         said = {name: tuple(v.shape) if isinstance(v, Tensor) else v for name, v in self.options.items()}
         return f"{self.member} of {self.logits}, {said}: {how}"
 
@@ -87,6 +96,29 @@ def _torch_refuses(order: str, around: str, through: str, expanded: bool) -> boo
 def draw(seed: int) -> Problem:
     """Draw the problem of a seed."""
     rng = random.Random(seed)
+    if rng.random() >= COMPILED:
+        return _draw(seed, rng)
+    p = pooled(rng.randrange(POOL))
+    torch.manual_seed(seed)
+    logits = p.logits.copy()
+    # The gaps keep their nan.
+    logits.memory.copy_(torch.where(logits.memory.isnan(), logits.memory, torch.randn(logits.memory.shape)))
+    return replace(p, seed=seed, logits=logits)
+
+
+@cache
+def pooled(number: int) -> Problem:
+    """Draw a problem of the pool, which is the same whatever the seed is."""
+    rng = random.Random(number)
+    p = _draw(number, rng)
+    backend = (
+        "eager" if p.order == "reverse over reverse" else rng.choice(["eager", "aot_eager", "aot_eager", "inductor"])
+    )
+    return replace(p, around="none", through="compiled", pooled=number, backend=backend)
+
+
+def _draw(seed: int, rng: random.Random) -> Problem:
+    """Draw a problem that is not compiled."""
     torch.manual_seed(seed)
     dtype = rng.choice([torch.float32, torch.float32, torch.float64, torch.float64, torch.bfloat16, torch.float16])
     member = rng.choice(["softmax", "softmax", "softmax", "binary", "stats", "head", "head in blocks", "multilabel"])
@@ -228,30 +260,53 @@ def _member(name: str, x: Tensor, target: Tensor, ours: dict[str, Any], theirs: 
 def compute(p: Problem) -> Tensor:
     """Call the loss in its mode and differentiate it to its order."""
     x, v = p.logits.view.detach(), p.direction
+    if p.pooled is not None:
+        return _compiled(p.pooled)(x, v)
     with CONTEXTS[p.around]():
-        f = THROUGH[p.through](lambda x: p.loss(x), x)
+        return derive(THROUGH[p.through](lambda x: p.loss(x), x), x, v, p.order)
 
-        def total(x: Tensor) -> Tensor:
-            return f(x).sum(dtype=torch.promote_types(x.dtype, torch.float32))
 
-        if p.order == "value":
-            return f(x)
-        if p.order == "forward":
-            with forward_ad.dual_level():
-                return forward_ad.unpack_dual(total(forward_ad.make_dual(x, v))).tangent
-        if p.order == "jacobian":
-            return torch.func.jacrev(total)(x)
-        if p.order == "forward over reverse":
-            return torch.func.jvp(torch.func.grad(total), (x,), (v,))[1]
-        leaf = x.requires_grad_()
-        loss = total(leaf)
-        if p.order == "gradient":
-            return torch.autograd.grad(loss, leaf)[0]
-        if p.order == "gradient twice":
-            torch.autograd.grad(loss, leaf, retain_graph=True)
-            return torch.autograd.grad(loss, leaf)[0]
-        (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        return torch.autograd.grad((grad.to(torch.promote_types(x.dtype, torch.float32)) * v).sum(), leaf)[0]
+def derive(f: Loss, x: Tensor, v: Tensor, order: str) -> Tensor:
+    """Differentiate a loss."""
+
+    def total(x: Tensor) -> Tensor:
+        return f(x).sum(dtype=torch.promote_types(x.dtype, torch.float32))
+
+    if order == "value":
+        return f(x)
+    if order == "forward":
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(total(forward_ad.make_dual(x, v))).tangent
+    if order == "jacobian":
+        return torch.func.jacrev(total)(x)
+    if order == "forward over reverse":
+        return torch.func.jvp(torch.func.grad(total), (x,), (v,))[1]
+    leaf = x.requires_grad_()
+    loss = total(leaf)
+    if order == "gradient":
+        return torch.autograd.grad(loss, leaf)[0]
+    if order == "gradient twice":
+        torch.autograd.grad(loss, leaf, retain_graph=True)
+        return torch.autograd.grad(loss, leaf)[0]
+    (grad,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    return torch.autograd.grad((grad.to(torch.promote_types(x.dtype, torch.float32)) * v).sum(), leaf)[0]
+
+
+@cache
+def _compiled(number: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Compile a problem of the pool: with what differentiates it, where that can be inside a graph."""
+    # Inductor keeps what it compiled on the disk, by keys that do not know what the operators promise today.
+    torch._inductor.config.force_disable_caches = True
+    p = pooled(number)
+    whole = p.order in ("value", "forward", "forward over reverse", "jacobian")
+
+    def call(x: Tensor, v: Tensor) -> Tensor:
+        return derive(p.loss, x, v, p.order) if whole else p.loss(x)
+
+    # What was compiled is kept with the code, so each of the pool has its own.
+    own = FunctionType(call.__code__.replace(), globals(), f"pooled_{number}", None, call.__closure__)
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, backend=p.backend)
+    return compiled if whole else lambda x, v: derive(lambda x: compiled(x, v), x, v, p.order)
 
 
 def expect(p: Problem) -> Any:
@@ -278,6 +333,9 @@ def check(p: Problem) -> None:
         got = compute(p)
     expected = torch.as_tensor(np.asarray(expect(p), np.float64))
     assert got is not None, "no derivative came out"
+    if p.pooled is not None:
+        eager = derive(p.loss, p.logits.view.detach(), p.direction, p.order)
+        assert got.dtype == eager.dtype, f"{got.dtype}, and {eager.dtype} where nothing is compiled"
     assert got.shape == expected.shape, f"shape {tuple(got.shape)}, not {tuple(expected.shape)}"
     _, grad, *_ = p.expected(p.logits.view.detach().double().numpy())
     size = max(

@@ -46,6 +46,15 @@ def _linear(max_bytes: int) -> Callable[..., Tensor]:
     return loss
 
 
+def _taught(max_bytes: int) -> Callable[..., Tensor]:
+    def loss(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        head = torch.linspace(-1.0, 1.0, 4 * x.shape[1], dtype=x.dtype).reshape(4, -1)
+        teacher = crossent.Teacher(y, head.new_ones(4, 4).triu(), temperature=2.0)
+        return crossent.linear_cross_entropy(x, head, teacher, max_bytes=max_bytes, **options)
+
+    return loss
+
+
 def _statistic(x: Tensor, y: Tensor, **options: Any) -> Tensor:
     stats = crossent.cross_entropy_stats(x, y, **{"reduction": "mean", **options})
     return stats.loss
@@ -73,6 +82,10 @@ ENTRIES = {
     "module": Entry(_module),
     "head with few logits": Entry(_linear(1 << 28)),
     "head in blocks": Entry(_linear(64)),
+    "head of probabilities": Entry(_linear(1 << 28), soft=True),
+    "head of probabilities in blocks": Entry(_linear(64), soft=True),
+    "taught head": Entry(_taught(1 << 28), soft=True),
+    "taught head in blocks": Entry(_taught(64), soft=True),
     "distillation": Entry(_distillation),
     "multilabel": Entry(lambda x, y, **options: crossent.multilabel_cross_entropy(x, y > 0.5, **options), soft=True),
 }
@@ -89,6 +102,7 @@ def _weightless(options: dict[str, Any], entry: Entry) -> dict[str, dict[str, An
     """List the ways in which rows can weigh nothing, as further options; a target is changed under ``target``."""
     weight = torch.ones(ROWS, dtype=torch.float64).index_fill(0, GONE, 0.0)
     ways: dict[str, dict[str, Any]] = {"sample_weight": {"sample_weight": weight}}
+    ways["no class"] = {"class_mask": (weight > 0)[:, None].expand(ROWS, entry.classes)}
     if not entry.soft:
         ways["ignored"] = {"target": -100}
         # distillation: the class weights are those of its second part only
@@ -131,13 +145,15 @@ def _setup(name: str, options: dict[str, Any], more: dict[str, Any], garbage: st
     entry = ENTRIES[name]
     x, y = _arguments(entry, name, GARBAGE[garbage], dtype)
     options = {
-        key: v.to(dtype) if isinstance(v, Tensor) else v for key, v in (options | more).items() if key != "target"
+        key: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+        for key, v in (options | more).items()
+        if key != "target"
     }
     options["impl"] = impl
     if "target" in more:
         y[GONE] = more["target"]
-    weight = options.pop("sample_weight", None)
-    whole = dict(options) if weight is None else options | {"sample_weight": weight}
+    of_rows = {name: options.pop(name) for name in ("sample_weight", "class_mask") if name in options}
+    whole = options | of_rows
     return (lambda z: entry.loss(z, y, **whole)), x, (lambda z: entry.loss(z, y[KEPT], **options)), x[KEPT].clone()
 
 

@@ -101,7 +101,8 @@ def test_random_modes(part, capsys):
 def test_every_mode_order_and_option_is_drawn():
     problems = [fuzz_modes.draw(seed) for seed in range(1500)]
     assert {p.around for p in problems} == set(CONTEXTS)
-    assert {p.through for p in problems} == set(fuzz_modes.THROUGH)
+    assert {p.through for p in problems} == {*fuzz_modes.THROUGH, "compiled"}
+    assert {p.backend for p in problems} == {"", "eager", "aot_eager", "inductor"}
     assert {p.order for p in problems} == set(fuzz_modes.ORDERS)
     drawn = {name for p in problems for name in p.options}
     assert drawn >= {*SPECIAL["cross_entropy"], "mask", "weight", "pos_weight", "sample_weight", "label_smoothing"}

@@ -71,6 +71,18 @@ ENTRIES = {
         lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction="none").square().sum(),
         "probabilities",
     ),
+    "eager": Entry(lambda x, y: crossent.cross_entropy(x, y, impl="eager"), F.cross_entropy),
+    "eager probabilities": Entry(
+        lambda x, y: crossent.cross_entropy(x, y, reduction="none", impl="eager").square().sum(),
+        lambda x, y: F.cross_entropy(x, y, reduction="none").square().sum(),
+        "probabilities",
+    ),
+    "eager binary": Entry(
+        lambda x, y: crossent.binary_cross_entropy_with_logits(x, y, impl="eager"),
+        F.binary_cross_entropy_with_logits,
+        "probabilities",
+    ),
+    "eager head": Entry(lambda x, y: crossent.linear_cross_entropy(x, _weights(), y, impl="eager"), _torch_head),
     "head": Entry(lambda x, y: crossent.linear_cross_entropy(x, _weights(), y), _torch_head),
     "head in blocks": Entry(_blocks, _torch_head),
     "distillation": Entry(
@@ -266,6 +278,30 @@ def test_forward_mode(name, compiled):
     torch.testing.assert_close(torch.func.jvp(lambda x: entry.ours(x, y), (x,), (along,))[1], expected)
     _, linear = torch.func.linearize(lambda x: entry.ours(x, y), x)
     torch.testing.assert_close(linear(along), expected)
+
+
+TRANSFORMS: dict[str, Callable[..., Tensor]] = {
+    "gradient": lambda f, x, v: torch.func.grad(f)(x),
+    "jacobian": lambda f, x, v: torch.func.jacrev(f)(x),
+    "forward mode": lambda f, x, v: torch.func.jvp(f, (x,), (v,))[1],
+    "forward over reverse": lambda f, x, v: torch.func.jvp(torch.func.grad(f), (x,), (v,))[1],
+    "reverse over reverse": lambda f, x, v: torch.func.grad(lambda x: (torch.func.grad(f)(x) * v).sum())(x),
+    "vmap of gradients": lambda f, x, v: torch.vmap(torch.func.grad(f))(torch.stack([x, v])),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ENTRIES)
+def test_compiled_transforms(name, transform):
+    """A transform of ``torch.func`` inside of what is compiled."""
+    entry = ENTRIES[name]
+    x, y = _arguments(entry)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, v: TRANSFORMS[transform](lambda x: entry.ours(x, y), x, v), fullgraph=True, backend="eager"
+    )
+    expected = TRANSFORMS[transform](lambda x: entry.torchs(x, y), x, x.sin())
+    torch.testing.assert_close(compiled(x, x.sin()), expected)
 
 
 # --- the first call inside a mode ---------------------------------------------------------------------------------------

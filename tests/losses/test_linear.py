@@ -13,6 +13,7 @@ from closeness import assert_close, assert_close_in_family, assert_no_worse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent import Focal, Teacher, linear_cross_entropy, linear_cross_entropy_stats, linear_plan, reference
@@ -572,6 +573,43 @@ def test_any_strides(layout):
     grads = torch.autograd.grad(linear_cross_entropy(h, W, y, max_bytes=1), (h, W))
     for a, e in zip(grads, torch.autograd.grad(F.cross_entropy(F.linear(h, W), y), (h, W)), strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("layout", ["plain", "transposed", "expanded", "strided"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compilers_are_told_how_gradients_lie(reduction, layout, ignored):
+    """A compiler that believes other strides than there are reads other numbers, or stops."""
+
+    def lay_out(t):
+        if layout == "expanded":
+            return t[:1].expand(t.shape)
+        return {"plain": t, "transposed": t.t().contiguous().t(), "strided": t.repeat(1, 2)[:, ::2]}[layout]
+
+    h, W, b = lay_out(torch.randn(N, D)), lay_out(torch.randn(C, D)), torch.randn(2 * C)[::2]
+    y = torch.full((N,), -100) if ignored else torch.randint(C, (N,))
+
+    def gradients(h, W, b, y):
+        h, W, b = (t.detach().requires_grad_() for t in (h, W, b))
+        loss = linear_cross_entropy(h, W, y, linear_bias=b, reduction=reduction, max_bytes=4 * C, empty="zero")
+        return torch.autograd.grad(loss.sum(), (h, W, b))
+
+    seen = []
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func.namespace == "crossent":
+                results = result if isinstance(result, tuple) else (result,)
+                seen.append([(r.shape, r.dtype, r.stride()) for r in results])
+            return result
+
+    with Operators():
+        gradients(h, W, b, y)
+    real, seen = seen, []
+    with FakeTensorMode() as fake, Operators():
+        gradients(*map(fake.from_tensor, (h, W, b, y)))
+    assert real == seen != []
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])

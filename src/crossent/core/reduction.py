@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossent.core.checks import check_devices, check_tensor, number_or_tensor, under_autocast
 from crossent.core.messages import shape, type_error
+from crossent.core.modes import transformed
 
 _BLOCK = 4096
 _How = Literal["none", "sum", "mean"]
@@ -162,6 +163,8 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
 def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:
     """Divide a sum for the mean; over nothing it is nan, or a zero that keeps its graph, and the gradient is 0."""
     nothing = 0.0 if empty == "zero" else torch.nan
+    if torch.compiler.is_compiling() and transformed():  # a tangent over a number of Python would be float64 there
+        divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
     if isinstance(divisor, Tensor):
         divisor = divisor.to(total.dtype)
         return over(total, divisor).masked_fill(divisor == 0, nothing)

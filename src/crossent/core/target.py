@@ -298,11 +298,11 @@ def describe(
         target = target.movedim(axis, 1) if probabilities else target
     values = target if probabilities or target.dtype == torch.int64 else target.long()
     described = Target(values, weight, bias, mask, None, settings)
-    return logits, described if mask is None or logits.shape[1] == 0 else _allowing_some(described, mask, logits)
+    return logits, described if mask is None or logits.shape[1] == 0 else allowing_some(described, mask, logits)
 
 
-def _allowing_some(target: Target, mask: Tensor, logits: Tensor) -> Target:
-    """Leave out the rows that allow no class."""
+def allowing_some(target: Target, mask: Tensor, logits: Tensor) -> Target:
+    """Leave out the rows that allow no class; the mask is ``(C)`` or has the shape ``(N, C, d1, ...)`` of the logits."""
     nothing = ~mask.any(0 if mask.dim() == 1 else 1)
     if mask.dim() == 1 and readable(mask) and not nothing:
         return target

@@ -219,8 +219,9 @@ def block_target(plan: Plan, rows: slice | Tensor | None, shape: tuple[int, ...]
     bias, mask = (
         None if x is None else x if x.dim() == 1 else take(x, rows) for x in (target.logit_bias, target.class_mask)
     )
-    # Rows that are listed were chosen because they count.
-    valid = None if target.valid is None or isinstance(rows, Tensor) else take(target.valid, rows)
+    valid = target.valid
+    if valid is not None:  # rows that are listed were chosen because they count, at some position
+        valid = None if valid.dim() == 1 and isinstance(rows, Tensor) else take(valid, rows)
     if plan.teacher is None:
         values = take(target.values, rows)
     else:
@@ -304,7 +305,9 @@ class Gradients:
     def finish(self, divisor: float | Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients, over a divisor, in the dtype of what they belong to; zeros where no row counted."""
         head = self.head
-        weight = torch.zeros_like(head.weight) if self.needs[1] and self.weight is None else self.weight
+        weight = self.weight
+        if self.needs[1] and weight is None:
+            weight = torch.zeros_like(head.weight, memory_format=torch.contiguous_format)
         if weight is not None and self.sums is not None:
             weight = self.sums.add_(weight)
         bias = self.bias

@@ -34,7 +34,7 @@ from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
-from crossent.core.target import Target, Teacher, describe
+from crossent.core.target import Target, Teacher, allowing_some, describe
 from crossent.impl import choose
 from crossent.impl.head import (
     Head,
@@ -408,7 +408,10 @@ def _understand(
         values=values,
         logit_bias=_rows_of(described.logit_bias, arguments.get("logit_bias"), size, classes),
         class_mask=_rows_of(described.class_mask, arguments.get("class_mask"), size, classes),
+        valid=None,
     )
+    if described.class_mask is not None and like.numel():
+        described = allowing_some(described, described.class_mask, like.reshape(size, *classes))
     rows = rows._replace(sample_weight=_row_factors(rows.sample_weight, like, lead, classes, shift))
     promoted = (described.values, weight) if not described.indices else ()
     dtype, impl = result_dtype(like, promoted, arguments.get("out_dtype")), arguments.get("impl")
@@ -622,6 +625,8 @@ def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
         c = _row_weights(call) if target.settings.label_smoothing == 0 else None
         ignored = target.values == target.settings.ignore_index if c is None else c == 0
         weightless = ignored if weightless is None else weightless | ignored
+    elif target.valid is not None:
+        weightless = ~target.valid if weightless is None else weightless | ~target.valid
     if weightless is None:
         return call
     absent = weightless.flatten(1).all(1) if weightless.dim() > 1 else weightless
@@ -695,7 +700,12 @@ def _row_weights(call: _Call) -> Tensor:
     """Compute what each row adds to the divisor of a mean."""
     target, dtype = call.target, torch.promote_types(call.head.input.dtype, torch.float32)
     if not target.indices:
-        return torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
+        shape = (call.head.input.shape[0], *call.head.shape[1:])
+        return (
+            torch.ones(shape, dtype=dtype, device=call.head.input.device)
+            if target.valid is None
+            else target.valid.to(dtype)
+        )
     valid = target.values != target.settings.ignore_index
     if target.weight is None:
         return valid.to(dtype)

@@ -183,7 +183,7 @@ def multilabel_cross_entropy(
     t = amounts / total.masked_fill(total == 0, 1.0)
     logits, described = describe(input, t, weight, dim, dict(options))
     labelled = labels != 0
-    described = described._replace(valid=labelled.any(axis, keepdim=input.dim() == 1))
+    described = described.leaving_out(~labelled.any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
     dtype = result_dtype(input, floating, out_dtype)
     place = gradient_place(options.get("inplace_backward", False), options.get("inplace_forward", False), input)
@@ -358,7 +358,7 @@ def _understand_pair(
         }
         _, hard = describe(student_logits, target, options.get("weight"), dim, numbers)
         ignored = hard.ignored_rows()
-        described = described._replace(valid=None if ignored is None else ~ignored.squeeze(1))
+        described = described if ignored is None else described.leaving_out(ignored.squeeze(1))
     return _Pair(student, teacher, described)
 
 

@@ -48,7 +48,7 @@ def expected(dtype: torch.dtype) -> float | None:
 
     A loss scaler brings the same factor for thousands of steps, and so does a loss that is divided by the number of its
     micro-batches. Of float16 nothing is expected at first, since a wrong guess cannot be mended by a multiplication there.
-    What is guessed decides how long a call takes, and changes no bit of what it returns.
+    What is guessed decides how long a call takes, and changes no bit of what it returns, but of numbers below the normal ones.
     """
     return _LAST.get(dtype, None if dtype == torch.float16 else 1.0)
 

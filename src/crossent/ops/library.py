@@ -169,6 +169,15 @@ class Operator:
         _library.impl(self.name, self._with_records(compute), _ANY_DEVICE)
         return compute
 
+    def compose(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a function of the parameters compute it in torch operations, into which compilers take it apart.
+
+        To Dynamo it is one step. An ``autograd.Function`` that Dynamo itself looks into has a gradient that cannot be
+        differentiated, and with ``backend="eager"`` nothing says so.
+        """
+        _library.impl(self.name, self._with_records(compute), "CompositeImplicitAutograd")
+        return compute
+
     def fake(self, describe: Callable[..., Any]) -> Callable[..., Any]:
         """Let a function of the parameters tell the shapes and dtypes of its results."""
         torch.library.register_fake(f"crossent::{self.name}", self._with_records(describe), lib=_library)
@@ -248,8 +257,8 @@ def exporting_to_onnx() -> bool:
 def by_formula() -> bool:
     """Whether torch itself is to differentiate or translate what a call that is not plain computes: see the table above."""
     if transformed():
-        if torch.compiler.is_compiling():  # which cannot look into the stack
-            return False
+        if torch.compiler.is_compiling():  # which takes no Function with a forward mode of its own
+            return True
         stack = torch._C._functorch.get_interpreter_stack() or []
         return any(each.key() == torch._C._functorch.TransformType.Functionalize for each in stack)
     return forward_ad._current_level >= 0 or exporting_to_onnx()

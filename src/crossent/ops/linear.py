@@ -25,7 +25,6 @@ from crossent.ops.library import (
     Operator,
     differentiated,
     exporting_to_onnx,
-    fake_gradients,
     has_tangent,
     where_asked,
 )
@@ -137,13 +136,21 @@ def _rows_like(head: Head) -> Tensor:
     return head.input.new_empty((head.input.shape[0], *head.shape[1:]), dtype=_wide(head.input))
 
 
+def _fake_gradients(head: Head, needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Describe gradients, which lie row after row however their inputs lie; what was not asked for is an empty tensor."""
+    return tuple(
+        head.input.new_empty(0) if x is None or not need else x.new_empty(x.shape)
+        for x, need in zip(head[:3], needs, strict=True)
+    )
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
 @sum_operator.fake
 def _(head, plan, factor, divisor, needs):
-    return (head.input.new_empty((), dtype=_wide(head.input)), *fake_gradients(head[:3], needs))
+    return (head.input.new_empty((), dtype=_wide(head.input)), *_fake_gradients(head, needs))
 
 
 @rows_operator.fake
@@ -153,7 +160,7 @@ def _(head, plan):
 
 @rows_backward_operator.fake
 def _(head, plan, grad, needs):
-    return fake_gradients(head[:3], needs)
+    return _fake_gradients(head, needs)
 
 
 @statistics_operator.fake
@@ -164,7 +171,7 @@ def _(head, plan):
 
 @statistics_backward_operator.fake
 def _(head, plan, grads, needs):
-    return fake_gradients(head[:3], needs)
+    return _fake_gradients(head, needs)
 
 
 def transform_under_way(*tensors: Tensor | None) -> str:

@@ -52,6 +52,10 @@ forward_operator = Operator(
     "cross_entropy_forward", "Tensor logits", TARGET, "str reduction", "str impl",
     returns="(Tensor loss, Tensor row_weight, Tensor lse)", check=validation.softmax_forward,
 )  # fmt: skip
+traced_operator = Operator(
+    "cross_entropy_traced", "Tensor logits", TARGET, "str reduction",
+    returns="(Tensor loss, Tensor row_weight, Tensor lse)", check=validation.softmax_traced,
+)  # fmt: skip
 backward_operator = Operator(
     "cross_entropy_backward", "Tensor grad", "Tensor? divisor", "Tensor logits", TARGET, "Tensor lse", "bool[2] needs",
     "str impl", returns="(Tensor grad_logits, Tensor grad_target)", check=validation.softmax_backward,
@@ -183,7 +187,7 @@ class _CompiledCrossEntropy(Function):
 
 
 class _TracedCrossEntropy(Function):
-    """The same in torch operations, which a compiler joins to a few kernels where there are none of ours."""
+    """The same in torch operations."""
 
     generate_vmap_rule = True
 
@@ -202,8 +206,13 @@ class _TracedCrossEntropy(Function):
             return (*Gradients(), *_NOTHING_MORE[1:])
         logits, *tensors, lse, divisor = ctx.saved_tensors
         target, needs = Target._make((*tensors, ctx.settings)), (*ctx.needs_input_grad[:4],)
-        by = 1.0 if divisor is None else divisor
+        by, lse = 1.0 if divisor is None else divisor, None if differentiated(grad, logits, *tensors) else lse
         return (*_EAGER.cross_entropy_backward(grad, logits, target, lse, needs, by), *_NOTHING_MORE[1:])
+
+
+@traced_operator.compose
+def _(logits, target, reduction):
+    return _TracedCrossEntropy.apply(logits, *target.tensors, target.settings, reduction)
 
 
 @forward_operator.differentiate
@@ -366,7 +375,7 @@ def cross_entropy(
         x = logits.to(compute_dtype(logits, target.values))
         return loss, target.row_weights(x).squeeze(1)
     if impl == _EAGER.name and torch.compiler.is_dynamo_compiling():
-        loss, row_weight, _ = _TracedCrossEntropy.apply(logits, *tensors, target.settings, reduction)
+        loss, row_weight, _ = traced_operator(logits, target, reduction)
     else:
         loss, row_weight, _ = forward_operator(logits, target, reduction, impl)
     return loss, None if mean else row_weight

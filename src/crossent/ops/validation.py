@@ -171,6 +171,11 @@ def softmax_forward(logits: Tensor, target: Target, reduction: str, impl: str) -
     )
 
 
+def softmax_traced(logits: Tensor, target: Target, reduction: str) -> None:
+    """Check what the operator in torch operations is given."""
+    softmax_forward(logits, target, reduction, "eager")
+
+
 def softmax_backward(
     grad: Tensor, divisor: Tensor | None, logits: Tensor, target: Target, lse: Tensor, needs: Sequence[bool], impl: str
 ) -> None:
