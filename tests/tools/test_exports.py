@@ -124,6 +124,53 @@ def test_a_column_of_numbers_with_a_word_in_it_is_not_left_out():
         open_pair(write("a.csv", text([*NAMES, "label"], rows)))
 
 
+BESIDES = {
+    "a measure": {"uncertain": RNG.random(N)},
+    "places": {"lat": RNG.random(N) * 5, "lon": RNG.random(N) * 5},
+    "features": {f"f{k}": RNG.random(N) for k in range(3)},
+    "the largest logit": {"largest": X.max(1)},
+}
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("labels", ["numbers", "names"])
+@pytest.mark.parametrize("name", BESIDES)
+def test_columns_that_no_label_names_are_doubtful(name, labels, first):
+    classes, beside = dict(zip(NAMES, X.T, strict=True)), BESIDES[name]
+    columns = {**(beside | classes if first else classes | beside), "label": Y if labels == "numbers" else WORDS}
+    a = write("a.csv", text(columns, zip(*columns.values(), strict=True)))
+    with pytest.raises(FileError, match=r"The labels of 60 rows name 4 classes, and these are [567]\. Say --classes"):
+        open_pair(a)
+    assert loss(a, drop=tuple(beside)) == pytest.approx(RIGHT)
+    assert loss(a, classes=NAMES) == pytest.approx(RIGHT)
+
+
+def test_classes_without_a_label_are_classes_where_there_are_few_rows():
+    y = np.arange(8) % 3
+    a = write("a.csv", text([*NAMES, "label"], np.column_stack([X[:8], y])))
+    assert loss(a) == pytest.approx(crossent.score(X[:8], y).numbers["nll_nats_mean"])
+
+
+@pytest.mark.parametrize("called", ["true_label", "Actual", "y_test", "true_class", "gt"])
+def test_labels_have_many_names(called):
+    rows = [[y, x.argmax(), x.max(), *x] for x, y in zip(X, Y, strict=True)]
+    assert loss(write("a.csv", text([called, "predicted_class", "confidence", *NAMES], rows))) == pytest.approx(RIGHT)
+
+
+def test_what_was_predicted_is_not_advised_as_labels():
+    rows = [[*x, NAMES[int(np.argmax(x))], w] for x, w in zip(X.tolist(), WORDS, strict=True)]
+    pair = open_pair(write("a.csv", text([*NAMES, "predicted_species", "species"], rows)))
+    assert pair.labels is None
+    assert "if species holds them, say a.csv::species as well" in " ".join(pair.notes)
+
+
+def test_tables_of_r_have_names_of_rows_without_a_heading():
+    rows = [[k + 1, *x, y] for k, (x, y) in enumerate(zip(X.tolist(), Y, strict=True))]
+    assert loss(write("a.txt", text([f'"{name}"' for name in (*NAMES, "label")], rows, " "))) == pytest.approx(RIGHT)
+    with pytest.raises(FileError, match="line 2 has 6 columns, the first line 5"):  # a separator at the end is none
+        open_pair(write("b.csv", TABLE.replace("\n", ",\n").replace("label,", "label", 1)))
+
+
 def test_a_column_that_pandas_renamed_is_doubtful():
     a = write("a.csv", text([*NAMES, "cat.1", "label"], np.column_stack([X, X[:, 0], Y])))
     with pytest.raises(FileError, match=r"is the column 'cat\.1' a class\? pandas calls a second 'cat' so. Say --drop"):
@@ -369,6 +416,14 @@ def test_a_list_of_names_is_several_labels():
         open_pair(write("b.jsonl", "\n".join(map(json.dumps, rows))), None, Selection(class_names=NAMES))
 
 
+def test_labels_that_name_no_rows_are_said_to_be_paired_by_their_order():
+    a = write("a.csv", text(["image", *NAMES], [[f"im{k}", *x] for k, x in enumerate(X.tolist())]))
+    y = write("y.txt", "\n".join(map(str, Y)))
+    assert f"{y}: has no column that names its rows, which are paired by their order" in open_pair(a, y).notes
+    b = write("b.csv", text(["", *NAMES], [[k, *x] for k, x in enumerate(X.tolist())]))  # an index only counts
+    assert not any("paired" in note for note in open_pair(b, y).notes)
+
+
 # --- what a refusal advises -------------------------------------------------------------------------------------------
 
 
@@ -379,6 +434,16 @@ def test_a_submission_of_one_probability_is_told_how_to_name_it():
         open_pair(write("a.csv", text(["id", "target"], [[f"im{k}", p] for k, p in enumerate(P[:, 1])])))
     with pytest.raises(FileError, match=r"holds no logits, only id \(words\), target$"):
         open_pair(write("b.csv", text(["id", "target"], [[f"im{k}", y] for k, y in enumerate(Y)])))
+
+
+def test_columns_that_are_not_there_are_not_dropped_in_silence():
+    a = write("a.csv", TABLE)
+    with pytest.raises(FileError, match=r"a\.csv: has no column 'agee' to drop, only cat, dog, bird, fish, label"):
+        open_pair(a, None, Selection(drop=("agee",)))
+    with pytest.raises(FileError, match=r"a\.csv: has no column 'key', which --id says, only cat"):
+        open_pair(a, None, Selection(id="key"))
+    b = write("b.csv", text(NAMES, X))
+    assert open_pair(b, None, Selection(drop=("f*",))).logits.columns == ("cat", "dog", "bird")
 
 
 def test_arrays_of_a_part_have_the_labels_of_that_part():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,11 @@ from crossent.tools.files.keys import common_keys, counts_rows, paired
 from crossent.tools.files.labels import encoded, numbered
 from crossent.tools.files.roles import (
     IDS,
+    INDEX,
     LABELS,
     LOGITS,
+    OTHERS,
+    PREDICTED,
     Selection,
     bare,
     candidates,
@@ -34,6 +38,7 @@ from crossent.tools.files.roles import (
 from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.table import Table, last_part, listed, split
 
+A_CLASS = 5  # labels that there are for a class on average; then it is odd if one has none
 FEW = 16  # columns of words that are looked through for labels
 
 
@@ -88,12 +93,13 @@ class _Pairing:
         self.first, self.second, self.selection = first, second, selection
         self.notes = [*first.notes, *(note for note in second.notes if note not in first.notes)]
         self.own, self._found = first is second, tuple[str, ...]()
-        self._ordered, self._key = True, ""
+        self._ordered, self._key, self._by_value = True, "", False
         self._chosen: Sequence[str] | None = None  # the columns of numbers that are classes
         self._digits = tuple[str, ...]()  # what the columns are called, where they have been given other names
 
     def pair(self, key: str | None, label: str | None, wanted: bool) -> Pair:
         """Find both, and pair their rows."""
+        self._refuse_unknown()
         asked = expand(self.second, [label], "labels") if label is not None else ()
         columns = self._logits_columns(key, asked)
         label_columns = self._found = asked or self._label_columns(columns, wanted)
@@ -104,6 +110,7 @@ class _Pairing:
         self._ordered = logits.ordered
         labels = self._labels(label_columns, words, names, wanted)
         logits, labels = self._paired(logits, labels, label_columns)
+        self._refuse_classes_without_labels(logits, labels)
         if self._chosen is not None:
             self._say_left_out(self._chosen)
         _check(logits, labels)
@@ -111,11 +118,36 @@ class _Pairing:
         chosen = [f"logits: {logits}{taken}"] + ([] if labels is None else [f"labels: {labels}"])
         return Pair(logits, labels, [*chosen, *self.notes])
 
+    def _refuse_unknown(self) -> None:
+        """Refuse columns to be dropped, or to name the rows, that neither table has: a slip would go unnoticed."""
+        there = list(dict.fromkeys((*self.first.columns, *self.second.columns)))
+        for pattern in self.selection.drop:
+            if not any(name == pattern or fnmatchcase(name, pattern) for name in there):
+                raise FileError(f"{self.first.path}: has no column {pattern!r} to drop, only {listed(there)}")
+        named = self.selection.id
+        if named is not None and not {named, *(name.strip() for name in named.split(","))} & set(there):
+            raise FileError(f"{self.first.path}: has no column {named!r}, which --id says, only {listed(there)}")
+
     def _refuse_both(self, columns: Sequence[str], labels: Sequence[str]) -> None:
         both = [name for name in columns if name in labels] if self.own else []
         if both:
             where = f"{self.first.path}::{both[0]}" if both[0] else self.first.path
             raise FileError(f"{where}: is taken for the logits and for their labels: name both, as FILE::NAME")
+
+    def _refuse_classes_without_labels(self, logits: RowArray, labels: RowArray | None) -> None:
+        """Refuse columns that were taken for classes because nothing else was left, if no label is one of them."""
+        if not self._by_value or labels is None or len(labels.shape) > 1 or len(logits) != len(labels):
+            return
+        values = np.asarray(labels.rows(0, len(labels)), np.float64)
+        there = values[np.isfinite(values) & (values >= 0)]
+        count = len(logits.columns)
+        occur = len(np.unique(there[there < count]))
+        if occur < count and len(there) >= A_CLASS * count:
+            raise FileError(
+                f"{self.first.path}: which of the columns {listed(logits.columns)} are classes? The labels of {len(there)} rows "
+                f"name {occur} classes, and these are {count}. Say --classes with the names of the classes, also of those "
+                "without a label, or --drop the others"
+            )
 
     # --- logits -------------------------------------------------------------------------------------------------------
 
@@ -166,6 +198,7 @@ class _Pairing:
         chosen = clear or columns
         if clear is None and len(columns) > 1:
             array = contents.array(columns)
+            self._by_value = True
             chosen = classes_by_value(table, array if array.columns else replace(array, columns=tuple(columns)), words)
         self._chosen = chosen
         name = f"{table.path}::{chosen[0]}" if len(chosen) == 1 and chosen[0] else table.path
@@ -248,9 +281,11 @@ class _Pairing:
                 raise FileError(f"{table.path}: nothing is called labels: name them, as {table.path}::NAME")
             if not table.beside:
                 others = [name for name in others if table.columns[name].whole and last_part(name) not in LOGITS]
+            others = [name for name in others if name.lower() not in OTHERS and not PREDICTED.search(name.lower())]
             if others:
                 self.notes.append(
-                    f"{table.path}: nothing is called labels; if {listed(others)} holds them, say {table.path}::{others[0]} as well"
+                    f"{table.path}: nothing is called labels; if {' or '.join(others[:3])} holds them, say "
+                    f"{table.path}::{others[0] if len(others) == 1 else 'NAME'} as well"
                 )
             return ()
         out = {*keys_of(table, self.selection), *self.selection.drop}
@@ -366,6 +401,12 @@ class _Pairing:
         if keys is None and shared:
             keys = (shared[0], shared[0])
         if keys is None:
+            named = [(here, self.second), (there, self.first)]
+            self.notes += [
+                f"{other.path}: has no column that names its rows, which are paired by their order"
+                for own, other in named
+                if own and own[0].lower() not in INDEX
+            ]
             return (replace(logits, ids=_Words(self.first, here[0], len(logits))) if here else logits), labels
         return self._joined(logits, labels, keys)
 

@@ -24,11 +24,11 @@ def open_parquet(path: str) -> Table:
     schema = pq.read_schema(path)
     columns = {field.name: Column(_kind(field.type), whole=_whole(field.type)) for field in schema}
     count = pq.read_metadata(path).num_rows
-    refuse_bomb(path, os.path.getsize(path), 8 * count)
     if (index := _range_index(schema, count)) is not None and "" not in columns:
         columns = {"": Column("number"), **columns}
 
     def read(wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
+        refuse_bomb(path, os.path.getsize(path), 8 * count * len({*wanted, *words}))
         arrays = [name for name in wanted if columns[name].kind == "array"]
         collected = Collected(path, [name for name in wanted if name not in arrays], arrays, words, optional, None)
         stored = [name for name in dict.fromkeys((*wanted, *words)) if name or index is None]

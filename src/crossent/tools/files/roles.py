@@ -21,7 +21,8 @@ from crossent.tools.files.table import Table, last_part, listed
 LOGITS = ("logits", "predictions", "preds", "scores", "outputs", "probs", "probabilities", "logprobs")
 LABELS = (
     "labels", "targets", "label_ids", "label", "target", "y", "gold", "y_true", "truth", "true", "ground_truth", "class",
-    "category",
+    "category", "true_label", "true_labels", "true_class", "gold_label", "gold_labels", "actual", "y_test", "gt", "label_id",
+    "label_idx", "class_id", "label_name", "class_name",
 )  # fmt: skip
 # What rows are called. pandas writes its index without a name, which it reads as "Unnamed: 0".
 IDS = re.compile(
@@ -36,6 +37,7 @@ OTHERS = frozenset(
     {
         "pred", "prediction", "predicted", "predicted_label", "prediction_label", "pred_label", "y_pred", "yhat", "y_hat", "argmax",
         "correct", "confidence", "margin", "entropy", "loss", "nll", "weight", "weights", "sample_weight", "fold", "split", "usage",
+        "predicted_class", "pred_class", "max_logit", "max_prob", "uncertainty",
         "epoch", "step", "global_step", "time", "timestamp", "date", "rank", "batch", "seed", "accuracy", "acc",
     }
 )  # fmt: skip

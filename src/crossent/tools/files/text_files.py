@@ -112,6 +112,8 @@ def _open_separated(path: str, delimiter: str) -> Table:
         header = [cell.strip() for cell in sample[0]]
         if all(len(name) > 1 and name[0] == name[-1] == "'" for name in header):
             header = [name[1:-1] for name in header]
+        if all(len(row) == len(header) + 1 for row in sample[1:]) and any(row[-1].strip() for row in sample[1:]):
+            header = ["", *header]  # R writes the names of rows without a heading
         twice = sorted({name for name in header if name and header.count(name) > 1}) if _repeats(header) else ()
         if twice:
             raise FileError(f"{path}: has several columns called {', '.join(map(repr, twice))}")
@@ -290,6 +292,6 @@ class _Separated:
                     where = f" in the column {self.header[j]!r}" if self.headed else ""
                     hint = how_to_write(cell) or hint
                     if self.headed and cell.strip() and not hint:
-                        hint = f"; --drop {self.header[j]} if this is no class"
+                        hint = f": mend that line, or say --drop {self.header[j]} if the column is no class"
                     raise FileError(f"{self.path}: line {line}: {cell[:40]!r}{where} is not a number{hint}") from None
         return rows
