@@ -332,3 +332,146 @@ def test_what_a_loss_lacks_has_a_card(name):
     assert said.get(name, "") in found(report, rule).why.replace("but the mean divides", "divide")
     assert not report.ok
     assert "raises" not in str([trial.result for trial in report.trials if trial.rule == "CE207"])
+
+
+# --- the same under mild disguises ------------------------------------------------------------------------------------
+
+
+def picked(values, t):
+    """The true class's value of each row, for indices and for one-hot rows."""
+    return values.gather(1, t[:, None])[:, 0] if t.dim() == 1 else (t * values).sum(1)
+
+
+def log_p(x, t):
+    return picked(x.log_softmax(1), t)
+
+
+def one_hot(t):
+    return F.one_hot(t, 5) if t.dim() == 1 else t
+
+
+def masked_mean(rows):
+    def loss(x, t):
+        if t.dim() != 1:
+            return rows(x, t).mean()
+        counts = t != -100
+        return (rows(x, torch.where(counts, t, 0)) * counts).sum() / counts.sum()
+
+    return loss
+
+
+class OfRows(torch.nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, logits, target):
+        return self.rows(logits, target).mean()
+
+
+def in_float32(rows):
+    return lambda x, t: rows(x.float(), t.float() if t.is_floating_point() else t)
+
+
+DISGUISES = {
+    "sum": lambda rows: lambda x, t: rows(x, t).sum(),
+    "rows": lambda rows: rows,
+    "module": OfRows,
+    "lambda of a module": lambda rows: lambda x, t: OfRows(rows)(x, t),
+    "masked mean": masked_mean,
+    "float32": lambda rows: lambda x, t: in_float32(rows)(x, t).mean(),
+    "float32, returned as float64": lambda rows: lambda x, t: in_float32(rows)(x, t).mean().double(),
+    "half of it": lambda rows: lambda x, t: rows(x, t).mean() / 2,
+    "a column": lambda rows: lambda x, t: rows(x, t)[:, None],
+}
+
+RIGHT_ROWS = {  # and what each is recognised as
+    "cross entropy": (lambda x, t: -log_p(x, t), "cross entropy"),
+    "log-softmax twice": (lambda x, t: -log_p(x.log_softmax(1), t), "cross entropy"),
+    "z-loss": (lambda x, t: -log_p(x, t) + 1e-3 * x.logsumexp(1) ** 2, "a z-loss of 0.001"),
+    "soft cap": (lambda x, t: -log_p(20 * torch.tanh(x / 20), t), "a soft cap of 20"),
+    "both": (
+        lambda x, t: -log_p(y := 20 * torch.tanh(x / 20), t) + 1e-3 * y.logsumexp(1) ** 2,
+        "a soft cap of 20 and a z-loss of 0.001",
+    ),
+    "temperature": (lambda x, t: -log_p(x / 2, t), "a temperature of 2"),
+    "distillation's temperature": (lambda x, t: -4 * log_p(x / 2, t), "a temperature of 2"),
+    "smoothing": (lambda x, t: -0.9 * log_p(x, t) - 0.1 * x.log_softmax(1).mean(1), "label smoothing 0.1"),
+    "focal": (lambda x, t: -((1 - log_p(x, t).exp()) ** 2) * log_p(x, t), "focal loss, γ = 2"),
+    "focal, α": (lambda x, t: -0.25 * (1 - log_p(x, t).exp()) ** 1.5 * log_p(x, t), "focal loss, γ = 1.5"),
+    "GCE": (lambda x, t: (1 - (0.7 * log_p(x, t)).exp()) / 0.7, "generalised cross entropy, q = 0.7"),
+    "MAE": (lambda x, t: 2 - 2 * log_p(x, t).exp(), "1 − p, the mean absolute error"),
+    "Poly-1": (lambda x, t: -log_p(x, t) + 1.5 * (1 - log_p(x, t).exp()), "Poly-1, ε = 1.5"),
+    "SCE": (lambda x, t: -0.1 * log_p(x, t) + 4 * (1 - log_p(x, t).exp()), "symmetric cross entropy"),
+    "Taylor": (
+        lambda x, t: sum((1 - log_p(x, t).exp()) ** k / k for k in range(1, 7)),
+        "Taylor cross entropy of 6 terms",
+    ),
+    "margin": (lambda x, t: -log_p(x - 0.35 * one_hot(t), t), "a margin of 0.35 on the true class"),
+    "bias": (lambda x, t: -log_p(x + x.new_tensor([0.5, 0.2, 0.1, 0.15, 0.05]).log(), t), "a logit bias"),
+    "class weights": (
+        lambda x, t: -log_p(x, t) * x.new_tensor([1.0, 2, 3, 4, 5])[t if t.dim() == 1 else t.argmax(1)],
+        "class weights",
+    ),
+    "binary": (lambda x, t: F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1), "binary cross entropy"),
+    "binary smoothing": (
+        lambda x, t: F.binary_cross_entropy_with_logits(x, t * 0.9 + 0.05, reduction="none").sum(1),
+        "0.95 for yes and 0.05 for no",
+    ),
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("name", RIGHT_ROWS)
+def test_right_losses_are_recognised_in_any_disguise(name, disguise):
+    rows, text = RIGHT_ROWS[name]
+    report = check_loss(DISGUISES[disguise](rows), name="mine")
+    several = {
+        finding.rule for finding in report.findings if finding.severity == "error" and "several labels" in finding.seen
+    }
+    wrong = {finding.rule for finding in report.findings if finding.severity == "error"} - several
+    assert not wrong, report
+    assert text in report.about
+
+
+WRONG_ROWS = {
+    "sign": (log_p, "CE214"),
+    "sign of a likelihood": (lambda x, t: F.nll_loss(-x.log_softmax(1), t, reduction="none"), "CE214"),
+    "sign, binary": (lambda x, t: -F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1), "CE214"),
+    "sign, focal": (lambda x, t: (1 - log_p(x, t).exp()) ** 2 * log_p(x, t), "CE214"),
+    "scale": (lambda x, t: -log_p(x, t) / x.shape[1], "CE215"),
+    "softmax twice": (lambda x, t: -log_p(x.softmax(1), t), "CE206"),
+    "sigmoid twice": (
+        lambda x, t: F.binary_cross_entropy_with_logits(x.sigmoid(), t, reduction="none").mean(1),
+        "CE206",
+    ),
+    "log of softmax": (lambda x, t: -picked(x.softmax(1).log(), t), "CE211"),
+    "log of a ratio": (lambda x, t: -picked((x.exp() / x.exp().sum(1, keepdim=True)).log(), t), "CE211"),
+    "log of sigmoid": (lambda x, t: -(t * x.sigmoid().log() + (1 - t) * (1 - x.sigmoid()).log()).mean(1), "CE211"),
+    "clipped": (lambda x, t: -picked(x.softmax(1).clamp(1e-7, 1).log(), t), "CE207"),
+    "smoothing t + ε": (lambda x, t: -((one_hot(t) + 0.1) * x.log_softmax(1)).sum(1), "CE216"),
+    "smoothing t(1 − ε) + ε": (lambda x, t: -((one_hot(t) * 0.9 + 0.1) * x.log_softmax(1)).sum(1), "CE216"),
+    "smoothing, binary": (
+        lambda x, t: F.binary_cross_entropy_with_logits(x, (t + 0.1) / 2, reduction="none").mean(1),
+        "CE216",
+    ),
+    "detached": (lambda x, t: -((1 - log_p(x, t).exp().detach()) ** 2) * log_p(x, t), "CE201"),
+    "missing 1/M": (lambda x, t: -(t * x.log_softmax(1)).sum(1), "CE217"),
+}
+# Half of a wrong scale is another scale, and half of targets that sum to 1.5 may be targets that do not.
+NO_LONGER = {("scale", "half of it"), ("smoothing t + ε", "half of it"), ("smoothing t(1 − ε) + ε", "half of it")}
+NO_LONGER |= {("missing 1/M", disguise) for disguise in ("rows", "half of it", "a column")}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_wrong_losses_are_found_in_any_disguise(name, disguise):
+    rows, rule = WRONG_ROWS[name]
+    if (name, disguise) in NO_LONGER:
+        return
+    report = check_loss(DISGUISES[disguise](rows), name="mine")
+    assert rule in rules(report), report
+    if "smoothing t" in name:
+        assert "a smoothing of ε = 0.3333" in found(report, rule).why or "1 − ε" in name
+    if rule == "CE214":
+        assert "not tried: it raises" not in [trial.result for trial in report.trials]

@@ -258,9 +258,10 @@ BROKEN = {
     "header-only.csv": (b"cat,dog\n", "holds no rows"),
     "ragged.csv": (b"1,2,3\n4,5\n", "line 2 has 2 columns, the first line 3"),
     "word.csv": (b"1,2\n3,cat\n", "line 2: 'cat' is not a number"),
-    "pipes.csv": (b"cat|dog\n1|2\n", r"holds no logits, only \(nameless\) \(words\)"),
+    "tildes.csv": (b"cat~dog\n1~2\n", r"holds no logits, only \(nameless\) \(words\)"),
     "blank.csv": (b"1,2\n3,\n", "line 2: '' is not a number"),
-    "binary.csv": (b"\xff\xfe\x00\x81" * 9, "is not text in UTF-8"),
+    "binary.csv": (b"\xfd\xfe\x00\x81" * 9, "is not text in UTF-8: save it as UTF-8"),
+    "marked.csv": (b"\xff\xfe\x00\xd8" * 9, "is damaged or not|is not text|holds no rows"),
     "twice.csv": (b"a,a\n1,2\n", "has several columns called 'a'"),
     "ragged.jsonl": (
         b'{"logits": [1, 2]}\n{"logits": [1, 2, 3]}\n',

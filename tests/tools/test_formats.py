@@ -76,7 +76,9 @@ def test_what_grows_out_of_all_proportion_is_refused(monkeypatch):
     with zipfile.ZipFile("a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.csv", bomb)
     np.savez_compressed("a.npz", logits=np.zeros((200_000, 3)), labels=np.zeros(200_000, int))
-    for name in ("a.csv.gz", "a.zip", "a.npz"):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({name: np.zeros(200_000) for name in ("a", "b", "label")}), "a.parquet")
+    for name in ("a.csv.gz", "a.zip", "a.npz", "a.parquet"):
         ran = CliRunner().invoke(main, ["score", name])
         assert (ran.exit_code, "which no honest file does" in ran.stderr) == (2, True), ran.output
 

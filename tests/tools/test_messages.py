@@ -102,6 +102,13 @@ def test_misspelt_options_and_commands_get_a_suggestion():
         crossent.score([[1.0, 2.0]], [0], inputs="probs")
 
 
+def test_an_option_of_check_that_is_called_nearly_as_another_says_which_is_meant():
+    with pytest.raises(
+        ValueError, match="inputs must be token ids, got 'probs': what the logits are is said by input="
+    ):
+        crossent.check([[0.1, 0.9]] * 3, [0, 1, 1], inputs="probs")
+
+
 @pytest.mark.parametrize("command", ["score", "check"])
 def test_help_groups_its_options(command):
     said = ran(command, "--help").stdout

@@ -20,6 +20,15 @@ def no_probabilities(x: Array) -> Bools:
         return np.asarray(~((x >= 0) & (x <= 1 + 1e-3)).all(1) & ~np.isnan(x).any(1))
 
 
+def percentages(x: Array) -> bool:
+    """Whether rows sum to 100, as probabilities do in percent."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(len(x) and x.shape[-1] > 1 and (x >= 0).all() and (np.abs(x.sum(-1) - 100) <= 100 * ROUNDED).all())
+
+
+IN_PERCENT = "the values are percentages, whose rows sum to 100: divide them by 100, and say --input probs"
+
+
 def log_probabilities(x: Array, given: str) -> Array:
     """Take values for logits, of which log-probabilities are some: the softmax of log p is p."""
     if given != "probs":
@@ -45,6 +54,7 @@ class ValueRange:
     def __init__(self, given: str, alone: bool) -> None:
         self.input, self.alone = given, alone
         self.low, self.high, self.off, self.columns = inf, -inf, -inf, 0
+        self.percent = True
 
     def add(self, values: Array) -> None:
         """See the range of the values, and how far the sums of the rows are from 1."""
@@ -54,6 +64,7 @@ class ValueRange:
                 summed = np.exp(values) if self.input == "logprobs" else values
                 self.off = max(self.off, np.abs(summed.sum(1) - 1).max())
                 self.columns = values.shape[1]
+                self.percent = self.percent and percentages(values)
 
     def warnings(self) -> list[str]:
         """Say where the values look like something else than what they were said to be."""
@@ -67,6 +78,8 @@ class ValueRange:
         ):
             sums = "" if self.alone else " and every row sums to 1"
             return [f"All values lie in [0, 1]{sums}: if they are probabilities, say --input probs."]
+        if self.input == "logits" and self.percent and self.columns > 1 and not self.alone:
+            return [f"If {IN_PERCENT}."]
         if self.input != "logits" and not self.alone and self.off > ROUNDED:
             what = "probabilities" if self.input == "probs" else "exponentials of the log-probabilities"
             return [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crossent.reference import Array
 from crossent.tools.check.findings import NotApplicable
-from crossent.tools.check.recognise import CLOSE, COARSE, Member, recognise
+from crossent.tools.check.recognise import CLOSE, Member, recognise
 
 INDICES, ONE_LABEL, LABELS = "class indices", "one-hot rows", "several labels a row"
 
@@ -61,7 +61,7 @@ class AuditedLoss:
                 self.targets[name] = target
         if not self.targets:
             return
-        self.eps = float(torch.finfo(self.call(self.x, self.target).dtype).eps)
+        self.eps = self._rounding()
         self.measured: dict[str, str] = {}
         self.reduction, self.twice = self._reduction()
         self.binary = self._binary()
@@ -86,7 +86,7 @@ class AuditedLoss:
             gradient = self.derivatives(self.x, self.labels(y)).grad * (len(y) if self.reduction == "mean" else 1)
         except NotApplicable:
             return None
-        close = CLOSE if self.eps < 1e-12 else COARSE
+        close = max(CLOSE, 100 * self.eps)
         return recognise(self.x, np.eye(self.classes)[y], gradient, binary=self.binary, close=close)
 
     def labels(self, y: Any) -> Any:
@@ -189,6 +189,25 @@ class AuditedLoss:
     def measure(self, rule: str, result: str) -> None:
         """Keep what a rule measured."""
         self.measured[rule] = result
+
+    def _rounding(self) -> float:
+        """Find out with which precision it computes, which may be less than that of the dtype it returns."""
+        eps = float(torch.finfo(self.call(self.x, self.target).dtype).eps)
+        value = self.value(self.x, self.target)
+        for _ in range(3):  # a step that is lost in float32, but for a logit between two numbers
+            if np.array_equal(self.value(self.x + 1e-10 * self.random.normal(size=self.x.shape), self.target), value):
+                return max(eps, float(torch.finfo(torch.float32).eps))
+        return eps
+
+    @property
+    def exact(self) -> float:
+        """What is left between two ways to the same number, after a few hundred operations."""
+        return 1e-9 if self.eps < 1e-12 else 1e-4
+
+    @staticmethod
+    def far_apart(a: Array, b: Array) -> float:
+        """Compute the largest difference, relative to the larger of 1e-3 and the largest value."""
+        return float(np.abs(a - b).max() / max(1e-3, np.abs(b).max()))
 
     def _reduction(self) -> tuple[str, float]:
         """Find out how rows are put together, by giving them twice."""

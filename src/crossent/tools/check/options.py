@@ -85,6 +85,10 @@ class CheckOptions:
 def read_options(settings: dict[str, Any]) -> CheckOptions:
     """Read the options of a call; None is the default."""
     options = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(options.get("inputs"), str):
+        raise shared_options.OptionError(
+            "inputs", f"must be token ids, got {options['inputs']!r}: what the logits are is said by input="
+        )
     for name in ("weight", "pos_weight", "inputs"):
         if name in options:
             options[name] = read_array(name, options[name])

@@ -16,7 +16,7 @@ from crossent.tools.check.matches import LABELS, SMALL, MatchFacts, other_orders
 from crossent.tools.check.options import CheckOptions
 from crossent.tools.check.row_block import Ints, RowBlock
 from crossent.tools.files import RowArray
-from crossent.tools.inputs import log_of_no, log_probabilities, no_probabilities
+from crossent.tools.inputs import IN_PERCENT, log_of_no, log_probabilities, no_probabilities, percentages
 from crossent.tools.shared_options import OptionError
 
 SURE = 745.0  # the logit of a probability of 1, which has none
@@ -152,6 +152,8 @@ def _logits(facts: Facts, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return values
     if given == "probs" and (outside := no_probabilities(values)).any():
         row = values[outside.argmax()]
+        if percentages(row):
+            raise OptionError("input", f"is probs, and {IN_PERCENT}")
         raise OptionError("input", f"is probs, but the values of a row go from {row.min():.4g} to {row.max():.4g}")
     x = log_probabilities(values, given)
     if not facts.options.binary:

@@ -21,7 +21,7 @@ from crossent.tools.explain.catalogue import DEFAULT, LOSSES, LossDescription, f
 from crossent.tools.explain.loss_terms import add, compute, objection, probabilities
 from crossent.tools.explain.row_numbers import LossExplanation, References, RowNumbers
 from crossent.tools.explain.row_target import RowTarget, read_target
-from crossent.tools.inputs import ValueRange, log_probabilities, no_probabilities
+from crossent.tools.inputs import IN_PERCENT, ValueRange, log_probabilities, no_probabilities, percentages
 from crossent.tools.shared_options import IGNORE_INDEX, INPUTS, OptionError, check_choice, class_axis
 
 if TYPE_CHECKING:
@@ -199,6 +199,8 @@ def _logits(logits: Any, given: str) -> Array:
     if x.ndim != 1 or not len(x):
         raise ValueError(f"logits must be one row of shape (C,), got {x.shape}: pass logits[i] and target[i]")
     if given == "probs" and no_probabilities(x[None])[0]:
+        if percentages(x):
+            raise OptionError("input", f"is probs, and {IN_PERCENT}")
         raise OptionError("input", f"is probs, but the values go from {x.min():.4g} to {x.max():.4g}")
     x = log_probabilities(x, given)
     wrong = np.flatnonzero(np.isnan(x) | (x == np.inf))

@@ -14,7 +14,10 @@ from crossent.tools.files.table import Column, Contents, Kind, Table
 
 def arrays_table(path: str, arrays: Mapping[str, RowArray], notes: tuple[str, ...] = ()) -> Table:
     """Make a table of arrays."""
-    columns = {name: Column(_kind(array), _shape(array)) for name, array in arrays.items()}
+    columns = {
+        name: Column(_kind(array), _shape(array), not array.dtype.startswith(("float", "bfloat")))
+        for name, array in arrays.items()
+    }
 
     def read(wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
         text = {name: as_words(arrays[name].rows(0, len(arrays[name]))) for name in words}

@@ -26,7 +26,7 @@ def reading(path: str) -> Iterator[None]:
     except MemoryError:
         raise FileError(f"{path}: does not fit into memory; saved uncompressed it would not need to") from None
     except UnicodeDecodeError:
-        raise FileError(f"{path}: is not text in UTF-8") from None
+        raise FileError(f"{path}: is not text in UTF-8: save it as UTF-8") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {_first_line(error.strerror or error)}") from None
     except Exception as error:  # whatever a hostile file provokes in somebody else's reader

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from itertools import chain, islice
 from typing import Any
 
@@ -17,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.cells import is_number, mostly_numbers
+from crossent.tools.files.roles import LABELS
 from crossent.tools.files.spool import Spool
 from crossent.tools.files.table import Column, Contents, Kind, Table
 from crossent.tools.files.text_files import opened_text
 
 SAMPLE = 100
+DEPTH = 3  # of objects in a row
 MOST = 1 << 30  # bytes of a document that is read whole
 
 Rows = Callable[[], Iterator[tuple[int, Any]]]
@@ -44,7 +48,11 @@ def open_json(path: str) -> Table:
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         document = document["log_history"]
     if isinstance(document, dict) and {"columns", "data"} <= set(document):  # a split frame of pandas, a table of wandb
-        document = [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+        rows = [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+        keys = document.get("index")
+        document = [{"index": key, **row} for key, row in zip(keys, rows, strict=True)] if keys else rows
+    if isinstance(document, dict) and {"schema", "data"} == set(document):  # a frame of pandas with its schema
+        document = document["data"]
     if isinstance(document, dict):
         document = _rows_of_columns(path, document)
     if not isinstance(document, list) or not document:
@@ -61,6 +69,8 @@ def _rows_of_columns(path: str, document: dict[str, Any]) -> list[Any]:
     if len(set(lengths.values())) > 1:
         raise FileError(f"{path}: its columns differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
     if all(isinstance(entries, dict) for entries in columns.values()):
+        if _are_rows(columns):
+            return [{"index": key, **dict(row)} for key, row in columns.items()]
         keys = list(next(iter(columns.values())))
         try:
             return [{"index": key, **{name: entries[key] for name, entries in columns.items()}} for key in keys]
@@ -70,6 +80,19 @@ def _rows_of_columns(path: str, document: dict[str, Any]) -> list[Any]:
         dict(zip(columns, row, strict=True))
         for row in zip(*(e.values() if isinstance(e, dict) else e for e in columns.values()), strict=True)
     ]
+
+
+def _are_rows(document: dict[str, Any]) -> bool:
+    """Whether objects in an object are rows by their keys, and not columns: such are called label, and hold things of one kind."""
+    inner = next(iter(document.values()))
+    called = [any(key.lower() in LABELS for key in keys) for keys in (document, inner)]
+    if called[0] != called[1]:
+        return called[1]
+    mixed = [len({isinstance(entry, str) for entry in entries.values()}) > 1 for entries in document.values()]
+    numbers = [all(map(is_number, keys)) for keys in (document, inner)]
+    if numbers[0] != numbers[1]:
+        return numbers[0]
+    return all(mixed) or len(document) > len(inner)
 
 
 def _lines(path: str) -> Iterator[tuple[int, Any]]:
@@ -94,7 +117,25 @@ def table_of_rows(path: str, rows: Rows) -> Table:
         return _table(path, lambda: _harness(path, rows()), fill=-np.inf)
     if not all(isinstance(value, dict) for value in sample):
         return _table(path, lambda: ((line, _nameless(path, line, value)) for line, value in rows()))
+    if any(_nested(entry) for value in sample for entry in value.values()):
+        return _table(path, lambda: ((line, dict(_flat("", value))) for line, value in rows()))
     return _table(path, rows)
+
+
+def _nested(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not entry:
+        return False
+    numbered = any(key.lower() in LABELS and isinstance(each, int) for key, each in entry.items())
+    return _array(entry) is None or len(entry) == 1 or numbered
+
+
+def _flat(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Find what objects in a row hold, three levels deep, called by where it is: ``output.logits``."""
+    if not isinstance(value, dict) or (name and not _nested(value)) or depth > DEPTH:
+        yield name, value
+        return
+    for key, each in value.items():
+        yield from _flat(f"{name}.{key}" if name else str(key), each, depth + 1)
 
 
 def _nameless(path: str, line: int, value: Any) -> dict[str, Any]:
@@ -151,9 +192,15 @@ def _kind(values: Sequence[Any]) -> Kind:
         return "bool"
     if all(isinstance(value, (int, float)) for value in there):
         return "number"
-    if all(isinstance(value, str) for value in there):
-        return "word"
+    if mostly_numbers(isinstance(value, (int, float)) for value in there):
+        return "number"
+    if all(isinstance(value, str) or _names(value) for value in there) and any(there):
+        return "word"  # a list of names is read as one is written in a text
     return "array" if all(_array(value) is not None for value in there) else "other"
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _array(value: Any) -> tuple[Any, tuple[str, ...]] | None:
@@ -186,6 +233,7 @@ class Collected:
         self.flat = Spool(path)
         self.arrays: dict[str, Spool | None] = dict.fromkeys(arrays)
         self.names: dict[str, tuple[str, ...]] = {}
+        self.unordered: set[str] = set()
         self.words: dict[str, list[str]] = {name: [] for name in words}
 
     def add(self, line: int, row: Any) -> None:
@@ -206,7 +254,7 @@ class Collected:
             return float("nan")
         if name not in row:
             raise FileError(f"{self.path}: line {line} has no {name!r}, the first line has")
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float, Decimal)):
             raise FileError(f"{self.path}: line {line}: {name!r} is {str(value)[:40]!r}, which is not a number")
         return float(value)
 
@@ -221,6 +269,7 @@ class Collected:
                 raise FileError(
                     f"{self.path}: line {line} has the classes {', '.join(names)[:80]}, the first line {', '.join(first)[:80]}"
                 )
+            self.unordered.add(name)
             place = {each: j for j, each in enumerate(names)}
             values = [values[place[each]] for each in first]
         try:
@@ -240,5 +289,5 @@ class Collected:
         for name, spool in self.arrays.items():
             if spool is None:
                 raise FileError(f"{self.path}: holds no rows")
-            arrays[name] = replace(spool.array(), columns=self.names[name]).whole()
+            arrays[name] = replace(spool.array(), columns=self.names[name], ordered=name not in self.unordered).whole()
         return Contents(self.flat.array(self.numbers) if self.numbers else None, self.words, arrays)

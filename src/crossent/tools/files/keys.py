@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.cells import as_dates
 from crossent.tools.files.roles import INDEX
 from crossent.tools.files.table import listed
 
@@ -63,9 +64,10 @@ def _by(keys: tuple[str, str]) -> str:
 
 
 def _alike(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Write names alike: numbers as numbers, if all of both are."""
+    """Write names alike: numbers as numbers, dates as dates, if all of both are."""
     here, there = [word.strip() for word in first], [word.strip() for word in second]
     try:
         return [f"{float(word):.17g}" for word in here], [f"{float(word):.17g}" for word in there]
     except ValueError:
-        return here, there
+        dates = as_dates(here), as_dates(there)
+        return (here, there) if dates[0] is None or dates[1] is None else (dates[0], dates[1])

@@ -5,31 +5,41 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.cells import MISSING
 from crossent.tools.files.formats import open_table
 from crossent.tools.files.keys import common_keys, counts_rows, paired
 from crossent.tools.files.labels import encoded, numbered
 from crossent.tools.files.roles import (
     IDS,
+    INDEX,
     LABELS,
     LOGITS,
+    OTHERS,
+    PREDICTED,
     Selection,
     bare,
     candidates,
+    class_numbers,
     classes_by_value,
     clear_classes,
     expand,
     groups,
     keys_of,
     label_of,
+    label_of_part,
     places,
 )
 from crossent.tools.files.row_array import RowArray
-from crossent.tools.files.table import Table, listed, split
+from crossent.tools.files.table import Table, last_part, listed, split
+
+A_CLASS = 5  # labels that there are for a class on average; then it is odd if one has none
+FEW = 16  # columns of words that are looked through for labels
 
 
 class Pair(NamedTuple):
@@ -83,10 +93,13 @@ class _Pairing:
         self.first, self.second, self.selection = first, second, selection
         self.notes = [*first.notes, *(note for note in second.notes if note not in first.notes)]
         self.own, self._found = first is second, tuple[str, ...]()
+        self._ordered, self._key, self._by_value = True, "", False
+        self._chosen: Sequence[str] | None = None  # the columns of numbers that are classes
         self._digits = tuple[str, ...]()  # what the columns are called, where they have been given other names
 
     def pair(self, key: str | None, label: str | None, wanted: bool) -> Pair:
         """Find both, and pair their rows."""
+        self._refuse_unknown()
         asked = expand(self.second, [label], "labels") if label is not None else ()
         columns = self._logits_columns(key, asked)
         label_columns = self._found = asked or self._label_columns(columns, wanted)
@@ -94,18 +107,47 @@ class _Pairing:
         words = self._words(label_columns)
         logits = self._logits(columns, words or ())
         names = logits.columns or tuple(self.selection.class_names)
+        self._ordered = logits.ordered
         labels = self._labels(label_columns, words, names, wanted)
         logits, labels = self._paired(logits, labels, label_columns)
+        self._refuse_classes_without_labels(logits, labels)
+        if self._chosen is not None:
+            self._say_left_out(self._chosen)
         _check(logits, labels)
         taken = f": {listed(logits.columns)}" if self.first.beside and logits.columns else ""
         chosen = [f"logits: {logits}{taken}"] + ([] if labels is None else [f"labels: {labels}"])
         return Pair(logits, labels, [*chosen, *self.notes])
+
+    def _refuse_unknown(self) -> None:
+        """Refuse columns to be dropped, or to name the rows, that neither table has: a slip would go unnoticed."""
+        there = list(dict.fromkeys((*self.first.columns, *self.second.columns)))
+        for pattern in self.selection.drop:
+            if not any(name == pattern or fnmatchcase(name, pattern) for name in there):
+                raise FileError(f"{self.first.path}: has no column {pattern!r} to drop, only {listed(there)}")
+        named = self.selection.id
+        if named is not None and not {named, *(name.strip() for name in named.split(","))} & set(there):
+            raise FileError(f"{self.first.path}: has no column {named!r}, which --id says, only {listed(there)}")
 
     def _refuse_both(self, columns: Sequence[str], labels: Sequence[str]) -> None:
         both = [name for name in columns if name in labels] if self.own else []
         if both:
             where = f"{self.first.path}::{both[0]}" if both[0] else self.first.path
             raise FileError(f"{where}: is taken for the logits and for their labels: name both, as FILE::NAME")
+
+    def _refuse_classes_without_labels(self, logits: RowArray, labels: RowArray | None) -> None:
+        """Refuse columns that were taken for classes because nothing else was left, if no label is one of them."""
+        if not self._by_value or labels is None or len(labels.shape) > 1 or len(logits) != len(labels):
+            return
+        values = np.asarray(labels.rows(0, len(labels)), np.float64)
+        there = values[np.isfinite(values) & (values >= 0)]
+        count = len(logits.columns)
+        occur = len(np.unique(there[there < count]))
+        if occur < count and len(there) >= A_CLASS * count:
+            raise FileError(
+                f"{self.first.path}: which of the columns {listed(logits.columns)} are classes? The labels of {len(there)} rows "
+                f"name {occur} classes, and these are {count}. Say --classes with the names of the classes, also of those "
+                "without a label, or --drop the others"
+            )
 
     # --- logits -------------------------------------------------------------------------------------------------------
 
@@ -135,13 +177,17 @@ class _Pairing:
         if not numbers and besides:
             return self._logits_columns(None, ())  # the only one, which cannot be its own labels
         if not numbers and not self.selection.classes:
-            raise FileError(f"{table.path}: holds no logits, only {table.describe(table.columns)}")
+            fractions = [
+                name for name in table.names("number") if not table.columns[name].whole and name not in besides
+            ]
+            hint = f"; if {fractions[0]} holds them, say {table.path}::{fractions[0]}" if len(fractions) == 1 else ""
+            raise FileError(f"{table.path}: holds no logits, only {table.describe(table.columns)}{hint}")
         return numbers
 
     def _logits(self, columns: Sequence[str], words: Sequence[str]) -> RowArray:
         """Read the logits, and choose among columns of numbers those that are classes."""
         table, selection = self.first, self.selection
-        if len(columns) == 1 and table.columns[columns[0]].kind in ("array", "word", "other"):
+        if len(columns) == 1 and table.columns[columns[0]].kind in ("array", "word", "key", "other"):
             if table.columns[columns[0]].kind != "array":
                 raise FileError(f"{table.path}::{columns[0]}: holds words, not logits")
             array = table.read(columns).array(columns)
@@ -152,8 +198,9 @@ class _Pairing:
         chosen = clear or columns
         if clear is None and len(columns) > 1:
             array = contents.array(columns)
+            self._by_value = True
             chosen = classes_by_value(table, array if array.columns else replace(array, columns=tuple(columns)), words)
-        self._say_left_out(chosen)
+        self._chosen = chosen
         name = f"{table.path}::{chosen[0]}" if len(chosen) == 1 and chosen[0] else table.path
         array = replace(contents.array(chosen), name=name)
         return self._renamed(replace(array, columns=self._class_names(chosen) if len(chosen) > 1 else ()))
@@ -166,7 +213,8 @@ class _Pairing:
         return bare(columns)
 
     def _say_left_out(self, chosen: Sequence[str]) -> None:
-        out = {*chosen, *self._found[: self.own], *keys_of(self.first, self.selection)[:1]}
+        keys = (self._key,) if self._key else keys_of(self.first, self.selection)[:1]
+        out = {*chosen, *self._found[: self.own], *keys}
         left = [name for name in self.first.columns if name not in out]
         if left:
             self.notes.append(f"{self.first.path}: left out {listed(repr(name) for name in left)}")
@@ -174,24 +222,41 @@ class _Pairing:
     def _renamed(self, array: RowArray) -> RowArray:
         """Hold the names that were said to those in the file: the same in any order, or names for numbers."""
         said, there = tuple(self.selection.class_names), array.columns
-        if not said or len(array.shape) < 2:
+        if len(array.shape) < 2:
             return array
+        if not said:
+            return self._by_number(array)
         if not there:
             return replace(array, columns=said) if len(said) in array.shape[1:] else array
         at = places(said, there)
         if at is not None and len(at) == len(there):
             if at == list(range(len(there))):
-                return array
+                return replace(array, ordered=True)
             read = array.read
             self.notes.append(f"{array.name}: its classes are taken in the order of --class-names")
-            return replace(array, columns=said, read=lambda start, stop: read(start, stop)[:, at])
-        if len(said) == len(there) and all(name.isdigit() for name in there):
-            order = sorted(range(len(there)), key=lambda k: int(there[k]))  # the names are those of 0, 1, 2 ...
+            return replace(array, columns=said, ordered=True, read=lambda start, stop: read(start, stop)[:, at])
+        numbers = class_numbers(there)
+        if len(said) == len(there) and numbers is not None:
+            order = sorted(range(len(there)), key=numbers.__getitem__)  # the names are those of 0, 1, 2 ...
             self._digits = tuple(there[k] for k in order)
             read = array.read
-            return replace(array, columns=said, read=lambda start, stop: read(start, stop)[:, order])
+            return replace(array, columns=said, ordered=True, read=lambda start, stop: read(start, stop)[:, order])
         raise FileError(
             f"{array.name}: has the classes {listed(there)}, and --class-names says {listed(said)}: which is which?"
+        )
+
+    def _by_number(self, array: RowArray) -> RowArray:
+        """Take classes that are called by numbers in the order of these, not in that of their columns."""
+        numbers = class_numbers(array.columns)
+        if numbers is None or numbers == sorted(numbers):
+            return array
+        order, read, there = np.argsort(numbers), array.read, array.columns
+        self.notes.append(f"{array.name}: its classes are taken in the order of their numbers")
+        return replace(
+            array,
+            columns=tuple(there[k] for k in order),
+            ordered=True,
+            read=lambda start, stop: read(start, stop)[:, order],
         )
 
     # --- labels -------------------------------------------------------------------------------------------------------
@@ -200,7 +265,10 @@ class _Pairing:
         """Find the column of labels by its name, or because there is no other; nothing where the classes' own columns may be it."""
         table = self.second
         besides = logits if self.own else ()
-        found = label_of(table, self.selection, besides)
+        found = None
+        if self.own and not table.beside and len(logits) == 1:
+            found = label_of_part(logits[0], table.columns)
+        found = found or label_of(table, self.selection, besides)
         if found is not None:
             return (found,)
         if self.own:
@@ -211,15 +279,23 @@ class _Pairing:
                 return tuple(logits)
             if wanted:
                 raise FileError(f"{table.path}: nothing is called labels: name them, as {table.path}::NAME")
+            if not table.beside:
+                others = [name for name in others if table.columns[name].whole and last_part(name) not in LOGITS]
+            others = [name for name in others if name.lower() not in OTHERS and not PREDICTED.search(name.lower())]
             if others:
                 self.notes.append(
-                    f"{table.path}: nothing is called labels; if {listed(others)} holds them, say {table.path}::{others[0]} as well"
+                    f"{table.path}: nothing is called labels; if {' or '.join(others[:3])} holds them, say "
+                    f"{table.path}::{others[0] if len(others) == 1 else 'NAME'} as well"
                 )
             return ()
         out = {*keys_of(table, self.selection), *self.selection.drop}
-        left = [name for name, column in table.columns.items() if name not in out and column.kind != "other"]
+        left = [
+            name for name, column in table.columns.items() if name not in out and column.kind not in ("key", "other")
+        ]
         if not left and len(table.columns) == 1:
             left = list(table.columns)
+        if len(left) > 1 and table.beside:
+            left = self._of_classes(left, logits) or left
         if len(left) == 1:
             return (left[0],)
         if not table.beside:
@@ -228,6 +304,14 @@ class _Pairing:
                 f"{table.describe(left or table.columns)}, as {table.path}::NAME"
             )
         return ()
+
+    def _of_classes(self, columns: Sequence[str], logits: Sequence[str]) -> list[str]:
+        """Find the columns of words all of which are classes."""
+        classes = {name.strip().casefold() for group in groups(logits) for name in bare(group)}
+        classes |= {name.casefold() for name in self.selection.class_names}
+        words = [name for name in columns if self.second.columns[name].kind == "word"][:FEW]
+        read = self.second.read((), words).words if words else {}
+        return [name for name in words if {w.casefold() for w in read[name] if w.lower() not in MISSING} <= classes]
 
     def _words(self, columns: Sequence[str]) -> Sequence[str] | None:
         """Read labels that are words; of truth values they are either."""
@@ -248,6 +332,11 @@ class _Pairing:
             array = replace(contents.array(columns), name=name)
             if len(array.columns) > 1 and names:
                 return self._in_order_of(array, names)
+            if not self._ordered:
+                raise FileError(
+                    f"{self.first.path}: its classes, {listed(names)}, come in no order, another in each row, and the labels are "
+                    "numbers: say --class-names in the order of the labels"
+                )
             return numbered(array, self._digits or names)
         if not columns and self.own and not wanted:
             return None
@@ -303,17 +392,26 @@ class _Pairing:
             raise FileError(f"{lacking}: has no column {self.selection.id!r}, which --id says")
         shared = [
             name
-            for name in self.first.names("word")
-            if name in self.second.names("word") and name not in label_columns and name not in self.selection.drop
+            for name in self.first.names("word", "key")
+            if name in self.second.names("word", "key")
+            and name not in label_columns
+            and name not in self.selection.drop
         ]
         keys = common_keys(here, there)
         if keys is None and shared:
             keys = (shared[0], shared[0])
         if keys is None:
+            named = [(here, self.second), (there, self.first)]
+            self.notes += [
+                f"{other.path}: has no column that names its rows, which are paired by their order"
+                for own, other in named
+                if own and own[0].lower() not in INDEX
+            ]
             return (replace(logits, ids=_Words(self.first, here[0], len(logits))) if here else logits), labels
         return self._joined(logits, labels, keys)
 
     def _joined(self, logits: RowArray, labels: RowArray, keys: tuple[str, str]) -> tuple[RowArray, RowArray]:
+        self._key = keys[0]
         first = self.first.read((), keys[:1]).words[keys[0]]
         second = self.second.read((), keys[1:]).words[keys[1]]
         if len(first) != len(logits) or len(second) != len(labels):

@@ -22,13 +22,13 @@ def open_parquet(path: str) -> Table:
 
     refuse_other_start(path, b"PAR1", "a parquet file")
     schema = pq.read_schema(path)
-    columns = {field.name: Column(_kind(field.type), whole="int" in str(field.type)) for field in schema}
+    columns = {field.name: Column(_kind(field.type), whole=_whole(field.type)) for field in schema}
     count = pq.read_metadata(path).num_rows
-    refuse_bomb(path, os.path.getsize(path), 8 * count)
     if (index := _range_index(schema, count)) is not None and "" not in columns:
         columns = {"": Column("number"), **columns}
 
     def read(wanted: Sequence[str], words: Sequence[str], optional: Sequence[str]) -> Contents:
+        refuse_bomb(path, os.path.getsize(path), 8 * count * len({*wanted, *words}))
         arrays = [name for name in wanted if columns[name].kind == "array"]
         collected = Collected(path, [name for name in wanted if name not in arrays], arrays, words, optional, None)
         stored = [name for name in dict.fromkeys((*wanted, *words)) if name or index is None]
@@ -46,13 +46,24 @@ def _kind(dtype: Any) -> Kind:
         return _kind(dtype.value_type)
     if kinds.is_boolean(dtype):
         return "bool"
-    if kinds.is_integer(dtype) or kinds.is_floating(dtype):
+    if kinds.is_integer(dtype) or kinds.is_floating(dtype) or kinds.is_decimal(dtype):
         return "number"
     if kinds.is_string(dtype) or kinds.is_large_string(dtype):
         return "word"
     if kinds.is_list(dtype) or kinds.is_large_list(dtype) or kinds.is_fixed_size_list(dtype) or kinds.is_struct(dtype):
         return "array"
+    if (
+        kinds.is_temporal(dtype)
+        or kinds.is_binary(dtype)
+        or kinds.is_large_binary(dtype)
+        or kinds.is_fixed_size_binary(dtype)
+    ):
+        return "key"
     return "other"
+
+
+def _whole(dtype: Any) -> bool:
+    return "int" in str(dtype) or ("decimal" in str(dtype) and dtype.scale == 0)
 
 
 def _range_index(schema: Any, count: int) -> range | None:

@@ -16,25 +16,28 @@ import numpy as np
 
 from crossent.tools.errors import FileError
 from crossent.tools.files.row_array import BLOCK, RowArray
-from crossent.tools.files.table import Table, listed
+from crossent.tools.files.table import Table, last_part, listed
 
 LOGITS = ("logits", "predictions", "preds", "scores", "outputs", "probs", "probabilities", "logprobs")
 LABELS = (
     "labels", "targets", "label_ids", "label", "target", "y", "gold", "y_true", "truth", "true", "ground_truth", "class",
-    "category",
+    "category", "true_label", "true_labels", "true_class", "gold_label", "gold_labels", "actual", "y_test", "gt", "label_id",
+    "label_idx", "class_id", "label_name", "class_name",
 )  # fmt: skip
 # What rows are called. pandas writes its index without a name, which it reads as "Unnamed: 0".
 IDS = re.compile(
-    r"|unnamed: 0|__index_level_0__|(.*[_ .\-/])?(ids?|idx|index|guid|uuid|uid|key|file_?name|image_?name|path)"
+    r"|unnamed: \d+(_level_\d+)?|__index_level_\d+__|level_\d+"
+    r"|(.*[_ .\-/])?(ids?|idx|index|guid|uuid|uid|key|file_?name|image_?name|path)"
     r"|image|img|file|row|name|sample|(?-i:[a-z]+(Id|ID))",
     re.IGNORECASE,
 )
-INDEX = ("", "unnamed: 0", "__index_level_0__", "index")  # keys that only count rows
+INDEX = ("", "unnamed: 0", "__index_level_0__", "level_0", "index")  # keys that only count rows
 # What stands beside classes and is none, whatever numbers it holds.
 OTHERS = frozenset(
     {
         "pred", "prediction", "predicted", "predicted_label", "prediction_label", "pred_label", "y_pred", "yhat", "y_hat", "argmax",
         "correct", "confidence", "margin", "entropy", "loss", "nll", "weight", "weights", "sample_weight", "fold", "split", "usage",
+        "predicted_class", "pred_class", "max_logit", "max_prob", "uncertainty",
         "epoch", "step", "global_step", "time", "timestamp", "date", "rank", "batch", "seed", "accuracy", "acc",
     }
 )  # fmt: skip
@@ -43,6 +46,9 @@ PREFIXES = re.compile(
     re.I,
 )
 TRUTH = ("y", "label", "target", "true")  # prefixes of what is true, not of what is predicted
+NUMBER = re.compile(r"(-?\d+)(?:\.0+)?")  # as what a class is called
+MANGLED = re.compile(r"(.+)\.(\d+)")  # what pandas calls a second column of the same name
+PREDICTED = re.compile(r"pred|output|model|response|result|logit|prob")  # where what is predicted is nested
 FAR = 10  # times as large as the next largest column: no class among classes
 
 
@@ -81,7 +87,7 @@ def keys_of(table: Table, selection: Selection) -> tuple[str, ...]:
         return tuple(name for name in (selection.id, *named) if name in table.columns)[:1]
     dropped = _dropped(table, selection)
     if table.beside:
-        one_a_row = table.names("number", "word")
+        one_a_row = table.names("number", "word", "key")
     else:  # one axis, and a name
         one_a_row = tuple(name for name, column in table.columns.items() if name and column.described.endswith(",)"))
     keys = [
@@ -98,6 +104,17 @@ def label_of(table: Table, selection: Selection, besides: Iterable[str] = ()) ->
     return table.usual(LABELS, [name for name in table.columns if name not in out and _is_label(table, name)])
 
 
+def label_of_part(logits: str, among: Iterable[str]) -> str | None:
+    """Find the labels of a part of the data by the name of its logits: ``val_labels`` of ``val_logits``."""
+    lower = {name.lower(): name for name in among}
+    for word in LOGITS:
+        head, found, tail = logits.lower().partition(word)
+        for label in LABELS if found and (head or tail) else ():
+            if head + label + tail in lower and not PREDICTED.search(head):
+                return lower[head + label + tail]
+    return None
+
+
 def candidates(table: Table, selection: Selection, label: str | None = None) -> tuple[str, ...]:
     """Find the columns of numbers that are no key, no label and not dropped."""
     out = {*keys_of(table, selection), *_dropped(table, selection), label}
@@ -111,7 +128,10 @@ def _whole(table: Table, name: str) -> bool:
 
 def _is_label(table: Table, name: str) -> bool:
     """Whether a column is called as labels are; a class may be called true as well, and has fractions then."""
-    return name.lower() in LABELS and (name.lower() not in ("true", "class", "y") or _whole(table, name))
+    head, _, _ = name.lower().rpartition(".")
+    if head and PREDICTED.search(head):  # {"prediction": {"label": ...}} is not what is true
+        return False
+    return last_part(name) in LABELS and (name.lower() not in ("true", "class", "y") or _whole(table, name))
 
 
 def _dropped(table: Table, selection: Selection) -> set[str]:
@@ -176,15 +196,49 @@ def groups(names: Sequence[str], *, truth: bool = False) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for name in names:
         match = PREFIXES.match(name)
-        found.setdefault(match.group().lower() if match else "digits" if name.isdigit() else "", []).append(name)
+        found.setdefault(match.group().lower() if match else "digits" if NUMBER.fullmatch(name) else "", []).append(
+            name
+        )
     order = sorted(found, key=lambda prefix: ((prefix.rstrip("_ .:/-") in TRUTH) != truth, -len(found[prefix])))
     return [list(names), *(found[prefix] for prefix in order)]
 
 
 def _numbered(names: Sequence[str]) -> bool:
-    if not all(name.isdigit() for name in names):
-        return False
-    return sorted(map(int, names)) in (list(range(len(names))), list(range(1, len(names) + 1)))
+    return all(map(NUMBER.fullmatch, names)) and class_numbers(names) is not None
+
+
+def _shared(names: Sequence[str]) -> str:
+    """Find what all names begin with."""
+    first, last = min(names), max(names)  # in the order of the alphabet these differ soonest
+    alike = (k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(alike, min(len(first), len(last)))]
+
+
+def class_numbers(names: Sequence[str]) -> list[int] | None:
+    """Read the numbers of classes in their names; None where they have none.
+
+    Names that are nothing but numbers are those of classes, whichever they are. Where something stands around them, alike in all
+    names, they must count from 0 or from 1: ``resnet50`` and ``resnet101`` are names.
+
+    >>> class_numbers(["3", "7", "0.0"]), class_numbers(["tok0", "tok10", "tok1"]), class_numbers(["resnet50", "resnet101"])
+    ([3, 7, 0], None, None)
+    >>> class_numbers([f"p({k})" for k in (1, 3, 2)])
+    [1, 3, 2]
+    """
+    if not names:
+        return None
+    plain = [NUMBER.fullmatch(name.strip()) for name in names]
+    if all(plain):
+        numbers = [int(match[1]) for match in plain if match]
+        return numbers if len(set(numbers)) == len(numbers) else None
+    head = _shared(names).rstrip("0123456789")
+    rest = [name[len(head) :] for name in names]
+    tail = _shared([name[::-1] for name in rest]).rstrip("0123456789")
+    cores = [name[: len(name) - len(tail)] for name in rest]
+    if len(names) < 2 or not all(core.isdecimal() for core in cores):
+        return None
+    numbers = list(map(int, cores))
+    return numbers if sorted(numbers) in (list(range(len(names))), list(range(1, len(names) + 1))) else None
 
 
 def classes_by_value(table: Table, array: RowArray, words: Iterable[str]) -> tuple[str, ...]:
@@ -209,6 +263,9 @@ def classes_by_value(table: Table, array: RowArray, words: Iterable[str]) -> tup
 def _odd(array: RowArray, names: Sequence[str]) -> tuple[list[str], str]:
     """Find the columns that are not like the others, and say why."""
     at = [array.columns.index(name) for name in names] if len(names) < len(array.columns) else slice(None)
+    twice = [name for name in names if (match := MANGLED.fullmatch(name)) and match[1] in names]
+    if twice:
+        return twice, f"pandas calls a second {twice[0].rpartition('.')[0]!r} so"
     values = array.rows(0, BLOCK)[:, at].astype(np.float64)
     if values.shape[1] < 2:
         return [], ""

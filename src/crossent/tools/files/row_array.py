@@ -22,6 +22,7 @@ class RowArray:
         dtype: as stored, such as ``"float16"``, ``"bfloat16"`` or ``"int64"``.
         read: rows ``start`` to ``stop``.
         columns: the names of the columns, where the file has such.
+        ordered: whether their order is that of the classes; it is none where every row has another.
         ids: what the rows are called, where the file says so.
     """
 
@@ -30,6 +31,7 @@ class RowArray:
     dtype: str
     read: Callable[[int, int], NDArray[Any]]
     columns: tuple[str, ...] = ()
+    ordered: bool = True
     ids: Sequence[str] = ()
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from crossent.tools.errors import FileError
 from crossent.tools.files.damage import reading
 from crossent.tools.files.row_array import RowArray
 
-Kind = Literal["number", "bool", "word", "array", "other"]
+Kind = Literal["number", "bool", "word", "array", "key", "other"]  # a key, such as a date, can only name rows
 
 
 class Column(NamedTuple):
@@ -82,9 +82,14 @@ class Table:
         return tuple(name for name, column in self.columns.items() if column.kind in kinds)
 
     def usual(self, names: Sequence[str], among: Iterable[str] | None = None) -> str | None:
-        """Find the first of some usual names, in upper or lower case."""
-        by_lower = {name.lower(): name for name in reversed(tuple(self.columns if among is None else among))}
-        return next((by_lower[name] for name in names if name in by_lower), None)
+        """Find the first of some usual names, in upper or lower case; of what is nested the last part, if there is only one."""
+        there = tuple(self.columns if among is None else among)
+        by_lower = {name.lower(): name for name in reversed(there)}
+        exact = next((by_lower[name] for name in names if name in by_lower), None)
+        if exact is not None:
+            return exact
+        inner = [name for name in there if "." in name and last_part(name) in names]
+        return inner[0] if len(inner) == 1 else None
 
     def read(self, wanted: Sequence[str], words: Sequence[str] = (), optional: Sequence[str] = ()) -> Contents:
         """Read columns; what a broken file provokes, now or later, becomes one sentence.
@@ -121,6 +126,15 @@ class Table:
             if described
             else "(words)" * (kind == "word")
         )
+
+
+def last_part(name: str) -> str:
+    """Take the last part of what is called by where it is, in lower case.
+
+    >>> last_part("output.Logits"), last_part("labels")
+    ('logits', 'labels')
+    """
+    return name.rpartition(".")[2].lower()
 
 
 def split(path: str) -> tuple[str, str | None]:

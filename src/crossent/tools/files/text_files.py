@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import os
-import re
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossent.tools.errors import FileError
+from crossent.tools.files.cells import (
+    DECIMAL,
+    TRUTH,
+    are_whole,
+    as_number,
+    could_be_thousands,
+    how_to_write,
+    is_number,
+    kind_of,
+)
 from crossent.tools.files.spool import Spool, refuse_bomb
 from crossent.tools.files.table import Column, Contents, Kind, Table
 
 SAMPLE = 200  # rows that tell what is in a column
-MISSING = ("", "na", "n/a", "nan", "null", "none")
-TRUTH = {"true": 1.0, "false": 0.0}
-DECIMAL = re.compile(r"^\s*([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)\s*$")
-LIST = re.compile(r"^\[[^\[\]]*\]$")  # what pandas writes of a list, and NumPy of an array
 LINES = 1 << 12  # read at a time
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -43,13 +49,22 @@ def opened_text(path: str) -> Iterator[IO[str]]:
                 raise FileError(f"{path}: holds {len(members)} files, and one is wanted: unpack it, and name the one")
             refuse_bomb(path, size, members[0].file_size)
             with archive.open(members[0]) as stream:
-                yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+                yield _decoded(path, io.BufferedReader(stream))  # type: ignore[arg-type]
     elif path.lower().endswith(".gz"):
         with gzip.open(path) as stream:
-            yield io.TextIOWrapper(io.BufferedReader(_Bounded(path, size, stream)), encoding="utf-8-sig", newline="")
+            yield _decoded(path, io.BufferedReader(_Bounded(path, size, stream)))
     else:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            yield stream
+        with open(path, "rb") as stream:
+            yield _decoded(path, stream)
+
+
+def _decoded(path: str, stream: io.BufferedReader) -> IO[str]:
+    """Read bytes as UTF-8, or as the UTF-16 that spreadsheets call Unicode and begin with its mark."""
+    head = stream.peek(1 << 12)[: 1 << 12]
+    encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    if encoding != "utf-16" and b"\0" in head:
+        raise FileError(f"{path}: is not text in UTF-8: save it as UTF-8")
+    return io.TextIOWrapper(stream, encoding=encoding, newline="")
 
 
 class _Bounded(io.RawIOBase):
@@ -91,22 +106,41 @@ def _open_separated(path: str, delimiter: str) -> Table:
     sample = [cells for _, cells in islice(_lines(path, delimiter), SAMPLE + 1)]
     if not sample:
         raise FileError(f"{path}: holds no rows")
+    if delimiter == ";":
+        _refuse_thousands(path)
     if _is_heading(sample):
         header = [cell.strip() for cell in sample[0]]
+        if all(len(name) > 1 and name[0] == name[-1] == "'" for name in header):
+            header = [name[1:-1] for name in header]
+        if all(len(row) == len(header) + 1 for row in sample[1:]) and any(row[-1].strip() for row in sample[1:]):
+            header = ["", *header]  # R writes the names of rows without a heading
         twice = sorted({name for name in header if name and header.count(name) > 1}) if _repeats(header) else ()
         if twice:
             raise FileError(f"{path}: has several columns called {', '.join(map(repr, twice))}")
-        kinds: list[Kind] = [_kind([row[j] for row in sample[1:] if j < len(row)]) for j in range(len(header))]
+        kinds: list[Kind] = [kind_of([row[j] for row in sample[1:] if j < len(row)]) for j in range(len(header))]
         columns = {
-            name: Column(kind, whole=kind != "number" or _whole([row[j] for row in sample[1:] if j < len(row)]))
+            name: Column(kind, whole=kind != "number" or are_whole([row[j] for row in sample[1:] if j < len(row)]))
             for j, (name, kind) in enumerate(zip(header, kinds, strict=True))
         }
         lists = [name for name, column in columns.items() if column.kind == "array"]
         return Table(path, columns, _Separated(path, delimiter, header, True, lists).read)
     width = len(sample[0])
-    kind: Kind = "array" if width > 1 or _kind([row[0] for row in sample]) == "number" else "word"
+    kind: Kind = "array" if width > 1 or kind_of([row[0] for row in sample]) == "number" else "word"
     reader = _Separated(path, delimiter, [str(j) for j in range(width)], False)
     return Table(path, {"": Column(kind)}, reader.read_nameless)
+
+
+def _refuse_thousands(path: str) -> None:
+    """Refuse numbers of which nobody can say whether a comma separates thousands or decimals."""
+    with opened_text(path) as stream:
+        lines = list(islice(csv.reader(stream, delimiter=";"), SAMPLE + 1))
+    doubtful = could_be_thousands(cell for cells in lines for cell in cells)
+    if doubtful is not None:
+        plain = doubtful.replace(",", "")
+        raise FileError(
+            f"{path}: {doubtful!r} may be {plain} or {doubtful.replace(',', '.')}: write numbers without thousands separators and "
+            "with a decimal point"
+        )
 
 
 def _repeats(names: Sequence[str]) -> bool:
@@ -116,46 +150,37 @@ def _repeats(names: Sequence[str]) -> bool:
 def _delimiter(path: str, usual: str) -> str:
     """Find what separates cells: the usual, unless the first line has none of it and another one."""
     with opened_text(path) as stream:
-        first = next((line for line in stream if line.strip()), "")
+        first = next((line for line in stream if line.strip() and not line.startswith("#")), "")
+        below = list(islice((line for line in stream if line.strip()), 3))
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # for spreadsheets
+        return first.strip()[4]
     others = "\t;" if usual else ",\t; "
     if usual and usual in first:
         return usual
+    if first.count("|") and all(line.count("|") == first.count("|") for line in below):  # names of classes may hold one
+        return "|"
     return next((other for other in others if other in first.strip()), usual or ",")
 
 
 def _lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     with opened_text(path) as stream:
         reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=delimiter == " ")
+        remark: list[str] = []
+        begun = False
         for cells in reader:
+            if not begun and cells and cells[0].startswith("#") and not any(cell.startswith("#") for cell in cells[1:]):
+                remark = [cells[0].lstrip("# "), *cells[1:]]
+                continue
+            if not begun and len(cells) == 2 and cells[0].lower() == "sep=" and not cells[1]:
+                continue
+            if cells and not begun:
+                begun = True
+                if len(remark) == len(cells) and (len(cells) > 1 or _names_a_column(remark[0])):
+                    yield reader.line_num - 1, remark  # NumPy writes its heading like this
             if cells and delimiter == ";":  # where it separates cells, a comma may separate the decimals
                 cells = [DECIMAL.sub(r"\1.\2", cell) for cell in cells]
             if cells:
                 yield reader.line_num, cells
-
-
-# --- what a cell is ---------------------------------------------------------------------------------------------------
-
-
-def is_number(cell: str) -> bool:
-    """Whether a cell is a number."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _kind(cells: Sequence[str]) -> Kind:
-    there = [cell for cell in (cell.strip() for cell in cells) if cell.lower() not in MISSING]
-    if all(map(is_number, there)):
-        return "number"
-    if all(map(LIST.match, there)):
-        return "array"
-    return "bool" if all(cell.lower() in TRUTH for cell in there) else "word"
-
-
-def _whole(cells: Sequence[str]) -> bool:
-    return all(float(cell).is_integer() for cell in cells if cell.strip().lower() not in MISSING)
 
 
 def _is_heading(sample: Sequence[Sequence[str]]) -> bool:
@@ -169,7 +194,10 @@ def _is_heading(sample: Sequence[Sequence[str]]) -> bool:
     if not all(map(is_number, first)):
         # One column of words is a list of labels, unless its first word is what such a column is called.
         return (
-            len(first) > 1 or not rest or _kind([row[0] for row in rest if row]) != "word" or _names_a_column(first[0])
+            len(first) > 1
+            or not rest
+            or kind_of([row[0] for row in rest if row]) != "word"
+            or _names_a_column(first[0])
         )
     counts = first[0] in ("0", "1") and list(first) == [str(k + int(first[0])) for k in range(len(first))]
     if not (counts and rest):
@@ -186,12 +214,6 @@ def _names_a_column(cell: str) -> bool:
     from crossent.tools.files.roles import IDS, LABELS
 
     return cell.strip().lower() in LABELS or bool(IDS.fullmatch(cell.strip()))
-
-
-def as_number(cell: str) -> float:
-    """Read a cell as a number; nan where it is missing."""
-    cell = cell.strip().lower()
-    return TRUTH[cell] if cell in TRUTH else np.nan if cell in MISSING else float(cell)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -268,5 +290,8 @@ class _Separated:
                 except ValueError:
                     hint = f"; cells are separated by {self.delimiter!r}" if set(cell) & set(";,\t") else ""
                     where = f" in the column {self.header[j]!r}" if self.headed else ""
+                    hint = how_to_write(cell) or hint
+                    if self.headed and cell.strip() and not hint:
+                        hint = f": mend that line, or say --drop {self.header[j]} if the column is no class"
                     raise FileError(f"{self.path}: line {line}: {cell[:40]!r}{where} is not a number{hint}") from None
         return rows

@@ -17,7 +17,7 @@ from crossent import reference
 from crossent.reference import Array, Bools
 from crossent.tools.errors import FileError
 from crossent.tools.files import RowArray
-from crossent.tools.inputs import ValueRange, log_of_no, log_probabilities, no_probabilities
+from crossent.tools.inputs import IN_PERCENT, ValueRange, log_of_no, log_probabilities, no_probabilities, percentages
 from crossent.tools.score.layout import DecisionLayout
 from crossent.tools.score.options import ScoreOptions
 
@@ -236,6 +236,8 @@ class Reader:
             outside = no_probabilities(x) & keep
             if outside.any():
                 at = outside.argmax()
+                if percentages(x[at]):
+                    raise FileError(f"{self.logits.name}: {IN_PERCENT}")
                 raise FileError(
                     f"{self.logits.name}: row {piece.row[at]} goes from {x[at].min():.4g} to {x[at].max():.4g}, which are no "
                     "probabilities: leave out --input probs"
