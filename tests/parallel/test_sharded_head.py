@@ -1,5 +1,6 @@
 """A head whose classes lie on several processes: the loss and the gradients of one process with the whole head."""
 
+import collections
 import functools
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from ranks import pool
 from torch import distributed as dist
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent import VocabShard, linear_cross_entropy, linear_cross_entropy_stats
+from crossent.impl import load
 
 N, D, C = 24, 6, 13
 CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7)}
@@ -128,46 +131,121 @@ def test_statistics_of_a_sharded_head(ranks, size, reduction):
     ranks.assert_holds(statistics, "uneven", reduction, size)
 
 
-def sequence_parallel(reduction, size, name):
-    """Each process has a third of the rows, and their labels."""
+def _thirds():
+    each = N // 3
+    return slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+
+
+def sequence_parallel(reduction, size, name, cut="uneven", function="loss"):
+    """Each process has a third of the rows, and their labels; of rows kept apart each makes a sum of its own."""
     given, (h, w, b, y, _) = _options(name, reduction), _data()
     _force_blocks(size != "at once")
-    shard, here = _shard("uneven", sequence_parallel=True)
-    each = N // 3
-    mine = slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+    (shard, here), mine = _shard(cut, sequence_parallel=True), _thirds()
     leaves = [x.clone().requires_grad_() for x in (h, w, b)]
-    wanted = linear_cross_entropy(leaves[0], leaves[1], y, linear_bias=leaves[2], reduction=reduction, **given)
-    rows = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64).view(wanted.shape)
-    at_h, at_w, at_b = torch.autograd.grad((wanted * rows).sum(), leaves)
-    if "sample_weight" in given:
-        given["sample_weight"] = given["sample_weight"][mine].view(2, -1)
     own = [x.clone().requires_grad_() for x in (h[mine].view(2, -1, D), w[here], b[here])]
-    loss = linear_cross_entropy(
-        own[0],
-        own[1],
-        y[mine].view(2, -1),
-        linear_bias=own[2],
-        reduction=reduction,
-        shard=shard,
-        max_bytes=BYTES[size],
-        **given,
-    )
-    if reduction == "none":
-        wanted, rows = wanted[mine].view(2, -1), rows[mine].view(2, -1)
-    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
-    grads = torch.autograd.grad((loss * rows).sum(), own)
-    if reduction == "none":  # of the sum over all processes' rows
-        return [g.tolist() for g in grads], [at_h[mine].tolist(), at_w[here].tolist(), at_b[here].tolist()]
-    for a, e in zip(grads, (at_h[mine].view(2, -1, D), at_w[here], at_b[here]), strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
-    return None
+    split = {**given, "shard": shard, "max_bytes": BYTES[size]}
+    if "sample_weight" in given:
+        leaves.append(given["sample_weight"].requires_grad_())
+        own.append(leaves[3].detach()[mine].view(2, -1).clone().requires_grad_())
+        split["sample_weight"] = own[3]
+    call = linear_cross_entropy if function == "loss" else linear_cross_entropy_stats
+    wanted = call(leaves[0], leaves[1], y, linear_bias=leaves[2], reduction=reduction, **given)
+    found = call(own[0], own[1], y[mine].view(2, -1), linear_bias=own[2], reduction=reduction, **split)
+    many, ones = ([found], [wanted]) if function == "loss" else (found[:4], wanted[:4])
+    factors = torch.linspace(-1, 2, N, dtype=torch.float64)
+    total, of_all = 0.0, 0.0
+    for k, (ours, of_one) in enumerate(zip(many, ones, strict=True)):
+        rows = factors if reduction == "none" else factors[:1]
+        of_all = of_all + (k + 1) * (of_one * rows).sum()
+        if reduction == "none":
+            of_one, rows = of_one[mine].view(2, -1), rows[mine].view(2, -1)
+        torch.testing.assert_close(ours, of_one, rtol=1e-12, atol=1e-12)
+        total = total + (k + 1) * (ours * rows).sum()
+    wanted_grads = torch.autograd.grad(of_all, leaves)
+    grads = torch.autograd.grad(total, own)
+    parts = [mine, here, here, mine]
+    for a, e, part in zip(grads, wanted_grads, parts[: len(own)], strict=True):
+        torch.testing.assert_close(a, e[part].view(a.shape), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["plain", "weights and smoothing", "sample weights"])
-@pytest.mark.parametrize("size", ["at once", "blocks"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_hidden_states_may_lie_on_several_processes(ranks, reduction, size, name):
-    ranks.assert_holds(sequence_parallel, reduction, size, name)
+@pytest.mark.parametrize("size", BYTES)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_hidden_states_may_lie_on_several_processes(ranks, size, name):
+    for reduction in ("mean", "sum", "none"):
+        ranks.assert_holds(sequence_parallel, reduction, size, name)
+    ranks.assert_holds(sequence_parallel, "mean", size, name, "empty")
+
+
+@pytest.mark.parametrize("size", BYTES)
+def test_statistics_of_hidden_states_on_several_processes(ranks, size):
+    for reduction in ("mean", "none"):
+        ranks.assert_holds(sequence_parallel, reduction, size, "plain", "uneven", "statistics")
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the collectives by kind, and finds the largest that one gives or takes and the most elements of any other tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.most, self.largest = collections.Counter(), 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        kind = str(function).split(".")[1]
+        if kind in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+            self.kinds[kind] += 1
+            self.most = max(self.most, arguments[0].numel(), result.numel())
+        elif isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def sequence_traffic(reduction):
+    """Of many features and few classes, what is told and what is held of 60 rows on each process, in blocks of 3 x 4."""
+    each, features, classes = 60, 200, 9
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    h = torch.randn(each, features, generator=generator).requires_grad_()
+    y = torch.randint(classes, (each,), generator=generator)
+    shard = VocabShard.even(classes, sequence_parallel=True)
+    w = torch.randn(3, features, generator=generator).requires_grad_()
+    _force_blocks(True)
+    need = 4 * 3 * 3 * 2 * (1 + load("eager").workspace)
+    told = []
+    with Traffic() as forward:
+        loss = linear_cross_entropy(
+            h, w, y, shard=shard, max_bytes=3 * 4 * need // 3, impl="eager", reduction=reduction
+        )
+    with Traffic() as backward:
+        loss.sum().backward()
+    for traffic in (forward, backward):
+        told.append(
+            (dict(traffic.kinds), traffic.most / (each * 3 * features), traffic.largest / (each * 3 * features))
+        )
+    return told
+
+
+def test_sequences_are_gathered_and_scattered_by_block(ranks):
+    gather, scatter = "all_gather_into_tensor", "reduce_scatter_tensor"
+    for forward, backward in ranks(sequence_traffic, "mean"):
+        kinds, most, largest = forward
+        blocks = kinds[scatter]
+        assert blocks == 15
+        assert kinds == {
+            gather: 1 + 2 * blocks,
+            scatter: blocks,
+        }  # labels once; of a block its rows, and what is told of them
+        assert most == 1 / blocks
+        assert largest <= 1 / 3  # the gradient of a process's own rows
+        assert backward[0] == {}
+    for forward, backward in ranks(sequence_traffic, "none"):
+        blocks = backward[0][scatter]
+        assert forward[0] == {gather: 1 + 2 * blocks}
+        assert backward[0] == {
+            gather: 1 + blocks,
+            scatter: blocks,
+        }  # the gradients of all rows once, and the rows again
+        assert max(forward[1], backward[1]) == 1 / blocks
+        assert max(forward[2], backward[2]) <= 1 / 3
 
 
 def unreduced_input_gradient():
@@ -317,6 +395,26 @@ def kept(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_logits_of_a_shard_are_kept(ranks, reduction):
     assert max(ranks(kept, reduction)) < 0.05
+
+
+def planned_sequences(size):
+    """Compare the plan with the gathers of a call, of which each block has two and the labels one."""
+    h, w, _, y, _ = _data()
+    y = y.clamp(min=0)  # of other processes' rows a plan takes for granted that they count
+    _force_blocks(True)
+    (shard, here), mine = _shard("uneven", sequence_parallel=True), _thirds()
+    given = {"shard": shard, "max_bytes": BYTES[size], "impl": "eager"}
+    plan = crossent.linear_plan(h[mine], w[here], y[mine], **given)
+    with CommDebugMode() as counted:
+        linear_cross_entropy(h[mine], w[here], y[mine], **given)
+    return plan.blocks, (counted.get_total_counts() - 1) / 2, plan.rows
+
+
+@pytest.mark.parametrize(("size", "rows"), [("blocks", 3), ("one block", N)])
+def test_the_plan_of_a_sequence_is_what_happens(ranks, size, rows):
+    for blocks, gathered, of_block in ranks(planned_sequences, size):
+        assert blocks == gathered == N / rows
+        assert of_block == rows
 
 
 def planned(size):

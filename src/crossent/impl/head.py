@@ -91,13 +91,17 @@ def counted(head: Head, target: Target) -> Tensor | None:
     return valid.nonzero().squeeze(1)
 
 
-def block_size(head: Head, plan: Plan, size: int) -> int:
-    """Say how many of ``size`` rows are taken at a time, so that blocks are as even as they can be."""
+def most_rows(head: Head, plan: Plan) -> int:
+    """Say how many rows fit into the memory of a block, one at least."""
     logits = head.input.dtype.itemsize + (plan.target.values.dtype.itemsize if plan.teacher is not None else 0)
     workspace = _TEACHERS_WORKSPACE if plan.teacher is not None else load(plan.impl).workspace
     logits += 4 * workspace
-    most = max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
-    return ceil(size / ceil(size / most)) if size else 1
+    return max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
+
+
+def block_size(head: Head, plan: Plan, size: int) -> int:
+    """Say how many of ``size`` rows are taken at a time, so that blocks are as even as they can be."""
+    return ceil(size / ceil(size / most_rows(head, plan))) if size else 1
 
 
 def blocks(head: Head, plan: Plan, at_a_time: int = 1) -> Iterator[Block]:
@@ -105,20 +109,31 @@ def blocks(head: Head, plan: Plan, at_a_time: int = 1) -> Iterator[Block]:
     keep, valid = counted(head, plan.target), rows_that_count(plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
-    columns = head.weight.shape[0]
-    pieces = wide_pieces(head.weight, step, plan.impl)
-    memories = [
-        new(plan.impl, (min(step, size), columns), head.input) for _ in range(min(at_a_time, ceil(size / step)))
-    ]
-    for at, start in enumerate(range(0, size, step)):
-        rows: slice | Tensor | None = (
-            slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
-        )
-        if step >= size and keep is None:
-            rows = None
-        x = take(head.input, rows)
-        if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
-            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
+
+    def parts() -> Iterator[tuple[slice | Tensor | None, Tensor]]:
+        for start in range(0, size, step):
+            rows: slice | Tensor | None = (
+                slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
+            )
+            if step >= size and keep is None:
+                rows = None
+            x = take(head.input, rows)
+            if (
+                keep is None and valid is not None and not head.input.is_cpu
+            ):  # whose garbage the products would carry along
+                x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
+            yield rows, x
+
+    return formed(head, plan, parts(), min(step, size), min(at_a_time, ceil(size / step)))
+
+
+def formed(
+    head: Head, plan: Plan, parts: Iterator[tuple[slice | Tensor | None, Tensor]], most: int, at_a_time: int
+) -> Iterator[Block]:
+    """Form the logits of parts, each given as its rows and their hidden states, of ``most`` rows, in so much memory in turn."""
+    pieces = wide_pieces(head.weight, max(1, most), plan.impl)
+    memories = [new(plan.impl, (most, head.weight.shape[0]), head.input) for _ in range(at_a_time)]
+    for at, (rows, x) in enumerate(parts):
         logits = memories[at % at_a_time][: x.shape[0]]
         _form_logits(head, x, pieces, logits)
         yield Block(rows, x, logits.view(x.shape[0], *head.shape), block_target(plan, rows, head.shape))
@@ -268,17 +283,21 @@ class Gradients:
         if self.pieces is None and not load(self.impl).multiplies_in(g.dtype):
             self.pieces = WidePieces(self.head.weight, g.shape[0])
         if self.input is not None:
-            if self.pieces is not None:
-                put(self.input, block.rows, self.pieces.back(g))
-            elif isinstance(block.rows, Tensor):
-                put(self.input, block.rows, g @ self.head.weight)
-            else:
-                torch.mm(g, self.head.weight, out=self.input if block.rows is None else self.input[block.rows])
+            self._add_input(g, block)
         if self.needs[1]:
             self._add_weight(g, block.input)
         if self.needs[2]:
             total = g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
             self.bias = total if self.bias is None else self.bias.add_(total)
+
+    def _add_input(self, g: Tensor, block: Block) -> None:
+        assert self.input is not None
+        if self.pieces is not None:
+            put(self.input, block.rows, self.pieces.back(g))
+        elif isinstance(block.rows, Tensor):
+            put(self.input, block.rows, g @ self.head.weight)
+        else:
+            torch.mm(g, self.head.weight, out=self.input if block.rows is None else self.input[block.rows])
 
     def _add_weight(self, g: Tensor, x: Tensor) -> None:
         first = self.weight is None

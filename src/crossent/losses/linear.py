@@ -810,28 +810,36 @@ def _plan_of_shard(
     input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any], shard: VocabShard
 ) -> LinearPlan:
     """Say how a head that is a shard of the classes is taken apart, which is the same on all processes."""
-    from crossent.parallel.linear import bytes_of_block, share_of
+    from crossent.parallel.linear import bytes_of_block, rows_in_all, share_of
+    from crossent.parallel.sequences import rows_of_span
 
     assert isinstance(target, Tensor)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
     call = _understand(input, weight, target, given)
-    few = _few(call.head.input.shape[0] * share_of(call.head.shape, shard), input, call.max_bytes)
+    few = _few(rows_in_all(call.head.input, shard) * share_of(call.head.shape, shard), input, call.max_bytes)
     size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl)
-    return _plan(call._replace(max_bytes=size), _must_be_formed(call) or ("few logits" if few else ""))
+    call = call._replace(max_bytes=size)
+    why = _must_be_formed(call) or ("few logits" if few else "")
+    plan = _plan(call, why)
+    if not shard.sequence_parallel:
+        return plan
+    own, ranks = call.head.input.shape[0], rows_in_all(call.head.input, shard) // max(1, call.head.input.shape[0])
+    step = own if why else rows_of_span(call.head, call.plan(), own, ranks)
+    bytes_of = ranks * step * prod(call.head.shape) * input.dtype.itemsize
+    return plan._replace(blocks=0 if why else ceil(own / step), rows=ranks * step, bytes=bytes_of)
 
 
 def _loss_of_shard(
     input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
 ) -> Tensor:
     """Compute the loss of a head that is a shard of the classes."""
-    from crossent.parallel.linear import own_rows, sharded_linear
+    from crossent.parallel.linear import rows_in_all, sharded_linear
+    from crossent.parallel.sequences import own_rows
 
     call, sharded = _understand_shard(input, linear_weight, target, arguments)
-    input = call.head.input
-    few = _few(
-        input.shape[0] * sharded.share, input, call.max_bytes
-    )  # on each process, though shards may differ in size
+    input, rows = call.head.input, rows_in_all(call.head.input, sharded.shard)
+    few = _few(rows * sharded.share, input, call.max_bytes)  # on each process, though shards may differ in size
     loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
     if row_weight is not None:
         loss = reduce_rows(loss, row_weight, call.reduction)
@@ -848,7 +856,8 @@ def _statistics_of_shard(
     across: Across | None = None,
 ) -> CrossEntropyStats:
     """Compute the statistics of a head that is a shard of the classes; ``across`` completes sums over other rows."""
-    from crossent.parallel.linear import own_rows, sharded_linear_statistics
+    from crossent.parallel.linear import sharded_linear_statistics
+    from crossent.parallel.sequences import own_rows
 
     call, sharded = _understand_shard(input, linear_weight, target, arguments)
     row, counted, predicted = sharded_linear_statistics(call.head, sharded)

@@ -37,8 +37,15 @@ def start_gathering(x: Tensor, group: Any) -> Tensor:
     return gathered
 
 
+def start_scattering(x: Tensor, group: Any) -> Tensor:
+    """Begin to add up ``(P · n, ...)`` over the processes, of which each gets its ``n`` rows; ``finish`` waits for them."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    summed: Tensor = collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group))
+    return summed
+
+
 def finish(gathered: Tensor) -> Tensor:
-    """Wait for what was gathered."""
+    """Wait for what was gathered or scattered."""
     there: Tensor = collectives.wait_tensor(gathered)
     return there
 
@@ -121,8 +128,7 @@ class _GatherRows(Function):
 class _ScatterRows(Function):
     @staticmethod
     def forward(x, group):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-        return finish(collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group))).to(x.dtype)
+        return finish(start_scattering(x, group)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -131,6 +137,35 @@ class _ScatterRows(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _GatherRows.apply(grad, ctx.group), None
+
+
+class _OwnRows(Function):
+    @staticmethod
+    def forward(x, group):
+        each = x.shape[0] // processes(group)
+        return x.narrow(0, rank_in(group) * each, each).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _SharedRows.apply(grad, ctx.group), None
+
+
+class _SharedRows(Function):
+    @staticmethod
+    def forward(x, group):
+        return finish(start_gathering(x, group)).flatten(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _OwnRows.apply(grad, ctx.group), None
 
 
 def gather(x: Tensor, group: Any) -> Tensor:
@@ -149,6 +184,12 @@ def gather_rows(x: Tensor, group: Any) -> Tensor:
     """Gather the rows of all processes, each of which then uses all of them in its own way."""
     rows: Tensor = _GatherRows.apply(x, group)
     return rows
+
+
+def rows_of_process(x: Tensor, group: Any) -> Tensor:
+    """Take a process's rows of a shared tensor, for a loss that is the sum of what the processes make of their rows."""
+    own: Tensor = _OwnRows.apply(x, group)
+    return own
 
 
 # --- failing together -------------------------------------------------------------------------------------------------

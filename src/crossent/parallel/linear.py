@@ -39,6 +39,7 @@ from crossent.parallel.collectives import (
     start_gathering,
     unpack,
 )
+from crossent.parallel.sequences import ScatteredGradients, Span, of_all_rows, shared_blocks, spans
 from crossent.parallel.softmax import (
     Rows,
     Whole,
@@ -79,7 +80,18 @@ class ShardedHead:
         """Say what is asked of a block."""
         return self.rows.some(block.rows)._replace(logits=block.logits, target=block.target)
 
-    def some(self, some: slice) -> ShardedHead:
+    def blocks(self, head: Head, cut: list[Span] | None, at_a_time: int = 1) -> Iterator[Block]:
+        """Form the logits of block after block, of rows that are here, or come from all processes as ``cut`` says."""
+        plan = self.plan(head.input.dtype)
+        if cut is None:
+            return blocks(head, plan, at_a_time)
+        return shared_blocks(head, plan, cut, self.shard, at_a_time)
+
+    def cut(self, head: Head) -> list[Span] | None:
+        """Cut the rows into blocks, where each process has some of them."""
+        return spans(head, self.plan(head.input.dtype), self.shard) if self.shard.sequence_parallel else None
+
+    def some(self, some: slice | Tensor) -> ShardedHead:
         """Say what is asked of some rows."""
         return replace(self, rows=self.rows.some(some))
 
@@ -99,11 +111,11 @@ def bytes_of_block(shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dt
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _wholes(head: Head, sharded: ShardedHead) -> Any:
+def _wholes(head: Head, sharded: ShardedHead, cut: list[Span] | None) -> Any:
     """Form block after block, and put what all processes tell of its rows together, one block behind."""
     shard, first, waiting = sharded.shard, True, None
     compute = load(sharded.impl)
-    for block in blocks(head, sharded.plan(head.input.dtype), _AT_A_TIME):
+    for block in sharded.blocks(head, cut, _AT_A_TIME):
         rows = sharded.of(block)
         columns = columns_of(rows, compute.partials(block.logits, rows.first_target))
         gathered = start_gathering(pack(columns, shard.start, sharded.shape[0]), shard.group)
@@ -139,7 +151,11 @@ def _slopes(sharded: ShardedHead, block: Block, whole: Whole, grad: Tensor) -> T
     return found.logits
 
 
-def _gradients(head: Head, sharded: ShardedHead, needs: tuple[bool, ...]) -> tuple[Gradients, int]:
+def _gradients(
+    head: Head, sharded: ShardedHead, needs: tuple[bool, ...], cut: list[Span] | None
+) -> tuple[Gradients, int]:
+    if cut is not None:
+        return ScatteredGradients(head, needs, sharded.impl, cut, sharded.shard), len(cut)
     plan = sharded.plan(head.input.dtype)
     keep = counted(head, plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
@@ -158,8 +174,9 @@ class ShardedLinearSum(Function):
         head, needs = Head(input, weight, bias, sharded.shape), ctx.needs_input_grad[:3]
         u, how, given = reduction.sample_weight, reduction.how, reduction.denominator
         losses, row_weight = _zeros(sharded), _zeros(sharded)
-        gradients, count = _gradients(head, sharded, needs) if any(needs) else (None, 0)
-        for block, _, whole in _wholes(head, sharded):
+        cut = sharded.cut(head)
+        gradients, count = _gradients(head, sharded, needs, cut) if any(needs) else (None, 0)
+        for block, _, whole in _wholes(head, sharded, cut):
             put(losses, block.rows, whole.loss)
             put(row_weight, block.rows, whole.row_weight)
             if gradients is None:
@@ -205,7 +222,7 @@ class ShardedLinearRows(Function):
         head = Head(input, weight, bias, sharded.shape)
         losses, row_weight, elsewhere = (_zeros(sharded) for _ in range(3))
         lse = torch.stack([losses, losses])
-        for block, _, whole in _wholes(head, sharded):
+        for block, _, whole in _wholes(head, sharded, sharded.cut(head)):
             for to, value in ((losses, whole.loss), (row_weight, whole.row_weight), (elsewhere, whole.elsewhere)):
                 put(to, block.rows, value)
             for to, value in zip(lse, whole.lse, strict=True):
@@ -226,8 +243,9 @@ class ShardedLinearRows(Function):
             return (*_at_once(lambda head: _rows_at_once(head, sharded)[0], grad, tensors, needs, sharded), None)
         input, weight, bias = tensors
         head = Head(input, weight, bias, sharded.shape)
-        gradients = _gradients(head, sharded, needs)[0]
-        for block in blocks(head, sharded.plan(input.dtype)):
+        cut = sharded.cut(head)
+        gradients = _gradients(head, sharded, needs, cut)[0]
+        for block in sharded.blocks(head, cut):
             of_block = torch.stack([take(part, block.rows) for part in lse])
             whole = Whole(of_block, grad, grad, take(elsewhere, block.rows))
             gradients.add(block, _slopes(sharded, block, whole, take(grad, block.rows)))
@@ -248,7 +266,9 @@ def _at_once(loss: Any, grad: Tensor, tensors: Any, needs: tuple[bool, ...], sha
 def _logits(head: Head, sharded: ShardedHead) -> Rows:
     """Form all logits, where they are few or somebody differentiates what is done with them."""
     ignored = None if sharded.rows.labels is None else ~sharded.rows.hard.counted_rows(sharded.rows.logits)
-    input = head.input
+    shard, input = sharded.shard, head.input
+    if shard.sequence_parallel:
+        input = gather_rows(input, shard.group)
     if ignored is not None:  # whose garbage the products would carry along
         absent = ignored.flatten(1).all(1) if ignored.dim() > 1 else ignored
         input = input.masked_fill(absent.unsqueeze(1), 0.0)
@@ -304,29 +324,21 @@ def laid_out(call: Any, target: Target, shard: VocabShard, impl: str | None) -> 
     """Bring hidden states, labels and sample weights to where each process needs them, and give the target its part."""
     input, reduction, classes = call.head.input, call.reduction, call.head.shape
     if shard.sequence_parallel:
-        target = target._replace(values=_of_all_rows(target.values, shard))
+        target = target._replace(values=of_all_rows(target.values, shard))
         u = reduction.sample_weight
-        reduction = reduction._replace(sample_weight=None if u is None else _of_all_rows(u, shard))
-        input = gather_rows(input, shard.group)
+        reduction = reduction._replace(sample_weight=None if u is None else gather(u, shard.group).flatten(0, 1))
     elif shard.reduce_input_grad:
         input = spread(input, shard.group)
-    logits = input.new_empty(()).expand(input.shape[0], *classes)
+    logits = input.new_empty(()).expand(rows_in_all(input, shard), *classes)
     rows = rows_of(logits, target, shard)
     name = choose(logits, impl, rows.target.values, rows.target)
     call = call._replace(head=call.head._replace(input=input), reduction=reduction, target=target)
     return call, ShardedHead(rows, classes, shard, call.max_bytes, name)
 
 
-def _of_all_rows(x: Tensor, shard: VocabShard) -> Tensor:
-    return gather(x, shard.group).flatten(0, 1)
-
-
-def own_rows(x: Tensor, shard: VocabShard) -> Tensor:
-    """Take what belongs to this process's rows."""
-    if not shard.sequence_parallel:
-        return x
-    size = x.shape[0] // processes(shard.group)
-    return x.narrow(0, rank_in(shard.group) * size, size)
+def rows_in_all(input: Tensor, shard: VocabShard) -> int:
+    """Count the rows of all processes."""
+    return input.shape[0] * (processes(shard.group) if shard.sequence_parallel else 1)
 
 
 def sharded_linear(
@@ -348,16 +360,21 @@ def sharded_linear(
 
 def sharded_linear_statistics(head: Head, sharded: ShardedHead) -> Told:
     """Compute the statistics of a head's rows, some at a time; backward forms their logits, and gathers, once more."""
-    size = head.input.shape[0]
-    step = block_size(head, sharded.plan(head.input.dtype), size)
+    size, shard, plan = head.input.shape[0], sharded.shard, sharded.plan(head.input.dtype)
+    ranks = processes(shard.group) if shard.sequence_parallel else 1
+    step = ceil(block_size(head, plan, size * ranks) / ranks)
     parts = []
     for start in range(0, max(size, 1), step):
         some = slice(start, start + step)
+        rows = torch.arange(size * ranks, device=head.input.device).view(ranks, -1)[:, some].flatten()
 
-        def compute(input: Tensor, weight: Tensor, bias: Tensor | None, some: slice = some) -> tuple[Tensor, ...]:
-            part, here = sharded.some(some), Head(input, weight, bias, head.shape)
-            return told(_logits(here, part), sharded.shard)
+        def compute(
+            input: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | Tensor = some if ranks == 1 else rows
+        ) -> tuple[Tensor, ...]:
+            part, here = sharded.some(rows), Head(input, weight, bias, head.shape)
+            return told(_logits(here, part), shard)
 
-        parts.append(recomputed(compute, head.input[some], head.weight, head.bias))
-    each = [torch.cat(values) for values in zip(*parts, strict=True)]
+        of_block = recomputed(compute, head.input[some], head.weight, head.bias)
+        parts.append([values.unflatten(0, (ranks, -1)) for values in of_block])
+    each = [torch.cat(values, 1).flatten(0, 1) for values in zip(*parts, strict=True)]
     return Told.of(each)
