@@ -32,6 +32,7 @@ BYTES = {
     "blocks": 8 * 3 * 5 * 2,
     "one block": 8 * N * 5 * 4,
 }  # of two blocks of 3 rows, of an even share
+GATHER, SCATTER = "all_gather_into_tensor", "reduce_scatter_tensor"
 ranks = pool(3)
 
 
@@ -192,7 +193,7 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         result = function(*arguments, **(named or {}))
         kind = str(function).split(".")[1]
-        if kind in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+        if kind in (GATHER, SCATTER, "all_reduce"):
             self.kinds[kind] += 1
             self.most = max(self.most, arguments[0].numel(), result.numel())
         elif isinstance(result, torch.Tensor):
@@ -225,10 +226,9 @@ def sequence_traffic(reduction):
 
 
 def test_sequences_are_gathered_and_scattered_by_block(ranks):
-    gather, scatter = "all_gather_into_tensor", "reduce_scatter_tensor"
     for forward, backward in ranks(sequence_traffic, "mean"):
         kinds, most, largest = forward
-        blocks = kinds[scatter]
+        blocks = kinds[SCATTER]
         assert blocks == 15
         assert kinds == {
             gather: 1 + 2 * blocks,
@@ -238,11 +238,11 @@ def test_sequences_are_gathered_and_scattered_by_block(ranks):
         assert largest <= 1 / 3  # the gradient of a process's own rows
         assert backward[0] == {}
     for forward, backward in ranks(sequence_traffic, "none"):
-        blocks = backward[0][scatter]
-        assert forward[0] == {gather: 1 + 2 * blocks}
+        blocks = backward[0][SCATTER]
+        assert forward[0] == {GATHER: 1 + 2 * blocks}
         assert backward[0] == {
-            gather: 1 + blocks,
-            scatter: blocks,
+            GATHER: 1 + blocks,
+            SCATTER: blocks,
         }  # the gradients of all rows once, and the rows again
         assert max(forward[1], backward[1]) == 1 / blocks
         assert max(forward[2], backward[2]) <= 1 / 3
@@ -356,21 +356,90 @@ def test_what_is_wrong_on_one_process_raises_on_all(ranks, name, function):
     assert all(kind is not None and issubclass(kind, WRONG[name][0]) for kind, _ in errors), errors
 
 
-def counted(size):
-    h, w, _, y, _ = _data()
+def counted(name, soft, reduction, sequence_parallel=False):
+    """Count the collectives of a call in blocks of two rows, and those of its backward, by kind."""
+    given, (h, w, b, y, t) = _options(name, reduction), _data()
     _force_blocks(True)
-    shard, here = _shard("even")
-    own = [h.clone().requires_grad_(), w[here].clone().requires_grad_()]
-    with CommDebugMode() as forward:
-        loss = linear_cross_entropy(*own, y, shard=shard, max_bytes=BYTES[size], impl="eager")
-    with CommDebugMode() as backward:
-        loss.backward()
-    return forward.get_total_counts(), backward.get_total_counts()
+    (shard, here), mine = _shard("even", sequence_parallel=sequence_parallel), slice(None)
+    y = y.clamp(min=0)
+    if sequence_parallel:
+        mine = _thirds()
+        if "sample_weight" in given:
+            given["sample_weight"] = given["sample_weight"][mine]
+    own = [x.clone().requires_grad_() for x in (h.nan_to_num()[mine], w[here], b[here])]
+    plan = crossent.linear_plan(*own[:2], y[mine], shard=shard, max_bytes=BYTES["blocks"], impl="eager")
+    kinds = []
+    with Traffic() as forward:
+        loss = linear_cross_entropy(
+            *own[:2], t if soft else y[mine], linear_bias=own[2], shard=shard, max_bytes=BYTES["blocks"],
+            impl="eager", reduction=reduction, **given,
+        )  # fmt: skip
+    with Traffic() as backward:
+        loss.sum().backward()
+    for traffic in (forward, backward):
+        kinds.append(tuple(traffic.kinds[kind] for kind in (GATHER, SCATTER, "all_reduce")))
+    return plan.blocks, *kinds
 
 
-def test_a_gather_a_block_and_one_reduction(ranks):
-    assert ranks(counted, "one block") == [(1, 1)] * 3
-    assert ranks(counted, "blocks") == [((N - 4) / 2, 1)] * 3  # of two rows, with what torch operations take
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_gather_a_block_and_one_reduction(ranks, name, soft):
+    if soft and "margin" in MEMBERS[name]:
+        return
+    smoothed = soft or "label_smoothing" in MEMBERS[name]
+    looks = 2 if "penalty" in MEMBERS[name] and smoothed else 1  # at each block
+    for reduction in ("mean", "none"):
+        for blocks, forward, backward in ranks(counted, name, soft, reduction):
+            assert blocks == N / 2
+            assert forward == (looks * blocks, 0, 0)
+            assert backward == (0, 0, 1)
+    if soft:
+        return
+    for blocks, forward, backward in ranks(counted, name, soft, "mean", True):
+        labels = 2 if "sample_weight" in MEMBERS[name] else 1
+        assert forward == (labels + (looks + 1) * blocks, blocks, 0)
+        assert backward == (0, 0, 0)
+
+
+def twice_the_same(cut, sequence_parallel):
+    """Call every head twice, and return the bits of what all processes have."""
+    told = []
+    h, w, b, y, t = (x.float() if x.is_floating_point() else x for x in _data())
+    _force_blocks(True)
+    (shard, here), mine = _shard(cut, sequence_parallel=sequence_parallel), slice(None)
+    mine = _thirds() if sequence_parallel else slice(None)
+    for name in MEMBERS:
+        for soft in (False,) if sequence_parallel or "margin" in MEMBERS[name] else (False, True):
+            given = {
+                k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+                for k, v in _options(name, "mean").items()
+            }
+            if sequence_parallel and "sample_weight" in given:
+                given["sample_weight"] = given["sample_weight"][mine]
+            runs = []
+            for _ in range(2):
+                own = [x.clone().requires_grad_() for x in (h.nan_to_num()[mine], w[here], b[here])]
+                loss = linear_cross_entropy(
+                    *own[:2],
+                    t if soft else y[mine],
+                    linear_bias=own[2],
+                    shard=shard,
+                    max_bytes=BYTES["blocks"],
+                    **given,
+                )
+                runs.append((loss.detach(), *torch.autograd.grad(loss, own)))
+            for first, second in zip(*runs, strict=True):
+                assert torch.equal(first, second), name
+            told.append(runs[0][: 1 if sequence_parallel else 2])
+    return told
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_same_bits_twice_and_everywhere(ranks, cut, sequence_parallel):
+    first, *others = ranks(twice_the_same, cut, sequence_parallel)
+    for told in others:
+        torch.testing.assert_close(told, first, rtol=0, atol=0)
 
 
 def kept(reduction):

@@ -45,6 +45,10 @@ class Plan(NamedTuple):
     impl: str
 
 
+Part = tuple[slice | Tensor | None, Tensor]
+"""Some rows: which (None is all), and their hidden states."""
+
+
 class Block(NamedTuple):
     """Some rows: which (None is all), their hidden states, logits and target."""
 
@@ -104,39 +108,55 @@ def block_size(head: Head, plan: Plan, size: int) -> int:
     return ceil(size / ceil(size / most_rows(head, plan))) if size else 1
 
 
-def blocks(head: Head, plan: Plan, at_a_time: int = 1) -> Iterator[Block]:
-    """Form the logits of the rows that count, block after block, in the same memory, or so many in turn."""
+def blocks(head: Head, plan: Plan) -> Iterator[Block]:
+    """Form the logits of the rows that count, block after block, in the same memory."""
+    return formed(parts_that_count(head, plan), FormedInTurn(head, plan))
+
+
+def formed(parts: Iterator[Part], form: FormedInTurn) -> Iterator[Block]:
+    """Form the logits of one part after the other."""
+    for rows, x in parts:
+        yield form(rows, x)
+
+
+def parts_that_count(head: Head, plan: Plan) -> Iterator[Part]:
+    """Cut the rows that count into parts, of which no later one is larger than the first."""
     keep, valid = counted(head, plan.target), rows_that_count(plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
-
-    def parts() -> Iterator[tuple[slice | Tensor | None, Tensor]]:
-        for start in range(0, size, step):
-            rows: slice | Tensor | None = (
-                slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
-            )
-            if step >= size and keep is None:
-                rows = None
-            x = take(head.input, rows)
-            if (
-                keep is None and valid is not None and not head.input.is_cpu
-            ):  # whose garbage the products would carry along
-                x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
-            yield rows, x
-
-    return formed(head, plan, parts(), min(step, size), min(at_a_time, ceil(size / step)))
+    for start in range(0, size, step):
+        rows: slice | Tensor | None = (
+            slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
+        )
+        if step >= size and keep is None:
+            rows = None
+        x = take(head.input, rows)
+        if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
+            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
+        yield rows, x
 
 
-def formed(
-    head: Head, plan: Plan, parts: Iterator[tuple[slice | Tensor | None, Tensor]], most: int, at_a_time: int
-) -> Iterator[Block]:
-    """Form the logits of parts, each given as its rows and their hidden states, of ``most`` rows, in so much memory in turn."""
-    pieces = wide_pieces(head.weight, max(1, most), plan.impl)
-    memories = [new(plan.impl, (most, head.weight.shape[0]), head.input) for _ in range(at_a_time)]
-    for at, (rows, x) in enumerate(parts):
-        logits = memories[at % at_a_time][: x.shape[0]]
-        _form_logits(head, x, pieces, logits)
-        yield Block(rows, x, logits.view(x.shape[0], *head.shape), block_target(plan, rows, head.shape))
+class FormedInTurn:
+    """Forms the logits of parts, of which no later one is larger than the first, in so many pieces of memory in turn."""
+
+    def __init__(self, head: Head, plan: Plan, at_a_time: int = 1) -> None:
+        self.head, self.plan, self.at_a_time = head, plan, at_a_time
+        self.memories: list[Tensor] = []
+        self.pieces: WidePieces | None = None
+        self.most = 0
+
+    def __call__(self, rows: slice | Tensor | None, x: Tensor) -> Block:
+        """Form a block of rows and their hidden states."""
+        head, size = self.head, x.shape[0]
+        if not self.most:
+            self.most, self.pieces = size, wide_pieces(head.weight, max(1, size), self.plan.impl)
+        if len(self.memories) < self.at_a_time:
+            self.memories.append(new(self.plan.impl, (self.most, head.weight.shape[0]), head.input))
+        else:
+            self.memories.append(self.memories.pop(0))
+        logits = self.memories[-1][:size]
+        _form_logits(head, x, self.pieces, logits)
+        return Block(rows, x, logits.view(size, *head.shape), block_target(self.plan, rows, head.shape))
 
 
 class WidePieces:

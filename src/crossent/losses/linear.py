@@ -764,13 +764,14 @@ def _reduced(call: _Call) -> Tensor:
 
 
 def _understand_shard(
-    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any], loss: str
 ) -> tuple[_Call, ShardedHead]:
     """Understand a call whose head is a shard of the classes; its hidden states are then where they are needed."""
     from crossent.parallel import linear as parallel  # torch's collectives take 0.2 s to import
+    from crossent.parallel.agreement import agreeing
 
     shard = checked_shard(arguments["shard"])
-    with parallel.agreeing(shard, input):
+    with agreeing(shard, input) as said:
         if isinstance(target, Teacher):
             raise TypeError("target must be a torch.Tensor where shard is given, got a crossent.Teacher")
         if isinstance(linear_weight, nn.Module):
@@ -790,6 +791,11 @@ def _understand_shard(
             parallel.check_sequence_parallel(described, call.shift)
         if described.indices and readable(described.values):
             described.raise_if_out_of_range(shard.classes)
+        said.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
+        said.asks(
+            described, call.reduction, shard.sequence_parallel, input=call.head.input, linear_bias=call.head.bias,
+            shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
+        )  # fmt: skip
     return parallel.laid_out(call, described, shard, arguments.get("impl"))
 
 
@@ -837,7 +843,7 @@ def _loss_of_shard(
     from crossent.parallel.linear import rows_in_all, sharded_linear
     from crossent.parallel.sequences import own_rows
 
-    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy")
     input, rows = call.head.input, rows_in_all(call.head.input, sharded.shard)
     few = _few(rows * sharded.share, input, call.max_bytes)  # on each process, though shards may differ in size
     loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
@@ -859,7 +865,7 @@ def _statistics_of_shard(
     from crossent.parallel.linear import sharded_linear_statistics
     from crossent.parallel.sequences import own_rows
 
-    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy_stats")
     row, counted, predicted = sharded_linear_statistics(call.head, sharded)
     reduction = call.reduction._replace(across=across)
     if reduction.how == "none":

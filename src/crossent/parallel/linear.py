@@ -8,7 +8,6 @@ backward forms the logits once more, and needs nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
@@ -18,12 +17,25 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from crossent.core.modes import plain, readable
+from crossent.core.modes import plain
 from crossent.core.reduction import Reduction, ordered_sum, over, reduce_rows, times
 from crossent.core.shard import VocabShard
 from crossent.core.target import Target
 from crossent.impl import choose, formulas, load
-from crossent.impl.head import Block, Gradients, Head, Plan, block_size, blocks, counted, put, take
+from crossent.impl.head import (
+    Block,
+    FormedInTurn,
+    Gradients,
+    Head,
+    Part,
+    Plan,
+    block_size,
+    counted,
+    formed,
+    parts_that_count,
+    put,
+    take,
+)
 from crossent.ops.library import differentiated
 from crossent.ops.linear import scaled, transform_under_way
 from crossent.parallel.collectives import (
@@ -32,23 +44,24 @@ from crossent.parallel.collectives import (
     gather_rows,
     pack,
     processes,
-    raise_together,
     rank_in,
-    reaches_cpus,
     spread,
     start_gathering,
     unpack,
 )
-from crossent.parallel.sequences import ScatteredGradients, Span, of_all_rows, shared_blocks, spans
+from crossent.parallel.sequences import ScatteredGradients, Span, gathered_parts, of_all_rows, spans
 from crossent.parallel.softmax import (
+    NUMBERS,
     Rows,
     Whole,
-    check_headers,
     columns_of,
+    computed,
     looked_again,
+    raise_failed,
     row_losses,
     rows_of,
     together,
+    written_out,
 )
 from crossent.parallel.statistics import Told, recomputed, told
 
@@ -76,16 +89,10 @@ class ShardedHead:
             self.rows.target, None, bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl), self.impl
         )
 
-    def of(self, block: Block) -> Rows:
-        """Say what is asked of a block."""
-        return self.rows.some(block.rows)._replace(logits=block.logits, target=block.target)
-
-    def blocks(self, head: Head, cut: list[Span] | None, at_a_time: int = 1) -> Iterator[Block]:
-        """Form the logits of block after block, of rows that are here, or come from all processes as ``cut`` says."""
+    def parts(self, head: Head, cut: list[Span] | None) -> Iterator[Part]:
+        """Give part after part of rows that are here, or that come from all processes as ``cut`` says."""
         plan = self.plan(head.input.dtype)
-        if cut is None:
-            return blocks(head, plan, at_a_time)
-        return shared_blocks(head, plan, cut, self.shard, at_a_time)
+        return parts_that_count(head, plan) if cut is None else gathered_parts(head, plan, cut, self.shard)
 
     def cut(self, head: Head) -> list[Span] | None:
         """Cut the rows into blocks, where each process has some of them."""
@@ -113,27 +120,39 @@ def bytes_of_block(shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dt
 
 def _wholes(head: Head, sharded: ShardedHead, cut: list[Span] | None) -> Any:
     """Form block after block, and put what all processes tell of its rows together, one block behind."""
-    shard, first, waiting = sharded.shard, True, None
-    compute = load(sharded.impl)
-    for block in sharded.blocks(head, cut, _AT_A_TIME):
-        rows = sharded.of(block)
-        columns = columns_of(rows, compute.partials(block.logits, rows.first_target))
-        gathered = start_gathering(pack(columns, shard.start, sharded.shape[0]), shard.group)
+    form, compute = FormedInTurn(head, sharded.plan(head.input.dtype), _AT_A_TIME), load(sharded.impl)
+    waiting = None
+    for rows, x in sharded.parts(head, cut):
+        asked, block = sharded.rows.some(rows), None
+
+        def partials(rows: Any = rows, x: Tensor = x, asked: Rows = asked) -> Tensor:
+            nonlocal block
+            block = form(rows, x)
+            asked = asked._replace(logits=block.logits, target=block.target)
+            return columns_of(asked, compute.partials(block.logits, asked.first_target))
+
+        columns, error = computed(asked, NUMBERS, partials)
+        gathered = start_gathering(pack(columns, error is not None), sharded.shard.group)
         if waiting is not None:
-            yield _put_together(*waiting, shard, first)
-            first = False
-        waiting = (block, rows, gathered, columns.shape)
+            yield _put_together(*waiting, sharded)
+        waiting = (block, asked, gathered, columns.shape, error)
     if waiting is not None:
-        yield _put_together(*waiting, shard, first)
+        yield _put_together(*waiting, sharded)
 
 
 def _put_together(
-    block: Block, rows: Rows, gathered: Tensor, shape: torch.Size, shard: VocabShard, first: bool
-) -> tuple[Block, Rows, Whole]:
-    headers, columns = unpack(finish(gathered), shape)
-    if first and readable(headers):
-        check_headers(headers, shard)
-    return block, rows, looked_again(rows, together(rows, columns, rank_in(shard.group)), shard)
+    block: Block | None,
+    asked: Rows,
+    gathered: Tensor,
+    shape: torch.Size,
+    error: Exception | None,
+    sharded: ShardedHead,
+) -> tuple[Block, Whole]:
+    failed, columns = unpack(finish(gathered), shape)
+    raise_failed(failed, error, sharded.shard)
+    assert block is not None
+    rows = asked._replace(logits=block.logits, target=block.target)
+    return block, looked_again(rows, together(rows, columns, rank_in(sharded.shard.group)), sharded.shard)
 
 
 def _zeros(sharded: ShardedHead) -> Tensor:
@@ -176,7 +195,7 @@ class ShardedLinearSum(Function):
         losses, row_weight = _zeros(sharded), _zeros(sharded)
         cut = sharded.cut(head)
         gradients, count = _gradients(head, sharded, needs, cut) if any(needs) else (None, 0)
-        for block, _, whole in _wholes(head, sharded, cut):
+        for block, whole in _wholes(head, sharded, cut):
             put(losses, block.rows, whole.loss)
             put(row_weight, block.rows, whole.row_weight)
             if gradients is None:
@@ -222,7 +241,7 @@ class ShardedLinearRows(Function):
         head = Head(input, weight, bias, sharded.shape)
         losses, row_weight, elsewhere = (_zeros(sharded) for _ in range(3))
         lse = torch.stack([losses, losses])
-        for block, _, whole in _wholes(head, sharded, sharded.cut(head)):
+        for block, whole in _wholes(head, sharded, sharded.cut(head)):
             for to, value in ((losses, whole.loss), (row_weight, whole.row_weight), (elsewhere, whole.elsewhere)):
                 put(to, block.rows, value)
             for to, value in zip(lse, whole.lse, strict=True):
@@ -245,7 +264,7 @@ class ShardedLinearRows(Function):
         head = Head(input, weight, bias, sharded.shape)
         cut = sharded.cut(head)
         gradients = _gradients(head, sharded, needs, cut)[0]
-        for block in sharded.blocks(head, cut):
+        for block in formed(sharded.parts(head, cut), FormedInTurn(head, sharded.plan(input.dtype))):
             of_block = torch.stack([take(part, block.rows) for part in lse])
             whole = Whole(of_block, grad, grad, take(elsewhere, block.rows))
             gradients.add(block, _slopes(sharded, block, whole, take(grad, block.rows)))
@@ -282,26 +301,6 @@ def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
 # --- what losses call -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def agreeing(shard: VocabShard, input: Any) -> Iterator[None]:
-    """Hear of what is wrong on another process before the first block, where nobody has to wait for a device to know."""
-    if not (readable(input) if isinstance(input, Tensor) else reaches_cpus(shard.group)):
-        yield
-        return
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    rows = input.shape[:-1].numel() if isinstance(input, Tensor) and input.dim() else 0
-    mine = torch.tensor([error is not None, rows], dtype=torch.int64, device="cpu")
-    failed, sizes = finish(start_gathering(mine, shard.group)).unbind(1)
-    if failed.any():
-        raise_together(error, shard.group)
-    if (sizes != rows).any():
-        raise ValueError(f"input must have as many rows on each process of the shard's group, got {sizes.tolist()}")
-
-
 def check_sequence_parallel(target: Target, shift: int) -> None:
     """Refuse what cannot be told apart where each process has its own rows and its own classes."""
     if not target.indices:
@@ -330,7 +329,7 @@ def laid_out(call: Any, target: Target, shard: VocabShard, impl: str | None) -> 
     elif shard.reduce_input_grad:
         input = spread(input, shard.group)
     logits = input.new_empty(()).expand(rows_in_all(input, shard), *classes)
-    rows = rows_of(logits, target, shard)
+    rows = written_out(rows_of(logits, target, shard), shard)
     name = choose(logits, impl, rows.target.values, rows.target)
     call = call._replace(head=call.head._replace(input=input), reduction=reduction, target=target)
     return call, ShardedHead(rows, classes, shard, call.max_bytes, name)

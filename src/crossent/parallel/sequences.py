@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from crossent.core.shard import VocabShard
-from crossent.impl.head import Block, Gradients, Head, Plan, formed, most_rows, rows_that_count, take
+from crossent.impl.head import Block, Gradients, Head, Part, Plan, most_rows, rows_that_count, take
 from crossent.parallel.collectives import (
     finish,
-    rows_of_process,
     processes,
     rank_in,
+    rows_of_process,
     start_gathering,
     start_scattering,
 )
@@ -82,25 +82,21 @@ def spans(head: Head, plan: Plan, shard: VocabShard) -> list[Span]:
     return [Span(tuple(rows[start : start + step] for rows in keep)) for start in range(0, longest, step)]
 
 
-def shared_blocks(head: Head, plan: Plan, cut: list[Span], shard: VocabShard, at_a_time: int) -> Iterator[Block]:
-    """Form the logits of blocks of the rows of all processes, each of which has been gathered behind the one before."""
+def gathered_parts(head: Head, plan: Plan, cut: list[Span], shard: VocabShard) -> Iterator[Part]:
+    """Give the rows of all processes part after part, each of which is gathered while the one before is worked on."""
     each, rank, valid = head.input.shape[0], rank_in(shard.group), rows_that_count(plan.target)
 
     def send(span: Span) -> Tensor:
         return start_gathering(span.padded(take(head.input, span.own[rank])), shard.group)
 
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        coming = send(cut[0]) if cut else None
-        for at, span in enumerate(cut):
-            assert coming is not None
-            arrived, coming = coming, send(cut[at + 1]) if at + 1 < len(cut) else None
-            rows, x = span.rows(each), span.joined(finish(arrived))
-            if valid is not None and not x.is_cpu:  # whose garbage the products would carry along
-                x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
-            yield rows, x
-
-    most = max((sum(span.sizes) for span in cut), default=0)
-    return formed(head, plan, parts(), most, min(at_a_time, len(cut)))
+    coming = send(cut[0]) if cut else None
+    for at, span in enumerate(cut):
+        assert coming is not None
+        arrived, coming = coming, send(cut[at + 1]) if at + 1 < len(cut) else None
+        rows, x = span.rows(each), span.joined(finish(arrived))
+        if valid is not None and not x.is_cpu:  # whose garbage the products would carry along
+            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
+        yield rows, x
 
 
 class ScatteredGradients(Gradients):
