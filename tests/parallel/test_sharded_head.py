@@ -231,8 +231,8 @@ def test_sequences_are_gathered_and_scattered_by_block(ranks):
         blocks = kinds[SCATTER]
         assert blocks == 15
         assert kinds == {
-            gather: 1 + 2 * blocks,
-            scatter: blocks,
+            GATHER: 1 + 2 * blocks,
+            SCATTER: blocks,
         }  # labels once; of a block its rows, and what is told of them
         assert most == 1 / blocks
         assert largest <= 1 / 3  # the gradient of a process's own rows

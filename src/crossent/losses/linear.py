@@ -402,10 +402,14 @@ def _understand(
     size = prod(lead)
     if teacher is not None:
         values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
+    elif described.indices:
+        values = described.values.reshape(size, *classes[1:])  # without the rows of which a mask allows no class
     else:
-        values = target.to(described.values.dtype).reshape((size, *(classes if not described.indices else classes[1:])))
+        values = target.to(described.values.dtype).reshape(size, *classes)
+    valid = described.valid
     described = described._replace(
         values=values,
+        valid=None if valid is None else valid.reshape(size, *classes[1:]),
         logit_bias=_rows_of(described.logit_bias, arguments.get("logit_bias"), size, classes),
         class_mask=_rows_of(described.class_mask, arguments.get("class_mask"), size, classes),
     )
@@ -695,7 +699,8 @@ def _row_weights(call: _Call) -> Tensor:
     """Compute what each row adds to the divisor of a mean."""
     target, dtype = call.target, torch.promote_types(call.head.input.dtype, torch.float32)
     if not target.indices:
-        return torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
+        ones = torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
+        return ones if target.valid is None else ones * target.valid
     valid = target.values != target.settings.ignore_index
     if target.weight is None:
         return valid.to(dtype)
