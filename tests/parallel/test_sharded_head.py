@@ -108,6 +108,81 @@ def test_a_sharded_head_is_the_whole_head(ranks, name, size, soft):
                 torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
 
 
+def _teachers(whole):
+    """Return a teacher of another width, whose head is whole or is a shard as the student's."""
+    generator = torch.Generator().manual_seed(5)
+    h, w, b = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((N, 4), (C, 4), (C,)))
+    return crossent.Teacher(h, w[whole], b[whole], 1.7)
+
+
+def taught(name, cut, size, twice=False):
+    """Hold what a teacher's classes on several processes teach to what they do on one, and count what is told."""
+    given, (h, w, b, _, _) = _options(name, "none"), _data()
+    if name == "a mask":
+        mask = torch.arange(N * C).view(N, C) % 4 != 1
+        mask[3] = False
+        given.update(class_mask=mask, label_smoothing=0.1)
+    _force_blocks(size != "at once")
+    shard, here = _shard(cut)
+    for reduction in ("mean", "none"):
+        found = []
+        for part in (slice(None), here):
+            leaves = [x.nan_to_num().clone().requires_grad_() for x in (h, w[part], b[part])]
+            more = {"shard": shard, "max_bytes": BYTES[size]} if part is here else {}
+            teacher = _teachers(part if size == "blocks" else slice(None))  # the shard's part, or whole
+            call = (*leaves[:2], teacher)
+            options = {"linear_bias": leaves[2], "reduction": reduction, **given, **more}
+            loss = linear_cross_entropy(*call, **options)
+            rows = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+            grads = torch.autograd.grad((loss * rows).sum(), leaves, create_graph=twice)
+            if twice:
+                grads = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+            stats = linear_cross_entropy_stats(*call, **options)
+            found.append((loss.detach(), grads, [value.detach() for value in stats]))
+        (wanted, (at_h, at_w, at_b), told), (ours, grads, own_told) = found
+        torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(own_told, told, rtol=1e-11, atol=1e-12)
+        for a, e in zip(grads, (at_h, at_w[here], at_b[here]), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", BYTES)
+@pytest.mark.parametrize("name", [name for name in MEMBERS if "margin" not in name and "denominator" not in name])
+def test_a_teacher_may_lie_on_several_processes(ranks, name, size):
+    ranks.assert_holds(taught, name, "empty" if size == "blocks" else "uneven", size)
+
+
+def test_second_derivatives_of_what_a_teacher_teaches(ranks):
+    ranks.assert_holds(taught, "weights and smoothing", "uneven", "blocks", True)
+
+
+def teacher_traffic():
+    h, w, _, _, _ = _data()
+    _force_blocks(True)
+    shard, here = _shard("even")
+    own = [h.nan_to_num().requires_grad_(), w[here].clone().requires_grad_()]
+    given = {"shard": shard, "max_bytes": 8 * BYTES["blocks"], "impl": "eager"}
+    plan = crossent.linear_plan(*own, _teachers(here), **given)
+    with Traffic() as forward:
+        loss = linear_cross_entropy(*own, _teachers(here), **given)
+    with Traffic() as backward:
+        loss.backward()
+    refusal = ""
+    try:
+        linear_cross_entropy(*own, _teachers(here), shard=_shard("even", sequence_parallel=True)[0])
+    except RuntimeError as error:
+        refusal = str(error)
+    return plan.blocks, dict(forward.kinds), dict(backward.kinds), refusal
+
+
+def test_a_teacher_takes_one_more_gather_a_block(ranks):
+    for blocks, forward, backward, refusal in ranks(teacher_traffic):
+        assert blocks > 1
+        assert forward == {GATHER: 2 * blocks}
+        assert backward == {"all_reduce": 1}
+        assert "a teacher: gather the hidden states" in refusal
+
+
 def statistics(cut, reduction, size):
     h, w, b, y, _ = _data()
     _force_blocks(size != "at once")

@@ -20,7 +20,7 @@ from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
-_TEACHERS_WORKSPACE = (
+TEACHERS_WORKSPACE = (
     6  # tensors in float32, as large as a block of logits, that a teacher's probabilities take on their way
 )
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
@@ -98,7 +98,7 @@ def counted(head: Head, target: Target) -> Tensor | None:
 def most_rows(head: Head, plan: Plan) -> int:
     """Say how many rows fit into the memory of a block, one at least."""
     logits = head.input.dtype.itemsize + (plan.target.values.dtype.itemsize if plan.teacher is not None else 0)
-    workspace = _TEACHERS_WORKSPACE if plan.teacher is not None else load(plan.impl).workspace
+    workspace = TEACHERS_WORKSPACE if plan.teacher is not None else load(plan.impl).workspace
     logits += 4 * workspace
     return max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
 
@@ -267,15 +267,23 @@ def teacher_probabilities(
     teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
 ) -> Tensor:
     """Compute ``softmax(z / T)`` of the teacher's logits over the classes that these rows allow, in float32 or wider."""
+    z = teacher_logits(teacher, rows, shape, impl, mask)
+    return z.softmax(1, dtype=z.dtype)
+
+
+def teacher_logits(
+    teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
+) -> Tensor:
+    """Compute ``z / T`` of the teacher's logits, minus infinity where a mask forbids a class, in float32 or wider."""
     x, wide = take(teacher.input, rows), torch.promote_types(teacher.input.dtype, torch.float32)
     z = x.new_empty((x.shape[0], teacher.weight.shape[0]))
     head = Head(x, teacher.weight, teacher.bias, shape)
-    _form_logits(head, x, wide_pieces(teacher.weight, x.shape[0], impl), z)
-    z = z.view(-1, *shape).to(wide).div_(teacher.temperature)
+    _form_logits(head, x, wide_pieces(teacher.weight, max(1, x.shape[0]), impl), z)
+    z = z.view(x.shape[0], *shape).to(wide).div_(teacher.temperature)
     if mask is not None:
         mask = mask.reshape([-1] + [1] * (z.dim() - 2)) if mask.dim() == 1 else mask
         z.masked_fill_(~mask, -torch.inf)
-    return z.softmax(1, dtype=wide)
+    return z
 
 
 class Gradients:

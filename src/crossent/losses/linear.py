@@ -777,8 +777,6 @@ def _understand_shard(
 
     shard = checked_shard(arguments["shard"])
     with agreeing(shard, input) as said:
-        if isinstance(target, Teacher):
-            raise TypeError("target must be a torch.Tensor where shard is given, got a crossent.Teacher")
         if isinstance(linear_weight, nn.Module):
             input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
             arguments = {**arguments, "linear_bias": bias}
@@ -792,6 +790,9 @@ def _understand_shard(
             laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
             mask = _rows_of(laid_out, mask, prod(lead), classes)
         described = call.target._replace(class_mask=mask)
+        if call.teacher is not None:  # its probabilities come with each block
+            like = call.head.input.detach().new_empty((), dtype=call.target.values.dtype)
+            described = described._replace(values=like.expand(prod(lead), *classes))
         if shard.sequence_parallel:
             parallel.check_sequence_parallel(described, call.shift)
         if described.indices and readable(described.values):
@@ -800,19 +801,30 @@ def _understand_shard(
         said.asks(
             described, call.reduction, shard.sequence_parallel, input=call.head.input, linear_bias=call.head.bias,
             shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
+            teacher=None if call.teacher is None else call.teacher.temperature,
         )  # fmt: skip
     return parallel.laid_out(call, described, shard, arguments.get("impl"))
 
 
 def _own_classes(
-    arguments: dict[str, Any], target: Tensor, axis: int, size: int, shard: VocabShard
-) -> tuple[dict[str, Any], Tensor]:
+    arguments: dict[str, Any], target: Tensor | Teacher, axis: int, size: int, shard: VocabShard
+) -> tuple[dict[str, Any], Tensor | Teacher]:
     """Take this shard's part of everything that has classes."""
     given = {name: value for name, value in arguments.items() if name != "shard"}
     for name in ("weight", "logit_bias", "class_mask"):
         if isinstance(value := given.get(name), Tensor):
             given[name] = shard.part(value, 0 if value.dim() == 1 else axis, size)
-    if isinstance(target, Tensor) and target.is_floating_point():
+    if isinstance(target, Teacher):
+        if isinstance(target.weight, nn.Module):
+            with torch.no_grad():
+                target = Teacher(*head_of(target.weight, target.input, target.bias), target.temperature)
+        parts = {
+            name: shard.part(t, 0, size)
+            for name, t in target._asdict().items()
+            if name in ("weight", "bias") and t is not None
+        }
+        target = target._replace(**parts)
+    elif isinstance(target, Tensor) and target.is_floating_point():
         target = shard.part(target, axis, size)
     return given, target
 
@@ -824,13 +836,13 @@ def _plan_of_shard(
     from crossent.parallel.linear import bytes_of_block, rows_in_all, share_of
     from crossent.parallel.sequences import rows_of_span
 
-    assert isinstance(target, Tensor)
+    taught = isinstance(target, Teacher)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
     call = _understand(input, weight, target, given)
     few = _few(rows_in_all(call.head.input, shard) * share_of(call.head.shape, shard), input, call.max_bytes)
-    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl)
-    call = call._replace(max_bytes=size)
+    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, taught)
+    call = call._replace(max_bytes=size, teacher=None)  # whose workspace the size allows for
     why = _must_be_formed(call) or ("few logits" if few else "")
     plan = _plan(call, why)
     if not shard.sequence_parallel:

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from crossent.core.modes import plain
 from crossent.core.reduction import Reduction, ordered_sum, over, reduce_rows, times
 from crossent.core.shard import VocabShard
-from crossent.core.target import Target
+from crossent.core.target import Target, Teacher
 from crossent.impl import choose, formulas, load
 from crossent.impl.head import (
+    TEACHERS_WORKSPACE,
     Block,
     FormedInTurn,
     Gradients,
@@ -64,6 +65,7 @@ from crossent.parallel.softmax import (
     written_out,
 )
 from crossent.parallel.statistics import Told, recomputed, told
+from crossent.parallel.teachers import taught
 
 _AT_A_TIME = 2  # blocks: the losses of one are told while the logits of the next are formed
 
@@ -77,6 +79,7 @@ class ShardedHead:
     shard: VocabShard
     max_bytes: int
     impl: str
+    teacher: Teacher | None = None  # whose probabilities are formed with each block; rows.target has none then
 
     @property
     def share(self) -> int:
@@ -85,8 +88,15 @@ class ShardedHead:
 
     def plan(self, dtype: torch.dtype) -> Plan:
         """Say how many rows make a block, which is the same on all processes."""
-        return Plan(
-            self.rows.target, None, bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl), self.impl
+        size = bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl, self.teacher is not None)
+        return Plan(self.rows.target, None, size, self.impl)
+
+    def taught(self, asked: Rows, rows: slice | Tensor | None) -> Rows:
+        """Give some rows the probabilities of their teacher, if they have one, of whom the processes tell each other."""
+        return (
+            asked
+            if self.teacher is None
+            else taught(asked, _some_rows(self.teacher, rows), self.shape, self.shard, self.impl)
         )
 
     def parts(self, head: Head, cut: list[Span] | None) -> Iterator[Part]:
@@ -100,7 +110,12 @@ class ShardedHead:
 
     def some(self, some: slice | Tensor) -> ShardedHead:
         """Say what is asked of some rows."""
-        return replace(self, rows=self.rows.some(some))
+        teacher = None if self.teacher is None else _some_rows(self.teacher, some)
+        return replace(self, rows=self.rows.some(some), teacher=teacher)
+
+
+def _some_rows(teacher: Teacher, rows: slice | Tensor | None) -> Teacher:
+    return teacher._replace(input=take(teacher.input, rows))
 
 
 def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
@@ -108,10 +123,12 @@ def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
     return ceil(shard.classes / processes(shard.group)) * prod(shape[1:])
 
 
-def bytes_of_block(shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str) -> int:
+def bytes_of_block(
+    shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str, teacher: bool = False
+) -> int:
     """Say how large a block is here: as many rows on all processes as fit an even share of the classes, some blocks at a time."""
     each = dtype.itemsize + 4 * load(impl).workspace
-    rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * each))
+    rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * (each + 4 * TEACHERS_WORKSPACE * teacher)))
     return rows * max(1, prod(shape) * each)
 
 
@@ -123,11 +140,12 @@ def _wholes(head: Head, sharded: ShardedHead, cut: list[Span] | None) -> Any:
     form, compute = FormedInTurn(head, sharded.plan(head.input.dtype), _AT_A_TIME), load(sharded.impl)
     waiting = None
     for rows, x in sharded.parts(head, cut):
-        asked, block = sharded.rows.some(rows), None
+        asked, block = sharded.taught(sharded.rows.some(rows), rows), None
 
         def partials(rows: Any = rows, x: Tensor = x, asked: Rows = asked) -> Tensor:
             nonlocal block
             block = form(rows, x)
+            block = block if sharded.teacher is None else block._replace(target=asked.target)
             asked = asked._replace(logits=block.logits, target=block.target)
             return columns_of(asked, compute.partials(block.logits, asked.first_target))
 
@@ -265,6 +283,8 @@ class ShardedLinearRows(Function):
         cut = sharded.cut(head)
         gradients = _gradients(head, sharded, needs, cut)[0]
         for block in formed(sharded.parts(head, cut), FormedInTurn(head, sharded.plan(input.dtype))):
+            if sharded.teacher is not None:
+                block = block._replace(target=sharded.taught(sharded.rows.some(block.rows), block.rows).target)
             of_block = torch.stack([take(part, block.rows) for part in lse])
             whole = Whole(of_block, grad, grad, take(elsewhere, block.rows))
             gradients.add(block, _slopes(sharded, block, whole, take(grad, block.rows)))
@@ -291,7 +311,8 @@ def _logits(head: Head, sharded: ShardedHead) -> Rows:
     if ignored is not None:  # whose garbage the products would carry along
         absent = ignored.flatten(1).all(1) if ignored.dim() > 1 else ignored
         input = input.masked_fill(absent.unsqueeze(1), 0.0)
-    return sharded.rows._replace(logits=F.linear(input, head.weight, head.bias).view(input.shape[0], *sharded.shape))
+    logits = F.linear(input, head.weight, head.bias).view(input.shape[0], *sharded.shape)
+    return sharded.taught(sharded.rows, None)._replace(logits=logits)
 
 
 def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
@@ -305,8 +326,8 @@ def check_sequence_parallel(target: Target, shift: int) -> None:
     """Refuse what cannot be told apart where each process has its own rows and its own classes."""
     if not target.indices:
         raise RuntimeError(
-            "sequence_parallel takes class indices, got probabilities: gather the hidden states and give each process its "
-            "classes of all rows"
+            "sequence_parallel takes class indices, got probabilities or a teacher: gather the hidden states and give each process "
+            "its classes of all rows"
         )
     if any(t is not None and t.dim() > 1 for t in (target.logit_bias, target.class_mask)):
         raise RuntimeError(
@@ -329,10 +350,12 @@ def laid_out(call: Any, target: Target, shard: VocabShard, impl: str | None) -> 
     elif shard.reduce_input_grad:
         input = spread(input, shard.group)
     logits = input.new_empty(()).expand(rows_in_all(input, shard), *classes)
-    rows = written_out(rows_of(logits, target, shard), shard)
+    rows = rows_of(logits, target, shard)
+    if call.teacher is None:  # else with each block
+        rows = written_out(rows, shard)
     name = choose(logits, impl, rows.target.values, rows.target)
     call = call._replace(head=call.head._replace(input=input), reduction=reduction, target=target)
-    return call, ShardedHead(rows, classes, shard, call.max_bytes, name)
+    return call, ShardedHead(rows, classes, shard, call.max_bytes, name, call.teacher)
 
 
 def rows_in_all(input: Tensor, shard: VocabShard) -> int:
