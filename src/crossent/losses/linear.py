@@ -320,9 +320,8 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
         weights, u = _row_weights(call), call.reduction.sample_weight
         own = ordered_sum(weights if u is None else weights * u)
     else:
-        own = own_weight(
-            target, given, weight, whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
-        )
+        ignored, rows = whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
+        own = own_weight(target, given, weight, ignored, rows, input.dim() - 1, part.shard)
     return {**given, "denominator": across.spread(across(own)[0])}
 
 
@@ -818,12 +817,8 @@ def _own_classes(
         if isinstance(target.weight, nn.Module):
             with torch.no_grad():
                 target = Teacher(*head_of(target.weight, target.input, target.bias), target.temperature)
-        parts = {
-            name: shard.part(t, 0, size)
-            for name, t in target._asdict().items()
-            if name in ("weight", "bias") and t is not None
-        }
-        target = target._replace(**parts)
+        bias = target.bias if target.bias is None else shard.part(target.bias, 0, size)
+        target = target._replace(weight=shard.part(target.weight, 0, size), bias=bias)
     elif isinstance(target, Tensor) and target.is_floating_point():
         target = shard.part(target, axis, size)
     return given, target
