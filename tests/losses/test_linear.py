@@ -820,3 +820,36 @@ print(loss.item().hex(), hashlib.sha256(rows.detach().numpy().tobytes()).hexdige
 
 def test_json_of_a_plan():
     assert json.loads(json.dumps(linear_plan(h, W, y)._asdict()))["impl"] in IMPLS
+
+
+@pytest.mark.parametrize("few", [0, 1 << 20], ids=["blocks", "at once"])
+@pytest.mark.parametrize("kind", ["indices", "probabilities", "a teacher"])
+def test_rows_of_which_a_mask_allows_nothing_do_not_count(monkeypatch, kind, few):
+    monkeypatch.setattr("crossent.losses.linear.FEW", few)
+    generator = torch.Generator().manual_seed(0)
+    h, w, z = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (6, 4, 4))
+    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    y = torch.tensor([0, 1, 3, 2, 1, 3])
+    q = (h @ z.T).masked_fill(~mask, -torch.inf).softmax(1).nan_to_num()
+    target = {"indices": y, "probabilities": q, "a teacher": crossent.Teacher(h, z)}[kind]
+    for reduction in ("mean", "sum", "none"):
+        one, other = (h.clone().requires_grad_() for _ in range(2))
+        for lead in ((6,), (2, 3)):
+            shaped = target
+            if lead != (6,):
+                shaped = (
+                    crossent.Teacher(h.view(2, 3, 3), z)
+                    if kind == "a teacher"
+                    else target.view(2, 3, *target.shape[1:])
+                )
+            call = other.view(*lead, 3), w, shaped
+            more = {"class_mask": mask.view(*lead, 4), "reduction": reduction}
+            wanted = crossent.cross_entropy(
+                one @ w.T, y if kind == "indices" else q, class_mask=mask, reduction=reduction
+            )
+            loss = crossent.linear_cross_entropy(*call, **more)
+            torch.testing.assert_close(loss.flatten(), wanted.flatten())
+            (a,), (e,) = (torch.autograd.grad(x.sum(), leaf) for x, leaf in ((loss, other), (wanted, one)))
+            torch.testing.assert_close(a, e)
+            stats = crossent.linear_cross_entropy_stats(*call, **more)
+            torch.testing.assert_close(stats.loss.flatten(), wanted.flatten())

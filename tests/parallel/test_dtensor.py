@@ -1,5 +1,6 @@
 """Losses of DTensors: values, placements and gradients are those of one process with all rows."""
 
+import contextlib
 import functools
 
 import pytest
@@ -461,3 +462,42 @@ def test_loss_parallel_has_another_gradient_for_probabilities(ranks):
     for torchs, ours in ranks(loss_parallel_case):
         assert torchs > 0.1
         assert ours < 1e-12
+
+
+def loss_parallels_faults_case():
+    """What loss_parallel does with smoothing, with a label out of range and with an exception inside, and what is done here."""
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    torch.manual_seed(0)
+    mesh, x, y = _mesh(4), torch.randn(8, 12, dtype=torch.float64) * 4, torch.arange(8)
+    torchs = torch.nn.functional.cross_entropy
+    logits, labels = (distribute_tensor(t, mesh, [at], src_data_rank=None) for t, at in ((x, Shard(1)), (y, R)))
+    with loss_parallel(), pytest.raises(RuntimeError):
+        torchs(logits, labels, label_smoothing=0.1)
+    smoothed = crossent.cross_entropy(logits, labels, label_smoothing=0.1).full_tensor()
+    torch.testing.assert_close(smoothed, torchs(x, y, label_smoothing=0.1), rtol=1e-12, atol=0)
+
+    wrong = distribute_tensor(y.index_fill(0, torch.tensor([3]), 12), mesh, [R], src_data_rank=None)
+    with loss_parallel():
+        silent = torchs(logits, wrong, reduction="sum").full_tensor()
+    others = torch.arange(8) != 3
+    torch.testing.assert_close(silent, torchs(x[others], y[others], reduction="sum"))  # the row costs nothing
+    with pytest.raises(IndexError, match="target must lie in"):
+        crossent.cross_entropy(logits, wrong, reduction="sum")
+
+    handlers = DTensor._op_dispatcher._custom_op_handlers
+    before = set(handlers)
+    with contextlib.suppress(KeyError), loss_parallel():
+        raise KeyError
+    left = set(handlers) - before
+    with loss_parallel():  # which takes its own away in the end
+        pass
+    assert set(handlers) == before
+    with contextlib.suppress(IndexError):
+        crossent.cross_entropy(logits, wrong)
+    assert set(handlers) == before
+    return len(left)
+
+
+def test_loss_parallel_refuses_smoothing_and_leaves_things_behind(ranks):
+    assert min(ranks(loss_parallels_faults_case)) > 0

@@ -209,6 +209,70 @@ def test_other_targets(ranks):
     ranks.assert_holds(other_targets_case)
 
 
+def masked_and_taught_case(layout, n, twice):
+    """The classes stay where they are beside a mask, of a row or of all, and beside a teacher."""
+    mesh_shape, of_h, of_w = LAYOUTS[layout]
+    mesh, (h, w, b, y) = _mesh(*mesh_shape), _data(n)
+    rows = _rows(of_h)
+    generator = torch.Generator().manual_seed(9)
+    of_rows = torch.rand(n, V, generator=generator) < 0.6
+    of_rows[torch.arange(n), y.clamp(min=0)] = True
+    of_rows[2] = False
+    of_classes = torch.arange(V) % 4 != 1
+    th, tw, tb = (torch.randn(size, generator=generator, dtype=F64) for size in ((n, 3), (V, 3), (V,)))
+    t = torch.rand(n, V, generator=generator, dtype=F64) * of_rows
+    u = torch.linspace(0.2, 2, n, dtype=F64)
+    one_teacher = crossent.Teacher(th, tw, tb, 1.5)
+    teacher = crossent.Teacher(_put(th, mesh, rows), _put(tw, mesh, of_w), _put(tb, mesh, of_w), 1.5)
+    cases = [
+        (y.masked_fill(~of_classes[y.clamp(min=0)], -100), {"class_mask": of_classes, "label_smoothing": 0.1}),
+        (y, {"class_mask": of_rows, "weight": b.abs(), "sample_weight": u}),
+        (t, {"class_mask": of_rows}),
+        (one_teacher, {"class_mask": of_rows}),
+        (one_teacher, {"penalty": crossent.Focal(2.0), "label_smoothing": 0.1, "sample_weight": u}),
+    ]
+    for target, options in cases:
+        for reduction in ("mean", "none"):
+            results = []
+            for many in (False, True):
+                leaves, given, labels = [h, w], dict(options), target
+                if many:
+                    leaves = [_put(h, mesh, of_h), _put(w, mesh, of_w)]
+                    labels = teacher if target is one_teacher else _put(target, mesh, rows)
+                    for name in ("sample_weight", "class_mask", "weight"):
+                        if name in given and given[name] is not of_classes:
+                            given[name] = _put(given[name], mesh, rows if name != "weight" else [R] * mesh.ndim)
+                leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+                loss = crossent.linear_cross_entropy(*leaves, labels, reduction=reduction, **given)
+                grads = torch.autograd.grad(loss.sum() * 2.0, leaves, create_graph=twice)
+                if twice:
+                    grads = torch.autograd.grad(sum((g * g).sum() for g in grads), leaves)
+                stats = crossent.linear_cross_entropy_stats(*leaves, labels, reduction=reduction, **given)
+                results.append((loss, *grads, stats.loss, stats.entropy, stats.correct))
+            for want, got in zip(*results, strict=True):
+                _close(got, want)
+
+
+@pytest.mark.parametrize("layout", ["R S0", "S0 S0", "S0 R, R S0", "S0 S0, S0 S0"])
+def test_masks_and_teachers_leave_the_classes_where_they_are(ranks, layout):
+    ranks.assert_holds(masked_and_taught_case, layout, N, False)
+    ranks.assert_holds(masked_and_taught_case, layout, 5, layout == "S0 S0")
+
+
+def what_moves_case():
+    """With 5 rows the hidden states move, and the matrix stays, also beside a mask and a teacher."""
+    mesh, (h, w, _, y) = _mesh(4), _data(5)
+    hs, ws, ys = _put(h, mesh, [S0]), _put(w, mesh, [S0]), _put(y, mesh, [S0])
+    return [
+        crossent.linear_plan(hs, ws, ys, class_mask=torch.arange(V) < V).moved,
+        crossent.linear_plan(hs, ws, crossent.Teacher(hs, ws)).moved,
+    ]
+
+
+def test_the_smaller_one_moves_beside_a_mask_and_a_teacher(ranks):
+    assert ranks(what_moves_case) == [["input", "input"]] * 4
+
+
 def plan_case():
     mesh, (h, w, _, y) = _mesh(4), _data(N)
     few = tuple(_put(t, mesh, [S0]) for t in (h[:5], w, y[:5]))

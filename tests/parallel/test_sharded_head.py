@@ -1,5 +1,6 @@
 """A head whose classes lie on several processes: the loss and the gradients of one process with the whole head."""
 
+import collections
 import functools
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from ranks import pool
 from torch import distributed as dist
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent import VocabShard, linear_cross_entropy, linear_cross_entropy_stats
+from crossent.impl import load
 
 N, D, C = 24, 6, 13
 CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7)}
@@ -29,6 +32,7 @@ BYTES = {
     "blocks": 8 * 3 * 5 * 2,
     "one block": 8 * N * 5 * 4,
 }  # of two blocks of 3 rows, of an even share
+GATHER, SCATTER = "all_gather_into_tensor", "reduce_scatter_tensor"
 ranks = pool(3)
 
 
@@ -104,6 +108,81 @@ def test_a_sharded_head_is_the_whole_head(ranks, name, size, soft):
                 torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
 
 
+def _teachers(whole):
+    """Return a teacher of another width, whose head is whole or is a shard as the student's."""
+    generator = torch.Generator().manual_seed(5)
+    h, w, b = (torch.randn(size, generator=generator, dtype=torch.float64) for size in ((N, 4), (C, 4), (C,)))
+    return crossent.Teacher(h, w[whole], b[whole], 1.7)
+
+
+def taught(name, cut, size, twice=False):
+    """Hold what a teacher's classes on several processes teach to what they do on one, and count what is told."""
+    given, (h, w, b, _, _) = _options(name, "none"), _data()
+    if name == "a mask":
+        mask = torch.arange(N * C).view(N, C) % 4 != 1
+        mask[3] = False
+        given.update(class_mask=mask, label_smoothing=0.1)
+    _force_blocks(size != "at once")
+    shard, here = _shard(cut)
+    for reduction in ("mean", "none"):
+        found = []
+        for part in (slice(None), here):
+            leaves = [x.nan_to_num().clone().requires_grad_() for x in (h, w[part], b[part])]
+            more = {"shard": shard, "max_bytes": BYTES[size]} if part is here else {}
+            teacher = _teachers(part if size == "blocks" else slice(None))  # the shard's part, or whole
+            call = (*leaves[:2], teacher)
+            options = {"linear_bias": leaves[2], "reduction": reduction, **given, **more}
+            loss = linear_cross_entropy(*call, **options)
+            rows = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+            grads = torch.autograd.grad((loss * rows).sum(), leaves, create_graph=twice)
+            if twice:
+                grads = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+            stats = linear_cross_entropy_stats(*call, **options)
+            found.append((loss.detach(), grads, [value.detach() for value in stats]))
+        (wanted, (at_h, at_w, at_b), told), (ours, grads, own_told) = found
+        torch.testing.assert_close(ours, wanted, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(own_told, told, rtol=1e-11, atol=1e-12)
+        for a, e in zip(grads, (at_h, at_w[here], at_b[here]), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", BYTES)
+@pytest.mark.parametrize("name", [name for name in MEMBERS if "margin" not in name and "denominator" not in name])
+def test_a_teacher_may_lie_on_several_processes(ranks, name, size):
+    ranks.assert_holds(taught, name, "empty" if size == "blocks" else "uneven", size)
+
+
+def test_second_derivatives_of_what_a_teacher_teaches(ranks):
+    ranks.assert_holds(taught, "weights and smoothing", "uneven", "blocks", True)
+
+
+def teacher_traffic():
+    h, w, _, _, _ = _data()
+    _force_blocks(True)
+    shard, here = _shard("even")
+    own = [h.nan_to_num().requires_grad_(), w[here].clone().requires_grad_()]
+    given = {"shard": shard, "max_bytes": 8 * BYTES["blocks"], "impl": "eager"}
+    plan = crossent.linear_plan(*own, _teachers(here), **given)
+    with Traffic() as forward:
+        loss = linear_cross_entropy(*own, _teachers(here), **given)
+    with Traffic() as backward:
+        loss.backward()
+    refusal = ""
+    try:
+        linear_cross_entropy(*own, _teachers(here), shard=_shard("even", sequence_parallel=True)[0])
+    except RuntimeError as error:
+        refusal = str(error)
+    return plan.blocks, dict(forward.kinds), dict(backward.kinds), refusal
+
+
+def test_a_teacher_takes_one_more_gather_a_block(ranks):
+    for blocks, forward, backward, refusal in ranks(teacher_traffic):
+        assert blocks > 1
+        assert forward == {GATHER: 2 * blocks}
+        assert backward == {"all_reduce": 1}
+        assert "a teacher: gather the hidden states" in refusal
+
+
 def statistics(cut, reduction, size):
     h, w, b, y, _ = _data()
     _force_blocks(size != "at once")
@@ -128,46 +207,120 @@ def test_statistics_of_a_sharded_head(ranks, size, reduction):
     ranks.assert_holds(statistics, "uneven", reduction, size)
 
 
-def sequence_parallel(reduction, size, name):
-    """Each process has a third of the rows, and their labels."""
+def _thirds():
+    each = N // 3
+    return slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+
+
+def sequence_parallel(reduction, size, name, cut="uneven", function="loss"):
+    """Each process has a third of the rows, and their labels; of rows kept apart each makes a sum of its own."""
     given, (h, w, b, y, _) = _options(name, reduction), _data()
     _force_blocks(size != "at once")
-    shard, here = _shard("uneven", sequence_parallel=True)
-    each = N // 3
-    mine = slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+    (shard, here), mine = _shard(cut, sequence_parallel=True), _thirds()
     leaves = [x.clone().requires_grad_() for x in (h, w, b)]
-    wanted = linear_cross_entropy(leaves[0], leaves[1], y, linear_bias=leaves[2], reduction=reduction, **given)
-    rows = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64).view(wanted.shape)
-    at_h, at_w, at_b = torch.autograd.grad((wanted * rows).sum(), leaves)
-    if "sample_weight" in given:
-        given["sample_weight"] = given["sample_weight"][mine].view(2, -1)
     own = [x.clone().requires_grad_() for x in (h[mine].view(2, -1, D), w[here], b[here])]
-    loss = linear_cross_entropy(
-        own[0],
-        own[1],
-        y[mine].view(2, -1),
-        linear_bias=own[2],
-        reduction=reduction,
-        shard=shard,
-        max_bytes=BYTES[size],
-        **given,
-    )
-    if reduction == "none":
-        wanted, rows = wanted[mine].view(2, -1), rows[mine].view(2, -1)
-    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
-    grads = torch.autograd.grad((loss * rows).sum(), own)
-    if reduction == "none":  # of the sum over all processes' rows
-        return [g.tolist() for g in grads], [at_h[mine].tolist(), at_w[here].tolist(), at_b[here].tolist()]
-    for a, e in zip(grads, (at_h[mine].view(2, -1, D), at_w[here], at_b[here]), strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
-    return None
+    split = {**given, "shard": shard, "max_bytes": BYTES[size]}
+    if "sample_weight" in given:
+        leaves.append(given["sample_weight"].requires_grad_())
+        own.append(leaves[3].detach()[mine].view(2, -1).clone().requires_grad_())
+        split["sample_weight"] = own[3]
+    call = linear_cross_entropy if function == "loss" else linear_cross_entropy_stats
+    wanted = call(leaves[0], leaves[1], y, linear_bias=leaves[2], reduction=reduction, **given)
+    found = call(own[0], own[1], y[mine].view(2, -1), linear_bias=own[2], reduction=reduction, **split)
+    many, ones = ([found], [wanted]) if function == "loss" else (found[:4], wanted[:4])
+    factors = torch.linspace(-1, 2, N, dtype=torch.float64)
+    total, of_all = 0.0, 0.0
+    for k, (ours, of_one) in enumerate(zip(many, ones, strict=True)):
+        rows = factors if reduction == "none" else factors[:1]
+        of_all = of_all + (k + 1) * (of_one * rows).sum()
+        if reduction == "none":
+            of_one, rows = of_one[mine].view(2, -1), rows[mine].view(2, -1)
+        torch.testing.assert_close(ours, of_one, rtol=1e-12, atol=1e-12)
+        total = total + (k + 1) * (ours * rows).sum()
+    wanted_grads = torch.autograd.grad(of_all, leaves)
+    grads = torch.autograd.grad(total, own)
+    parts = [mine, here, here, mine]
+    for a, e, part in zip(grads, wanted_grads, parts[: len(own)], strict=True):
+        torch.testing.assert_close(a, e[part].view(a.shape), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["plain", "weights and smoothing", "sample weights"])
-@pytest.mark.parametrize("size", ["at once", "blocks"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_hidden_states_may_lie_on_several_processes(ranks, reduction, size, name):
-    ranks.assert_holds(sequence_parallel, reduction, size, name)
+@pytest.mark.parametrize("size", BYTES)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_hidden_states_may_lie_on_several_processes(ranks, size, name):
+    for reduction in ("mean", "sum", "none"):
+        ranks.assert_holds(sequence_parallel, reduction, size, name)
+    ranks.assert_holds(sequence_parallel, "mean", size, name, "empty")
+
+
+@pytest.mark.parametrize("size", BYTES)
+def test_statistics_of_hidden_states_on_several_processes(ranks, size):
+    for reduction in ("mean", "none"):
+        ranks.assert_holds(sequence_parallel, reduction, size, "plain", "uneven", "statistics")
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the collectives by kind, and finds the largest that one gives or takes and the most elements of any other tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.most, self.largest = collections.Counter(), 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        kind = str(function).split(".")[1]
+        if kind in (GATHER, SCATTER, "all_reduce"):
+            self.kinds[kind] += 1
+            self.most = max(self.most, arguments[0].numel(), result.numel())
+        elif isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def sequence_traffic(reduction):
+    """Of many features and few classes, what is told and what is held of 60 rows on each process, in blocks of 3 x 4."""
+    each, features, classes = 60, 200, 9
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    h = torch.randn(each, features, generator=generator).requires_grad_()
+    y = torch.randint(classes, (each,), generator=generator)
+    shard = VocabShard.even(classes, sequence_parallel=True)
+    w = torch.randn(3, features, generator=generator).requires_grad_()
+    _force_blocks(True)
+    need = 4 * 3 * 3 * 2 * (1 + load("eager").workspace)
+    told = []
+    with Traffic() as forward:
+        loss = linear_cross_entropy(
+            h, w, y, shard=shard, max_bytes=3 * 4 * need // 3, impl="eager", reduction=reduction
+        )
+    with Traffic() as backward:
+        loss.sum().backward()
+    for traffic in (forward, backward):
+        told.append(
+            (dict(traffic.kinds), traffic.most / (each * 3 * features), traffic.largest / (each * 3 * features))
+        )
+    return told
+
+
+def test_sequences_are_gathered_and_scattered_by_block(ranks):
+    for forward, backward in ranks(sequence_traffic, "mean"):
+        kinds, most, largest = forward
+        blocks = kinds[SCATTER]
+        assert blocks == 15
+        assert kinds == {
+            GATHER: 1 + 2 * blocks,
+            SCATTER: blocks,
+        }  # labels once; of a block its rows, and what is told of them
+        assert most == 1 / blocks
+        assert largest <= 1 / 3  # the gradient of a process's own rows
+        assert backward[0] == {}
+    for forward, backward in ranks(sequence_traffic, "none"):
+        blocks = backward[0][SCATTER]
+        assert forward[0] == {GATHER: 1 + 2 * blocks}
+        assert backward[0] == {
+            GATHER: 1 + blocks,
+            SCATTER: blocks,
+        }  # the gradients of all rows once, and the rows again
+        assert max(forward[1], backward[1]) == 1 / blocks
+        assert max(forward[2], backward[2]) <= 1 / 3
 
 
 def unreduced_input_gradient():
@@ -278,21 +431,90 @@ def test_what_is_wrong_on_one_process_raises_on_all(ranks, name, function):
     assert all(kind is not None and issubclass(kind, WRONG[name][0]) for kind, _ in errors), errors
 
 
-def counted(size):
-    h, w, _, y, _ = _data()
+def counted(name, soft, reduction, sequence_parallel=False):
+    """Count the collectives of a call in blocks of two rows, and those of its backward, by kind."""
+    given, (h, w, b, y, t) = _options(name, reduction), _data()
     _force_blocks(True)
-    shard, here = _shard("even")
-    own = [h.clone().requires_grad_(), w[here].clone().requires_grad_()]
-    with CommDebugMode() as forward:
-        loss = linear_cross_entropy(*own, y, shard=shard, max_bytes=BYTES[size], impl="eager")
-    with CommDebugMode() as backward:
-        loss.backward()
-    return forward.get_total_counts(), backward.get_total_counts()
+    (shard, here), mine = _shard("even", sequence_parallel=sequence_parallel), slice(None)
+    y = y.clamp(min=0)
+    if sequence_parallel:
+        mine = _thirds()
+        if "sample_weight" in given:
+            given["sample_weight"] = given["sample_weight"][mine]
+    own = [x.clone().requires_grad_() for x in (h.nan_to_num()[mine], w[here], b[here])]
+    plan = crossent.linear_plan(*own[:2], y[mine], shard=shard, max_bytes=BYTES["blocks"], impl="eager")
+    kinds = []
+    with Traffic() as forward:
+        loss = linear_cross_entropy(
+            *own[:2], t if soft else y[mine], linear_bias=own[2], shard=shard, max_bytes=BYTES["blocks"],
+            impl="eager", reduction=reduction, **given,
+        )  # fmt: skip
+    with Traffic() as backward:
+        loss.sum().backward()
+    for traffic in (forward, backward):
+        kinds.append(tuple(traffic.kinds[kind] for kind in (GATHER, SCATTER, "all_reduce")))
+    return plan.blocks, *kinds
 
 
-def test_a_gather_a_block_and_one_reduction(ranks):
-    assert ranks(counted, "one block") == [(1, 1)] * 3
-    assert ranks(counted, "blocks") == [((N - 4) / 2, 1)] * 3  # of two rows, with what torch operations take
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_gather_a_block_and_one_reduction(ranks, name, soft):
+    if soft and "margin" in MEMBERS[name]:
+        return
+    smoothed = soft or "label_smoothing" in MEMBERS[name]
+    looks = 2 if "penalty" in MEMBERS[name] and smoothed else 1  # at each block
+    for reduction in ("mean", "none"):
+        for blocks, forward, backward in ranks(counted, name, soft, reduction):
+            assert blocks == N / 2
+            assert forward == (looks * blocks, 0, 0)
+            assert backward == (0, 0, 1)
+    if soft:
+        return
+    for blocks, forward, backward in ranks(counted, name, soft, "mean", True):
+        labels = 2 if "sample_weight" in MEMBERS[name] else 1
+        assert forward == (labels + (looks + 1) * blocks, blocks, 0)
+        assert backward == (0, 0, 0)
+
+
+def twice_the_same(cut, sequence_parallel):
+    """Call every head twice, and return the bits of what all processes have."""
+    told = []
+    h, w, b, y, t = (x.float() if x.is_floating_point() else x for x in _data())
+    _force_blocks(True)
+    (shard, here), mine = _shard(cut, sequence_parallel=sequence_parallel), slice(None)
+    mine = _thirds() if sequence_parallel else slice(None)
+    for name in MEMBERS:
+        for soft in (False,) if sequence_parallel or "margin" in MEMBERS[name] else (False, True):
+            given = {
+                k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+                for k, v in _options(name, "mean").items()
+            }
+            if sequence_parallel and "sample_weight" in given:
+                given["sample_weight"] = given["sample_weight"][mine]
+            runs = []
+            for _ in range(2):
+                own = [x.clone().requires_grad_() for x in (h.nan_to_num()[mine], w[here], b[here])]
+                loss = linear_cross_entropy(
+                    *own[:2],
+                    t if soft else y[mine],
+                    linear_bias=own[2],
+                    shard=shard,
+                    max_bytes=BYTES["blocks"],
+                    **given,
+                )
+                runs.append((loss.detach(), *torch.autograd.grad(loss, own)))
+            for first, second in zip(*runs, strict=True):
+                assert torch.equal(first, second), name
+            told.append(runs[0][: 1 if sequence_parallel else 2])
+    return told
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_same_bits_twice_and_everywhere(ranks, cut, sequence_parallel):
+    first, *others = ranks(twice_the_same, cut, sequence_parallel)
+    for told in others:
+        torch.testing.assert_close(told, first, rtol=0, atol=0)
 
 
 def kept(reduction):
@@ -317,6 +539,26 @@ def kept(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_logits_of_a_shard_are_kept(ranks, reduction):
     assert max(ranks(kept, reduction)) < 0.05
+
+
+def planned_sequences(size):
+    """Compare the plan with the gathers of a call, of which each block has two and the labels one."""
+    h, w, _, y, _ = _data()
+    y = y.clamp(min=0)  # of other processes' rows a plan takes for granted that they count
+    _force_blocks(True)
+    (shard, here), mine = _shard("uneven", sequence_parallel=True), _thirds()
+    given = {"shard": shard, "max_bytes": BYTES[size], "impl": "eager"}
+    plan = crossent.linear_plan(h[mine], w[here], y[mine], **given)
+    with CommDebugMode() as counted:
+        linear_cross_entropy(h[mine], w[here], y[mine], **given)
+    return plan.blocks, (counted.get_total_counts() - 1) / 2, plan.rows
+
+
+@pytest.mark.parametrize(("size", "rows"), [("blocks", 3), ("one block", N)])
+def test_the_plan_of_a_sequence_is_what_happens(ranks, size, rows):
+    for blocks, gathered, of_block in ranks(planned_sequences, size):
+        assert blocks == gathered == N / rows
+        assert of_block == rows
 
 
 def planned(size):

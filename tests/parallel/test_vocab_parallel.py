@@ -246,6 +246,53 @@ def test_one_gather_tells_the_loss_and_none_the_gradient(ranks, name, soft):
     assert set(ranks(counted, name, soft)) == {(1 + two, 0)}
 
 
+def twice_the_same(soft):
+    """Call everything twice, and return the bits of what all processes have."""
+    x, y, t = _data(dtype=torch.float32)
+    told = []
+    for name in MEMBERS:
+        given = {
+            k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for k, v in _options(name).items()
+        }
+        if soft and "margin" in given:
+            continue
+        learned = [given[k].requires_grad_() for k in ("sample_weight",) if k in given]
+        if soft and "weight" in given:
+            learned.append(given["weight"].requires_grad_())
+        for cut in CUTS:
+            shard, here = _shard(cut)
+            target = t[:, here] if soft else y
+            for loss in (_call, _call_statistics):
+                runs = []
+                for _ in range(2):
+                    own = x[:, here].clone().requires_grad_()
+                    without = {k: v for k, v in given.items() if k != "denominator"}
+                    of_rows = loss(own, target, without, shard, reduction="none")
+                    every = (*of_rows,) if isinstance(of_rows, tuple) else (of_rows, loss(own, target, given, shard))
+                    total = sum((k + 1.5) * value.sum() for k, value in enumerate(every[:4]) if value.requires_grad)
+                    grads = torch.autograd.grad(total, [own, *learned])
+                    runs.append((*(value.detach() for value in every), *grads))
+                for first, second in zip(*runs, strict=True):
+                    torch.testing.assert_close(second, first, rtol=0, atol=0, equal_nan=True)
+                own, *of_all = runs[0][len(every) :]
+                told.append((*runs[0][: len(every)], *of_all[: 1 if "sample_weight" in given else 0]))
+    return told
+
+
+def _call_statistics(x, target, given, shard=None, reduction="mean"):
+    given = {k: v for k, v in given.items() if k != "denominator"}
+    return crossent.cross_entropy_stats(x, target, shard=shard, reduction=reduction, **given)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+def test_the_same_bits_twice_and_everywhere(ranks, soft):
+    first, *others = ranks(twice_the_same, soft)
+    assert len(first) >= 4 * 2 * (len(MEMBERS) - 2)
+    for told in others:
+        torch.testing.assert_close(told, first, rtol=0, atol=0, equal_nan=True)
+
+
 WRONG = {
     "a label out of range": (IndexError, lambda x, y, o: (x, y.index_fill(0, torch.tensor([3]), C), o)),
     "another dtype of the target": (RuntimeError, lambda x, y, o: (x, y.bool(), o)),

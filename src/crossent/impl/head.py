@@ -20,7 +20,7 @@ from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
-_TEACHERS_WORKSPACE = (
+TEACHERS_WORKSPACE = (
     6  # tensors in float32, as large as a block of logits, that a teacher's probabilities take on their way
 )
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
@@ -43,6 +43,10 @@ class Plan(NamedTuple):
     teacher: Teacher | None
     max_bytes: int
     impl: str
+
+
+Part = tuple[slice | Tensor | None, Tensor]
+"""Some rows: which (None is all), and their hidden states."""
 
 
 class Block(NamedTuple):
@@ -91,26 +95,36 @@ def counted(head: Head, target: Target) -> Tensor | None:
     return valid.nonzero().squeeze(1)
 
 
+def most_rows(head: Head, plan: Plan) -> int:
+    """Say how many rows fit into the memory of a block, one at least."""
+    logits = head.input.dtype.itemsize + (plan.target.values.dtype.itemsize if plan.teacher is not None else 0)
+    workspace = TEACHERS_WORKSPACE if plan.teacher is not None else load(plan.impl).workspace
+    logits += 4 * workspace
+    return max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
+
+
 def block_size(head: Head, plan: Plan, size: int) -> int:
     """Say how many of ``size`` rows are taken at a time, so that blocks are as even as they can be."""
-    logits = head.input.dtype.itemsize + (plan.target.values.dtype.itemsize if plan.teacher is not None else 0)
-    workspace = _TEACHERS_WORKSPACE if plan.teacher is not None else load(plan.impl).workspace
-    logits += 4 * workspace
-    most = max(1, plan.max_bytes // max(1, prod(head.shape) * logits))
-    return ceil(size / ceil(size / most)) if size else 1
+    return ceil(size / ceil(size / most_rows(head, plan))) if size else 1
 
 
-def blocks(head: Head, plan: Plan, at_a_time: int = 1) -> Iterator[Block]:
-    """Form the logits of the rows that count, block after block, in the same memory, or so many in turn."""
+def blocks(head: Head, plan: Plan) -> Iterator[Block]:
+    """Form the logits of the rows that count, block after block, in the same memory."""
+    return formed(parts_that_count(head, plan), FormedInTurn(head, plan))
+
+
+def formed(parts: Iterator[Part], form: FormedInTurn) -> Iterator[Block]:
+    """Form the logits of one part after the other."""
+    for rows, x in parts:
+        yield form(rows, x)
+
+
+def parts_that_count(head: Head, plan: Plan) -> Iterator[Part]:
+    """Cut the rows that count into parts, of which no later one is larger than the first."""
     keep, valid = counted(head, plan.target), rows_that_count(plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
-    columns = head.weight.shape[0]
-    pieces = wide_pieces(head.weight, step, plan.impl)
-    memories = [
-        new(plan.impl, (min(step, size), columns), head.input) for _ in range(min(at_a_time, ceil(size / step)))
-    ]
-    for at, start in enumerate(range(0, size, step)):
+    for start in range(0, size, step):
         rows: slice | Tensor | None = (
             slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
         )
@@ -119,9 +133,30 @@ def blocks(head: Head, plan: Plan, at_a_time: int = 1) -> Iterator[Block]:
         x = take(head.input, rows)
         if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
             x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
-        logits = memories[at % at_a_time][: x.shape[0]]
-        _form_logits(head, x, pieces, logits)
-        yield Block(rows, x, logits.view(x.shape[0], *head.shape), block_target(plan, rows, head.shape))
+        yield rows, x
+
+
+class FormedInTurn:
+    """Forms the logits of parts, of which no later one is larger than the first, in so many pieces of memory in turn."""
+
+    def __init__(self, head: Head, plan: Plan, at_a_time: int = 1) -> None:
+        self.head, self.plan, self.at_a_time = head, plan, at_a_time
+        self.memories: list[Tensor] = []
+        self.pieces: WidePieces | None = None
+        self.most = 0
+
+    def __call__(self, rows: slice | Tensor | None, x: Tensor) -> Block:
+        """Form a block of rows and their hidden states."""
+        head, size = self.head, x.shape[0]
+        if not self.most:
+            self.most, self.pieces = size, wide_pieces(head.weight, max(1, size), self.plan.impl)
+        if len(self.memories) < self.at_a_time:
+            self.memories.append(new(self.plan.impl, (self.most, head.weight.shape[0]), head.input))
+        else:
+            self.memories.append(self.memories.pop(0))
+        logits = self.memories[-1][:size]
+        _form_logits(head, x, self.pieces, logits)
+        return Block(rows, x, logits.view(size, *head.shape), block_target(self.plan, rows, head.shape))
 
 
 class WidePieces:
@@ -233,15 +268,23 @@ def teacher_probabilities(
     teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
 ) -> Tensor:
     """Compute ``softmax(z / T)`` of the teacher's logits over the classes that these rows allow, in float32 or wider."""
+    z = teacher_logits(teacher, rows, shape, impl, mask)
+    return z.softmax(1, dtype=z.dtype)
+
+
+def teacher_logits(
+    teacher: Teacher, rows: slice | Tensor | None, shape: tuple[int, ...], impl: str, mask: Tensor | None
+) -> Tensor:
+    """Compute ``z / T`` of the teacher's logits, minus infinity where a mask forbids a class, in float32 or wider."""
     x, wide = take(teacher.input, rows), torch.promote_types(teacher.input.dtype, torch.float32)
     z = x.new_empty((x.shape[0], teacher.weight.shape[0]))
     head = Head(x, teacher.weight, teacher.bias, shape)
-    _form_logits(head, x, wide_pieces(teacher.weight, x.shape[0], impl), z)
-    z = z.view(-1, *shape).to(wide).div_(teacher.temperature)
+    _form_logits(head, x, wide_pieces(teacher.weight, max(1, x.shape[0]), impl), z)
+    z = z.view(x.shape[0], *shape).to(wide).div_(teacher.temperature)
     if mask is not None:
         mask = mask.reshape([-1] + [1] * (z.dim() - 2)) if mask.dim() == 1 else mask
         z.masked_fill_(~mask, -torch.inf)
-    return z.softmax(1, dtype=wide)
+    return z
 
 
 class Gradients:
@@ -269,17 +312,21 @@ class Gradients:
         if self.pieces is None and not load(self.impl).multiplies_in(g.dtype):
             self.pieces = WidePieces(self.head.weight, g.shape[0])
         if self.input is not None:
-            if self.pieces is not None:
-                put(self.input, block.rows, self.pieces.back(g))
-            elif isinstance(block.rows, Tensor):
-                put(self.input, block.rows, g @ self.head.weight)
-            else:
-                torch.mm(g, self.head.weight, out=self.input if block.rows is None else self.input[block.rows])
+            self._add_input(g, block)
         if self.needs[1]:
             self._add_weight(g, block.input)
         if self.needs[2]:
             total = g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32))
             self.bias = total if self.bias is None else self.bias.add_(total)
+
+    def _add_input(self, g: Tensor, block: Block) -> None:
+        assert self.input is not None
+        if self.pieces is not None:
+            put(self.input, block.rows, self.pieces.back(g))
+        elif isinstance(block.rows, Tensor):
+            put(self.input, block.rows, g @ self.head.weight)
+        else:
+            torch.mm(g, self.head.weight, out=self.input if block.rows is None else self.input[block.rows])
 
     def _add_weight(self, g: Tensor, x: Tensor) -> None:
         first = self.weight is None

@@ -34,7 +34,7 @@ from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
-from crossent.core.target import Target, Teacher, allowing_some, describe
+from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
 from crossent.impl.head import (
     Head,
@@ -320,9 +320,8 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
         weights, u = _row_weights(call), call.reduction.sample_weight
         own = ordered_sum(weights if u is None else weights * u)
     else:
-        own = own_weight(
-            target, given, weight, whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
-        )
+        ignored, rows = whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
+        own = own_weight(target, given, weight, ignored, rows, input.dim() - 1, part.shard)
     return {**given, "denominator": across.spread(across(own)[0])}
 
 
@@ -402,16 +401,17 @@ def _understand(
     size = prod(lead)
     if teacher is not None:
         values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
+    elif described.indices:
+        values = described.values.reshape(size, *classes[1:])  # without the rows of which a mask allows no class
     else:
-        values = target.to(described.values.dtype).reshape((size, *(classes if not described.indices else classes[1:])))
+        values = target.to(described.values.dtype).reshape(size, *classes)
+    valid = described.valid
     described = described._replace(
         values=values,
+        valid=None if valid is None else valid.reshape(size, *classes[1:]),
         logit_bias=_rows_of(described.logit_bias, arguments.get("logit_bias"), size, classes),
         class_mask=_rows_of(described.class_mask, arguments.get("class_mask"), size, classes),
-        valid=None,
     )
-    if described.class_mask is not None and like.numel():
-        described = allowing_some(described, described.class_mask, like.reshape(size, *classes))
     rows = rows._replace(sample_weight=_row_factors(rows.sample_weight, like, lead, classes, shift))
     promoted = (described.values, weight) if not described.indices else ()
     dtype, impl = result_dtype(like, promoted, arguments.get("out_dtype")), arguments.get("impl")
@@ -700,12 +700,8 @@ def _row_weights(call: _Call) -> Tensor:
     """Compute what each row adds to the divisor of a mean."""
     target, dtype = call.target, torch.promote_types(call.head.input.dtype, torch.float32)
     if not target.indices:
-        shape = (call.head.input.shape[0], *call.head.shape[1:])
-        return (
-            torch.ones(shape, dtype=dtype, device=call.head.input.device)
-            if target.valid is None
-            else target.valid.to(dtype)
-        )
+        ones = torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
+        return ones if target.valid is None else ones * target.valid
     valid = target.values != target.settings.ignore_index
     if target.weight is None:
         return valid.to(dtype)
@@ -774,15 +770,14 @@ def _reduced(call: _Call) -> Tensor:
 
 
 def _understand_shard(
-    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
+    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any], loss: str
 ) -> tuple[_Call, ShardedHead]:
     """Understand a call whose head is a shard of the classes; its hidden states are then where they are needed."""
     from crossent.parallel import linear as parallel  # torch's collectives take 0.2 s to import
+    from crossent.parallel.agreement import agreeing
 
     shard = checked_shard(arguments["shard"])
-    with parallel.agreeing(shard, input):
-        if isinstance(target, Teacher):
-            raise TypeError("target must be a torch.Tensor where shard is given, got a crossent.Teacher")
+    with agreeing(shard, input) as said:
         if isinstance(linear_weight, nn.Module):
             input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
             arguments = {**arguments, "linear_bias": bias}
@@ -796,22 +791,37 @@ def _understand_shard(
             laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
             mask = _rows_of(laid_out, mask, prod(lead), classes)
         described = call.target._replace(class_mask=mask)
+        if call.teacher is not None:  # its probabilities come with each block
+            like = call.head.input.detach().new_empty((), dtype=call.target.values.dtype)
+            described = described._replace(values=like.expand(prod(lead), *classes))
         if shard.sequence_parallel:
             parallel.check_sequence_parallel(described, call.shift)
         if described.indices and readable(described.values):
             described.raise_if_out_of_range(shard.classes)
+        said.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
+        said.asks(
+            described, call.reduction, shard.sequence_parallel, input=call.head.input, linear_bias=call.head.bias,
+            shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
+            teacher=None if call.teacher is None else call.teacher.temperature,
+        )  # fmt: skip
     return parallel.laid_out(call, described, shard, arguments.get("impl"))
 
 
 def _own_classes(
-    arguments: dict[str, Any], target: Tensor, axis: int, size: int, shard: VocabShard
-) -> tuple[dict[str, Any], Tensor]:
+    arguments: dict[str, Any], target: Tensor | Teacher, axis: int, size: int, shard: VocabShard
+) -> tuple[dict[str, Any], Tensor | Teacher]:
     """Take this shard's part of everything that has classes."""
     given = {name: value for name, value in arguments.items() if name != "shard"}
     for name in ("weight", "logit_bias", "class_mask"):
         if isinstance(value := given.get(name), Tensor):
             given[name] = shard.part(value, 0 if value.dim() == 1 else axis, size)
-    if isinstance(target, Tensor) and target.is_floating_point():
+    if isinstance(target, Teacher):
+        if isinstance(target.weight, nn.Module):
+            with torch.no_grad():
+                target = Teacher(*head_of(target.weight, target.input, target.bias), target.temperature)
+        bias = target.bias if target.bias is None else shard.part(target.bias, 0, size)
+        target = target._replace(weight=shard.part(target.weight, 0, size), bias=bias)
+    elif isinstance(target, Tensor) and target.is_floating_point():
         target = shard.part(target, axis, size)
     return given, target
 
@@ -820,28 +830,36 @@ def _plan_of_shard(
     input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any], shard: VocabShard
 ) -> LinearPlan:
     """Say how a head that is a shard of the classes is taken apart, which is the same on all processes."""
-    from crossent.parallel.linear import bytes_of_block, share_of
+    from crossent.parallel.linear import bytes_of_block, rows_in_all, share_of
+    from crossent.parallel.sequences import rows_of_span
 
-    assert isinstance(target, Tensor)
+    taught = isinstance(target, Teacher)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
     call = _understand(input, weight, target, given)
-    few = _few(call.head.input.shape[0] * share_of(call.head.shape, shard), input, call.max_bytes)
-    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl)
-    return _plan(call._replace(max_bytes=size), _must_be_formed(call) or ("few logits" if few else ""))
+    few = _few(rows_in_all(call.head.input, shard) * share_of(call.head.shape, shard), input, call.max_bytes)
+    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, taught)
+    call = call._replace(max_bytes=size, teacher=None)  # whose workspace the size allows for
+    why = _must_be_formed(call) or ("few logits" if few else "")
+    plan = _plan(call, why)
+    if not shard.sequence_parallel:
+        return plan
+    own, ranks = call.head.input.shape[0], rows_in_all(call.head.input, shard) // max(1, call.head.input.shape[0])
+    step = own if why else rows_of_span(call.head, call.plan(), own, ranks)
+    bytes_of = ranks * step * prod(call.head.shape) * input.dtype.itemsize
+    return plan._replace(blocks=0 if why else ceil(own / step), rows=ranks * step, bytes=bytes_of)
 
 
 def _loss_of_shard(
     input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
 ) -> Tensor:
     """Compute the loss of a head that is a shard of the classes."""
-    from crossent.parallel.linear import own_rows, sharded_linear
+    from crossent.parallel.linear import rows_in_all, sharded_linear
+    from crossent.parallel.sequences import own_rows
 
-    call, sharded = _understand_shard(input, linear_weight, target, arguments)
-    input = call.head.input
-    few = _few(
-        input.shape[0] * sharded.share, input, call.max_bytes
-    )  # on each process, though shards may differ in size
+    call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy")
+    input, rows = call.head.input, rows_in_all(call.head.input, sharded.shard)
+    few = _few(rows * sharded.share, input, call.max_bytes)  # on each process, though shards may differ in size
     loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
     if row_weight is not None:
         loss = reduce_rows(loss, row_weight, call.reduction)
@@ -858,9 +876,10 @@ def _statistics_of_shard(
     across: Across | None = None,
 ) -> CrossEntropyStats:
     """Compute the statistics of a head that is a shard of the classes; ``across`` completes sums over other rows."""
-    from crossent.parallel.linear import own_rows, sharded_linear_statistics
+    from crossent.parallel.linear import sharded_linear_statistics
+    from crossent.parallel.sequences import own_rows
 
-    call, sharded = _understand_shard(input, linear_weight, target, arguments)
+    call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy_stats")
     row, counted, predicted = sharded_linear_statistics(call.head, sharded)
     reduction = call.reduction._replace(across=across)
     if reduction.how == "none":

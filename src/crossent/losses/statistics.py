@@ -136,16 +136,19 @@ def _of_shard(
     options: dict[str, Any],
 ) -> CrossEntropyStats:
     """Compute the statistics of logits whose classes lie on several processes; a reduction may have been read already."""
-    from crossent.parallel.softmax import failing_together, shard_rows  # torch's collectives take 0.2 s to import
-    from crossent.parallel.statistics import columns_told, row_statistics
+    from crossent.parallel.agreement import agreeing  # torch's collectives take 0.2 s to import
+    from crossent.parallel.softmax import shard_rows, written_out
+    from crossent.parallel.statistics import row_statistics
 
     dim = options.get("dim")
-    with failing_together(input, target, dim, shard, columns_told):
+    with agreeing(shard, input) as call:
         reduction = reduction or Reduction.among(options["reduction"], options)
         rows = shard_rows(input, target, weight, dim, options, shard)
         dtype = result_dtype(input, () if rows.indexed else (target, weight), options.get("out_dtype"))
         choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
-    row, counted, predicted = row_statistics(rows, shard)
+        call.says("cross_entropy_stats", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
+        call.asks(rows.described, reduction, False, out_dtype=options.get("out_dtype"))
+    row, counted, predicted = row_statistics(written_out(rows, shard), shard)
     if input.dim() == 1:
         row = RowStatistics(*(t.squeeze(0) for t in row))
         counted, predicted = counted.squeeze(0), predicted.squeeze(0)

@@ -37,8 +37,15 @@ def start_gathering(x: Tensor, group: Any) -> Tensor:
     return gathered
 
 
+def start_scattering(x: Tensor, group: Any) -> Tensor:
+    """Begin to add up ``(P · n, ...)`` over the processes, of which each gets its ``n`` rows; ``finish`` waits for them."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    summed: Tensor = collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group))
+    return summed
+
+
 def finish(gathered: Tensor) -> Tensor:
-    """Wait for what was gathered."""
+    """Wait for what was gathered or scattered."""
     there: Tensor = collectives.wait_tensor(gathered)
     return there
 
@@ -121,8 +128,7 @@ class _GatherRows(Function):
 class _ScatterRows(Function):
     @staticmethod
     def forward(x, group):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-        return finish(collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group))).to(x.dtype)
+        return finish(start_scattering(x, group)).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -131,6 +137,35 @@ class _ScatterRows(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _GatherRows.apply(grad, ctx.group), None
+
+
+class _OwnRows(Function):
+    @staticmethod
+    def forward(x, group):
+        each = x.shape[0] // processes(group)
+        return x.narrow(0, rank_in(group) * each, each).clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _SharedRows.apply(grad, ctx.group), None
+
+
+class _SharedRows(Function):
+    @staticmethod
+    def forward(x, group):
+        return finish(start_gathering(x, group)).flatten(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _OwnRows.apply(grad, ctx.group), None
 
 
 def gather(x: Tensor, group: Any) -> Tensor:
@@ -151,31 +186,47 @@ def gather_rows(x: Tensor, group: Any) -> Tensor:
     return rows
 
 
+def rows_of_process(x: Tensor, group: Any) -> Tensor:
+    """Take a process's rows of a shared tensor, for a loss that is the sum of what the processes make of their rows."""
+    own: Tensor = _OwnRows.apply(x, group)
+    return own
+
+
 # --- failing together -------------------------------------------------------------------------------------------------
 
-_WELL, _FAILED = 0, 1
-_HEADER = 3  # int64: whether all is well, and the first and the number of a process's classes
 
-
-def pack(columns: Tensor, start: int, size: int, failed: bool = False) -> Tensor:
-    """Lay the columns ``(K, ...)`` of a process out behind a header, as one tensor of one dimension."""
-    numbers = [_FAILED if failed else _WELL, start, size]
-    header = torch.tensor(numbers, dtype=torch.int64, device=columns.device)
+def pack(columns: Tensor, failed: bool) -> Tensor:
+    """Lay the columns ``(K, ...)`` of a process out behind a header, which says whether it has failed, as one tensor."""
+    header = torch.tensor([failed], dtype=torch.int64, device=columns.device)
     return torch.cat([header.view(columns.dtype), columns.flatten()])
 
 
 def unpack(gathered: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Take what was gathered apart: the headers ``(P, 3)`` and the columns ``(P, K, ...)``."""
-    words = _HEADER * 8 // gathered.element_size()
-    return gathered[:, :words].contiguous().view(torch.int64), gathered[:, words:].reshape(-1, *shape)
+    """Take what was gathered apart: which processes have failed, ``(P)``, and the columns ``(P, K, ...)``."""
+    words = torch.int64.itemsize // gathered.element_size()
+    return gathered[:, :words].contiguous().view(torch.int64).squeeze(1), gathered[:, words:].reshape(
+        gathered.shape[0], *shape
+    )
+
+
+def tell(what: Any, group: Any) -> list[Any]:
+    """Tell all processes of a group something that is no tensor, and hear it from all."""
+    told: list[Any] = [None] * processes(group)
+    dist.all_gather_object(told, what, group=group)
+    return told
 
 
 def raise_together(error: Exception | None, group: Any) -> None:
     """Tell all processes of a group why some have failed, and raise that everywhere. All of them must come here."""
-    said: list[Any] = [None] * processes(group)
-    dist.all_gather_object(said, None if error is None else (type(error), str(error)), group=group)
+    said = tell(None if error is None else (_known_type(error), str(error)), group)
     if error is not None:
         raise error
     rank = next(i for i, one in enumerate(said) if one is not None)
     kind, message = said[rank]
     raise kind(f"process {rank} of the group: {message}")
+
+
+def _known_type(error: Exception) -> type[Exception]:
+    """Find the nearest type of an error that every process has, and that a message alone makes."""
+    kinds = (each for each in type(error).__mro__ if each.__module__ in ("builtins", "torch"))
+    return next((each for each in kinds if issubclass(each, Exception)), RuntimeError)

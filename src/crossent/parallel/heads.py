@@ -17,6 +17,7 @@ from crossent.core.modes import is_dtensor
 from crossent.core.reduction import ordered_sum
 from crossent.core.shard import VocabShard
 from crossent.core.target import Teacher
+from crossent.parallel.collectives import finish, start_gathering
 from crossent.parallel.placements import Rows
 
 _WAYS = (
@@ -56,9 +57,7 @@ def head_part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, A
     lead, classes = tuple(input.shape[:-1]), tuple(weight.shape[:-1])
     named = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     mesh = Rows.of(input, len(lead), {"linear_weight": weight, "target": target, **named}).mesh
-    splits = not isinstance(target, Teacher) and arguments.get("class_mask") is None
-    smaller = splits and prod(lead) < prod(classes)
-    placements, answer = _placements(input, weight, len(lead), splits, smaller)
+    placements, answer = _placements(input, weight, len(lead), prod(lead) < prod(classes))
     placed = Rows(mesh, placements, torch.Size(lead + classes), len(lead), answer)
     features, columns = (*range(len(lead)), None), tuple(range(len(lead), len(lead) + len(classes)))
     given = dict(arguments)
@@ -86,11 +85,11 @@ def head_part(input: Tensor, weight: Tensor, target: Any, arguments: dict[str, A
 
 
 def _placements(
-    input: Any, weight: Any, lead: int, splits: bool, smaller: bool
+    input: Any, weight: Any, lead: int, smaller: bool
 ) -> tuple[tuple[Placement, ...], tuple[Placement, ...]]:
     """Decide how the logits are split, and where the rows of a result are, which is where those of the input were.
 
-    ``splits`` says that classes may be split, and ``smaller`` that the hidden states are less than the matrix.
+    ``smaller`` says that the hidden states are less than the matrix.
     """
     placements: list[Placement] = []
     answer: list[Placement] = []
@@ -99,7 +98,7 @@ def _placements(
         rows: Placement = h if of_rows else Shard(0) if lead else Replicate()
         if isinstance(h, Replicate) and isinstance(w, Replicate):
             placements.append(h)
-        elif splits and w == Shard(0) and Shard(lead) not in placements and (isinstance(h, Replicate) or smaller):
+        elif w == Shard(0) and Shard(lead) not in placements and (isinstance(h, Replicate) or smaller):
             placements.append(Shard(lead))
         else:
             placements.append(rows)
@@ -107,18 +106,31 @@ def _placements(
     return tuple(placements), tuple(Replicate() if p == Shard(lead) else p for p in answer)
 
 
-def own_weight(target: Tensor, arguments: dict[str, Any], weight: Any, ignored: int, rows: torch.Size) -> Tensor:
-    """Sum what this process's rows weigh in a mean, by the class weights of all classes."""
-    u = arguments.get("sample_weight")
-    dtype = torch.float32 if target.device.type == "mps" else torch.float64
-    if target.is_floating_point():
-        counts = torch.ones(rows, dtype=dtype, device=target.device)
+def own_weight(
+    target: Tensor | Teacher,
+    arguments: dict[str, Any],
+    weight: Any,
+    ignored: int,
+    rows: torch.Size,
+    lead: int,
+    shard: VocabShard,
+) -> Tensor:
+    """Sum what this process's rows weigh in a mean, by the class weights of all classes, which lie behind ``lead`` dimensions."""
+    u, mask = arguments.get("sample_weight"), arguments.get("class_mask")
+    device = (target.input if isinstance(target, Teacher) else target).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    if isinstance(target, Teacher) or target.is_floating_point():
+        counts = torch.ones(rows, dtype=dtype, device=device)
     else:
         y = target.long()
         counts = (y != ignored).to(dtype)
         if weight is not None:
             whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
             counts = counts * whole.detach().to(dtype)[y.clamp(0, len(whole) - 1)]
+    if mask is not None:  # of this shard's classes; a row of which no shard allows one does not count
+        allowed = mask.any() if mask.dim() == 1 else mask.any(lead)
+        everywhere = finish(start_gathering(allowed.to(dtype), shard.group)).sum(0) > 0
+        counts = counts * everywhere
     return ordered_sum(counts if u is None else counts * u)
 
 

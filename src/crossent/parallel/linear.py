@@ -8,7 +8,6 @@ backward forms the logits once more, and needs nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
@@ -18,12 +17,26 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from crossent.core.modes import plain, readable
+from crossent.core.modes import plain
 from crossent.core.reduction import Reduction, ordered_sum, over, reduce_rows, times
 from crossent.core.shard import VocabShard
-from crossent.core.target import Target
+from crossent.core.target import Target, Teacher
 from crossent.impl import choose, formulas, load
-from crossent.impl.head import Block, Gradients, Head, Plan, block_size, blocks, counted, put, take
+from crossent.impl.head import (
+    TEACHERS_WORKSPACE,
+    Block,
+    FormedInTurn,
+    Gradients,
+    Head,
+    Part,
+    Plan,
+    block_size,
+    counted,
+    formed,
+    parts_that_count,
+    put,
+    take,
+)
 from crossent.ops.library import differentiated
 from crossent.ops.linear import scaled, transform_under_way
 from crossent.parallel.collectives import (
@@ -32,24 +45,27 @@ from crossent.parallel.collectives import (
     gather_rows,
     pack,
     processes,
-    raise_together,
     rank_in,
-    reaches_cpus,
     spread,
     start_gathering,
     unpack,
 )
+from crossent.parallel.sequences import ScatteredGradients, Span, gathered_parts, of_all_rows, spans
 from crossent.parallel.softmax import (
+    NUMBERS,
     Rows,
     Whole,
-    check_headers,
     columns_of,
+    computed,
     looked_again,
+    raise_failed,
     row_losses,
     rows_of,
     together,
+    written_out,
 )
 from crossent.parallel.statistics import Told, recomputed, told
+from crossent.parallel.teachers import taught
 
 _AT_A_TIME = 2  # blocks: the losses of one are told while the logits of the next are formed
 
@@ -63,6 +79,7 @@ class ShardedHead:
     shard: VocabShard
     max_bytes: int
     impl: str
+    teacher: Teacher | None = None  # whose probabilities are formed with each block; rows.target has none then
 
     @property
     def share(self) -> int:
@@ -71,17 +88,34 @@ class ShardedHead:
 
     def plan(self, dtype: torch.dtype) -> Plan:
         """Say how many rows make a block, which is the same on all processes."""
-        return Plan(
-            self.rows.target, None, bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl), self.impl
+        size = bytes_of_block(self.shape, self.shard, self.max_bytes, dtype, self.impl, self.teacher is not None)
+        return Plan(self.rows.target, None, size, self.impl)
+
+    def taught(self, asked: Rows, rows: slice | Tensor | None) -> Rows:
+        """Give some rows the probabilities of their teacher, if they have one, of whom the processes tell each other."""
+        return (
+            asked
+            if self.teacher is None
+            else taught(asked, _some_rows(self.teacher, rows), self.shape, self.shard, self.impl)
         )
 
-    def of(self, block: Block) -> Rows:
-        """Say what is asked of a block."""
-        return self.rows.some(block.rows)._replace(logits=block.logits, target=block.target)
+    def parts(self, head: Head, cut: list[Span] | None) -> Iterator[Part]:
+        """Give part after part of rows that are here, or that come from all processes as ``cut`` says."""
+        plan = self.plan(head.input.dtype)
+        return parts_that_count(head, plan) if cut is None else gathered_parts(head, plan, cut, self.shard)
 
-    def some(self, some: slice) -> ShardedHead:
+    def cut(self, head: Head) -> list[Span] | None:
+        """Cut the rows into blocks, where each process has some of them."""
+        return spans(head, self.plan(head.input.dtype), self.shard) if self.shard.sequence_parallel else None
+
+    def some(self, some: slice | Tensor) -> ShardedHead:
         """Say what is asked of some rows."""
-        return replace(self, rows=self.rows.some(some))
+        teacher = None if self.teacher is None else _some_rows(self.teacher, some)
+        return replace(self, rows=self.rows.some(some), teacher=teacher)
+
+
+def _some_rows(teacher: Teacher, rows: slice | Tensor | None) -> Teacher:
+    return teacher._replace(input=take(teacher.input, rows))
 
 
 def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
@@ -89,39 +123,54 @@ def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
     return ceil(shard.classes / processes(shard.group)) * prod(shape[1:])
 
 
-def bytes_of_block(shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str) -> int:
+def bytes_of_block(
+    shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str, teacher: bool = False
+) -> int:
     """Say how large a block is here: as many rows on all processes as fit an even share of the classes, some blocks at a time."""
     each = dtype.itemsize + 4 * load(impl).workspace
-    rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * each))
+    rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * (each + 4 * TEACHERS_WORKSPACE * teacher)))
     return rows * max(1, prod(shape) * each)
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _wholes(head: Head, sharded: ShardedHead) -> Any:
+def _wholes(head: Head, sharded: ShardedHead, cut: list[Span] | None) -> Any:
     """Form block after block, and put what all processes tell of its rows together, one block behind."""
-    shard, first, waiting = sharded.shard, True, None
-    compute = load(sharded.impl)
-    for block in blocks(head, sharded.plan(head.input.dtype), _AT_A_TIME):
-        rows = sharded.of(block)
-        columns = columns_of(rows, compute.partials(block.logits, rows.first_target))
-        gathered = start_gathering(pack(columns, shard.start, sharded.shape[0]), shard.group)
+    form, compute = FormedInTurn(head, sharded.plan(head.input.dtype), _AT_A_TIME), load(sharded.impl)
+    waiting = None
+    for rows, x in sharded.parts(head, cut):
+        asked, block = sharded.taught(sharded.rows.some(rows), rows), None
+
+        def partials(rows: Any = rows, x: Tensor = x, asked: Rows = asked) -> Tensor:
+            nonlocal block
+            block = form(rows, x)
+            block = block if sharded.teacher is None else block._replace(target=asked.target)
+            asked = asked._replace(logits=block.logits, target=block.target)
+            return columns_of(asked, compute.partials(block.logits, asked.first_target))
+
+        columns, error = computed(asked, NUMBERS, partials)
+        gathered = start_gathering(pack(columns, error is not None), sharded.shard.group)
         if waiting is not None:
-            yield _put_together(*waiting, shard, first)
-            first = False
-        waiting = (block, rows, gathered, columns.shape)
+            yield _put_together(*waiting, sharded)
+        waiting = (block, asked, gathered, columns.shape, error)
     if waiting is not None:
-        yield _put_together(*waiting, shard, first)
+        yield _put_together(*waiting, sharded)
 
 
 def _put_together(
-    block: Block, rows: Rows, gathered: Tensor, shape: torch.Size, shard: VocabShard, first: bool
-) -> tuple[Block, Rows, Whole]:
-    headers, columns = unpack(finish(gathered), shape)
-    if first and readable(headers):
-        check_headers(headers, shard)
-    return block, rows, looked_again(rows, together(rows, columns, rank_in(shard.group)), shard)
+    block: Block | None,
+    asked: Rows,
+    gathered: Tensor,
+    shape: torch.Size,
+    error: Exception | None,
+    sharded: ShardedHead,
+) -> tuple[Block, Whole]:
+    failed, columns = unpack(finish(gathered), shape)
+    raise_failed(failed, error, sharded.shard)
+    assert block is not None
+    rows = asked._replace(logits=block.logits, target=block.target)
+    return block, looked_again(rows, together(rows, columns, rank_in(sharded.shard.group)), sharded.shard)
 
 
 def _zeros(sharded: ShardedHead) -> Tensor:
@@ -139,7 +188,11 @@ def _slopes(sharded: ShardedHead, block: Block, whole: Whole, grad: Tensor) -> T
     return found.logits
 
 
-def _gradients(head: Head, sharded: ShardedHead, needs: tuple[bool, ...]) -> tuple[Gradients, int]:
+def _gradients(
+    head: Head, sharded: ShardedHead, needs: tuple[bool, ...], cut: list[Span] | None
+) -> tuple[Gradients, int]:
+    if cut is not None:
+        return ScatteredGradients(head, needs, sharded.impl, cut, sharded.shard), len(cut)
     plan = sharded.plan(head.input.dtype)
     keep = counted(head, plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
@@ -158,8 +211,9 @@ class ShardedLinearSum(Function):
         head, needs = Head(input, weight, bias, sharded.shape), ctx.needs_input_grad[:3]
         u, how, given = reduction.sample_weight, reduction.how, reduction.denominator
         losses, row_weight = _zeros(sharded), _zeros(sharded)
-        gradients, count = _gradients(head, sharded, needs) if any(needs) else (None, 0)
-        for block, _, whole in _wholes(head, sharded):
+        cut = sharded.cut(head)
+        gradients, count = _gradients(head, sharded, needs, cut) if any(needs) else (None, 0)
+        for block, whole in _wholes(head, sharded, cut):
             put(losses, block.rows, whole.loss)
             put(row_weight, block.rows, whole.row_weight)
             if gradients is None:
@@ -205,7 +259,7 @@ class ShardedLinearRows(Function):
         head = Head(input, weight, bias, sharded.shape)
         losses, row_weight, elsewhere = (_zeros(sharded) for _ in range(3))
         lse = torch.stack([losses, losses])
-        for block, _, whole in _wholes(head, sharded):
+        for block, whole in _wholes(head, sharded, sharded.cut(head)):
             for to, value in ((losses, whole.loss), (row_weight, whole.row_weight), (elsewhere, whole.elsewhere)):
                 put(to, block.rows, value)
             for to, value in zip(lse, whole.lse, strict=True):
@@ -226,8 +280,11 @@ class ShardedLinearRows(Function):
             return (*_at_once(lambda head: _rows_at_once(head, sharded)[0], grad, tensors, needs, sharded), None)
         input, weight, bias = tensors
         head = Head(input, weight, bias, sharded.shape)
-        gradients = _gradients(head, sharded, needs)[0]
-        for block in blocks(head, sharded.plan(input.dtype)):
+        cut = sharded.cut(head)
+        gradients = _gradients(head, sharded, needs, cut)[0]
+        for block in formed(sharded.parts(head, cut), FormedInTurn(head, sharded.plan(input.dtype))):
+            if sharded.teacher is not None:
+                block = block._replace(target=sharded.taught(sharded.rows.some(block.rows), block.rows).target)
             of_block = torch.stack([take(part, block.rows) for part in lse])
             whole = Whole(of_block, grad, grad, take(elsewhere, block.rows))
             gradients.add(block, _slopes(sharded, block, whole, take(grad, block.rows)))
@@ -248,11 +305,14 @@ def _at_once(loss: Any, grad: Tensor, tensors: Any, needs: tuple[bool, ...], sha
 def _logits(head: Head, sharded: ShardedHead) -> Rows:
     """Form all logits, where they are few or somebody differentiates what is done with them."""
     ignored = None if sharded.rows.labels is None else ~sharded.rows.hard.counted_rows(sharded.rows.logits)
-    input = head.input
+    shard, input = sharded.shard, head.input
+    if shard.sequence_parallel:
+        input = gather_rows(input, shard.group)
     if ignored is not None:  # whose garbage the products would carry along
         absent = ignored.flatten(1).all(1) if ignored.dim() > 1 else ignored
         input = input.masked_fill(absent.unsqueeze(1), 0.0)
-    return sharded.rows._replace(logits=F.linear(input, head.weight, head.bias).view(input.shape[0], *sharded.shape))
+    logits = F.linear(input, head.weight, head.bias).view(input.shape[0], *sharded.shape)
+    return sharded.taught(sharded.rows, None)._replace(logits=logits)
 
 
 def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
@@ -262,32 +322,12 @@ def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
 # --- what losses call -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def agreeing(shard: VocabShard, input: Any) -> Iterator[None]:
-    """Hear of what is wrong on another process before the first block, where nobody has to wait for a device to know."""
-    if not (readable(input) if isinstance(input, Tensor) else reaches_cpus(shard.group)):
-        yield
-        return
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    rows = input.shape[:-1].numel() if isinstance(input, Tensor) and input.dim() else 0
-    mine = torch.tensor([error is not None, rows], dtype=torch.int64, device="cpu")
-    failed, sizes = finish(start_gathering(mine, shard.group)).unbind(1)
-    if failed.any():
-        raise_together(error, shard.group)
-    if (sizes != rows).any():
-        raise ValueError(f"input must have as many rows on each process of the shard's group, got {sizes.tolist()}")
-
-
 def check_sequence_parallel(target: Target, shift: int) -> None:
     """Refuse what cannot be told apart where each process has its own rows and its own classes."""
     if not target.indices:
         raise RuntimeError(
-            "sequence_parallel takes class indices, got probabilities: gather the hidden states and give each process its "
-            "classes of all rows"
+            "sequence_parallel takes class indices, got probabilities or a teacher: gather the hidden states and give each process "
+            "its classes of all rows"
         )
     if any(t is not None and t.dim() > 1 for t in (target.logit_bias, target.class_mask)):
         raise RuntimeError(
@@ -304,29 +344,23 @@ def laid_out(call: Any, target: Target, shard: VocabShard, impl: str | None) -> 
     """Bring hidden states, labels and sample weights to where each process needs them, and give the target its part."""
     input, reduction, classes = call.head.input, call.reduction, call.head.shape
     if shard.sequence_parallel:
-        target = target._replace(values=_of_all_rows(target.values, shard))
+        target = target._replace(values=of_all_rows(target.values, shard))
         u = reduction.sample_weight
-        reduction = reduction._replace(sample_weight=None if u is None else _of_all_rows(u, shard))
-        input = gather_rows(input, shard.group)
+        reduction = reduction._replace(sample_weight=None if u is None else gather(u, shard.group).flatten(0, 1))
     elif shard.reduce_input_grad:
         input = spread(input, shard.group)
-    logits = input.new_empty(()).expand(input.shape[0], *classes)
+    logits = input.new_empty(()).expand(rows_in_all(input, shard), *classes)
     rows = rows_of(logits, target, shard)
+    if call.teacher is None:  # else with each block
+        rows = written_out(rows, shard)
     name = choose(logits, impl, rows.target.values, rows.target)
     call = call._replace(head=call.head._replace(input=input), reduction=reduction, target=target)
-    return call, ShardedHead(rows, classes, shard, call.max_bytes, name)
+    return call, ShardedHead(rows, classes, shard, call.max_bytes, name, call.teacher)
 
 
-def _of_all_rows(x: Tensor, shard: VocabShard) -> Tensor:
-    return gather(x, shard.group).flatten(0, 1)
-
-
-def own_rows(x: Tensor, shard: VocabShard) -> Tensor:
-    """Take what belongs to this process's rows."""
-    if not shard.sequence_parallel:
-        return x
-    size = x.shape[0] // processes(shard.group)
-    return x.narrow(0, rank_in(shard.group) * size, size)
+def rows_in_all(input: Tensor, shard: VocabShard) -> int:
+    """Count the rows of all processes."""
+    return input.shape[0] * (processes(shard.group) if shard.sequence_parallel else 1)
 
 
 def sharded_linear(
@@ -348,16 +382,21 @@ def sharded_linear(
 
 def sharded_linear_statistics(head: Head, sharded: ShardedHead) -> Told:
     """Compute the statistics of a head's rows, some at a time; backward forms their logits, and gathers, once more."""
-    size = head.input.shape[0]
-    step = block_size(head, sharded.plan(head.input.dtype), size)
+    size, shard, plan = head.input.shape[0], sharded.shard, sharded.plan(head.input.dtype)
+    ranks = processes(shard.group) if shard.sequence_parallel else 1
+    step = ceil(block_size(head, plan, size * ranks) / ranks)
     parts = []
     for start in range(0, max(size, 1), step):
         some = slice(start, start + step)
+        rows = torch.arange(size * ranks, device=head.input.device).view(ranks, -1)[:, some].flatten()
 
-        def compute(input: Tensor, weight: Tensor, bias: Tensor | None, some: slice = some) -> tuple[Tensor, ...]:
-            part, here = sharded.some(some), Head(input, weight, bias, head.shape)
-            return told(_logits(here, part), sharded.shard)
+        def compute(
+            input: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | Tensor = some if ranks == 1 else rows
+        ) -> tuple[Tensor, ...]:
+            part, here = sharded.some(rows), Head(input, weight, bias, head.shape)
+            return told(_logits(here, part), shard)
 
-        parts.append(recomputed(compute, head.input[some], head.weight, head.bias))
-    each = [torch.cat(values) for values in zip(*parts, strict=True)]
+        of_block = recomputed(compute, head.input[some], head.weight, head.bias)
+        parts.append([values.unflatten(0, (ranks, -1)) for values in of_block])
+    each = [torch.cat(values, 1).flatten(0, 1) for values in zip(*parts, strict=True)]
     return Told.of(each)

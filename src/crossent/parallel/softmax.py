@@ -7,8 +7,7 @@ anything. A penalty on all classes needs a second look at the row, with the lse 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,13 +27,13 @@ from crossent.impl.head import take
 from crossent.impl.protocol import Partials
 from crossent.ops.library import differentiated, like, tell_if_in_place
 from crossent.ops.linear import transform_under_way
+from crossent.parallel.agreement import agreeing
 from crossent.parallel.collectives import (
     finish,
     gather,
     pack,
     raise_together,
     rank_in,
-    reaches_cpus,
     spread,
     start_gathering,
     unpack,
@@ -53,6 +52,9 @@ class Columns(NamedTuple):
     mass: Tensor
     row_weight: Tensor  # c[y] of a class index that is here, 1 with probabilities
     allowed: Tensor  # how many classes a mask allows here
+
+
+NUMBERS = len(Columns._fields)
 
 
 class Rows(NamedTuple):
@@ -82,6 +84,13 @@ class Rows(NamedTuple):
         wrong, labels = (None if t is None else take(t, rows) for t in (self.wrong, self.labels))
         logits, row_weight, allowed = (take(t, rows) for t in (self.logits, self.row_weight, self.allowed))
         return Rows(logits, of(self.target), of(self.hard), row_weight, allowed, wrong, labels, self.z_loss)
+
+    @property
+    def described(self) -> Target:
+        """What was asked of all classes, as other processes are asked, too."""
+        settings = replace(self.target.settings, z_loss=self.z_loss)
+        values = self.target.values if self.labels is None else self.labels
+        return self.target._replace(values=values, settings=settings)
 
     @property
     def indexed(self) -> bool:
@@ -170,17 +179,16 @@ def rows_of(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     row_weight = target.row_weights(stand_in(logits, dtype)).squeeze(1) if size else allowed.new_zeros(rows)
     if size == 0 and not target.indices:
         row_weight = row_weight + 1
-    hard = target
-    if mask is not None and settings.label_smoothing:
-        target = _written_out(logits, target, allowed, shard)
-    return Rows(logits, target, hard, row_weight, allowed, wrong, labels, z_loss)
+    return Rows(logits, target, target, row_weight, allowed, wrong, labels, z_loss)
 
 
-def _written_out(logits: Tensor, target: Target, allowed: Tensor, shard: VocabShard) -> Target:
-    """Write out a target that is smoothed over the classes which masks on several processes allow."""
-    x, settings = stand_in(logits, allowed.dtype), target.settings
+def written_out(rows: Rows, shard: VocabShard) -> Rows:
+    """Write out a target that is smoothed over the classes which masks on several processes allow; all come here together."""
+    target, settings, allowed = rows.target, rows.target.settings, rows.allowed
+    if target.class_mask is None or not settings.label_smoothing:
+        return rows
+    x = stand_in(rows.logits, allowed.dtype)
     all_allowed = finish(start_gathering(allowed, shard.group)).sum(0).clamp_min(1.0).unsqueeze(1)
-    assert target.class_mask is not None
     share = formulas.as_logits(target.class_mask.to(x.dtype), x) / all_allowed
     hard = Target(target.values, valid=target.valid, settings=Settings(_IGNORED, all_classes=shard.classes))
     before = formulas.smoothed_target(hard, x)
@@ -192,7 +200,7 @@ def _written_out(logits: Tensor, target: Target, allowed: Tensor, shard: VocabSh
         bias = (0.0 if bias is None else formulas.as_logits(bias.to(x.dtype), x)) - settings.margin * before
     valid = None if ignored is None else ~ignored.squeeze(1)
     settings = replace(settings, label_smoothing=0.0, margin=0.0)
-    return target._replace(values=t, settings=settings, valid=valid, logit_bias=bias)
+    return rows._replace(target=target._replace(values=t, settings=settings, valid=valid, logit_bias=bias))
 
 
 # --- putting together -------------------------------------------------------------------------------------------------
@@ -247,58 +255,31 @@ def _without(column: Tensor, rank: int) -> Tensor:
     return column.masked_fill(mine.reshape(-1, *(1 for _ in column.shape[1:])), 0.0).sum(0)
 
 
-def exchange(columns: Tensor, size: int, shard: VocabShard) -> Tensor:
-    """Gather the columns of all processes, and find out whether one has failed or the shards do not fit together."""
-    headers, gathered = unpack(gather(pack(columns, shard.start, size), shard.group), columns.shape)
-    if readable(headers):
-        check_headers(headers, shard)
+def exchange(rows: Rows, count: int, compute: Callable[[], Tensor], shard: VocabShard) -> Tensor:
+    """Gather ``count`` columns of all processes; where computing them fails on one, all raise, or have nan on a GPU."""
+    columns, error = computed(rows, count, compute)
+    failed, gathered = unpack(gather(pack(columns, error is not None), shard.group), columns.shape)
+    raise_failed(failed, error, shard)
     return gathered
 
 
-def check_headers(headers: Tensor, shard: VocabShard) -> None:
-    """Raise, on all processes, where one has failed or the shards are not all classes one after the other."""
-    failed, starts, sizes = headers.unbind(1)
-    if failed.any():
-        raise_together(None, shard.group)
-    begins = [0, *sizes.cumsum(0).tolist()]
-    if begins[-1] != shard.classes or any(
-        a != b for a, b, n in zip(starts.tolist(), begins, sizes.tolist(), strict=False) if n
-    ):
-        cut = ", ".join(f"[{a}, {a + n})" for a, n in zip(starts.tolist(), sizes.tolist(), strict=True))
-        raise ValueError(
-            f"shard must cut the {shard.classes} classes into parts one after the other, got {cut}: give each process the "
-            "start of its own classes, as VocabShard.even does"
-        )
-
-
-@contextmanager
-def failing_together(
-    input: Any,
-    target: Any,
-    dim: int | None,
-    shard: VocabShard,
-    count: Callable[[torch.dtype], int] = lambda _: len(Columns._fields),
-) -> Iterator[None]:
-    """Where something is wrong on this process, take part in what the others wait for, and raise it on all of them."""
+def computed(rows: Rows, count: int, compute: Callable[[], Tensor]) -> tuple[Tensor, Exception | None]:
+    """Compute the columns of rows, or what stands for them beside the error, since the other processes wait for some."""
     try:
-        yield
+        return compute(), None
     except Exception as error:
-        if input.device.type == "cpu" if isinstance(input, Tensor) else reaches_cpus(shard.group):
-            rows, dtype = _waited_for(input, target, dim)
-            columns = torch.full((count(dtype), rows), torch.nan, dtype=dtype)
-            gathered = finish(start_gathering(pack(columns, 0, 0, failed=True), shard.group))
-            if readable(gathered):  # as on the others, which see then that one has failed
-                raise_together(error, shard.group)
-        raise
+        if torch.compiler.is_compiling():
+            raise
+        return rows.allowed.new_full((count, *rows.allowed.shape), torch.nan), error
 
 
-def _waited_for(input: Any, target: Any, dim: int | None) -> tuple[int, torch.dtype]:
-    """Say how many rows the other processes tell of, and in which dtype, as far as what is wrong lets it be seen."""
-    if not isinstance(input, Tensor) or input.dim() == 0:
-        return (target.numel() if isinstance(target, Tensor) else 0), torch.float32
-    axis = (0 if input.dim() == 1 else 1) if dim is None or not -input.dim() <= dim < input.dim() else dim
-    rows = input.numel() // input.shape[axis] if input.shape[axis] else 0
-    return rows, compute_dtype(input) if input.is_floating_point() else torch.float32
+def raise_failed(failed: Tensor, error: Exception | None, shard: VocabShard) -> None:
+    """Raise on all processes that one has failed; where nobody waits for a device to know, on that one."""
+    if readable(failed):
+        if failed.any():
+            raise_together(error, shard.group)
+    elif error is not None:
+        raise error
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------------
@@ -306,24 +287,32 @@ def _waited_for(input: Any, target: Any, dim: int | None) -> tuple[int, torch.dt
 
 def _by_formula(rows: Rows, shard: VocabShard) -> tuple[Tensor, Tensor]:
     """Compute losses and weights of rows in operations that autograd knows, which reach every process to any order."""
-    found = formulas.partials(rows.logits, rows.first_target)
-    gathered = exchange(columns_of(rows, found), rows.logits.shape[1], shard)
+    gathered = exchange(
+        rows, NUMBERS, lambda: columns_of(rows, formulas.partials(rows.logits, rows.first_target)), shard
+    )
     whole = together(rows, gathered, rank_in(shard.group))
     return (penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss), whole.row_weight
 
 
 def penalised_loss(rows: Rows, whole: Whole, shard: VocabShard) -> Tensor:
     """Take a second look at rows of which a penalty sees every class, in operations that autograd knows."""
-    costs = formulas.partial_costs(rows.logits, rows.target, spread(whole.lse, shard.group))
-    return _with_z_loss(rows, whole, gather(costs.loss, shard.group))
+    lse = spread(whole.lse, shard.group)
+
+    def costs() -> Tensor:
+        return formulas.partial_costs(rows.logits, rows.target, lse).loss.unsqueeze(0)
+
+    return _with_z_loss(rows, whole, exchange(rows, 1, costs, shard).squeeze(1))
 
 
 def looked_again(rows: Rows, whole: Whole, shard: VocabShard) -> Whole:
     """Do the same without derivatives, where there is such a penalty, and find the mass that rows have elsewhere."""
     if not rows.penalises_all:
         return whole
-    costs = torch.stack(formulas.partial_costs(rows.logits, rows.target, whole.lse))
-    losses, masses = finish(start_gathering(costs, shard.group)).unbind(1)
+
+    def costs() -> Tensor:
+        return torch.stack(formulas.partial_costs(rows.logits, rows.target, whole.lse))
+
+    losses, masses = exchange(rows, 2, costs, shard).unbind(1)
     elsewhere = _without(masses, rank_in(shard.group))
     if rows.z_loss:
         elsewhere = elsewhere + times(whole.row_weight, 2 * rows.z_loss * whole.lse.sum(0))
@@ -345,8 +334,8 @@ class ShardedCrossEntropy(Function):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
         rows = Rows(logits, target, target, *others)
         compute, rank = load(impl), rank_in(shard.group)
-        found = columns_of(rows, compute.partials(logits, rows.first_target))
-        whole = looked_again(rows, together(rows, exchange(found, logits.shape[1], shard), rank), shard)
+        found = exchange(rows, NUMBERS, lambda: columns_of(rows, compute.partials(logits, rows.first_target)), shard)
+        whole = looked_again(rows, together(rows, found, rank), shard)
         ctx.mark_non_differentiable(whole.row_weight)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, *target.tensors, whole.lse, whole.elsewhere)
@@ -414,12 +403,16 @@ def sharded_cross_entropy(
 ) -> Tensor:
     """Compute the loss of logits whose classes lie on several processes, with the options of ``cross_entropy`` by name."""
     dim, inplace = arguments["dim"], arguments["inplace_backward"] or arguments["inplace_forward"]
-    with failing_together(input, target, dim, shard):
+    with agreeing(shard, input) as call:
         reduction = read_reduction()
         rows = shard_rows(input, target, weight, dim, arguments, shard)
         dtype = result_dtype(input, () if rows.indexed else (target, weight), arguments["out_dtype"])
-        name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
+        choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
         checks.gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
+        call.says("cross_entropy", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
+        call.asks(rows.described, reduction, False, out_dtype=arguments["out_dtype"])
+    rows = written_out(rows, shard)
+    name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
     loss, row_weight = row_losses(rows, shard, name, inplace)
     if reduction.how == "none" and input.dim() == 1:
         loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)

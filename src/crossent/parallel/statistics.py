@@ -20,7 +20,7 @@ from crossent.core.shard import VocabShard
 from crossent.impl import formulas
 from crossent.impl.protocol import NO_CLASS, RowStatistics
 from crossent.parallel.collectives import rank_in
-from crossent.parallel.softmax import Columns, Rows, columns_of, exchange, lse_above, penalised_loss, together
+from crossent.parallel.softmax import NUMBERS, Columns, Rows, columns_of, exchange, lse_above, penalised_loss, together
 
 
 class Told(NamedTuple):
@@ -39,7 +39,7 @@ class Told(NamedTuple):
 
 def columns_told(dtype: torch.dtype) -> int:
     """Say how many numbers a row takes: its columns, four more, and two positions as bits."""
-    return len(Columns._fields) + 4 + 2 * 8 // dtype.itemsize
+    return NUMBERS + 4 + 2 * 8 // dtype.itemsize
 
 
 def recomputed(compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
@@ -57,14 +57,18 @@ def row_statistics(rows: Rows, shard: VocabShard) -> Told:
 
 def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
     """Compute the tensors of :class:`Told` in operations that autograd knows."""
-    partials = formulas.partials(rows.logits, rows.first_target)
-    more = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
-    columns = columns_of(rows, partials)
-    numbers = torch.stack([t.to(columns.dtype) for t in (more.cost, more.mass, more.entropy, more.most)])
-    positions = torch.stack([more.predicted, more.wanted]) + shard.start
-    bits = _as_bits(positions, columns.dtype)
-    gathered = exchange(torch.cat([columns, numbers, bits]), rows.logits.shape[1], shard)
-    columns, numbers, bits = gathered.split([len(columns), len(numbers), len(bits)], 1)
+
+    def compute() -> Tensor:
+        partials = formulas.partials(rows.logits, rows.first_target)
+        more = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
+        columns = columns_of(rows, partials)
+        numbers = torch.stack([t.to(columns.dtype) for t in (more.cost, more.mass, more.entropy, more.most)])
+        positions = torch.stack([more.predicted, more.wanted]) + shard.start
+        return torch.cat([columns, numbers, _as_bits(positions, columns.dtype)])
+
+    count = columns_told(rows.allowed.dtype)
+    gathered = exchange(rows, count, compute, shard)
+    columns, numbers, bits = gathered.split([NUMBERS, 4, count - NUMBERS - 4], 1)
 
     each, whole = Columns(*columns.unbind(1)), together(rows, columns, rank_in(shard.group))
     cost, mass, entropy, most = numbers.unbind(1)
@@ -98,5 +102,6 @@ def _as_bits(positions: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _from_bits(bits: Tensor) -> Tensor:
     """Read them again, as ``(P, 2, ...)``."""
-    positions: Tensor = bits.detach().unflatten(1, (-1, 2)).movedim(1, -1).contiguous().view(torch.int64).squeeze(-1)
+    words = bits.detach().unflatten(1, (-1, 2)).movedim(1, -1).clone(memory_format=torch.contiguous_format)
+    positions: Tensor = words.view(torch.int64).squeeze(-1)
     return positions

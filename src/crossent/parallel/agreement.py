@@ -1,0 +1,110 @@
+"""Before a loss, processes tell each other whether anything is wrong, and that all of them compute the same thing.
+
+None may wait for one that has failed, and collectives of different sizes stop a process altogether. So the first thing that is
+told has the same size whatever was given: whether all is well, which classes are here, and a checksum of what is asked. It
+is told where nobody has to wait for a device to know, which is on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from crossent.core.messages import shape
+from crossent.core.modes import readable
+from crossent.core.reduction import Reduction
+from crossent.core.shard import VocabShard
+from crossent.core.target import Target
+from crossent.parallel.collectives import finish, raise_together, reaches_cpus, start_gathering, tell
+
+_EACH = "on each process of the shard's group"
+
+# What has to be alike, in the order in which a difference is told, and what the caller is to do.
+_ALIKE = {
+    "loss": f"the same loss must be called {_EACH}, got {{}}",
+    "rows": f"input must have as many rows {_EACH}, got {{}}",
+    "dtype": f"input must have the same dtype {_EACH}, got {{}}: convert it",
+    "target": f"target must hold class indices {_EACH}, or probabilities on each, got {{}}",
+    "labels": f"target must hold the same labels {_EACH}, got others, with checksums {{}}: processes that share the classes share "
+    "the rows; where each has rows of its own, linear_cross_entropy takes VocabShard(..., sequence_parallel=True)",
+    "reduction": f"reduction and what goes with it must be the same {_EACH}, got {{}}",
+    "options": f"the options must be the same {_EACH}, got {{}}",
+}
+
+
+class Call:
+    """What a process asks for: its number of classes, and all that has to be alike on the others, by name."""
+
+    def __init__(self) -> None:
+        self.size, self.alike = 0, dict.fromkeys(_ALIKE, "")
+
+    def says(self, loss: str, rows: tuple[int, ...], size: int, input: Tensor, shard: VocabShard) -> None:
+        """Say which loss is called, of how many rows and classes."""
+        self.size = size
+        here = f"{loss} with {shard.classes} classes in all"
+        here += f", sequence_parallel={shard.sequence_parallel}, reduce_input_grad={shard.reduce_input_grad}"
+        self.alike.update(loss=here, rows=shape(torch.empty(rows, device="meta")), dtype=str(input.dtype))
+
+    def asks(self, target: Target, reduction: Reduction, own_labels: bool, **more: Any) -> None:
+        """Say what is asked of the rows; ``own_labels`` says that each process has labels of its own."""
+        if target.indices and not own_labels and readable(target.values):
+            y = target.values.flatten()
+            self.alike["labels"] = str(int((y * torch.arange(1, len(y) + 1)).sum()))
+        self.alike["target"] = "class indices" if target.indices else "probabilities"
+        self.alike["reduction"] = ", ".join(_words(reduction._asdict()))
+        given = {"weight": target.weight, "logit_bias": target.logit_bias, "class_mask": target.class_mask, **more}
+        numbers = {name: getattr(target.settings, name) for name in target.settings.unusual()}
+        self.alike["options"] = ", ".join(_words({**numbers, **given}))
+
+
+def _words(options: dict[str, Any]) -> Iterator[str]:
+    """Write out what is given: of tensors that they are, since they may be parts, and whether a gradient is wanted."""
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            yield f"{name} of shape (...)" + " with a gradient" * (value.requires_grad and torch.is_grad_enabled())
+        elif value is not None and not callable(value):
+            yield f"{name}={value!r}"
+
+
+@contextmanager
+def agreeing(shard: VocabShard, input: Any) -> Iterator[Call]:
+    """Raise what is wrong on one process on all of them, when the block is left, and what is not alike."""
+    call = Call()
+    if not (readable(input) if isinstance(input, Tensor) else reaches_cpus(shard.group)):
+        yield call
+        return
+    error: Exception | None = None
+    try:
+        yield call
+    except Exception as raised:
+        error = raised
+    checksums = [crc32(words.encode()) for words in call.alike.values()]
+    mine = torch.tensor([error is not None, shard.start, call.size, *checksums], dtype=torch.int64, device="cpu")
+    failed, starts, sizes, *of_each = finish(start_gathering(mine, shard.group)).unbind(1)
+    if failed.any():
+        raise_together(error, shard.group)
+    for name, checksum in zip(_ALIKE, of_each, strict=True):
+        if (checksum != checksum[0]).any():
+            told = ", ".join(str(words) for words in tell(call.alike[name], shard.group))
+            raise ValueError(_ALIKE[name].format(told))
+    _check_cut(starts.tolist(), sizes.tolist(), shard)
+
+
+def _check_cut(starts: list[int], sizes: list[int], shard: VocabShard) -> None:
+    """Refuse shards that are not all classes one after the other."""
+    begin, fits = 0, True
+    for start, size in zip(starts, sizes, strict=True):
+        fits = fits and (start == begin or not size)
+        begin += size
+    if fits and begin == shard.classes:
+        return
+    cut = ", ".join(f"[{a}, {a + n})" for a, n in zip(starts, sizes, strict=True))
+    raise ValueError(
+        f"shard must cut the {shard.classes} classes into parts one after the other, got {cut}: give each process the "
+        "start of its own classes, as VocabShard.even does"
+    )

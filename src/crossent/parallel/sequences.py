@@ -1,0 +1,138 @@
+"""Hidden states of which each process has rows of its own, as with sequence parallelism: all processes work on a block together.
+
+A block takes as many rows of each process. They are gathered while the logits of the block before are formed, and the gradient
+of the block is reduced and scattered to where the rows came from while the next is worked on. So no process ever holds the
+hidden states of all rows, nor their gradient. Every process knows which rows count, and leaves the others out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossent.core.shard import VocabShard
+from crossent.impl.head import Block, Gradients, Head, Part, Plan, most_rows, rows_that_count, take
+from crossent.parallel.collectives import (
+    finish,
+    processes,
+    rank_in,
+    rows_of_process,
+    start_gathering,
+    start_scattering,
+)
+
+
+class Span(NamedTuple):
+    """The rows of a block: which of its own rows each process gives."""
+
+    own: tuple[Tensor, ...]
+
+    @property
+    def width(self) -> int:
+        """The rows that each process sends, of which the last ones of some may be padding."""
+        return max(len(rows) for rows in self.own)
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many rows each process gives."""
+        return [len(rows) for rows in self.own]
+
+    def rows(self, each: int) -> Tensor:
+        """Say which of all rows these are, of which every process has ``each``."""
+        return torch.cat([rank * each + rows for rank, rows in enumerate(self.own)])
+
+    def padded(self, own: Tensor) -> Tensor:
+        """Pad the rows of a process to the width."""
+        missing = self.width - own.shape[0]
+        return torch.cat([own, own.new_zeros(missing, *own.shape[1:])]) if missing else own
+
+    def joined(self, gathered: Tensor) -> Tensor:
+        """Lay what was gathered, ``(P, width, ...)``, out as rows without padding."""
+        if min(self.sizes) == self.width:
+            return gathered.flatten(0, 1)
+        return torch.cat([of_rank[:size] for of_rank, size in zip(gathered, self.sizes, strict=True)])
+
+    def parted(self, rows: Tensor) -> Tensor:
+        """Lay rows out as ``(P · width, ...)`` again, with padding."""
+        if min(self.sizes) == self.width:
+            return rows
+        return torch.cat([self.padded(of_rank) for of_rank in rows.split(self.sizes)])
+
+
+def rows_of_span(head: Head, plan: Plan, longest: int, size: int) -> int:
+    """Say how many rows each of ``size`` processes gives to a block, of ``longest`` that it has at most."""
+    return ceil(longest / ceil(longest / max(1, most_rows(head, plan) // size))) if longest else 1
+
+
+def spans(head: Head, plan: Plan, shard: VocabShard) -> list[Span]:
+    """Cut the rows of all processes into blocks; the head has this process's rows, and the plan the labels of all."""
+    size, each = processes(shard.group), head.input.shape[0]
+    valid = rows_that_count(plan.target) if head.input.device.type == "cpu" and not head.input.is_meta else None
+    if valid is None:
+        whole = torch.arange(each, device=head.input.device)
+        keep = [whole] * size
+    else:
+        keep = [of_rank.nonzero().squeeze(1) for of_rank in valid.view(size, each)]
+    longest = max(len(rows) for rows in keep)
+    step = rows_of_span(head, plan, longest, size)
+    return [Span(tuple(rows[start : start + step] for rows in keep)) for start in range(0, longest, step)]
+
+
+def gathered_parts(head: Head, plan: Plan, cut: list[Span], shard: VocabShard) -> Iterator[Part]:
+    """Give the rows of all processes part after part, each of which is gathered while the one before is worked on."""
+    each, rank, valid = head.input.shape[0], rank_in(shard.group), rows_that_count(plan.target)
+
+    def send(span: Span) -> Tensor:
+        return start_gathering(span.padded(take(head.input, span.own[rank])), shard.group)
+
+    coming = send(cut[0]) if cut else None
+    for at, span in enumerate(cut):
+        assert coming is not None
+        arrived, coming = coming, send(cut[at + 1]) if at + 1 < len(cut) else None
+        rows, x = span.rows(each), span.joined(finish(arrived))
+        if valid is not None and not x.is_cpu:  # whose garbage the products would carry along
+            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
+        yield rows, x
+
+
+class ScatteredGradients(Gradients):
+    """The gradients of a head whose blocks were gathered: those of hidden states go back to the process that has the rows."""
+
+    def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, cut: list[Span], shard: VocabShard) -> None:
+        super().__init__(head, needs, impl, len(cut), True)
+        self.cut, self.shard = cut, shard
+        self.waiting: tuple[Tensor, Tensor] | None = None
+
+    def _add_input(self, g: Tensor, block: Block) -> None:
+        span, self.cut = self.cut[0], self.cut[1:]
+        at_rows = g @ self.head.weight if self.pieces is None else self.pieces.back(g)
+        coming = start_scattering(span.parted(at_rows), self.shard.group)
+        self._arrive()
+        self.waiting = (span.own[rank_in(self.shard.group)], coming)
+
+    def _arrive(self) -> None:
+        """Put the block before, which was scattered meanwhile, to its rows."""
+        if self.waiting is not None:
+            assert self.input is not None
+            own, coming = self.waiting
+            self.input.index_copy_(0, own, finish(coming)[: len(own)].to(self.input.dtype))
+        self.waiting = None
+
+    def finish(self, divisor: float | Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients, when the last block has arrived."""
+        self._arrive()
+        return super().finish(divisor)
+
+
+def own_rows(x: Tensor, shard: VocabShard) -> Tensor:
+    """Take what belongs to this process's rows; the gradients of all processes are those of all rows."""
+    return rows_of_process(x, shard.group) if shard.sequence_parallel else x
+
+
+def of_all_rows(x: Any, shard: VocabShard) -> Any:
+    """Gather what each process says of its own rows, which is not differentiated."""
+    return x if x is None else finish(start_gathering(x, shard.group)).flatten(0, 1)

@@ -1,0 +1,243 @@
+"""What one process does wrong, or otherwise than the others, raises on all of them; nobody waits, and all of them go on."""
+
+from unittest import mock
+
+import pytest
+import torch
+from ranks import pool
+from torch import distributed as dist
+
+import crossent
+from crossent import VocabShard
+from crossent.impl import load
+
+N, C, D = 6, 9, 4
+CULPRIT = 1
+LOSSES = ["cross_entropy", "cross_entropy_stats", "linear_cross_entropy", "linear_cross_entropy_stats"]
+
+ranks = pool(3)
+
+
+def _call(dtype=torch.float32, rows=N, **options):
+    """Return the arguments of a call by name: inputs of this process, and labels of all."""
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "logits": torch.randn(N, C, generator=generator).to(dtype),
+        "h": torch.randn(N, D, generator=generator).to(dtype),
+        "w": torch.randn(C, D, generator=generator).to(dtype),
+        "y": torch.randint(C, (N,), generator=generator),
+        **options,
+    }
+
+
+def _run(loss, call, **more):
+    """Call a loss with this process's classes; of a head, in blocks of a row."""
+    given = dict(call)
+    logits, h, w, y = (given.pop(name) for name in ("logits", "h", "w", "y"))
+    shard = VocabShard.even(C, sequence_parallel=given.pop("sequence_parallel", False))
+    here = slice(shard.start, shard.start + 3)
+    if "linear" in loss:
+        from crossent.losses import linear
+
+        linear.FEW = 0
+        given.setdefault("max_bytes", 1)
+        return getattr(crossent, loss)(h, w[here], y, shard=shard, **given, **more)
+    given.pop("max_bytes", None)
+    logits = logits[:, here] if isinstance(logits, torch.Tensor) else logits
+    return getattr(crossent, loss)(logits, y, shard=shard, **given, **more)
+
+
+def _some_rows(call, rows):
+    return {**call, **{name: call[name][rows] for name in ("logits", "h", "y")}}
+
+
+def _twice(call):
+    return {**call, **{name: torch.cat([call[name]] * 2) for name in ("logits", "h", "y")}}
+
+
+ANOTHER = {
+    "fewer rows": ("rows", lambda call: _some_rows(call, slice(4))),
+    "more rows": ("rows", _twice),
+    "no rows": ("rows", lambda call: _some_rows(call, slice(0))),
+    "another dtype": ("dtype", lambda call: {**call, **_call(torch.float64)}),
+    "a lower precision": ("dtype", lambda call: {**call, **_call(torch.bfloat16)}),
+    "probabilities": ("class indices", lambda call: {**call, "y": torch.ones(N, C)}),
+    "other labels": ("same labels", lambda call: {**call, "y": call["y"].flip(0)}),
+    "another reduction": ("reduction", lambda call: {**call, "reduction": "sum"}),
+    "another denominator": ("reduction", lambda call: {**call, "reduction": "mean", "denominator": 3.0}),
+    "sample weights": ("reduction", lambda call: {**call, "sample_weight": torch.ones(N)}),
+    "smoothing": ("options", lambda call: {**call, "label_smoothing": 0.1}),
+    "a penalty on all classes": (
+        "options",
+        lambda call: {**call, "penalty": crossent.Focal(2.0), "label_smoothing": 0.1},
+    ),
+    "class weights": ("options", lambda call: {**call, "weight": torch.ones(C)}),
+    "another result's dtype": ("options", lambda call: {**call, "out_dtype": torch.float64}),
+}
+OF_HEADS = {
+    "larger blocks": ("options", lambda call: {**call, "max_bytes": 1 << 20}),
+    "frozen hidden states": ("options", lambda call: {**call, "h": call["h"].detach()}),
+    "rows of its own": ("sequence_parallel", lambda call: {**call, "sequence_parallel": True}),
+}
+
+
+def _answer(call):
+    try:
+        call()
+    except Exception as error:
+        return type(error), str(error)
+    return None, ""
+
+
+def otherwise(loss, name, at_first):
+    call = _call(**at_first)
+    call["h"] = call["h"].requires_grad_()
+    changed = {**ANOTHER, **OF_HEADS}[name][1](call)
+    answer = _answer(lambda: _run(loss, changed if dist.get_rank() == CULPRIT else call))
+    _run(loss, call)  # all go on together
+    return answer
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", [*ANOTHER, *OF_HEADS])
+def test_what_is_not_alike_is_told_to_all(ranks, name, loss):
+    if name in OF_HEADS and "linear" not in loss:
+        return
+    said = {**ANOTHER, **OF_HEADS}[name][0]
+    errors = ranks(otherwise, loss, name, {})
+    assert {kind for kind, _ in errors} == {ValueError}, errors
+    assert len({message for _, message in errors}) == 1
+    assert all(said in message and "each process" in message for _, message in errors), errors
+
+
+def test_a_loss_is_not_its_statistics(ranks):
+    for kind, message in ranks(another_loss):
+        assert kind is ValueError
+        assert "the same loss" in message
+
+
+def another_loss():
+    loss = "cross_entropy_stats" if dist.get_rank() == CULPRIT else "cross_entropy"
+    return _answer(lambda: _run(loss, _call()))
+
+
+WRONG = {
+    "no tensor": (TypeError, {"logits": [[1.0]], "h": [[1.0]]}),
+    "no dtype for logits": (RuntimeError, {"logits": torch.zeros(N, C).long(), "h": torch.zeros(N, D).long()}),
+    "a label out of range": (IndexError, {"y": torch.tensor([0, 1, 2, 3, 4, C])}),
+    "a label less than 0": (IndexError, {"y": torch.tensor([0, 1, 2, 3, 4, -1])}),
+    "too few labels": (ValueError, {"y": torch.zeros(N - 1, dtype=torch.long)}),
+    "weights of another size": (RuntimeError, {"weight": torch.ones(C + 1)}),
+    "a mask of another size": (RuntimeError, {"class_mask": torch.ones(C + 2, dtype=torch.bool)}),
+    "no reduction": (ValueError, {"reduction": "men"}),
+    "no such option": (TypeError, {"smoothing": 0.1}),
+}
+
+
+def mistaken(loss, name, at_first):
+    call = _call(**at_first)
+    mine = {**call, **WRONG[name][1]} if dist.get_rank() == CULPRIT else call
+    answer = _answer(lambda: _run(loss, mine))
+    _run(loss, call)
+    return answer
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", [name for name in WRONG if name != "no such option"])
+def test_a_mistake_raises_on_all(ranks, name, loss):
+    # With a mask and smoothing the processes tell each other more, which must wait until all is well.
+    for at_first in ({}, {"class_mask": torch.arange(C) != 4, "label_smoothing": 0.1}):
+        errors = ranks(mistaken, loss, name, at_first)
+        assert all(kind is not None and issubclass(kind, WRONG[name][0]) for kind, _ in errors), errors
+        assert all(f"process {CULPRIT} of the group" in errors[rank][1] for rank in (0, 2)), errors
+
+
+class LostError(Exception):
+    """An error that only one process knows how to make."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def _breaking(at):
+    """Let the ``at``-th look at rows fail on one process."""
+    compute, seen = load("eager"), []
+    usual = compute.partials
+
+    def partials(logits, target):
+        seen.append(None)
+        if len(seen) == at + 1:
+            raise LostError("nothing", "left")
+        return usual(logits, target)
+
+    return mock.patch.object(compute, "partials", partials if dist.get_rank() == CULPRIT else usual)
+
+
+def broken(loss, at, sequence_parallel, reduction):
+    call = _call(impl="eager", sequence_parallel=sequence_parallel, reduction=reduction)
+    call["h"] = call["h"].requires_grad_()
+    with _breaking(at):
+        kind, message = _answer(lambda: _run(loss, call))
+    _run(loss, call)
+    return kind.__name__, message
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_an_exception_inside_a_block_raises_on_all(ranks, at, sequence_parallel, reduction):
+    errors = ranks(broken, "linear_cross_entropy", at, sequence_parallel, reduction)
+    assert [kind for kind, _ in errors] == ["Exception", "LostError", "Exception"], errors
+    assert all(f"process {CULPRIT} of the group: nothing left" in errors[rank][1] for rank in (0, 2)), errors
+
+
+def test_an_exception_inside_a_loss_raises_on_all(ranks):
+    errors = ranks(broken, "cross_entropy", 0, False, "mean")
+    assert all("nothing left" in message for _, message in errors), errors
+
+
+def nothing(loss, sequence_parallel):
+    call = _some_rows(_call(sequence_parallel=sequence_parallel, reduction="sum"), slice(0))
+    call["h"].requires_grad_()
+    result = _run(loss, call)
+    if "stats" in loss:
+        assert result.count.item() == 0
+        return result.loss.item()
+    if "linear" in loss:
+        result.backward()
+        assert call["h"].grad.shape == (0, D)
+    return result.item()
+
+
+def test_no_rows_anywhere(ranks):
+    for loss in LOSSES:
+        assert ranks(nothing, loss, False) == [0.0] * 3
+    for loss in LOSSES[2:]:
+        assert ranks(nothing, loss, True) == [0.0] * 3
+
+
+def all_ignored(reduction):
+    """Processes whose rows do not count take part in the blocks of the others."""
+    from crossent.losses import linear
+
+    linear.FEW = 0
+    generator = torch.Generator().manual_seed(4)
+    h = torch.randn(3 * N, D, generator=generator, dtype=torch.float64)
+    w = torch.randn(C, D, generator=generator, dtype=torch.float64)
+    y = torch.randint(C, (3 * N,), generator=generator)
+    y[:N], y[2 * N + 1] = -100, -100
+    rank, shard = dist.get_rank(), VocabShard.even(C, sequence_parallel=True)
+    mine, here = slice(rank * N, rank * N + N), slice(shard.start, shard.start + 3)
+    whole, own = (h.clone().requires_grad_(), w.clone().requires_grad_()), (h[mine].clone(), w[here].clone())
+    own = [t.requires_grad_() for t in own]
+    wanted = crossent.linear_cross_entropy(whole[0], whole[1], y, reduction=reduction)
+    loss = crossent.linear_cross_entropy(*own, y[mine], shard=shard, max_bytes=200, reduction=reduction)
+    wanted.sum().backward(), loss.sum().backward()
+    torch.testing.assert_close(loss, wanted if reduction != "none" else wanted[mine], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(own[0].grad, whole[0].grad[mine], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(own[1].grad, whole[1].grad[here], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_process_whose_rows_do_not_count(ranks, reduction):
+    ranks.assert_holds(all_ignored, reduction)
