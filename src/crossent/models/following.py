@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from crossent.core.checks import under_autocast
 from crossent.core.reduction import read_reduction, result_dtype
-from crossent.core.target import Teacher
+from crossent.core.settings import Settings
+from crossent.core.target import SPECIAL, Teacher
 from crossent.losses.linear import linear_cross_entropy, linear_cross_entropy_stats
 from crossent.losses.statistics import CrossEntropyStats
 from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overwrite
@@ -23,16 +24,8 @@ from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overw
 NO_INDEX = -(1 << 40)  # an ignore_index that no label has
 _ALL = slice(None)
 _OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl")
-_OF_THE_LOGITS = (
-    "penalty",
-    "temperature",
-    "softcap",
-    "logit_bias",
-    "margin",
-    "class_mask",
-    "z_loss",
-    "softcap_after_temperature",
-)
+_OF_THE_LOGITS = SPECIAL["cross_entropy"]
+_OF_ANY_LOGITS = ("penalty", "z_loss")  # these see p and lse; every other option says what is done to the logits before
 
 
 def _at_end(x: Any) -> bool:
@@ -738,19 +731,17 @@ def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given:
     """Collect the options of a linear loss; NotImplemented where two tell of the logits."""
     own = {name: given[name] for name in _OF_THE_LOGITS if name in given and given[name] is not None}
     told = x.form.capped or x.shift is not None or x.allowed is not None
-    if told and any(own.get(name, plain) != plain for name, plain in (("temperature", 1.0), ("margin", 0.0))):
-        return NotImplemented
-    if told and any(name in own for name in ("softcap", "logit_bias", "class_mask")):
-        return NotImplemented
+    if told:
+        beside = {name: value for name, value in own.items() if name not in _OF_ANY_LOGITS}
+        beside.pop("softcap_after_temperature", None)  # without a cap it says nothing
+        if any(isinstance(value, Tensor) or value != Settings.defaults.get(name) for name, value in beside.items()):
+            return NotImplemented
+        own = {name: own[name] for name in _OF_ANY_LOGITS if name in own}
     indices = isinstance(target, Tensor) and not target.is_floating_point()
     if not indices and ignore_index >= 0:
         return NotImplemented
     options = _options(x)
-    options |= {
-        name: value
-        for name, value in own.items()
-        if not (told and name in ("temperature", "softcap_after_temperature"))
-    }
+    options |= own
     options |= {name: given[name] for name in _OF_THE_CALL if given.get(name) is not None}
     if indices:
         options["ignore_index"] = ignore_index
