@@ -13,6 +13,7 @@ import torch
 
 import crossent
 from crossent import reference
+from crossent.core import penalties
 from crossent.core.settings import LogitOptions, Settings
 from crossent.core.target import SPECIAL as SPECIAL_NAMES
 from crossent.impl import load
@@ -189,6 +190,12 @@ PENALTIES = {
     "taylor": crossent.Taylor(3),
     "taylor 1": crossent.Taylor(1),
 }
+PENALTY_NAMES = [
+    name
+    for name, each in vars(penalties).items()
+    if isinstance(each, type) and issubclass(each, crossent.Penalty) and name != "Penalty" and not name.startswith("_")
+]
+"""The penalties of the softmax losses that the library has."""
 
 
 def special_settings() -> dict[str, dict[str, Any]]:
@@ -241,6 +248,10 @@ def _hold_to_the_record() -> None:
     tried = {name for settings in SPECIAL.values() for name in settings}
     for what, missing in (
         ("a case in special_settings()", {*SPECIAL_NAMES["cross_entropy"]} - tried),
+        (
+            "a case in PENALTIES",
+            {*PENALTY_NAMES} - {type(each).__name__ for each in PENALTIES.values()},
+        ),
         ("a value in NUMBER_VALUES", {*own_numbers()} - {*NUMBER_VALUES}),
     ):
         if missing:
