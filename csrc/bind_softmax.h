@@ -8,6 +8,7 @@
 #include <nanobind/stl/optional.h>
 
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <new>
 
@@ -20,9 +21,24 @@ namespace {
 
 enum Reduction { NONE, SUM, MEAN };
 
+// The numbers that kernels are given just as the settings have them (None is 0), with their defaults.
+struct Number {
+    const char* name;
+    double Softmax::*to;
+    double usual;
+};
+constexpr Number NUMBERS[] = {
+    {"softcap", &Softmax::cap, 0},
+    {"margin", &Softmax::margin, 0},
+    {"z_loss", &Softmax::z_loss, 0},
+};
+// Those that are read by name elsewhere in this file, or are arguments of their own.
+constexpr const char* OTHER_NUMBERS[] = {"ignore_index", "label_smoothing", "temperature", "penalty", "all_classes"};
+
 // What makes a member of the family other than cross entropy itself: a Member of impl/native.py, read by its names.
 struct Member {
-    double temperature = 1, cap = 0, margin = 0, z_loss = 0;
+    double temperature = 1;
+    double numbers[std::size(NUMBERS)];
     int64_t penalty = NO_PENALTY;
     double penalty_a = 0, penalty_b = 0;
     bool masked = false;
@@ -30,11 +46,13 @@ struct Member {
     double spread_classes = 0, spread_sum = 0;
     int64_t all_classes = 0;  // where these are a shard of them
 
-    Member() = default;
+    Member() {
+        for (size_t i = 0; i < std::size(NUMBERS); i++) numbers[i] = NUMBERS[i].usual;
+    }
     explicit Member(nb::handle member) {
         const nb::object settings = member.attr("settings");
-        temperature = number(settings, "temperature"), cap = number(settings, "softcap");
-        margin = number(settings, "margin"), z_loss = number(settings, "z_loss");
+        temperature = number(settings, "temperature");
+        for (size_t i = 0; i < std::size(NUMBERS); i++) numbers[i] = number(settings, NUMBERS[i].name);
         penalty = nb::cast<int64_t>(member.attr("penalty"));
         penalty_a = number(member, "penalty_a"), penalty_b = number(member, "penalty_b");
         masked = nb::cast<bool>(member.attr("masked"));
@@ -45,10 +63,13 @@ struct Member {
 
     void check(const View& logits, bool soft) const {
         check_number(temperature > 0 && std::isfinite(temperature), "temperature", temperature, "must be positive");
-        check_at_least_zero("softcap", cap), check_at_least_zero("z_loss", z_loss), check_finite("margin", margin);
+        for (size_t i = 0; i < std::size(NUMBERS); i++) check_finite(NUMBERS[i].name, numbers[i]);
+        Softmax given{};
+        write_numbers(given);
+        check_at_least_zero("softcap", given.cap), check_at_least_zero("z_loss", given.z_loss);
         if (all_classes != 0 && all_classes < logits.shape[1])
             refuse("all_classes", "must be 0, or at least the classes of a shard");
-        if (soft && margin != 0) refuse("margin", "must be 0 with probabilities");
+        if (soft && given.margin != 0) refuse("margin", "must be 0 with probabilities");
         check_penalty();
         if (bias) check_class_numbers(*bias, logits);
         if (masked && !bias)
@@ -56,6 +77,10 @@ struct Member {
         if (!spread) return;
         check_class_numbers(*spread, logits);
         check_at_least_zero("spread_classes", spread_classes);
+    }
+
+    void write_numbers(Softmax& p) const {
+        for (size_t i = 0; i < std::size(NUMBERS); i++) p.*NUMBERS[i].to = numbers[i];
     }
 
   private:
@@ -160,8 +185,7 @@ struct Inputs {
     }
 
     void set_member(Softmax& p) const {
-        p.per_temperature = 1 / member.temperature, p.cap = member.cap;
-        p.margin = member.margin, p.z_loss = member.z_loss;
+        p.per_temperature = 1 / member.temperature, member.write_numbers(p);
         p.penalty = member.penalty, p.penalty_a = member.penalty_a, p.penalty_b = member.penalty_b;
         p.masked = member.masked;
         if (member.bias) p.bias = member.bias->pointer();
@@ -435,6 +459,10 @@ void bind_names(nb::module_& m) {
     penalties[""] = int(NO_PENALTY), penalties["Focal"] = int(FOCAL), penalties["Poly1"] = int(POLY1);
     penalties["GCE"] = int(GCE), penalties["SCE"] = int(SCE), penalties["Taylor"] = int(TAYLOR);
     reductions["none"] = int(NONE), reductions["sum"] = int(SUM), reductions["mean"] = int(MEAN);
+    nb::list numbers;
+    for (const Number& each : NUMBERS) numbers.append(each.name);
+    for (const char* name : OTHER_NUMBERS) numbers.append(name);
+    m.attr("NUMBERS") = nb::tuple(numbers);
     m.attr("PENALTIES") = penalties;
     m.attr("REDUCTIONS") = reductions;
 }

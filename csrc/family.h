@@ -65,7 +65,8 @@ template <class R> struct Transform {
 template <int N, class R>
 static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
-    switch (p.penalty) {
+    switch (Penalty(p.penalty)) {  // without a default, so that the compiler names a penalty that has no case
+        case NO_PENALTY: break;
         case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps, which become vectors
             R prob[N], rest[N], power[N];
             for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);

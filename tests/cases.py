@@ -5,6 +5,7 @@ They are flat and peaky, contain infinities, huge logits, ignored rows, one clas
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch
 
 import crossent
 from crossent import reference
+from crossent.core import penalties
+from crossent.core.settings import LogitOptions, Settings
+from crossent.core.target import SPECIAL as SPECIAL_NAMES
 from crossent.impl import load
 
 
@@ -186,6 +190,12 @@ PENALTIES = {
     "taylor": crossent.Taylor(3),
     "taylor 1": crossent.Taylor(1),
 }
+PENALTY_NAMES = [
+    name
+    for name, each in vars(penalties).items()
+    if isinstance(each, type) and issubclass(each, crossent.Penalty) and name != "Penalty" and not name.startswith("_")
+]
+"""The penalties of the softmax losses that the library has."""
 
 
 def special_settings() -> dict[str, dict[str, Any]]:
@@ -222,6 +232,33 @@ def special_settings() -> dict[str, dict[str, Any]]:
 
 
 SPECIAL = special_settings()
+NUMBER_VALUES: dict[str, Any] = {"temperature": 2.0, "softcap": 4.0, "margin": 0.5, "z_loss": 0.25}
+"""For each number of a softmax loss that torch does not have a value that changes results, and is exact in every dtype."""
+
+
+def own_numbers() -> list[str]:
+    """List the numbers of a softmax loss that people give and torch does not have, beside the penalty."""
+    said = {*LogitOptions.__annotations__}
+    rows = dataclasses.fields(Settings)
+    return [row.name for row in rows if row.name in said and row.metadata["schema"] is not None]
+
+
+def _hold_to_the_record() -> None:
+    """Say what is missing here: every law, and every table of values in other files, is made of what stands in this file."""
+    tried = {name for settings in SPECIAL.values() for name in settings}
+    for what, missing in (
+        ("a case in special_settings()", {*SPECIAL_NAMES["cross_entropy"]} - tried),
+        (
+            "a case in PENALTIES",
+            {*PENALTY_NAMES} - {type(each).__name__ for each in PENALTIES.values()},
+        ),
+        ("a value in NUMBER_VALUES", {*own_numbers()} - {*NUMBER_VALUES}),
+    ):
+        if missing:
+            raise AssertionError(f"tests/cases.py needs {what} for {', '.join(sorted(missing))}")
+
+
+_hold_to_the_record()
 
 
 def family_cases() -> list[Case]:

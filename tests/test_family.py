@@ -23,6 +23,9 @@ from cases import (
     tensors,
     to_reference,
 )
+from cases import (
+    SPECIAL as SPECIAL_SETTINGS,
+)
 from closeness import assert_close_in_family, assert_no_worse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -173,6 +176,37 @@ def derivative_calls():
             lambda x, t: sum(crossent.cross_entropy_stats(x, t, margin=0.3, logit_bias=b)[1:4]).sum(), x, t
         ),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("name", SPECIAL_SETTINGS)
+def test_every_option_has_its_tangents(name, smoothing, soft):
+    """Forward mode along logits, class weights and bias, beside finite differences, with everything that the record has."""
+    options = dict(SPECIAL_SETTINGS[name])
+    if name == "impossible class":
+        options["logit_bias"] = np.where(np.isinf(options["logit_bias"]), -3.0, options["logit_bias"])
+    given = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    generator = torch.Generator().manual_seed(4)
+    x, c, b = torch.randn(7, 5, generator=generator, **DOUBLE), torch.rand(5, generator=generator, **DOUBLE), None
+    t, y = torch.rand(7, 5, generator=generator, **DOUBLE), torch.tensor([0, 1, -100, 3, 4, 0, 1])
+    b = given.pop("logit_bias", torch.zeros(5, **DOUBLE))
+    if soft and "class_mask" in given:
+        t = t * given["class_mask"]
+
+    def loss(x, c, b):
+        return crossent.cross_entropy(
+            x, t if soft else y, c, label_smoothing=smoothing, reduction="sum", logit_bias=b, **given
+        )
+
+    along = [torch.randn(v.shape, generator=generator, **DOUBLE) for v in (x, c, b)]
+    for which in range(3):
+        tangents = tuple(v if i == which else torch.zeros_like(v) for i, v in enumerate(along))
+        value, tangent = torch.func.jvp(loss, (x, c, b), tangents)
+        torch.testing.assert_close(value, loss(x, c, b))
+        h = 1e-5
+        ahead, behind = (loss(*(v + s * h * d for v, d in zip((x, c, b), tangents, strict=True))) for s in (1, -1))
+        assert abs(tangent - (ahead - behind) / (2 * h)) <= 1e-6 * (1 + abs(tangent)), which
 
 
 DERIVATIVES = derivative_calls()

@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from cases import NUMBER_VALUES
 from torch.autograd import forward_ad
 
 import crossent
@@ -39,7 +40,7 @@ YES = torch.tensor([[1.0, 0, 1], [0, 0, 1], [0, 1, 1], [1, 0, 0]])
 H, W = torch.eye(4, 5), X.new_tensor(np.linspace(-1, 2, 15)).reshape(3, 5)
 
 OF_ROWS = {"denominator": 3.0}
-OF_LOGITS = {"temperature": 2.0, "softcap": 4.0, "margin": 0.5, "z_loss": 0.25}
+OF_LOGITS = NUMBER_VALUES
 TORCHS = {"ignore_index": 2, "label_smoothing": 0.25}
 OF_BINARY = {"ignore_index": 1.0, "label_smoothing": 0.25, "dim": 1, **OF_ROWS}
 OF_HEAD = {"shift": 1, "max_bytes": 64, **OF_ROWS, **OF_LOGITS, **TORCHS}

@@ -5,12 +5,14 @@ differences, alone and in many combinations; and members to each other where one
 """
 
 import itertools
+from typing import Any, NamedTuple
 
 import mpmath
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import PENALTY_NAMES
 from closeness import assert_slope
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -19,29 +21,32 @@ from crossent.reference import cross_entropy
 
 INF = float("inf")
 HAND = np.log([0.1, 0.7, 0.2])
-PENALTIES = {
-    "ce": reference.CROSS_ENTROPY,
-    "focal 0.5": reference.focal(0.5),
-    "focal 2": reference.focal(2.0),
-    "poly1": reference.poly1(2.0),
-    "poly1 -0.5": reference.poly1(-0.5),
-    "gce": reference.gce(0.7),
-    "mae": reference.mae(),
-    "sce": reference.sce(0.3, 0.7),
-    "taylor": reference.taylor(3),
+
+
+class Told(NamedTuple):
+    """A penalty, the formula of the papers as a function of p in any arithmetic, and what it is where p is 0 and 1."""
+
+    penalty: reference.Penalty
+    formula: Any
+    f_at_0: float
+    s_at_0: float
+    s_at_1: float
+
+
+TOLD = {
+    "ce": Told(reference.CROSS_ENTROPY, lambda p, log: -log(p), INF, 1, 1),
+    "focal 0.5": Told(reference.focal(0.5), lambda p, log: -((1 - p) ** 0.5) * log(p), INF, 1, 0),
+    "focal 2": Told(reference.focal(2.0), lambda p, log: -((1 - p) ** 2) * log(p), INF, 1, 0),
+    "poly1": Told(reference.poly1(2.0), lambda p, log: -log(p) + 2 * (1 - p), INF, 1, 3),
+    "poly1 -0.5": Told(reference.poly1(-0.5), lambda p, log: -log(p) - (1 - p) / 2, INF, 1, 0.5),
+    "gce": Told(reference.gce(0.7), lambda p, log: (1 - p ** type(p)(0.7)) / type(p)(0.7), 1 / 0.7, 0, 1),
+    "mae": Told(reference.mae(), lambda p, log: 1 - p, 1, 0, 1),
+    "sce": Told(reference.sce(0.3, 0.7), lambda p, log: -0.3 * log(p) + 0.7 * 4 * (1 - p), INF, 0.3, 0.3 + 2.8),
+    "taylor": Told(
+        reference.taylor(3), lambda p, log: (1 - p) + (1 - p) ** 2 / 2 + (1 - p) ** 3 / 3, 1 + 1 / 2 + 1 / 3, 0, 1
+    ),
 }
-# The same, as one reads them in the papers: functions of p in any arithmetic.
-FORMULAS = {
-    "ce": lambda p, log: -log(p),
-    "focal 0.5": lambda p, log: -((1 - p) ** 0.5) * log(p),
-    "focal 2": lambda p, log: -((1 - p) ** 2) * log(p),
-    "poly1": lambda p, log: -log(p) + 2 * (1 - p),
-    "poly1 -0.5": lambda p, log: -log(p) - (1 - p) / 2,
-    "gce": lambda p, log: (1 - p ** type(p)(0.7)) / type(p)(0.7),
-    "mae": lambda p, log: 1 - p,
-    "sce": lambda p, log: -0.3 * log(p) + 0.7 * 4 * (1 - p),
-    "taylor": lambda p, log: (1 - p) + (1 - p) ** 2 / 2 + (1 - p) ** 3 / 3,
-}
+PENALTIES = {name: told.penalty for name, told in TOLD.items()}
 by_penalty = pytest.mark.parametrize("name", PENALTIES)
 
 
@@ -87,11 +92,17 @@ def test_penalties_by_hand(penalty, f, s):
     np.testing.assert_allclose(grad, s * np.array([-0.9, 0.7, 0.2]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", PENALTY_NAMES)
+def test_every_penalty_of_the_library_is_here(name):
+    assert hasattr(reference, name.lower()), f"reference.py needs a function {name.lower()}"
+    assert any(each.split()[0] == name.lower() for each in TOLD), f"TOLD in this file needs an entry {name.lower()!r}"
+
+
 @by_penalty
 @pytest.mark.parametrize("log_p", [-1e-30, -1e-12, -1e-3, -0.1, -1.0, -5.0, -50.0, -700.0])
 def test_penalties_in_many_digits(name, log_p):
     """``f`` is the paper's formula, and ``s`` minus its slope in ``log p``, from hopeless to certain."""
-    penalty, formula = PENALTIES[name], FORMULAS[name]
+    penalty, formula = PENALTIES[name], TOLD[name].formula
     with mpmath.workdps(400):
 
         def f(z):
@@ -109,10 +120,8 @@ def test_penalties_at_the_ends(name):
     ends = np.array([-np.inf, 0.0])
     f, s = penalty.f(ends), penalty.s(ends)
     assert f[1] == 0
-    assert f[0] == {"gce": 1 / 0.7, "mae": 1.0, "taylor": 1 + 1 / 2 + 1 / 3}.get(name, np.inf)
-    hopeless = {"gce": 0.0, "mae": 0.0, "taylor": 0.0, "sce": 0.3}.get(name, 1.0)
-    certain = {"focal 0.5": 0.0, "focal 2": 0.0, "poly1": 3.0, "poly1 -0.5": 0.5, "sce": 0.3 + 2.8}.get(name, 1.0)
-    np.testing.assert_allclose(s, [hopeless, certain], rtol=1e-15)
+    assert f[0] == TOLD[name].f_at_0
+    np.testing.assert_allclose(s, [TOLD[name].s_at_0, TOLD[name].s_at_1], rtol=1e-15)
     np.testing.assert_array_equal(reference.sce(0.0, 1.0).f(ends), [4.0, 0.0])
     assert np.isnan(penalty.f(np.array([np.nan])) + penalty.s(np.array([np.nan]))).all()
 
@@ -251,7 +260,7 @@ def plain_loops(x, target, name, s):
         for k in np.flatnonzero(mask):
             e = s.get("label_smoothing", 0.0)
             smoothed = (1 - e) * t[k] + e / mask.sum()
-            loss += c[k] * smoothed * FORMULAS[name](np.exp(z[k]) / sum_of_exponentials, log)
+            loss += c[k] * smoothed * TOLD[name].formula(np.exp(z[k]) / sum_of_exponentials, log)
         row_weight = c[target[i]] if indices else 1.0
         loss += s.get("z_loss", 0.0) * row_weight * log(sum_of_exponentials) ** 2
         each[i] = u * loss
@@ -497,7 +506,7 @@ def test_confident_rows_in_many_digits(name, margin, smoothed):
     """Rows that are sure keep their relative accuracy, loss and every gradient, right or wrong."""
     t = [[0.6, 0.4], [0.4, 0.6]] if smoothed else [[1.0, 0.0], [0.0, 1.0]]
     got = cross_entropy([[margin, 0.0]] * 2, np.array(t), reduction="none", penalty=PENALTIES[name])
-    formula = FORMULAS[name]
+    formula = TOLD[name].formula
     for i, row in enumerate(t):
         with mpmath.workdps(300):
 

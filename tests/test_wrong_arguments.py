@@ -11,8 +11,14 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import cases
 import pytest
 import torch
+
+import crossent
+from crossent.core.settings import Settings
+from crossent.impl import load
+from crossent.ops.library import TARGET
 
 N, C, D = 4, 5, 3
 FLOATS = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
@@ -78,17 +84,33 @@ class Call:
 # --- the operators ----------------------------------------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
-SETTINGS = {
-    "ignore_index": -100, "label_smoothing": 0.1, "temperature": 1.5, "softcap": 20.0, "margin": 0.0, "z_loss": 0.1,
-    "penalty": "Focal", "parameters": (2.0,), "all_classes": 0,
-}  # fmt: skip
+NUMBERS = {**cases.NUMBER_VALUES, "margin": 0.0}  # no kernel takes a margin with probabilities
+
+
+def settings_for(impl):
+    """Give each number of the record, in the order of the schemas, a value that an implementation takes."""
+    known, penalty = load(impl).numbers, {"penalty": crossent.Focal(2.0)}
+    given = {name: value for name, value in (NUMBERS | penalty).items() if name in known}
+    settings = Settings.of(label_smoothing=0.1, **given)
+    return dict(zip(SCHEMA_NAMES, TARGET.parts["settings"].write(settings), strict=True))
+
+
+def refused(name):
+    """List numbers that are none of this option, as its row of the record says."""
+    wrong = []
+    for value in (0.0, -1.0, NAN, INF):
+        try:
+            Settings.checks[name](name, value)
+        except ValueError:
+            wrong.append(value)
+    return wrong
+
+
+SCHEMA_NAMES = [argument.split()[-1] for argument in TARGET.parts["settings"].schema.split(", ")]
 WRONG_SMOOTHING = numbers(-0.1, 1.5, NAN)
 WRONG_SETTINGS = {
+    **{name: numbers(*refused(name)) for name in NUMBERS},
     "label_smoothing": WRONG_SMOOTHING,
-    "temperature": numbers(0.0, -1.0, NAN, INF),
-    "softcap": numbers(0.0, -1.0, NAN, INF),
-    "margin": numbers(INF, NAN),
-    "z_loss": numbers(-1.0, NAN, INF),
     "penalty": numbers("", "Nonsense", "Asymmetric", "Penalty"),
     "parameters": [*numbers((), (1.0, 2.0)), Wrong("negative", (-1.0,), False), Wrong("nan", (NAN,), False)],
     "all_classes": numbers(-1, 1, 1000),
@@ -128,7 +150,7 @@ def softmax_operators(impl, soft):
     else:
         wrong["valid"] = [Wrong("what native does not take", torch.ones(N, dtype=torch.bool), False)]
     wrong |= WRONG_SETTINGS | {"logits": [*tensors(x, FLOATS)]}
-    rule = {**said, **SETTINGS}
+    rule = {**said, **settings_for(impl)}
     forward = {"logits": x, **rule, "reduction": "none", "impl": impl}
     name = f"{impl} {'soft' if soft else 'index'}"
     yield Call(f"forward {name}", ops.cross_entropy_forward, forward, wrong | {"reduction": numbers("", "avg", "MEAN")})
@@ -199,7 +221,7 @@ def linear_operators(impl, taught):
         teacher = {"teacher_input": z, "teacher_weight": v, "teacher_bias": a, "teacher_temperature": 2.0}
         wrong |= {name: [*tensors(teacher[name], {h.dtype})] for name in (*teacher,)[:3]}
         wrong["teacher_temperature"] = numbers(0.0, -1.0, NAN, INF)
-    first = {**head, **said, **SETTINGS, **teacher, "max_bytes": 2 * C * 4, "impl": impl}
+    first = {**head, **said, **settings_for(impl), **teacher, "max_bytes": 2 * C * 4, "impl": impl}
     name, factor, one = f"{impl}{' taught' if taught else ''}", torch.rand(N), torch.tensor(2.0)
     needs, wrong_needs = [True] * 3, numbers([], [True] * 2, [True] * 4)
     yield Call(
@@ -238,7 +260,7 @@ def operators():
 
 def member(_native, **changed):
     """Describe a member of the family as the extension reads it."""
-    settings = {"temperature": 1.5, "softcap": 20.0, "margin": 0.0, "z_loss": 0.1, "all_classes": 0}
+    settings = {**NUMBERS, "all_classes": 0}
     own = {
         "penalty": _native.PENALTIES["Focal"], "penalty_a": 2.0, "penalty_b": 0.0, "bias": torch.rand(C), "masked": False,
         "spread": torch.ones(C), "spread_classes": float(C), "spread_sum": float(C),
@@ -251,8 +273,9 @@ def member(_native, **changed):
 def wrong_members(_native):
     kinds = _native.PENALTIES
     for name, values in {
-        "temperature": (0.0, -1.0, NAN, INF), "softcap": (-1.0, NAN, INF), "margin": (NAN, INF), "z_loss": (-1.0, NAN),
-        "penalty": (-1, 6, 1 << 40), "penalty_a": (-1.0, NAN, INF), "spread_classes": (-1.0, NAN),
+        **{name: (NAN, INF) for name in NUMBERS if name in _native.NUMBERS},
+        "temperature": (0.0, -1.0, NAN, INF), "softcap": (-1.0, NAN, INF), "z_loss": (-1.0, NAN, INF),
+        "penalty": (-1, max(kinds.values()) + 1, 1 << 40), "penalty_a": (-1.0, NAN, INF), "spread_classes": (-1.0, NAN),
     }.items():  # fmt: skip
         for value in values:
             yield Wrong(f"{name} {value}", member(_native, **{name: value}), False)

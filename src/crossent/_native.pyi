@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 RECYCLES: bool
+NUMBERS: tuple[str, ...]
 PENALTIES: dict[str, int]
 REDUCTIONS: dict[str, int]
 

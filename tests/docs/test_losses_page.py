@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import PENALTY_NAMES
 
 import crossent
 from crossent import reference as ref
+from crossent.core.target import SPECIAL
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "losses.md").read_text("utf-8")
@@ -208,6 +210,15 @@ def test_contrastive(v):
     loss = run(code(fields["Call"])[0], v)
     torch.testing.assert_close(loss, eval(steps["L"], names))
     torch.testing.assert_close(torch.autograd.grad(loss, v.a)[0], eval(python(code(fields["Gradient"])[0]), names))
+
+
+def test_every_penalty_and_option_has_a_section():
+    """The page says that it has every loss of this library."""
+    calls = " ".join(fields["Call"] for fields in MEMBERS.values())
+    for name in PENALTY_NAMES:
+        assert f"{name}(" in PAGE, f"docs/losses.md lacks {name}"
+    for name in SPECIAL["cross_entropy"]:
+        assert f"{name}=" in calls or f"{name}=" in PAGE, f"docs/losses.md has no call with {name}="
 
 
 def test_every_member_is_tested():

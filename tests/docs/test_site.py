@@ -46,7 +46,8 @@ def test_every_public_name_has_one_entry(reference):
     rooms = {page: text for page, text in reference.items() if not page.endswith(("specification.md", "options.md"))}
     written = headings(rooms)
     names = {*crossent.__all__, *huggingface.__all__} - {"__version__"}
-    assert [name for name in sorted(names) if written.count(name) != 1] == []
+    wrong = [name for name in sorted(names) if written.count(name) != 1]
+    assert wrong == [], "each public name stands once in ROOMS of scripts/reference_pages.py"
 
 
 def test_a_link_to_an_entry_finds_it_alone(reference):

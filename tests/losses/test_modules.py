@@ -9,6 +9,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
+from cases import NUMBER_VALUES
 
 import crossent
 from crossent.core.settings import names_of
@@ -35,13 +36,10 @@ VALUES = {
     "inplace_backward": True,
     "inplace_forward": True,
     "penalty": crossent.Focal(1.5),
-    "temperature": 2.0,
-    "softcap": 1.5,
+    **NUMBER_VALUES,
     "softcap_after_temperature": True,
     "logit_bias": torch.arange(5.0),
-    "margin": 0.3,
     "class_mask": torch.tensor([True, True, True, True, True]),
-    "z_loss": 0.1,
     "teacher_grad": True,
     "reverse": True,
     "sample_weight": torch.arange(1.0, 7.0),

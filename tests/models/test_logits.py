@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import cases
 import pytest
 import torch
 from torch import nn
@@ -105,6 +106,26 @@ LOSSES = {
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_what_is_asked_is_what_plain_logits_answer(name, size, bias):
     assert_same(LOSSES[name], bias=bias, size=size)
+
+
+@pytest.mark.parametrize("name", cases.SPECIAL)
+@pytest.mark.parametrize("function", [crossent.cross_entropy, crossent.cross_entropy_stats])
+def test_every_option_is_taken_over(name, function):
+    """What the record has, with class weights and smoothing; nothing may be lost between deferred logits and the head."""
+    _, y, given = cases.tensors(next(case for case in cases.FAMILY if case.name == name), torch.float64)
+    given |= {"weight": torch.linspace(0.5, 2, 5, **DOUBLE)}
+    if name != "impossible class":
+        given["label_smoothing"] = 0.1
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, **DOUBLE, requires_grad=True) for shape in ((7, D), (5, D), (5,))]
+    found = [function(x, y, **given) for x in (Logits.of(*leaves, max_bytes=100), F.linear(*leaves))]
+    if function is crossent.cross_entropy_stats:
+        found = [stats.loss.sum() + stats.lse.sum() for stats in found]
+    torch.testing.assert_close(*found)
+    for ours, theirs in zip(*(torch.autograd.grad(loss, leaves) for loss in found), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert Logits.formed == 0, Logits.report()
+    assert Logits.blocked
 
 
 def set_masked(x):

@@ -8,11 +8,15 @@ import pytest
 import torch
 import torch.autograd.forward_ad as fwd
 import torch.nn.functional as F
+from cases import NUMBER_VALUES
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import crossent
+from crossent.core.settings import BinarySettings, Settings
+from crossent.core.target import BinaryTarget, Target
+from crossent.ops.library import BINARY_TARGET, TARGET
 
 N, C = 4, 3
 DOUBLE = {"dtype": torch.float64}
@@ -244,26 +248,29 @@ def test_operators_pass_opcheck():
     x, t, y, c = torch.randn(N, C, requires_grad=True), torch.rand(N, C), torch.tensor([0, 2, -100, 1]), torch.rand(C)
     forward, backward = torch.ops.crossent.cross_entropy_forward, torch.ops.crossent.cross_entropy_backward
     for target in (y, t):
-        said = (target, c, None, None, None)
-        rule = (-100, 0.1, 1.0, None, 0.0, 0.0, "", (), 0)
+        rule = TARGET.write(Target(target, c, settings=Settings.of(label_smoothing=0.1)))
         for impl in ("eager", crossent.choose_implementation(x)):
             for reduction in ("none", "sum", "mean"):
-                torch.library.opcheck(forward, (x.detach(), *said, *rule, reduction, impl))
-            _, total, lse = forward(x.detach(), *said, *rule, "mean", impl)
+                torch.library.opcheck(forward, (x.detach(), *rule, reduction, impl))
+            _, total, lse = forward(x.detach(), *rule, "mean", impl)
             needs = [True, target is t]
             for grad, divisor in ((torch.ones(N), None), (torch.ones(()), total)):
-                torch.library.opcheck(backward, (grad, divisor, x.detach(), *said, *rule, lse, needs, impl))
+                torch.library.opcheck(backward, (grad, divisor, x.detach(), *rule, lse, needs, impl))
         bias, mask, valid = torch.rand(C), torch.rand(N, C) < 0.8, torch.rand(N) < 0.8
-        said, rule = (target, c, bias, mask, valid), (-100, 0.1, 2.0, 30.0, 0.3, 0.1, "Focal", (2.0,), 0)
-        torch.library.opcheck(forward, (x.detach(), *said, *rule, "none", "eager"))
-        lse = forward(x.detach(), *said, *rule, "none", "eager")[2]
-        torch.library.opcheck(backward, (torch.ones(N), None, x.detach(), *said, *rule, lse, [True, False], "eager"))
+        everything = Settings.of(label_smoothing=0.1, penalty=crossent.Focal(2.0), **NUMBER_VALUES)
+        rule = TARGET.write(Target(target, c, bias, mask, valid, everything))
+        torch.library.opcheck(forward, (x.detach(), *rule, "none", "eager"))
+        lse = forward(x.detach(), *rule, "none", "eager")[2]
+        torch.library.opcheck(backward, (torch.ones(N), None, x.detach(), *rule, lse, [True, False], "eager"))
     forward = torch.ops.crossent.binary_cross_entropy_forward
     backward = torch.ops.crossent.binary_cross_entropy_backward
     ones = torch.ones(N, C)
-    for said in ((t, c, None, None, None, 0.0, "", ()), (t, c, c, t > 0.5, -1.0, 0.1, "Asymmetric", (1.0, 4.0, 0.05))):
-        torch.library.opcheck(forward, (x.detach(), *said, True, 2.0, "eager"))
-        torch.library.opcheck(backward, (ones, 1.0, x.detach(), *said, [True, True], "eager"))
+    everything = BinarySettings.of(ignore_index=-1.0, label_smoothing=0.1, penalty=crossent.Asymmetric())
+    assert {*everything.unusual()} == {*BinarySettings.names}, "this test needs a value for a new number"
+    for binary_target in (BinaryTarget(t, c), BinaryTarget(t, c, c, t > 0.5, everything)):
+        rule = BINARY_TARGET.write(binary_target)
+        torch.library.opcheck(forward, (x.detach(), *rule, True, 2.0, "eager"))
+        torch.library.opcheck(backward, (ones, 1.0, x.detach(), *rule, [True, True], "eager"))
 
 
 COMPILED = {

@@ -9,12 +9,24 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LOSSES = {"fsdp.py": (4, 0.2), "tensor_parallel.py": (3, 0.3)}  # how many each prints, and what the last is of the first
+LOSSES = {
+    "fsdp.py": (4, 0.2),
+    "tensor_parallel.py": (3, 0.3),
+}  # how many each prints, and what the last is of the first
 PAGE = EXAMPLES.parent / "docs" / "scale.md"
 
 
-def _run(path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
+def _run(path, *options):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        *options,
+        str(path),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
     return ran.stdout
@@ -36,7 +48,8 @@ def test_the_head_of_the_page_runs(tmp_path):
     (text,) = re.findall(r"```python\n(import torch\nimport torch.distributed.*?)```", PAGE.read_text(), re.DOTALL)
     script = tmp_path / "head.py"
     script.write_text(text)
-    ranks = dict(line.split(" ", 1) for line in _run(script).splitlines())
+    _run(script, "--redirects", "1", "--log-dir", str(tmp_path))  # a file for each, for two may write at the same time
+    ranks = dict(path.read_text().split(" ", 1) for path in tmp_path.rglob("stdout.log"))
     torch.manual_seed(0)
     body, whole, tokens = torch.nn.Embedding(1001, 64), torch.randn(1001, 64), torch.randint(1001, (8, 33))
     logits = torch.nn.functional.linear(body(tokens), whole)[:, :-1].flatten(0, 1)

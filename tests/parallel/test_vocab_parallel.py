@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import cases
 import pytest
 import torch
 from ranks import pool
@@ -12,6 +13,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import crossent
 from crossent import VocabShard
 from crossent.impl import implementations
+from crossent.parallel import softmax as sharding
 
 native = None
 if implementations()["native"] is None:
@@ -118,6 +120,55 @@ def test_every_member_is_that_of_all_classes(ranks, name, cut, soft):
         for parts in (False, True):
             losses = ranks(member, name, cut, reduction, soft, parts, None)
             assert all(torch.equal(loss, losses[0]) for loss in losses)
+
+
+BESIDE_NUMBERS = ("weight", "sample_weight", "logit_bias", "class_mask", "softcap_after_temperature")
+
+
+def special(name):
+    """Cut a member of tests/cases.py into shards: it is that of all classes, or refused on all of them."""
+    case = next(case for case in cases.FAMILY if case.name == name)
+    x, target, given = cases.tensors(case, torch.float64)
+    wanted = crossent.cross_entropy(x, target, reduction="none", **given)
+    rows = torch.linspace(-1, 2, wanted.numel(), dtype=torch.float64)
+    (at_x,) = torch.autograd.grad((wanted * rows).sum(), x)
+    here = slice(2 * dist.get_rank(), min(5, 2 * dist.get_rank() + 2))
+    own = x.detach()[:, here].clone().requires_grad_()
+    if not {*given} <= {*sharding._NUMBERS, *BESIDE_NUMBERS}:
+        with pytest.raises(NotImplementedError, match="is not there with a shard"):
+            crossent.cross_entropy(own, target, shard=VocabShard(None, here.start, 5), **given)
+        return
+    loss = crossent.cross_entropy(own, target, reduction="none", shard=VocabShard(None, here.start, 5), **given)
+    (at_own,) = torch.autograd.grad((loss * rows).sum(), own)
+    torch.testing.assert_close(loss, wanted, rtol=1e-11, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(at_own, at_x[:, here], rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", cases.SPECIAL)
+@pytest.mark.parametrize("kind", ["weighted", "probabilities, weighted", "probabilities, smoothed"])
+def test_every_option_is_right_or_refused(ranks, name, kind):
+    """What the record has, so that a new option is put together over shards or says that it is not."""
+    case = f"{name}, {kind}"
+    if case not in {each.name for each in cases.FAMILY}:
+        pytest.skip("a smoothed impossible class")
+    ranks.assert_holds(special, case)
+
+
+def a_number_that_is_not_listed():
+    x, y, _ = _data()
+    shard, here = _shard("even")
+    known = sharding._NUMBERS
+    try:
+        sharding._NUMBERS = known - {"z_loss"}
+        for function in (crossent.cross_entropy, crossent.cross_entropy_stats):
+            with pytest.raises(NotImplementedError, match="z_loss is not there with a shard"):
+                function(x[:, here], y, z_loss=0.1, shard=shard)
+    finally:
+        sharding._NUMBERS = known
+
+
+def test_a_number_that_shards_do_not_list_is_refused(ranks):
+    ranks.assert_holds(a_number_that_is_not_listed)
 
 
 def images(impl):

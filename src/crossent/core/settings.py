@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
@@ -58,6 +58,13 @@ class Record:
     def unusual(self) -> tuple[str, ...]:
         """Name the numbers that are not their defaults."""
         return tuple(name for name in self.names if getattr(self, name) != self.defaults[name])
+
+    def unknown_to(self, numbers: Collection[str]) -> str | None:
+        """Name the first number that is not its default and is none of these: whoever computes with these would ignore it."""
+        for name in self.names:
+            if name not in numbers and getattr(self, name) != self.defaults[name]:
+                return name
+        return None
 
 
 _R = TypeVar("_R", bound=Record)
@@ -134,6 +141,22 @@ NUMBERS = frozenset(
     {*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty", "softcap_after_temperature"}
 )
 """The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
+
+
+def written_defaults(names: Sequence[str], defaults: dict[str, Any]) -> Callable[..., bool]:
+    """Return a function that tells whether arguments, in the order of these names, are just their defaults, type and all.
+
+    A name that has no default of its own is one of a tensor or an object, of which there is none. True is no 1.0, and a tensor
+    is never asked. It is written out as an expression, since a loop over the names costs a small call more than all its checks.
+    """
+    tests = []
+    for name in names:
+        default = defaults.get(name)
+        identical = default is None or isinstance(default, bool)
+        kind = type(default).__name__
+        tests.append(f"{name} is {default}" if identical else f"type({name}) is {kind} and {name} == {default!r}")
+    told: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {' and '.join(tests)}")
+    return told
 
 
 # --- the options that functions and modules take by keyword -------------------------------------------------------------

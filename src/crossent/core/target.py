@@ -248,7 +248,11 @@ class Teacher(NamedTuple):
 
 SPECIAL: dict[str, tuple[str, ...]] = {
     "cross_entropy": ("penalty", *names_of(LogitOptions)),
-    "binary_cross_entropy_with_logits": ("penalty", "ignore_index", "mask"),
+    "binary_cross_entropy_with_logits": (
+        "penalty",
+        *(name for name in BinarySettings.names if name not in ("penalty", "label_smoothing")),
+        "mask",
+    ),
 }
 """The options of each loss that describe its logits and that torch does not have."""
 

@@ -27,8 +27,18 @@ _MISSING: dict[str, str] = {}
 
 
 def register(implementation: Implementation) -> None:
-    """Add an implementation, which is then preferred to those that were there."""
+    """Add an implementation, which is then preferred to those that were there.
+
+    The formulas must know its numbers too, since they are what is differentiated and transformed in its place.
+    """
     global _LOADED
+    whole = formulas.IMPLEMENTATION
+    ahead = {*implementation.numbers, *implementation.binary_numbers} - whole.numbers - whole.binary_numbers
+    if ahead:
+        raise ValueError(
+            f"{implementation.name} has numbers that impl/eager does not list: {', '.join(sorted(ahead))}; "
+            "its derivatives in torch operations would ignore them"
+        )
     _MISSING.pop(implementation.name, None)
     _LOADED = {implementation.name: implementation, **_LOADED}
 
@@ -100,11 +110,13 @@ def choose(
     if impl is None:
         for name, each in _LOADED.items():
             fits = each.chosen_for(logits) and (loss_alone or not each.differentiable)
-            if fits and each.refuses(logits, target, described) is None:
+            if fits and each.reason_against(logits, target, described) is None:
                 return name
+        reason = formulas.IMPLEMENTATION.reason_against(logits, target, described)
+        raise RuntimeError(f"no implementation can run here: {reason}")
     if not isinstance(impl, str) or (impl not in _LOADED and impl not in _MISSING):
         raise ValueError(f"impl must be None or one of {', '.join(map(repr, implementations()))}, got {impl!r}")
-    reason = _MISSING.get(impl) or load(impl).refuses(logits, target, described)
+    reason = _MISSING.get(impl) or load(impl).reason_against(logits, target, described)
     if not reason and load(impl).differentiable and not loss_alone:
         reason = (
             f"the implementation {impl!r} gives the loss of a plain call as a whole, and nothing of what is asked here"

@@ -477,6 +477,7 @@ class Native(Implementation):
     """The kernels, with memory that is used again."""
 
     name = "native"
+    numbers = frozenset(_native.NUMBERS)
     refuses = staticmethod(refuses)
     cross_entropy_forward = staticmethod(cross_entropy_forward)
     cross_entropy_backward = staticmethod(cross_entropy_backward)

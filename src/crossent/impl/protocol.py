@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crossent.core.reduction import times
+from crossent.core.settings import TORCHS
 from crossent.core.target import BinaryTarget, Target
 
 
@@ -100,6 +101,14 @@ class Implementation:
     """One way to compute the family."""
 
     name: str
+    numbers: frozenset[str] = frozenset(TORCHS)
+    """The numbers of :class:`~crossent.core.settings.Settings` that it computes with, by name: those that torch has too.
+
+    A call in which another is not its default is refused, whatever ``refuses`` says. So no number is ever ignored, and a new one
+    runs nowhere until an implementation names it here.
+    """
+    binary_numbers: frozenset[str] = frozenset()
+    """The same of :class:`~crossent.core.settings.BinarySettings`, of which torch has none."""
     waits = True
     """Whether numbers are read off the device for it.
 
@@ -118,6 +127,19 @@ class Implementation:
     ) -> str | None:
         """Say why it cannot take these logits, this target and what else the call says, or None if it can."""
         return None
+
+    def reason_against(
+        self, logits: Tensor, target: Tensor | None = None, described: Target | BinaryTarget | None = None
+    ) -> str | None:
+        """Say why it does not run such a call: what ``refuses`` says, or a number that it does not know."""
+        reason = self.refuses(logits, target, described)
+        if reason is None and described is not None and not described.plain:
+            unknown = described.settings.unknown_to(
+                self.numbers if isinstance(described, Target) else self.binary_numbers
+            )
+            if unknown is not None:
+                reason = f"the implementation {self.name!r} does not know the number {unknown}"
+        return reason
 
     def chosen_for(self, logits: Tensor) -> bool:
         """Whether it is chosen for such logits where no name is given."""

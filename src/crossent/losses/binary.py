@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
@@ -13,11 +14,13 @@ from crossent.core.checks import Place, check_binary, element_mask, gradient_pla
 from crossent.core.modes import is_dtensor
 from crossent.core.penalties import BinaryPenalty, Penalty
 from crossent.core.reduction import Reduction, ordered_sum, result_dtype, times, weights_of_rows
-from crossent.core.settings import BinarySettings, documented
+from crossent.core.settings import BinarySettings, documented, written_defaults
 from crossent.core.target import BinaryTarget
 from crossent.impl import choose
 from crossent.ops import binary as ops
 from crossent.ops.small import quick_binary_cross_entropy
+
+_are_defaults = written_defaults(BinarySettings.names, BinarySettings.unsaid)
 
 
 @documented
@@ -91,18 +94,21 @@ def binary_cross_entropy_with_logits(
 
     Source: PyTorch 2.13, ``torch.nn.BCEWithLogitsLoss``.
     """
+    own = (
+        ignore_index,
+        label_smoothing,
+        penalty,
+    )  # in the order of BinarySettings, as tests/losses/test_names.py holds
     if has_torch_function_variadic(input, target, weight, pos_weight, mask):
+        given: dict[str, Any] = dict(zip(BinarySettings.names, own, strict=True))
         return handle_torch_function(
             binary_cross_entropy_with_logits, (input, target, weight, pos_weight, mask), input, target, weight,
             size_average, reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator,
-            empty=empty, out_dtype=out_dtype, ignore_index=ignore_index, mask=mask, label_smoothing=label_smoothing,
-            dim=dim, penalty=penalty, inplace_backward=inplace_backward, inplace_forward=inplace_forward,
-            impl=impl,
+            empty=empty, out_dtype=out_dtype, mask=mask, dim=dim, inplace_backward=inplace_backward,
+            inplace_forward=inplace_forward, impl=impl, **given,
         )  # fmt: skip
     if (
-        not torch.compiler.is_compiling()
-        and type(label_smoothing) is float
-        and label_smoothing == 0.0
+        not is_compiling()
         and weight is None
         and pos_weight is None
         and sample_weight is None
@@ -112,9 +118,8 @@ def binary_cross_entropy_with_logits(
         and impl is None
         and size_average is None
         and reduce is None
-        and ignore_index is None
         and mask is None
-        and penalty is None
+        and _are_defaults(*own)
         and type(reduction) is str
         and type(empty) is str
         and empty == "nan"
@@ -128,7 +133,7 @@ def binary_cross_entropy_with_logits(
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     if dim is not None:
         pos_weight = pos_weight_along(dim, input, pos_weight)
-    settings = BinarySettings.of(ignore_index=ignore_index, label_smoothing=label_smoothing, penalty=penalty)
+    settings = BinarySettings.of(**dict(zip(BinarySettings.names, own, strict=True)))
     place = gradient_place(inplace_backward, inplace_forward, input)
     if is_dtensor(input, target, weight, pos_weight, mask, sample_weight, denominator):
         from crossent.parallel.placements import binary_rows  # which imports DTensor
@@ -160,7 +165,7 @@ def _understood(
     name = choose(input, impl, target, described, loss_alone=True)
     loss = _reduced(input, described, rows, name, place)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if not torch.compiler.is_compiling() and rows.across is None and (watcher := watch.current()) is not None:
+    if not is_compiling() and rows.across is None and (watcher := watch.current()) is not None:
         watcher(input, input, described, loss, rows.as_torch)
     return loss
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
@@ -14,7 +15,7 @@ from crossent.core.checks import Place, gradient_place
 from crossent.core.modes import is_dtensor
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import Reduction, reduce_rows, result_dtype
-from crossent.core.settings import Settings, documented
+from crossent.core.settings import Settings, documented, written_defaults
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import SPECIAL, Target, describe
 from crossent.impl import choose
@@ -22,7 +23,7 @@ from crossent.ops import softmax as ops
 from crossent.ops.small import quick_cross_entropy
 
 _NAMES = SPECIAL["cross_entropy"]
-_TORCHS_OWN = tuple(Settings.defaults.get(name) if name != "penalty" else None for name in _NAMES)
+_are_defaults = written_defaults(_NAMES, Settings.unsaid)
 
 
 @documented
@@ -103,7 +104,7 @@ def cross_entropy(
     2021; margin: Wang et al., "Additive Margin Softmax for Face Verification", 2018; z-loss: Chowdhery et al., "PaLM", 2022;
     soft cap: Gemma Team, "Gemma 2", 2024.
     """
-    # In the order of _NAMES: a dictionary would cost a small call more than its kernel does.
+    # In the order of _NAMES, as tests/losses/test_names.py holds: a dictionary would cost a small call more than its kernel does.
     own = (penalty, temperature, softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature)
     if has_torch_function_variadic(input, target, weight, logit_bias, class_mask):
         given: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
@@ -114,7 +115,7 @@ def cross_entropy(
             inplace_forward=inplace_forward, shard=shard, impl=impl, **given,
         )  # fmt: skip
     if (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and type(ignore_index) is int
         and type(label_smoothing) is float
         and 0.0 <= label_smoothing <= 1.0
@@ -131,11 +132,7 @@ def cross_entropy(
         and empty == "nan"
         and inplace_backward is False
         and inplace_forward is False
-        and type(temperature) is type(margin) is type(z_loss) is float
-        and softcap is None
-        and penalty is logit_bias is class_mask is None
-        and softcap_after_temperature is False
-        and own == _TORCHS_OWN
+        and _are_defaults(*own)
         and watch.current() is None
     ):
         quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
@@ -212,6 +209,6 @@ def reduced_cross_entropy(
     elif how == "sum":
         loss = reduction.finish(loss, row_weight)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
-    if not torch.compiler.is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
+    if not is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
         watcher(input, logits, target, loss, reduction.as_torch)
     return loss

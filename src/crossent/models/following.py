@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from crossent.core.checks import under_autocast
 from crossent.core.reduction import read_reduction, result_dtype
-from crossent.core.target import Teacher
+from crossent.core.settings import Settings
+from crossent.core.target import SPECIAL, Teacher
 from crossent.losses.linear import linear_cross_entropy, linear_cross_entropy_stats
 from crossent.losses.statistics import CrossEntropyStats
 from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overwrite
@@ -24,16 +25,8 @@ NO_INDEX = -(1 << 40)  # an ignore_index that no label has
 _ALL = slice(None)
 _OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl", "shard")
 _OF_MEMORY = ("dim", "inplace_backward", "inplace_forward")  # where logits lie that do not exist
-_OF_THE_LOGITS = (
-    "penalty",
-    "temperature",
-    "softcap",
-    "logit_bias",
-    "margin",
-    "class_mask",
-    "z_loss",
-    "softcap_after_temperature",
-)
+_OF_THE_LOGITS = SPECIAL["cross_entropy"]
+_OF_ANY_LOGITS = ("penalty", "z_loss")  # these see p and lse; every other option says what is done to the logits before
 
 
 def _at_end(x: Any) -> bool:
@@ -745,19 +738,17 @@ def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given:
     if not given.keys() <= {*_OF_THE_CALL, *_OF_THE_LOGITS, *_OF_MEMORY}:
         return NotImplemented
     told = x.form.capped or x.shift is not None or x.allowed is not None
-    if told and any(own.get(name, plain) != plain for name, plain in (("temperature", 1.0), ("margin", 0.0))):
-        return NotImplemented
-    if told and any(name in own for name in ("softcap", "logit_bias", "class_mask")):
-        return NotImplemented
+    if told:
+        beside = {name: value for name, value in own.items() if name not in _OF_ANY_LOGITS}
+        beside.pop("softcap_after_temperature", None)  # without a cap it says nothing
+        if any(isinstance(value, Tensor) or value != Settings.defaults.get(name) for name, value in beside.items()):
+            return NotImplemented
+        own = {name: own[name] for name in _OF_ANY_LOGITS if name in own}
     indices = isinstance(target, Tensor) and not target.is_floating_point()
     if not indices and ignore_index >= 0:
         return NotImplemented
     options = _options(x)
-    options |= {
-        name: value
-        for name, value in own.items()
-        if not (told and name in ("temperature", "softcap_after_temperature"))
-    }
+    options |= own
     options |= {name: given[name] for name in _OF_THE_CALL if given.get(name) is not None}
     if indices:
         options["ignore_index"] = ignore_index

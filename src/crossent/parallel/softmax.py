@@ -39,6 +39,9 @@ from crossent.parallel.collectives import (
     unpack,
 )
 
+_NUMBERS = frozenset(
+    {"ignore_index", "label_smoothing", "temperature", "softcap", "margin", "z_loss", "penalty", "all_classes"}
+)  # those that are put together here, or in the logits of each shard; another is refused, and never ignored
 _IGNORED = -100  # of a shard's own labels, whatever index the caller ignores
 _EAGER = formulas.IMPLEMENTATION
 
@@ -158,6 +161,9 @@ def shard_rows(
 def rows_of(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     """Give a target of all classes this shard's part of it."""
     rows, settings, wrong = logits.shape[:1] + logits.shape[2:], target.settings, None
+    unknown = settings.unknown_to(_NUMBERS)
+    if unknown is not None:
+        raise NotImplementedError(f"{unknown} is not there with a shard of the classes: leave one of them out")
     labels = target.values if target.indices else None
     dtype = compute_dtype(logits, target.values)
     z_loss, size = settings.z_loss, logits.shape[1]

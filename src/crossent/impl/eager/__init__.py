@@ -10,10 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from crossent.impl.eager import blocks
-from crossent.impl.eager.binary import binary_cross_entropy_tangent
+from crossent.impl.eager.binary import BINARY_NUMBERS, binary_cross_entropy_tangent
 from crossent.impl.eager.blocks import partial_costs
 from crossent.impl.eager.pieces import as_logits, smoothed_target
 from crossent.impl.eager.shards import partial_statistics, partials
+from crossent.impl.eager.softmax import NUMBERS
 from crossent.impl.eager.statistics import (
     correct_classes,
     correct_logits,
@@ -46,9 +47,10 @@ __all__ = [
 
 
 class Eager(Implementation):
-    """Torch operations. It takes everything; with ``lse=None`` its backward passes are differentiable functions themselves."""
+    """Torch operations. It takes every tensor; with ``lse=None`` its backward passes are differentiable functions themselves."""
 
     name = "eager"
+    numbers, binary_numbers = NUMBERS, BINARY_NUMBERS
     workspace = 1
     cross_entropy_forward = staticmethod(blocks.cross_entropy_forward)
     cross_entropy_backward = staticmethod(blocks.cross_entropy_backward)

@@ -13,6 +13,9 @@ from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, ti
 from crossent.core.target import BinaryTarget
 from crossent.impl.eager.pieces import cost, weighted_cost
 
+BINARY_NUMBERS = frozenset({"ignore_index", "label_smoothing", "penalty"})
+"""The numbers of the record that the formulas here compute with; others are refused."""
+
 
 class Terms(NamedTuple):
     """What the loss of every element is made of: ``x`` and ``t``, and what yes and no weigh, ``π t`` and ``1 - t``.

@@ -29,6 +29,11 @@ from crossent.impl.eager.pieces import (
 )
 from crossent.impl.protocol import Forward, Gradients
 
+NUMBERS = frozenset(
+    {"ignore_index", "label_smoothing", "temperature", "softcap", "margin", "z_loss", "penalty", "all_classes"}
+)
+"""The numbers of the record that the formulas here compute with, forward and backward; others are refused."""
+
 
 def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> Forward:
     """Compute ``Σ_k c_k t_k f(p_k) + λ lse²`` for each row, or its sum or mean over the rows; see :class:`Forward`."""

@@ -7,17 +7,8 @@ from torch import Tensor
 
 from crossent.core.reduction import compute_dtype, ordered_sum, times
 from crossent.core.target import Target
-from crossent.impl.eager.pieces import (
-    along_classes,
-    as_logits,
-    class_sum,
-    log_softmax,
-    row_lse,
-    smoothed_target,
-    transform,
-    weighted_cost,
-)
-from crossent.impl.eager.softmax import RowGradient, gradients
+from crossent.impl.eager.pieces import as_logits, class_sum, transform
+from crossent.impl.eager.softmax import RowGradient, gradients, row_losses
 
 Tangents = tuple[Tensor | None, ...]
 
@@ -50,13 +41,11 @@ def _tangent(row: RowGradient, logits: Tensor, target: Target, tangents: Tangent
             along = along if along.dim() == slope.dim() else as_logits(along, logits)
             tangent = tangent + class_sum(times(along.to(dtype), slope.to(dtype)))
     if on_weight is not None:
+        # What the class weights multiply is the loss of a row with their tangent in their place, less the loss without any. Torch
+        # gives zeros where there is no tangent, and 0 times an infinite cost is 0.
         x = transform(logits.to(dtype), target).x
-        terms = weighted_cost(smoothed_target(target, x), target.penalty, log_softmax(x))
-        # torch.func gives zeros where there is no tangent, and 0 times an infinite cost is 0.
-        along_rows = class_sum(times(along_classes(on_weight.to(dtype), x), terms))
-        if target.settings.z_loss and target.indices:
-            top, log_sum = row_lse(x)
-            weight = target._replace(weight=on_weight).labels(x)[2]
-            along_rows = along_rows + times(weight, target.settings.z_loss * (top + log_sum).square())
-        tangent = tangent + times(row.loss, along_rows)
+        along_weight, none = (
+            row_losses(x, target._replace(weight=weight))[0] for weight in (on_weight, torch.zeros_like(on_weight))
+        )
+        tangent = tangent + times(row.loss, (along_weight - none).unsqueeze(1))
     return tangent.squeeze(1)

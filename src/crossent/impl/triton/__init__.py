@@ -19,7 +19,7 @@ from crossent.impl.protocol import Forward, Gradients, Implementation, Partials,
 from crossent.impl.triton import binary, sums
 from crossent.impl.triton import launch as to
 from crossent.impl.triton.backward import backward
-from crossent.impl.triton.family import PENALTIES
+from crossent.impl.triton.family import NUMBERS, PENALTIES
 from crossent.impl.triton.forward import forward
 from crossent.impl.triton.fused import fused
 from crossent.impl.triton.statistics import statistics
@@ -282,6 +282,7 @@ class Triton(Implementation):
     """The kernels."""
 
     name = "triton"
+    numbers = NUMBERS
     waits = False
     refuses = staticmethod(refuses)
     cross_entropy_forward = staticmethod(cross_entropy_forward)

@@ -13,6 +13,10 @@ import triton.language as tl
 
 from crossent.impl.triton.numbers import exp_, expm1_, inverse, log1p_, times
 
+NUMBERS = frozenset(
+    {"ignore_index", "label_smoothing", "temperature", "softcap", "margin", "z_loss", "penalty", "all_classes"}
+)
+"""The numbers of the record that ``member_of`` in ``launch.py`` hands over; a call with others is refused."""
 PENALTIES = {"": 0, "Focal": 1, "Poly1": 2, "GCE": 3, "MAE": 3, "SCE": 4, "Taylor": 5}
 
 
