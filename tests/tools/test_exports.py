@@ -157,6 +157,17 @@ def test_labels_have_many_names(called):
     assert loss(write("a.csv", text([called, "predicted_class", "confidence", *NAMES], rows))) == pytest.approx(RIGHT)
 
 
+def test_what_was_predicted_is_not_taken_for_logits():
+    rows = np.column_stack([Y == 1, P[:, 1] > 0.5, P[:, 1]]) * 1.0
+    a = write("a.csv", text(["true_label", "pred_label", "confidence"], rows))
+    with pytest.raises(FileError, match=r"are pred_label, confidence classes\? So are called what was predicted"):
+        open_pair(a)
+    expected = crossent.score(P[:, 1:2], (Y == 1)[:, None] * 1.0, task="binary", input="probs").numbers["nll_nats_mean"]
+    pair = open_pair(f"{a}::confidence", f"{a}::true_label")
+    report = crossent.score(pair.logits, pair.labels, task="binary", input="probs")
+    assert report.numbers["nll_nats_mean"] == pytest.approx(expected)
+
+
 def test_what_was_predicted_is_not_advised_as_labels():
     rows = [[*x, NAMES[int(np.argmax(x))], w] for x, w in zip(X.tolist(), WORDS, strict=True)]
     pair = open_pair(write("a.csv", text([*NAMES, "predicted_species", "species"], rows)))

@@ -247,7 +247,12 @@ def classes_by_value(table: Table, array: RowArray, words: Iterable[str]) -> tup
     Raises:
         FileError: some are not like the others.
     """
-    names = [name for name in array.columns if name.lower() not in OTHERS] or list(array.columns)
+    names = [name for name in array.columns if name.lower() not in OTHERS]
+    if not names:
+        raise FileError(
+            f"{table.path}: are {listed(array.columns)} classes? So are called what was predicted, or measured of it. Say which "
+            f"column holds the logits, as {table.path}::NAME, or --classes with the names of the classes"
+        )
     odd, why = _odd(array, names)
     if not odd:
         return tuple(names)
