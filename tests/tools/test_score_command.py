@@ -260,6 +260,14 @@ def test_a_condition_that_holds_exits_with_1_after_the_results():
     assert asked("preds.npz", "--fail-if", "nll>9", "--fail-if", "ece>=1").exit_code == 0
 
 
+def test_all_names_are_listed_and_the_short_ones_apart():
+    said = re.sub(r"\s+", " ", asked("preds.npz", "--fail-if", "what>1").stderr)
+    full, runs, short = re.search(r"compared: (.*); of two runs: (.*); shorter: (.*)", said).groups()
+    assert full.split(", ") == list(DEFINITIONS)
+    assert "accuracy_difference" in runs.split(", ")
+    assert short.strip().split(", ") == [f"{alias} for {name}" for alias, name in fail_if.SHORT.items()]
+
+
 @pytest.mark.parametrize("name", [*fail_if.SHORT, "brier", "rows"])
 def test_conditions_compare_in_every_direction(name):
     report = score(np.tile(LOGITS, (1, 3)), LABELS, label_smoothing=0.1)
@@ -275,7 +283,13 @@ def test_conditions_compare_in_every_direction(name):
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ("nll=0.5", "must read like 'nll>0.5', got 'nll=0.5'; what can be compared: nll, loss, bits"),
+        ("nll=0.5", "must read like 'nll>0.5', got 'nll=0.5'; what can be compared: rows, decisions, ignored"),
+        ("accuracy<95%", "'accuracy<95%': accuracy is a share, from 0 to 1: write accuracy<0.95"),
+        ("ece > 12.5 %", "ece is a share, from 0 to 1: write ece>0.125"),
+        ("accuracy<95", "write accuracy<0.95"),
+        ("accuracy_difference<-2%", "write accuracy_difference<-0.02"),
+        ("nll>5%", "nll is no percentage"),
+        ("nll_nats_difference>0", "this report has no nll_nats_difference"),
         ("nothing>0.5", "got 'nothing>0.5'"),
         ("nll>fast", "got 'nll>fast'"),
         ("nll>--1", "got 'nll>--1'"),
