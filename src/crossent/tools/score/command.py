@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,8 @@ def score(
     if report is None:
         _print_comparison(comparison, output_format)
     else:
-        for remark in report.remarks:
+        shown = output_format is None and sys.stdout.isatty()  # the report itself says them as well
+        for remark in () if shown else report.remarks:
             click.echo(printable(f"Warning: {remark}"), err=True)
         _print(report, output_format)
     for condition in failed:
