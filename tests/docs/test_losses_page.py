@@ -124,7 +124,8 @@ def test_every_member_says_everything():
     assert len(MEMBERS) == 27
     for title, fields in MEMBERS.items():
         assert list(fields) == ["Formula", "Gradient", "Call", "Use it", "Not", "Source"], title
-        assert len(code(fields["Call"])) == 1, title
+        *plain, _ = code(fields["Call"])
+        assert plain in ([], [code(fields["Call"])[-1].replace(", denominator=len(target)", "")]), title
         assert re.search(r"(19|20)\d\d\.?|`|Caffe|Keras|PyTorch|optax", fields["Source"]), title
 
 
@@ -140,7 +141,7 @@ def test_penalty(title, v):
     step = 1e-6
     slope = (value(f, p * (1 + step)) - value(f, p * (1 - step))) / (2 * step)
     np.testing.assert_allclose(value(s, p), -slope, rtol=1e-6, atol=1e-8)
-    loss = run(code(MEMBERS[title]["Call"])[0], v)
+    loss = run(code(MEMBERS[title]["Call"])[-1], v)
     (grad,) = torch.autograd.grad(loss, v.logits)
     prob = ref.softmax(v.logits.detach().numpy())
     chosen = prob[np.arange(N), v.target.numpy()]
@@ -162,7 +163,7 @@ def test_softmax_member(title, v):
     if title == "Class mask":
         v.allowed = torch.tensor([True, False, True, True])
         v.target = torch.tensor([0, 2, 2, 3, 0, 3])
-    loss = run(code(fields["Call"])[0], v)
+    loss = run(code(fields["Call"])[-1], v)
     (grad,) = torch.autograd.grad(loss, v.logits)
     rows = []
     for i in range(N):
@@ -188,7 +189,7 @@ BINARY = {
 @pytest.mark.parametrize("title", list(BINARY))
 def test_binary_member(title, v):
     fields = MEMBERS[title]
-    loss = run(code(fields["Call"])[0], v)
+    loss = run(code(fields["Call"])[-1], v)
     (grad,) = torch.autograd.grad(loss, v.logits)
     s = python(code(MEMBERS["Focal loss"]["Gradient"])[0]).split(" = ", 1)[1]
     pulls = {
@@ -207,7 +208,7 @@ def test_contrastive(v):
     names = {"a": v.a, "b": v.b, "scale": 5.0, "N": N, "softmax": torch.softmax, "eye": torch.eye}
     names["x"] = x = eval(steps["x"], names)
     names |= {"rows": F.cross_entropy(x, torch.arange(N)), "columns": F.cross_entropy(x.T, torch.arange(N))}
-    loss = run(code(fields["Call"])[0], v)
+    loss = run(code(fields["Call"])[-1], v)
     torch.testing.assert_close(loss, eval(steps["L"], names))
     torch.testing.assert_close(torch.autograd.grad(loss, v.a)[0], eval(python(code(fields["Gradient"])[0]), names))
 

@@ -14,6 +14,7 @@ from crossent.tools import cli
 PAGE = (Path(__file__).parents[2] / "docs" / "score-in-ci.md").read_text("utf-8")
 CONSOLE = re.findall(r"^\$ crossent (.*)\n((?:[^`$].*\n)*)", PAGE, re.MULTILINE)
 STEPS = re.findall(r"^- run: crossent (.*)$", PAGE, re.MULTILINE)
+NAMED = re.findall(r"^crossent (.*?) +# (one run|two runs)", PAGE, re.MULTILINE)
 NAMES = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
 
 
@@ -21,8 +22,8 @@ NAMES = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
 def place(tmp_path, monkeypatch):
     """Make the file of the page."""
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    exec(compile(block, "docs/score-in-ci.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    exec(compile("\n".join(blocks), "docs/score-in-ci.md", "exec"), {})
 
 
 def run(command: str) -> Result:
@@ -38,6 +39,13 @@ def test_what_failed_is_said_and_returned(command, shown):
     assert ran.stderr == shown
 
 
+@pytest.mark.parametrize(("command", "runs"), NAMED)
+def test_labels_that_are_named_say_how_many_runs_there_are(command, runs):
+    ran = run(command + " --json")
+    assert ran.exit_code == 0, ran.stderr
+    assert ("crossent.comparison/1" in ran.stdout) == (runs == "two runs")
+
+
 @pytest.mark.parametrize("command", STEPS)
 def test_the_steps_of_the_workflow_pass(command):
     assert run(command).exit_code == 0
@@ -50,4 +58,4 @@ def test_the_names_can_stand_in_a_condition(name):
 
 
 def test_there_is_something_to_run():
-    assert (len(CONSOLE), len(STEPS), len(NAMES)) == (1, 2, 4)
+    assert (len(CONSOLE), len(STEPS), len(NAMES), len(NAMED)) == (2, 2, 4, 2)

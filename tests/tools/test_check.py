@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from functools import wraps
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 import crossent
 from crossent import reference
 from crossent.tools.check.findings import REMARK, SEVERITIES, Findings
-from crossent.tools.check.rules import RULE_DESCRIPTIONS, VALUE_RULES
+from crossent.tools.check.rules import LOSS_RULES, RULE_DESCRIPTIONS, VALUE_RULES
 
 
 @wraps(crossent.check)
@@ -209,6 +211,8 @@ def test_several_labels_a_row_are_told_to_be_divided():
     assert finding.severity == "warning"
     assert "rows that sum to 2" in finding.seen
     assert "multilabel_cross_entropy" in finding.fix
+    assert "--task multilabel" in finding.fix
+    assert check(x, t, task="multilabel") == []
 
 
 def test_every_target_ignored():
@@ -787,6 +791,29 @@ def test_every_rule_has_a_card_that_says_everything():
             assert said == said.strip()
 
 
+def severities_in(function, seen):
+    """Find the severities that a rule's function, and those of its module that it calls, write into observations."""
+    constants = {
+        each.value
+        for each in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)).rsplit("    ),\n)\n")[-1]))
+        if isinstance(each, ast.Constant) and each.value in SEVERITIES
+    }
+    for name in function.__code__.co_names:
+        called = function.__globals__.get(name)
+        if inspect.isfunction(called) and called.__module__ == function.__module__ and name not in seen:
+            constants |= severities_in(called, seen | {name})
+    return constants
+
+
+def test_a_rule_is_listed_with_every_severity_it_can_have():
+    for name, rule in (VALUE_RULES | LOSS_RULES).items():
+        said = {rule.description.severity, *rule.description.also}
+        assert severities_in(rule.look, {rule.look.__name__}) | {rule.description.severity} == said, name
+    assert RULE_DESCRIPTIONS["CE105"].severities == "error or warning"
+    assert RULE_DESCRIPTIONS["CE113"].severities == "error, warning or note"
+    assert RULE_DESCRIPTIONS["CE101"].severities == "error"
+
+
 X, Y, T = normal(64, 4), labels(64, 4), np.eye(4)[labels(64, 4)]
 RARE = np.where(Y == 1, 1, 0)
 FIRES = {
@@ -826,6 +853,7 @@ FIRES = {
     "CE131": (X, Y, {"weight": [1, 1, 1000, 1]}),
     "CE132": (X + 9 * np.eye(4)[Y] - [40, 0, 0, 0], Y, {}),
     "CE133": (X, Y, {"ignore_index": 0}),
+    "CE134": (X, np.repeat([0, 1, 2, 3], [40, 14, 6, 4]), {"weight": [40, 14, 6, 4]}),
     "CE121": (X, np.where(np.arange(64) < 40, -100, Y), {"micro_batch": 24}),
 }
 

@@ -226,6 +226,65 @@ def test_class_weights_that_drown_the_rest():
     assert "CE131" not in found(x, t, task="binary", pos_weight=7.0)
 
 
+WEIGHED = np.random.default_rng(134)
+SKEWED = np.repeat(np.arange(5), [600, 250, 100, 40, 10])
+COUNTS = np.bincount(SKEWED)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [COUNTS, COUNTS / COUNTS.sum(), np.sqrt(COUNTS), COUNTS / COUNTS.max(), np.array([5.0, 4, 3, 2, 1])],
+    ids=["counts", "frequencies", "square roots", "of the largest", "ranks"],
+)
+def test_class_weights_that_are_inverted(weight):
+    x = WEIGHED.normal(size=(len(SKEWED), 5)) + 3 * np.eye(5)[SKEWED]
+    finding = found(x, SKEWED, weight=weight)["CE134"]
+    assert finding.severity == "note"
+    assert "class 0, which has 600 labels" in finding.seen
+    assert "class 4, which has 10" in finding.seen
+
+
+def test_inverted_weights_of_two_classes():
+    y = np.repeat([0, 1], [950, 50])
+    x = WEIGHED.normal(size=(1000, 2)) + 3 * np.eye(2)[y]
+    assert "CE134" in found(x, y, weight=[0.95, 0.05])
+    assert "CE134" not in found(x, y, weight=[0.05, 0.95])
+
+
+def test_healthy_class_weights_are_not_inverted():
+    x = WEIGHED.normal(size=(len(SKEWED), 5)) + 3 * np.eye(5)[SKEWED]
+    healthy = [
+        1 / COUNTS,
+        1 / np.sqrt(COUNTS),
+        crossent.class_weights(torch.tensor(COUNTS)).numpy(),
+        np.ones(5),
+        np.array([1.5, 1.2, 1.0, 1.0, 1.0]),  # less than a factor of two
+        np.array([0.0, 1, 2, 4, 8]),  # the most frequent is left out
+        np.array([3.0, 1.0, 9.0, 2.0, 8.0]),  # in no order
+    ]
+    for weight in healthy:
+        assert "CE134" not in found(x, SKEWED, weight=weight)
+    assert "CE134" not in found(x, SKEWED)
+    for seed in range(40):  # weights of their own on classes that are equally frequent, and small batches
+        random = np.random.default_rng(seed)
+        y = random.integers(0, 4, 32)
+        assert "CE134" not in found(random.normal(size=(32, 4)), y, weight=random.uniform(0.2, 5, 4))
+
+
+def test_pos_weights_that_are_inverted():
+    share = np.array([0.5, 0.2, 0.05])
+    t = (WEIGHED.random((1000, 3)) < share) * 1.0
+    x = 4 * t - 2 + WEIGHED.normal(size=t.shape)
+    assert "pos_weight is" in found(x, t, task="binary", pos_weight=share / (1 - share))["CE134"].seen
+    assert "CE134" not in found(x, t, task="binary", pos_weight=(1 - share) / share)
+
+
+def test_debug_notes_inverted_weights():
+    x = WEIGHED.normal(size=(len(SKEWED), 5)) + 3 * np.eye(5)[SKEWED]
+    assert "CE134" in seen_by_debug((x, SKEWED), weight=torch.tensor(COUNTS / COUNTS.sum()))
+    assert "CE134" not in seen_by_debug((x, SKEWED), weight=crossent.class_weights(torch.tensor(COUNTS)).double())
+
+
 def test_a_class_that_was_ignored_in_training():
     masks = np.where(RNG.random((4, 12, 12)) < 0.8, 10, RNG.integers(0, 10, (4, 12, 12)))
     guess = np.where(masks == 10, RNG.integers(0, 10, masks.shape), masks)

@@ -141,9 +141,13 @@ def test_results_go_to_stdout_and_progress_to_stderr(quick):
     assert ran.exit_code == 0
     for name in JOBS["digits"].losses:
         assert re.search(rf"^ {name} +[\d.]+ +\d+\.\d +[\d.]+ +[\d.]+ +(\d+|never)", ran.stdout, re.MULTILINE)
-        assert re.search(rf"^{name} +rate [\d.]+ of 2 +validation +[\d.]+% +[\d.]+ s$", ran.stderr, re.MULTILINE)
+        assert re.search(
+            rf"^{name} +best of 2 learning rates: [\d.]+ +validation [\d.]+% +[\d.]+ s$", ran.stderr, re.MULTILINE
+        )
     assert "validation  " not in ran.stdout
     assert "NLL" not in ran.stderr
+    assert ran.stderr.startswith(f"{len(JOBS['digits'].losses)} losses, 12 trainings of ")
+    assert "are those of all trainings of its loss" in ran.stderr
 
 
 def test_a_quick_run_says_that_its_figures_mean_nothing(quick):

@@ -33,7 +33,16 @@ def files(tmp_path, monkeypatch):
     np.save("soft.npy", np.array([[0.5, 0.5, 0.0]] * 4))
     np.save("pixels.npy", x[:, :, None])
     (tmp_path / "x.csv").write_text("cat,dog,fish\n0,1,4\n2,2,4\n")
+    rows = "img0,0,1,4,cat\nimg1,2,2,4,dog\ntwice,1,0,0,cat\ntwice,0,0,1,fish\n17,1,2,3,dog\n"
+    (tmp_path / "ids.csv").write_text("id,cat,dog,fish,label\n" + rows)
     return x
+
+
+@pytest.mark.parametrize(("id", "row"), [("img0", 0), ("img1", 1), ("17", 4)])
+def test_a_row_is_found_by_its_id(files, id, row):
+    ran = asked("ids.csv", "--row", id, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert json.loads(ran.stdout) == json.loads(asked("ids.csv", "--row", str(row), "--json").stdout)
 
 
 def test_a_row_is_explained():
@@ -123,6 +132,10 @@ def test_soft_labels_and_columns_of_a_file(files):
         (["preds.npz"], "--row must name one of the 4 rows of preds.npz::logits, counted from 0, got none"),
         (["preds.npz", "--row", "4"], "one of the 4 rows of preds.npz::logits, counted from 0, got 4"),
         (["preds.npz", "--row", "-1"], "--row"),
+        (["preds.npz", "--row", "img1"], "counted from 0, got img1"),
+        (["ids.csv", "--row", "img9"], "rows of ids.csv, counted from 0, or by an id such as img0, got img9"),
+        (["ids.csv", "--row", "twice"], "2 rows of ids.csv have this id: give the number of one, as 2"),
+        (["ids.csv"], "or by an id such as img0, got none: say --row 0 for the first"),
         (["preds.npz", "--row", "2"], "got -100: an ignored row has no loss"),
         (["x.npy", "y.npy", "--row", "3"], "target must be a class index"),
         (["pixels.npy", "y.npy", "--row", "0"], "pixels.npy must have shape (N, C) to be explained, got (4, 3, 1)"),

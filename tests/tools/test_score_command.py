@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from crossent import reference
 from crossent.tools import cli
 from crossent.tools import progress as bar
 from crossent.tools.score import fail_if
@@ -194,7 +195,7 @@ def test_tokens_and_several_labels():
     assert "Suspected" not in said
     np.savez("several.npz", logits=LOGITS, labels=np.eye(3, dtype=int)[LABELS])
     said = asked("several.npz", "--task", "multilabel", "--class-names", ",".join(NAMES)).stdout
-    assert re.search(r"^row +class +true +p\(true\) +loss, nats$", said.replace(" \n", "\n"), re.MULTILINE)
+    assert re.search(r"^row +class +true +p\(true\) +loss, nats(  \?)?$", said.replace(" \n", "\n"), re.MULTILINE)
     assert re.search(r"^ *\d+ +(cat|dog|bird) +(yes|no) +0\.", said, re.MULTILINE)
 
 
@@ -225,6 +226,54 @@ def test_ignored_rows_have_no_places():
     worst = score(LOGITS, LABELS).worst[0].row
     place = f"{worst // 12} +{worst % 12 // 4},{worst % 4} "
     assert re.search(rf"^ *row +at +true .*\n.*\n *{place}", asked("masks.npz").stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("rule", ["self-confidence", "confident-learning"])
+@pytest.mark.parametrize("top", [1, 2, 10])
+def test_no_row_is_shown_twice_and_suspects_are_marked(rule, top):
+    report = score(LOGITS, LABELS, suspects=rule, top=top)
+    said = asked("preds.npz", "--suspects", rule, "--top", str(top)).stdout
+    _, worst, suspects = re.split(r"^(?:Worst examples|Suspected label errors).*\n", said, flags=re.MULTILINE)
+    rows = {
+        name: re.findall(r"^ *(\d+)  .*\d\.\d{4}(  \?)? *$", part, re.MULTILINE)
+        for name, part in (("w", worst), ("s", suspects))
+    }
+    assert [int(row) for row, _ in rows["w"]] == [each.row for each in report.worst]
+    marked = {int(row) for row, mark in rows["w"] if mark}
+    assert marked == {each.row for each in report.suspects} & {each.row for each in report.worst}
+    assert [int(row) for row, _ in rows["s"]] == [each.row for each in report.suspects if each.row not in marked]
+    assert WRONG in marked
+    assert "another class gets at least its usual probability" in " ".join(suspects.split())
+
+
+def test_a_model_that_knows_nothing_names_no_suspects():
+    rng = np.random.default_rng(3)
+    np.savez("nothing.npz", logits=3 * rng.normal(size=(200, 3)), labels=rng.integers(0, 3, 200))
+    said = asked("nothing.npz").stdout
+    assert "Suspected label errors: not shown" in said
+    assert "not better than the class frequencies alone" in " ".join(said.split())
+    assert "?: a suspected label error." not in said
+    # One that is much too sure is right often all the same, and its suspects are worth reading.
+    np.savez("sure.npz", logits=40 * LOGITS, labels=LABELS)
+    assert score(40 * LOGITS, LABELS).numbers["skill_over_prior"] < 0
+    assert "Suspected label errors: not shown" not in asked("sure.npz").stdout
+    several = rng.integers(0, 2, (100, 3))
+    np.savez("several.npz", logits=rng.normal(size=(100, 3)), labels=several)
+    assert "Suspected label errors: not shown" in asked("several.npz", "--task", "multilabel").stdout
+    np.savez("several.npz", logits=4.0 * several - 2 + rng.normal(size=(100, 3)), labels=several)
+    assert "Suspected label errors: not shown" not in asked("several.npz", "--task", "multilabel").stdout
+
+
+def test_warnings_stand_in_the_report_too():
+    np.savez("p.npz", logits=reference.softmax(LOGITS), labels=LABELS)
+    ran = asked("p.npz")
+    warnings = [line for line in ran.stderr.splitlines() if line.startswith("Warning: ")]
+    assert any("prob" in line for line in warnings)
+    flat = " ".join(ran.stdout.split())
+    assert all(" ".join(line.split()) in flat for line in warnings)
+    assert ran.stdout.index("Warning: ") < ran.stdout.index("Loss\n")
+    assert "> " + warnings[0].removeprefix("Warning: ") in asked("p.npz", "--md").stdout
+    assert "Warning" not in asked("preds.npz").stdout
 
 
 def test_of_many_classes_the_costliest_are_shown():
@@ -260,6 +309,14 @@ def test_a_condition_that_holds_exits_with_1_after_the_results():
     assert asked("preds.npz", "--fail-if", "nll>9", "--fail-if", "ece>=1").exit_code == 0
 
 
+def test_all_names_are_listed_and_the_short_ones_apart():
+    said = re.sub(r"\s+", " ", asked("preds.npz", "--fail-if", "what>1").stderr)
+    full, runs, short = re.search(r"compared: (.*); of two runs: (.*); shorter: (.*)", said).groups()
+    assert full.split(", ") == list(DEFINITIONS)
+    assert "accuracy_difference" in runs.split(", ")
+    assert short.strip().split(", ") == [f"{alias} for {name}" for alias, name in fail_if.SHORT.items()]
+
+
 @pytest.mark.parametrize("name", [*fail_if.SHORT, "brier", "rows"])
 def test_conditions_compare_in_every_direction(name):
     report = score(np.tile(LOGITS, (1, 3)), LABELS, label_smoothing=0.1)
@@ -275,7 +332,13 @@ def test_conditions_compare_in_every_direction(name):
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ("nll=0.5", "must read like 'nll>0.5', got 'nll=0.5'; what can be compared: nll, loss, bits"),
+        ("nll=0.5", "must read like 'nll>0.5', got 'nll=0.5'; what can be compared: rows, decisions, ignored"),
+        ("accuracy<95%", "'accuracy<95%': accuracy is a share, from 0 to 1: write accuracy<0.95"),
+        ("ece > 12.5 %", "ece is a share, from 0 to 1: write ece>0.125"),
+        ("accuracy<95", "write accuracy<0.95"),
+        ("accuracy_difference<-2%", "write accuracy_difference<-0.02"),
+        ("nll>5%", "nll is no percentage"),
+        ("nll_nats_difference>0", "this report has no nll_nats_difference"),
         ("nothing>0.5", "got 'nothing>0.5'"),
         ("nll>fast", "got 'nll>fast'"),
         ("nll>--1", "got 'nll>--1'"),

@@ -57,6 +57,142 @@ def test_differences_are_paired():
     assert same.better == []
 
 
+# Each of these files names its rows, and holds predictions and labels.
+BOTH = "id," + ",".join(NAMES) + ",label"
+
+
+@pytest.fixture
+def two_runs(tmp_path, monkeypatch):
+    """Write two runs with the labels of both, in different orders of rows and classes."""
+    monkeypatch.chdir(tmp_path)
+    order, turned = RNG.permutation(N), [2, 0, 1]
+    write(tmp_path / "a.csv", BOTH, IDS, A, np.array(NAMES)[Y])
+    write(tmp_path / "b.csv", BOTH, IDS, B, np.array(NAMES)[Y])
+    names = ",".join(NAMES[k] for k in turned)
+    write(tmp_path / "c.csv", f"id,{names},label", IDS[order], B[order][:, turned], np.array(NAMES)[Y[order]])
+    write(tmp_path / "other.csv", BOTH, IDS, B, np.array(NAMES)[(Y + 1) % 3])
+    write(tmp_path / "plain.csv", "id," + ",".join(NAMES), IDS, B)
+    np.save("y.npy", Y)
+    np.savez("a.npz", logits=A, labels=Y)
+    np.savez("b.npz", logits=B, labels=Y)
+    np.savez("other.npz", logits=B, labels=(Y + 1) % 3)
+    np.savez("plain.npz", logits=B)
+    (tmp_path / "b.jsonl").write_text(
+        "\n".join(
+            json.dumps({"id": i, "logits": x.tolist(), "label": int(y)}) for i, x, y in zip(IDS, B, Y, strict=True)
+        )
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "a.csv b.csv --labels a.csv::label",
+        "a.csv b.csv --labels b.csv::label",
+        "a.csv b.csv --labels a.csv",
+        "a.csv b.csv a.csv",
+        "a.csv b.csv a.csv --id id",
+        "a.csv c.csv b.csv",
+        "a.csv plain.csv --labels a.csv::label",
+        "a.csv plain.csv a.csv",
+        "a.csv b.csv y.npy",
+        "a.csv b.csv",
+        "a.csv c.csv",
+        "a.npz b.npz",
+        "a.npz plain.npz a.npz",
+        "a.npz b.jsonl",
+        "a.csv b.jsonl",
+    ],
+)
+def test_runs_that_hold_their_labels_are_compared(two_runs, files):
+    ran = CliRunner().invoke(main, ["score", *files.split(), "--json"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)
+    assert found["schema"] == "crossent.comparison/1"
+    for key, value in compare(A, B, Y).numbers.items():
+        assert found["numbers"][key] == pytest.approx(value), key
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ("a.csv other.csv", "a.csv::label and other.csv::label differ in row 0"),
+        ("a.npz other.npz", "a.npz::labels and other.npz::labels differ in row 0"),
+        ("a.npz other.npz", f" and {N - 1} more rows"),
+        ("a.npz other.npz", "score a.npz alone with the labels of the other, as other.npz::labels"),
+        ("a.csv plain.csv", "to compare two runs, say crossent score a.csv plain.csv --labels a.csv::label"),
+        ("a.npz plain.npz", "to compare two runs, say crossent score a.npz plain.npz --labels a.npz::labels"),
+        ("a.npz b.npz --html x.html", "--html is for one run"),
+        ("a.npz b.npz --plot x.png", "--plot is for one run"),
+        ("a.npz b.npz --ids y.npy", "--ids is for one run"),
+        ("a.npz b.npz --csv", "two runs are printed as text"),
+        ("a.npz b.npz --label-smoothing 0.1", "two runs are compared by their plain cross entropy"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(two_runs, files, said):
+    ran = CliRunner().invoke(main, ["score", *files.split()])
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert said in " ".join(ran.stderr.split())
+
+
+@pytest.mark.parametrize("command", ["check", "explain --row 0"])
+@pytest.mark.parametrize("files", ["a.csv b.csv", "a.csv other.csv", "a.npz other.npz"])
+def test_a_second_run_is_not_taken_for_labels_in_silence(two_runs, command, files):
+    name, *options = command.split()
+    second = files.split()[1]
+    ran = CliRunner().invoke(main, [name, *files.split(), *options])
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    label = "label" if second.endswith("csv") else "labels"
+    assert f"both hold predictions and labels: name the labels that are meant, as {second}::{label}" in ran.stderr
+    named = CliRunner().invoke(main, [name, files.split()[0], f"{second}::{label}", *options])
+    assert named.exit_code in (0, 1), named.stderr
+
+
+@pytest.mark.parametrize("labels", ["other.npz::labels", "--labels other.npz", "--labels other.npz::labels"])
+def test_labels_that_are_named_are_those_of_one_run(two_runs, labels):
+    ran = CliRunner().invoke(main, ["score", "a.npz", *labels.split(), "--json"])
+    assert ran.exit_code == 0, ran.output
+    expected = crossent.score(A, (Y + 1) % 3).numbers["nll_nats_mean"]
+    assert json.loads(ran.stdout)["numbers"]["nll_nats_mean"] == pytest.approx(expected)
+
+
+def test_one_hot_labels_beside_a_label_are_no_run(two_runs):
+    write(two_runs / "truth.csv", "id," + ",".join(NAMES), IDS, np.eye(3, dtype=int)[Y])
+    ran = CliRunner().invoke(main, ["score", "a.csv", "truth.csv", "--json"])
+    assert json.loads(ran.stdout)["numbers"]["accuracy"] == pytest.approx((A.argmax(1) == Y).mean())
+
+
+def test_frames_of_two_runs_are_refused():
+    pandas = pytest.importorskip("pandas")
+    frames = [pandas.DataFrame(x, columns=NAMES, index=IDS).assign(label=np.array(NAMES)[Y]) for x in (A, B)]
+    with pytest.raises(ValueError, match=r"logits and labels both hold predictions and labels.*labels\['label'\]"):
+        crossent.score(*frames)
+    with pytest.raises(ValueError, match="both hold predictions and labels"):
+        crossent.check(*frames)
+    expected = crossent.score(A, Y).numbers["nll_nats_mean"]
+    assert crossent.score(frames[0][list(NAMES)], frames[1]["label"]).numbers["nll_nats_mean"] == pytest.approx(
+        expected
+    )
+
+
+def test_a_job_fails_by_a_difference(two_runs):
+    def returned(condition):
+        return CliRunner().invoke(main, ["score", "a.npz", "b.npz", "--fail-if", condition])
+
+    n = compare(A, B, Y).numbers
+    assert returned("nll_nats_difference>0").exit_code == 0
+    failed = returned("nll_nats_second<100")
+    assert failed.exit_code == 1
+    assert failed.stderr.endswith(
+        f"Failed: nll_nats_second is {n['nll_nats_second']:.6g}, and --fail-if says nll_nats_second<100\n"
+    )
+    assert "Differences" in failed.stdout
+    refused = returned("nll>0.5")
+    assert refused.exit_code == 2
+    assert "the comparison of two runs has no nll_nats_mean" in " ".join(refused.stderr.split())
+
+
 def test_two_files_and_their_truth(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     order, turned = RNG.permutation(N), [2, 0, 1]

@@ -18,6 +18,7 @@ from crossent.tools.files.frames import frame_table, is_frame
 from crossent.tools.files.pair import pair_tables
 from crossent.tools.files.roles import Selection
 from crossent.tools.files.row_array import RowArray, row_array
+from crossent.tools.files.two_runs import TwoRunsError
 
 
 class NotNumbersError(FileError, TypeError):
@@ -68,9 +69,14 @@ def read_pair(
     else:
         rows = row_array(np.asarray(labels)) if words else read_rows(names[1], labels)
         second = arrays_table(names[1], {"": rows})
-    pair = pair_tables(
-        first, None, None if labels is None else second, None, Selection(class_names=tuple(class_names or ()))
-    )
+    selection = Selection(class_names=tuple(class_names or ()))
+    try:
+        pair = pair_tables(first, None, None if labels is None else second, None, selection)
+    except TwoRunsError as error:
+        raise FileError(
+            f"{names[0]} and {names[1]} both hold predictions and labels: give the labels that are meant, "
+            f"as {names[1]}[{error.label!r}]"
+        ) from None
     for note in pair.notes[2:]:
         warnings.warn(note, stacklevel=4)
     return pair.logits, pair.labels

@@ -25,10 +25,12 @@ class RuleDescription:
     Attributes:
         id: such as ``"CE101"``.
         severity: ``"error"``, the loss is not what is meant; ``"warning"``, it probably is not; ``"note"``, worth knowing.
+            That of the usual case.
         title: the mistake.
         why: what it does, in torch too.
         fix: what to do.
         source: where it is described or asked about.
+        also: the severities of its other cases.
     """
 
     id: str
@@ -37,6 +39,13 @@ class RuleDescription:
     why: str
     fix: str
     source: str
+    also: tuple[Severity, ...] = ()
+
+    @property
+    def severities(self) -> str:
+        """Name every severity that a finding of this rule can have, such as ``"error or warning"``."""
+        *rest, last = (kind for kind in SEVERITIES if kind in (self.severity, *self.also))
+        return f"{', '.join(rest)} or {last}" if rest else last
 
 
 @dataclass(frozen=True)

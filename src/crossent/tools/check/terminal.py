@@ -33,7 +33,7 @@ def show(findings: Findings, looked_at: str, rules: int, console: Console | None
 def show_rule(description: RuleDescription, console: Console | None = None) -> None:
     """Print a rule."""
     console = readable(console)
-    console.print(_heading(description.id, description.severity, description.title))
+    console.print(_heading(description.id, description.severities, description.title, kind=description.severity))
     for part in _parts(console, ("why", description.why), ("fix", description.fix), ("from", description.source)):
         console.print(part)
 
@@ -41,16 +41,19 @@ def show_rule(description: RuleDescription, console: Console | None = None) -> N
 def show_rules(descriptions: Iterable[RuleDescription], console: Console | None = None) -> None:
     """Print a line for every rule."""
     console = readable(console)
+    descriptions = list(descriptions)
+    width = max(len(description.severities) for description in descriptions)
     for description in descriptions:
-        console.print(_heading(description.id, description.severity, description.title, style=""))
+        severities = f"{description.severities:<{width}}"
+        console.print(_heading(description.id, severities, description.title, style="", kind=description.severity))
 
 
 def _many(n: int, kind: str) -> str:
     return f"{n} {kind}{'' if n == 1 else 's'}"
 
 
-def _heading(rule: str, severity: str, title: str, style: str = "bold") -> Text:
-    return Text.assemble((rule, style), "  ", (f"{severity:<7}", COLOURS[severity]), "  ", (title, style))
+def _heading(rule: str, severity: str, title: str, style: str = "bold", kind: str | None = None) -> Text:
+    return Text.assemble((rule, style), "  ", (f"{severity:<7}", COLOURS[kind or severity]), "  ", (title, style))
 
 
 def _parts(console: Console, *parts: tuple[str, str]) -> Iterator[Text]:

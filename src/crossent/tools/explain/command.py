@@ -20,7 +20,8 @@ _EXAMPLES = """\
   crossent explain --logits 2,1,.1 --target 0
   crossent explain --probs .1,.7,.2 --target 0
   crossent explain --logits -6,6,0 --target 0 --losses ce,bce,mnist
-  crossent explain preds.npz --row 17"""
+  crossent explain preds.npz --row 17
+  crossent explain preds.csv --row img0362"""
 _ALIASES = "\n".join(f"  {alias:<20}{name}" for alias, name in ALIASES.items())
 
 
@@ -49,7 +50,9 @@ def read_target(text: str) -> Any:
     metavar="T",
     help="A class index or name; several: 0,2; or one weight for each class: 0.9,0.1,0.  [the label in the FILE]",
 )
-@click.option("--row", type=click.IntRange(0), metavar="N", help="The row of the FILE, the first being 0.")
+@click.option(
+    "--row", metavar="ROW", help="The row of the FILE: its number, as in the column row of crossent score, or its id."
+)
 @click.option("--losses", metavar="NAME,...", help=f"Some of the losses below, or all.  [the first {len(DEFAULT)}]")
 @shared_options.class_names_flag
 @shared_options.column_flags
@@ -60,7 +63,7 @@ def read_target(text: str) -> Any:
 @click.option("--prior", metavar="N,N,...", help="Counts of the classes, or a file of them.  [counted in the FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
 def explain(
-    file: str | None, labels: str | None, row: int | None, class_dim: int | None, as_json: bool, **options: Any
+    file: str | None, labels: str | None, row: str | None, class_dim: int | None, as_json: bool, **options: Any
 ) -> None:
     """Show what each loss tells each class of one row.
 
@@ -115,7 +118,7 @@ def _read(logits: str | None, target: str | None, prior: str | None, **others: A
 
 
 def _from_file(
-    files: tuple[str, str | None, Selection], row: int | None, dim: int | None, ignore_index: int
+    files: tuple[str, str | None, Selection], row: str | None, dim: int | None, ignore_index: int
 ) -> dict[str, Any]:
     """Read a row's logits and its label, and how often each label occurs; say what was chosen."""
     from crossent.tools.files import FileError, open_pair
@@ -129,18 +132,34 @@ def _from_file(
             "give the logits of one token or pixel to --logits, or save each as a row"
         )
     shared_options.class_axis("dim", dim, pair.logits.shape, 1, rows_first=True)
-    count = len(pair.logits)
-    if row is None or row >= count:
-        got = "none: say --row 0 for the first" if row is None else row
-        raise FileError(f"--row must name one of the {count} rows of {pair.logits.name}, counted from 0, got {got}")
+    at = _row(pair.logits, row)
     given = {
-        "logits": pair.logits.rows(row, row + 1)[0],
+        "logits": pair.logits.rows(at, at + 1)[0],
         "class_names": pair.logits.columns or files[2].class_names or None,
     }
     if pair.labels is not None:
-        given["target"] = pair.labels.rows(row, row + 1)[0]
+        given["target"] = pair.labels.rows(at, at + 1)[0]
         given["prior"] = _counts(pair.labels, pair.logits.shape[1], ignore_index)
     return given
+
+
+def _row(logits: RowArray, row: str | None) -> int:
+    """Find a row by its number, counted from 0, or by the id that the file gives it."""
+    from crossent.tools.files import FileError
+
+    count = len(logits)
+    if row is not None and row.strip().isdecimal() and int(row) < count:
+        return int(row)
+    places = [k for k, name in enumerate(logits.ids) if row is not None and name == row.strip()]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise FileError(
+            f"--row {row}: {len(places)} rows of {logits.name} have this id: give the number of one, as {places[0]}"
+        )
+    ids = f", or by an id such as {logits.ids[0]}" if len(logits.ids) else ""
+    got = "none: say --row 0 for the first" if row is None else row
+    raise FileError(f"--row must name one of the {count} rows of {logits.name}, counted from 0{ids}, got {got}")
 
 
 def _counts(labels: RowArray, num_classes: int, ignore_index: int) -> Any:

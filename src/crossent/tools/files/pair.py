@@ -37,6 +37,7 @@ from crossent.tools.files.roles import (
 )
 from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.table import Table, last_part, listed, split
+from crossent.tools.files.two_runs import refuse_two_runs
 
 A_CLASS = 5  # labels that there are for a class on average; then it is odd if one has none
 FEW = 16  # columns of words that are looked through for labels
@@ -50,13 +51,17 @@ class Pair(NamedTuple):
     notes: list[str]
 
 
-def open_pair(logits: str, labels: str | None = None, selection: Selection | None = None) -> Pair:
+def open_pair(
+    logits: str, labels: str | None = None, selection: Selection | None = None, *, labels_only: bool = False
+) -> Pair:
     """Open the logits and the labels, which may lie in one file.
 
     Args:
         logits: a path, or ``path::key`` for one array of several.
         labels: the same; None looks for labels beside the logits.
         selection: what was said about columns.
+        labels_only: whether the user said that the second file is there for its labels; else one that holds predictions as well is
+            refused, since it may be a second run.
 
     Returns:
         Both, and what to tell the user. The labels are None if there are none.
@@ -70,13 +75,22 @@ def open_pair(logits: str, labels: str | None = None, selection: Selection | Non
         return pair_tables(first, key, None, None, selection)
     other, label = split(labels)
     same = os.path.realpath(other) == os.path.realpath(path)
-    return pair_tables(first, key, first if same else open_table(other), label, selection)
+    second = first if same else open_table(other)
+    return pair_tables(first, key, second, label, selection, labels_only=labels_only)
 
 
 def pair_tables(
-    first: Table, key: str | None, second: Table | None, label: str | None, selection: Selection | None = None
+    first: Table,
+    key: str | None,
+    second: Table | None,
+    label: str | None,
+    selection: Selection | None = None,
+    *,
+    labels_only: bool = False,
 ) -> Pair:
     """Pair the logits of a table with the labels of the same or another one; what ``open_pair`` does after opening."""
+    if second is not None and second is not first and key is None and label is None and not labels_only:
+        refuse_two_runs(first, second, selection or Selection())
     return _Pairing(first, second or first, selection or Selection()).pair(key, label, second is not None)
 
 
@@ -451,6 +465,9 @@ class _Words(Sequence[str]):
     def __getitem__(self, row: int) -> str:  # type: ignore[override]
         if self.words is None:
             self.words = self.table.read((), (self.name,)).words[self.name]
+        if not -self.length <= row < self.length:
+            raise IndexError(row)  # which ends a loop over a sequence
+        row %= self.length
         return self.words[row] if row < len(self.words) else ""
 
 

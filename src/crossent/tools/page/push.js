@@ -145,7 +145,7 @@ function remark(push, words) {
   const few = push.names.length <= 3;
   const below = few ? push.names.flatMap((name, k) => [k ? " + e" : "e", h("sup", {}, name)]) : ["Σ e", h("sup", {}, "x")];
   const name = push.names[label];
-  const parts = [`Only p(${name}) is in the formula, but p(${name}) = `, ...power(name), " / (", ...below, `). To raise it, ${push.names[rival(push)]} must go down.`];
+  const parts = [`Only p(${name}) is in the formula, but p(${name}) = `, ...power(name), " / (", ...below, `). p(${name}) rises if ${name} goes up or ${push.names[rival(push)]} goes down; the gradient does both.`];
   return joined(parts);
 }
 

@@ -211,7 +211,7 @@ def remark(push: Push) -> str:
     below = " + ".join(power) if len(power) <= 3 else "Σ e" + element("sup", "x")
     return (
         f"Only p({name}) is in the formula, but p({name}) = {power[label]} / ({below}). "
-        f"To raise it, {escape(push.names[rival(push)])} must go down."
+        f"p({name}) rises if {name} goes up or {escape(push.names[rival(push)])} goes down; the gradient does both."
     )
 
 

@@ -11,7 +11,7 @@ from crossent.tools.page.document import page
 
 LEGEND = (
     ("○", "what the model says"), ("⚑", "what is true"),
-    ("➜", "how hard the loss pushes that logit, per unit of learning rate"), ("pale:", "the mistake"),
+    ("➜", "how hard the loss pushes that logit, per unit of learning rate"), ("pale bar:", "distance from what the model says to the truth"),
 )  # fmt: skip
 
 

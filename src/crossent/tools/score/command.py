@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from crossent.tools.printable import printable
 
 if TYPE_CHECKING:
     from crossent.tools.files import Pair, Selection
+    from crossent.tools.score.comparison import Comparison
     from crossent.tools.score.fail_if import Condition
     from crossent.tools.score.report import Report
 
@@ -29,7 +31,8 @@ The numbers, under the names they have in --json and --fail-if:
   temperature        T with the lowest cross entropy of softmax(x / T), fitted
                      on the even rows; odd_rows_... are before and after, on
                      the others
-  --fail-if also knows nll, loss, bits, top5, f1, ece, skill.
+  --fail-if also knows nll, loss, bits, top5, f1, ece, skill; of two runs
+  nll_nats_difference, accuracy_difference and brier_difference.
 
 \b
 Exit codes: 0 fine, 1 a --fail-if holds, 2 wrong use or a file that cannot
@@ -43,6 +46,7 @@ Examples:
   crossent score lm.safetensors --task lm --shift --bytes 51234
   crossent score preds.csv --labels truth.csv::species --plot scores.png
   crossent score before.csv after.csv truth.csv
+  crossent score before.csv after.csv
 """
 
 
@@ -99,7 +103,7 @@ def score(
 
     LOGITS and LABELS are .npy, .npz, .csv, .tsv, .txt, .json, .jsonl, .safetensors, .pt, .parquet or .png files, or .gz or .zip.
     One file may hold both, under their usual names or as FILE::NAME. A file larger than memory is fine. With LOGITS2 two runs are
-    compared on the same rows.
+    compared on the same rows, and so are two files that each hold predictions and labels.
     """
     from crossent.tools.files import FileError
 
@@ -109,30 +113,50 @@ def score(
     runs = files if labels_file is not None or len(files) == 1 else files[:-1]
     try:
         conditions = _conditions(fail_if)
-        if len(runs) > 1 and labels is not None:
-            if html is not None:
-                raise FileError("--html is the page of one run, not of two")
-            _compare(runs, labels, output_format, options)
-            return
-        report = _report(runs[0], labels, ids, options)
-        failed = [condition for condition in conditions if condition.holds(report)]
-        if plot is not None:
+        report = _scored(runs[0], labels, ids, options, labels_file is not None) if len(runs) == 1 else None
+        if report is None:  # two files without labels are two runs with labels of their own
+            _refuse_for_two_runs({"--html": html, "--plot": plot, "--ids": ids})
+            comparison = _compare(
+                runs if len(runs) > 1 else files, labels if len(runs) > 1 else None, output_format, options
+            )
+        failed = [condition for condition in conditions if condition.holds(report or comparison)]
+        if report is not None and plot is not None:
             _draw(report, plot)
-        if html is not None:
+        if report is not None and html is not None:
             _write_page(report, html)
     except shared_options.OptionError as error:
         raise error.usage from None
     except FileError as error:
         raise InputError(str(error)) from None
-    for remark in report.remarks:
-        click.echo(printable(f"Warning: {remark}"), err=True)
-    _print(report, output_format)
+    if report is None:
+        _print_comparison(comparison, output_format)
+    else:
+        shown = output_format is None and sys.stdout.isatty()  # the report itself says them as well
+        for remark in () if shown else report.remarks:
+            click.echo(printable(f"Warning: {remark}"), err=True)
+        _print(report, output_format)
     for condition in failed:
-        click.echo(
-            f"Failed: {condition.key} is {report.numbers[condition.key]:.6g}, and --fail-if says {condition.text}",
-            err=True,
-        )
+        number = (report or comparison).numbers[condition.key]
+        click.echo(f"Failed: {condition.key} is {number:.6g}, and --fail-if says {condition.text}", err=True)
     click.get_current_context().exit(1 if failed else 0)
+
+
+def _scored(run: str, labels: str | None, ids: str | None, options: dict[str, Any], labels_only: bool) -> Report | None:
+    """Score a run; None if the file given for its labels holds a run of its own, and nobody said that it is for the labels."""
+    from crossent.tools.files.two_runs import TwoRunsError
+
+    try:
+        return _report(run, labels, ids, dict(options), labels_only)
+    except TwoRunsError:
+        return None
+
+
+def _refuse_for_two_runs(given: dict[str, str | None]) -> None:
+    from crossent.tools.files import FileError
+
+    for option, value in given.items():
+        if value is not None:
+            raise FileError(f"{option} is for one run, not for two")
 
 
 def _draw(report: Report, path: str) -> None:
@@ -155,47 +179,42 @@ def _write_page(report: Report, path: str) -> None:
     click.echo(f"Written: {printable(path)}", err=True)
 
 
-def _compare(runs: tuple[str, ...], labels: str, output_format: str | None, options: dict[str, Any]) -> None:
-    """Compare two runs, each paired with the labels by its own names, and with the other by the names of its rows."""
-    import numpy as np
+def _compare(
+    runs: tuple[str, ...], labels: str | None, output_format: str | None, options: dict[str, Any]
+) -> Comparison:
+    """Compare two runs, each paired with the labels by its own names, and with the other by the names of its rows.
 
+    Without labels each run has its own, which must be the same.
+    """
     from crossent.tools.files import FileError, open_pair
-    from crossent.tools.files.keys import paired
-    from crossent.tools.score import show
-    from crossent.tools.score.comparison import compare
+    from crossent.tools.score.comparison import compare, one_truth
 
-    selection = shared_options.take_selection(options)
-    first, second = (open_pair(run, labels, selection) for run in runs)
-    for note in dict.fromkeys((*first.notes, *second.notes)):
-        click.echo(printable(note), err=True)
-    one, two, truth = first.logits, second.logits, first.labels
-    if truth is None or second.labels is None:
-        raise FileError(f"{labels}: holds no labels")
-    given = second.labels
-    if len(one.ids) and len(two.ids):
-        order = paired(list(one.ids), list(two.ids), (one.name, two.name), ("id", "id"))
-        if order is not None:
-            two, given = two.in_order(order), given.in_order(order)
-    same = truth.shape == given.shape
-    if not same or not np.array_equal(truth.rows(0, len(truth)), given.rows(0, len(given)), equal_nan=True):
-        if one.columns and two.columns and one.columns != two.columns:
-            given = truth  # numbers of classes that lie in another order
-        else:
-            raise FileError(f"{two.name}: its rows are not those of {one.name}: give both a column of ids")
-    for unused in ("suspects", "bytes"):
-        options.pop(unused)
+    if output_format == "csv":
+        raise FileError("two runs are printed as text, --json or --md")
     if options["weight"] is not None or options["label_smoothing"]:
         raise FileError("two runs are compared by their plain cross entropy: leave out --weight and --label-smoothing")
+    selection = shared_options.take_selection(options)
+    first, second = (open_pair(run, labels, selection, labels_only=True) for run in runs)
+    for note in dict.fromkeys((*first.notes, *second.notes)):
+        click.echo(printable(note), err=True)
+    if first.labels is None or second.labels is None:
+        raise FileError(f"{labels or runs[first.labels is not None]}: holds no labels")
+    one, two, truth = one_truth(first, second)
+    for unused in ("suspects", "bytes"):
+        options.pop(unused)
     names = one.columns or selection.class_names or None
-    report = compare(one, two, truth, names=(runs[0], runs[1]), **{**options, "class_names": names})
+    return compare(one, two, truth, names=(runs[0], runs[1]), **{**options, "class_names": names})
+
+
+def _print_comparison(comparison: Comparison, output_format: str | None) -> None:
+    from crossent.tools.score import show
+
     if output_format == "json":
-        click.echo(report.to_json())
+        click.echo(comparison.to_json())
     elif output_format == "md":
-        click.echo(show.markdown_tables(report.heading.replace("\n", ", "), report.tables()).rstrip("\n"))
-    elif output_format is None:
-        show.show_tables(report.heading, report.tables())
+        click.echo(show.markdown_tables(comparison.heading.replace("\n", ", "), comparison.tables()).rstrip("\n"))
     else:
-        raise FileError("two runs are printed as text, --json or --md")
+        show.show_tables(comparison.heading, comparison.tables())
 
 
 def _conditions(conditions: tuple[str, ...]) -> list[Condition]:
@@ -204,7 +223,9 @@ def _conditions(conditions: tuple[str, ...]) -> list[Condition]:
     return [parse_condition(condition) for condition in conditions]
 
 
-def _report(logits: str, labels: str | None, ids: str | None, options: dict[str, Any]) -> Report:
+def _report(
+    logits: str, labels: str | None, ids: str | None, options: dict[str, Any], labels_only: bool = False
+) -> Report:
     from dataclasses import replace
 
     from crossent.tools.files.class_names import read_ids
@@ -214,7 +235,7 @@ def _report(logits: str, labels: str | None, ids: str | None, options: dict[str,
 
     if options["weight"] is not None:
         options["weight"] = read_numbers(options["weight"], WEIGHTS).reshape(-1)
-    pair, selection = _open(logits, labels, options)
+    pair, selection = _open(logits, labels, options, labels_only)
     options["class_names"] = pair.logits.columns or selection.class_names or None
     table = pair.logits if ids is None else replace(pair.logits, ids=read_ids(ids, len(pair.logits)))
     with ProgressBar() as progress:
@@ -222,11 +243,11 @@ def _report(logits: str, labels: str | None, ids: str | None, options: dict[str,
         return scored(table, pair.labels, watch=progress, **options)
 
 
-def _open(logits: str, labels: str | None, options: dict[str, Any]) -> tuple[Pair, Selection]:
+def _open(logits: str, labels: str | None, options: dict[str, Any], labels_only: bool) -> tuple[Pair, Selection]:
     from crossent.tools.files import FileError, open_pair
 
     selection = shared_options.take_selection(options)
-    pair = open_pair(logits, labels, selection)
+    pair = open_pair(logits, labels, selection, labels_only=labels_only)
     for note in pair.notes:
         click.echo(printable(note), err=True)
     if pair.labels is None:

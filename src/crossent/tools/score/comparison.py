@@ -10,9 +10,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crossent.tools.arrays import read_pair
 from crossent.tools.errors import FileError
+from crossent.tools.files.keys import paired
+from crossent.tools.files.pair import Pair
 from crossent.tools.files.roles import places
 from crossent.tools.files.row_array import RowArray
 from crossent.tools.printable import printable_json
@@ -23,6 +26,12 @@ from crossent.tools.score.row_blocks import Decisions, Reader
 from crossent.tools.table import Table
 
 SCHEMA = "crossent.comparison/1"
+MEANS = ("nll_nats", "accuracy", "brier")
+NUMBERS = (
+    "rows",
+    "decisions",
+    *(f"{key}_{which}" for key in MEANS for which in ("first", "second", "difference", "difference_standard_error")),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,6 +176,60 @@ def compare(
     return measured.comparison(names, shown if layout.axis is not None else ("no", "yes"), one.ids, len(one))
 
 
+def one_truth(first: Pair, second: Pair) -> tuple[RowArray, RowArray, RowArray]:
+    """Bring the rows of a second run into the order of the first, and hold the labels of both to one another.
+
+    Returns:
+        The logits of both, and the labels.
+
+    Raises:
+        FileError: the labels differ, so that the rows are not the same.
+    """
+    one, two, truth, given = first.logits, second.logits, first.labels, second.labels
+    assert truth is not None
+    assert given is not None
+    if len(one.ids) and len(two.ids):
+        order = paired(list(one.ids), list(two.ids), (one.name, two.name), ("id", "id"))
+        if order is not None:
+            two, given = two.in_order(order), given.in_order(order)
+    own = truth.name != given.name
+    here = truth.rows(0, len(truth))
+    there = given.rows(0, len(given))
+    if _alike(here, there):
+        return one, two, truth
+    if one.columns and two.columns and one.columns != two.columns:  # numbers of classes that lie in another order
+        at = places(two.columns, one.columns)
+        if not own or (at is not None and there.ndim == 1 and _alike(here, _renumbered(there, at))):
+            return one, two, truth
+    if not own:
+        raise FileError(f"{two.name}: its rows are not those of {one.name}: give both a column of ids")
+    differ = "have different shapes" if here.shape != there.shape else f"differ in {_first_apart(here, there)}"
+    raise FileError(
+        f"{truth.name} and {given.name} {differ}: two runs are compared on the same rows; give both a column of ids if these are "
+        f"in another order, name the labels that are right with --labels FILE::NAME, or score {one.name.partition('::')[0]} alone "
+        f"with the labels of the other, as {given.name if '::' in given.name else given.name + '::NAME'}"
+    )
+
+
+def _alike(here: NDArray[Any], there: NDArray[Any]) -> bool:
+    return here.shape == there.shape and np.array_equal(
+        here, there, equal_nan=here.dtype.kind == there.dtype.kind == "f"
+    )
+
+
+def _renumbered(labels: NDArray[Any], at: Sequence[int]) -> NDArray[Any]:
+    """Give classes the numbers that they have in another order; what is no class stays."""
+    classes = (labels >= 0) & (labels < len(at))
+    return np.where(classes, np.asarray(at)[np.where(classes, labels, 0).astype(np.int64)], labels)
+
+
+def _first_apart(here: NDArray[Any], there: NDArray[Any]) -> str:
+    apart = (here != there).reshape(len(here), -1).any(1)
+    row = int(apart.argmax())
+    values = f" ({here[row]:g} and {there[row]:g})" if here.ndim == 1 else ""
+    return f"row {row}{values}" + (f" and {int(apart.sum()) - 1:,} more rows" if apart.sum() > 1 else "")
+
+
 def _same_classes(first: RowArray, second: RowArray) -> RowArray:
     if not first.columns or not second.columns or first.columns == second.columns:
         return second
@@ -186,7 +249,7 @@ class _Differences:
 
     def __init__(self, options: ScoreOptions) -> None:
         self.top = options.top
-        self.means = {key: (Mean(), Mean(), Mean()) for key in ("nll_nats", "accuracy", "brier")}
+        self.means = {key: (Mean(), Mean(), Mean()) for key in MEANS}
         self.counts = np.zeros((2, 2), np.int64)
         self.examples: dict[bool, list[tuple[float, dict[str, Any]]]] = {True: [], False: []}
         self.decisions = 0

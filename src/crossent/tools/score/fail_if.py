@@ -7,6 +7,7 @@ import operator
 import re
 from typing import NamedTuple
 
+from crossent.tools.score.comparison import NUMBERS, Comparison
 from crossent.tools.score.scores import DEFINITIONS, Scores
 from crossent.tools.shared_options import OptionError
 
@@ -19,6 +20,7 @@ SHORT = {
     "ece": "calibration_error",
     "skill": "skill_over_prior",
 }
+SHARES = frozenset({"accuracy", "top5_accuracy", "exact_match", "macro_f1", "calibration_error"})
 COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
@@ -30,15 +32,21 @@ class Condition(NamedTuple):
     comparison: str
     bound: float
 
-    def holds(self, report: Scores) -> bool:
-        """Compare with the number of a report.
+    def holds(self, report: Scores | Comparison) -> bool:
+        """Compare with the number of a report, or of the comparison of two runs.
 
         Raises:
-            OptionError: the report has no such number.
+            OptionError: there is no such number.
         """
-        value = report.numbers[self.key]
+        value = report.numbers.get(self.key)
         if value is None or math.isnan(value):
-            raise OptionError("fail_if", f"{self.text!r}: this report has no {self.key}")
+            two = isinstance(report, Comparison)
+            what = (
+                f"the comparison of two runs has no {self.key}, it has {', '.join(NUMBERS)}"
+                if two
+                else f"this report has no {self.key}"
+            )
+            raise OptionError("fail_if", f"{self.text!r}: {what}")
         return bool(COMPARISONS[self.comparison](value, self.bound))
 
 
@@ -51,13 +59,24 @@ def parse_condition(text: str) -> Condition:
     >>> parse_condition("nll > 0.5")
     Condition(text='nll > 0.5', key='nll_nats_mean', comparison='>', bound=0.5)
     """
-    parts = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*", text)
+    parts = re.fullmatch(r"\s*(\w+)\s*([<>]=?)\s*([-+.\deE]+)\s*(%?)\s*", text)
+    name, comparison, bound, percent = parts.groups() if parts else ("", "", "", "")
+    key = SHORT.get(name, name)
     try:
-        name, comparison, bound = parts.groups() if parts else ("", "", "")
-        key = SHORT.get(name, name)
-        if key in DEFINITIONS:
-            return Condition(text, key, comparison, float(bound))
+        number = float(bound)
     except ValueError:
-        pass
-    names = ", ".join([*SHORT, *(key for key in DEFINITIONS if key not in SHORT.values())])
-    raise OptionError("fail_if", f"must read like 'nll>0.5', got {text!r}; what can be compared: {names}")
+        key = ""
+    if key not in DEFINITIONS and key not in NUMBERS:
+        short = ", ".join(f"{alias} for {full}" for alias, full in SHORT.items())
+        raise OptionError(
+            "fail_if",
+            f"must read like 'nll>0.5', got {text!r}; what can be compared: {', '.join(DEFINITIONS)}; of two runs: "
+            f"{', '.join(name for name in NUMBERS if name not in DEFINITIONS)}; shorter: {short}",
+        )
+    share = key.removesuffix("_first").removesuffix("_second").removesuffix("_difference") in SHARES
+    if percent or (share and 1 < abs(number) <= 100):
+        what = f"{name} is a share, from 0 to 1" if share else f"{name} is no percentage"
+        raise OptionError(
+            "fail_if", f"{text!r}: {what}: write {name}{comparison}{number / 100:g}" if share else f"{text!r}: {what}"
+        )
+    return Condition(text, key, comparison, number)

@@ -25,7 +25,7 @@ from crossent.tools.printable import printable
 from crossent.tools.score.measures import Calibration, Example, Mean
 from crossent.tools.score.row_blocks import Decisions, Ints, Reader
 from crossent.tools.score.scores import DEFINITIONS, Scores, class_and_place
-from crossent.tools.score.tables import heading, report_tables, short_name
+from crossent.tools.score.tables import further_suspects, heading, report_tables, short_name
 from crossent.tools.table import Table
 
 STEPS = range(-16, 17)
@@ -87,7 +87,7 @@ def _findings(report: Scores, reader: Reader | None) -> list[str]:
 
 def _rows_scene(report: Scores, tables: Sequence[Table], reader: Reader | None, images: Any) -> Scene:
     """Show the worst rows and the suspected labels, and open the first in Push."""
-    examples = [*report.worst, *report.suspects]
+    examples = [*report.worst, *further_suspects(report)]
     opened = [] if reader is None else _opened(report, reader, examples)
     parts, first = [html.heading("The rows that cost most")], 0
     for table in (table for table in tables if table.title.startswith(("Worst", "Suspected"))):

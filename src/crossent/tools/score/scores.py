@@ -46,7 +46,7 @@ DEFINITIONS = {
     "odd_rows_nll_nats_after": "cross entropy of the odd rows at T",
     "odd_rows_calibration_error_before": "expected calibration error of the odd rows as they are",
     "odd_rows_calibration_error_after": "expected calibration error of the odd rows at T",
-    "suspected_label_errors": "likely wrong labels: another class has most, and no less than where it is the label",
+    "suspected_label_errors": "estimated wrong labels: another class has most, and at least its usual probability",
 }
 
 
@@ -115,6 +115,14 @@ def class_and_place(report: Scores, example: Example) -> tuple[int, tuple[int, .
         return example.true, at
     axis = report.settings["class_dim"] - 1
     return at[axis], (*at[:axis], *at[axis + 1 :])
+
+
+def knows_more_than_frequencies(report: Scores) -> bool:
+    """Whether the predictions say more than how frequent the classes are: by their loss, or by how many are right."""
+    skill, accuracy = report.numbers["skill_over_prior"], report.numbers["accuracy"]
+    frequency = [row.frequency for row in report.classes]
+    guess = sum(max(f, 1 - f) for f in frequency) / len(frequency) if report.columns else max(frequency)
+    return (skill is not None and skill > 0) or (accuracy is not None and accuracy > guess)
 
 
 def _finite(value: Any) -> Any:

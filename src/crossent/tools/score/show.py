@@ -19,7 +19,9 @@ from crossent.tools.terminal import draw, print_table, readable
 
 def show(report: Scores, console: Console | None = None) -> None:
     """Print a report in the terminal."""
-    show_tables(heading(report), report_tables(report), console)
+    show_tables(
+        "\n".join([heading(report), *(f"Warning: {each}" for each in report.remarks)]), report_tables(report), console
+    )
 
 
 def show_tables(title: str, tables: Sequence[Table], console: Console | None = None) -> None:

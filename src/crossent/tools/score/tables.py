@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from crossent.tools.printable import brief
 from crossent.tools.score.measures import ClassRow, Example
-from crossent.tools.score.scores import Scores, class_and_place, places
+from crossent.tools.score.scores import Scores, class_and_place, knows_more_than_frequencies, places
 from crossent.tools.shared_options import SUSPECTS
 from crossent.tools.table import Table
 
@@ -25,7 +25,8 @@ def report_tables(report: Scores) -> list[Table]:
         said.append(_temperature(report))
     said.append(_classes(report))
     if report.worst:
-        said.append(_examples(report, "Worst examples, by loss", report.worst))
+        suspects = report.suspects if knows_more_than_frequencies(report) else ()
+        said.append(_examples(report, "Worst examples, by loss", report.worst, {(e.row, e.position) for e in suspects}))
     if report.numbers["suspected_label_errors"] is not None:
         said.append(_suspects(report))
     return said
@@ -124,10 +125,10 @@ def _classes(report: Scores) -> Table:
         title = f"Classes: the {len(shown)} of {len(report.classes):,} with the largest share of the loss"
     taken = any(row.taken_for is not None for row in shown)
     labels = "yes" if report.columns else "labels"
-    columns = ("class", labels, "recall", "precision", "F1", "nats", "of loss", "p − freq.", "taken for")
+    columns = ("class", labels, "recall", "precision", "F1", "nats", "of loss", "p − freq.", "confused with")
     notes = ["Nats: mean cross entropy" + (" of its yes and no." if report.columns else " where it is the label.")]
-    notes.append("p − freq.: mean probability − frequency, above 0 if it is named too readily.")
-    notes += ["Taken for: what it is most often called instead."] * taken
+    notes.append("p − freq.: mean probability − frequency, above 0 if it is predicted too often.")
+    notes += ["Confused with: the class that is most often predicted in its place."] * taken
     rows = [_class(report, row)[: 8 + taken] for row in shown]
     return Table(title, columns[: 8 + taken], rows, tuple(notes), text_columns=(0, 8))
 
@@ -146,44 +147,69 @@ def _class(report: Scores, row: ClassRow) -> tuple[str, ...]:
     )
 
 
+def further_suspects(report: Scores) -> list[Example]:
+    """Return the suspected labels that are not among the worst examples, where they are marked."""
+    if not knows_more_than_frequencies(report):
+        return []
+    worst = {(e.row, e.position) for e in report.worst}
+    return [e for e in report.suspects if (e.row, e.position) not in worst]
+
+
 def _suspects(report: Scores) -> Table:
     found = report.numbers["suspected_label_errors"] or 0
+    if not knows_more_than_frequencies(report):
+        note = "The model is not better than the class frequencies alone, so it cannot tell which labels are wrong."
+        return Table("Suspected label errors: not shown", (), (), (note,))
     if not found:
         return Table("Suspected label errors: none", (), ())
-    shown = len(report.suspects)
-    title = f"Suspected label errors: {found:,}" + (f", of which the {shown} likeliest" if 0 < shown < found else "")
-    note = (
-        "So many as have another class with at least what it has on average where it is the label; shown are those whose own label "
-        "is least likely. Only worth reading if the model was not trained on these rows."
+    shown, further = len(report.suspects), further_suspects(report)
+    likeliest = f", of which the {shown} likeliest" if 0 < shown < found else ""
+    above = shown - len(further)
+    notes = {
+        SUSPECTS[
+            0
+        ]: "Estimated number of wrong labels (confident learning): rows where another class gets at least its usual "
+        "probability. Listed are that many rows, those with the lowest probability of their own label first.",
+        SUSPECTS[
+            1
+        ]: "Rows where another class gets at least its usual probability: the mean that it has where it is the label "
+        "(confident learning).",
+    }
+    marked = (
+        f" {above:,} of them {'is' if above == 1 else 'are'} among the worst examples and marked there."
+        if above
+        else ""
     )
-    if report.settings["suspects"] == SUSPECTS[1]:
-        note = (
-            "The model gives another class at least as much as it does on average where that is the label. Only worth "
-            "reading if it was not trained on these rows."
-        )
-    if not shown:
+    note = (
+        f"{notes[report.settings['suspects']]}{marked} Only worth reading if the model was not trained on these rows."
+    )
+    title = f"Suspected label errors: {found:,}{likeliest}"
+    if not further:
         return Table(title, (), (), (note,))
-    return replace(_examples(report, title, report.suspects), notes=(note,))
+    return replace(_examples(report, title, further), notes=(note,))
 
 
-def _examples(report: Scores, title: str, examples: list[Example]) -> Table:
+def _examples(report: Scores, title: str, examples: list[Example], marked: Set[tuple[int, int]] = frozenset()) -> Table:
+    """Tabulate examples; those that are marked have a suspected label."""
+    marks = ["?" if (e.row, e.position) in marked else "" for e in examples]
     ids = bool(report.ids)
     place = "token" if report.settings["task"] == "lm" else "at"
     several = bool(places(report))
     columns = ["row"] + [place] * several + ["id"] * ids + ["class"] * report.columns + ["true", "p(true)"]
     columns += [] if report.columns else ["predicted", "p(predicted)"]
-    columns.append("loss, nats")
+    columns += ["loss, nats"] + ["?"] * any(marks)
     rows = []
-    for e in examples:
+    for e, mark in zip(examples, marks, strict=True):
         k, at = class_and_place(report, e)
         cells = [str(e.row)] + [",".join(map(str, at))] * several + [brief(report.ids.get(e.row, ""), WIDEST_ID)] * ids
         if report.columns:
             cells += [_name(report, k), "yes" if e.true else "no", number(e.p_true, 4)]
         else:
             cells += [_name(report, e.true), number(e.p_true, 4), _name(report, e.predicted), number(e.p_predicted, 4)]
-        rows.append((*cells, number(e.loss_nats, 4)))
-    text_columns = tuple(k for k, name in enumerate(columns) if name in ("id", "class", "true", "predicted"))
-    return Table(title, tuple(columns), rows, text_columns=text_columns)
+        rows.append((*cells, number(e.loss_nats, 4), *([mark] if any(marks) else ())))
+    text_columns = tuple(k for k, name in enumerate(columns) if name in ("id", "class", "true", "predicted", "?"))
+    notes = ("?: a suspected label error.",) if any(marks) else ()
+    return Table(title, tuple(columns), rows, notes, text_columns=text_columns)
 
 
 def short_name(names: Sequence[str], k: int) -> str:

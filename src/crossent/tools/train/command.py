@@ -98,7 +98,12 @@ def _train(entry: JobEntry, as_json: bool, out: Path, html: Path | None, **asked
 
     job = job_of(entry)
     settings = _settings(job, **asked)
-    results = run(job, settings, TrainingProgress(total_runs(settings), settings.epochs))
+    progress = TrainingProgress(total_runs(settings), settings.epochs)
+    usual = (settings.epochs, settings.seeds, settings.rates) == (entry.epochs, entry.seeds, job.rates)
+    everything = usual and len(settings.losses) == len(entry.losses)
+    takes = "Takes" + entry.about.rpartition("Takes")[2] if everything else ""
+    progress.announce(len(settings.losses), takes)
+    results = run(job, settings, progress)
     if not results.losses:
         raise click.ClickException("interrupted before the first loss was finished: nothing was kept")
     show(output(results), out, as_json, html)

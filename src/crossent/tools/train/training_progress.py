@@ -19,6 +19,12 @@ class TrainingProgress(ProgressBar):
         self._name = ""
         self._started = time.perf_counter()
 
+    def announce(self, losses: int, takes: str) -> None:
+        """Say at the beginning how much is to be done, and how long that takes."""
+        trainings = self._total // self._epochs
+        self.leave(f"{losses} losses, {trainings} trainings of {self._epochs} epochs. {takes}".rstrip())
+        self.leave("The seconds at the end of a line are those of all trainings of its loss.")
+
     def start(self, name: str) -> None:
         """Begin a loss."""
         self._name = name
@@ -36,6 +42,5 @@ class TrainingProgress(ProgressBar):
     def finish(self, rate: float, tried: int, validation_score: float) -> None:
         """Leave a line about the loss that was finished."""
         seconds = time.perf_counter() - self._started
-        chosen = f" of {tried}" if tried > 1 else ""
-        found = f"rate {f'{rate:g}{chosen}':<10}  validation {100 * validation_score:5.1f}%"
-        self.leave(f"{self._name:<18}  {found}  {seconds:5.1f} s")
+        chosen = f"best of {tried} learning rates: {rate:<5g}" if tried > 1 else f"learning rate {rate:<5g}"
+        self.leave(f"{self._name:<18}  {chosen}  validation {100 * validation_score:.1f}%  {seconds:.1f} s")

@@ -150,6 +150,7 @@ def sigmoid_before_the_loss(facts: Facts) -> Iterator[Observation]:
         "V torch cannot notice, and trains the softmax over time.",
         "logits.movedim(-1, 1), or flatten both: logits.reshape(-1, V), labels.reshape(-1); crossent takes dim=-1.",
         "pytorch/pytorch issue 3947",
+        also=("note",),
     ),
 )
 def classes_on_another_axis(facts: Facts) -> Iterator[Observation]:
@@ -205,6 +206,7 @@ def one_logit_a_row(facts: Facts) -> Iterator[str]:
         "soft targets, and see that no row's own class is masked. A large negative number instead of −inf only "
         "makes a large loss of an infinite one.",
         "google-deepmind/optax issue 896",
+        also=("warning",),
     ),
 )
 def masked_class_asked_for(facts: Facts) -> Iterator[str | Observation]:
@@ -233,6 +235,10 @@ def masked_class_asked_for(facts: Facts) -> Iterator[str | Observation]:
         "Compute the loss in float32: logits.float(), autocast, or out_dtype=torch.float32 of crossent, whose sums "
         "are float32 whatever the logits are.",
         "pytorch/pytorch issue 85791, google-deepmind/optax issue 1020",
+        also=(
+            "warning",
+            "note",
+        ),
     ),
 )
 def half_precision(facts: Facts) -> Iterator[str | Observation]:
@@ -269,6 +275,7 @@ def half_precision(facts: Facts) -> Iterator[str | Observation]:
         "no softmax.",
         "Look at the row named first: its input, the layer before it, the learning rate of the step before.",
         "torch.autograd.set_detect_anomaly",
+        also=("note",),
     ),
 )
 def not_a_number(facts: Facts) -> Iterator[Observation]:

@@ -108,10 +108,12 @@ def far_above(facts: Facts) -> Iterator[str | Observation]:
         "the loss stays at ln C",
         "ln C is the loss of a model for which all classes are equally likely. One that stays there learns nothing "
         "at all.",
-        "See that parameters change between two steps (zero_grad, backward, step; requires_grad), that the learning "
-        "rate is not 0, far too small or far too large, that no ReLU is the last layer, and that the model can learn "
-        "ten rows by heart.",
+        "See that inputs and labels belong together: labels of other rows, shuffled or sorted apart from their inputs, "
+        "keep a loss at ln C. See that parameters change between two steps (zero_grad, backward, step; requires_grad), "
+        "that the learning rate is not 0, far too small or far too large, that no ReLU is the last layer, and that the "
+        "model can learn ten rows by heart.",
         'discuss.pytorch.org, "Cross entropy loss is not decreasing"',
+        also=("note",),
     ),
 )
 def stays_at_ln_c(facts: Facts) -> Iterator[Observation]:

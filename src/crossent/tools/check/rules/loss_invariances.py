@@ -121,6 +121,7 @@ def order_of_the_rows(loss: AuditedLoss) -> Iterator[str]:
         "Multiply the rows' losses by (target != ignore_index) and divide by the sum of that, or use ignore_index= "
         "of cross_entropy.",
         "torch.nn.CrossEntropyLoss: ignore_index",
+        also=("warning",),
     ),
 )
 def ignored_rows(loss: AuditedLoss) -> Iterator[Observation]:

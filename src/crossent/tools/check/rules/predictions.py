@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
@@ -138,8 +139,9 @@ def labels_of_one_kind(facts: Facts) -> Iterator[Observation]:
         "shuffled or dropped apart, classes were numbered twice in different ways, or a sign is lost. A mean over rows does "
         "not notice.",
         "Join predictions and labels by a key of the row, and numbers of classes by their names, as crossent score does for "
-        "tables.",
+        "tables. Check with labels that did not come through the code of the training.",
         "scikit-learn/scikit-learn issue 30910",
+        also=("warning",),
     ),
 )
 def labels_of_others(facts: Facts) -> Iterator[Observation]:
@@ -356,6 +358,49 @@ def weights_drown_the_rest(facts: Facts) -> Iterator[str]:
             f"{100 * labelled:.1f}% of "
             "the labels"
         )
+
+
+@register_rule(
+    RULES,
+    RuleDescription(
+        "CE134",
+        "note",
+        "class weights that rise with the class counts",
+        "Weights are there to let rare classes count more, n / (C · n_k) or its square root. These are larger for frequent "
+        "classes, as the frequencies themselves are: rare classes count even less than without weights.",
+        "weight = crossent.class_weights(counts); pos_weight = negatives / positives. If frequent classes are meant to count "
+        "more, leave it.",
+        'scikit-learn, class_weight="balanced"',
+    ),
+)
+def weights_rise_with_the_counts(facts: Facts) -> Iterator[str]:
+    """Weights whose logarithms go up with those of the counts, over more than a factor of two of both."""
+    if not facts.has_target:
+        return
+    name = "pos_weight" if facts.options.binary else "weight"
+    given = facts.options.pos_weight if facts.options.binary else facts.options.weight
+    if given is None or given.size != facts.C or not np.isfinite(given).all():
+        return
+    weight, counts = np.asarray(given, np.float64).reshape(-1), facts.target.counts
+    there = (counts > 0) & (weight > 0)  # a weight of 0 leaves a class out
+    weight, counts, classes = weight[there], counts[there], np.flatnonzero(there)
+    if len(weight) < 2 or weight.max() <= 2 * weight.min():
+        return
+    many, few = int(counts.argmax()), int(counts.argmin())
+    sure = counts[many] - counts[few] > 4 * sqrt(counts[many] + counts[few])  # a batch counts with noise
+    if not sure or counts[many] <= 2 * counts[few] or weight[many] <= 2 * weight[few]:
+        return
+    if _rank_correlation(weight, counts) > 0.8:
+        yield (
+            f"{name} is {weight[many]:.4g} for {_class(facts, classes[many])}, which has {counts[many]:,.0f} labels, and "
+            f"{weight[few]:.4g} for {_class(facts, classes[few])}, which has {counts[few]:,.0f}"
+        )
+
+
+def _rank_correlation(a: Any, b: Any) -> float:
+    """Correlate the ranks of two lists (Spearman's ρ), of which equal entries share one."""
+    ranks = [np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.float64) for values in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 @register_rule(

@@ -28,6 +28,7 @@ RULES: dict[str, Rule] = {}
         "one logit too many.",
         "If labels start at 1, subtract 1. What is to be left out needs ignore_index=.",
         "pytorch/pytorch issues 1204 and 18014",
+        also=("warning",),
     ),
 )
 def labels_that_are_no_class(facts: Facts) -> Iterator[Observation]:
@@ -79,6 +80,7 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Observation]:
         "Class indices: (N, d1, ...) and long. Probabilities: the logits' shape and floating. Binary: the logits' "
         "shape and floating.",
         "torch.nn.CrossEntropyLoss",
+        also=("warning",),
     ),
 )
 def target_of_the_wrong_kind(facts: Facts) -> Iterator[Observation]:
@@ -109,8 +111,10 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Observation]:
         "bound, and a row that sums to M counts M times, with the gradient M · p − t. torch computes it without a "
         "word.",
         "Divide each row by its sum: for several labels crossent.multilabel_cross_entropy does (t = 1/M). If "
-        "classes do not exclude each other, a sigmoid: binary_cross_entropy_with_logits.",
+        "classes do not exclude each other, a sigmoid: binary_cross_entropy_with_logits, which is checked with "
+        '--task multilabel, task="multilabel" in Python.',
         "pytorch/pytorch issue 152437",
+        also=("warning",),
     ),
 )
 def soft_targets(facts: Facts) -> Iterator[str | Observation]:
@@ -137,6 +141,7 @@ def soft_targets(facts: Facts) -> Iterator[str | Observation]:
         'empty="zero" of crossent.cross_entropy, or skip the batch. With accumulation: reduction="sum", divided by the count over '
         "all micro-batches (denominator=).",
         "pytorch/pytorch issues 70348 and 116349",
+        also=("note",),
     ),
 )
 def every_target_ignored(facts: Facts) -> Iterator[str | Observation]:
@@ -203,6 +208,7 @@ def mean_of_means(facts: Facts) -> Iterator[str]:
         "Shift once: cross_entropy(logits[:, :-1], labels[:, 1:]). Models of transformers shift inside, and want "
         "labels = input_ids.",
         "transformers, ForCausalLMLoss",
+        also=("note",),
     ),
 )
 def labels_of_the_wrong_position(facts: Facts) -> Iterator[Observation]:
