@@ -367,6 +367,31 @@ def test_second_derivatives_of_a_head_reach_every_process(ranks, size):
     ranks.assert_holds(twice, size)
 
 
+def confident(sequence_parallel):
+    """Rows with margins up to 60 over all other classes, in blocks."""
+    margins = torch.tensor([5.0, 16.0, 17.0, 40.0, 60.0, 60.0], dtype=torch.float64)
+    at = torch.tensor([1, 6, 12, 0, 4, 9])
+    h = margins.unsqueeze(1) * torch.eye(C, dtype=torch.float64)[at]
+    _force_blocks(True)
+    shard, here = _shard("uneven", sequence_parallel=sequence_parallel)
+    mine = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2) if sequence_parallel else slice(None)
+    w = torch.eye(C, dtype=torch.float64)[here].clone().requires_grad_()
+    own = h[mine].clone().requires_grad_()
+    loss = linear_cross_entropy(own, w, at[mine], shard=shard, max_bytes=1, reduction="none")
+    loss.sum().backward()
+    rest = (C - 1) * (-margins).exp()
+    wanted = rest.log1p()
+    slopes = torch.exp(-margins - wanted)  # p of each of the others, and the true class lacks all of them
+    at_h = slopes.unsqueeze(1).repeat(1, C).scatter(1, at.unsqueeze(1), -(C - 1) * slopes.unsqueeze(1))
+    errors = [(loss / wanted[mine] - 1).abs().max(), (own.grad / at_h[mine] - 1).abs().max()]
+    return max(error.item() for error in errors)
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_a_confident_row_of_a_head_keeps_its_relative_accuracy(ranks, sequence_parallel):
+    assert max(ranks(confident, sequence_parallel)) <= 1e-13
+
+
 def in_low_precision(dtype):
     h, w, b, y, _ = _data()
     h = h.nan_to_num()
