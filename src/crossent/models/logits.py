@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from crossent.core.checks import under_autocast
 from crossent.core.modes import plain
+from crossent.ops.linear import function_under_way
 
 _PLACES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<")  # whose lines are not the caller's
 
@@ -335,10 +336,10 @@ class Logits:
             not torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
             and self.requires_grad
-            and _in_a_function()
+            and function_under_way()
         ):
             raise RuntimeError(
-                "a torch.autograd.Function was given deferred logits, and would return a result without their gradient: pass "
+                "an autograd Function was given deferred logits, and would return a result without their gradient: pass "
                 "logits.to_tensor() to its apply, or undefer the head"
             )
 
@@ -429,14 +430,6 @@ def any_requires_grad(*tensors: Tensor | None) -> bool:
 
 
 TENSORS = ("hidden", "weight", "bias", "shift", "allowed")
-
-
-def _in_a_function() -> bool:
-    """Whether the forward of some :class:`torch.autograd.Function` is being run."""
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code is not torch.autograd.Function.apply.__code__:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _flatten(logits: Logits) -> tuple[list[Any], Form]:

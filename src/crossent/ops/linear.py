@@ -7,6 +7,7 @@ A backward that is differentiated itself runs the loss of all logits at once, an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -172,6 +173,14 @@ def _(head, plan):
 @statistics_backward_operator.fake
 def _(head, plan, grads, needs):
     return _fake_gradients(head, needs)
+
+
+def function_under_way() -> bool:
+    """Whether the forward of some :class:`torch.autograd.Function` is being run, where gradients are not followed."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not torch.autograd.Function.apply.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def transform_under_way(*tensors: Tensor | None) -> str:
