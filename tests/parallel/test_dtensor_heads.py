@@ -232,7 +232,9 @@ def wrong_arguments_case():
     hs, ws, ys = _put(h, mesh, [S0]), _put(w, mesh, [S0]), _put(y, mesh, [S0])
     loss = crossent.linear_cross_entropy
     for function in (loss, crossent.linear_cross_entropy_stats, crossent.linear_plan):
-        with pytest.raises(RuntimeError, match=r"input must be a DTensor .*Under tensor parallelism.*from_local") as error:
+        with pytest.raises(
+            RuntimeError, match=r"input must be a DTensor .*Under tensor parallelism.*from_local"
+        ) as error:
             function(h, ws, y)
         (advice,) = re.findall(r"DTensor\.from_local\(.*?\)\]\)", str(error.value))
         names = {"DTensor": DTensor, "Replicate": Replicate, "linear_weight": ws}
