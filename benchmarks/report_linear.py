@@ -13,14 +13,14 @@ NAMES = {
     "large": "crossent, one block",
     "whole": "crossent, no row ignored",
 }
-COMPACT = ("eager", "compile", "chunked", "tuned", "crossent")
-QUOTED = ("linear-float32", "linear-bfloat16", "linear-8192")
+COMPACT = ("eager", "crossent")
+QUOTED = "linear-8192"
 ERRORS = {"eager": "torch eager", "chunked": "torch chunked", "crossent": "crossent"}
 
 
-def named(rows: list[dict], key: str, names: tuple[str, ...] = tuple(NAMES)) -> list[str]:
+def named(rows: list[dict], key: str) -> list[str]:
     """Keep the contenders who took part in any of these rows."""
-    return [name for name in names if any(name in row[key] for row in rows)]
+    return [name for name in NAMES if any(name in row[key] for row in rows)]
 
 
 def ratio_text(value: float | None) -> str:
@@ -33,9 +33,9 @@ def blocks_text(row: dict) -> str:
     return str(row["plan"][0]) if row["plan"][0] else "at once"
 
 
-def speed_table(rows: list[dict], names: tuple[str, ...] = tuple(NAMES)) -> str:
+def speed_table(rows: list[dict]) -> str:
     """Write the contenders' times in those of the bare products."""
-    found = named(rows, "products", names)
+    found = named(rows, "products")
     lines = [
         [row["title"], figures(row["ms"]["products"])]
         + [ratio_text(row["products"].get(name)) for name in found]
@@ -83,13 +83,17 @@ def percent(value: float) -> str:
 
 
 def compact(linear: dict) -> str:
-    """Write what the page on heads begins with: times beside the bare products, and peaks."""
-    rows = [row for row in linear["rows"] if row["name"].startswith(QUOTED)]
-    parts = [f"{thread_words(linear['rows'][0]['threads'])}:", speed_table(rows, COMPACT)]
-    training = [row for row in linear["memory"] if row["backward"]]
-    if training:
-        parts += ["Peak memory above inputs and gradients, in MB:", memory_table(training)]
-    return "\n\n".join(parts)
+    """Write what the page on heads begins with: time and memory of the largest problems, side by side."""
+    peaks = {row["title"]: row["above"] for row in linear["memory"] if row["backward"]}
+    head, lines = ["problem"], []
+    for unit in ("", ", MB"):
+        head += [f"{NAMES[name]}{unit}" for name in COMPACT]
+    for row in linear["rows"]:
+        if row["name"].startswith(QUOTED):
+            above = peaks.get(row["title"].partition(", D")[0], {})
+            times = [ratio_text(row["products"].get(name)) for name in COMPACT]
+            lines.append([row["title"], *times, *(f"{above[name]:,.0f}" if name in above else "–" for name in COMPACT)])
+    return table(head, lines)
 
 
 def linear_fragments(linear: dict) -> dict[str, str]:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STEP = re.compile(r"(\[\d+/\d+\]) (?:.*CMakeFiles/([^/]+)\.dir/)?(?:.*[/ ])?([^/ ]+)$")
+PACKAGE = re.compile(
+    r"\s*((?:Collecting|Downloading) \S+|Preparing editable metadata|Building editable|Installing collected packages)"
+)
 
 
 def install(extra: str) -> int:
@@ -20,7 +23,11 @@ def install(extra: str) -> int:
     log = ROOT / "build/install.log"
     log.parent.mkdir(exist_ok=True)
     end: deque[str] = deque(maxlen=40)
-    print(f"installing crossent[{extra}]: the packages first, then a minute of compiling on two cores", flush=True)
+    print(
+        f"installing crossent[{extra}]: packages first, of which pip may look for some a minute long, also where they are there; "
+        "then two minutes of processor time for the compiler",
+        flush=True,
+    )
     with (
         log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
@@ -37,6 +44,8 @@ def install(extra: str) -> int:
             end.append(line)
             if step := STEP.search(line.rstrip()):  # of ninja: [3/18] Building CXX object CMakeFiles/TARGET.dir/FILE
                 print(" ", *filter(None, step.groups()), flush=True)
+            elif package := PACKAGE.match(line):
+                print(" ", package[1], flush=True)
             elif re.search(r"CMake Warning|is installed without its compiled", line):
                 print(line.rstrip(), flush=True)
     if pip.returncode:

@@ -303,6 +303,20 @@ def test_trainer(run, tmp_path):
     assert_trained_alike(*models, language_model(transformers))
 
 
+def test_language_models_of_transformers(run):
+    transformers = pytest.importorskip("transformers", minversion="5.0")
+    model, plain = language_model(transformers), language_model(transformers)
+    batch = {name: torch.stack([row[name] for row in ragged()]) for name in ("input_ids", "labels")}
+    crossent.Logits.reset()
+    scope, _ = run("transformers, language models", crossent, model=model, batch=batch)
+    assert (crossent.Logits.formed, crossent.Logits.blocked) == (0, 1)
+    loss = plain(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(scope["loss"], loss)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_transformers(run):
     transformers = pytest.importorskip("transformers", minversion="5.0")
     model, batch = language_model(transformers), ragged()

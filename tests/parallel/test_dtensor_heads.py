@@ -1,6 +1,7 @@
 """Heads of DTensors: hidden states and matrix each whole or split, and what moves."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -296,9 +297,12 @@ def wrong_arguments_case():
     loss = crossent.linear_cross_entropy
     for function in (loss, crossent.linear_cross_entropy_stats, crossent.linear_plan):
         with pytest.raises(
-            RuntimeError, match=r"(?s)input must be a DTensor .*unshard.*register_fsdp_forward_method.*from_local"
-        ):
+            RuntimeError, match=r"input must be a DTensor .*Under tensor parallelism.*from_local"
+        ) as error:
             function(h, ws, y)
+        (advice,) = re.findall(r"DTensor\.from_local\(.*?\)\]\)", str(error.value))
+        names = {"DTensor": DTensor, "Replicate": Replicate, "linear_weight": ws}
+        function(eval(advice, names | {"input": h}), ws, eval(advice, names | {"input": y}))  # the advice, followed
         with pytest.raises(RuntimeError, match="linear_weight must be a DTensor where input is one"):
             function(hs, w, ys)
     with pytest.raises(RuntimeError, match="target must be a DTensor"):

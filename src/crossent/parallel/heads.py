@@ -20,10 +20,10 @@ from crossent.core.target import Teacher
 from crossent.parallel.collectives import finish, start_gathering
 from crossent.parallel.placements import Rows
 
-_WAYS = (
-    "If FSDP or tensor parallelism shards it (1) call unshard() on the module that owns it before the loss, or (2) compute it "
-    "in a method of that module and name it to torch.distributed.fsdp.register_fsdp_forward_method, or (3) say which rows of the "
-    "batch these are with DTensor.from_local(input, mesh, placements), and the target likewise"
+_OF_FSDP = (
+    "FSDP shards it, so (1) call unshard() on the module that owns it before the loss, or (2) compute the loss in a method of "
+    "that module and name it to torch.distributed.fsdp.register_fsdp_forward_method, or (3) say which rows of the batch these are "
+    "with DTensor.from_local(input, mesh, [Shard(0)]), and the same for the target, and the loss is that of all rows"
 )
 
 
@@ -141,7 +141,7 @@ def refuse_mixed(input: object, weight: object) -> None:
     if isinstance(weight, DTensor):
         raise RuntimeError(
             f"input must be a DTensor where linear_weight is one, got {type(input).__name__} and a linear_weight placed "
-            f"{tuple(weight.placements)}, of which this process has a part. {_WAYS}"
+            f"{tuple(weight.placements)}, of which this process has a part. {_ways(weight)}"
         )
     if isinstance(input, DTensor):
         raise RuntimeError(
@@ -151,6 +151,18 @@ def refuse_mixed(input: object, weight: object) -> None:
         )
     raise RuntimeError(
         "input and linear_weight must be DTensors where the target or an option is one, got plain tensors"
+    )
+
+
+def _ways(weight: DTensor) -> str:
+    """Say what to do with hidden states that are plain beside a matrix that FSDP, or else tensor parallelism, shards."""
+    if _fsdp_shards(weight):
+        return _OF_FSDP
+    same = ", ".join(["Replicate()"] * weight.device_mesh.ndim)
+    return (
+        "Under tensor parallelism, where every process of the mesh has the same rows, use "
+        f"DTensor.from_local(input, linear_weight.device_mesh, [{same}]), and the same for the target. Rows that are split over a "
+        "dimension of the mesh have Shard(0) in its place"
     )
 
 
