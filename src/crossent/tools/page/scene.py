@@ -11,7 +11,8 @@ from crossent.tools.page.document import page
 
 LEGEND = (
     ("○", "what the model says"), ("⚑", "what is true"),
-    ("➜", "how hard the loss pushes that logit, per unit of learning rate"), ("pale bar:", "distance from what the model says to the truth"),
+    ("➜", "how hard the loss pushes that logit, per unit of learning rate"),
+    ("pale bar:", "distance from what the model says to the truth"),
 )  # fmt: skip
 
 
