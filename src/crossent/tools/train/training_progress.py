@@ -22,7 +22,9 @@ class TrainingProgress(ProgressBar):
     def announce(self, losses: int, takes: str) -> None:
         """Say at the beginning how much is to be done, and how long that takes."""
         trainings = self._total // self._epochs
-        self.leave(f"{losses} losses, {trainings} trainings of {self._epochs} epochs. {takes}".rstrip())
+        counts = ((losses, "loss", "es"), (trainings, "training", "s"), (self._epochs, "epoch", "s"))
+        loss, training, epoch = (f"{n} {what}{plural * (n != 1)}" for n, what, plural in counts)
+        self.leave(f"{loss}, {training} of {epoch}. {takes}".rstrip())
         self.leave("The seconds at the end of a line are those of all trainings of its loss.")
 
     def start(self, name: str) -> None:
