@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 STEP = re.compile(r"(\[\d+/\d+\]) (?:.*CMakeFiles/([^/]+)\.dir/)?(?:.*[/ ])?([^/ ]+)$")
 PACKAGE = re.compile(
-    r"\s*((?:Collecting|Downloading) \S+|Preparing editable metadata|Building editable|Installing collected packages)"
+    r"\s*(?:Running command )?"
+    r"((?:Collecting|Downloading) \S+|Preparing editable metadata|Building editable|Installing collected packages)"
 )
 
 
@@ -24,8 +25,8 @@ def install(extra: str) -> int:
     log.parent.mkdir(exist_ok=True)
     end: deque[str] = deque(maxlen=40)
     print(
-        f"installing crossent[{extra}]: packages first, of which pip may look for some a minute long, also where they are there; "
-        "then two minutes of processor time for the compiler",
+        f"installing crossent[{extra}]: pip first looks for packages, for minutes at times, also where they are there; then it "
+        "compiles, which takes two minutes of processor time",
         flush=True,
     )
     with (

@@ -38,5 +38,7 @@ def test_when_it_answers_as_the_table_says(gradients, always):
 
 def test_blank_line_ends_each_session():
     for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        if block.startswith("for layer in"):  # test_defer_recipes.py runs it on two processes
+            continue
         assert block.startswith(">>> ")
         assert block.endswith("\n\n")

@@ -125,3 +125,12 @@ def test_a_head_adapted_after_it_was_deferred_is_told_of_the_order():
     with pytest.warns(UserWarning, match=r"call crossent\.defer after get_peft_model"):
         loss = F.cross_entropy(adapted(h), y)
     torch.testing.assert_close(loss, F.cross_entropy(crossent.undefer(adapted)(h), y))
+
+
+def test_a_head_that_a_plan_holds_is_told_what_computes_its_loss():
+    head = nn.Linear(D, V)
+    head.forward = head.forward
+    with pytest.raises(
+        RuntimeError, match=r"leave the head out of the plan.*linear_cross_entropy.*shard= or of DTensors"
+    ):
+        crossent.defer(head)

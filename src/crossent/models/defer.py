@@ -373,7 +373,8 @@ def _refuse(head: Any) -> None:
         raise RuntimeError(
             f"defer exchanges the class of a head, got a {type(head).__name__} with a forward of its own instance, as tensor "
             "parallelism (tp_plan) and device maps put there, which would go on forming the logits: leave the head out of the "
-            "plan or map, or call defer before that is made"
+            "plan or map. To keep its classes split over processes, compute the loss with crossent.linear_cross_entropy, of "
+            "plain tensors with shard= or of DTensors"
         )
 
 
