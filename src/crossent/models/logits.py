@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from crossent.core.checks import under_autocast
 from crossent.core.modes import plain
 from crossent.ops.linear import function_under_way
+from crossent.ops.node import SameNumbers
 
 _PLACES = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<")  # whose lines are not the caller's
 
@@ -384,33 +385,13 @@ class _Evaluated(Logits):
         return Tensor
 
 
-class _SameNumbers(torch.autograd.Function):
-    """The same memory behind a node of its own, which autograd does not call a view."""
-
-    @staticmethod
-    def forward(t: Tensor) -> Tensor:
-        return t.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent.view_as(tangent)
-
-
 def _not_a_leaf(t: Tensor) -> Tensor:
     """Give a leaf a node, by which DistributedDataParallel finds it in an output."""
     if not torch.is_grad_enabled():
         return t.detach()
     if not (t.is_leaf and t.requires_grad):
         return _no_view(t)  # type: ignore[no-any-return]
-    node: Tensor = t.view_as(t) if torch.compiler.is_compiling() else _SameNumbers.apply(t)
+    node: Tensor = t.view_as(t) if torch.compiler.is_compiling() else SameNumbers.apply(t)
     return node
 
 
@@ -421,7 +402,7 @@ def _no_view(t: Any) -> Any:
     """
     if torch.compiler.is_compiling() or not isinstance(t, Tensor) or not t.requires_grad or t._base is None:
         return t
-    return _SameNumbers.apply(t)
+    return SameNumbers.apply(t)
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
