@@ -24,7 +24,7 @@ enum Reduction { NONE, SUM, MEAN };
 // The numbers that kernels are given just as the settings have them (None is 0), with their defaults.
 struct Number {
     const char* name;
-    double Softmax::*to;
+    double Softmax::* to;
     double usual;
 };
 constexpr Number NUMBERS[] = {
