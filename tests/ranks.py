@@ -13,6 +13,7 @@ to see, and returns nothing.
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import importlib.util
 import sys
 import time
@@ -49,6 +50,7 @@ def _function(file: str, name: str) -> Any:
 
 
 def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     wait = datetime.timedelta(seconds=SECONDS)
     torch.distributed.init_process_group("gloo", f"file://{store}", wait, world, rank)
@@ -66,6 +68,7 @@ class Ranks:
 
     def __init__(self, world: int, directory: Path) -> None:
         self.world, self.directory, self.processes, self.pipes, self.started = world, directory, [], [], 0
+        self.again = False  # whether a case is run for the second time
 
     def _start(self) -> None:
         self.started += 1
@@ -97,12 +100,24 @@ class Ranks:
                     try:
                         answers.append((rank, *pipe.recv()))
                     except EOFError:
-                        answers.append((rank, False, "the process ended"))
+                        self.processes[rank].join(5)
+                        answers.append((rank, False, f"the process ended, exit code {self.processes[rank].exitcode}"))
                     del waiting[rank]
             if waiting and time.monotonic() > end:
                 self._fail(answers, f"ranks {sorted(waiting)} had not answered after {SECONDS} s")
             if waiting and not all(well for _, well, _ in answers):  # the others may wait for it
                 end = min(end, time.monotonic() + 5)
+        ended = any(not well and answer.startswith("the process ended") for _, well, answer in answers)
+        if ended and not self.again:
+            # A run of the whole suite lost a process once, without a trace, and two hundred repetitions of its case lost none.
+            # A case that ends its process by itself does so twice.
+            print(f"a process ended, and the case is run again: {answers}", file=sys.stderr)
+            self.stop()
+            self.again = True
+            try:
+                return self(function, *arguments)
+            finally:
+                self.again = False
         if not all(well for _, well, _ in answers):
             self._fail(answers, "a case failed")
         return [answer for _, _, answer in sorted(answers, key=lambda each: each[0])]
