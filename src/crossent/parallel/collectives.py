@@ -54,114 +54,88 @@ def _or_all(group: Any) -> Any:
     return dist.group.WORLD if group is None else group
 
 
-class _Gather(Function):
-    @staticmethod
-    def forward(x, group):
-        return finish(start_gathering(x, group))
+class _OfGroup(Function):
+    """A function of a tensor and of the group whose processes tell each other; its backward asks the same group."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.group = inputs[1]
+
+
+class _Gather(_OfGroup):
+    @staticmethod
+    def forward(x, group):
+        return finish(start_gathering(x, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Own.apply(grad, ctx.group), None
 
 
-class _Own(Function):
+class _Own(_OfGroup):
     @staticmethod
     def forward(x, group):
         return x[rank_in(group)].clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Gather.apply(grad, ctx.group), None
 
 
-class _Spread(Function):
+class _Spread(_OfGroup):
     @staticmethod
     def forward(x, group):
         return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _AddUp.apply(grad, ctx.group), None
 
 
-class _AddUp(Function):
+class _AddUp(_OfGroup):
     @staticmethod
     def forward(x, group):
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
         return finish(collectives.all_reduce(wide, "sum", _or_all(group))).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _Spread.apply(grad, ctx.group), None
 
 
-class _GatherRows(Function):
+class _GatherRows(_OfGroup):
     @staticmethod
     def forward(x, group):
         return finish(start_gathering(x, group)).flatten(0, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _ScatterRows.apply(grad, ctx.group), None
 
 
-class _ScatterRows(Function):
+class _ScatterRows(_OfGroup):
     @staticmethod
     def forward(x, group):
         return finish(start_scattering(x, group)).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _GatherRows.apply(grad, ctx.group), None
 
 
-class _OwnRows(Function):
+class _OwnRows(_OfGroup):
     @staticmethod
     def forward(x, group):
         each = x.shape[0] // processes(group)
         return x.narrow(0, rank_in(group) * each, each).clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _SharedRows.apply(grad, ctx.group), None
 
 
-class _SharedRows(Function):
-    @staticmethod
-    def forward(x, group):
-        return finish(start_gathering(x, group)).flatten(0, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.group = inputs[1]
+class _SharedRows(_GatherRows):
+    """The same rows, which all processes use alike."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
