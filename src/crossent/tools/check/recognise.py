@@ -15,6 +15,8 @@ from crossent import reference
 from crossent.reference import Array
 
 CLOSE = 1e-6  # of gradients that a member explains
+TINY = 1e-9  # a gradient that is 0, in float64
+ROUGH = 1e-4  # of a factor that is measured
 
 
 class Member(NamedTuple):

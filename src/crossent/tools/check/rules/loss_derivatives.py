@@ -10,14 +10,13 @@ import numpy as np
 from crossent import reference
 from crossent.reference import Array
 from crossent.tools.check.findings import NotApplicable, Observation, Rule, RuleDescription, register_rule
+from crossent.tools.check.recognise import ROUGH
 from crossent.tools.check.row_block import numbers
 
 if TYPE_CHECKING:  # it imports torch, and who checks files needs none
     from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
-
-ROUGH = 1e-4  # of a factor that is measured
 
 
 @register_rule(

@@ -12,15 +12,12 @@ import numpy as np
 
 from crossent import reference
 from crossent.tools.check.findings import Observation, Rule, RuleDescription, register_rule
-from crossent.tools.check.recognise import CLOSE, proportional
+from crossent.tools.check.recognise import CLOSE, ROUGH, TINY, proportional
 
 if TYPE_CHECKING:  # it imports torch, and who checks files needs none
     from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
-
-TINY = 1e-9  # a gradient that is 0, in float64
-ROUGH = 1e-4  # of a factor that is measured
 
 
 @register_rule(
