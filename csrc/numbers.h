@@ -89,16 +89,23 @@ INLINE float exp_(float x) {
     p = p * r + 1.0f;
     return power * p;
 }
-INLINE double exp_(double x) {
-    double y = x < -708.39 ? -708.39 : x;
-    double n = y * 1.4426950408889634074 + 6755399441055744.0;  // 1.5 · 2^52
-    double power = bits<double>((bits<uint64_t>(n) << 52) + 0x3ff0000000000000);
+// For x ≤ 0, from -708.39 on, e^x = power · (1 + rest): a power of two, and a quotient of polynomials.
+struct Exponential {
+    double power, rest;
+};
+INLINE Exponential exponential(double x) {
+    double n = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5 · 2^52
+    const double power = bits<double>((bits<uint64_t>(n) << 52) + 0x3ff0000000000000);
     n -= 6755399441055744.0;
-    double r = (y - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6, rr = r * r;
+    double r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6, rr = r * r;
     double p = r * ((1.26177193074810590878e-4 * rr + 3.02994407707441961300e-2) * rr + 9.99999999999999999910e-1);
     double q =
         ((3.00198505138664455042e-6 * rr + 2.52448340349684104192e-3) * rr + 2.27265548208155028766e-1) * rr + 2.0;
-    return (x < -708.39 ? 0.0 : power) * (1.0 + 2.0 * (p / (q - p)));
+    return {power, 2.0 * (p / (q - p))};
+}
+INLINE double exp_(double x) {
+    const Exponential e = exponential(x < -708.39 ? -708.39 : x);
+    return (x < -708.39 ? 0.0 : e.power) * (1.0 + e.rest);
 }
 
 // log(1 + s) for s ≥ 0, with what rounding 1 + s loses put back; at most 1.26 ulp.
@@ -119,7 +126,22 @@ INLINE float log1p_(float s) {
     p = p * f * ff + n * -2.12194440e-4f - 0.5f * ff;
     return (f + p) + n * 0.693359375f + lost;
 }
-INLINE double log1p_(double s) { return std::log1p(s); }
+// With f = m - 1 of the mantissa m, log m = 2 artanh(f / (2 + f)).
+INLINE double log1p_(double s) {
+    double u = 1.0 + s, lost = (s - (u - 1.0)) / u;
+    uint64_t b = bits<uint64_t>(u) - 0x3fe6a09e667f3bcd;  // √½ is the lower end of the mantissa
+    double n = bits<double>((b >> 52) | 0x4330000000000000) - 4503599627370496.0;  // 2^52
+    double f = bits<double>((b & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd) - 1.0, half = 0.5 * f * f;
+    double t = f / (2.0 + f), tt = t * t;
+    double p = 0.14616449685043406;
+    p = p * tt + 0.15331721600556042;
+    p = p * tt + 0.18182889125261723;
+    p = p * tt + 0.2222221113479508;
+    p = p * tt + 0.28571428625975487;
+    p = p * tt + 0.39999999999899505;
+    p = p * tt + 0.666666666666667;
+    return n * 6.93147180369123816490e-1 - (half - (t * (half + p * tt) + (n * 1.90821492927058770002e-10 + lost)) - f);
+}
 
 // The same for 0 ≤ s ≤ 1, without a division; at most 1.47 ulp with fused multiply-add, 1.83 without.
 INLINE float log1p_unit(float s) {
@@ -134,7 +156,7 @@ INLINE float log1p_unit(float s) {
     p = p * s - 0.4999990165233612f;
     return p * (s * s) + s;
 }
-INLINE double log1p_unit(double s) { return std::log1p(s); }
+INLINE double log1p_unit(double s) { return log1p_(s); }
 
 // 1 / (1 + s) for 0 ≤ s ≤ 1, which a vector's division takes longer for than all the rest: a parabola, twice improved
 // by Newton's step.
@@ -159,7 +181,21 @@ INLINE float expm1_(float z) {
     float near = p * (z * z) + z, far = exp_(z) - 1.0f;
     return pick(z > -0.5f, near, far);
 }
-INLINE double expm1_(double z) { return std::expm1(z); }
+INLINE double expm1_(double z) {
+    double p = 2.0367831165025622e-08;
+    p = p * z + 2.7077661631340097e-07;
+    p = p * z + 2.7529613436538965e-06;
+    p = p * z + 2.4800612832459925e-05;
+    p = p * z + 0.00019841248546681163;
+    p = p * z + 0.0013888888604959755;
+    p = p * z + 0.008333333331155702;
+    p = p * z + 0.04166666666658176;
+    p = p * z + 0.16666666666666538;
+    p = p * z + 0.5;
+    const Exponential e = exponential(z < -708.39 ? -708.39 : z);
+    double near = p * (z * z) + z, far = (e.power - 1.0) + e.power * e.rest;
+    return pick(z > -0.5, near, far);
+}
 
 // a b + c of two products in a sum, of which a compiler would fuse the one or the other with the sum: always this one.
 template <class R> INLINE R multiply_add(R a, R b, R c) {
@@ -180,7 +216,8 @@ template <class R> INLINE R weigh(R weight, R by) {  // of two weights, either l
 
 // --- runs of N numbers, LANES as a rule ------------------------------------------------------------------------------
 
-// What compilers see through least is written out: half precision has instructions of its own.
+// What compilers see through least is written out: half precision has instructions of its own. Whole masks stand where
+// gcc 12 would warn of its own header without one.
 #if defined(__AVX512F__)
 constexpr int HALVES = 16;
 INLINE void widen_halves(const half* from, float* to) {
@@ -230,8 +267,8 @@ template <int N = LANES, class S, class R> INLINE void widen_run(const S* from, 
 constexpr int POWERS = 16;
 INLINE void exp_powers(const float* from, float* to) {
     const auto all = [](float x) __attribute__((always_inline)) { return _mm512_set1_ps(x); };
-    const __m512 round = all(12582912.0f);                                // 1.5 · 2^23
-    const __m512 x = _mm512_max_ps(all(-104.0f), _mm512_loadu_ps(from));  // nan stays
+    const __m512 round = all(12582912.0f);                                              // 1.5 · 2^23
+    const __m512 x = _mm512_maskz_max_ps(0xffff, all(-104.0f), _mm512_loadu_ps(from));  // nan stays
     const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, all(1.44269504088896341f), round), round);
     const __m512 near = _mm512_fnmadd_ps(n, all(0.693359375f), x), r = _mm512_fnmadd_ps(n, all(-2.12194440e-4f), near);
     __m512 p = _mm512_fmadd_ps(all(1.3814540579915047e-3f), r, all(8.36874544620514e-3f));
@@ -240,7 +277,7 @@ INLINE void exp_powers(const float* from, float* to) {
     p = _mm512_fmadd_ps(p, r, all(0.4999999403953552f));
     p = _mm512_fmadd_ps(p, r, all(1.0f));
     p = _mm512_fmadd_ps(p, r, all(1.0f));
-    _mm512_storeu_ps(to, _mm512_scalef_ps(p, n));
+    _mm512_storeu_ps(to, _mm512_maskz_scalef_ps(0xffff, p, n));
 }
 #else
 constexpr int POWERS = 0;
