@@ -53,15 +53,18 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
         for (int l = 0; l < LANES; l++) below[l] = -magnitude(x[k + l]);
         exp_run(below, to);
     }
-    // What "yes" weighs, π t, and what "no" weighs, 1 - t.
-    R yes(int64_t k) const {
-        if constexpr (WEIGHTED) return weigh(pi[k], t[k]);
-        else return t[k];
+    // What "yes" weighs in a run, π t, and what "no" weighs, 1 - t.
+    void weights_of(int64_t k, R* yes, R* no) const {
+        for (int l = 0; l < LANES; l++) {
+            if constexpr (WEIGHTED) yes[l] = weigh(pi[k + l], t[k + l]);
+            else yes[l] = t[k + l];
+            no[l] = R(1) - t[k + l];
+        }
     }
-    R no(int64_t k) const { return R(1) - t[k]; }
-    R weight([[maybe_unused]] int64_t k) const {
-        if constexpr (WEIGHTED) return w[k];
-        else return R(1);
+    // The gradient g of an element's loss, times its weight.
+    R weighed(R g, [[maybe_unused]] int64_t k) const {
+        if constexpr (WEIGHTED) return weigh(g, w[k]);
+        else return g;
     }
     template <class V> void store_to(const R* from, V* to) const {
         const int64_t whole = n / LANES * LANES;
@@ -77,9 +80,9 @@ template <bool WEIGHTED, class R> INLINE R binary_loss(R x, R small, R yes, R no
     const R rest = WEIGHTED ? times(yes + no, tail) : tail;
     return pick(likely == R(0), rest, multiply_add(likely, magnitude(x), rest));
 }
-// With weights both may weigh nothing, and then there is no slope, whatever x is.
-template <bool WEIGHTED, class R> INLINE R binary_slope(R x, R small, R yes, R no) {
-    const R slope = pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small);
+// Its slope times g. With weights both may weigh nothing, and then there is no slope, whatever x and g are.
+template <bool WEIGHTED, class R> INLINE R binary_slope(R g, R x, R small, R yes, R no) {
+    const R slope = times(g, pick(x < R(0), no * small - yes, no - yes * small) * inverse_unit(small));
     if constexpr (WEIGHTED) return pick((yes == R(0)) & (no == R(0)), R(0), slope);
     else return slope;
 }
@@ -93,22 +96,18 @@ static void block_forward(const Binary& p, int64_t block) {
     S* out = GRADIENT ? static_cast<S*>(p.grad_logits) + e.first : nullptr;
     const bool past = p.stream && before_line(out) == 0;
     const R g = GRADIENT ? static_cast<const R*>(p.grad)[0] : R(0);
-    const bool gone = g == R(0);  // what has no weight is not there, whatever its logits hold
     for (int64_t k = 0; k < e.n; k += LANES) {
-        R loss[LANES], small[LANES], slope[LANES];
+        R loss[LANES], small[LANES], yes[LANES], no[LANES], slope[LANES];
         e.fetch_next(k);
         if (GRADIENT && !past) fetch_to_write(out + BINARY_BLOCK + k, LANES * sizeof(S));
         e.powers(k, small);
+        e.weights_of(k, yes, no);
         for (int l = 0; l < LANES; l++) {
-            const R x = e.x[k + l], yes = e.yes(k + l), no = e.no(k + l);
-            loss[l] = binary_loss<WEIGHTED>(x, small[l], yes, no);
+            loss[l] = binary_loss<WEIGHTED>(e.x[k + l], small[l], yes[l], no[l]);
             if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
-            if constexpr (GRADIENT) slope[l] = binary_slope<WEIGHTED>(x, small[l], yes, no);
         }
-        if (GRADIENT && gone)
-            for (int l = 0; l < LANES; l++) slope[l] = R(0);
-        else if (GRADIENT)
-            for (int l = 0; l < LANES; l++) slope[l] = WEIGHTED ? times(g * e.weight(k + l), slope[l]) : g * slope[l];
+        for (int l = 0; GRADIENT && l < LANES; l++)
+            slope[l] = binary_slope<WEIGHTED>(e.weighed(g, k + l), e.x[k + l], small[l], yes[l], no[l]);
         if (k + LANES > e.n) {
             for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
             for (int64_t l = 0; GRADIENT && l < e.n - k; l++) narrow(slope[l], out[k + l]);
@@ -129,27 +128,26 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
     const Elements<R, S, T, WEIGHTED> e(p, block);
     const R* g = static_cast<const R*>(p.grad);
     alignas(64) R rows[BINARY_BLOCK], slope[BINARY_BLOCK];
-    for (int64_t k = 0; k < padded(e.n); k++) rows[k] = !p.grad_rows ? g[0] : k < e.n ? g[e.first + k] : R(0);
+    for (int64_t k = 0; k < padded(e.n); k++)
+        rows[k] = e.weighed(!p.grad_rows ? g[0] : k < e.n ? g[e.first + k] : R(0), k);
     for (int64_t k = 0; p.grad_target && k < e.n; k += LANES) {
         R run[LANES];
         for (int l = 0; l < LANES; l++) {
             const R x = e.x[k + l], size = magnitude(x), tail = log1p_unit(exp_(-size));
             R gain = pick(x < R(0), size, R(0)) + tail;
             if constexpr (WEIGHTED) gain = times(e.pi[k + l], gain);
-            run[l] = times(rows[k + l] * e.weight(k + l), gain - (pick(x > R(0), size, R(0)) + tail));
+            run[l] = times(rows[k + l], gain - (pick(x > R(0), size, R(0)) + tail));
         }
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }
     if (p.grad_target) e.store_to(slope, static_cast<T*>(p.grad_target));
     // last, for it may lie in the place of the logits
     for (int64_t k = 0; p.grad_logits && k < e.n; k += LANES) {
-        R run[LANES], small[LANES];
+        R run[LANES], small[LANES], yes[LANES], no[LANES];
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));
-        e.powers(k, small);
+        e.powers(k, small), e.weights_of(k, yes, no);
         for (int l = 0; l < LANES; l++)
-            run[l] = times(
-                rows[k + l] * e.weight(k + l), binary_slope<WEIGHTED>(e.x[k + l], small[l], e.yes(k + l), e.no(k + l))
-            );
+            run[l] = binary_slope<WEIGHTED>(rows[k + l], e.x[k + l], small[l], yes[l], no[l]);
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }
     if (p.grad_logits) e.store_to(slope, static_cast<S*>(p.grad_logits));

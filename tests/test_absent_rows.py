@@ -176,6 +176,46 @@ def test_value_and_gradient(name, options, more, impl, garbage):
         assert (grad[GONE] == 0).all()
 
 
+@pytest.mark.parametrize("holds", [0.5, NAN])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("name", "options", "more"), [c for c in _calls() if "sample_weight" not in c.values[2]])
+def test_an_infinite_gradient_of_a_row_that_is_not_there(name, options, more, impl, holds):
+    """The product with a sample weight is torch's, in which 0 times infinity is nan."""
+    for create_graph in (False, True):
+        whole, x, _, _ = _setup(name, {**options, "reduction": "none"}, more, "nan", torch.float32, impl)
+        x[GONE] = holds
+        try:
+            losses = whole(x.requires_grad_())
+        except RuntimeError as error:
+            if "cannot run here" not in str(error):
+                raise
+            pytest.skip(str(error))
+        comes = torch.ones_like(losses).index_fill(0, GONE, torch.inf)
+        (grad,) = torch.autograd.grad(losses, x, comes, create_graph=create_graph)
+        assert (grad[GONE] == 0).all()
+        assert grad[KEPT].isfinite().all()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("way", ["pos_weight", "weight", "mask", "ignored"])
+def test_an_infinite_gradient_of_an_element_that_is_not_there(impl, way):
+    for create_graph in (False, True):
+        x = torch.linspace(-3, 3, 4 * ROWS).reshape(ROWS, 4).requires_grad_()
+        t, zero = torch.linspace(0, 1, 4 * ROWS).reshape(ROWS, 4), torch.ones(ROWS).index_fill(0, GONE, 0.0)[:, None]
+        t[GONE] = {"pos_weight": 1.0, "ignored": -1.0}.get(way, 0.5)
+        options = {
+            "pos_weight": {"pos_weight": zero}, "weight": {"weight": zero}, "mask": {"mask": zero > 0},
+            "ignored": {"ignore_index": -1},
+        }[way]  # fmt: skip
+        if way in ("mask", "ignored") and impl != "eager":
+            pytest.skip("goes to torch operations")
+        losses = crossent.binary_cross_entropy_with_logits(x, t, reduction="none", impl=impl, **options)
+        comes = torch.ones_like(losses).index_fill(0, GONE, torch.inf)
+        (grad,) = torch.autograd.grad(losses, x, comes, create_graph=create_graph)
+        assert (grad[GONE] == 0).all()
+        assert grad[KEPT].isfinite().all()
+
+
 @pytest.mark.parametrize("garbage", ["nan", "inf", "mixed"])
 @pytest.mark.parametrize(("name", "options", "more"), _calls())
 def test_further_derivatives(name, options, more, garbage):

@@ -49,7 +49,8 @@ def _terms(logits: Tensor, target: BinaryTarget, factor: Tensor | None) -> Terms
         weightless = nothing if weightless is None else weightless | nothing
     if weightless is None:
         return Terms(x, t, yes, no, None if valid is None else ~valid)
-    absent = weightless & (x.isnan() | ~(yes + no).isfinite())
+    known = (yes + no).isfinite() if factor is None else (yes + no).isfinite() & factor.isfinite()
+    absent = weightless & (x.isnan() | ~known)
     x = x.masked_fill(absent, torch.nan)
     return Terms(x, t, yes, no, absent if valid is None else absent | ~valid)
 

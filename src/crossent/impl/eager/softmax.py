@@ -139,7 +139,10 @@ def gradients(
         return Gradients(*zeros)
     settings, whole = target.settings, row.lse is not None
     target = _without_garbage(target, _unasked(row, row.loss == 0))
-    unseen = _unseen_rows(row, x, target, lse, elsewhere)
+    no_weight = _weightless_rows(x, target, elsewhere)
+    if no_weight is not None:
+        row = row._replace(loss=row.loss.masked_fill(no_weight & ~row.loss.isfinite(), 0.0))
+    unseen = _unseen_rows(row, x, no_weight, lse)
     x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
     dead = None
@@ -186,17 +189,25 @@ def gradients(
     return Gradients(grad_logits, grad_target, grad_weight, grad_bias)
 
 
-def _unseen_rows(row: RowGradient, x: Tensor, target: Target, lse: Tensor | None, elsewhere: Tensor | None) -> Tensor:
+def _weightless_rows(x: Tensor, target: Target, elsewhere: Tensor | None) -> Tensor | None:
+    """Mark the rows, as ``(N, 1, d1, ...)``, in which no class has a weight; None where smoothing gives each row some."""
+    c, smoothing = class_weights(target.weight, x), target.settings.label_smoothing
+    if smoothing != 0 and c is None:
+        return None
+    no_weight = (_weights(target, x) == 0).all(1, keepdim=True)
+    if smoothing != 0 and c is not None:
+        no_weight = no_weight & (weigh(c, uniform_share(target, x) * torch.ones_like(x)) == 0).all(1, keepdim=True)
+    return no_weight if elsewhere is None else no_weight & (elsewhere == 0)
+
+
+def _unseen_rows(row: RowGradient, x: Tensor, no_weight: Tensor | None, lse: Tensor | None) -> Tensor:
     """Mark the rows, as ``(N, 1, d1, ...)``, that weigh nothing and have no softmax: whose logits may as well be 0.
 
     A row that weighs nothing and has a softmax stays: its gradient is 0, and the derivative of that by the weight is not.
     """
-    weightless, c = row.loss == 0, class_weights(target.weight, x)
-    if target.settings.label_smoothing == 0 or c is not None:  # smoothing gives every class that has a weight a part
-        no_weight = (_weights(target, x) == 0).all(1, keepdim=True)
-        if target.settings.label_smoothing != 0 and c is not None:
-            no_weight = no_weight & (weigh(c, uniform_share(target, x) * torch.ones_like(x)) == 0).all(1, keepdim=True)
-        weightless = weightless | (no_weight if elsewhere is None else no_weight & (elsewhere == 0))
+    weightless = row.loss == 0
+    if no_weight is not None:
+        weightless = weightless | no_weight
     level = x.detach().amax(1, keepdim=True) if lse is None else lse.sum(0).unsqueeze(1)
     return (_unasked(row, weightless) & ~level.isfinite()).expand_as(level)
 
