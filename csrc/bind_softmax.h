@@ -233,17 +233,20 @@ void backward(Softmax& p, DType dtype, int64_t elements) {
     read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
 }
 
-// Where the statistics of rows are written: R, one a row, and a byte for `correct`.
+// Where the statistics of rows are written: R, one a row, a byte for `correct` and 8 for `predicted`.
 struct Statistics {
-    View entropy, target_log_prob, correct;
+    View entropy, target_log_prob, correct, predicted;
 
     Statistics(nb::handle statistics, const View& logits)
         : entropy(statistics.attr("entropy"), "entropy", View::WRITE),
           target_log_prob(statistics.attr("target_log_prob"), "target_log_prob", View::WRITE),
-          correct(statistics.attr("correct"), "correct", View::WRITE) {
+          correct(statistics.attr("correct"), "correct", View::WRITE),
+          predicted(statistics.attr("predicted"), "predicted", View::WRITE) {
         check_row_numbers(entropy, logits), check_row_numbers(target_log_prob, logits);
         check_rows(correct, logits), check_contiguous(correct);
         if (!has_dtype(correct, dlpack::UINT, 8)) correct.refuse("must be uint8");
+        check_rows(predicted, logits), check_contiguous(predicted);
+        if (!has_dtype(predicted, dlpack::INT, 64)) predicted.refuse("must be int64");
     }
 };
 
@@ -273,7 +276,7 @@ std::optional<double> softmax_forward(
     if (!statistics_.is_none()) {
         statistics.emplace(statistics_, logits);
         memory.writes(statistics->entropy), memory.writes(statistics->target_log_prob);
-        memory.writes(statistics->correct);
+        memory.writes(statistics->correct), memory.writes(statistics->predicted);
     }
     if (!inputs.lay_out()) return std::nullopt;
     Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
@@ -284,6 +287,7 @@ std::optional<double> softmax_forward(
     if (statistics) {
         p.entropy = statistics->entropy.pointer(), p.target_log_prob = statistics->target_log_prob.pointer();
         p.correct = static_cast<uint8_t*>(statistics->correct.pointer());
+        p.predicted = static_cast<int64_t*>(statistics->predicted.pointer());
     }
     return forward(p, dtype_of(logits), logits.numel(), reduction, loss);
 }

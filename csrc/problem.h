@@ -65,8 +65,9 @@ struct Softmax {
     void *loss, *row_weight;  // R, one a row, or null
     double* partial;          // two sums a tile
     std::atomic<bool>* out_of_range;
-    void *entropy, *target_log_prob;  // R, one a row: statistics; all three, or null
+    void *entropy, *target_log_prob;  // R, one a row: statistics; all four, or null
     uint8_t* correct;                 // whether the target's class is the first of the most probable ones
+    int64_t* predicted;               // that first one, or NOT_PREDICTED
     void* mass;                       // R, one a row: Σ w, without a penalty; or null
 
     // backward

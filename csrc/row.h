@@ -23,6 +23,9 @@ template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
 // None is the likeliest, or is the row's own here; none is wanted.
 constexpr int64_t NO_CLASS = -1, NO_TARGET = -2;
 
+// What Python is told for a row that is ignored or has no softmax.
+constexpr int64_t NOT_PREDICTED = -100;
+
 // All bits where a row with the class index y counts, none where it does not. `wrong` gets bits where y is neither the
 // index of ignored rows nor a class, nor, of a shard, that of a class elsewhere.
 INLINE int64_t counts(const Softmax& p, int64_t y, int64_t& wrong) {
@@ -152,7 +155,7 @@ template <class R> INLINE Masses<R> index_masses(const Smoothing<R>& smoothing, 
 // What the slopes of a row's classes have in common.
 template <class R> struct RowSlopes {
     R top, log_sum;
-    R g;             // the gradient of Σ w f(p)
+    R g;             // the gradient of Σ w f(p); where that is infinite, what weighs nothing still has a slope of 0
     R extra;         // the mass that the z-loss adds: 2 λ lse
     R mass, others;  // without extra; as in Masses
     R rest;          // mass without the class that has more than half of p; nan where that is mass - w
@@ -166,7 +169,7 @@ template <class R> struct RowSlopes {
 
     INLINE_MEMBER void set(const Masses<R>& masses) {
         mass = masses.own + masses.spread, others = masses.others, rest = masses.rest + masses.own;
-        scale = times(g, mass + extra);
+        scale = weigh(g, mass + extra);
     }
 
     INLINE_MEMBER R log_p(R x) const { return log_p_of(x, top, log_sum); }
@@ -174,7 +177,7 @@ template <class R> struct RowSlopes {
     // g (mass + extra) p, from which g w is to be subtracted: plainly, or so that nothing cancels where p may be
     // near 1.
     INLINE_MEMBER R of_p(R x) const { return times(scale, exp_(log_p(x))); }
-    INLINE_MEMBER R minus_weight(R slope, R w) const { return slope - times(g, w); }
+    INLINE_MEMBER R minus_weight(R slope, R w) const { return slope - weigh(g, w); }
     INLINE_MEMBER R minus_weight_near_one(R slope, R x, R w) const {
         const R u = log_p(x);
         return pick(u > LOG_HALF<R>, of_likely(u, w), minus_weight(slope, w));
@@ -182,25 +185,37 @@ template <class R> struct RowSlopes {
     // The slope of the one class that has more than half of p, with u = log p.
     INLINE_MEMBER R of_likely(R u, R w) const {
         const R away = pick(rest == rest, rest, mass - w);
-        return scale * expm1_(u) + g * (away + extra);
+        return scale * expm1_(u) + weigh(g, away + extra);
     }
 
     // ∂L/∂x' of a class index, where log p = u: of p - 1 = expm1(u).
-    INLINE_MEMBER R of_index(R u) const { return times(g, times(mass, expm1_(u)) + others + times(extra, exp_(u))); }
+    INLINE_MEMBER R of_index(R u) const {
+        const bool weightless = (mass == R(0)) & (others == R(0)) & (extra == R(0));
+        const R slope = times(mass, expm1_(u)) + others + times(extra, exp_(u));
+        return pick(weightless, R(0), times(g, slope));
+    }
 
     // ∂L/∂t of a class.
-    INLINE_MEMBER R of_target(R keep, R c, R f) const { return times(keep * g, times(c, f)); }
+    INLINE_MEMBER R of_target(R keep, R c, R f) const { return times(weigh(keep * g, c), f); }
 };
 
 // --- the statistics of a row ----------------------------------------------------------------------------------------
 
+// The likeliest class of a row that has a softmax, whose log_sum is no nan.
+template <class R> INLINE int64_t found(int64_t likeliest, R log_sum) {
+    return log_sum == log_sum ? likeliest : NO_CLASS;
+}
+
 // Write a row's statistics, where they are wanted.
 template <class R>
-INLINE void store_statistics(const Softmax& p, int64_t row, R entropy, R target_log_prob, bool correct) {
+INLINE void store_statistics(
+    const Softmax& p, int64_t row, R entropy, R target_log_prob, int64_t likeliest, int64_t wanted
+) {
     if (!p.entropy) return;
     static_cast<R*>(p.entropy)[row] = entropy;
     static_cast<R*>(p.target_log_prob)[row] = target_log_prob;
-    p.correct[row] = correct;
+    p.correct[row] = likeliest == wanted;
+    p.predicted[row] = likeliest == NO_CLASS ? NOT_PREDICTED : likeliest;
 }
 
 }  // namespace

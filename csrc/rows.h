@@ -229,26 +229,24 @@ template <class R> INLINE void add_costs(RowSums<R, double>& sum, R level, const
     add_costs(sum, level, w.x, w.last + w.seen, block);
 }
 
-// log p, f and s of a block's classes, run by run.
-template <class R> struct Penalised {
-    alignas(64) R log_p[BLOCK + LANES], f[BLOCK + LANES], s[BLOCK + LANES];
+// f and s of a block's classes, run by run.
+template <class R> INLINE void penalise_block(const Softmax& p, const Block<R>& block, R top, R log_sum, R* f, R* s) {
+    block.each([&](const R* x, int64_t k) {
+        R log_p[LANES];
+        for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(x[l], top, log_sum);
+        penalise<LANES>(p, log_p, f + k, s + k);
+    });
+}
 
-    void set(const Softmax& p, const Block<R>& block, R top, R log_sum) {
-        block.each([&](const R* x, int64_t k) {
-            for (int l = 0; l < LANES; l++) log_p[k + l] = log_p_of(x[l], top, log_sum);
-            penalise<LANES>(p, log_p + k, f + k, s + k);
-        });
+// w ∘ s in the place of w.
+template <class R> INLINE void weigh_block(Block<R>& w, const R* s, R* scratch) {
+    for (int64_t k = 0; k < padded(w.n); k += LANES) {
+        const R* from = w.run(k);
+        R* to = k < w.whole ? scratch + k : w.last;
+        for (int l = 0; l < LANES; l++) to[l] = times(from[l], s[k + l]);
     }
-    // w ∘ s in the place of w.
-    void weigh(Block<R>& w, R* scratch) const {
-        for (int64_t k = 0; k < padded(w.n); k += LANES) {
-            const R* from = w.run(k);
-            R* to = k < w.whole ? scratch + k : w.last;
-            for (int l = 0; l < LANES; l++) to[l] = times(from[l], s[k + l]);
-        }
-        w.x = scratch;
-    }
-};
+    w.x = scratch;
+}
 
 // Σ w f(p) and, by add_pull, Σ w s(p) of a row in which every class has a weight.
 template <class R> struct PenalisedSums {
@@ -256,17 +254,19 @@ template <class R> struct PenalisedSums {
 
     template <class S> PenalisedSums(const Softmax& p, const Row<R, S>& here, R top, R log_sum) {
         alignas(64) R scratch[BLOCK];
-        Penalised<R> at;
         Block<R> w;
         look_again<R>(p, here.x, here.y, [&](const Block<R>& block, int64_t k) {
             load_weights(p, here.t, k, block.n, scratch, w);
             w.fill(R(0));
-            at.set(p, block, top, log_sum);
             alignas(64) R costs[LANES] = {}, masses[LANES] = {}, rests[LANES] = {};
             w.each([&](const R* weight, int64_t i) {
+                const R* x = block.run(i);
+                R log_p[LANES], f[LANES], s[LANES];
+                for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(x[l], top, log_sum);
+                penalise<LANES>(p, log_p, f, s);
                 for (int l = 0; l < LANES; l++) {
-                    costs[l] += times(weight[l], at.f[i + l]);
-                    add_pull(at.log_p[i + l], times(weight[l], at.s[i + l]), masses[l], rests[l]);
+                    costs[l] += times(weight[l], f[l]);
+                    add_pull(log_p[l], times(weight[l], s[l]), masses[l], rests[l]);
                 }
             });
             cost += fold(costs), mass += fold(masses), rest += fold(rests);
@@ -340,7 +340,7 @@ static void soft_statistics(const Softmax& p, const Row<R, S>& here, R top, R lo
         const R high = fold_max(lane);
         if (high > most) most = high, wanted = k + first_of(w, high);
     });
-    store_statistics(p, here.row, entropy, -sum.total(log_sum), wanted == likeliest && log_sum == log_sum);
+    store_statistics(p, here.row, entropy, -sum.total(log_sum), likeliest, wanted);
 }
 
 // The loss of a row out of its sums, and its statistics where they are wanted.
@@ -349,16 +349,17 @@ INLINE R finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum
     if (p.penalises_all()) sum.cost = PenalisedSums<R>(p, here, sum.top, log_sum).cost, sum.mass = 0;
     else if (!here.t) sum.cost *= p.share, sum.mass *= p.share;
     R loss = sum.total(log_sum);
+    likeliest = found(likeliest, log_sum);
     if (here.t) {
         if (p.entropy) soft_statistics(p, here, sum.top, log_sum, sum.entropy(log_sum), likeliest);
     } else if (here.y == NO_CLASS) {
-        store_statistics(p, here.row, sum.entropy(log_sum), R(0), false);
+        store_statistics(p, here.row, sum.entropy(log_sum), R(0), likeliest, NO_TARGET);
     } else {
         R f, s;
         const R log_p = log_p_of(target_logit(p, widen(here.x[here.y]), here.y), sum.top, log_sum);
         penalise<1>(p, &log_p, &f, &s);
         loss += target_cost(R(1 - p.smoothing), here.weight, f);
-        store_statistics(p, here.row, sum.entropy(log_sum), log_p, likeliest == here.y && log_p == log_p);
+        store_statistics(p, here.row, sum.entropy(log_sum), log_p, likeliest, here.y);
     }
     return row_loss(p, loss, here.weight, sum.top + log_sum);
 }
@@ -375,7 +376,7 @@ template <class R, class S> static void row_forward(const Softmax& p, int64_t ro
         loss = finish(p, here, sum, log_sum, likeliest);
         mass = R(sum.mass) + (here.t ? R(0) : R(1 - p.smoothing) * here.weight);
     } else {
-        store_statistics(p, row, R(0), R(0), false);
+        store_statistics(p, row, R(0), R(0), NO_CLASS, NO_TARGET);
     }
     if (p.mass) static_cast<R*>(p.mass)[row] = mass;
     static_cast<R*>(p.top)[row] = top;
@@ -494,9 +495,10 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
     slopes.set(masses_of(p, here, slopes, log_p));
     const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits
 
-    alignas(64) R buffer[BLOCK], scratch[BLOCK], slope[BLOCK + LANES];
+    // Where all classes are penalised, f lies where the weights will lie and s where the slopes will: a thread's stack
+    // may be small, and each of them is read before it is written over.
+    alignas(64) R buffer[BLOCK], scratch[BLOCK + LANES], slope[BLOCK + LANES];
     Block<R> block, w;
-    Penalised<R> penalised;
     const Smoothing<R> smoothing(p);
     const bool all = p.penalises_all(), weighted = here.t || all || (smoothing.spread && smoothing.share != R(0));
     const R less = weighted || smoothing.share == R(0) ? R(0) : slopes.g * smoothing.share;  // g may be infinite
@@ -504,11 +506,11 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
         n = block_size(p.classes, k);
         block.load(here.x + k, n, buffer);
         if (p.transformed()) transform_block(p, block, k, here.y, buffer);
-        if (all) penalised.set(p, block, slopes.top, slopes.log_sum);
-        if (here.out_target) store_target_slopes(p, slopes, block, all ? penalised.f : nullptr, here.out_target, k);
+        if (all) penalise_block(p, block, slopes.top, slopes.log_sum, scratch, slope);
+        if (here.out_target) store_target_slopes(p, slopes, block, all ? scratch : nullptr, here.out_target, k);
         if (!here.out) continue;
         if (weighted) load_weights(p, here.t, k, n, scratch, w);
-        if (all) penalised.weigh(w, scratch);
+        if (all) weigh_block(w, slope, scratch);
         store_slopes(
             slopes, block, weighted ? &w : nullptr, less, slope, here.x + k + n, here.target_from(k + n), here.out + k
         );

@@ -579,8 +579,9 @@ static void soft_statistics(const Softmax& p, const Rows<R, S>& here, const Labe
     for (int64_t q = 0; q < here.panels(); q++)
         for (int64_t l = 0; l < here.rows_of(q); l++) {
             const R log_sum = panel[q].log_sum[l];
-            const bool hit = panel[q].wanted[l] == sum[q].likeliest[l] && log_sum == log_sum;
-            store_statistics(p, here.first_of(q) + l, sum[q].row(l).entropy(log_sum), panel[q].log_p[l], hit);
+            const R entropy = sum[q].row(l).entropy(log_sum);
+            const int64_t likeliest = found(sum[q].likeliest[l], log_sum);
+            store_statistics(p, here.first_of(q) + l, entropy, panel[q].log_p[l], likeliest, panel[q].wanted[l]);
         }
 }
 
@@ -596,9 +597,10 @@ INLINE void add_targets(
         R entropy[LANES];
         for (int l = 0; l < LANES; l++) entropy[l] = sum.row(l).entropy(log_sum[l]);
         for (int64_t l = 0; l < rows; l++) {
-            const bool here = label.here(l), hit = sum.likeliest[l] == label.y[l] && log_p[l] == log_p[l];
-            const R entropy_of = label.valid[l] == R(0) ? R(0) : entropy[l];
-            store_statistics(p, row + l, entropy_of, here ? log_p[l] : R(0), here && hit);
+            const bool counts = label.valid[l] != R(0), here = label.here(l);
+            const int64_t likeliest = counts ? found(sum.likeliest[l], log_sum[l]) : NO_CLASS;
+            const int64_t wanted = here ? label.y[l] : NO_TARGET;
+            store_statistics(p, row + l, counts ? entropy[l] : R(0), here ? log_p[l] : R(0), likeliest, wanted);
         }
     }
     const R keep = R(1 - p.smoothing);

@@ -434,19 +434,15 @@ def row_losses(head: Head, plan: Plan) -> Tensor:
     return losses
 
 
-def statistics(head: Head, plan: Plan) -> tuple[RowStatistics, Tensor]:
-    """Compute the statistics of every row, 0 where it is ignored, and the class that is predicted."""
-    compute = load(plan.impl)
-    of_rows = RowStatistics(*(_zero_rows(head) for _ in RowStatistics._fields))
-    predicted = torch.full_like(of_rows.loss, NO_CLASS, dtype=torch.int64)
+def statistics(head: Head, plan: Plan) -> RowStatistics:
+    """Compute the statistics of every row; one that is ignored has 0, and no class."""
+    compute, loss = load(plan.impl), _zero_rows(head)
+    predicted = torch.full_like(loss, NO_CLASS, dtype=torch.int64)
+    of_rows = RowStatistics._make([loss, *(_zero_rows(head) for _ in RowStatistics._fields[1:-1]), predicted])
     for block in blocks(head, plan):
-        of_block = compute.statistics(block.logits, block.target)
-        classes = formulas.predicted_logits(block.logits, block.target)
-        put(predicted, block.rows, classes)
-        of_block = of_block._replace(correct=formulas.correct_classes(classes, block.target))
-        for to, value in zip(of_rows, of_block, strict=True):
+        for to, value in zip(of_rows, compute.statistics(block.logits, block.target), strict=True):
             put(to, block.rows, value)
-    return of_rows, predicted
+    return of_rows
 
 
 def _zero_rows(head: Head) -> Tensor:

@@ -142,6 +142,7 @@ class _StatisticsMemory(NamedTuple):
     entropy: Tensor
     target_log_prob: Tensor
     correct: Tensor
+    predicted: Tensor
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -272,13 +273,13 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     """Compute the statistics of each row in one pass."""
     rows = logits.shape[:1] + logits.shape[2:]
     loss, row_weight, entropy, log_prob = (_new_numbers(logits, rows) for _ in range(4))
-    correct = torch.empty(rows, dtype=torch.uint8, device=_CPU)
-    memory = _StatisticsMemory(entropy, log_prob, correct)
+    correct, predicted = (torch.empty(rows, dtype=dtype, device=_CPU) for dtype in (torch.uint8, torch.int64))
+    memory = _StatisticsMemory(entropy, log_prob, correct, predicted)
     _, lse = _forward(logits, target, _native.REDUCTIONS["none"], loss, row_weight, memory)
     sums = lse[0] + lse[1]
     if target.indices:
         sums.masked_fill_(target.values == target.settings.ignore_index, 0.0)
-    return RowStatistics(loss, sums, log_prob, entropy, row_weight, correct.to(loss.dtype))
+    return RowStatistics(loss, sums, log_prob, entropy, row_weight, correct.to(loss.dtype), predicted)
 
 
 def cross_entropy_backward(

@@ -83,7 +83,10 @@ class Sum(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """What each row's logits tell, ``(N, d1, ...)`` in float32 or wider; the first four are differentiable."""
+    """What each row's logits tell, ``(N, d1, ...)`` in float32 or wider; the first four are differentiable.
+
+    ``correct`` is 0 or 1. ``predicted`` is the first of the largest classes as int64, or ``NO_CLASS``.
+    """
 
     loss: Tensor
     lse: Tensor
@@ -91,6 +94,7 @@ class RowStatistics(NamedTuple):
     entropy: Tensor
     row_weight: Tensor
     correct: Tensor
+    predicted: Tensor
 
 
 NO_CLASS = -100

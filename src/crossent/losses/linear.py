@@ -49,7 +49,7 @@ from crossent.impl.head import (
 from crossent.impl.protocol import RowStatistics
 from crossent.losses.heads import head_of
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
-from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of, with_prediction
+from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
 
 if TYPE_CHECKING:
@@ -241,15 +241,14 @@ def linear_cross_entropy_stats(
 
 def _stats(call: _Call) -> CrossEntropyStats:
     call = _without_garbage(call, statistics=True)
-    row, predicted = _statistics_at_once(call) if _at_once(call) else _statistics(call)
+    row = _statistics_at_once(call) if _at_once(call) else _statistics(call)
     row_weight = _row_weights(call)
     valid = call.target.values != call.target.settings.ignore_index if call.target.indices else row_weight > 0
     row, reduction = row._replace(row_weight=row_weight, correct=row.correct.detach()), call.reduction
     if reduction.how == "none":
         row, valid, u = RowStatistics(*map(call.rows_back, row)), call.rows_back(valid), reduction.sample_weight
         reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(u))
-        predicted = None if predicted is None else call.rows_back(predicted)
-    return reduced_statistics(row, valid, reduction, call.dtype, predicted)
+    return reduced_statistics(row, valid, reduction, call.dtype)
 
 
 def linear_plan(
@@ -690,10 +689,8 @@ def _loss_at_once(call: _Call) -> Tensor:
     return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, impl=impl)
 
 
-def _statistics_at_once(call: _Call) -> tuple[RowStatistics, Tensor | None]:
-    logits, target = _logits(call.head, call.plan())
-    row = statistics_of(logits, target, call.impl if call.named else None)
-    return with_prediction(row, logits, target, call.reduction.how)
+def _statistics_at_once(call: _Call) -> RowStatistics:
+    return statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
 
 
 def _row_weights(call: _Call) -> Tensor:
@@ -709,8 +706,8 @@ def _row_weights(call: _Call) -> Tensor:
     return target.weight.to(dtype)[y].masked_fill(~valid, 0.0)
 
 
-def _statistics(call: _Call) -> tuple[RowStatistics, Tensor | None]:
-    """Compute the statistics of rows and the classes predicted, in blocks."""
+def _statistics(call: _Call) -> RowStatistics:
+    """Compute the statistics of rows in blocks."""
     return linear_statistics(call.head, call.plan(), _row_weights(call))
 
 
@@ -880,13 +877,11 @@ def _statistics_of_shard(
     from crossent.parallel.sequences import own_rows
 
     call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy_stats")
-    row, counted, predicted = sharded_linear_statistics(call.head, sharded)
+    row, counted = sharded_linear_statistics(call.head, sharded)
     reduction = call.reduction._replace(across=across)
     if reduction.how == "none":
-        row, (counted, predicted) = (
-            RowStatistics(*(call.rows_back(own_rows(t, sharded.shard)) for t in row)),
-            (call.rows_back(own_rows(t, sharded.shard)) for t in (counted, predicted)),
-        )
+        *row_tensors, counted = (call.rows_back(own_rows(t, sharded.shard)) for t in (*row, counted))
+        row = RowStatistics._make(row_tensors)
         u = reduction.sample_weight
         reduction = reduction._replace(sample_weight=None if u is None else call.rows_back(own_rows(u, sharded.shard)))
-    return reduced_statistics(row, counted, reduction, call.dtype, predicted)
+    return reduced_statistics(row, counted, reduction, call.dtype)

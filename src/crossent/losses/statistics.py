@@ -14,7 +14,7 @@ from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows,
 from crossent.core.settings import StatisticsOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, describe
-from crossent.impl import choose, formulas
+from crossent.impl import choose
 from crossent.impl.protocol import NO_CLASS, RowStatistics
 from crossent.ops import softmax as ops
 
@@ -119,12 +119,10 @@ def _understood(
     """Lay out what the caller gave, and compute the statistics."""
     logits, described = describe(input, target, weight, numbers.get("dim"), numbers)
     dtype = result_dtype(input, (target, weight) if not described.indices else (), numbers.get("out_dtype"))
-    row_statistics, counted = statistics_of(logits, described, numbers.get("impl")), described.counted_rows(logits)
-    row_statistics, predicted = with_prediction(row_statistics, logits, described, rows.how)
+    row, counted = statistics_of(logits, described, numbers.get("impl")), described.counted_rows(logits)
     if input.dim() == 1:
-        row_statistics, counted = RowStatistics(*(t.squeeze(0) for t in row_statistics)), counted.squeeze(0)
-        predicted = None if predicted is None else predicted.squeeze(0)
-    return reduced_statistics(row_statistics, counted, rows, dtype, predicted)
+        row, counted = RowStatistics(*(t.squeeze(0) for t in row)), counted.squeeze(0)
+    return reduced_statistics(row, counted, rows, dtype)
 
 
 def _of_shard(
@@ -148,23 +146,10 @@ def _of_shard(
         choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
         call.says("cross_entropy_stats", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
         call.asks(rows.described, reduction, False, out_dtype=options.get("out_dtype"))
-    row, counted, predicted = row_statistics(written_out(rows, shard), shard)
+    row, counted = row_statistics(written_out(rows, shard), shard)
     if input.dim() == 1:
-        row = RowStatistics(*(t.squeeze(0) for t in row))
-        counted, predicted = counted.squeeze(0), predicted.squeeze(0)
-    return reduced_statistics(row, counted, reduction, dtype, predicted)
-
-
-def with_prediction(
-    row: RowStatistics, logits: Tensor, target: Target, how: str
-) -> tuple[RowStatistics, Tensor | None]:
-    """Predict the class of each row, which only rows that are told apart show, and let ``correct`` say the same."""
-    if how != "none":
-        return row, None
-    with torch.no_grad():
-        predicted = formulas.predicted_logits(logits, target)
-        correct = formulas.correct_classes(predicted, target).to(row.correct.dtype)
-    return row._replace(correct=correct), predicted
+        row, counted = RowStatistics(*(t.squeeze(0) for t in row)), counted.squeeze(0)
+    return reduced_statistics(row, counted, reduction, dtype)
 
 
 def statistics_of(logits: Tensor, target: Target, impl: str | None) -> RowStatistics:
@@ -173,7 +158,7 @@ def statistics_of(logits: Tensor, target: Target, impl: str | None) -> RowStatis
 
 
 def reduced_statistics(
-    row: RowStatistics, counted: Tensor, reduction: Reduction, dtype: torch.dtype, predicted: Tensor | None
+    row: RowStatistics, counted: Tensor, reduction: Reduction, dtype: torch.dtype
 ) -> CrossEntropyStats:
     """Reduce the statistics of rows; ``counted`` marks those that are not ignored."""
     row_weight, u = row.row_weight, reduction.sample_weight
@@ -182,8 +167,7 @@ def reduced_statistics(
         row_weight = row_weight * weights_of_rows(u, row_weight, whole=True)
     of_model = (row.lse, row.target_log_prob, row.entropy, row.correct)
     if reduction.how == "none":
-        assert predicted is not None
-        told = (row.correct.bool(), counted.long(), row_weight.detach(), predicted)
+        told = (row.correct.bool(), counted.long(), row_weight.detach(), row.predicted)
         return CrossEntropyStats(loss.to(dtype), *of_model[:3], *told)
     sums = (*map(ordered_sum, (loss, *of_model, row_weight)), counted.long().sum())
     loss, *averages, weight_sum, count = reduction.whole(*sums)

@@ -100,8 +100,8 @@ def _(head, plan, grad, needs):
 
 @statistics_operator.implement
 def _(head, plan):
-    row_statistics, predicted = _explained(heads.statistics, head, plan)
-    return (*row_statistics[:4], row_statistics.correct, predicted)
+    row = _explained(heads.statistics, head, plan)
+    return (*row[:4], row.correct, row.predicted)
 
 
 @statistics_backward_operator.implement
@@ -355,7 +355,7 @@ def _(head, plan, grads, needs):
     return _asked(head, _gradients_at_once("statistics", tuple(grads), needs, head, plan))
 
 
-def linear_statistics(head: Head, plan: Plan, row_weight: Tensor) -> tuple[RowStatistics, Tensor]:
-    """Compute the statistics of rows and the classes predicted, in blocks; what rows weigh is known without them."""
-    loss, lse, log_prob, entropy, correct, predicted = statistics_operator(head, plan)
-    return RowStatistics(loss, lse, log_prob, entropy, row_weight, correct), predicted
+def linear_statistics(head: Head, plan: Plan, row_weight: Tensor) -> RowStatistics:
+    """Compute the statistics of rows in blocks; what rows weigh is known without them."""
+    *four, correct, predicted = statistics_operator(head, plan)
+    return RowStatistics._make([*four, row_weight, correct, predicted])

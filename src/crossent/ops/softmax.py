@@ -62,7 +62,8 @@ backward_operator = Operator(
 )  # fmt: skip
 statistics_operator = Operator(
     "cross_entropy_statistics", "Tensor logits", TARGET, "str impl",
-    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor row_weight, Tensor correct)",
+    returns="(Tensor loss, Tensor lse, Tensor target_log_prob, Tensor entropy, Tensor row_weight, Tensor correct, "
+    "Tensor predicted)",
     check=validation.statistics,
 )  # fmt: skip
 statistics_backward_operator = Operator(
@@ -131,7 +132,7 @@ def _(logits, target, impl):
 @statistics_operator.fake
 def _(logits, target, impl):
     rows = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=compute_dtype(logits, target.values))
-    return tuple(torch.empty_like(rows) for _ in RowStatistics._fields)
+    return (*(torch.empty_like(rows) for _ in RowStatistics._fields[:-1]), torch.empty_like(rows, dtype=torch.int64))
 
 
 @statistics_backward_operator.implement
@@ -453,7 +454,7 @@ class Statistics(_CompiledStatistics):
         with _set_fwd_grad_enabled(True):
             of_four = formulas.statistics_tangent(logits, Target._make((*tensors, ctx.settings)), tangents[:4])
         nothing = torch.zeros_like(of_four[0])
-        return (*of_four, nothing, nothing.clone())
+        return (*of_four, nothing, nothing.clone(), None)
 
 
 def statistics(logits: Tensor, target: Target, impl: str, named: bool) -> RowStatistics:

@@ -24,17 +24,16 @@ from crossent.parallel.softmax import NUMBERS, Columns, Rows, columns_of, exchan
 
 
 class Told(NamedTuple):
-    """The statistics of rows, which of them count, and the class that is predicted for each."""
+    """The statistics of rows, and which of them count."""
 
     row: RowStatistics
     counted: Tensor
-    predicted: Tensor
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> Told:
         """Take tensors that stand one after the other."""
-        *row, counted, predicted = tensors
-        return cls(RowStatistics._make(row), counted, predicted)
+        *row, counted = tensors
+        return cls(RowStatistics._make(row), counted)
 
 
 def columns_told(dtype: torch.dtype) -> int:
@@ -87,7 +86,7 @@ def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
     loss = penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss
     lse, log_prob, in_all = (t.masked_fill(~counted, 0.0) for t in (whole.lse.sum(0), log_prob, in_all))
     correct = (hit & (classes != NO_CLASS)).to(loss.dtype)
-    return loss, lse, log_prob, in_all, whole.row_weight.detach(), correct, counted, classes
+    return loss, lse, log_prob, in_all, whole.row_weight.detach(), correct, classes, counted
 
 
 def _first(positions: Tensor, where: Tensor) -> Tensor:

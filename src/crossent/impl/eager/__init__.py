@@ -16,10 +16,7 @@ from crossent.impl.eager.pieces import as_logits, smoothed_target
 from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.softmax import NUMBERS
 from crossent.impl.eager.statistics import (
-    correct_classes,
-    correct_logits,
     distribution,
-    predicted_logits,
     statistics,
     statistics_backward,
 )
@@ -31,14 +28,11 @@ __all__ = [
     "Eager",
     "as_logits",
     "binary_cross_entropy_tangent",
-    "correct_classes",
-    "correct_logits",
     "cross_entropy_tangent",
     "distribution",
     "partial_costs",
     "partial_statistics",
     "partials",
-    "predicted_logits",
     "smoothed_target",
     "statistics",
     "statistics_backward",

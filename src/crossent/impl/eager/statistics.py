@@ -12,7 +12,6 @@ from crossent.impl.eager.softmax import RowGradient, gradients, row_losses, tran
 from crossent.impl.protocol import NO_CLASS, Gradients, RowStatistics
 
 _RUN = 64  # numbers of a row of which the largest is found first
-_PIECE = 1 << 20  # logits that are transformed at a time
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -20,7 +19,7 @@ def statistics(logits: Tensor, target: Target) -> RowStatistics:
     x = transformed(logits, target)
     loss, row_weight, lse = row_losses(x, target)
     if x.numel() == 0:
-        return RowStatistics(loss, loss, loss, loss, row_weight, loss)
+        return RowStatistics(loss, loss, loss, loss, row_weight, loss, loss.long())
     top, log_sum = lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     if target.indices:
@@ -31,8 +30,8 @@ def statistics(logits: Tensor, target: Target) -> RowStatistics:
     ignored = target.ignored_rows()
     if ignored is not None:
         each = [rows.masked_fill(ignored.squeeze(1), 0.0) for rows in each]
-    correct = correct_classes(_predicted_rows(x, target), target)
-    return RowStatistics._make((loss, *each, row_weight, correct.to(x.dtype)))
+    predicted = _predicted_rows(x.detach(), target)
+    return RowStatistics._make((loss, *each, row_weight, _correct(predicted, target).to(x.dtype), predicted))
 
 
 def statistics_backward(
@@ -68,7 +67,7 @@ def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(higher, top, highest), torch.where(higher, behind + (classes - classes % _RUN), at)
 
 
-def correct_classes(predicted: Tensor, target: Target) -> Tensor:
+def _correct(predicted: Tensor, target: Target) -> Tensor:
     """Tell whether what is predicted is the target's class; for probabilities, where the first largest is, if it is positive."""
     if target.indices or target.values.numel() == 0:
         hit = predicted == (target.values if target.indices else NO_CLASS)
@@ -76,30 +75,6 @@ def correct_classes(predicted: Tensor, target: Target) -> Tensor:
         largest, at = target.values.max(1)
         hit = (predicted == at) & (largest > 0)
     return hit & (predicted != NO_CLASS)
-
-
-def predicted_logits(logits: Tensor, target: Target) -> Tensor:
-    """Predict a class for each row of logits that are not transformed yet, a few rows at a time."""
-    rows = logits.shape[:1] + logits.shape[2:]
-    if logits.numel() == 0:
-        return logits.new_full(rows, NO_CLASS, dtype=torch.int64)
-    x = logits.detach()
-    if target.plain:
-        return _predicted_rows(x, target)
-    step = max(1, _PIECE * x.shape[0] // x.numel())
-    if torch.compiler.is_compiling() or step >= x.shape[0]:
-        return _predicted_rows(transformed(x, target), target)
-    parts = []
-    for start in range(0, x.shape[0], step):
-        some = slice(start, start + step)
-        part = target.some_rows(some)
-        parts.append(_predicted_rows(transformed(x[some], part), part))
-    return torch.cat(parts)
-
-
-def correct_logits(logits: Tensor, target: Target) -> Tensor:
-    """Tell whether rows of logits that are not transformed yet are correct, as 0 or 1."""
-    return correct_classes(predicted_logits(logits, target), target).to(compute_dtype(logits, target.values))
 
 
 def distribution(logits: Tensor, target: Target) -> Tensor:

@@ -186,7 +186,8 @@ def cross_entropy_sum(
 def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     """Compute the statistics of each row without a derivative."""
     dtype, shape = compute_dtype(logits), logits.shape[:1] + logits.shape[2:]
-    of_rows = RowStatistics(*(torch.zeros(shape, dtype=dtype, device=logits.device) for _ in RowStatistics._fields))
+    dtypes = [dtype] * (len(RowStatistics._fields) - 1) + [torch.int64]  # of `predicted`
+    of_rows = RowStatistics._make(torch.zeros(shape, dtype=dtype, device=logits.device) for dtype in dtypes)
     if logits.numel():
         launch = to.arrange(logits)
         with to.device_of(logits):

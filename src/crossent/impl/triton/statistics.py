@@ -9,11 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from crossent.impl.protocol import NO_CLASS
 from crossent.impl.triton.numbers import exp_, times
 from crossent.impl.triton.tile import are_classes, chunks, classes_of, load, rows_of_program
 from crossent.impl.triton.walks import labels_of, losses_of, row_sums, transformed
 
 _NOWHERE = tl.constexpr(2**31 - 1)
+_NO_CLASS = tl.constexpr(NO_CLASS)
 
 
 @triton.jit
@@ -46,7 +48,7 @@ def _look_again(logits, target, top, log_sum, rows, live, labels, member, layout
 
 @triton.jit
 def statistics(
-    logits, target, loss, lse, target_log_prob, entropy, row_weight, correct, member, layout, tile,
+    logits, target, loss, lse, target_log_prob, entropy, row_weight, correct, predicted, member, layout, tile,
 ):  # fmt: skip
     """Write the statistics of this program's rows."""
     rows = rows_of_program(layout, tile)
@@ -60,7 +62,8 @@ def statistics(
     if target.INDICES:
         log_prob, wanted = u, labels.y.to(tl.int32)
     level = top + log_sum
-    hit = live & (likeliest == wanted) & (likeliest != _NOWHERE) & ((level - level) == 0.0)
+    found = live & (likeliest != _NOWHERE) & ((level - level) == 0.0)
+    hit = found & (likeliest == wanted)
     cost = tl.where(labels.wrong, float("nan"), tl.where(live, cost, 0.0))
     tl.store(loss + rows.number, cost, mask=rows.inside)
     tl.store(lse + rows.number, tl.where(live, level, 0.0), mask=rows.inside)
@@ -68,3 +71,4 @@ def statistics(
     tl.store(entropy + rows.number, tl.where(live, disorder, 0.0), mask=rows.inside)
     tl.store(row_weight + rows.number, labels.weight, mask=rows.inside)
     tl.store(correct + rows.number, tl.where(hit, 1.0, 0.0).to(tile.R), mask=rows.inside)
+    tl.store(predicted + rows.number, tl.where(found, likeliest, _NO_CLASS).to(tl.int64), mask=rows.inside)
