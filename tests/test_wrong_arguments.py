@@ -163,6 +163,10 @@ def softmax_operators(impl, soft):
     })  # fmt: skip
     yield Call(f"statistics {name}", ops.cross_entropy_statistics, {"logits": x, **rule, "impl": impl}, wrong)
     if impl == "eager":
+        traced = {name: value for name, value in forward.items() if name != "impl"}
+        yield Call(f"traced {name}", ops.cross_entropy_traced, traced, wrong | {
+            "reduction": numbers("", "avg", "MEAN"), "impl": [],
+        })  # fmt: skip
         grads = [torch.rand(N) for _ in range(4)]
         bad = [Wrong(w.what, [*grads[:3], w.value], w.named) for w in tensors(grads[3], FLOATS)]
         yield Call(
@@ -329,15 +333,16 @@ def softmax_functions(_native, dtype, soft):
     loss, rows, lse = torch.empty(N, dtype=wide), torch.empty(N, dtype=wide), torch.empty(2, N, dtype=wide)
     more = member(_native, bias=torch.rand(C, dtype=wide), spread=torch.ones(C, dtype=wide))
     wrong_more = {"member": [*wrong_members(_native)]} if wide == torch.float32 else {}
-    kept = [torch.empty(N, dtype=wide), torch.empty(N, dtype=wide), torch.empty(N, dtype=torch.uint8)]
-    names = ("entropy", "target_log_prob", "correct")
+    kept = {name: torch.empty(N, dtype=wide) for name in ("entropy", "target_log_prob")}
+    kept |= {"correct": torch.empty(N, dtype=torch.uint8), "predicted": torch.empty(N, dtype=torch.int64)}
     wrong_kept = [
-        Wrong(f"{name} {w.what}", SimpleNamespace(**dict(zip(names, [*kept[:i], w.value, *kept[i + 1 :]], strict=True))), False)
-        for i, name in enumerate(names) for w in tensors(kept[i], {kept[i].dtype}, True)
-    ] + [Wrong("one place", SimpleNamespace(entropy=kept[0], target_log_prob=kept[0], correct=kept[2]), False)]  # fmt: skip
+        Wrong(f"{name} {w.what}", SimpleNamespace(**{**kept, name: w.value}), False)
+        for name, t in kept.items()
+        for w in tensors(t, {t.dtype}, True)
+    ] + [Wrong("one place", SimpleNamespace(**{**kept, "target_log_prob": kept["entropy"]}), False)]
     right = said | {
         "reduction": 0, "loss": loss, "row_weight": rows, "lse": lse, "member": more,
-        "statistics": SimpleNamespace(**dict(zip(names, kept, strict=True))),
+        "statistics": SimpleNamespace(**kept),
     }  # fmt: skip
     yield Call(f"softmax_forward rows {name}", _native.softmax_forward, right, wrong | wrong_more | {
         "reduction": numbers(-1, 3), "statistics": wrong_kept, **dict(outputs(right, "loss", "row_weight", "lse")),

@@ -195,7 +195,7 @@ class _TracedCrossEntropy(Function):
     @staticmethod
     def forward(logits, values, weight, logit_bias, class_mask, valid, settings, reduction):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
-        return _EAGER.cross_entropy_forward(logits, target, reduction)
+        return explained(_EAGER.cross_entropy_forward, logits, target, reduction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
