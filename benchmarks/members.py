@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from measure import interleave, ratio, spread
+from torch import Tensor
 
 import crossent
 
@@ -16,7 +17,11 @@ def members(num_classes: int) -> dict[str, dict]:
     """Return the settings of each member."""
     bias = torch.linspace(-1, 1, num_classes)
     return {
+        "weight": {"weight": bias + 2},
+        "label_smoothing": {"label_smoothing": 0.1},
+        "label_smoothing, weight": {"label_smoothing": 0.1, "weight": bias + 2},
         "Focal(2)": {"penalty": crossent.Focal(2.0)},
+        "Focal(2), label_smoothing": {"penalty": crossent.Focal(2.0), "label_smoothing": 0.1},
         "Poly1(1)": {"penalty": crossent.Poly1(1.0)},
         "GCE(0.7)": {"penalty": crossent.GCE(0.7)},
         "MAE()": {"penalty": crossent.MAE()},
@@ -31,22 +36,44 @@ def members(num_classes: int) -> dict[str, dict]:
     }
 
 
+def steps(shape: tuple[int, int]) -> dict[str, Callable[[], object]]:
+    """Return a training step of each member, and of what else goes over the logits, with logits of a shape."""
+    x, y = torch.randn(shape, requires_grad=True), torch.randint(shape[1] * 9 // 10, shape[:1])
+    t, weight, of_rows = torch.rand(shape).softmax(1), torch.linspace(1, 3, shape[1]), torch.linspace(1, 3, shape[0])
+    binary = crossent.binary_cross_entropy_with_logits
+
+    def training(loss: Callable[..., Tensor], *arguments: Tensor, **settings: object) -> Callable[[], None]:
+        def step() -> None:
+            x.grad = None
+            loss(x, *arguments, **settings).backward()
+
+        return step
+
+    def statistics() -> object:
+        with torch.no_grad():
+            return crossent.cross_entropy_stats(x, y)
+
+    softmax = crossent.cross_entropy
+    of_members = {name: training(softmax, y, impl="native", **each) for name, each in members(shape[1]).items()}
+    return {
+        "cross entropy": training(softmax, y, impl="native"),
+        **of_members,
+        "probabilities": training(softmax, t),
+        "probabilities, weight": training(softmax, t, weight),
+        "sample_weight": training(softmax, y, sample_weight=of_rows),
+        "binary": training(binary, t),
+        "binary, weight": training(binary, t, weight),
+        "binary, pos_weight": training(binary, t, pos_weight=weight),
+        "statistics of each row, forward only": statistics,
+    }
+
+
 def measure_members(threads: int, seconds: float) -> list[dict]:
     """Time forward and backward of each member; return what it takes, relative to cross entropy."""
     torch.set_num_threads(threads)
     rows = []
     for shape in SHAPES:
-        x, y = torch.randn(shape, requires_grad=True), torch.randint(shape[1] * 9 // 10, shape[:1])
-
-        def training(settings: dict, x: torch.Tensor = x, y: torch.Tensor = y) -> Callable[[], None]:
-            def step() -> None:
-                x.grad = None
-                crossent.cross_entropy(x, y, impl="native", **settings).backward()
-
-            return step
-
-        steps = {"cross entropy": training({})} | {name: training(s) for name, s in members(shape[1]).items()}
-        times, _ = interleave(steps, seconds)
+        times, _ = interleave(steps(shape), seconds)
         rows.append(
             {
                 "shape": list(shape),
