@@ -142,7 +142,8 @@ nb::object quick_sum(
     nb::object loss = makers().number_like(logits_, logits);
     nb::object gradient = factor ? makers().like(logits_, logits) : nb::none();
     const std::optional<double> total = softmax_sum(
-        logits_, target_, weight_, ignore_index, smoothing, mean, loss, gradient, factor.value_or(1), nb::none()
+        logits_, target_, weight_, ignore_index, smoothing, mean, loss, gradient, factor.value_or(1), nb::none(),
+        nb::none()
     );
     return total ? nb::object(nb::make_tuple(loss, *total, gradient)) : nb::none();
 }

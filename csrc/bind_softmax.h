@@ -339,11 +339,18 @@ bool softmax_backward(
 
 // --- a sum or a mean with its gradient ------------------------------------------------------------------------------
 
-// Σ of what the rows weigh, which the target alone decides; labels out of range are found.
+// A number of an array of R, or 1 where there is none.
+double number_at(const void* numbers, int64_t at, bool wide) {
+    if (!numbers) return 1;
+    return wide ? static_cast<const double*>(numbers)[at] : double(static_cast<const float*>(numbers)[at]);
+}
+
+// Σ of what the rows weigh, which target and sample weights decide; labels out of range are found.
 template <class I> double sum_of_weights(const Softmax& p, const I* label, bool wide) {
-    std::vector<double> parts(p.weight ? size_t((p.rows() + LANES - 1) / LANES) : 0);
+    const bool weighted = p.weight || p.sample_weight;
+    std::vector<double> parts(weighted ? size_t((p.rows() + LANES - 1) / LANES) : 0);
     int64_t counted = 0, wrong = 0;
-    const int64_t plain = p.weight || p.shard ? 0 : p.rows(), ignored = p.ignore_index;
+    const int64_t plain = weighted || p.shard ? 0 : p.rows(), ignored = p.ignore_index;
     const uint64_t classes = uint64_t(p.classes);
     for (int64_t row = 0; row < plain; row++) {  // `counts` in fewer steps
         const int64_t y = int64_t(label[row]), taken = y != ignored;
@@ -352,16 +359,21 @@ template <class I> double sum_of_weights(const Softmax& p, const I* label, bool 
     for (int64_t row = plain; row < p.rows(); row++) {
         const int64_t y = int64_t(label[row]), all = counts(p, y, wrong);
         counted -= all;
-        if (p.weight && all && y != NO_CLASS)
-            parts[size_t(row / LANES)] +=
-                wide ? static_cast<const double*>(p.weight)[y] : double(static_cast<const float*>(p.weight)[y]);
+        if (weighted && all && y != NO_CLASS)
+            parts[size_t(row / LANES)] += number_at(p.weight, y, wide) * number_at(p.sample_weight, row, wide);
     }
     if (wrong) throw std::runtime_error("target has a class index that is out of range");
-    return p.weight ? total(parts.data(), int64_t(parts.size())) : double(counted);
+    return weighted ? total(parts.data(), int64_t(parts.size())) : double(counted);
+}
+double sum_of_sample_weights(const Softmax& p, bool wide) {
+    if (!p.sample_weight) return double(p.rows());
+    std::vector<double> parts(size_t((p.rows() + LANES - 1) / LANES));
+    for (int64_t row = 0; row < p.rows(); row++) parts[size_t(row / LANES)] += number_at(p.sample_weight, row, wide);
+    return total(parts.data(), int64_t(parts.size()));
 }
 double sum_of_weights(const Softmax& p, bool wide) {
     switch (p.index_type) {
-        case -1: return double(p.rows());
+        case -1: return sum_of_sample_weights(p, wide);
         case I8: return sum_of_weights(p, static_cast<const int8_t*>(p.target), wide);
         case I16: return sum_of_weights(p, static_cast<const int16_t*>(p.target), wide);
         case I32: return sum_of_weights(p, static_cast<const int32_t*>(p.target), wide);
@@ -391,17 +403,21 @@ void* scratch(size_t bytes) {
 // range.
 std::optional<double> softmax_sum(
     nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
-    nb::handle loss_, nb::handle grad_logits_, double factor, nb::handle member
+    nb::handle loss_, nb::handle grad_logits_, double factor, nb::handle member, nb::handle sample_weight_
 ) {
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
     const View& logits = inputs.logits;
     const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
-                              grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE);
+                              grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE),
+                              sample_weight = maybe(sample_weight_, "sample_weight");
     Memory memory = inputs.memory();
+    memory.reads(sample_weight);
+    if (sample_weight) check_row_numbers(*sample_weight, logits);
     if (loss) check_total(*loss, logits), memory.writes(*loss);
     check_gradients(memory, inputs, grad_logits, {});
     if (!inputs.lay_out(grad_logits)) return std::nullopt;
     Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
+    if (sample_weight) p.sample_weight = sample_weight->pointer();
     const bool wide = logits.dtype.bits == 64;
     const bool over_logits = grad_logits && grad_logits->pointer() == logits.pointer();
     const double weights = mean || over_logits ? sum_of_weights(p, wide) : 1, divisor = mean ? weights : 1;
@@ -486,7 +502,8 @@ void bind_softmax(nb::module_& m) {
     );
     m.def(
         "softmax_sum", &softmax_sum, "logits"_a, "target"_a, "weight"_a.none(), "ignore_index"_a, "smoothing"_a,
-        "mean"_a, "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0, "member"_a.none() = nb::none()
+        "mean"_a, "loss"_a.none(), "grad_logits"_a.none(), "factor"_a = 1.0, "member"_a.none() = nb::none(),
+        "sample_weight"_a.none() = nb::none()
     );
     m.def("scale", &scale, "numbers"_a, "factor"_a);
     m.def("holds", &holds, "tensor"_a, "value"_a);

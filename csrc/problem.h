@@ -62,8 +62,9 @@ struct Softmax {
     void *top, *log_sum;  // R, one a row: written forward, read backward
 
     // forward
-    void *loss, *row_weight;  // R, one a row, or null
-    double* partial;          // two sums a tile
+    void *loss, *row_weight;    // R, one a row, or null
+    double* partial;            // two sums a tile
+    const void* sample_weight;  // R, one a row: what it weighs in a sum and its gradient; or null
     std::atomic<bool>* out_of_range;
     void *entropy, *target_log_prob;  // R, one a row: statistics; all four, or null
     uint8_t* correct;                 // whether the target's class is the first of the most probable ones

@@ -125,6 +125,11 @@ template <class R> INLINE R log_p_of(R x, R top, R log_sum) { return (x - top) -
 // What a class index adds to the sums' total.
 template <class R> INLINE R target_cost(R keep, R weight, R f) { return times(keep * weight, f); }
 
+// What a row weighs in a sum.
+template <class R> INLINE R sample_weight(const Softmax& p, int64_t row) {
+    return p.sample_weight ? static_cast<const R*>(p.sample_weight)[row] : R(1);
+}
+
 // The loss of a row, out of Σ w f(p): the z-loss λ lse² comes to it.
 template <class R> INLINE R row_loss(const Softmax& p, R penalised, R weight, R lse) {
     return p.z_loss == 0 ? penalised : penalised + times(weight, R(p.z_loss) * lse * lse);

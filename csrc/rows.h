@@ -364,6 +364,13 @@ INLINE R finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum
     return row_loss(p, loss, here.weight, sum.top + log_sum);
 }
 
+// Add the loss and the weight of a row to two sums.
+template <class R, class S> INLINE void add_to_sums(const Softmax& p, const Row<R, S>& here, R loss, double* sums) {
+    const R u = sample_weight<R>(p, here.row);
+    sums[0] += double(times(u, loss));
+    sums[1] += double(weigh(u, here.weight));
+}
+
 // Takes the row's logits and target. Gives top and log_sum, the loss, weight and mass of the row where each row has its
 // own, and adds loss and weight to `sums`. A row that does not count has a loss, a weight and statistics of 0.
 template <class R, class S> static void row_forward(const Softmax& p, int64_t row, double* sums) {
@@ -383,8 +390,7 @@ template <class R, class S> static void row_forward(const Softmax& p, int64_t ro
     static_cast<R*>(p.log_sum)[row] = log_sum;
     if (p.loss) static_cast<R*>(p.loss)[row] = loss;
     if (p.row_weight) static_cast<R*>(p.row_weight)[row] = here.weight;
-    sums[0] += double(loss);
-    sums[1] += double(here.weight);
+    add_to_sums(p, here, loss, sums);
 }
 
 // --- backward -------------------------------------------------------------------------------------------------------
@@ -490,7 +496,8 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
     }
     RowSlopes<R> slopes{};
     slopes.top = static_cast<const R*>(p.top)[row], slopes.log_sum = static_cast<const R*>(p.log_sum)[row];
-    slopes.start(p, static_cast<const R*>(p.grad)[p.grad_rows ? row : 0], here.weight);
+    const R grad = static_cast<const R*>(p.grad)[p.grad_rows ? row : 0];
+    slopes.start(p, weigh(grad, sample_weight<R>(p, row)), here.weight);
     R log_p = 0;
     slopes.set(masses_of(p, here, slopes, log_p));
     const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits
@@ -572,12 +579,11 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
     Kept<R> kept(p);
     RowSums<R, double> sum = sum_row<true>(p, here, likeliest, kept);
     const R log_sum = sum.log_sum(), target_mass = R(sum.mass);
-    sums[0] += double(finish(p, here, sum, log_sum, likeliest));
-    sums[1] += double(here.weight);
+    add_to_sums(p, here, finish(p, here, sum, log_sum, likeliest), sums);
 
     RowSlopes<R> slopes{};
     slopes.top = sum.top, slopes.log_sum = log_sum;
-    slopes.start(p, static_cast<const R*>(p.grad)[0], here.weight);
+    slopes.start(p, weigh(static_cast<const R*>(p.grad)[0], sample_weight<R>(p, row)), here.weight);
     R log_p = 0, even, s;
     slopes.set(here.t ? Masses<R>{R(0), target_mass, R(0), NAN_<R>} : own_masses(p, here, slopes, log_p, even, s));
     const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits

@@ -385,6 +385,18 @@ template <class R> struct Labels {
 
 // --- panels: LANES rows of a tile -----------------------------------------------------------------------------------
 
+// What the rows of a panel weigh in a sum.
+template <class R> INLINE void sample_weights(const Softmax& p, int64_t row, int64_t rows, R* u) {
+    for (int l = 0; l < LANES; l++) u[l] = R(1);
+    if (p.sample_weight) std::memcpy(u, static_cast<const R*>(p.sample_weight) + row, size_t(rows) * sizeof(R));
+}
+// Multiply a number of each row by that.
+template <class R> INLINE void weigh_samples(const Softmax& p, int64_t row, int64_t rows, R* numbers) {
+    R u[LANES];
+    sample_weights(p, row, rows, u);
+    for (int l = 0; l < LANES; l++) numbers[l] = weigh(numbers[l], u[l]);
+}
+
 // The weights w of a tile; where the target is indices, the part of them that smoothing spreads; none without
 // smoothing.
 template <class R, class S>
@@ -621,8 +633,11 @@ static void finish(
     if (!here.t) add_targets(p, row, rows, label, sum, log_sum, loss);
     for (int l = 0; l < LANES; l++) loss[l] = row_loss(p, loss[l], label.weight[l], sum.top[l] + log_sum[l]);
     for (int l = 0; l < LANES; l++) loss[l] = pick(label.valid[l] == R(0) || l >= rows, R(0), loss[l]);
-    sums[0] += fold(loss);
-    sums[1] += here.t ? double(rows) : fold(label.weight);
+    R u[LANES], weighed[LANES], weight[LANES];
+    sample_weights(p, row, rows, u);
+    for (int l = 0; l < LANES; l++) weighed[l] = times(u[l], loss[l]);
+    for (int l = 0; l < LANES; l++) weight[l] = pick(l < rows, weigh(u[l], label.weight[l]), R(0));
+    sums[0] += fold(weighed), sums[1] += fold(weight);
     const R keep = here.t ? R(0) : R(1 - p.smoothing);
     for (int64_t l = 0; p.mass && l < rows; l++) {
         const R mass = sum.mass[l] + keep * label.weight[l];
@@ -688,6 +703,7 @@ template <class R> struct Slopes {
         std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
         std::memcpy(log_sum, static_cast<const R*>(p.log_sum) + row, size_t(rows) * sizeof(R));
         if (p.grad_rows) std::memcpy(g, static_cast<const R*>(p.grad) + row, size_t(rows) * sizeof(R));
+        weigh_samples(p, row, rows, g);
         for (int l = 0; l < LANES; l++) {
             RowSlopes<R> slopes = this->row(l);
             slopes.start(p, pick(label.valid[l] == R(0), R(0), g[l]), label.weight[l]);

@@ -369,11 +369,14 @@ def softmax_functions(_native, dtype, soft):
         "grad": incoming(grad, {wide}, True), "lse": tensors(lse, {wide}, True), "grad_logits": apart,
     })  # fmt: skip
     right = said | {
-        "mean": True, "loss": torch.empty((), dtype=wide), "grad_logits": on_x, "factor": 2.0, "member": more
+        "mean": True, "loss": torch.empty((), dtype=wide), "grad_logits": on_x, "factor": 2.0, "member": more,
+        "sample_weight": torch.rand(N, dtype=wide),
     }  # fmt: skip
     on_loss = {"loss": [w for w in dict(outputs(right, "loss"))["loss"] if w.what != str(dtype)]}
     apart = [w for w in apart if "grad_target" not in w.what]
-    yield Call(f"softmax_sum {name}", _native.softmax_sum, right, wrong | wrong_more | on_loss | {"grad_logits": apart})
+    yield Call(f"softmax_sum {name}", _native.softmax_sum, right, wrong | wrong_more | on_loss | {
+        "grad_logits": apart, "sample_weight": tensors(right["sample_weight"], {wide}, True),
+    })  # fmt: skip
     if dtype != wide:
         said["weight"], wrong["weight"] = None, [Wrong("there", c, False)]
     yield from quick_softmax_functions(_native, said, wrong, name)

@@ -460,3 +460,103 @@ def test_the_mode_of_every_thread_is_left_alone():
             assert (tiny / 2 > 0).all()
     finally:
         torch.set_num_threads(threads)
+
+
+# --- weights of rows ----------------------------------------------------------------------------------------------------
+
+MEMBERS = {
+    "plain": {},
+    "weight": {"weight": torch.linspace(0.5, 2, 70, dtype=torch.float64)},
+    "smoothed": {"label_smoothing": 0.1},
+    "penalised": {"penalty": crossent.Focal(2.0), "label_smoothing": 0.2},
+    "capped": {"softcap": 5.0, "temperature": 2.0, "z_loss": 0.1},
+}
+SHAPES = [(40, 70), (5, 70, 9), (3, 70, 4, 4)]
+
+
+def weighted(shape, dtype, soft, options):
+    """Return logits, a target and weights of rows, of which some are 0, and the options in the dtype of sums."""
+    x, y = problem(shape, dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    u = torch.linspace(0, 3, y.numel(), dtype=wide).view(y.shape)
+    u.view(-1)[::5] = 0
+    target = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(dtype) if soft else y
+    options = {name: v.to(wide) if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+    return x, target, u, options
+
+
+def by_hand(x, target, u, reduction, options):
+    """Weigh the losses of rows in torch operations."""
+    losses = crossent.cross_entropy(x, target, reduction="none", out_dtype=u.dtype, impl="eager", **options)
+    total = (u * losses).sum()
+    if reduction == "sum":
+        return total
+    weight = options.get("weight")
+    if target.is_floating_point():
+        return total / u.sum()
+    of_rows = (target != -100).to(u.dtype) if weight is None else weight[target.clamp(min=0)] * (target != -100)
+    return total / (u * of_rows).sum()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_weights_of_rows(dtype, shape, member, soft, reduction):
+    x, target, u, options = weighted(shape, dtype, soft, MEMBERS[member])
+    with torch.no_grad():
+        forward = crossent.cross_entropy(x, target, reduction=reduction, sample_weight=u, **options)
+    loss = crossent.cross_entropy(x, target, reduction=reduction, sample_weight=u, **options)
+    assert torch.equal(loss, forward)
+    expected = by_hand(x, target, u, reduction, options)
+    torch.testing.assert_close(loss.to(u.dtype), expected, rtol=8 * EPS[dtype], atol=0)
+    for factor in (1.0, 1 / 3):
+        ours, right = (gradient(each, x, factor, retain_graph=True) for each in (loss, expected))
+        size = float(right.abs().max())
+        torch.testing.assert_close(ours, right, rtol=8 * EPS[dtype], atol=EPS[dtype] * size / 8)
+    assert (ours.movedim(1, -1)[u == 0] == 0).all()
+
+
+def test_weights_of_rows_take_one_pass(monkeypatch):
+    x, y, u, _ = weighted((40, 70), torch.float32, False, {})
+    passes = []
+    for name in ("cross_entropy_forward", "cross_entropy_backward", "cross_entropy_sum"):
+        compute = getattr(native, name)
+        monkeypatch.setattr(
+            native.Native, name, staticmethod(lambda *args, n=name, c=compute: passes.append(n) or c(*args))
+        )
+    gradient(crossent.cross_entropy(x, y, sample_weight=u), x)
+    assert passes == ["cross_entropy_sum"]
+
+
+def test_weights_of_rows_in_second_derivatives_and_forward_mode():
+    x, y, u, _ = weighted((6, 5), torch.float64, False, {})
+    for reduction in ("mean", "sum"):
+        loss = lambda z, r=reduction: crossent.cross_entropy(z, y, reduction=r, sample_weight=u)  # noqa: E731
+        assert torch.autograd.gradgradcheck(loss, x)
+        expected = lambda z, r=reduction: by_hand(z, y, u, r, {})  # noqa: E731
+        tangent = torch.ones_like(x).cumsum(1)
+        for ours, right in zip(
+            torch.func.jvp(loss, (x,), (tangent,)), torch.func.jvp(expected, (x,), (tangent,)), strict=True
+        ):
+            torch.testing.assert_close(ours, right)
+        (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        assert torch.autograd.grad(first.square().sum(), x)[0].abs().sum() > 0
+
+
+def test_weights_of_rows_that_are_learned_have_a_gradient():
+    x, y, u, _ = weighted((6, 5), torch.float64, False, {})
+    u.requires_grad_()
+    loss, expected = crossent.cross_entropy(x, y, sample_weight=u), by_hand(x, y, u, "mean", {})
+    for ours, right in zip(torch.autograd.grad(loss, (x, u)), torch.autograd.grad(expected, (x, u)), strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def test_weights_of_rows_that_are_changed_in_between_are_seen():
+    x, y, u, _ = weighted((40, 70), torch.float32, False, {})
+    loss = crossent.cross_entropy(x, y, sample_weight=u)
+    gradient(loss, x, retain_graph=True)
+    u.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(loss, x)

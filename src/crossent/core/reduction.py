@@ -33,9 +33,14 @@ class Reduction(NamedTuple):
     across: Callable[..., tuple[Tensor, ...]] | None = None
 
     @property
+    def over_own_rows(self) -> bool:
+        """Whether this is a mean over what the rows of this process weigh."""
+        return self.how == "mean" and self.denominator is None and self.across is None
+
+    @property
     def as_torch(self) -> bool:
         """Whether this is torch's mean, of all rows alike over what they weigh."""
-        return self.how == "mean" and self.sample_weight is None and self.denominator is None and self.across is None
+        return self.over_own_rows and self.sample_weight is None
 
     def whole(self, *sums: Tensor) -> tuple[Tensor, ...]:
         """Complete sums over the rows of this process to sums over all rows."""

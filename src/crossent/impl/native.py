@@ -326,6 +326,7 @@ def cross_entropy_sum(
     dtype: torch.dtype | None,
     factor: float | None,
     inplace: bool = False,
+    sample_weight: Tensor | None = None,
 ) -> Sum:
     """Compute a sum or mean and its gradient in one pass; see the protocol."""
     values, weight, bias, mask, valid, settings = target
@@ -344,13 +345,11 @@ def cross_entropy_sum(
     if factor is not None:
         grad_logits = _gradient(logits, values, inplace)
     numbers = (settings.ignore_index, settings.label_smoothing, mean)
-    by = 1.0 if factor is None else factor
-    total = _native.softmax_sum(logits, values, weight, *numbers, loss, grad_logits, by, member)
+    rest = (1.0 if factor is None else factor, member, None if sample_weight is None else _weight(sample_weight, wide))
+    total = _native.softmax_sum(logits, values, weight, *numbers, loss, grad_logits, *rest)
     if total is None:
         dense = None if factor is None else torch.empty(logits.shape, dtype=logits.dtype, device=_CPU)
-        total = _native.softmax_sum(
-            logits.contiguous(), values.contiguous(), weight, *numbers, loss, dense, by, member
-        )  # fmt: skip
+        total = _native.softmax_sum(logits.contiguous(), values.contiguous(), weight, *numbers, loss, dense, *rest)
         assert total is not None
         grad_logits = None if dense is None else _new_like(logits).copy_(dense)
     return Sum(loss, total, grad_logits)
@@ -486,7 +485,7 @@ class Native(Implementation):
     statistics = staticmethod(cross_entropy_statistics)
     binary_cross_entropy_forward = staticmethod(binary_cross_entropy_forward)
     binary_cross_entropy_backward = staticmethod(binary_cross_entropy_backward)
-    has_short_way = True
+    has_short_way = weighs_samples = True
     cross_entropy_sum = staticmethod(cross_entropy_sum)
     binary_cross_entropy_sum = staticmethod(binary_cross_entropy_sum)
     quick_sum = staticmethod(_native.quick_sum)

@@ -123,6 +123,11 @@ class Implementation:
     """Whether ``quick_sum`` and the others of that name are worth asking."""
     differentiable = False
     """Whether it gives losses that autograd differentiates, and nothing else: no gradients, statistics or blocks of a head."""
+    weighs_samples = False
+    """Whether ``cross_entropy_sum`` takes one argument more, ``sample_weight``: one number a row in the dtype of sums.
+
+    It multiplies the loss of the row and what the row adds to the divisor.
+    """
     workspace = 0
     """How many tensors in float32, as large as a block of logits, the operations on a head's block make on their way."""
 

@@ -14,7 +14,7 @@ from crossent.core import watch
 from crossent.core.checks import Place, gradient_place
 from crossent.core.modes import is_dtensor
 from crossent.core.penalties import Penalty
-from crossent.core.reduction import Reduction, reduce_rows, result_dtype
+from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype, weights_of_rows
 from crossent.core.settings import Settings, documented, written_defaults
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import SPECIAL, Target, describe
@@ -195,12 +195,16 @@ def reduced_cross_entropy(
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
     name = choose(logits, impl, target.values, target, loss_alone=True)
-    how = reduction.how
-    if reduction.sample_weight is not None:
-        how = "none"
-    elif how == "mean" and not (reduction.as_torch and reduction.empty == "nan"):
+    how, u, weights = reduction.how, reduction.sample_weight, None
+    if how == "mean" and not (reduction.over_own_rows and reduction.empty == "nan"):
         how = "sum"
-    loss, row_weight = ops.cross_entropy(logits, target, how, name, place)
+    if u is not None and how != "none":
+        if input.dim() > 1 and isinstance(u, Tensor) and ops.weighs_samples(logits, target, u, name):
+            rows = logits.new_empty(logits.shape[:1] + logits.shape[2:], dtype=compute_dtype(logits, target.values))
+            weights = weights_of_rows(u, rows, whole=True)
+        else:
+            how = "none"
+    loss, row_weight = ops.cross_entropy(logits, target, how, name, place, weights)
     if how == "none":
         if input.dim() == 1:
             loss = loss.squeeze(0)

@@ -149,8 +149,8 @@ class BinaryCrossEntropy(Function):
         return _TransformedBinaryCrossEntropy.jvp(ctx, *tangents)
 
 
-def _differentiable(grad: Tensor, logits: Tensor, target: BinaryTarget, divided: float) -> Tensor:
-    gradient = _EAGER.binary_cross_entropy_backward(grad, logits, target, divisor=divided)[0]
+def _differentiable(grad: Tensor, logits: Tensor, target: BinaryTarget, call: Call) -> Tensor:
+    gradient = _EAGER.binary_cross_entropy_backward(grad, logits, target, divisor=call.divided)[0]
     assert gradient is not None
     return gradient
 

@@ -105,7 +105,7 @@ def _restored(ctx: Any) -> tuple[Tensor, Any]:
             "inplace_forward=True wrote the gradient over the logits, and a second derivative or a second backward pass needs "
             "them: leave it out, or use inplace_backward=True"
         )
-    logits, *tensors = ctx.saved_tensors
+    logits, *tensors, _ = ctx.saved_tensors
     return logits, ctx._forward_cls.record._make((*tensors, ctx.settings))
 
 
@@ -208,7 +208,7 @@ class Fused(Lean):
         ctx.gradients = [] if gradient is None else [like(gradient, logits)]
         ctx.call, ctx.settings, ctx.place = call, target.settings, place
         ctx.formed_with, ctx.dtype = factor, logits.dtype
-        ctx.save_for_backward(logits, *target.tensors)
+        ctx.save_for_backward(logits, *target.tensors, call.sample_weight)
         if place == "over in forward":
             tell_if_in_place(gradient, logits)
             ctx.version = ctx.gradients[0]._version
@@ -228,7 +228,7 @@ class Fused(Lean):
         elif needs_formula(grad):
             ctx.gradients.clear()
             logits, target = _restored(ctx)
-            gradient = ctx._forward_cls.differentiable(grad, logits, target, ctx.call.divided)
+            gradient = ctx._forward_cls.differentiable(grad, logits, target, ctx.call)
         elif not ctx.call.implementation.waits:
             gradient = _on_the_device(ctx, grad)
         else:

@@ -44,16 +44,20 @@ def needs_formula(grad: Tensor) -> bool:
 
 
 class Call(NamedTuple):
-    """Beside its tensors: what a loss is divided by (a softmax loss asks whether it is a mean), and who computes it."""
+    """Beside its tensors: what a loss is divided by (a softmax loss asks whether it is a mean), and who computes it.
+
+    ``sample_weight`` is one number a row, which multiplies its loss and what it adds to the divisor.
+    """
 
     divided: Any
     implementation: Implementation
+    sample_weight: Tensor | None = None
 
 
 class Lean(Function):
     """A loss of which autograd is told nothing but the logits.
 
-    A subclass has ``record``, what its target is, and ``differentiable(grad, logits, target, divided)``, the gradient for the
+    A subclass has ``record``, what its target is, and ``differentiable(grad, logits, target, call)``, the gradient for the
     logits in torch operations.
     """
 
@@ -61,7 +65,7 @@ class Lean(Function):
     run: Any  # ``apply`` without what torch.func needs, once ``settle`` was called
 
     @staticmethod
-    def differentiable(grad: Tensor, logits: Tensor, target: Any, divided: Any) -> Tensor:
+    def differentiable(grad: Tensor, logits: Tensor, target: Any, call: Call) -> Tensor:
         """Compute the gradient in torch operations, which can be differentiated and transformed again."""
         raise NotImplementedError
 
@@ -99,7 +103,7 @@ class Unreduced(Lean):
         kind = ctx._forward_cls
         target = kind.record(*tensors, ctx.settings)
         if needs_formula(grad):
-            gradient = kind.differentiable(grad, logits, target, ctx.call.divided)
+            gradient = kind.differentiable(grad, logits, target, ctx.call)
         else:
             gradient = like(kind.gradient(grad, logits, target, kept, ctx.call), logits)
         return gradient, None, None, None

@@ -24,7 +24,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from crossent.core import torchs
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT, Place
 from crossent.core.modes import plain, transformed
-from crossent.core.reduction import compute_dtype, divide, over
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
@@ -310,11 +310,18 @@ class CrossEntropy(Function):
         return over(tangent, ctx.divisor) if ctx.mean else (tangent, None)
 
 
-def _differentiable(grad: Tensor, logits: Tensor, target: Target, divided: bool) -> Tensor:
+def _differentiable(grad: Tensor, logits: Tensor, target: Target, call: Call) -> Tensor:
     """Compute the gradient for the logits of plain tensors, whose class indices may have any integer dtype."""
     if target.indices:
         target = target._replace(values=target.values.long())
-    divisor = target.divisor(logits) if divided else 1.0
+    divisor: float | Tensor = 1.0
+    if call.sample_weight is not None:
+        if call.divided:
+            x = logits.to(compute_dtype(logits, target.values))
+            divisor = ordered_sum(call.sample_weight * target.row_weights(x).squeeze(1))
+        grad, divisor = over(grad, divisor) * call.sample_weight, 1.0
+    elif call.divided:
+        divisor = target.divisor(logits)
     gradient = _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
     assert gradient is not None
     return gradient
@@ -327,7 +334,9 @@ class FusedCrossEntropy(Fused):
 
     @staticmethod
     def compute(logits, target, call, dtype, factor, inplace, *formed):
-        return call.implementation.cross_entropy_sum(logits, target, call.divided, dtype, factor, inplace, *formed)
+        compute: Any = call.implementation.cross_entropy_sum
+        more = formed if call.sample_weight is None else (call.sample_weight,)
+        return compute(logits, target, call.divided, dtype, factor, inplace, *more)
 
 
 class UnreducedCrossEntropy(Unreduced):
@@ -347,10 +356,28 @@ for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
     _kind.settle(CrossEntropy._backward_cls.__name__)
 
 
+def weighs_samples(logits: Tensor, target: Target, sample_weight: Tensor, impl: str) -> bool:
+    """Whether an implementation sums rows of these weights in one pass over the logits: nothing else is asked than that."""
+    tensors = (*target.tensors, sample_weight)
+    if not load(impl).weighs_samples or logits.numel() == 0 or not plain(logits, *tensors):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (logits, *tensors)):
+        return forms_gradient(logits, *tensors)
+    return forward_ad._current_level < 0
+
+
 def cross_entropy(
-    logits: Tensor, target: Target, reduction: str, impl: str, place: Place = "beside"
+    logits: Tensor,
+    target: Target,
+    reduction: str,
+    impl: str,
+    place: Place = "beside",
+    sample_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None."""
+    """Compute the loss and the weight of every row, or the sum of both; or the mean loss, and None.
+
+    ``sample_weight`` multiplies both in a sum or mean that ``weighs_samples`` allows.
+    """
     mean, tensors, implementation = reduction == "mean", target.tensors, load(impl)
     if implementation.differentiable:
         loss, row_weight, _ = implementation.cross_entropy_forward(logits, target, reduction)
@@ -358,7 +385,13 @@ def cross_entropy(
     if plain(logits, *tensors):
         if reduction != "none" and implementation.fuses(logits) and forms_gradient(logits, *tensors):
             dtype = compute_dtype(logits, target.values)
-            loss, total, _ = explained(FusedCrossEntropy.of, logits, target, Call(mean, implementation), dtype, place)
+            call = Call(mean, implementation, sample_weight)
+            loss, total, _ = explained(FusedCrossEntropy.of, logits, target, call, dtype, place)
+            return loss, None if mean else _as_tensor(total, loss)
+        if sample_weight is not None:
+            dtype = compute_dtype(logits, target.values)
+            compute: Any = implementation.cross_entropy_sum
+            loss, total, _ = explained(compute, logits, target, mean, dtype, None, False, sample_weight)
             return loss, None if mean else _as_tensor(total, loss)
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result
