@@ -15,7 +15,7 @@ from torch import Tensor
 
 from crossent.core.reduction import compute_dtype
 from crossent.core.target import BinaryTarget, Target
-from crossent.impl.protocol import Forward, Gradients, Implementation, Partials, RowStatistics, Sum
+from crossent.impl.protocol import NO_CLASS, Forward, Gradients, Implementation, Partials, RowStatistics, Sum
 from crossent.impl.triton import binary, sums
 from crossent.impl.triton import launch as to
 from crossent.impl.triton.backward import backward
@@ -186,8 +186,8 @@ def cross_entropy_sum(
 def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     """Compute the statistics of each row without a derivative."""
     dtype, shape = compute_dtype(logits), logits.shape[:1] + logits.shape[2:]
-    dtypes = [dtype] * (len(RowStatistics._fields) - 1) + [torch.int64]  # of `predicted`
-    of_rows = RowStatistics._make(torch.zeros(shape, dtype=dtype, device=logits.device) for dtype in dtypes)
+    of_rows = RowStatistics.made_by(lambda dtype: torch.zeros(shape, dtype=dtype, device=logits.device), dtype)
+    of_rows.predicted.fill_(NO_CLASS)
     if logits.numel():
         launch = to.arrange(logits)
         with to.device_of(logits):

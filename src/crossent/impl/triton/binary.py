@@ -72,7 +72,7 @@ def elements(
     here = tl.arange(0, BLOCK)
     inside = here < left
     x, t = load_numbers(logits, first, here, inside, R, EDGE), load_numbers(target, first, here, inside, R, EDGE)
-    pi, wants = tl.full((), 1.0, R), t  # what yes weighs; no weighs 1 - t
+    wants = t  # what yes weighs; no weighs 1 - t
     if pos_weight is not None:
         pi = load_weights(pos_weight, first, here, inside, R)
         wants = weigh(pi, t)
@@ -102,13 +102,13 @@ def elements(
             smaller = e * larger
             p, q = tl.where(x < 0.0, smaller, larger), tl.where(x < 0.0, larger, smaller)
             slope = g * ((1.0 - t) * p - wants * q)
-            unasked = g == 0.0
-            if pos_weight is not None:
-                unasked = unasked | ((wants == 0.0) & (t == 1.0))
-            slope = tl.where(unasked & (x != x), 0.0, slope)
+            slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
+            if pos_weight is not None:  # then both may weigh nothing, and there is no slope, whatever x and g are
+                slope = tl.where((wants == 0.0) & (t == 1.0), 0.0, slope)
             store_numbers(wanted.to, first, here, slope, inside, EDGE)
         if wanted.to_target is not None:
-            gain = times(g * pi, yes) - times(g, no)
+            on_yes = g if pos_weight is None else weigh(g, pi)
+            gain = times(on_yes, yes) - times(g, no)
             store_numbers(wanted.to_target, first, here, gain, inside, EDGE)
 
 

@@ -1,7 +1,8 @@
-"""Kernel: what else the logits of each row tell: lse, the log-probability of the target, entropy, and whether the largest is right.
+"""Kernel: what else the logits of each row tell.
 
-It reads the logits once from memory and again from a cache. A row that is ignored is not read and gets zeros; one whose label is no
-class gets a loss of nan and else zeros.
+That is lse, the log-probability of the target, entropy, the first of the largest classes, and whether that is the target's. The
+logits are read once from memory and again from a cache. A row that is ignored is not read, and gets zeros and no class. One whose
+label is no class gets a loss of nan, and else the same.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from crossent.impl.triton.numbers import times
+
 _BLOCK, _PROGRAMS = 1024, 256
 
 
@@ -77,7 +79,7 @@ def _scaled(gradient, factor, count, BLOCK: tl.constexpr):
         return
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(gradient + at, mask=at < count, other=0.0).to(by.dtype)
-    tl.store(gradient + at, (x * by).to(gradient.dtype.element_ty), mask=at < count)
+    tl.store(gradient + at, times(x, by).to(gradient.dtype.element_ty), mask=at < count)
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:

@@ -303,13 +303,15 @@ def seen_rows(g, mass, top, log_sum, labels, member):
 def slopes_of(g, u, mass, top, log_sum, labels, member, tile):
     """Compute what the gradients of a row have in common from that of its loss."""
     live = seen_rows(g, mass, top, log_sum, labels, member)
-    by, extra = tl.where(live, g, 0.0), g * 0.0
+    by, extra = tl.where(live, g, 0.0), tl.zeros_like(top)
     if member.Z:
         extra = times(labels.weight, (top + log_sum) * 2.0 * member.z_loss)
     total = mass.own + mass.spread
+    weightless = (total == 0.0) & (mass.others == 0.0) & (extra == 0.0)  # then there is no slope, whatever g is
     at_label = times(by, times(total, expm1_(u)) + mass.others + times(extra, exp_(u, True)))
-    scale = times(by, total + extra)
-    at_top = times(scale, expm1_(-log_sum)) + times(by, mass.rest + extra)
+    at_label = tl.where(weightless, 0.0, at_label)
+    scale = weigh(by, total + extra)
+    at_top = times(scale, expm1_(-log_sum)) + weigh(by, mass.rest + extra)
     return Slopes(g, scale, at_label, at_top, -log_sum > LOG_HALF, live)
 
 
@@ -344,7 +346,7 @@ def _write_block(
         u = below - log_sum[:, None, None]
         w = weights_of(target, chunk, EDGE, rows, live, member, layout, tile)
         f, s = penalise(u, member)
-        slope -= times(tl.where(live, slopes.g, 0.0)[:, None, None], times(w, s))
+        slope -= weigh(tl.where(live, slopes.g, 0.0)[:, None, None], times(w, s))
         slope = tl.where(slopes.likely[:, None, None] & (below == 0.0), slopes.at_top[:, None, None], slope)
         if to_target is not None:
             gain = _gains(f, cls, are_classes(chunk, rows, layout, tile), slopes, member, tile)
@@ -371,5 +373,5 @@ def _gains(f, cls, valid, slopes, member, tile):
     """Compute the gradient for probabilities, ``g (1 - ε) c f(p)``; nan in a row that wants no class and has no softmax."""
     by = tl.broadcast_to((slopes.g * member.keep)[:, None, None], f.shape)
     if member.weight is not None:
-        by *= tl.load(member.weight + cls, mask=valid, other=0.0).to(tile.R)
+        by = weigh(by, tl.load(member.weight + cls, mask=valid, other=0.0).to(tile.R))
     return tl.where(slopes.live[:, None, None], times(by, f), tl.where(by == 0.0, 0.0, float("nan")))
