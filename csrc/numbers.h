@@ -128,8 +128,8 @@ INLINE float log1p_(float s) {
 }
 // With f = m - 1 of the mantissa m, log m = 2 artanh(f / (2 + f)).
 INLINE double log1p_(double s) {
-    double u = 1.0 + s, lost = (s - (u - 1.0)) / u;
-    uint64_t b = bits<uint64_t>(u) - 0x3fe6a09e667f3bcd;  // √½ is the lower end of the mantissa
+    double u = 1.0 + s, lost = pick(u == s, 0.0, (s - (u - 1.0)) / u);  // or infinity would lose a nan
+    uint64_t b = bits<uint64_t>(u) - 0x3fe6a09e667f3bcd;                // √½ is the lower end of the mantissa
     double n = bits<double>((b >> 52) | 0x4330000000000000) - 4503599627370496.0;  // 2^52
     double f = bits<double>((b & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd) - 1.0, half = 0.5 * f * f;
     double t = f / (2.0 + f), tt = t * t;

@@ -372,7 +372,8 @@ template <class R, class S> INLINE void add_to_sums(const Softmax& p, const Row<
 }
 
 // Takes the row's logits and target. Gives top and log_sum, the loss, weight and mass of the row where each row has its
-// own, and adds loss and weight to `sums`. A row that does not count has a loss, a weight and statistics of 0.
+// own, and adds loss and weight to `sums`. A row that does not count has a loss, a weight and statistics of 0,
+// and no class is predicted for it.
 template <class R, class S> static void row_forward(const Softmax& p, int64_t row, double* sums) {
     const Row<R, S> here(p, row);
     R top = 0, log_sum = 0, loss = 0, mass = 0;

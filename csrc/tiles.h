@@ -651,7 +651,7 @@ static void finish(
 
 // Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss, weight and mass where each
 // row has its own, and adds losses and weights to `sums`. A row that does not count has a loss, a weight and statistics
-// of 0.
+// of 0, and no class is predicted for it.
 template <class R, class S> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
     const Rows<R, S> here(p, tile);
     Tile<R> logits, weights;

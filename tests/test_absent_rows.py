@@ -216,6 +216,37 @@ def test_an_infinite_gradient_of_an_element_that_is_not_there(impl, way):
         assert grad[KEPT].isfinite().all()
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("max_bytes", [64, 1 << 28])
+def test_an_infinite_gradient_of_a_sum_leaves_out_rows_that_are_not_there(reduction, max_bytes):
+    x, w = torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(0)), torch.randn(3, FEATURES)
+    y = torch.tensor([0, -100, 1, 2, -100, 0])
+    for loss, z in (
+        (lambda z: crossent.linear_cross_entropy(z, w, y, reduction=reduction, max_bytes=max_bytes), x),
+        (lambda z: crossent.cross_entropy(z, y, reduction=reduction), x[:, :3].clone()),
+    ):
+        (grad,) = torch.autograd.grad(loss(z.requires_grad_()), z, torch.tensor(torch.inf))
+        assert (grad[GONE] == 0).all()
+        assert not grad[KEPT].isfinite().any()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_an_infinite_gradient_reaches_what_a_row_without_weight_may_learn(impl):
+    """A target of 0 on every class weighs nothing, and would cost if it were more than that."""
+    x, t = torch.randn(2, 3), torch.tensor([[0.0, 0, 0], [1, 0, 0]], requires_grad=True)
+    comes = torch.tensor([torch.inf, 1.0])
+    losses = crossent.cross_entropy(x, t, reduction="none", impl=impl)
+    assert (torch.autograd.grad(losses, t, comes)[0][0] == torch.inf).all()
+    z = x.clone().requires_grad_()
+    losses = crossent.cross_entropy(z, t.detach(), reduction="none", z_loss=0.1, impl=impl)
+    assert not (torch.autograd.grad(losses, z, comes)[0][0] == 0).any()  # such a row has a z-loss
+    yes = torch.ones(2, requires_grad=True)
+    losses = crossent.binary_cross_entropy_with_logits(
+        torch.zeros(2), yes, pos_weight=torch.zeros(2), reduction="none", impl=impl
+    )
+    assert torch.autograd.grad(losses, yes, comes)[0][0] == -torch.inf
+
+
 @pytest.mark.parametrize("garbage", ["nan", "inf", "mixed"])
 @pytest.mark.parametrize(("name", "options", "more"), _calls())
 def test_further_derivatives(name, options, more, garbage):

@@ -52,6 +52,21 @@ def test_rows_that_do_not_count_have_none(ignore_index, impl):
     assert stats.correct.tolist() == [True, False, False, False, False]
 
 
+@pytest.mark.parametrize("target", [torch.full((2,), -100), torch.zeros(2, 0)], ids=["indices", "probabilities"])
+def test_rows_without_classes_have_none(target):
+    assert crossent.cross_entropy_stats(torch.zeros(2, 0), target).predicted.tolist() == [-100, -100]
+
+
+def test_is_there_in_forward_mode():
+    x, y = torch.tensor([[[0.0, 2.0, 1.0]], [[3.0, 1.0, 0.0]]]), torch.tensor([1])
+
+    def stats(one):
+        return torch.func.jvp(lambda z: crossent.cross_entropy_stats(z, y), (one,), (torch.ones_like(one),))[0]
+
+    assert [stats(one).predicted.item() for one in x] == [1, 0]
+    assert torch.vmap(stats)(x).predicted.tolist() == [[1], [0]]
+
+
 def test_is_that_of_the_transformed_logits():
     x, y = torch.tensor([[5.0, 4.0, 0.0]]), torch.tensor([0])
 

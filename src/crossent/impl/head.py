@@ -436,9 +436,9 @@ def row_losses(head: Head, plan: Plan) -> Tensor:
 
 def statistics(head: Head, plan: Plan) -> RowStatistics:
     """Compute the statistics of every row; one that is ignored has 0, and no class."""
-    compute, loss = load(plan.impl), _zero_rows(head)
-    predicted = torch.full_like(loss, NO_CLASS, dtype=torch.int64)
-    of_rows = RowStatistics._make([loss, *(_zero_rows(head) for _ in RowStatistics._fields[1:-1]), predicted])
+    compute, zeros = load(plan.impl), _zero_rows(head)
+    of_rows = RowStatistics.made_by(lambda dtype: torch.zeros_like(zeros, dtype=dtype), zeros.dtype)
+    of_rows.predicted.fill_(NO_CLASS)
     for block in blocks(head, plan):
         for to, value in zip(of_rows, compute.statistics(block.logits, block.target), strict=True):
             put(to, block.rows, value)

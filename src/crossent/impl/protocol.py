@@ -8,6 +8,7 @@ another implementation. To add one, write a file with a subclass of :class:`Impl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -96,9 +97,14 @@ class RowStatistics(NamedTuple):
     correct: Tensor
     predicted: Tensor
 
+    @classmethod
+    def made_by(cls, new: Callable[[torch.dtype], Tensor], dtype: torch.dtype) -> RowStatistics:
+        """Make a tensor for each of them by its dtype."""
+        return cls(*(new(torch.int64 if name == "predicted" else dtype) for name in cls._fields))
+
 
 NO_CLASS = -100
-"""What is predicted for a row that is ignored or has no softmax: no class, whatever index is ignored."""
+"""What is predicted for a row that is ignored or has no softmax, whatever index is ignored; ``NOT_PREDICTED`` in csrc/row.h."""
 
 
 class Implementation:

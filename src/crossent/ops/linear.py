@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from crossent.core.modes import plain, transformed
+from crossent.core.reduction import times
 from crossent.impl import head as heads
 from crossent.impl.head import Head, Plan
 from crossent.impl.protocol import RowStatistics
@@ -277,9 +279,13 @@ class LinearCrossEntropy(Function):
 def scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
     """Multiply gradients by what arrives: in their own memory where nobody will ask for them again."""
     if not plain(grad, *formed) or torch._C._autograd._get_current_graph_task_keep_graph():
-        return [g * grad for g in formed]
-    if grad.device.type == "cpu" and not grad.is_meta and grad.item() == 1:
-        return formed
+        return [times(g, grad) for g in formed]
+    if grad.device.type == "cpu" and not grad.is_meta:
+        factor = grad.item()
+        if factor == 1:
+            return formed
+        if not isfinite(factor):  # what is 0 stays 0, as of a row that does not count
+            return [times(g, grad) for g in formed]
     return [g.mul_(grad) for g in formed]
 
 

@@ -132,7 +132,7 @@ def _(logits, target, impl):
 @statistics_operator.fake
 def _(logits, target, impl):
     rows = logits.new_empty((logits.shape[0], *logits.shape[2:]), dtype=compute_dtype(logits, target.values))
-    return (*(torch.empty_like(rows) for _ in RowStatistics._fields[:-1]), torch.empty_like(rows, dtype=torch.int64))
+    return tuple(RowStatistics.made_by(lambda dtype: torch.empty_like(rows, dtype=dtype), rows.dtype))
 
 
 @statistics_backward_operator.implement

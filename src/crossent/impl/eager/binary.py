@@ -49,8 +49,7 @@ def _terms(logits: Tensor, target: BinaryTarget, factor: Tensor | None) -> Terms
         weightless = nothing if weightless is None else weightless | nothing
     if weightless is None:
         return Terms(x, t, yes, no, None if valid is None else ~valid)
-    known = (yes + no).isfinite() if factor is None else (yes + no).isfinite() & factor.isfinite()
-    absent = weightless & (x.isnan() | ~known)
+    absent = weightless & (x.isnan() | ~(yes + no).isfinite())
     x = x.masked_fill(absent, torch.nan)
     return Terms(x, t, yes, no, absent if valid is None else absent | ~valid)
 
@@ -92,8 +91,8 @@ def binary_cross_entropy_backward(
         if on_yes is not None and on_no is not None:
             pull, push = on_yes.s(log_p) * pull, on_no.s(log_not_p) * push
         grad_logits = factor * (push - pull)
-        if absent is not None:
-            grad_logits = grad_logits.masked_fill(absent, 0.0)
+        nothing = (yes == 0) & (no == 0) & ~factor.isfinite()
+        grad_logits = grad_logits.masked_fill(nothing if absent is None else nothing | absent, 0.0)
         grad_logits = grad_logits.to(logits.dtype)
     if needs[1]:
         factor = ((1 - target.settings.label_smoothing) * factor).expand_as(x)

@@ -140,8 +140,6 @@ def gradients(
     settings, whole = target.settings, row.lse is not None
     target = _without_garbage(target, _unasked(row, row.loss == 0))
     no_weight = _weightless_rows(x, target, elsewhere)
-    if no_weight is not None:
-        row = row._replace(loss=row.loss.masked_fill(no_weight & ~row.loss.isfinite(), 0.0))
     unseen = _unseen_rows(row, x, no_weight, lse)
     x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
@@ -156,10 +154,14 @@ def gradients(
     if on_logits or on_bias or (on_target and settings.margin):
         of_loss = _without_garbage(target, row.loss == 0) if whole else target
         of_z = top + log_sum if settings.z_loss else None
+        on_loss = row.loss
+        if no_weight is not None:
+            nothing = no_weight if of_z is None else no_weight & (target.row_weights(x) == 0)
+            on_loss = on_loss.masked_fill(nothing & ~on_loss.isfinite(), 0.0)
         if target.indices and (target.plain or settings.label_smoothing == 0) and not target.is_shard:
-            at_x = _index_gradient(row.loss, log_p, of_loss, of_z)
+            at_x = _index_gradient(on_loss, log_p, of_loss, of_z)
         else:
-            at_x = _soft_gradient(row.loss, log_p, of_loss, of_z, elsewhere)
+            at_x = _soft_gradient(on_loss, log_p, of_loss, of_z, elsewhere)
         if whole:
             at_x = at_x + _statistics_gradient(row, log_p, target)
         if dead is not None:

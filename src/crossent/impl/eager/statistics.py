@@ -15,11 +15,12 @@ _RUN = 64  # numbers of a row of which the largest is found first
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
-    """Compute the statistics of each row; 0 for rows that are ignored."""
+    """Compute the statistics of each row; 0 and no class for rows that are ignored."""
     x = transformed(logits, target)
     loss, row_weight, lse = row_losses(x, target)
     if x.numel() == 0:
-        return RowStatistics(loss, loss, loss, loss, row_weight, loss, loss.long())
+        nothing = torch.full_like(loss, NO_CLASS, dtype=torch.int64)
+        return RowStatistics(loss, loss, loss, loss, row_weight, loss, nothing)
     top, log_sum = lse.unsqueeze(2)
     log_p = (x - top) - log_sum
     if target.indices:
