@@ -148,7 +148,7 @@ def test_the_page_names_the_kernels_constants():
     text = " ".join(PAGE.split())
     lanes, block, rows = constant("LANES"), constant("BLOCK"), constant("ROWS")
     for claim in (
-        f"New float32 gradients as large as a quarter of the last cache, and from {constant('STREAMED') >> 20} MB on,",
+        f"New float32 gradients of at least {constant('STREAMED') >> 20} MB and at least a quarter of the last cache are",
         f"Below {constant('SERIAL'):,} elements one thread does all",
         f"in blocks of {block:,} numbers",
         f"Rows of up to {constant('FEW_CLASSES')} classes are taken {rows} at a time, {lanes} to a vector loop",
