@@ -359,7 +359,8 @@ DOCUMENTATION = {
         before smoothing in either case.""",
     "class_mask": """boolean, ``(C)`` or of the logits' shape, True for the classes that are allowed. The others have probability
         0 and gradient 0 whatever their logits hold, and smoothing spreads over the allowed ones only. A row that wants a class
-        it does not allow pays ``f(0)``, which is infinite for cross entropy; a row that allows nothing has a loss of nan.""",
+        it does not allow pays ``f(0)``, which is infinite for cross entropy. A row that allows nothing is left out, as one that
+        is ignored.""",
     "z_loss": """``λ``, at least 0, weighted like its row: by ``c[y]`` for indices, 1 for probabilities, and by
         ``sample_weight``.""",
     "pos_weight": "``π``, broadcast to the logits' shape from the last dimension, or ``(C)`` along ``dim``.",
