@@ -12,7 +12,7 @@ template <class R> INLINE R magnitude(R x) { return std::fabs(x); }
 
 // A block of up to BINARY_BLOCK elements, filled up to whole runs: logits, targets, and weights where there are any.
 template <class R, class S, class T, bool WEIGHTED> struct Elements {
-    int64_t o, i, n, first;
+    int64_t n, first;
     alignas(64) R buffers[4][BINARY_BLOCK];
     const R *x, *t, *w, *pi;
     const S* next_x;
@@ -20,13 +20,14 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
 
     Elements(const Binary& p, int64_t block) {
         const int64_t per_outer = p.blocks_per_outer();
-        o = block / per_outer, i = block % per_outer * BINARY_BLOCK;
-        n = p.inner - i < BINARY_BLOCK ? p.inner - i : BINARY_BLOCK, first = o * p.inner + i;
+        const int64_t i = block % per_outer * BINARY_BLOCK;
+        n = p.inner - i < BINARY_BLOCK ? p.inner - i : BINARY_BLOCK, first = block / per_outer * p.inner + i;
         x = runs(static_cast<const S*>(p.logits) + first, buffers[0]);
         t = runs(static_cast<const T*>(p.target) + first, buffers[1]);
         next_x = static_cast<const S*>(p.logits) + first + n, next_t = static_cast<const T*>(p.target) + first + n;
         if constexpr (WEIGHTED)
-            w = weights(p.weight, p.weight_at, buffers[2]), pi = weights(p.pos_weight, p.pos_weight_at, buffers[3]);
+            w = weights(p.weight, p.weight_at, p.row, buffers[2]),
+            pi = weights(p.pos_weight, p.pos_weight_at, p.row, buffers[3]);
     }
 
     template <class V> const R* runs(const V* from, R* scratch) const {
@@ -38,10 +39,25 @@ template <class R, class S, class T, bool WEIGHTED> struct Elements {
         for (int64_t k = whole; k < padded(n); k++) scratch[k] = k < n ? widen(from[k]) : R(0);
         return scratch;
     }
-    const R* weights(const void* from, const int64_t (&at)[2], R* scratch) const {
-        const R* start = static_cast<const R*>(from) + (from ? o * at[0] + i * at[1] : 0);
-        if (from && at[1] == 1) return runs(start, scratch);
-        for (int64_t k = 0; k < padded(n); k++) scratch[k] = !from ? R(1) : k < n ? start[k * at[1]] : R(0);
+    // The weights of a block, whose first element is the i-th of the row o. What is the same for each row is laid out
+    // for one, and then copied: 10 numbers, 20, 40.
+    const R* weights(const void* from, const int64_t (&at)[2], int64_t row, R* scratch) const {
+        if (!from) {
+            for (int64_t k = 0; k < padded(n); k++) scratch[k] = k < n ? R(1) : R(0);
+            return scratch;
+        }
+        const R* start = static_cast<const R*>(from);
+        int64_t o = first / row, i = first % row;
+        if (at[1] == 1 && i + n <= row) return runs(start + o * at[0] + i, scratch);
+        const int64_t laid_out = at[0] == 0 ? std::min(row, n) : n;
+        for (int64_t k = 0, size; k < laid_out; k += size, i = 0, o++) {
+            size = std::min(row - i, laid_out - k);
+            const R* part = start + o * at[0] + i * at[1];
+            for (int64_t j = 0; j < size; j++) scratch[k + j] = part[j * at[1]];
+        }
+        for (int64_t k = laid_out; k < n; k += k)
+            std::memcpy(scratch + k, scratch, size_t(std::min(k, n - k)) * sizeof(R));
+        for (int64_t k = n; k < padded(n); k++) scratch[k] = R(0);
         return scratch;
     }
 

@@ -65,8 +65,11 @@ bool describe(const BinaryInputs& inputs, Binary& p) {
     p.outer = 1, p.inner = logits.numel();
     for (int32_t split = 0; split <= logits.ndim; split++) {
         if (set_weights(weight, split, p.weight, p.weight_at) &&
-            set_weights(pos_weight, split, p.pos_weight, p.pos_weight_at))
+            set_weights(pos_weight, split, p.pos_weight, p.pos_weight_at)) {
+            p.row = p.inner;
+            if (p.row < SHORT_ROW) p.inner *= p.outer, p.outer = 1;  // short rows share a block
             return true;
+        }
         if (split < logits.ndim) p.outer *= logits.shape[split], p.inner /= logits.shape[split];
     }
     return false;

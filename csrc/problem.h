@@ -19,8 +19,9 @@ constexpr int64_t FEW_CLASSES = 64;
 // Up to this many e^x of a tile are kept for its gradient, in as many R for each chunk of classes.
 constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
 
-// Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss.
-constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024;
+// Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss. Rows of fewer elements than
+// SHORT_ROW, whose weights repeat, share such a block.
+constexpr int64_t BLOCK = 2048, BINARY_BLOCK = 1024, SHORT_ROW = 256;
 
 // Of a product: features of X that lie together, and columns of G that are laid out at a time.
 constexpr int64_t FEATURES = 48, GROUP = 32;
@@ -105,8 +106,8 @@ struct Binary {
     int64_t outer, inner;
     const void *logits, *target;
     bool wide_target;
-    const void *weight, *pos_weight;  // R, or null, with strides over (outer, inner)
-    int64_t weight_at[2], pos_weight_at[2];
+    const void *weight, *pos_weight;  // R, or null, with strides over rows of so many elements and within them
+    int64_t weight_at[2], pos_weight_at[2], row;
     void* loss;       // R, or null, and then
     double* partial;  // a sum for every block; with a gradient, too, both at once
     const void* grad;

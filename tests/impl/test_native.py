@@ -249,6 +249,37 @@ def test_small_binary_losses_are_the_general_ones(dtype, shape):
         assert torch.equal(gradient, general.gradient)
 
 
+PATTERNS = {
+    "one": lambda shape: (1,),
+    "of classes": lambda shape: (shape[1],) + (1,) * (len(shape) - 2),
+    "of rows": lambda shape: (shape[0],) + (1,) * (len(shape) - 1),
+    "of the last axis": lambda shape: (shape[-1],),
+    "of each": lambda shape: shape,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(700, 2), (3000, 1), (130, 10), (50, 33), (9, 255), (9, 256), (5, 1500), (3, 7, 5, 11)]
+)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_binary_weights_that_repeat_after_any_length(pattern, shape, dtype):
+    """Rows shorter than a block share it, and their weights are laid out in it."""
+    torch.manual_seed(0)
+    x, t = torch.randn(shape).to(dtype).requires_grad_(), torch.rand(shape).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    weight, pos_weight = (torch.rand(PATTERNS[pattern](shape), dtype=wide) for _ in range(2))
+    for given in ({"weight": weight}, {"pos_weight": pos_weight}, {"weight": weight, "pos_weight": pos_weight[:1]}):
+        for reduction in ("sum", "none"):
+            options = {**given, "reduction": reduction, "out_dtype": wide}
+            ours, right = (
+                crossent.binary_cross_entropy_with_logits(x, t, impl=i, **options) for i in ("native", "eager")
+            )
+            torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-6)
+            grads = [torch.autograd.grad(loss, x, torch.ones_like(loss))[0] for loss in (ours, right)]
+            torch.testing.assert_close(*grads)
+
+
 def test_a_small_gradient_is_given_away_once_and_formed_again():
     x = X.clone().requires_grad_()
     loss = crossent.cross_entropy(x, Y)
