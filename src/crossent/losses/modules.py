@@ -69,7 +69,7 @@ class _Options(nn.Module):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """Return what an option is where nothing is said."""
+        """Return the default of an option."""
         return cls.defaults[name] if name in cls.defaults else default_of(name)
 
     def _call(self, **of_the_batch: Any) -> dict[str, Any]:
