@@ -112,7 +112,7 @@ class VocabShard:
 def _require_processes() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
-            "shards of the classes need a process group: call torch.distributed.init_process_group first; torchrun sets it up"
+            "shards of the classes need a process group: call torch.distributed.init_process_group first (torchrun)"
         )
 
 
