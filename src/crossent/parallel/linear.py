@@ -371,7 +371,7 @@ def sharded_linear(
     learned = any(isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled() for t in (u, given))
     if at_once or torch.compiler.is_compiling() or transform_under_way(*head[:3]):
         return _rows_at_once(head, sharded)
-    if not plain(*head[:3], *sharded.rows.target.tensors):  # what looks on would not see a kernel
+    if not plain(*head[:3], *sharded.rows.target.tensors):  # whatever looks on would not see a kernel
         sharded = replace(sharded, impl=formulas.IMPLEMENTATION.name)
     later = head.input.dtype == torch.float16 and any(t is not None and t.requires_grad for t in head[:3])
     if reduction.how == "none" or learned or later:

@@ -392,7 +392,7 @@ def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool) -> tuple
     tensors = (rows.logits, *rows.target.tensors)
     if torch.compiler.is_compiling() or transform_under_way(*tensors):
         return _by_formula(rows, shard)
-    name = impl if plain(*tensors) else _EAGER.name  # what looks on would not see a kernel
+    name = impl if plain(*tensors) else _EAGER.name  # whatever looks on would not see a kernel
     result: tuple[Tensor, Tensor] = ShardedCrossEntropy.apply(
         *tensors, rows.target.settings, rows[3:], shard, name, inplace
     )

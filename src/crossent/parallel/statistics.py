@@ -61,10 +61,10 @@ def statistics_tensors(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
 
     def compute() -> Tensor:
         partials = formulas.partials(rows.logits, rows.first_target)
-        own = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
+        part = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
         columns = columns_of(rows, partials)
-        numbers = torch.stack([t.to(columns.dtype) for t in (own.cost, own.mass, own.entropy, own.most)])
-        positions = torch.stack([own.predicted, own.wanted]) + shard.start
+        numbers = torch.stack([t.to(columns.dtype) for t in (part.cost, part.mass, part.entropy, part.most)])
+        positions = torch.stack([part.predicted, part.wanted]) + shard.start
         return torch.cat([columns, numbers, _as_bits(positions, columns.dtype)])
 
     count = statistics_columns(rows.allowed.dtype)
@@ -76,7 +76,7 @@ def statistics_tensors(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
     predicted, wanted = _from_bits(bits).unbind(1)
     top, _, up = lse_above(each)
     log_prob = -(cost + times(mass, up)).sum(0)
-    share = (-up).exp()  # of the shard in all probability
+    share = (-up).exp()  # the part of the whole probability that a shard has
     row_entropy = times(share, (entropy + up).masked_fill(share == 0, 0.0)).sum(0)
     counted = rows.hard.counted_rows(rows.logits) & (each.allowed.sum(0) > 0)
     classes = _first(predicted, each.top == top).masked_fill(~top.isfinite() | ~counted, NO_CLASS)

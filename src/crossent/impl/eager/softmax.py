@@ -179,7 +179,7 @@ def gradients(
             grad_target = grad_target - costs(row.target_log_prob, None, log_p)
         if at_x is not None and settings.margin:
             grad_target = grad_target - (settings.margin / settings.temperature) * at_x
-        grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # no softmax for a t that may grow
+        grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # a larger t would need a softmax
         if target.valid is not None:
             grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
         grad_target = grad_target.to(target.values.dtype)
