@@ -32,7 +32,7 @@ UNDIFFERENTIABLE_WEIGHT = (
 def as_python(value: Any) -> Any:
     """Read a number of NumPy's, or the one element of a tensor or array, as Python's; anything else stays what it is.
 
-    A tensor that carries a derivative stays one too, since the derivative would be lost in silence.
+    A tensor that carries a derivative stays a tensor, since the derivative would be lost in silence.
     """
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 and not _carries_derivative(value) else value

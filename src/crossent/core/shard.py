@@ -39,7 +39,7 @@ class VocabShard:
             this shard's part, for a caller that adds it up itself, as a layer before the head may.
 
     Raises:
-        ValueError: a start behind the last class.
+        ValueError: a start that is larger than the number of classes.
         TypeError: a start or a number of classes that is no integer, or is too small.
         RuntimeError: no process group, in :meth:`even` and in the losses.
 
@@ -112,7 +112,7 @@ class VocabShard:
 def _require_processes() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
-            "shards of the classes need a process group: call torch.distributed.init_process_group first (torchrun)"
+            "shards of the classes need a process group: call torch.distributed.init_process_group first, under torchrun"
         )
 
 

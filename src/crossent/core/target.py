@@ -33,8 +33,8 @@ class Target(NamedTuple):
 
     ``values`` holds class indices ``(N, d1, ...)`` as int64, or the weights ``t`` as floats ``(N, C, d1, ...)``; ``weight``
     holds the class weights ``c`` as ``(C)``, or None for ones. ``logit_bias`` and ``class_mask`` (True for the classes that are
-    allowed) are ``(C)`` or of the logits' shape. ``valid``, ``(N, d1, ...)``, is False for rows that do not
-    count, and neither do those of ``ignore_index``. Where the logits are a shard of the classes, so is every tensor that has
+    allowed) are ``(C)`` or of the logits' shape. ``valid``, ``(N, d1, ...)``, is False for rows that do not count. Rows of
+    ``ignore_index`` do not count either. Where the logits are a shard of the classes, so is every tensor that has
     classes, and the index ``ELSEWHERE`` is that of a row that counts and has its class on another shard.
     """
 

@@ -84,7 +84,7 @@ def _own_forward(kind: Any) -> Any:
 
 
 def _refuse_what_a_call_would_do(module: nn.Module) -> None:
-    """Refuse hooks, which run only when a module is called; those of an embedding belong to its lookups, and a head has none."""
+    """Refuse hooks, which run only when a module is called; an embedding may have some, for its lookups."""
     if isinstance(module, nn.Embedding):
         return
     for attribute, what in _HOOKS.items():

@@ -614,7 +614,7 @@ def _all_labelled(target: Tensor, ignore_index: object) -> bool:
 
 
 def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
-    """Leave out the rows that have no weight in the loss: their hidden states may hold anything, and their products are saved.
+    """Leave out the rows that have no weight in the loss: their hidden states may hold anything, and it saves products.
 
     Where that weight has a derivative, or statistics are wanted of such rows too, only those that are not finite are left out.
     """
