@@ -103,8 +103,8 @@ template <bool WEIGHTED, class R> INLINE R binary_slope(R g, R x, R small, R yes
     else return slope;
 }
 
-// Takes logits, targets and weights of a block, and with GRADIENT that of the sum. Gives its losses, or their sum, and
-// with GRADIENT the slopes of the logits.
+// Takes logits, targets and weights of a block, and with GRADIENT the gradient of the sum. Gives its losses, or their
+// sum, and with GRADIENT the slopes of the logits.
 template <bool GRADIENT, class R, class S, class T, bool WEIGHTED>
 static void block_forward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
@@ -138,8 +138,8 @@ static void block_forward(const Binary& p, int64_t block) {
     if (p.partial) p.partial[block] = fold(lane);
 }
 
-// Takes them and the gradient of the loss. Gives the slopes of the targets and then, for they may lie where the logits
-// lie, those of the logits.
+// Takes the same and the gradient of the loss. Gives the slopes of the targets, and last those of the logits, which may
+// lie where the logits lie.
 template <class R, class S, class T, bool WEIGHTED> static void block_backward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
     const R* g = static_cast<const R*>(p.grad);
@@ -157,7 +157,7 @@ template <class R, class S, class T, bool WEIGHTED> static void block_backward(c
         for (int l = 0; l < LANES; l++) slope[k + l] = run[l];
     }
     if (p.grad_target) e.store_to(slope, static_cast<T*>(p.grad_target));
-    // last, for it may lie in the place of the logits
+    // The slopes of the logits come last, for they may lie in the place of the logits.
     for (int64_t k = 0; p.grad_logits && k < e.n; k += LANES) {
         R run[LANES], small[LANES], yes[LANES], no[LANES];
         e.fetch_next(k), fetch_to_write(static_cast<S*>(p.grad_logits) + e.first + k, LANES * sizeof(S));

@@ -1,7 +1,7 @@
 // Binary cross entropy for Python.
 //
 // Takes tensors of one shape with their dimensions in the order in which the logits lie, weights expanded to that
-// shape. Gives losses and gradients in tensors that Python made; both functions return whether the strides were taken.
+// shape. Gives losses and gradients in tensors that Python made; each function returns whether the strides were taken.
 // Refuses what does not fit together (bind_checks.h), and weights whose strides allow no split of the dimensions into
 // two that can be walked as one.
 
@@ -103,7 +103,7 @@ bool binary_forward(
     return true;
 }
 
-// Hold where a gradient is written to what it is the gradient of.
+// Check the tensor to which a gradient is written against that of which it is the gradient.
 void check_gradient(const View& grad, const View& of) {
     check_same_shape(grad, of), check_contiguous(grad);
     if (!same_dtype(grad, of)) grad.refuse("must have the dtype of " + std::string(of.name));

@@ -108,7 +108,7 @@ class Memory {
     void reads(const std::optional<View>& x) {
         if (x) reads(*x);
     }
-    // Written elements are apart from each other too; `over` may be the same tensor.
+    // Written elements must lie apart from each other too; `over` is the one tensor in whose place they may lie.
     void writes(const View& x, const View* over = nullptr) {
         if (overlaps_itself(x)) x.refuse("must not have several elements in one place: it is written to");
         const Part part{x, span_of(x)};
@@ -147,7 +147,7 @@ class Memory {
             if (x.shape[d] != 1 && x.strides[d] != over.strides[d]) return false;
         return true;
     }
-    // Whether some dimension steps less far than those inside it reach; sure of every tensor that torch makes.
+    // Whether some dimension steps less far than those inside it reach; right for every tensor that torch makes.
     static bool overlaps_itself(const View& x) {
         if (contiguous(x)) return false;
         std::vector<int32_t> order;

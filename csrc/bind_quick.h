@@ -1,4 +1,4 @@
-// Plain calls in one step, of which some are so small that Python is what takes time.
+// Plain calls in one step, some of which are so small that most of their time is Python's.
 //
 // Takes arguments just as a caller gave them, looks at them once, makes the results and fills them. Gives a loss and
 // what its gradient is made of. Refuses nothing: None says that Python has to look at the arguments.
@@ -9,16 +9,16 @@
 
 namespace {
 
-// Bytes from which on memory is recycled, which Python does; numbers that are converted here and one by one, while more
-// are left to torch, whose vectors are worth its call.
+// LARGE: bytes from which on memory is recycled, which Python does. FEW_NUMBERS: up to so many numbers are converted
+// here, one by one; more are left to torch, whose vectors are then worth the call.
 constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 512;
 
 // How results are made; Python hands it over at import. Never destroyed.
 struct Makers {
     nb::object empty_like;  // torch's
     nb::object recycled_like, wide_like, lse_of, rows_of;
-    nb::object number;           // a 0-d tensor, like that which it is given
-    nb::object numbers[DTYPES];  // one of each dtype; to be like it costs half of what a new tensor costs
+    nb::object number;           // makes a 0-d tensor of the dtype of another tensor
+    nb::object numbers[DTYPES];  // one of each dtype: empty_like of it costs half of what a new tensor costs
 
     nb::object like(nb::handle tensor, const View& x) const {
         return (x.numel() * (x.dtype.bits / 8) < LARGE ? empty_like : recycled_like)(tensor);
@@ -169,7 +169,7 @@ nb::object quick_rows(
     return nb::make_tuple(losses, lse);
 }
 
-// The gradient for the logits out of what quick_rows gave and the gradient of its losses.
+// The gradient for the logits from what quick_rows gave and the gradient of its losses.
 nb::object quick_rows_gradient(
     nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index,
     double smoothing, nb::handle lse_
@@ -221,7 +221,7 @@ nb::object quick_binary_elements(nb::handle logits_, nb::handle target_) {
     return losses;
 }
 
-// The gradient for the logits out of that of those losses.
+// The gradient for the logits from the gradient of those losses.
 nb::object quick_binary_gradient(nb::handle grad_, nb::handle logits_, nb::handle target_) {
     if (!plain(grad_) || !ordinary(logits_, target_)) return nb::none();
     const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());

@@ -145,7 +145,7 @@ struct Inputs {
         return memory;
     }
 
-    // Lay them out together with others of the logits' shape, where those are; false where that takes a copy.
+    // Lay them out together with others of the logits' shape, if there are any; false where that takes a copy.
     bool lay_out(const std::optional<View>& first = {}, const std::optional<View>& second = {}) {
         std::vector<const View*> tensors{&logits};
         if (soft) tensors.push_back(&target);
@@ -169,7 +169,7 @@ struct Inputs {
         p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
         set_member(p);
         if (soft || p.penalises_all()) few = FEW_CLASSES;
-        // The gradient of rows that share their memory lies otherwise, and is taken as a loss without gradient is.
+        // Rows that share their memory are tiles, with a gradient and without: the gradient lies otherwise than these.
         const bool shared = (p.outer > 1 && p.at.outer == 0) || (p.inner > 1 && p.at.inner == 0);
         p.rows_per_tile = p.at.classes == 1 && p.classes > few && !shared ? 1 : tile_rows(p);
         return p;
@@ -200,7 +200,7 @@ void set_lse(Softmax& p, void* lse, int64_t size) {
     p.top = lse, p.log_sum = static_cast<char*>(lse) + p.outer * p.inner * size;
 }
 
-// Run kernels that read labels, which are known to be in range only then.
+// Run kernels that read labels, and throw if one of these was out of range, which is known only afterwards.
 template <class F> void read_labels(Softmax& p, F&& work) {
     std::atomic<bool> out_of_range{false};
     p.out_of_range = &out_of_range;
@@ -292,7 +292,8 @@ std::optional<double> softmax_forward(
     return forward(p, dtype_of(logits), logits.numel(), reduction, loss);
 }
 
-// Hold where gradients are written to what they are gradients of; that of the logits may be written over them.
+// Check the tensors to which gradients are written against those of which they are gradients; that of the logits may be
+// written over them.
 void check_gradients(
     Memory& memory, const Inputs& inputs, const std::optional<View>& grad_logits, const std::optional<View>& grad_target
 ) {
@@ -453,7 +454,7 @@ void scale(nb::handle numbers_, double factor) {
     share(p.blocks(), p.size, [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
-// --- what needs no question -----------------------------------------------------------------------------------------
+// --- plain tensors, which need no checks ----------------------------------------------------------------------------
 
 void know_types(nb::type_object tensor, nb::type_object parameter) {
     types().is_neg = tensor.attr("is_neg");
@@ -462,7 +463,7 @@ void know_types(nb::type_object tensor, nb::type_object parameter) {
     types().parameter = reinterpret_cast<PyTypeObject*>(parameter.release().ptr());
 }
 bool plain(nb::handle tensor) { return types().plain(tensor); }
-// Whether a plain tensor of one floating-point number on the CPU holds this one.
+// Whether a plain 0-d tensor on the CPU holds this floating-point number.
 bool holds(nb::handle tensor, double value) try {
     if (!plain(tensor)) return false;
     const View number_(tensor, "number", View::READ);

@@ -11,11 +11,11 @@
 // Everything is static: an object compiled for one instruction set must not offer its code to another.
 //
 // Form: what a compiler is to turn into vectors is a loop over LANES numbers, and data come in runs of LANES: the last
-// of a row is filled up. A gradient is formed in the nearest cache and stored from there, so that it may lie where the
-// logits lie.
+// of a row is filled up, or overlaps with the one before. A gradient is formed in the nearest cache and stored from
+// there, so that it may lie where the logits lie.
 //
 // Takes the structures of problem.h and a range of tiles or blocks. Gives what they point to. Refuses nothing: what it
-// does not take was refused in Python.
+// does not take was refused before, in Python or by the binding (bind_checks.h).
 
 #pragma once
 #include "binary.h"

@@ -32,7 +32,7 @@ template <class F> void share(int64_t tiles, int64_t elements, F&& work) {
     nb::gil_scoped_release release;
     const int64_t grain = std::max<int64_t>(1, tiles * (SERIAL / 2) / elements);
     const Range range = [](int64_t begin, int64_t end, void* f) { (*static_cast<F*>(f))(begin, end); };
-    // The one thing that a kernel's work can throw, and torch makes a code of it.
+    // std::bad_alloc is the only exception that the work can throw, and torch turns it into a return code.
     if (parallel_for(0, tiles, grain, range, &work)) throw std::bad_alloc();
 }
 

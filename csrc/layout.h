@@ -86,8 +86,8 @@ bool contiguous(const View& x) {
     return true;
 }
 
-// A number that is a tensor of its own. There is one nan, whatever operation it came from: passes that compute the same
-// numbers in another order differ in its sign.
+// Write a number that is a tensor of its own, and read one. Every nan is written as the same nan, since passes that
+// compute the same numbers in another order differ in its sign.
 void put_number(const View& to, double value) {
     if (value != value) value = std::numeric_limits<double>::quiet_NaN();
     switch (dtype_of(to)) {
@@ -114,7 +114,7 @@ double total(const double* parts, int64_t n, int64_t step = 1) {
     return sum;
 }
 
-// How many bytes the last of the caches holds; 0 where nobody says.
+// How many bytes the last-level cache holds; 0 where the system does not say.
 int64_t last_cache() {
 #ifdef _SC_LEVEL3_CACHE_SIZE
     return std::max<int64_t>(0, sysconf(_SC_LEVEL3_CACHE_SIZE));
@@ -124,8 +124,8 @@ int64_t last_cache() {
 }
 
 // From how many bytes on a new gradient is written past the caches: it and its logits would take half of the last one,
-// and whoever reads it next would not find it there. What is narrower than what is computed in is never written so, for
-// there the arithmetic hides what the caches take.
+// and whatever reads it next would not find it there. A gradient in half precision is never written so: there the time
+// of the caches is hidden behind that of the arithmetic.
 constexpr int64_t STREAMED = 8 << 20;
 int64_t& streamed_from() {
     static int64_t bytes = std::max(STREAMED, last_cache() / 4);

@@ -73,7 +73,7 @@ INLINE void narrow(float x, half& to) {
 }
 
 // e^x for x ≤ 0: round to a power of two, minimax polynomial for the rest. Error at most 0.89 ulp with fused
-// multiply-add, 1.18 without; from -88 on, where even the power of two is 0, the result is 0; nan stays.
+// multiply-add, 1.18 without; from -88 down, where the power of two is 0, the result is 0; nan stays.
 INLINE float exp_(float x) {
     constexpr float round = 12582912.0f + 127.0f;  // 1.5 · 2^23: the low bits are the integer with an exponent's bias
     float y = x < -88.0f ? -88.0f : x;
@@ -89,7 +89,7 @@ INLINE float exp_(float x) {
     p = p * r + 1.0f;
     return power * p;
 }
-// For x ≤ 0, from -708.39 on, e^x = power · (1 + rest): a power of two, and a quotient of polynomials.
+// For -708.39 ≤ x ≤ 0, e^x = power · (1 + rest): a power of two, and a quotient of polynomials.
 struct Exponential {
     double power, rest;
 };
@@ -197,7 +197,7 @@ INLINE double expm1_(double z) {
     return pick(z > -0.5, near, far);
 }
 
-// a b + c of two products in a sum, of which a compiler would fuse the one or the other with the sum: always this one.
+// a b + c. Where c is a product too, a compiler would fuse the one or the other with the sum; here it is always a b.
 template <class R> INLINE R multiply_add(R a, R b, R c) {
 #ifdef __FMA__
     if constexpr (sizeof(R) == 4) return __builtin_fmaf(a, b, c);
@@ -207,17 +207,17 @@ template <class R> INLINE R multiply_add(R a, R b, R c) {
 #endif
 }
 
-template <class R> INLINE R times(R weight, R value) {  // what has no weight is not there, whatever its value
+template <class R> INLINE R times(R weight, R value) {  // 0 for a weight of 0, whatever the value
     return pick(weight == R(0), R(0), weight * value);
 }
-template <class R> INLINE R weigh(R weight, R by) {  // of two weights, either leaves out what it is 0 for
+template <class R> INLINE R weigh(R weight, R by) {  // 0 where either weight is 0
     return pick((weight == R(0)) | (by == R(0)), R(0), weight * by);
 }
 
 // --- runs of N numbers, LANES as a rule ------------------------------------------------------------------------------
 
-// What compilers see through least is written out: half precision has instructions of its own. Whole masks stand where
-// gcc 12 would warn of its own header without one.
+// What compilers see through least is written out: half precision has instructions of its own. Masks of all lanes stand
+// where gcc 12 would warn of its own header without one.
 #if defined(__AVX512F__)
 constexpr int HALVES = 16;
 INLINE void widen_halves(const half* from, float* to) {

@@ -12,11 +12,11 @@ constexpr int LANES = 32;    // accumulators of a row; rows side by side
 constexpr int ROWS = 128;    // rows of a tile, at most
 constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, at most
 
-// Up to this many classes rows are taken as tiles, even where each of them lies in one piece; forward, and forward with
-// its gradient, up to more of them on long vectors: `few_classes` of Kernels.
+// Up to this many classes rows are taken as tiles, even where each of them lies in one piece. Forward, and forward with
+// its gradient, take tiles up to more classes on long vectors: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
-// Up to this many e^x of a tile are kept for its gradient, in as many R for each chunk of classes.
+// KEPT: up to this many e^x of a tile are kept for its gradient. KEPT_TILE: how many R a chunk of classes takes then.
 constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
 
 // Elements that are worked on at a time, in the nearest cache: of a row, of a binary loss. Rows of fewer elements than
@@ -108,8 +108,8 @@ struct Binary {
     bool wide_target;
     const void *weight, *pos_weight;  // R, or null, with strides over rows of so many elements and within them
     int64_t weight_at[2], pos_weight_at[2], row;
-    void* loss;       // R, or null, and then
-    double* partial;  // a sum for every block; with a gradient, too, both at once
+    void* loss;       // R, one an element, or null
+    double* partial;  // a sum for every block, or null; with `grad`, both are computed at once
     const void* grad;
     bool grad_rows;
     void *grad_logits, *grad_target;
@@ -144,7 +144,7 @@ struct Scaled {
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (others) [begin, end).
 struct Kernels {
     const char* name;
-    int64_t few_classes[DTYPES];  // a row has fixed costs, which are the more vectors the longer those are
+    int64_t few_classes[DTYPES];  // up to which tiles pay: the longer vectors are, the more a row's fixed costs weigh
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_both[DTYPES])(const Softmax&, int64_t begin, int64_t end);

@@ -47,9 +47,9 @@ INLINE void multiply(
     }
     for (int i = 0; i < TALL; i++)
         for (int v = 0; v < VECTORS; v++) {
-            const int64_t left = wide - 16 * v;
-            if (i >= tall || left <= 0) continue;
-            const __mmask16 mask = left >= 16 ? __mmask16(0xffff) : __mmask16((1u << left) - 1);
+            const int64_t remaining = wide - 16 * v;
+            if (i >= tall || remaining <= 0) continue;
+            const __mmask16 mask = remaining >= 16 ? __mmask16(0xffff) : __mmask16((1u << remaining) - 1);
             float* to = sums + i * p.features + 16 * v;
             if (!first) sum[i][v] = _mm512_add_ps(sum[i][v], _mm512_maskz_loadu_ps(mask, to));
             _mm512_mask_storeu_ps(to, mask, sum[i][v]);

@@ -4,7 +4,7 @@
 // runs short. The piece that was dropped last is not marked if it is no larger than HOT: the next step takes it at
 // once, and a mark costs a tenth of that step.
 //
-// Takes a number of bytes. Gives memory whose content is anybody's. Refuses systems without MADV_FREE: null.
+// Takes a number of bytes. Gives memory with any content. Refuses systems without MADV_FREE: null.
 
 #pragma once
 #include <cstdlib>

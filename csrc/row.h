@@ -20,7 +20,7 @@ template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
 
 // --- classes --------------------------------------------------------------------------------------------------------
 
-// None is the likeliest, or is the row's own here; none is wanted.
+// NO_CLASS: no class is the likeliest, or the row's own class is not here. NO_TARGET: the target wants no class.
 constexpr int64_t NO_CLASS = -1, NO_TARGET = -2;
 
 // What Python is told for a row that is ignored or has no softmax.
@@ -60,7 +60,7 @@ template <class R> INLINE R target_logit(const Softmax& p, R x, int64_t y) {
 // --- sums over the classes of a row ---------------------------------------------------------------------------------
 
 // Σ e, where e = e^{x - level} and below = x - level: of all classes, and without those that equal the level, whose
-// ones would drown the rest of a confident row. The sums differ by how many they are, and by less than a half.
+// ones would drown the rest of a confident row. The sums differ by the number of those, with an error of less than 1/2.
 template <class R> INLINE void add_exp(R below, R e, R& others, R& all) {
     others += pick(below == R(0), R(0), e);
     all += e;
@@ -78,24 +78,24 @@ template <class R> INLINE void add_cost(R w, R x, R level, R& cost, R& mass) {
     mass += w;
 }
 
-// Σ w s(p), and the same without the class, if there is one, that has more than half of p: it may be all that counts,
-// and is not to be subtracted again.
+// Σ w s(p), and the same without the class, if there is one, that has more than half of p: it may be nearly all of the
+// sum, from which it must not be subtracted afterwards.
 template <class R, class A> INLINE void add_pull(R log_p, R pull, A& mass, A& rest) {
     mass += A(pull);
     rest += A(pick(log_p > LOG_HALF<R>, R(0), pull));
 }
 
-// The sums above over the classes seen so far, as seen from the largest of their logits; A is what they are carried on
-// in.
+// The sums above over the classes seen so far, relative to the largest of their logits; A is the type in which they are
+// carried on.
 template <class R, class A> struct RowSums {
     R top = -INF<R>;
     double others = 0;
     A ties = 0, cost = 0, mass = 0, moment = 0;
 
-    // Where to look from: from 0 while there is nothing but -inf.
+    // What the sums are relative to: the top, or 0 while there is nothing but -inf.
     INLINE_MEMBER R level() const { return pick(top > -INF<R>, top, R(0)); }
 
-    // Look from `high`, where that is higher.
+    // Make the sums relative to `high`, where that is higher.
     INLINE_MEMBER void raise(R high) {
         const bool higher = high > top, moved = higher && top > -INF<R>;
         const R shrink = exp_(top - pick(high > -INF<R>, high, R(0)));
@@ -108,8 +108,8 @@ template <class R, class A> struct RowSums {
         top = pick(higher, high, top);
     }
 
-    // Σ e^{x - top} without one class at the top; the logarithm of it all, which is lse - top; and the entropy of p.
-    // They are nan where the top is not finite.
+    // Σ e^{x - top} without one class at the top; the logarithm of the sum with it, which is lse - top; and the entropy
+    // of p. The latter two are nan where the top is not finite.
     INLINE_MEMBER double rest() const { return others + double(pick(ties > A(1), ties - A(1), A(0))); }
     INLINE_MEMBER R log_sum() const { return log1p_(R(rest())) + (top - top); }
     INLINE_MEMBER R entropy(R log_sum) const { return log_sum + R(moment / A(1 + rest())); }
@@ -142,15 +142,15 @@ template <class R> struct Masses {
     R own;     // of a class index: (1 - ε) c_y s(p_y)
     R spread;  // of the weights that every class has: a probability target's, or what smoothing spreads
     R others;  // of the latter on other classes than the row's own
-    R rest;    // `spread` without the class that has more than half of p; nan where that is to be subtracted
+    R rest;    // `spread` without the class that has more than half of p; nan where it is formed by subtraction
 };
 
-// What a row has elsewhere is mass on other classes than its own here.
+// Add the mass that a row has on other shards, which is mass on other classes than its own here.
 template <class R> INLINE Masses<R> with_elsewhere(Masses<R> masses, R away) {
     return {masses.own, masses.spread + away, masses.others + away, masses.rest + away};
 }
 
-// Those of a class index without a penalty on all classes. `weight` is c[y], `even` what smoothing spreads over y,
+// The masses of a class index without a penalty on all classes. `weight` is c[y], `even` what smoothing spreads over y,
 // `total` the sum of that over all classes.
 template <class R> INLINE Masses<R> index_masses(const Smoothing<R>& smoothing, R weight, R even, R total, R s) {
     const R share = smoothing.share;
@@ -193,7 +193,7 @@ template <class R> struct RowSlopes {
         return scale * expm1_(u) + weigh(g, away + extra);
     }
 
-    // ∂L/∂x' of a class index, where log p = u: of p - 1 = expm1(u).
+    // ∂L/∂x' of a class index, where log p = u: it is formed of p - 1 = expm1(u).
     INLINE_MEMBER R of_index(R u) const {
         const bool weightless = (mass == R(0)) & (others == R(0)) & (extra == R(0));
         const R slope = times(mass, expm1_(u)) + others + times(extra, exp_(u));
@@ -206,7 +206,7 @@ template <class R> struct RowSlopes {
 
 // --- the statistics of a row ----------------------------------------------------------------------------------------
 
-// The likeliest class of a row that has a softmax, whose log_sum is no nan.
+// The likeliest class of a row, or none where the row has no softmax: its log_sum is nan then.
 template <class R> INLINE int64_t found(int64_t likeliest, R log_sum) {
     return log_sum == log_sum ? likeliest : NO_CLASS;
 }

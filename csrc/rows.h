@@ -123,7 +123,7 @@ INLINE R load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int
     return fold_max(lane);
 }
 
-// Where the runs of a block first hold a value that they hold, as an index into the block.
+// The index of the first number in a block that equals a value; n where there is none.
 template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
     for (int64_t k = 0; k < block.whole; k += LANES) {
         int here = 0;
@@ -151,8 +151,8 @@ template <class R, class S, class F> INLINE void look_again(const Softmax& p, co
 // --- sums over a block ----------------------------------------------------------------------------------------------
 
 // Σ e^{x - level} of a block without the first of its classes that is the level, if it has one: its 1 would drown the
-// rest of a confident row. Meanwhile as much is fetched as the block is behind `next`. KEEP has each power written to
-// `e`.
+// rest of a confident row. Meanwhile as many logits as the block has are fetched from `next` on. KEEP has each power
+// written to `e`.
 template <bool KEEP, class R, class S>
 INLINE void add_exps(
     RowSums<R, double>& sum, const Block<R>& block, int64_t first, const S* next, const Shares<R, S>& next_target,
@@ -596,7 +596,7 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
     const R per_sum = R(1 / (1 + sum.rest())) + (sum.top - sum.top);  // nan where top is not finite
     alignas(64) R scratch[BLOCK], slope[BLOCK + LANES];
     Block<R> w;
-    if (slopes.scale == R(0))  // what has no weight is not there, whatever its logits hold
+    if (slopes.scale == R(0))  // a row without weight has no slopes, whatever its logits hold
         for (int64_t i = 0; i < p.classes; i++) kept.e[i] = R(0);
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);

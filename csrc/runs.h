@@ -96,7 +96,7 @@ template <class R> struct Block {
         if (whole < n) widen_run(from + n - LANES, last);
     }
 
-    // What was seen already counts as this.
+    // Put this value in the place of what was seen already.
     void fill(R value) {
         if (whole < n)
             for (int l = 0; l < LANES; l++) last[l] = pick(l < seen, value, last[l]);
@@ -112,7 +112,7 @@ template <class R> struct Block {
     R at(int64_t i) const { return i < whole ? x[i] : last[i - whole + seen]; }
 };
 
-// Put a number in the place of one of n that lie in runs as a Block has them; nothing where i is none of them.
+// Put a number in the place of the i-th of n that lie in runs as a Block has them; nothing where there is no i-th.
 template <class R> INLINE void put(R* runs, int64_t n, int64_t i, R value) {
     const int64_t whole = n / LANES * LANES, repeated = i - (n - LANES);
     if (i < 0 || i >= n) return;

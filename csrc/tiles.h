@@ -114,7 +114,7 @@ template <class R> static void separate(const R* __restrict from, R* __restrict 
 }
 
 // What is to be fetched of the next tile while this one is worked on, class by class: as much as a class of a panel
-// holds. Of rows with more classes than these, it is one row or two.
+// holds, or one row or two where these are only some of the classes of rows.
 struct Ahead {
     const char* first = nullptr;
     int64_t step, bytes, classes;
@@ -225,7 +225,7 @@ template <class R> struct Tile {
         lay_out(strides, classes, span);
         if (strides.classes == 1) return load_rows(from, strides, classes, span);
         const Apart rows(strides, span);
-        S copy[ROWS] = {};  // of rows that are none, zeros
+        S copy[ROWS] = {};  // zeros for rows that do not exist
         for (int64_t k = 0; k < classes; k++) {
             const S* x = rows.gather(from + k * strides.classes, copy);
             for (int64_t l = 0; l < pitch; l += LANES) widen_run(x + l, values + k * pitch + l);
@@ -359,7 +359,7 @@ template <class R> struct Labels {
     // Whether a row counts and has its class among the n from k on.
     bool within(int64_t l, int64_t k, int64_t n) const { return valid[l] != R(0) && uint64_t(y[l] - k) < uint64_t(n); }
 
-    // Of so few classes, to look at each of a row costs less than to go where its own is.
+    // With so few classes it costs less to look at each of a row than to go where its own is.
     static constexpr int64_t LOOKED_AT = 8;
 
     // Pick the number of each row's class, where that is among the n from k on.
@@ -882,8 +882,8 @@ static_assert(
     sizeof(KeptTile<float>) <= KEPT_TILE * sizeof(float) && sizeof(KeptTile<double>) <= KEPT_TILE * sizeof(double)
 );
 
-// What makes slopes of a panel's e^{x - level}: p times g (mass + extra), and what the class with more than half of p
-// gets instead, but for its weight.
+// What makes slopes of a panel's e^{x - level}: times `of_e` it is p g (mass + extra). Where it equals `likely`, which
+// is 1 or, for none, nan, the class has more than half of p.
 template <class R> struct SlopesOfE {
     const Slopes<R>& slopes;
     alignas(64) R of_e[LANES], likely[LANES];
@@ -901,7 +901,7 @@ template <class R> struct SlopesOfE {
         }
     }
 
-    // Let rows without weight hold nothing, whatever their logits hold.
+    // Put 0 for rows without weight, whatever their logits hold.
     void leave_out(R* e, int64_t pitch, int64_t n) const {
         int64_t any = 0;
         for (int l = 0; l < LANES; l++) any |= slopes.scale[l] == R(0);

@@ -45,7 +45,7 @@ enum Code { INT = 0, UINT = 1, FLOAT = 2, BFLOAT = 4 };
 constexpr int32_t CPU = 1;
 }  // namespace dlpack
 
-// The types that need no question, and torch.Tensor.is_neg; Python hands them over at import. Never destroyed.
+// The types of plain tensors, and torch.Tensor.is_neg; Python hands them over at import. Never destroyed.
 struct __attribute__((visibility("hidden"))) TensorTypes {
     PyTypeObject *tensor = nullptr, *parameter = nullptr;
     nb::object is_neg;

@@ -9,10 +9,10 @@ Cross entropy is ``f = -log p`` and ``s = 1``. Every member is a choice of ``t``
 the place of ``x``. The functions here are written to be read, not to be fast: they store everything, loop over nothing and
 never round below float64. What they return is what every implementation of this library is held to.
 
-Two conventions hold throughout. What has no weight is not there: ``0 · x = 0``, also where x is infinite or nan, so a class
-without weight costs nothing, however impossible it is, and a row without weight adds nothing, whatever it holds. Where two
-weights meet, as ``c`` and ``t`` do, either of them leaves out. And a row whose largest logit is not finite has no softmax, so
-its loss is nan.
+Two conventions hold throughout. First, ``0 · x = 0`` also where x is infinite or nan. So a class without weight costs nothing,
+however impossible it is, and a row without weight adds nothing, whatever it holds. Where two weights are multiplied, as ``c``
+and ``t`` are, a 0 in either of them is enough. Second, a row whose largest logit is not finite has no softmax, and its loss is
+nan.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def times(weight: ArrayLike, value: ArrayLike) -> Array:
 
 
 def weigh(weight: ArrayLike, by: ArrayLike) -> Array:
-    """Multiply two weights, of which either leaves out what it is 0 for: ``0 · x = x · 0 = 0`` for whatever x.
+    """Multiply two weights, where a 0 in either of them is enough: ``0 · x = x · 0 = 0`` for whatever x.
 
     The weight of a class that no target wants may be infinite, as one over its count is.
 
@@ -197,8 +197,9 @@ def smooth(t: ArrayLike, label_smoothing: float, axis: int = -1, allowed: ArrayL
 class Penalty(NamedTuple):
     """What a class with probability ``p`` costs, ``f(p)``, and how hard it is pulled, ``s(p) = -f'(p) p``.
 
-    Both are functions of ``log p``, in which a hopeless class is not 0 and a confident one not 1: ``1 - p`` is
-    ``-expm1(log p)``. In it ``s`` is minus the slope of ``f``. They must hold for every ``log p`` from -inf to 0.
+    Both are functions of ``log p``, since ``p`` itself rounds to 0 for a hopeless class and to 1 for a confident one. ``1 - p`` is
+    ``-expm1(log p)``, and ``s`` is minus the slope of ``f`` with respect to ``log p``. They must hold for every ``log p`` from
+    -inf to 0.
     """
 
     f: Callable[[Array], Array]
@@ -206,7 +207,7 @@ class Penalty(NamedTuple):
 
 
 def complement(log_p: Array) -> Array:
-    """Compute ``1 - p`` from ``log p``, as exactly as that is known."""
+    """Compute ``1 - p`` as exactly as ``log p`` is given."""
     return np.asarray(0.0 - np.expm1(log_p))
 
 
@@ -250,7 +251,7 @@ def poly1(epsilon: float = 1.0) -> Penalty:
 def gce(q: float = 0.7) -> Penalty:
     """Generalise cross entropy: ``f = (1 - p^q) / q`` and ``s = p^q``; cross entropy at ``q = 0`` (the limit), MAE at ``q = 1``.
 
-    What is thought impossible is hardly pulled, so that wrong labels are not learned; and hard ones neither.
+    A class that the model finds impossible is hardly pulled. So wrong labels are not learned, and neither are hard ones.
 
     Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", 2018.
 
@@ -274,7 +275,7 @@ def mae() -> Penalty:
 
 
 def sce(alpha: float = 0.1, beta: float = 1.0, A: float = -4.0) -> Penalty:
-    """Make cross entropy symmetric: ``f = -α log p - βA (1-p)`` and ``s = α - βA p``: ``α`` times Poly-1 with ``ε = -βA/α``.
+    """Make cross entropy symmetric: ``f = -α log p - βA (1-p)`` and ``s = α - βA p``, ``α`` times Poly-1 with ``ε = -βA/α``.
 
     The second term is the reverse cross entropy ``-Σ_k p_k log t_k`` of a one-hot target with ``log 0 := A``; for any other
     target the penalty stays this ``f``, weighted by ``t``. The authors' code clips the target at 1e-4, which is ``A = -9.21``.
@@ -378,7 +379,7 @@ class Rows(NamedTuple):
     allowed: Bools
     c: Array
     valid: Bools  # the rows that count
-    weight: Array  # as how much each counts in a mean: c[y] for indices, 1 for probabilities
+    weight: Array  # how much each row counts in a mean: c[y] for indices, 1 for probabilities
     indices: bool
     axis: int
 
@@ -392,7 +393,7 @@ def understand(logits: ArrayLike, target: ArrayLike, settings: Settings, keep: B
 
     def class_last(value: ArrayLike) -> NDArray[Any]:
         value = np.asarray(value)
-        return np.moveaxis(value, axis, -1) if value.shape == shape else value  # one of shape (C) is that already
+        return np.moveaxis(value, axis, -1) if value.shape == shape else value  # shape (C) has its classes last already
 
     c = np.ones(num_classes) if settings.weight is None else np.asarray(settings.weight, np.float64).reshape(-1)
     indices = target.shape != shape
@@ -621,8 +622,8 @@ def sigmoid_cross_entropy(
 
     ``∂L/∂x = mass·σ(x) - w₊πt = (1-t) s₋(σ(-x)) σ(x) - πt s₊(σ(x)) σ(-x)``, of which the second form does not cancel.
 
-    What has no weight is not there: ``π = 0`` leaves the part of yes out, and with it all of an element whose t is 1, whatever
-    its logit. As long as ``t < 1`` the part of no is there. The target's gradient ``π f₊ - f₋`` has it for every t.
+    A part without weight is left out: ``π = 0`` leaves out the part of yes, and so all of an element whose t is 1, whatever its
+    logit. The part of no is left out only where ``t = 1``. The target's gradient ``π f₊ - f₋`` contains it for every t.
 
     >>> loss, grad, _ = sigmoid_cross_entropy([-6.0], [1.0])
     >>> loss.round(4), grad.round(4)
@@ -745,7 +746,8 @@ def multilabel_cross_entropy(logits: ArrayLike, labels: ArrayLike, **options: An
 
     Args:
         logits: as in ``cross_entropy``.
-        labels: of the logits' shape: zeros and ones, or any amounts, of which ``t`` is the share. ``multi_hot`` writes lists so.
+        labels: of the logits' shape: zeros and ones, or any amounts, which are divided by their sum. ``multi_hot`` makes such rows
+            of lists.
         options: whatever ``cross_entropy`` takes beside its target. The mean is over the rows that have labels.
 
     Returns:
@@ -833,8 +835,8 @@ def distillation_loss(
         empty: what a mean over nothing is, ``"nan"`` or ``"zero"``.
         dim: the class axis.
         reverse: exchange p and q.
-        penalty: ``(f, s)`` of the second part. The first has no place for one: ``Σ q f(p)`` less what it is at ``p = q`` is a
-            distance for ``f = -log p`` only, since for another ``f`` it may be smallest elsewhere.
+        penalty: ``(f, s)`` of the second part. The first part takes none: a distance is smallest at ``p = q``, and for another
+            ``f`` than ``-log p`` the smallest ``Σ q f(p)`` may lie elsewhere.
         class_mask: ``(C)`` or of the logits' shape, True for the classes that are allowed. Student and teacher, in both parts, are
             what they would be without the others.
         z_loss: ``λ`` of ``λ lse²`` of the student's logits at temperature 1, whatever ``α`` is. It is reduced as the first part.
@@ -895,8 +897,9 @@ def contrastive_cross_entropy(
 ) -> ContrastiveLoss:
     """Find every vector's partner: cross entropy of the logits ``scale · a bᵀ``, where row i belongs to column ``i + offset``.
 
-    As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
-    vectors against everybody's, ``offset`` vectors before its own): the rows only; exchange the two sets yourself.
+    With as many ``a`` as ``b`` the loss is the mean of that and of the same with a and b exchanged, as in CLIP. With more ``b``
+    than ``a`` (one machine's vectors against everybody's, ``offset`` vectors before its own) it is that of the rows only;
+    exchange the two sets yourself.
 
     Args:
         a: ``(N, D)``, usually of length 1.
@@ -1064,9 +1067,8 @@ def linear_cross_entropy(
     soft = target.shape == (*h.shape[:-1], len(W))
     loss, grad, _ = cross_entropy(x, target.reshape(x.shape if soft else -1), dim=1, **options)
     loss = loss.reshape(h.shape[:-1]) if loss.ndim else loss
-    seen = np.where(
-        (grad != 0).any(-1, keepdims=True), rows, 0.0
-    )  # a row without a gradient adds nothing, whatever it holds
+    # A row without a gradient adds nothing, whatever it holds.
+    seen = np.where((grad != 0).any(-1, keepdims=True), rows, 0.0)
     return LinearLoss(loss, (grad @ W).reshape(h.shape), grad.T @ seen, grad.sum(0))
 
 
@@ -1076,8 +1078,8 @@ def linear_cross_entropy(
 class Partial(NamedTuple):
     """What one shard tells of each row: ``lse_s`` of its classes, ``L_s = Σ_k w_k (lse_s - x_k)`` and ``M_s = Σ_k w_k``.
 
-    ``lse_s`` is ``top + log_sum``, kept apart, since their sum would round the small part of a confident row away. A shard none of
-    whose classes is possible, or that has none, tells (-inf, 0).
+    ``lse_s`` is ``top + log_sum``, kept apart, since their sum would round the small part of a confident row away. A shard that
+    has no class, or none that is possible, tells (-inf, 0).
     """
 
     top: Array
@@ -1135,7 +1137,7 @@ def shard_gradient(x: ArrayLike, w: ArrayLike, whole: Partial) -> Array:
 def class_weights(counts: ArrayLike, scheme: str = "balanced", beta: float = 0.999) -> Array:
     """Weigh classes against their frequency.
 
-    ``"balanced"`` is ``n / (C n_k)``, as scikit-learn: every class weighs the same in total, and an example 1 on average.
+    ``"balanced"`` is ``n / (C n_k)``, as in scikit-learn: every class weighs the same in total, and an example 1 on average.
     ``"effective"`` is one over the effective number of examples ``(1 - β^n_k) / (1 - β)``, scaled to sum to C (Cui et al.,
     "Class-Balanced Loss Based on Effective Number of Samples", 2019); β = 0 weighs classes alike, β → 1 by ``1/n_k``.
 

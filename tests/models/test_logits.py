@@ -342,7 +342,7 @@ FORMING = {
 
 @pytest.mark.parametrize("name", FORMING)
 def test_anything_else_forms_the_logits_and_says_where(name):
-    with pytest.warns(UserWarning, match="it is right, and saves no memory"):
+    with pytest.warns(UserWarning, match="the result is right, and saves no memory"):
         assert_same(FORMING[name], formed=1)
     ((place, count),) = Logits.places.items()
     assert count == 1

@@ -32,7 +32,7 @@ UNDIFFERENTIABLE_WEIGHT = (
 def as_python(value: Any) -> Any:
     """Read a number of NumPy's, or the one element of a tensor or array, as Python's; anything else stays what it is.
 
-    So does a tensor that carries a derivative, which would be lost in silence.
+    A tensor that carries a derivative stays a tensor, since the derivative would be lost in silence.
     """
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 and not _carries_derivative(value) else value
@@ -145,7 +145,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def smoothing(name: str, value: Any) -> float:
-    """Hold a share of the target's weight to [0, 1]; torch reads negative numbers and nan as 0, and True as 1."""
+    """Check that a share of the target's weight is at most 1; as in torch, negative numbers and nan count as 0, and True as 1."""
     value = as_python(value)
     if isinstance(value, Tensor):
         _refuse_tensor(name, "a float in [0, 1]", value)
@@ -161,7 +161,7 @@ def smoothing(name: str, value: Any) -> float:
 
 
 def check_tensors(**values: object) -> None:
-    """Refuse what is not a tensor with an element at every place, by the name of its argument."""
+    """Refuse what is not a dense tensor, by the name of its argument."""
     for name, value in values.items():
         check_tensor(name, value, "a torch.Tensor")
 
@@ -205,7 +205,7 @@ def under_autocast(device: torch.device) -> bool:
 
 
 def axis_of(dim: Any, logits: Tensor) -> int:
-    """Hold a dimension to those of the logits."""
+    """Check that a dimension is one of the logits', and count it from 0."""
     dim = integer("dim", dim, "an int or None")
     if not -logits.dim() <= dim < logits.dim():
         raise IndexError(
@@ -245,7 +245,7 @@ def check_mask(mask: object) -> Tensor:
 
 
 def along_classes_or_whole(value: Tensor, name: str, logits: Tensor, axis: int) -> Tensor:
-    """Hold a tensor to the shape ``(C)`` or that of the logits, and lay it out as the logits will be."""
+    """Check that a tensor has the shape ``(C)`` or that of the logits, and lay it out as the logits will be."""
     if value.shape == logits.shape[axis : axis + 1]:
         return value
     if value.shape == logits.shape:
@@ -287,7 +287,7 @@ def check_index_dtype(logits: Tensor, target: Tensor) -> None:
 
 
 def check_index_shape(logits: Tensor, target: Tensor, axis: int, dim: int | None) -> None:
-    """Hold class indices to the logits' shape without the class axis."""
+    """Check that class indices have the logits' shape without the class axis."""
     rows = logits.shape[:axis] + logits.shape[axis + 1 :]
     if target.shape == rows or (logits.dim() == 1 and target.shape == (1,)):
         return
@@ -321,7 +321,7 @@ def _shape_fix(logits: Tensor, target: Tensor, rows: torch.Size, axis: int, dim:
 
 
 def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probabilities: bool) -> Tensor | None:
-    """Hold class weights to one a class, and for indices to the logits' dtype, or a wider one than half precision."""
+    """Check that there is one weight a class, and for indices its dtype: the logits', or wider where that is half precision."""
     if weight is None:
         return None
     flat = not probabilities and logits.dim() > 2
@@ -351,7 +351,7 @@ def class_weight(weight: Tensor | None, num_classes: int, logits: Tensor, probab
 
 
 def check_binary(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> None:
-    """Hold the tensors of a binary loss to the logits' shape."""
+    """Check the tensors of a binary loss against the logits: types, devices, shapes and dtypes."""
     check_tensors(input=input, target=target)
     weights = {"weight": weight, "pos_weight": pos_weight}
     check_tensors(**{name: value for name, value in weights.items() if value is not None})
@@ -385,7 +385,7 @@ def _torchs_refusal(dtype: torch.dtype) -> type[Exception]:
     """Ask the installed torch how it refuses binary targets of a dtype: for bool that changed from 2.13 to 2.14."""
     try:
         binary_cross_entropy_with_logits(torch.zeros(1), torch.zeros(1, dtype=dtype))
-    except (RuntimeError, TypeError) as error:  # of which NotImplementedError is one
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
         return type(error)
     return RuntimeError
 
@@ -425,7 +425,7 @@ def pos_weight_along(dim: Any, input: object, pos_weight: Tensor | None) -> Tens
 
 
 def element_mask(mask: object, input: Tensor) -> Tensor | None:
-    """Hold a mask of elements to the logits' shape."""
+    """Check that a mask of elements is boolean and broadcasts to the logits' shape."""
     if mask is None:
         return None
     mask = check_tensor("mask", mask, "a torch.Tensor that broadcasts to the logits' shape")
@@ -446,9 +446,10 @@ Place = Literal["beside", "over in forward", "over in backward"]
 
 
 def may_be_overwritten(logits: Tensor, target: Tensor) -> bool:
-    """Whether each logit lies in memory for itself, and nothing that is still read does.
+    """Whether each logit has memory of its own, which the target does not share.
 
-    A view whose sign torch has put off changing does not hold its numbers, and a target may be another view of the same memory.
+    A view whose sign torch has put off changing (``is_neg``) does not hold its own numbers, and a target may be another view of
+    the logits' memory.
     """
     apart = logits.untyped_storage().data_ptr() != target.untyped_storage().data_ptr()
     return apart and torch._debug_has_internal_overlap(logits) == 0 and not logits.is_neg()
@@ -458,7 +459,8 @@ def gradient_place(inplace_backward: bool, inplace_forward: bool, logits: Tensor
     """Say where the gradient is to go; refuse to write it over a leaf, or over a view of one."""
     flag("inplace_backward", inplace_backward)
     flag("inplace_forward", inplace_forward)
-    if not (inplace_backward or inplace_forward) or torch.compiler.is_compiling():  # which never writes over logits
+    asked = inplace_backward or inplace_forward
+    if not asked or torch.compiler.is_compiling():  # compiled code never writes over logits
         return "beside"
     owner = logits._base if logits._is_view() else logits
     if owner is not None and owner.is_leaf and owner.requires_grad:
@@ -466,6 +468,5 @@ def gradient_place(inplace_backward: bool, inplace_forward: bool, logits: Tensor
             f"inplace_{'forward' if inplace_forward else 'backward'}=True would write the gradient over a leaf, whose values "
             "would be lost: use it for logits that a model computed, or leave it out"
         )
-    return (
-        "over in forward" if inplace_forward and watch.current() is None else "over in backward"
-    )  # it is shown the logits
+    # A watcher is shown the logits after forward.
+    return "over in forward" if inplace_forward and watch.current() is None else "over in backward"

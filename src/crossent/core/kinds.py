@@ -62,7 +62,7 @@ def read(name: str, value: Any, rule: str) -> Any:
     Args:
         name: of the argument.
         value: what came.
-        rule: one of :data:`KINDS`, with `` or None`` behind it where that is one too.
+        rule: one of :data:`KINDS`, with `` or None`` behind it where None is allowed too.
 
     Raises:
         TypeError: it is of another kind.

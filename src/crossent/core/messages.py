@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-if TYPE_CHECKING:  # whoever looks at arrays needs the words and not torch
+if TYPE_CHECKING:  # tools that read arrays use these messages without torch
     from torch import Tensor
 
 
@@ -26,16 +26,16 @@ def layout_fix(name: str, given: Sequence[int], wanted: Sequence[int]) -> str | 
     change places, which a reshape would do to the shape alone: ``(T, N)`` is no ``(N, T)``.
     """
     given, wanted = tuple(given), tuple(wanted)
-    here, there = ([size for size in each if size != 1] for each in (given, wanted))
-    if here == there:
+    given_sizes, wanted_sizes = ([size for size in each if size != 1] for each in (given, wanted))
+    if given_sizes == wanted_sizes:
         return (
             f"reshape with {name}.reshape{wanted}" if wanted else f"drop the dimensions of size 1 with {name}.squeeze()"
         )
-    if sorted(here) == sorted(there) and len(set(here)) == len(here):
-        order = (*(given.index(size) for size in there), *(axis for axis, size in enumerate(given) if size == 1))
+    if sorted(given_sizes) == sorted(wanted_sizes) and len(set(given_sizes)) == len(given_sizes):
+        order = (*(given.index(size) for size in wanted_sizes), *(axis for axis, size in enumerate(given) if size == 1))
         then = f".reshape{wanted}" if 1 in given or 1 in wanted else ""
         return f"the dimensions lie in another order, and a reshape would mix them up; use {name}.permute{order}{then}"
-    if _joins(here, there) or _joins(there, here):
+    if _joins(given_sizes, wanted_sizes) or _joins(wanted_sizes, given_sizes):
         return f"if the numbers lie in this order, reshape with {name}.reshape{wanted}"
     return None
 

@@ -1,4 +1,4 @@
-"""Who looks on while a loss is computed: compilers, tracers, modes and transforms of torch, for whom values are not there yet."""
+"""What looks on while a loss is computed: compilers, tracers, modes and transforms of torch, which may see no values yet."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def readable(tensor: Tensor) -> bool:
 
 
 def is_dtensor(*values: Any) -> bool:
-    """Whether one of these is a DTensor. Where nobody has imported what makes them there is none, and nothing is imported."""
-    if torch.compiler.is_compiling():  # the compiler does not watch which modules are there
+    """Whether one of these is a DTensor. Where their module was never imported there is none, and it stays so."""
+    if torch.compiler.is_compiling():  # the compiler does not watch which modules are imported
         return any(type(value).__name__ == "DTensor" for value in values)
     if _PLAIN.issuperset(map(type, values)):
         return False

@@ -4,9 +4,10 @@ With them the one identity of this library is the whole family::
 
     loss = Σ_k c_k t_k f(p_k)        w = c ∘ s(p)        mass = Σ_k w_k t_k        ∂loss/∂x = mass · p - w ∘ t
 
-Both are functions of ``log p``, in which a hopeless class is not 0 and a confident one not 1; in it ``s`` is minus the slope of
-``f``. They hold for every ``log p`` from -inf to 0 and are differentiable there as often as one likes. To the operators a
-penalty is its name and its parameters, plain numbers: a :class:`NamedPenalty`, which makes it again.
+Both are functions of ``log p``, since ``p`` itself rounds to 0 for a hopeless class and to 1 for a confident one; ``s`` is minus
+the slope of ``f`` with respect to ``log p``. They hold for every ``log p`` from -inf to 0 and are differentiable there as often
+as one likes. To the operators a penalty is its name and its parameters, plain numbers: a :class:`NamedPenalty`, which makes it
+again.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ class _Named:
 
     name: ClassVar[str]
 
-    def __init_subclass__(cls, **more: Any) -> None:
-        super().__init_subclass__(**more)
-        own = cls.__module__ == __name__
-        cls.name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        built_in = cls.__module__ == __name__
+        cls.name = cls.__name__ if built_in else f"{cls.__module__}.{cls.__qualname__}"
         _KNOWN[cls.name] = cls  # type: ignore[assignment]
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        """The numbers to make it of again."""
+        """The numbers of which it can be made again."""
         return tuple(float(as_python(value)) for value in self.__dict__.values())
 
 
@@ -108,7 +109,7 @@ class NamedPenalty(NamedTuple):
 
 
 def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
-    """Hold what was given as a penalty to what the loss takes, and name it."""
+    """Check that what was given is a penalty which the loss takes, and write it as a name and numbers."""
     if penalty is None:
         return NamedPenalty()
     if isinstance(penalty, Penalty) or (binary and isinstance(penalty, BinaryPenalty)):
@@ -125,7 +126,7 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
         if _KNOWN[penalty.name] is not type(penalty):
             raise TypeError(f"penalty {penalty!r} is of a class that was defined anew since: make it again")
         if type(penalty) is Focal and penalty.gamma == 0:
-            return NamedPenalty()  # which it is, to the last bit
+            return NamedPenalty()  # Focal(0) is cross entropy, to the last bit
         return NamedPenalty(penalty.name, penalty.parameters)
     rule = "penalty must be None or a crossent.Penalty such as Focal(gamma=2.0)"
     if isinstance(penalty, BinaryPenalty):
@@ -144,7 +145,7 @@ def named_penalty(penalty: object, *, binary: bool) -> NamedPenalty:
 
 
 def _check(penalty: Any, name: str, low: float, high: float | None = None) -> None:
-    """Hold a parameter to ``[low, high]``, and keep it as a number of Python's, whatever it came as."""
+    """Check that a parameter lies in ``[low, high]``, and keep it as a number of Python's, whatever it came as."""
     given = getattr(penalty, name)
     value = as_python(given)
     if value is not given:
@@ -159,14 +160,14 @@ def _check(penalty: Any, name: str, low: float, high: float | None = None) -> No
 
 
 def complement(log_p: Tensor) -> Tensor:
-    """Compute ``1 - p`` from ``log p``, as exactly as that is known."""
+    """Compute ``1 - p`` as exactly as ``log p`` is given."""
     return 0.0 - torch.expm1(log_p)
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
     """Compute a power of a number in [0, 1], whose derivatives at 0 are taken as 0 where they are infinite.
 
-    In products, roots and exponentials: the last bit of torch.pow depends on how threads share the elements.
+    It is made of products, roots and exponentials, since the last bit of torch.pow depends on how threads share the elements.
     """
     n, square = int(exponent), base
     rest = exponent - n
@@ -176,7 +177,7 @@ def _power(base: Tensor, exponent: float) -> Tensor:
         n //= 2
         square = square * square if n else square
     if rest:
-        nothing = base < torch.finfo(base.dtype).smallest_normal  # the inverse of what is less still is infinite
+        nothing = base < torch.finfo(base.dtype).smallest_normal  # the inverse of a smaller number is infinite
         some = base.masked_fill(nothing, 1.0)
         root = some.sqrt() if rest == 0.5 else (rest * some.log()).exp()
         factors.append(root.masked_fill(nothing, 0.0))
@@ -257,7 +258,7 @@ class Poly1(Penalty):
 class GCE(Penalty):
     """Generalise cross entropy: ``f = (1 - p^q) / q`` and ``s = p^q``; cross entropy as ``q → 0`` and MAE at ``q = 1``.
 
-    What is thought impossible is hardly pulled, so that wrong labels are not learned; and hard ones neither.
+    A class that the model finds impossible is hardly pulled. So wrong labels are not learned, and neither are hard ones.
 
     Args:
         q: in [0, 1].
@@ -288,8 +289,8 @@ class GCE(Penalty):
 class MAE(Penalty):
     """Take the mean absolute error, ``f = 1 - p`` and ``s = p``: half of ``Σ_k |t_k - p_k|`` for a one-hot target.
 
-    It is what "squash and take the difference" comes to. ``s`` switches a class off that is thought impossible: robust
-    against wrong labels, and slow to learn from right ones.
+    It is what "squash and take the difference" comes to. ``s`` switches off a class that the model finds impossible. So the loss is
+    robust against wrong labels, and slow to learn from right ones.
 
     >>> MAE().f(torch.tensor([0.1, 0.9]).log())
     tensor([0.9000, 0.1000])
@@ -310,7 +311,7 @@ class MAE(Penalty):
 
 @dataclass(frozen=True)
 class SCE(Penalty):
-    """Make cross entropy symmetric: ``f = -α log p - βA (1-p)`` and ``s = α - βA p``: ``α`` times Poly-1 with ``ε = -βA/α``.
+    """Make cross entropy symmetric: ``f = -α log p - βA (1-p)`` and ``s = α - βA p``, ``α`` times Poly-1 with ``ε = -βA/α``.
 
     The second term is the reverse cross entropy ``-Σ_k p_k log t_k`` of a one-hot target with ``log 0 := A``; for any other
     target the penalty stays this ``f``, weighted by ``t``.
@@ -478,7 +479,7 @@ class _Shifted(Focal):
 
 @dataclass(frozen=True)
 class _Scaled(Focal):
-    """The focal penalty times a number; nothing for 0, not even of an infinite penalty or of one that is nan."""
+    """The focal penalty times a number; a factor of 0 gives 0 even where the penalty is infinite or nan."""
 
     factor: float = 1.0
 

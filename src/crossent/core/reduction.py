@@ -39,7 +39,7 @@ class Reduction(NamedTuple):
 
     @property
     def as_torch(self) -> bool:
-        """Whether this is torch's mean, of all rows alike over what they weigh."""
+        """Whether this is torch's mean: no sample weights, no denominator given, and no rows on other processes."""
         return self.over_own_rows and self.sample_weight is None
 
     def whole(self, *sums: Tensor) -> tuple[Tensor, ...]:
@@ -47,7 +47,7 @@ class Reduction(NamedTuple):
         return sums if self.across is None else self.across(*sums)
 
     def finish(self, total: Tensor, divisor: float | Tensor | None) -> Tensor:
-        """Make of the sum of this process's rows, and of what they weigh, the sum or the mean."""
+        """Turn the sum over this process's rows, and the sum of what they weigh, into the sum or mean over all rows."""
         if self.how == "mean" and self.denominator is None:
             assert divisor is not None
             if isinstance(divisor, Tensor):
@@ -126,7 +126,7 @@ def times(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def weigh(weight: Tensor, by: Tensor) -> Tensor:
-    """Multiply two weights, of which either leaves out what it is 0 for, whatever the other one is.
+    """Multiply two weights: where either of them is 0, so is the product, whatever the other one is.
 
     Only what would be nan is replaced, so that elsewhere a weight of 0 has a derivative.
     """
@@ -161,8 +161,8 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
     if reduction.how == "none":
         return loss
     loss = ordered_sum(loss)
-    own = reduction.how == "mean" and reduction.denominator is None
-    return reduction.finish(loss, ordered_sum(row_weight) if own and row_weight is not None else None)
+    by_weights = reduction.how == "mean" and reduction.denominator is None
+    return reduction.finish(loss, ordered_sum(row_weight) if by_weights and row_weight is not None else None)
 
 
 def divide(total: Tensor, divisor: float | Tensor, empty: str) -> Tensor:

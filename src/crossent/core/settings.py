@@ -26,7 +26,7 @@ from crossent.core.shard import VocabShard
 def row(*, default: Any, schema: str | None, check: Callable[[str, Any], Any]) -> Any:
     """Write a row of a record: a number's default, its check, and how a schema writes it.
 
-    A schema of None is that of a row which only says how another is meant, and is settled by ``in_order``: no operator has it.
+    A row whose schema is None only says how another number is meant. ``in_order`` applies it, and no operator has it.
     """
     return field(default=default, metadata={"check": check, "schema": schema})
 
@@ -45,8 +45,8 @@ class Record:
         """Check numbers by their names; what is not given, or is what a signature has, is the default."""
         changed = {}
         for name, value in given.items():
-            unsaid = cls.unsaid[name]
-            if value is not unsaid and (type(value) is not type(unsaid) or value != unsaid):
+            default = cls.unsaid[name]
+            if value is not default and (type(value) is not type(default) or value != default):
                 changed[name] = cls.checks[name](name, value)
         return cls(**cls.in_order(changed)) if changed else cls.usual
 
@@ -146,8 +146,8 @@ NUMBERS = frozenset(
 def written_defaults(names: Sequence[str], defaults: dict[str, Any]) -> Callable[..., bool]:
     """Return a function that tells whether arguments, in the order of these names, are just their defaults, type and all.
 
-    A name that has no default of its own is one of a tensor or an object, of which there is none. True is no 1.0, and a tensor
-    is never asked. It is written out as an expression, since a loop over the names costs a small call more than all its checks.
+    A name without a default is that of a tensor or an object, and stands for None. True does not count as 1.0, and a tensor is
+    never compared. The function is one expression, since a loop over the names costs a small call more than all its checks.
     """
     tests = []
     for name in names:
@@ -155,8 +155,8 @@ def written_defaults(names: Sequence[str], defaults: dict[str, Any]) -> Callable
         identical = default is None or isinstance(default, bool)
         kind = type(default).__name__
         tests.append(f"{name} is {default}" if identical else f"type({name}) is {kind} and {name} == {default!r}")
-    told: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {' and '.join(tests)}")
-    return told
+    are_defaults: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {' and '.join(tests)}")
+    return are_defaults
 
 
 # --- the options that functions and modules take by keyword -------------------------------------------------------------
@@ -312,7 +312,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def default_of(name: str) -> Any:
-    """Return what an option is where nothing is said."""
+    """Return the default of an option."""
     return _DEFAULTS[name] if name in _DEFAULTS else Settings.defaults.get(name)
 
 
@@ -368,7 +368,7 @@ DOCUMENTATION = {
     "teacher_grad": "differentiate in the teacher's logits too.",
     "reverse": "the distance is ``KL(p‖q)`` in the place of ``KL(q‖p)``.",
     "linear_bias": "``b``, of the shape of ``W`` without its last dimension.",
-    "options": "accepted and not needed: torch's choose its blocks, here ``max_bytes`` does.",
+    "options": "accepted and not used: torch's options choose its blocks, and here ``max_bytes`` does.",
     "shift": """1 for a language model whose labels are its inputs: the state at ``t`` is to predict the label at ``t + 1``.
         Nothing is copied. The unreduced loss has that many positions less.""",
     "max_bytes": """how large the logits of a block may be; None is 128 MiB on the CPU and 1 GiB on a GPU. The rest of what is
@@ -381,7 +381,7 @@ DOCUMENTATION = {
         backward pass raises. In bfloat16 a factor that backward brings rounds once more where it is no power of two. In
         float16, whose gradient waits for the factor of a loss scaler, and without a reduction it is ``inplace_backward``.""",
     "shard": """the :class:`crossent.VocabShard` of the classes that ``input`` holds, where the others lie on other processes. One
-        gather tells the loss of all, on all of them. Labels are those of all classes.""",
+        gather gives the loss over all classes, on every process. Labels are indices among all classes.""",
     "impl": """``None`` to choose, or ``"eager"``, ``"native"``, ``"triton"``, which is obeyed or refused. Derivatives of
         derivatives and ``torch.func`` transforms are computed in torch operations whatever it says.""",
 }

@@ -23,7 +23,7 @@ class VocabShard:
 
         lse = log Σ_s e^{lse_s}        L = Σ_s [L_s + M_s (lse - lse_s)]        L_s = Σ_k w_k (lse_s - x_k)        M_s = Σ_k w_k
 
-    Labels are those of all classes, the same on all processes of the group. Everything else that has classes (probabilities,
+    Labels are indices among all classes, the same on all processes of the group. Everything else that has classes (probabilities,
     class weights, ``logit_bias``, ``class_mask``) may be this shard's part, or whole. The loss is the same on all processes,
     bit for bit, and so is each gradient that is not of a part.
 
@@ -39,8 +39,9 @@ class VocabShard:
             this shard's part, for a caller that adds it up itself, as a layer before the head may.
 
     Raises:
-        ValueError: a start or a number of classes that cannot be.
-        RuntimeError: there is no process group.
+        ValueError: a start that is larger than the number of classes.
+        TypeError: a start or a number of classes that is no integer, or is too small.
+        RuntimeError: no process group, in :meth:`even` and in the losses.
 
     >>> VocabShard(None, 0, 50257).start
     0
@@ -68,7 +69,7 @@ class VocabShard:
     def even(
         cls, classes: int, group: Any = None, *, sequence_parallel: bool = False, reduce_input_grad: bool = True
     ) -> VocabShard:
-        """Say that the classes are cut as ``torch.chunk`` and DTensor cut: ``ceil(classes / P)`` each, until there are no more."""
+        """Cut the classes as ``torch.chunk`` and DTensor do: ``ceil(classes / P)`` a process, until there are no more."""
         _require_processes()
         each = ceil(_CLASSES("classes", classes) / dist.get_world_size(group))
         start = min(dist.get_rank(group) * each, classes)
@@ -78,7 +79,7 @@ class VocabShard:
     def of(
         cls, tensor: Any, dim: int = 0, *, sequence_parallel: bool = False, reduce_input_grad: bool = True
     ) -> VocabShard:
-        """Read it off a DTensor whose dimension ``dim`` holds the classes and is sharded over one dimension of its mesh."""
+        """Read the shard off a DTensor whose dimension ``dim`` holds the classes and is sharded over one dimension of its mesh."""
         from torch.distributed.tensor import DTensor, Shard
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -98,11 +99,11 @@ class VocabShard:
         return cls(group, start, tensor.shape[dim], sequence_parallel, reduce_input_grad)
 
     def __deepcopy__(self, memo: object) -> Self:
-        """Return itself: a group is no copy, and nothing here changes."""
+        """Return itself: a process group cannot be copied, and nothing in a shard changes."""
         return self
 
     def part(self, tensor: Tensor, dim: int, size: int) -> Tensor:
-        """Take this shard's ``size`` classes of a tensor that has all of them along ``dim``; another is that part already."""
+        """Take this shard's ``size`` classes of a tensor that has all of them along ``dim``; any other is a part already."""
         if dim >= tensor.dim() or tensor.shape[dim] != self.classes or size == self.classes:
             return tensor
         return tensor.narrow(dim, self.start, size)
@@ -111,7 +112,7 @@ class VocabShard:
 def _require_processes() -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
-            "shards of the classes need a process group: call torch.distributed.init_process_group first, as torchrun prepares"
+            "shards of the classes need a process group: call torch.distributed.init_process_group first, under torchrun"
         )
 
 

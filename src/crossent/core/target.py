@@ -14,13 +14,13 @@ from crossent.core.penalties import Penalty
 from crossent.core.reduction import compute_dtype, ordered_sum
 from crossent.core.settings import PLAIN, PLAIN_BINARY, TORCHS, BinarySettings, LogitOptions, Record, Settings, names_of
 
-# The numbers of a softmax loss that torch does not have, of a record; read in C, since every call asks for them.
+# Reads off a record the numbers that torch's loss does not have. An attrgetter does so in C, which counts in every call.
 _own_numbers = attrgetter(*(name for name in Settings.names if name not in TORCHS))
 _NO_OWN_NUMBERS = _own_numbers(PLAIN)
 
 
 def stand_in(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what has the shape and device of logits, and takes no memory."""
+    """Return a tensor of the shape and device of logits that takes no memory."""
     return logits.new_empty((), dtype=dtype).expand(logits.shape)
 
 
@@ -33,9 +33,9 @@ class Target(NamedTuple):
 
     ``values`` holds class indices ``(N, d1, ...)`` as int64, or the weights ``t`` as floats ``(N, C, d1, ...)``; ``weight``
     holds the class weights ``c`` as ``(C)``, or None for ones. ``logit_bias`` and ``class_mask`` (True for the classes that are
-    allowed) are ``(C)`` or of the logits' shape. ``valid``, ``(N, d1, ...)``, is True for the rows that count, beside which
-    those of ``ignore_index`` do not either. Where the logits are a shard of the classes, everything that has classes is so
-    too, and an index of ``ELSEWHERE`` is that of a row that counts and has its class on another shard.
+    allowed) are ``(C)`` or of the logits' shape. ``valid``, ``(N, d1, ...)``, is False for rows that do not count. Rows of
+    ``ignore_index`` do not count either. Where the logits are a shard of the classes, so is every tensor that has
+    classes, and the index ``ELSEWHERE`` is that of a row that counts and has its class on another shard.
     """
 
     values: Tensor
@@ -134,7 +134,7 @@ class Target(NamedTuple):
         return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
 
     def some_pixels(self, pixels: slice) -> Target:
-        """Describe the target of some rows behind the classes, where those are one dimension."""
+        """Describe the target of some positions along the one dimension behind the classes."""
         values, valid = self.values[..., pixels], None if self.valid is None else self.valid[..., pixels]
         bias, mask = (t if t is None or t.dim() == 1 else t[..., pixels] for t in (self.logit_bias, self.class_mask))
         return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
@@ -148,7 +148,7 @@ class Target(NamedTuple):
         if not self.indices or self.values.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(self.values):
             return
         ignore_index = self.settings.ignore_index
-        values = self.values.long()  # torch does not compare every integer
+        values = self.values.long()  # torch cannot compare every integer dtype
         wrong = (values != ignore_index) & ((values < 0) | (values >= num_classes))
         where = wrong.nonzero()
         if len(where) == 0:
@@ -164,14 +164,14 @@ class Target(NamedTuple):
         )
 
     def _range_fix(self, label: int, values: Tensor, num_classes: int) -> str:
-        """Say what a label out of range usually means, so that no other row changes its meaning where that is mended."""
+        """Say what a label out of range usually means, with a fix that changes the meaning of no other row."""
         ignore_index = self.settings.ignore_index
         ignores = bool((values == ignore_index).any()) or 0 <= ignore_index < num_classes
         if label == num_classes:
             start = int(values.masked_fill(values == ignore_index, num_classes).min())
-            more = "if there is one more class, the model needs one more logit"
+            missing_logit = "if there is one more class, the model needs one more logit"
             also = f" from all of target.long() and pass ignore_index={ignore_index - 1}" if ignores else ""
-            return f"if labels start at 1, subtract 1{also}; {more}" if start == 1 else more
+            return f"if labels start at 1, subtract 1{also}; {missing_logit}" if start == 1 else missing_logit
         if label < 0 or label == 255:
             if ignores:
                 return f"to leave such rows out too, use target.long().masked_fill(target == {label}, {ignore_index})"
@@ -263,7 +263,7 @@ def describe(
     """Check what the caller gave and lay it out as the operators want it: logits ``(N, C, d1, ...)`` and a Target.
 
     The class axis is ``dim``, or 0 for one axis and 1 for more; logits of one axis become a batch of one row. ``options``
-    holds the numbers of :class:`Settings`, ``logit_bias`` and ``class_mask``, as far as they are said.
+    holds the numbers of :class:`Settings`, ``logit_bias`` and ``class_mask``, as far as they are given.
     """
     checks.check_tensors(input=logits, target=target)
     if weight is not None:

@@ -1,4 +1,4 @@
-"""Torch's own losses, by names that :func:`crossent.patch` leaves alone: what this library asks torch for, torch computes."""
+"""Torch's own losses, by names that :func:`crossent.patch` leaves alone, so that torch computes them while a patch stands."""
 
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, linear_cross_entropy
 

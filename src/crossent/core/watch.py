@@ -23,7 +23,7 @@ _environment_is_read = False
 
 
 def current() -> Watcher | None:
-    """Return whoever watches, if anybody does."""
+    """Return the watcher, or None."""
     if not _environment_is_read:
         _read_environment()
     return watcher

@@ -33,10 +33,10 @@ def register(implementation: Implementation) -> None:
     """
     global _LOADED
     whole = formulas.IMPLEMENTATION
-    ahead = {*implementation.numbers, *implementation.binary_numbers} - whole.numbers - whole.binary_numbers
-    if ahead:
+    unlisted = {*implementation.numbers, *implementation.binary_numbers} - whole.numbers - whole.binary_numbers
+    if unlisted:
         raise ValueError(
-            f"{implementation.name} has numbers that impl/eager does not list: {', '.join(sorted(ahead))}; "
+            f"{implementation.name} has numbers that impl/eager does not list: {', '.join(sorted(unlisted))}; "
             "its derivatives in torch operations would ignore them"
         )
     _MISSING.pop(implementation.name, None)

@@ -2,8 +2,9 @@
 
 There the exact formulas would move several times as many bytes as torch's operator does, and nobody is to be made worse. What
 comes with it: a confident row loses its relative accuracy in float32 as it does in torch, and the gradient of an ignored row is
-nan where its logits are. Sums and means over rows are still formed in float32 or wider. On the CPU they run where they are
-named. They take what torch takes, and give losses that autograd differentiates: no gradients, statistics or blocks of a head.
+nan where its logits are. Sums and means over rows are still formed in float32 or wider. On the CPU they run only
+where they are named. They take what torch takes, and give losses that autograd differentiates: no gradients, statistics or blocks
+of a head.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Builtin(Implementation):
         return logits.device.type != "cpu"
 
     def cross_entropy_forward(self, logits: Tensor, target: Target, reduction: str) -> Forward:
-        """Compute the losses of rows and sum them in float32 or wider; lse is not told."""
+        """Compute the losses of rows and sum them in float32 or wider; there is no lse, and losses stand in its place."""
         dtype, settings = compute_dtype(logits), target.settings
         losses = torchs.cross_entropy(
             logits, target.values, target.weight, ignore_index=settings.ignore_index, reduction="none",

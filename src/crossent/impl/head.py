@@ -20,9 +20,8 @@ from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
 
-TEACHERS_WORKSPACE = (
-    6  # tensors in float32, as large as a block of logits, that a teacher's probabilities take on their way
-)
+# Tensors in float32, as large as a block of logits, that a teacher's probabilities take on their way.
+TEACHERS_WORKSPACE = 6
 _MANY = 64  # blocks from which on their shares of a head's gradient are added up in two steps
 _PIECE = 4 << 20  # bytes of a piece of the head, or of its gradient, that is in float32 at a time
 
@@ -131,7 +130,7 @@ def parts_that_count(head: Head, plan: Plan) -> Iterator[Part]:
         if step >= size and keep is None:
             rows = None
         x = take(head.input, rows)
-        if keep is None and valid is not None and not head.input.is_cpu:  # whose garbage the products would carry along
+        if keep is None and valid is not None and not head.input.is_cpu:  # or the products would spread a nan
             x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
         yield rows, x
 
@@ -162,9 +161,9 @@ class FormedInTurn:
 class WidePieces:
     """Products with a head in half precision, in float32 and a piece of its matrix at a time.
 
-    A processor without units for bfloat16 takes several times as long for torch's products in half precision, which make
-    copies in float32 of their operands as large as these. The pieces are formed in the same memory: malloc would find new
-    memory for each, and keep the old.
+    A processor without units for bfloat16 takes several times as long for torch's products in half precision, which also copy
+    their whole operands to float32. The pieces are formed in the same memory: malloc would find new memory for each, and keep
+    the old.
     """
 
     def __init__(self, weight: Tensor, rows: int) -> None:
@@ -206,7 +205,7 @@ class WidePieces:
                 sums[k : k + self.step] = columns.t() @ x
 
 
-_MULTIPLIES_TO_FLOAT32: dict[str, bool] = {}  # which devices have such products, as the first try told
+_MULTIPLIES_TO_FLOAT32: dict[str, bool] = {}  # which devices have such products, as the first try showed
 
 
 def accumulate_in_float32(g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:

@@ -1,9 +1,9 @@
 """The compiled CPU kernels of ``csrc/``, launched on torch tensors.
 
 Forward reads the logits once and stores O(rows); backward reads them once and writes the gradient once, on memory that is
-recycled from the step before (``CROSSENT_RECYCLE=0`` in the environment takes fresh memory each time). Taken without a copy
-are logits whose dimensions behind the class dimension lie as one, whatever the strides: contiguous, channels_last, transposed,
-sliced. Others are copied first. What the kernels do not take at all, ``refuses`` says.
+recycled from the step before (``CROSSENT_RECYCLE=0`` in the environment takes fresh memory each time). Logits are taken without
+a copy where their dimensions behind the class dimension lie as one, whatever the strides: contiguous, channels_last, transposed,
+sliced. Others are copied first. ``refuses`` says what the kernels do not take at all.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _penalty(penalty: NamedPenalty) -> tuple[int, float, float]:
 class Member(NamedTuple):
     """What makes a member of the family other than cross entropy, as csrc/bind_softmax.h reads it by these names.
 
-    The kernels have a mask as a bias of the largest number there is, and know a penalty by its number and two parameters.
+    To the kernels a mask is a bias that is the largest number there is, and a penalty is a number and two parameters.
     ``spread`` holds the weights over which smoothing spreads where some classes are masked, ``spread_classes`` how many are
     not, ``spread_sum`` the sum of those weights.
     """
@@ -124,8 +124,8 @@ def _member(target: Target, dtype: torch.dtype, num_classes: int) -> Member | No
     bias = None if bias is None else bias.detach().to(dtype)
     if mask is not None:
         bias = torch.zeros(num_classes, dtype=dtype, device=_CPU) if bias is None else bias
-        out = torch.finfo(dtype).max
-        bias = bias.masked_fill(bias == out, out / 2).masked_fill(~mask, out)
+        marker = torch.finfo(dtype).max
+        bias = bias.masked_fill(bias == marker, marker / 2).masked_fill(~mask, marker)
     bias = None if bias is None else bias.contiguous()
     member = Member(settings, *_penalty(settings.penalty), bias, mask is not None)
     if mask is None or not settings.label_smoothing:
@@ -386,7 +386,7 @@ class _Elements(NamedTuple):
         order, strides = list(range(logits.dim())), list(logits.stride())
         if not logits.is_contiguous():
             order.sort(key=lambda d: (-strides[d], d))
-        if not logits.permute(order).is_contiguous():  # with gaps, or one in memory: to be copied
+        if not logits.permute(order).is_contiguous():  # with gaps, or several elements in one place: it is copied
             order.sort()
 
         def laid_out(w: Tensor | None) -> Tensor | None:

@@ -54,14 +54,14 @@ class Partials(NamedTuple):
 
     @classmethod
     def of_nothing(cls, logits: Tensor, dtype: torch.dtype) -> Partials:
-        """Say what no classes tell, or those of no rows."""
+        """Return what a shard without classes tells, or without rows."""
         lse = logits.new_zeros((2, *logits.shape[:1], *logits.shape[2:]), dtype=dtype)
         lse[0] = -torch.inf
         return cls(lse, torch.zeros_like(lse[0]), torch.zeros_like(lse[0]))
 
     @classmethod
     def of_rows(cls, lse: Tensor, loss: Tensor, mass: Tensor) -> Partials:
-        """Take what kernels give, which know a row whose classes are all impossible only as one without a softmax."""
+        """Correct what kernels give: to them a row whose classes here are all impossible is one without a softmax."""
         nothing = lse[0] == -torch.inf
         lse[1].masked_fill_(nothing, 0.0)
         loss.masked_fill_(nothing, 0.0).masked_fill_(nothing & (mass != 0), torch.inf)
@@ -120,7 +120,7 @@ class Implementation:
     binary_numbers: frozenset[str] = frozenset()
     """The same of :class:`~crossent.core.settings.BinarySettings`, of which torch has none."""
     waits = True
-    """Whether numbers are read off the device for it.
+    """Whether the host may wait for the device, to read a number off it.
 
     One that does not wait takes the factor of ``cross_entropy_sum``, ``binary_cross_entropy_sum`` and ``scale`` as a tensor too.
     The sums take one argument more, ``formed``: the gradient for a factor of 1, which is to become that for the factor.
@@ -302,7 +302,7 @@ class Implementation:
     # --- what a head needs --------------------------------------------------------------------------------------------
 
     def empty(self, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return new memory, or such that was used before."""
+        """Return an empty tensor, in new memory or in memory that was used before."""
         return torch.empty(shape, dtype=dtype, device=like.device)
 
     def accumulate(self, g: Tensor, x: Tensor, sums: Tensor, first: bool) -> bool:

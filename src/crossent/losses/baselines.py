@@ -18,7 +18,7 @@ def class_weights(
 ) -> Tensor:
     """Weigh classes against their frequency.
 
-    ``"balanced"`` is ``n / (C n_k)``, as scikit-learn: every class weighs the same in total, and an example 1 on average.
+    ``"balanced"`` is ``n / (C n_k)``, as in scikit-learn: every class weighs the same in total, and an example 1 on average.
     ``"effective"`` is one over the effective number of examples ``(1 - β^n_k) / (1 - β)``, scaled to sum to C; β = 0 weighs
     classes alike, β → 1 by ``1/n_k``.
 

@@ -94,11 +94,8 @@ def binary_cross_entropy_with_logits(
 
     Source: PyTorch 2.13, ``torch.nn.BCEWithLogitsLoss``.
     """
-    own = (
-        ignore_index,
-        label_smoothing,
-        penalty,
-    )  # in the order of BinarySettings, as tests/losses/test_names.py holds
+    # The options of this library, in the order of BinarySettings, as tests/losses/test_names.py checks.
+    own = (ignore_index, label_smoothing, penalty)
     if has_torch_function_variadic(input, target, weight, pos_weight, mask):
         given: dict[str, Any] = dict(zip(BinarySettings.names, own, strict=True))
         return handle_torch_function(
@@ -158,7 +155,7 @@ def _understood(
     place: Place,
     impl: str | None,
 ) -> Tensor:
-    """Hold the tensors to each other, and compute the loss."""
+    """Check the tensors against each other, and compute the loss."""
     check_binary(input, target, weight, pos_weight)
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from crossent.core.checks import check_tensors
 
-_KNOWN = "nn.Linear, nn.Embedding, or a LoRA adapter of one"
+_HEADS = "nn.Linear, nn.Embedding, or a LoRA adapter of one"
 _HOOKS = {
     "_forward_hooks": "forward hooks",
     "_forward_pre_hooks": "forward pre-hooks",
@@ -47,7 +47,7 @@ def head_of(module: nn.Module, input: Tensor, linear_bias: Tensor | None = None)
 
 
 def parts_inside_a_call(module: nn.Module, input: Tensor) -> ModuleHead:
-    """Take a module apart while it is called: what runs around its forward, such as hooks, does so, and is not refused."""
+    """Take a module apart while it is being called. Its hooks run around its forward as ever, so they are not refused."""
     return _head(module, input, called=True)
 
 
@@ -73,7 +73,7 @@ def _head(module: nn.Module, input: Tensor, called: bool = False) -> ModuleHead:
             "of its own, which would be lost: pass the weight and bias that this comes to as linear_weight and linear_bias"
         )
     raise TypeError(
-        f"linear_weight must be a torch.Tensor or a module whose logits are h Wᵀ + b, {_KNOWN}, got "
+        f"linear_weight must be a torch.Tensor or a module whose logits are h Wᵀ + b, {_HEADS}, got "
         f"{type(module).__module__}.{type(module).__qualname__}: pass the Linear inside, and apply what comes before it to input"
     )
 
@@ -84,14 +84,14 @@ def _own_forward(kind: Any) -> Any:
 
 
 def _refuse_what_a_call_would_do(module: nn.Module) -> None:
-    """Refuse hooks, which run when a module is called; lookups of an embedding are not what a head does, and may have some."""
+    """Refuse hooks, which run only when a module is called; an embedding may have some, for its lookups."""
     if isinstance(module, nn.Embedding):
         return
     for attribute, what in _HOOKS.items():
         hooks = getattr(module, attribute, None) or {}
         if not all(_gathers(hook) for hook in hooks.values()):
             raise RuntimeError(
-                f"linear_weight must be a module without hooks, which run when it is called, and here it is not: got "
+                f"linear_weight must be a module without hooks, which run only when it is called, as it is not here: got "
                 f"{type(module).__name__} with {what}, which would be lost. Remove them, with parametrizations in the place of "
                 "weight_norm, spectral_norm and pruning; or pass the weight as linear_weight if the hooks do not change it"
             )
@@ -146,7 +146,7 @@ def _adapted(module: Any, input: Tensor) -> ModuleHead:
                 "linear_weight is a module whose adapters are merged and disabled: call its unmerge() first, as its forward does"
             )
         return head
-    if merged or input.shape[-1:] != head.weight.shape[-1:]:  # features that do not fit are refused with all others
+    if merged or input.shape[-1:] != head.weight.shape[-1:]:  # the caller refuses features that do not fit
         return head
     adapted = _Columns([head.input], [head.weight], head.bias)
     for rank in _low_ranks(module, input):
@@ -199,8 +199,8 @@ class _Columns:
         else:
             self.columns = [(g * columns).to(columns.dtype) for columns in self.columns]
             if self.bias is not None:
-                own = torch.zeros_like(self.bias) if base.bias is None else base.bias
-                self.bias = self.bias + ((g.squeeze(1) - 1) * (self.bias - own)).to(self.bias.dtype)
+                of_layer = torch.zeros_like(self.bias) if base.bias is None else base.bias
+                self.bias = self.bias + ((g.squeeze(1) - 1) * (self.bias - of_layer)).to(self.bias.dtype)
         self.add(rank.down, g * rank.up)
 
 
@@ -210,7 +210,7 @@ def _has_magnitude(module: Any, name: str) -> bool:
 
 def _low_ranks(module: Any, input: Tensor) -> list[_LowRank]:
     """List what each adapter that is active adds."""
-    found: list[_LowRank] = []
+    ranks: list[_LowRank] = []
     downs, ups, tables, columns = (
         getattr(module, factor, {}) for factor in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
     )
@@ -228,13 +228,13 @@ def _low_ranks(module: Any, input: Tensor) -> list[_LowRank]:
             x = dropout[name](x) if name in dropout else x
             factor, scale = up.weight, module.scaling[name]
             bias = None if up.bias is None else scale * up.bias
-            found.append(_LowRank(name, down(x), scale * factor, bias, x if drops else None))
+            ranks.append(_LowRank(name, down(x), scale * factor, bias, x if drops else None))
         elif name in tables:
             a, b = tables[name], columns[name]  # (r, C) and (D, r): of a table whose columns are features
-            found.append(_LowRank(name, input.to(b.dtype) @ b, module.scaling[name] * a.t(), None, None))
+            ranks.append(_LowRank(name, input.to(b.dtype) @ b, module.scaling[name] * a.t(), None, None))
         elif name in module.scaling:
             _refuse_adapter(module, f"its adapter {name!r} is no product of two matrices")
-    return found
+    return ranks
 
 
 def _active(module: Any) -> list[str]:
@@ -256,6 +256,6 @@ def _active(module: Any) -> list[str]:
 
 def _refuse_adapter(module: object, why: str) -> None:
     raise RuntimeError(
-        f"linear_weight must be {_KNOWN}, got {type(module).__module__}.{type(module).__qualname__}: {why}, and the adapter would "
+        f"linear_weight must be {_HEADS}, got {type(module).__module__}.{type(module).__qualname__}: {why}, and the adapter would "
         "be lost. Merge it with merge() or merge_and_unload(), or pass the effective weight as linear_weight"
     )

@@ -1,6 +1,6 @@
 """``linear_cross_entropy``: a linear head and its loss without the logits of all rows, the largest tensor of a language model.
 
-Here the arguments are understood and the way is chosen; impl/head.py computes, ops/linear.py tells autograd.
+This file checks the arguments and chooses how to compute. impl/head.py computes, and ops/linear.py has the autograd Functions.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class _Call(NamedTuple):
     shift: int
     max_bytes: int
     impl: str
-    named: bool
+    named: bool  # whether the caller named impl
     dtype: torch.dtype
     moved: str = ""  # of DTensors, over the mesh
 
@@ -286,7 +286,7 @@ def _plan(call: _Call, why: str) -> LinearPlan:
 
 def _refuse_gathered(weight: object) -> None:
     """Let parallel/heads.py look at a matrix that came out of a DTensor."""
-    if torch.compiler.is_compiling() or not isinstance(weight, Tensor):  # a compiler shows no history
+    if torch.compiler.is_compiling() or not isinstance(weight, Tensor):  # a compiler shows no grad_fn
         return
     if type(weight.grad_fn).__name__ == "_ToTorchTensorBackward":
         from crossent.parallel.heads import refuse_gathered  # which imports DTensor
@@ -307,7 +307,7 @@ def _part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: di
 
 
 def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[str, Any]:
-    """Give a mean over several processes its divisor: here, since a process with few rows goes another way than the others."""
+    """Give a mean over several processes its divisor before the loss, which a process with few rows computes in another way."""
     from crossent.parallel.heads import own_weight
 
     input, _, target, given = part.tensors
@@ -317,11 +317,11 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
     if part.shard is None:
         call = _understand(*part.tensors)
         weights, u = _row_weights(call), call.reduction.sample_weight
-        own = ordered_sum(weights if u is None else weights * u)
+        own_sum = ordered_sum(weights if u is None else weights * u)
     else:
         ignored, rows = whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
-        own = own_weight(target, given, weight, ignored, rows, input.dim() - 1, part.shard)
-    return {**given, "denominator": across.spread(across(own)[0])}
+        own_sum = own_weight(target, given, weight, ignored, rows, input.dim() - 1, part.shard)
+    return {**given, "denominator": across.spread(across(own_sum)[0])}
 
 
 def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> Tensor:
@@ -401,7 +401,7 @@ def _understand(
     if teacher is not None:
         values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
     elif described.indices:
-        values = described.values.reshape(size, *classes[1:])  # without the rows of which a mask allows no class
+        values = described.values.reshape(size, *classes[1:])  # rows of which a mask allows no class are ignored here
     else:
         values = target.to(described.values.dtype).reshape(size, *classes)
     valid = described.valid
@@ -416,7 +416,7 @@ def _understand(
     dtype, impl = result_dtype(like, promoted, arguments.get("out_dtype")), arguments.get("impl")
     head = Head(*_side_by_side(input, linear_weight, linear_bias), classes)
     name = choose(like.reshape(size, *classes), impl, described.values, described)
-    max_bytes = min(max_bytes, 1 << 62)  # what the operators can be told
+    max_bytes = min(max_bytes, 1 << 62)  # an operator takes 64 bits
     return _Call(head, described, teacher, rows, lead, shift, max_bytes, name, impl is not None, dtype)
 
 
@@ -465,7 +465,7 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
 
 
 def _explained(compute: Callable[[_Call], _Result], call: _Call, target: Tensor | Teacher) -> _Result:
-    """Compute, and say of a class out of range where it is in the caller's target."""
+    """Compute; where a class is out of range, say where it is in the caller's target."""
     try:
         return compute(call)
     except IndexError:
@@ -609,14 +609,14 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int | 
 
 
 def _all_labelled(target: Tensor, ignore_index: object) -> bool:
-    """Whether every row is seen to count: hidden states of others may hold anything, which the products would carry along."""
+    """Whether every row can be seen to count: the hidden states of others may be nan, which the products would spread."""
     return type(ignore_index) is int and readable(target) and not bool((target == ignore_index).any())
 
 
 def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
-    """Leave out the rows that have no weight in the loss, whose hidden states may hold anything and save their products.
+    """Leave out the rows that have no weight in the loss: their hidden states may hold anything, and it saves products.
 
-    Where that weight has a derivative, or statistics tell of such rows too, only what is not finite is left out.
+    Where that weight has a derivative, or statistics are wanted of such rows too, only those that are not finite are left out.
     """
     head, target, u = call.head, call.target, call.reduction.sample_weight
     weightless = None if u is None else u == 0
@@ -662,7 +662,7 @@ def _loss(call: _Call) -> Tensor:
 
 
 def _show(call: _Call, loss: Tensor, watcher: watch.Watcher) -> None:
-    """Show whoever looks on the loss of all rows and the logits of some, evenly spread over those that count."""
+    """Show a watcher the loss of all rows and the logits of some, evenly spread over those that count."""
     head, target = call.head, call.target
     rows = counted(head, target)
     if rows is None or len(rows) == 0:
@@ -743,8 +743,8 @@ def _reduced(call: _Call) -> Tensor:
     how, factor, given, empty, _ = call.reduction
     wide = torch.promote_types(call.head.input.dtype, torch.float32)
     divisor = torch.ones((), dtype=wide, device=call.head.input.device)
-    later = isinstance(given, Tensor) and given.requires_grad
-    if how == "mean" and not later:
+    divided_later = isinstance(given, Tensor) and given.requires_grad
+    if how == "mean" and not divided_later:
         if given is None:
             weights = _row_weights(call)
             divisor = ordered_sum(weights if factor is None else weights * factor)
@@ -755,7 +755,7 @@ def _reduced(call: _Call) -> Tensor:
 
     needs = tuple(_wants_grad(t) for t in call.head[:3])
     loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
-    if later:
+    if divided_later:
         assert given is not None
         loss = divide(loss, given, empty)
     elif how == "mean" and empty != "zero":
@@ -774,7 +774,7 @@ def _understand_shard(
     from crossent.parallel.agreement import agreeing
 
     shard = checked_shard(arguments["shard"])
-    with agreeing(shard, input) as said:
+    with agreeing(shard, input) as request:
         if isinstance(linear_weight, nn.Module):
             input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
             arguments = {**arguments, "linear_bias": bias}
@@ -795,8 +795,8 @@ def _understand_shard(
             parallel.check_sequence_parallel(described, call.shift)
         if described.indices and readable(described.values):
             described.raise_if_out_of_range(shard.classes)
-        said.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
-        said.asks(
+        request.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
+        request.asks(
             described, call.reduction, shard.sequence_parallel, input=call.head.input, linear_bias=call.head.bias,
             shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
             teacher=None if call.teacher is None else call.teacher.temperature,
@@ -830,13 +830,13 @@ def _plan_of_shard(
     from crossent.parallel.linear import bytes_of_block, rows_in_all, share_of
     from crossent.parallel.sequences import rows_of_span
 
-    taught = isinstance(target, Teacher)
+    has_teacher = isinstance(target, Teacher)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
     call = _understand(input, weight, target, given)
     few = _few(rows_in_all(call.head.input, shard) * share_of(call.head.shape, shard), input, call.max_bytes)
-    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, taught)
-    call = call._replace(max_bytes=size, teacher=None)  # whose workspace the size allows for
+    size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, has_teacher)
+    call = call._replace(max_bytes=size, teacher=None)  # the size has room for a teacher's workspace already
     why = _must_be_formed(call) or ("few logits" if few else "")
     plan = _plan(call, why)
     if not shard.sequence_parallel:

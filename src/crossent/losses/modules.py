@@ -69,11 +69,11 @@ class _Options(nn.Module):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """Return what an option is where nothing is said."""
+        """Return the default of an option."""
         return cls.defaults[name] if name in cls.defaults else default_of(name)
 
     def _call(self, **of_the_batch: Any) -> dict[str, Any]:
-        """Return the options of a call: those kept, but for what the batch has of its own."""
+        """Return the options of a call: those kept, with what the batch brings in their place."""
         kept = {name: getattr(self, name) for name in names_of(self.takes)}
         return kept | {name: value for name, value in of_the_batch.items() if value is not None}
 
@@ -433,7 +433,7 @@ class DistillationLoss(_Options):
 
 
 class LinearCrossEntropyLoss(_SoftmaxOptions, nn.LinearCrossEntropyLoss):
-    """A linear head and its loss as a module: :class:`torch.nn.LinearCrossEntropyLoss` by :func:`crossent.linear_cross_entropy`.
+    """A linear head and its loss as a module: torch's, computed by :func:`crossent.linear_cross_entropy`.
 
     The head is ``linear``, an :class:`torch.nn.Linear` whose weight may be tied to an embedding. Arguments as in torch and in
     :func:`crossent.linear_cross_entropy`; what belongs to a batch may be given anew at each call.

@@ -119,7 +119,7 @@ def sigmoid_focal_loss(
 
 
 def sigmoid_focal(alpha: float | None, gamma: float) -> Focal | BalancedFocal:
-    """Make the penalty of the sigmoid focal loss; None or, as in torchvision, a negative ``α`` is none."""
+    """Make the penalty of the sigmoid focal loss; with None or, as in torchvision, a negative ``α``, without ``α``."""
     alpha = None if alpha is None else number("alpha", alpha)
     return Focal(gamma) if alpha is None or alpha < 0 else BalancedFocal(gamma, alpha)
 
@@ -139,7 +139,7 @@ def multilabel_cross_entropy(
 
     Args:
         input: logits ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``.
-        labels: zeros and ones of the logits' shape and any dtype, or any amounts, of which ``t`` is the share; or for logits
+        labels: zeros and ones of the logits' shape and any dtype, or any amounts, which are divided by their sum; or for logits
             ``(N, C)`` a list of N lists of class indices, of any length.
         weight: class weights ``c``, ``(C)``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``, over the rows that have labels.
@@ -170,7 +170,7 @@ def multilabel_cross_entropy(
     rows = Reduction.among(options.get("reduction", "mean"), options)
     dim, out_dtype = options.get("dim"), options.get("out_dtype")
     axis = class_axis(input, dim)
-    if isinstance(labels, np.ndarray) and labels.dtype != object:  # it means what a tensor of its numbers means
+    if isinstance(labels, np.ndarray) and labels.dtype != object:  # it means the same as a tensor of its numbers
         labels = torch.as_tensor(labels, device=input.device)
     labels = labels if isinstance(labels, Tensor) else _multi_hot(labels, input)
     if labels.shape != input.shape:
@@ -235,8 +235,8 @@ def distillation_loss(
     """Compute how far a student is from its teacher: ``T² KL(q‖p)``, ``q = softmax(teacher / T)``, ``p = softmax(student / T)``.
 
     The gradient is ``T (p - q)``: the factor ``T²`` keeps its size while T is tuned. A row is summed over its classes and the mean
-    is over rows, as ``"batchmean"`` of ``torch.nn.KLDivLoss``, whose ``"mean"`` divides by the number of classes as well; here no
-    ``log_softmax`` is forgotten on one side and no factor on the other.
+    is over rows, as ``"batchmean"`` of ``torch.nn.KLDivLoss``, whose ``"mean"`` divides by the number of classes as well. Both
+    arguments are logits, so that no ``log_softmax`` and no factor can be forgotten.
 
     ``reverse=True`` is ``T² KL(p‖q)``: the student may leave out what the teacher finds possible, and pays for what the teacher
     finds impossible.
@@ -320,7 +320,7 @@ def distillation_loss(
     return loss.to(dtype)
 
 
-_OF_THE_TEACHER = ("teacher_grad", "reverse", "z_loss")  # what the target's part is not told
+_OF_THE_TEACHER = ("teacher_grad", "reverse", "z_loss")  # options that the target's part does not take
 
 
 def _check_teacher(student_logits: Tensor, teacher_logits: Tensor) -> None:
@@ -335,7 +335,7 @@ def _check_teacher(student_logits: Tensor, teacher_logits: Tensor) -> None:
 
 
 class _Pair(NamedTuple):
-    """Student and teacher laid out as operators want them, and what is said of both: mask, rows that count, temperature."""
+    """Student and teacher laid out as operators want them, and what holds for both: mask, rows that count, temperature."""
 
     student: Tensor
     teacher: Tensor
@@ -371,7 +371,7 @@ def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
     t = formulas.distribution(of_target, pair.target)
     described = pair.target._replace(values=t)
     entropy = _row_losses(of_target, described, impl)
-    if reverse:  # whoever looks on is to see the student's logits, not the teacher's
+    if reverse:  # crossent.debug is not shown the teacher's logits: it is to see the student's
         cross = _row_losses(logits, described, impl)
     else:
         cross = reduced_cross_entropy(logits, logits, described, Reduction("none"), t.dtype, impl=impl)
@@ -400,9 +400,9 @@ def contrastive_cross_entropy(
 ) -> Tensor:
     """Find every vector's partner: the cross entropy of the logits ``scale · a bᵀ``, where row i belongs to column ``i + offset``.
 
-    As many ``a`` as ``b``: the mean of that and the same with a and b exchanged, as in CLIP. More ``b`` than ``a`` (one machine's
-    vectors against everybody's, ``offset`` vectors before its own): the rows only; exchange the two sets yourself and average.
-    ``symmetric=False`` is the rows only, InfoNCE, for as many too.
+    With as many ``a`` as ``b`` the loss is the mean of that and of the same with a and b exchanged, as in CLIP. With more ``b``
+    than ``a`` (one machine's vectors against everybody's, ``offset`` vectors before its own) it is that of the rows only:
+    exchange the two sets yourself and average. ``symmetric=False`` is always that of the rows only, InfoNCE.
 
     The logits are formed in float32 or wider from vectors of any floating dtype, and are not rounded before the loss.
 

@@ -104,7 +104,8 @@ def cross_entropy(
     2021; margin: Wang et al., "Additive Margin Softmax for Face Verification", 2018; z-loss: Chowdhery et al., "PaLM", 2022;
     soft cap: Gemma Team, "Gemma 2", 2024.
     """
-    # In the order of _NAMES, as tests/losses/test_names.py holds: a dictionary would cost a small call more than its kernel does.
+    # This library's options, in the order of _NAMES, as tests/losses/test_names.py checks: a dictionary would cost a small call
+    # more than its kernel does.
     own = (penalty, temperature, softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature)
     if has_torch_function_variadic(input, target, weight, logit_bias, class_mask):
         given: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
@@ -143,9 +144,8 @@ def cross_entropy(
         "out_dtype": out_dtype, "impl": impl, "inplace_backward": inplace_backward, "inplace_forward": inplace_forward,
     }  # fmt: skip
 
-    rows = partial(
-        Reduction.of, reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce
-    )  # read where an error reaches all processes
+    # Read later: with a shard, where an error reaches all processes.
+    rows = partial(Reduction.of, reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     if shard is not None:
         from crossent.parallel.softmax import sharded_cross_entropy  # torch's collectives take 0.2 s to import
 

@@ -1,4 +1,4 @@
-"""What a pass over the logits tells beside the loss: log-probabilities, entropy, accuracy, and the counts to average by."""
+"""What a pass over the logits gives beside the loss: log-probabilities, entropy, accuracy, and the counts to average by."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ def reduced_statistics(
         row_weight = row_weight * weights_of_rows(u, row_weight, whole=True)
     of_model = (row.lse, row.target_log_prob, row.entropy, row.correct)
     if reduction.how == "none":
-        told = (row.correct.bool(), counted.long(), row_weight.detach(), row.predicted)
-        return CrossEntropyStats(loss.to(dtype), *of_model[:3], *told)
+        undifferentiable = (row.correct.bool(), counted.long(), row_weight.detach(), row.predicted)
+        return CrossEntropyStats(loss.to(dtype), *of_model[:3], *undifferentiable)
     sums = (*map(ordered_sum, (loss, *of_model, row_weight)), counted.long().sum())
     loss, *averages, weight_sum, count = reduction.whole(*sums)
     if reduction.how == "mean":

@@ -114,10 +114,10 @@ def _told_of_labels(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Write a model's forward that tells the head of labels; its signature, which trainers read, is the model's."""
 
     @wraps(forward)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward_with_labels_told(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _tell_of_labels(self, forward, args, kwargs)
 
-    return told
+    return forward_with_labels_told
 
 
 def _tell_of_labels(model: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -238,7 +238,7 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
         max_bytes: how large a block of logits may be, as in :func:`crossent.linear_cross_entropy`.
 
     Returns:
-        The same module. In a ``with`` statement it is what :func:`undefer` makes of it at the end.
+        The same module. A ``with`` statement undefers it at its end, as :func:`undefer` does.
 
     Raises:
         TypeError: a module without a head that this can do.

@@ -24,7 +24,7 @@ from crossent.models.logits import TENSORS, Logits, follows, note_blocked, overw
 NO_INDEX = -(1 << 40)  # an ignore_index that no label has
 _ALL = slice(None)
 _OF_THE_CALL = ("sample_weight", "denominator", "empty", "out_dtype", "impl", "shard")
-_OF_MEMORY = ("dim", "inplace_backward", "inplace_forward")  # where logits lie that do not exist
+_OF_MEMORY = ("dim", "inplace_backward", "inplace_forward")  # these say where logits lie, and here there are none
 _OF_THE_LOGITS = SPECIAL["cross_entropy"]
 _OF_ANY_LOGITS = ("penalty", "z_loss")  # these see p and lse; every other option says what is done to the logits before
 
@@ -596,7 +596,7 @@ def _argmax(x: Any, dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
     if more or x.form.factor <= 0 or x.form.kind == "p log p" or not _on_classes(x, dim):
         return NotImplemented
     with torch.no_grad():
-        predicted = _statistics(x).predicted.clamp(min=0)  # a row without numbers has none, and torch says 0
+        predicted = _statistics(x).predicted.clamp(min=0)  # a row of nan has no class, and torch says 0
     return _rows_back(x, predicted, keepdim)
 
 
@@ -613,8 +613,8 @@ def _max(x: Any, dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
 @follows("amax")
 def _amax(x: Any, dim: Any = (), keepdim: bool = False, **more: Any) -> Any:
     dim = dim[0] if isinstance(dim, (tuple, list)) and len(dim) == 1 else dim
-    found = _max(x, dim, keepdim, **more)
-    return found if found is NotImplemented else found[0]
+    largest = _max(x, dim, keepdim, **more)
+    return largest if largest is NotImplemented else largest[0]
 
 
 @follows("gather", "take_along_dim")
@@ -733,22 +733,22 @@ def _target(x: Logits, target: Any) -> Any:
 
 
 def _loss_options(x: Logits, target: Any, weight: Any, ignore_index: int, given: dict[str, Any]) -> Any:
-    """Collect the options of a linear loss; NotImplemented where two tell of the logits."""
-    own = {name: given[name] for name in _OF_THE_LOGITS if name in given and given[name] is not None}
+    """Collect the options of a linear loss; NotImplemented where logits that were transformed would be transformed again."""
+    of_logits = {name: given[name] for name in _OF_THE_LOGITS if name in given and given[name] is not None}
     if not given.keys() <= {*_OF_THE_CALL, *_OF_THE_LOGITS, *_OF_MEMORY}:
         return NotImplemented
-    told = x.form.capped or x.shift is not None or x.allowed is not None
-    if told:
-        beside = {name: value for name, value in own.items() if name not in _OF_ANY_LOGITS}
+    transformed = x.form.capped or x.shift is not None or x.allowed is not None
+    if transformed:
+        beside = {name: value for name, value in of_logits.items() if name not in _OF_ANY_LOGITS}
         beside.pop("softcap_after_temperature", None)  # without a cap it says nothing
         if any(isinstance(value, Tensor) or value != Settings.defaults.get(name) for name, value in beside.items()):
             return NotImplemented
-        own = {name: own[name] for name in _OF_ANY_LOGITS if name in own}
+        of_logits = {name: of_logits[name] for name in _OF_ANY_LOGITS if name in of_logits}
     indices = isinstance(target, Tensor) and not target.is_floating_point()
     if not indices and ignore_index >= 0:
         return NotImplemented
     options = _options(x)
-    options |= own
+    options |= of_logits
     options |= {name: given[name] for name in _OF_THE_CALL if given.get(name) is not None}
     if indices:
         options["ignore_index"] = ignore_index

@@ -81,8 +81,8 @@ class Logits:
         formed: how often logits were formed in this process; 0 is what a training run wants to see.
         blocked: how often something was computed in blocks instead.
         places: where logits were formed, and how often: ``{"train.py:41 softmax": 3}``.
-        heads: the same of each head, by its name in the model, with the calls that it answered with plain logits, since nothing
-            told of a loss: ``{"GPT.lm_head": {"blocked": 12, "formed": 0, "plain": 3}}``.
+        heads: the same of each head, by its name in the model, with the calls that it answered with plain logits, since no
+            loss was expected: ``{"GPT.lm_head": {"blocked": 12, "formed": 0, "plain": 3}}``.
 
     >>> import crossent
     >>> head = torch.nn.Linear(8, 1000)
@@ -469,7 +469,7 @@ def follows(*names: str, placed: bool = False) -> Callable[[Handler], Handler]:
 
 
 def _follow(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Do what a function of torch does, in blocks if that is known here, and else to logits that are formed."""
+    """Do what a function of torch does: in blocks if it is followed here, and else with logits that are formed."""
     given = [x for x in _inside((*args, *kwargs.values())) if isinstance(x, Logits)]
     for x in given:
         x._check_current()
@@ -572,12 +572,12 @@ def note_formed(head: str, name: str, shape: tuple[int, ...], why: str = "") -> 
     _count(head, "formed")
     if Logits.places[place] == 1:
         words = (
-            f"{name} formed the logits of a deferred head, of shape {shape}: it is right, and saves no memory. "
+            f"{name} formed the logits of a deferred head, of shape {shape}: the result is right, and saves no memory. "
             f"crossent.Logits.report() lists all such places, and help(crossent.Logits) what is computed in blocks.{why}"
         )
         if "peft" in Path(file).parts:
             words += " PEFT adapted the head after it was deferred: call crossent.defer after get_peft_model"
-        if prod(shape) > max(shape, default=1):  # not of a single row, which a block has at least
+        if prod(shape) > max(shape, default=1):  # a single row is no more than a block has
             warnings.warn_explicit(words, UserWarning, file, line)
 
 

@@ -1,4 +1,4 @@
-"""Torch's losses called, this library's computed: one line for programs whose code is not to be changed.
+"""Calls of torch's losses that this library computes: one line for programs whose code is not to be changed.
 
 While a patch stands, every module of the process that names one of torch's functions names a stand-in for it, which calls ours.
 That reaches torch's own modules whenever they were made, and the losses of ``transformers``, since all of them call
@@ -37,7 +37,7 @@ def _stand_in(theirs: _Loss, ours: _Loss) -> _Loss:
 
     @wraps(theirs)
     def loss(*args: Any, **kwargs: Any) -> Any:
-        # who kept this beyond the last patch gets torch's function again
+        # code that keeps this after the last patch gets torch's function again
         return ours(*args, **kwargs) if _active else theirs(*args, **kwargs)
 
     return loss
@@ -148,15 +148,15 @@ def patched_places() -> dict[str, list[str]]:
     names = {stand_in: theirs.__name__ for theirs, stand_in in _STAND_INS.items()}
     places: dict[str, list[str]] = {}
     for module, _, value in _named(names):
-        found = places.setdefault(names[value], [])
-        found += [] if module.__name__ in found else [module.__name__]
+        modules = places.setdefault(names[value], [])
+        modules += [] if module.__name__ in modules else [module.__name__]
     return places
 
 
 def _let_compilers_know_torchs_functions() -> None:
     """Let ``torch.compile`` find torch's functions by their names while those are torch's, which it does once in a process.
 
-    It would take our stand-ins for functions of torch otherwise, and find in its cache on disk what it has compiled of torch's.
+    Otherwise it would take our stand-ins for torch's functions, and reuse from its cache on disk what it compiled of those.
     """
     from torch._dynamo import trace_rules
 

@@ -1,4 +1,4 @@
-"""The sigmoid operators and the autograd Functions over them, in the three dresses that softmax.py describes."""
+"""The sigmoid operators and the autograd Functions over them, in the three forms that softmax.py describes."""
 
 from __future__ import annotations
 

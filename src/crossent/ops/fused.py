@@ -44,11 +44,11 @@ _LAST: dict[torch.dtype, float] = {}
 
 
 def expected(dtype: torch.dtype) -> float | None:
-    """Return the factor that backward is likely to bring, which is the one that it brought last; None where that is open.
+    """Return the factor that backward is likely to bring, which is the one that it brought last; None where it is unknown.
 
     A loss scaler brings the same factor for thousands of steps, and so does a loss that is divided by the number of its
     micro-batches. Of float16 nothing is expected at first, since a wrong guess cannot be mended by a multiplication there.
-    What is guessed decides how long a call takes, and changes no bit of what it returns, but of numbers below the normal ones.
+    The guess decides how long a call takes. It changes no bit of the result, except in numbers below the smallest normal one.
     """
     return _LAST.get(dtype, None if dtype == torch.float16 else 1.0)
 
@@ -57,10 +57,11 @@ _MOST = 2.0**64  # what is expected at most: more might take gradients beyond th
 
 
 def _to_form_with(factor: float, dtype: torch.dtype) -> float:
-    """Return what a gradient is formed with that is to be multiplied by a factor: the factor itself, or what becomes it.
+    """Return the number with which a gradient is formed where backward brings a factor: the factor itself, or one near it.
 
-    For what is no power of two it is the next one above, or 1: it changes no bit, and lets nothing vanish that the factor would
-    have brought back. Half precision would round twice.
+    A factor that is no power of two is rounded up to one, and to 1 at least; the rest of it is multiplied on later. A power of
+    two changes no bit, and nothing vanishes that the factor would have kept. Half precision would then be rounded twice, so it
+    takes the factor itself.
     """
     if dtype.itemsize < 4 or _scales_exactly(factor):
         return factor
@@ -77,8 +78,9 @@ def _remember(factor: float, dtype: torch.dtype) -> None:
 def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
     """Whether a gradient that was formed with one factor becomes, by a multiplication, the one that is formed with another.
 
-    Bit for bit, so that nothing hangs on what came before: a power of two is exact unless numbers had vanished that it makes
-    larger, and what is no power of two multiplies the gradient of one. Half precision would round twice.
+    It must do so bit for bit, so that no result depends on earlier calls. To multiply by a power of two is exact, unless numbers
+    have vanished that it would make larger. A factor that is no power of two needs the gradient that ``_to_form_with`` names
+    for it. Half precision would be rounded twice.
     """
     if factor == formed_with:
         return True
@@ -98,7 +100,7 @@ def _place_and_factor(place: Place, dtype: torch.dtype) -> tuple[Place, float | 
 
 
 def _restored(ctx: Any) -> tuple[Tensor, Any]:
-    """Return logits and target; autograd looks only from the end of forward on whether they were modified."""
+    """Return logits and target; autograd sees only what is modified after forward, so what forward wrote is refused here."""
     if ctx.place == "over in forward":
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
@@ -121,9 +123,9 @@ def _taken(ctx: Any) -> Tensor | None:
 
 
 def _on_the_device(ctx: Any, factor: Tensor) -> Tensor:
-    """Return the gradient for a factor that is not read here: what was formed for 1 becomes it by a kernel that looks first.
+    """Return the gradient for a factor that stays on the device; a kernel reads it, and changes nothing where it is 1.
 
-    It is multiplied, but half precision would round twice, and is formed anew.
+    Otherwise the gradient that was formed for 1 is multiplied. In half precision that would round twice, so it is formed anew.
     """
     gradient, half = _taken(ctx), ctx.dtype.itemsize < 4
     if gradient is None:
@@ -167,9 +169,9 @@ def _multiplied(ctx: Any, grad: Tensor) -> Tensor:
 
 @dataclass
 class _Later:
-    """A sum that is formed when autograd has taken note of where the logits come from, over which it may be written.
+    """A sum that is formed after autograd has noted where the logits come from, since its gradient may be written over them.
 
-    Torch works that out anew for a view that was written to, and then no longer finds a leaf that is a view itself.
+    For a view that was written to, torch works that out anew, and then no longer finds a leaf that is a view itself.
     """
 
     form: Callable[[], Sum]

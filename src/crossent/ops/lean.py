@@ -44,7 +44,7 @@ def needs_formula(grad: Tensor) -> bool:
 
 
 class Call(NamedTuple):
-    """Beside its tensors: what a loss is divided by (a softmax loss asks whether it is a mean), and who computes it.
+    """What a loss has beside its tensors: its divisor (for a softmax loss whether it is a mean), and the implementation.
 
     ``sample_weight`` is one number a row, which multiplies its loss and what it adds to the divisor.
     """
@@ -71,7 +71,7 @@ class Lean(Function):
 
     @classmethod
     def settle(cls, name: str) -> None:
-        """Settle what a node looks up in several places; autograd shows it under this name."""
+        """Look up once what each call would look up in several places; autograd shows the node under this name."""
         cls._backward_cls.apply = cls.backward  # type: ignore[attr-defined]
         cls._backward_cls.__name__ = name
         cls.run = super(Function, cls).apply  # type: ignore[misc]

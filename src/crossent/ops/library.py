@@ -60,7 +60,7 @@ class Fields:
         return sum(part.size if isinstance(part, Fields) else 1 for part in self.parts.values())
 
     def write(self, value: Any) -> list[Any]:
-        """Write a record as arguments; one that may be missing as None, and its numbers as 0."""
+        """Write a record as arguments; where an optional one is missing, its tensors are None and its numbers 0."""
         written: list[Any] = []
         for name, part in self.parts.items():
             if value is None:
@@ -87,7 +87,7 @@ def _numbers(record: type[Record]) -> Fields:
     parts: dict[str, str | Fields] = {}
     for row in fields(record):  # type: ignore[arg-type]
         schema = row.metadata["schema"]
-        if schema is None:  # it says how another number is meant, and that is settled
+        if schema is None:  # it says how another number is meant, and in_order has applied it
             continue
         parts[row.name] = _PENALTY if schema == "penalty" else f"{schema} {row.name}"
     return Fields(record, **parts)

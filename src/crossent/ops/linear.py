@@ -75,7 +75,7 @@ def _asked(head: Head, grads: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 
 
 def _explained(compute: Callable[..., Any], head: Head, plan: Plan, *arguments: Any) -> Any:
-    """Run without autocast and autograd; an index out of range is found there for nothing, and explained only then."""
+    """Run without autocast and autograd; the kernels find an index out of range at no cost, and only then is it named."""
     try:
         with torch.no_grad(), torch.autocast(head.input.device.type, enabled=False):
             return compute(head, plan, *arguments)
@@ -243,10 +243,8 @@ def _save(ctx: Any, arguments: tuple[Any, ...], *formed: Tensor) -> None:
 
 def _saved(ctx: Any) -> tuple[list[Any], list[Tensor]]:
     """Return the arguments and what was formed."""
-    tensors, size = (
-        ctx.saved_tensors,
-        len(ctx.numbers),
-    )  # once: a checkpoint that recomputes hands them out no more often
+    # The tensors are read once, since a checkpoint that recomputes hands them out only once.
+    tensors, size = ctx.saved_tensors, len(ctx.numbers)
     return [x if t is None else t for t, x in zip(tensors, ctx.numbers, strict=False)], list(tensors[size:])
 
 
@@ -272,8 +270,8 @@ class LinearCrossEntropy(Function):
         given, formed = _saved(ctx)
         if not torch.compiler.is_compiling() and differentiated(grad, *given[:3]):
             return (*_gradients_at_once("sum", grad, ctx.needs, *_records(given), *given[_SIZE:]), *rest)
-        found = iter(scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
-        return (*(next(found) if need else None for need in ctx.needs), *rest)
+        gradients = iter(scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
+        return (*(next(gradients) if need else None for need in ctx.needs), *rest)
 
 
 def scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
@@ -362,6 +360,6 @@ def _(head, plan, grads, needs):
 
 
 def linear_statistics(head: Head, plan: Plan, row_weight: Tensor) -> RowStatistics:
-    """Compute the statistics of rows in blocks; what rows weigh is known without them."""
+    """Compute the statistics of rows in blocks; what rows weigh is given, and needs no logits."""
     *four, correct, predicted = statistics_operator(head, plan)
     return RowStatistics._make([*four, row_weight, correct, predicted])

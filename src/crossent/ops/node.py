@@ -1,4 +1,4 @@
-"""A node of autograd's for a tensor that stays the same: a leaf gets one, and a view is called none any more."""
+"""An autograd node that changes no number: with it a leaf has a node of its own, and a view no longer counts as one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The short way of plain calls, of which some are so small that Python is what takes time.
+"""The short way of plain calls, some of which are so small that most of their time is Python's.
 
 An implementation that has it looks at the arguments once, just as the caller gave them, and computes the loss and its gradient
-in the same step; or it says that they have to be looked at.
+in the same step; or it returns None, and they have to be checked in Python.
 """
 
 from __future__ import annotations

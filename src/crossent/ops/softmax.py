@@ -1,7 +1,7 @@
 """The softmax operators and the autograd Functions over them.
 
 There is one operator forward and one backward, opaque to the compiler, with the implementation to run as their last argument,
-and two more for statistics. Around them stands an ``autograd.Function`` in three dresses with one backward:
+and two more for statistics. Around them stands an ``autograd.Function`` in three forms with one backward:
 
 - compiled, traced, exported or fake: the operators, through the dispatcher, whose derivative it is;
 - ``torch.func`` and vmap: formulas in torch operations, which these transforms know and can differentiate again. It has a
@@ -73,7 +73,7 @@ statistics_backward_operator = Operator(
 
 
 def explained(compute: Any, logits: Tensor, target: Target, *arguments: Any) -> Any:
-    """Run the forward of an implementation; an index out of range is found there for nothing, and explained only then."""
+    """Run the forward of an implementation, which finds an index out of range at no cost; only then is it named."""
     if logits.shape[1] == 0:
         target.raise_if_out_of_range(0)
     try:
@@ -138,8 +138,8 @@ def _(logits, target, impl):
 @statistics_backward_operator.implement
 def _(grads, logits, target, needs):
     _labels_in_range(logits, target)
-    found = formulas.statistics_backward(tuple(grads), logits, target, (*needs, False, False))
-    return gradients_like((found.logits, found.target), (logits, target.values))
+    gradients = formulas.statistics_backward(tuple(grads), logits, target, (*needs, False, False))
+    return gradients_like((gradients.logits, gradients.target), (logits, target.values))
 
 
 @statistics_backward_operator.fake
@@ -150,8 +150,8 @@ def _(grads, logits, target, needs):
 def _own(result: Tensor) -> Tensor:
     """Give a result memory of its own.
 
-    Operators promise it, and the statistics of no rows are one tensor. Torch wants the tangent of a view to lie as the view
-    does, or stops in an assertion; whether something is a view does not show from inside vmap.
+    Operators promise that, and the statistics of zero rows are all the same tensor. Torch wants the tangent of a view to lie as
+    the view does, or stops in an assertion; inside vmap nothing shows whether a tensor is a view.
     """
     return result.clone() if transformed() or result._is_view() or not result.numel() else result
 
@@ -460,8 +460,8 @@ def _(logits, target, impl):
 
 @statistics_backward_operator.differentiate
 def _(grads, logits, target, needs):
-    on = formulas.statistics_backward(tuple(grads), logits, target, (*needs, False, False))
-    return gradients_like((on.logits, on.target), (logits, target.values))
+    gradients = formulas.statistics_backward(tuple(grads), logits, target, (*needs, False, False))
+    return gradients_like((gradients.logits, gradients.target), (logits, target.values))
 
 
 class Statistics(_CompiledStatistics):

@@ -1,4 +1,4 @@
-"""What the arguments of an operator must be; the public functions give nothing else, a saved program or a caller may.
+"""What the arguments of an operator must be. The public functions give nothing else; a saved program or a direct call may.
 
 Each check takes what its operator's functions take, real tensors or fake ones, and raises what names the argument. Sizes that are
 symbols become conditions of the program that is compiled.
@@ -27,7 +27,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def require(holds: Any, message: Callable[[], str]) -> None:
-    """Raise a ValueError unless a condition holds; one on symbols is kept for when they are known."""
+    """Raise a ValueError unless a condition holds; one on symbols is checked when the program that is compiled runs."""
     if holds is True:
         return
     if holds is False:
@@ -54,7 +54,7 @@ def _dtype(name: str, value: Tensor, dtypes: Sequence[torch.dtype]) -> None:
 
 
 def _with(logits: Tensor, **others: Tensor | None) -> None:
-    """Hold tensors to one device and to memory with strides."""
+    """Check that tensors are on one device, and dense."""
     for name, value in {"logits": logits, **others}.items():
         if value is None:
             continue
@@ -119,7 +119,7 @@ def _one_number(name: str, value: Tensor) -> None:
 
 
 def _values(target: Target, whole: Sequence[Any]) -> None:
-    """Hold class indices or probabilities to logits of the shape ``whole`` = (N, C, d1, ...)."""
+    """Check class indices or probabilities against logits of the shape ``whole`` = (N, C, d1, ...)."""
     if target.indices:
         _dtype("target", target.values, (torch.int64,))
         _shape("target", target.values, (whole[0], *whole[2:]))
@@ -129,7 +129,7 @@ def _values(target: Target, whole: Sequence[Any]) -> None:
 
 
 def _options(target: Target, whole: Sequence[Any], like: Tensor) -> None:
-    """Hold all else that a target says to logits of the shape ``whole``."""
+    """Check all else that a target says against logits of the shape ``whole``."""
     rows, classes = (whole[0], *whole[2:]), whole[1]
     names = ("target", "class_weight", "logit_bias", "class_mask", "valid")
     _with(like, **dict(zip(names, target.tensors, strict=True)))
@@ -154,7 +154,7 @@ def _options(target: Target, whole: Sequence[Any], like: Tensor) -> None:
 
 
 def _softmax(logits: Tensor, target: Target, impl: str) -> tuple[Any, ...]:
-    """Hold logits and their target to each other, and return the shape of rows."""
+    """Check logits and their target against each other, and return the shape of rows."""
     _dtype("logits", logits, _FLOATS)
     require(logits.dim() >= 2, lambda: f"logits must have shape (N, C, d1, ...), got {shape_of(logits)}")
     _values(target, logits.shape)
@@ -248,7 +248,7 @@ def binary_backward(
 
 
 def _matrices(prefix: str, input: Tensor, weight: Tensor, bias: Tensor | None, columns: Any) -> None:
-    """Hold hidden states (N, D), a matrix (columns, D) and a bias to each other."""
+    """Check hidden states (N, D), a matrix (columns, D) and a bias against each other."""
     _dtype(f"{prefix}input", input, _FLOATS)
     require(input.dim() == 2, lambda: f"{prefix}input must have shape (N, D), got {shape_of(input)}")
     for name, value, wanted in (
@@ -261,7 +261,7 @@ def _matrices(prefix: str, input: Tensor, weight: Tensor, bias: Tensor | None, c
 
 
 def _head(head: Head, plan: Plan) -> tuple[Any, ...]:
-    """Hold a head, its target and its teacher to each other, and return the shape of rows."""
+    """Check a head, its target and its teacher against each other, and return the shape of rows."""
     input, weight, bias, shape = head
     require(len(shape) >= 1, lambda: "shape must be (C, d1, ...), got ()")
     columns: Any = 1
@@ -286,7 +286,7 @@ def _head(head: Head, plan: Plan) -> tuple[Any, ...]:
 
 
 def _within_rows(valid: Tensor | None) -> Tensor | None:
-    """Return what counts unless whole hidden states are left out, whose logits no implementation is shown."""
+    """Return ``valid`` where it leaves out some positions of a hidden state and not others; None where it leaves out whole ones."""
     if valid is None or valid.dim() == 1:
         return None
     if not readable(valid):

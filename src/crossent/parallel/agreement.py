@@ -1,8 +1,8 @@
 """Before a loss, processes tell each other whether anything is wrong, and that all of them compute the same thing.
 
-None may wait for one that has failed, and collectives of different sizes stop a process altogether. So the first thing that is
-told has the same size whatever was given: whether all is well, which classes are here, and a checksum of what is asked. It
-is told where nobody has to wait for a device to know, which is on CPUs.
+No process may wait for one that has failed, and collectives of different sizes stop a process altogether. So the first thing that
+is told has the same size whatever was given: whether all is well, which classes are here, and a checksum of what is asked. It is
+told on CPUs only, where nobody has to wait for a device to know.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Call:
     def says(self, loss: str, rows: tuple[int, ...], size: int, input: Tensor, shard: VocabShard) -> None:
         """Say which loss is called, of how many rows and classes."""
         self.size = size
-        here = f"{loss} with {shard.classes} classes in all"
-        here += f", sequence_parallel={shard.sequence_parallel}, reduce_input_grad={shard.reduce_input_grad}"
-        self.alike.update(loss=here, rows=shape(torch.empty(rows, device="meta")), dtype=str(input.dtype))
+        call = f"{loss} with {shard.classes} classes in all"
+        call += f", sequence_parallel={shard.sequence_parallel}, reduce_input_grad={shard.reduce_input_grad}"
+        self.alike.update(loss=call, rows=shape(torch.empty(rows, device="meta")), dtype=str(input.dtype))
 
     def asks(self, target: Target, reduction: Reduction, own_labels: bool, **more: Any) -> None:
         """Say what is asked of the rows; ``own_labels`` says that each process has labels of its own."""
@@ -63,7 +63,7 @@ class Call:
 
 
 def _words(options: dict[str, Any]) -> Iterator[str]:
-    """Write out what is given: of tensors that they are, since they may be parts, and whether a gradient is wanted."""
+    """Write out what is given; of tensors only whether a gradient is wanted, since their shapes may be those of parts."""
     for name, value in options.items():
         if isinstance(value, Tensor):
             yield f"{name} of shape (...)" + " with a gradient" * (value.requires_grad and torch.is_grad_enabled())
@@ -73,7 +73,7 @@ def _words(options: dict[str, Any]) -> Iterator[str]:
 
 @contextmanager
 def agreeing(shard: VocabShard, input: Any) -> Iterator[Call]:
-    """Raise what is wrong on one process on all of them, when the block is left, and what is not alike."""
+    """On leaving the block, raise on all processes what is wrong on one of them, or that they do not ask for the same."""
     call = Call()
     if not (readable(input) if isinstance(input, Tensor) else reaches_cpus(shard.group)):
         yield call
@@ -90,8 +90,8 @@ def agreeing(shard: VocabShard, input: Any) -> Iterator[Call]:
         raise_together(error, shard.group)
     for name, checksum in zip(_ALIKE, of_each, strict=True):
         if (checksum != checksum[0]).any():
-            told = ", ".join(str(words) for words in tell(call.alike[name], shard.group))
-            raise ValueError(_ALIKE[name].format(told))
+            answers = ", ".join(str(words) for words in tell(call.alike[name], shard.group))
+            raise ValueError(_ALIKE[name].format(answers))
     _check_cut(starts.tolist(), sizes.tolist(), shard)
 
 

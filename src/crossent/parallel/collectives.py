@@ -46,8 +46,8 @@ def start_scattering(x: Tensor, group: Any) -> Tensor:
 
 def finish(gathered: Tensor) -> Tensor:
     """Wait for what was gathered or scattered."""
-    there: Tensor = collectives.wait_tensor(gathered)
-    return there
+    arrived: Tensor = collectives.wait_tensor(gathered)
+    return arrived
 
 
 def _or_all(group: Any) -> Any:
@@ -184,19 +184,19 @@ def unpack(gathered: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
 
 
 def tell(what: Any, group: Any) -> list[Any]:
-    """Tell all processes of a group something that is no tensor, and hear it from all."""
-    told: list[Any] = [None] * processes(group)
-    dist.all_gather_object(told, what, group=group)
-    return told
+    """Tell all processes of a group something that is no tensor, and return what each of them tells."""
+    of_each: list[Any] = [None] * processes(group)
+    dist.all_gather_object(of_each, what, group=group)
+    return of_each
 
 
 def raise_together(error: Exception | None, group: Any) -> None:
     """Tell all processes of a group why some have failed, and raise that everywhere. All of them must come here."""
-    said = tell(None if error is None else (_known_type(error), str(error)), group)
+    reasons = tell(None if error is None else (_known_type(error), str(error)), group)
     if error is not None:
         raise error
-    rank = next(i for i, one in enumerate(said) if one is not None)
-    kind, message = said[rank]
+    rank = next(i for i, reason in enumerate(reasons) if reason is not None)
+    kind, message = reasons[rank]
     raise kind(f"process {rank} of the group: {message}")
 
 

@@ -94,5 +94,5 @@ def _own_share(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tens
     counts = labels != ignore_index
     if weight is None:
         return counts.sum().to(wide)
-    own = weight.detach().to(wide)[labels.clamp(0, len(weight) - 1)]
-    return own.masked_fill(~counts, 0.0).sum()
+    row_weights = weight.detach().to(wide)[labels.clamp(0, len(weight) - 1)]
+    return row_weights.masked_fill(~counts, 0.0).sum()

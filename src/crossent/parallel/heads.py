@@ -204,7 +204,7 @@ def _target(placed: Rows, target: Any, features: tuple[Any, ...], columns: tuple
 def refuse_gathered(weight: Tensor) -> None:
     """Refuse what ``full_tensor()`` made of a parameter that FSDP shards: its gradient would be that of this process's rows alone.
 
-    Backward slices the gradient of each process, where FSDP averages those of all. With ``grad_placements`` said it is right.
+    Backward slices the gradient of each process, where FSDP averages those of all. With ``grad_placements`` given it is right.
     """
     node = weight.grad_fn
     if not torch.is_grad_enabled() or getattr(node, "grad_placements", ()) is not None:

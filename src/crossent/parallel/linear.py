@@ -2,7 +2,7 @@
 
 Each process forms its own logits of a block, and one gather tells the block's losses and how much mass its rows have elsewhere,
 while the logits of the next block are formed. A sum or a mean forms its gradients with the loss. Where rows are kept apart,
-backward forms the logits once more, and needs nobody.
+backward forms the logits once more, and needs no other process.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from crossent.parallel.softmax import (
     together,
     written_out,
 )
-from crossent.parallel.statistics import Told, recomputed, told
+from crossent.parallel.statistics import CountedStatistics, recomputed, statistics_tensors
 from crossent.parallel.teachers import taught
 
 _AT_A_TIME = 2  # blocks: the losses of one are told while the logits of the next are formed
@@ -92,7 +92,7 @@ class ShardedHead:
         return Plan(self.rows.target, None, size, self.impl)
 
     def taught(self, asked: Rows, rows: slice | Tensor | None) -> Rows:
-        """Give some rows the probabilities of their teacher, if they have one, of whom the processes tell each other."""
+        """Give some rows the probabilities of their teacher, if they have one, which takes a gather of its own."""
         return (
             asked
             if self.teacher is None
@@ -126,7 +126,7 @@ def share_of(shape: tuple[int, ...], shard: VocabShard) -> int:
 def bytes_of_block(
     shape: tuple[int, ...], shard: VocabShard, max_bytes: int, dtype: torch.dtype, impl: str, teacher: bool = False
 ) -> int:
-    """Say how large a block is here: as many rows on all processes as fit an even share of the classes, some blocks at a time."""
+    """Say how many bytes a block has here: of as many rows, on all processes, as fit with an even share of the classes."""
     each = dtype.itemsize + 4 * load(impl).workspace
     rows = max(1, max_bytes // _AT_A_TIME // (share_of(shape, shard) * (each + 4 * TEACHERS_WORKSPACE * teacher)))
     return rows * max(1, prod(shape) * each)
@@ -181,11 +181,11 @@ def _slopes(sharded: ShardedHead, block: Block, whole: Whole, grad: Tensor) -> T
     """Compute the gradient for a block's logits, in their place."""
     needs = (True, False, False, False)
     compute = load(sharded.impl)
-    found = compute.cross_entropy_backward(
+    at_logits = compute.cross_entropy_backward(
         grad.to(whole.lse.dtype), block.logits, block.target, whole.lse, needs, 1.0, True, whole.elsewhere
-    )
-    assert found.logits is not None
-    return found.logits
+    ).logits
+    assert at_logits is not None
+    return at_logits
 
 
 def _gradients(
@@ -224,9 +224,9 @@ class ShardedLinearSum(Function):
             gradients.add(block, _slopes(sharded, block, whole, grad))
         loss = reduce_rows(losses, row_weight, reduction)
         by = _divisor(row_weight, u, given) if how == "mean" and count > 1 else None
-        found = (None, None, None) if gradients is None else gradients.finish(by)
+        of_head = (None, None, None) if gradients is None else gradients.finish(by)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, weight, bias, *found)
+        ctx.save_for_backward(input, weight, bias, *of_head)
         ctx.sharded, ctx.reduction = sharded, reduction
         return loss
 
@@ -234,15 +234,15 @@ class ShardedLinearSum(Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 5
-        tensors, found, needs = ctx.saved_tensors[:3], ctx.saved_tensors[3:], ctx.needs_input_grad[:3]
+        tensors, of_head, needs = ctx.saved_tensors[:3], ctx.saved_tensors[3:], ctx.needs_input_grad[:3]
         if differentiated(grad, *tensors):
 
             def loss(head: Head) -> Tensor:
                 return reduce_rows(*_rows_at_once(head, ctx.sharded), ctx.reduction)
 
             return (*_at_once(loss, grad, tensors, needs, ctx.sharded), None, None)
-        formed = iter(scaled(grad, [g for g in found if g is not None]))
-        return (*(None if g is None else next(formed) for g in found), None, None)
+        gradients = iter(scaled(grad, [g for g in of_head if g is not None]))
+        return (*(None if g is None else next(gradients) for g in of_head), None, None)
 
 
 def _divisor(row_weight: Tensor, u: Tensor | None, given: float | Tensor | None) -> Tensor | float:
@@ -298,8 +298,8 @@ def _at_once(loss: Any, grad: Tensor, tensors: Any, needs: tuple[bool, ...], sha
         input, weight, bias = leaves
         wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
         total = loss(Head(input, weight, bias, sharded.shape))
-        found = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in needs)
+        gradients = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
+    return tuple(next(gradients) if need else None for need in needs)
 
 
 def _logits(head: Head, sharded: ShardedHead) -> Rows:
@@ -308,7 +308,7 @@ def _logits(head: Head, sharded: ShardedHead) -> Rows:
     shard, input = sharded.shard, head.input
     if shard.sequence_parallel:
         input = gather_rows(input, shard.group)
-    if ignored is not None:  # whose garbage the products would carry along
+    if ignored is not None:  # or the products would spread a nan
         absent = ignored.flatten(1).all(1) if ignored.dim() > 1 else ignored
         input = input.masked_fill(absent.unsqueeze(1), 0.0)
     logits = F.linear(input, head.weight, head.bias).view(input.shape[0], *sharded.shape)
@@ -371,7 +371,7 @@ def sharded_linear(
     learned = any(isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled() for t in (u, given))
     if at_once or torch.compiler.is_compiling() or transform_under_way(*head[:3]):
         return _rows_at_once(head, sharded)
-    if not plain(*head[:3], *sharded.rows.target.tensors):  # somebody looks on, who would not see a kernel
+    if not plain(*head[:3], *sharded.rows.target.tensors):  # whatever looks on would not see a kernel
         sharded = replace(sharded, impl=formulas.IMPLEMENTATION.name)
     later = head.input.dtype == torch.float16 and any(t is not None and t.requires_grad for t in head[:3])
     if reduction.how == "none" or learned or later:
@@ -380,7 +380,7 @@ def sharded_linear(
     return ShardedLinearSum.apply(*head[:3], sharded, reduction), None
 
 
-def sharded_linear_statistics(head: Head, sharded: ShardedHead) -> Told:
+def sharded_linear_statistics(head: Head, sharded: ShardedHead) -> CountedStatistics:
     """Compute the statistics of a head's rows, some at a time; backward forms their logits, and gathers, once more."""
     size, shard, plan = head.input.shape[0], sharded.shard, sharded.plan(head.input.dtype)
     ranks = processes(shard.group) if shard.sequence_parallel else 1
@@ -394,9 +394,9 @@ def sharded_linear_statistics(head: Head, sharded: ShardedHead) -> Told:
             input: Tensor, weight: Tensor, bias: Tensor | None, rows: slice | Tensor = some if ranks == 1 else rows
         ) -> tuple[Tensor, ...]:
             part, here = sharded.some(rows), Head(input, weight, bias, head.shape)
-            return told(_logits(here, part), shard)
+            return statistics_tensors(_logits(here, part), shard)
 
         of_block = recomputed(compute, head.input[some], head.weight, head.bias)
         parts.append([values.unflatten(0, (ranks, -1)) for values in of_block])
     each = [torch.cat(values, 1).flatten(0, 1) for values in zip(*parts, strict=True)]
-    return Told.of(each)
+    return CountedStatistics.of(each)

@@ -64,7 +64,7 @@ class Span(NamedTuple):
 
 
 def rows_of_span(head: Head, plan: Plan, longest: int, size: int) -> int:
-    """Say how many rows each of ``size`` processes gives to a block, of ``longest`` that it has at most."""
+    """Say how many rows each of ``size`` processes gives to a block; the one with most has ``longest`` of them."""
     return ceil(longest / ceil(longest / max(1, most_rows(head, plan) // size))) if longest else 1
 
 
@@ -94,7 +94,7 @@ def gathered_parts(head: Head, plan: Plan, cut: list[Span], shard: VocabShard) -
         assert coming is not None
         arrived, coming = coming, send(cut[at + 1]) if at + 1 < len(cut) else None
         rows, x = span.rows(each), span.joined(finish(arrived))
-        if valid is not None and not x.is_cpu:  # whose garbage the products would carry along
+        if valid is not None and not x.is_cpu:  # or the products would spread a nan
             x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
         yield rows, x
 

@@ -1,8 +1,8 @@
 """Softmax cross entropy of logits whose classes lie on several processes.
 
 Each process reduces its classes to six numbers a row; those are gathered, once, and put together in the same way everywhere.
-What backward needs beside the lse of all is how much mass a row has elsewhere, which the same numbers tell. So it tells nobody
-anything. A penalty on all classes needs a second look at the row, with the lse of all, and a second gather.
+What backward needs beside the lse of all is how much mass a row has elsewhere, which the same numbers tell. So backward needs no
+other process. A penalty on all classes needs a second look at the row, with the lse of all, and a second gather.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def rows_of(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     rows, settings, wrong = logits.shape[:1] + logits.shape[2:], target.settings, None
     unknown = settings.unknown_to(_NUMBERS)
     if unknown is not None:
-        raise NotImplementedError(f"{unknown} is not there with a shard of the classes: leave one of them out")
+        raise NotImplementedError(f"{unknown} does not work with a shard of the classes: leave one of the two out")
     labels = target.values if target.indices else None
     dtype = compute_dtype(logits, target.values)
     z_loss, size = settings.z_loss, logits.shape[1]
@@ -340,8 +340,8 @@ class ShardedCrossEntropy(Function):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
         rows = Rows(logits, target, target, *others)
         compute, rank = load(impl), rank_in(shard.group)
-        found = exchange(rows, NUMBERS, lambda: columns_of(rows, compute.partials(logits, rows.first_target)), shard)
-        whole = looked_again(rows, together(rows, found, rank), shard)
+        gathered = exchange(rows, NUMBERS, lambda: columns_of(rows, compute.partials(logits, rows.first_target)), shard)
+        whole = looked_again(rows, together(rows, gathered, rank), shard)
         ctx.mark_non_differentiable(whole.row_weight)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, *target.tensors, whole.lse, whole.elsewhere)
@@ -383,8 +383,8 @@ def _at_once(grad: Tensor, rows: Rows, shard: VocabShard, needs: tuple[bool, ...
         target = target._replace(values=values, weight=weight, logit_bias=bias)
         loss, _ = _by_formula(rows._replace(logits=logits, target=target), shard)
         leaves = [t for t in (given[name] for name in wanted) if t is not None]
-        found = iter(torch.autograd.grad(loss, leaves, grad, create_graph=True, materialize_grads=True))
-    return tuple(next(found) if need else None for need in needs)
+        gradients = iter(torch.autograd.grad(loss, leaves, grad, create_graph=True, materialize_grads=True))
+    return tuple(next(gradients) if need else None for need in needs)
 
 
 def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool) -> tuple[Tensor, Tensor]:
@@ -392,7 +392,7 @@ def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool) -> tuple
     tensors = (rows.logits, *rows.target.tensors)
     if torch.compiler.is_compiling() or transform_under_way(*tensors):
         return _by_formula(rows, shard)
-    name = impl if plain(*tensors) else _EAGER.name  # a kernel that somebody looks on would not see
+    name = impl if plain(*tensors) else _EAGER.name  # whatever looks on would not see a kernel
     result: tuple[Tensor, Tensor] = ShardedCrossEntropy.apply(
         *tensors, rows.target.settings, rows[3:], shard, name, inplace
     )

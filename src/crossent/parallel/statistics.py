@@ -23,49 +23,51 @@ from crossent.parallel.collectives import rank_in
 from crossent.parallel.softmax import NUMBERS, Columns, Rows, columns_of, exchange, lse_above, penalised_loss, together
 
 
-class Told(NamedTuple):
+class CountedStatistics(NamedTuple):
     """The statistics of rows, and which of them count."""
 
     row: RowStatistics
     counted: Tensor
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> Told:
+    def of(cls, tensors: Sequence[Tensor]) -> CountedStatistics:
         """Take tensors that stand one after the other."""
         *row, counted = tensors
         return cls(RowStatistics._make(row), counted)
 
 
-def columns_told(dtype: torch.dtype) -> int:
+def statistics_columns(dtype: torch.dtype) -> int:
     """Say how many numbers a row takes: its columns, four more, and two positions as bits."""
     return NUMBERS + 4 + 2 * 8 // dtype.itemsize
 
 
 def recomputed(compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """Compute something of tensors of which backward computes it once more, so that nothing is kept for it."""
+    """Compute something from tensors, and once more in backward, so that nothing is kept for that."""
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if not wanted or torch.compiler.is_compiling():
         return compute(*tensors)
     return checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
-def row_statistics(rows: Rows, shard: VocabShard) -> Told:
+def row_statistics(rows: Rows, shard: VocabShard) -> CountedStatistics:
     """Compute the statistics of rows, the same on all processes."""
-    return Told.of(recomputed(lambda logits: told(rows._replace(logits=logits), shard), rows.logits))
+    return CountedStatistics.of(
+        recomputed(lambda logits: statistics_tensors(rows._replace(logits=logits), shard), rows.logits)
+    )
 
 
-def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
-    """Compute the tensors of :class:`Told` in operations that autograd knows."""
+def statistics_tensors(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
+    """Compute the tensors of :class:`CountedStatistics` in operations that autograd knows."""
 
     def compute() -> Tensor:
         partials = formulas.partials(rows.logits, rows.first_target)
-        more = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
+        part = formulas.partial_statistics(rows.logits, rows.target, rows.hard, partials)
         columns = columns_of(rows, partials)
-        numbers = torch.stack([t.to(columns.dtype) for t in (more.cost, more.mass, more.entropy, more.most)])
-        positions = torch.stack([more.predicted, more.wanted]) + shard.start
+        numbers = torch.stack([t.to(columns.dtype) for t in (part.cost, part.mass, part.entropy, part.most)])
+        positions = torch.stack([part.predicted, part.wanted]) + shard.start
         return torch.cat([columns, numbers, _as_bits(positions, columns.dtype)])
 
-    count = columns_told(rows.allowed.dtype)
+    count = statistics_columns(rows.allowed.dtype)
     gathered = exchange(rows, count, compute, shard)
     columns, numbers, bits = gathered.split([NUMBERS, 4, count - NUMBERS - 4], 1)
 
@@ -74,8 +76,8 @@ def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
     predicted, wanted = _from_bits(bits).unbind(1)
     top, _, up = lse_above(each)
     log_prob = -(cost + times(mass, up)).sum(0)
-    share = (-up).exp()  # of all probability
-    in_all = times(share, (entropy + up).masked_fill(share == 0, 0.0)).sum(0)
+    share = (-up).exp()  # the part of the whole probability that a shard has
+    row_entropy = times(share, (entropy + up).masked_fill(share == 0, 0.0)).sum(0)
     counted = rows.hard.counted_rows(rows.logits) & (each.allowed.sum(0) > 0)
     classes = _first(predicted, each.top == top).masked_fill(~top.isfinite() | ~counted, NO_CLASS)
     if rows.labels is None:
@@ -84,9 +86,9 @@ def told(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
     else:
         hit = classes == rows.labels
     loss = penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss
-    lse, log_prob, in_all = (t.masked_fill(~counted, 0.0) for t in (whole.lse.sum(0), log_prob, in_all))
+    lse, log_prob, row_entropy = (t.masked_fill(~counted, 0.0) for t in (whole.lse.sum(0), log_prob, row_entropy))
     correct = (hit & (classes != NO_CLASS)).to(loss.dtype)
-    return loss, lse, log_prob, in_all, whole.row_weight.detach(), correct, classes, counted
+    return loss, lse, log_prob, row_entropy, whole.row_weight.detach(), correct, classes, counted
 
 
 def _first(positions: Tensor, where: Tensor) -> Tensor:
@@ -95,12 +97,12 @@ def _first(positions: Tensor, where: Tensor) -> Tensor:
 
 
 def _as_bits(positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Write integers ``(2, ...)`` into as many numbers as hold their bits, which are only carried."""
+    """Write the bits of integers ``(2, ...)`` as floating numbers, which are only passed on."""
     return positions.unsqueeze(-1).view(dtype).movedim(-1, 0).flatten(0, 1)
 
 
 def _from_bits(bits: Tensor) -> Tensor:
-    """Read them again, as ``(P, 2, ...)``."""
+    """Read the integers again, as ``(P, 2, ...)``."""
     words = bits.detach().unflatten(1, (-1, 2)).movedim(1, -1).clone(memory_format=torch.contiguous_format)
     positions: Tensor = words.view(torch.int64).squeeze(-1)
     return positions

@@ -13,7 +13,7 @@ from crossent.parallel.softmax import Rows, exchange, written_out
 
 @torch.no_grad()
 def taught(rows: Rows, teacher: Teacher, shape: tuple[int, ...], shard: VocabShard, impl: str) -> Rows:
-    """Give rows the probabilities ``softmax(z / T)`` of their teacher, of all classes, as far as those are here."""
+    """Give rows their teacher's probabilities of the classes that are here, where ``softmax(z / T)`` is over all classes."""
     z = level = None
 
     def lse() -> Tensor:

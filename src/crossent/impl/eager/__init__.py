@@ -56,7 +56,7 @@ class Eager(Implementation):
     binary_cross_entropy_sum = staticmethod(blocks.binary_cross_entropy_sum)
 
     def fuses(self, logits: Tensor) -> bool:
-        """Only on the CPU, where the gradient that comes can be looked at."""
+        """Only on the CPU, where the incoming gradient can be read without waiting."""
         return logits.is_cpu
 
 

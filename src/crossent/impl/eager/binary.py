@@ -20,8 +20,8 @@ BINARY_NUMBERS = frozenset({"ignore_index", "label_smoothing", "penalty"})
 class Terms(NamedTuple):
     """What the loss of every element is made of: ``x`` and ``t``, and what yes and no weigh, ``π t`` and ``1 - t``.
 
-    ``absent`` marks the elements that are to be ignored, in which ``x`` and ``t`` are 0, and those for which nothing weighs
-    anything and some number is no number. There ``x`` is a constant, or a nan would come back from the derivatives.
+    ``absent`` marks the elements that are ignored, in which ``x`` and ``t`` are 0, and those without weight of which some number
+    is nan or infinite. In the latter ``x`` is a constant, or a nan would come back from the derivatives.
     """
 
     x: Tensor
@@ -41,10 +41,10 @@ def _terms(logits: Tensor, target: BinaryTarget, factor: Tensor | None) -> Terms
     if smoothing:
         t = (torch.zeros_like(t) if smoothing == 1 else (1 - smoothing) * t) + smoothing / 2
     yes, no = t if target.pos_weight is None else weigh(target.pos_weight.to(dtype), t), 1 - t
-    on_yes, on_no = map(costs_nothing, target.penalties)
-    yes, no = torch.zeros_like(yes) if on_yes else yes, torch.zeros_like(no) if on_no else no
+    yes_is_free, no_is_free = map(costs_nothing, target.penalties)
+    yes, no = torch.zeros_like(yes) if yes_is_free else yes, torch.zeros_like(no) if no_is_free else no
     weightless = None if factor is None else factor == 0
-    if target.pos_weight is not None or on_yes or on_no:
+    if target.pos_weight is not None or yes_is_free or no_is_free:
         nothing = (yes == 0) & (no == 0)
         weightless = nothing if weightless is None else weightless | nothing
     if weightless is None:

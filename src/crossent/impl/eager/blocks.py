@@ -118,8 +118,8 @@ def cross_entropy_forward(logits: Tensor, target: Target, reduction: str) -> For
     loss, row_weight = (logits.new_empty(blocks.rows, dtype=dtype) for _ in range(2))
     lse = logits.new_empty((2, *blocks.rows), dtype=dtype)
     for block in blocks:
-        found = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
-        loss[block.at], row_weight[block.at], lse[block.at_lse] = found
+        of_block = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
+        loss[block.at], row_weight[block.at], lse[block.at_lse] = of_block
     loss, row_weight, lse = blocks.whole(loss, 2), blocks.whole(row_weight, 2), blocks.whole(lse, 3)
     if reduction != "none":
         loss, row_weight = ordered_sum(loss), ordered_sum(row_weight)
@@ -149,10 +149,10 @@ def cross_entropy_backward(
     for block in blocks:
         of_rows = g if g.dim() == 0 else g[block.at]
         away = None if elsewhere is None else elsewhere[block.at]
-        found = softmax.cross_entropy_backward(
+        of_block = softmax.cross_entropy_backward(
             of_rows, block.logits, block.target, lse[block.at_lse], needs, elsewhere=away
         )
-        for to, part in ((on_logits, found.logits), (on_target, found.target)):
+        for to, part in ((on_logits, of_block.logits), (on_target, of_block.target)):
             if to is not None and part is not None:
                 _part(to, block).copy_(part)
     return Gradients(*(None if to is None else blocks.whole(to, 3) for to in (on_logits, on_target)))
@@ -216,9 +216,9 @@ def _by_formula(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
     for block in blocks:
         loss[block.at], _, lse = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
         if gradient is not None:
-            found = softmax.cross_entropy_backward(g, block.logits, block.target, lse).logits
-            assert found is not None
-            _part(gradient, block).copy_(found)
+            at_logits = softmax.cross_entropy_backward(g, block.logits, block.target, lse).logits
+            assert at_logits is not None
+            _part(gradient, block).copy_(at_logits)
     return loss
 
 
@@ -231,21 +231,21 @@ def _softmax(x: Tensor) -> Tensor:
 
 
 def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
-    """Do the same for class indices: what stands at the top of this file."""
+    """Do the same for class indices, by the formulas at the top of this file."""
     ignored, y, weight = blocks.target.labels(stand_in(blocks.logits, g.dtype))
-    gone = ignored | (weight == 0)
-    some_gone = not readable(gone) or bool(gone.any())
-    by = (g * weight).masked_fill_(gone, 0.0)
+    absent = ignored | (weight == 0)
+    some_absent = not readable(absent) or bool(absent.any())
+    by = (g * weight).masked_fill_(absent, 0.0)
     top, at_y, top_p, rest = torch.empty((4, *weight.shape), dtype=g.dtype, device=g.device)
     for block in blocks:
         x, label = block.logits.to(g.dtype), _part(y, block)
-        if some_gone:
-            x = x.masked_fill(_part(gone, block), 0.0)
+        if some_absent:
+            x = x.masked_fill(_part(absent, block), 0.0)
         _part(top, block).copy_(x.amax(1, keepdim=True))
         _part(at_y, block).copy_(x.gather(1, label))
         p = _softmax(x)
         _part(top_p, block).copy_(p.amax(1, keepdim=True))
-        not_y = 1 - p.gather(1, label)  # to one rounding, but for where p_y is next to 1
+        not_y = 1 - p.gather(1, label)  # exact to one rounding, except where p_y is next to 1
         others = class_sum(p.scatter_(1, label, 0.0)) + (not_y - not_y)  # nan without a softmax, of one class too
         others = _part(rest, block).copy_(torch.where(others < 0.5, others, not_y))
         if gradient is not None:
@@ -313,8 +313,8 @@ def binary_cross_entropy_backward(
     on_target = torch.empty_like(target.values) if needs[1] else None
     for rows, x, some in _Elements.of(logits, target).parts():
         g = grad if grad.dim() == 0 else grad[rows]
-        found = binary.binary_cross_entropy_backward(g, x, some, needs, divisor)
-        for to, part in zip((on_logits, on_target), found, strict=True):
+        gradients = binary.binary_cross_entropy_backward(g, x, some, needs, divisor)
+        for to, part in zip((on_logits, on_target), gradients, strict=True):
             if to is not None and part is not None:
                 to[rows] = part
     return on_logits, on_target
@@ -337,7 +337,7 @@ def binary_cross_entropy_sum(
     sums = []
     for rows, x, some in _Elements.of(logits, target).parts():
         sums.append(binary.binary_cross_entropy_forward(x, some, True))
-        found = binary.binary_cross_entropy_backward(g, x, some, divisor=divisor)[0]
-        assert found is not None
-        gradient[rows] = found
+        at_logits = binary.binary_cross_entropy_backward(g, x, some, divisor=divisor)[0]
+        assert at_logits is not None
+        gradient[rows] = at_logits
     return Sum(None if dtype is None else _total(sums, divisor).to(dtype), divisor, gradient)

@@ -22,7 +22,7 @@ _BLOCK = 4096
 def class_sum(x: Tensor) -> Tensor:
     """Sum over the class axis, kept, in a fixed order.
 
-    Where the class axis steps farthest, but not in the first dimension, torch's order hangs on the number of threads: it takes
+    Where the class axis steps farthest, but not in the first dimension, torch's order depends on the number of threads: it takes
     whole vectors of neighbouring rows, and the rest one by one.
     """
     if not x.is_contiguous() and x.stride(1) == max(x.stride()):
@@ -93,7 +93,7 @@ class Transformed(NamedTuple):
     """What stands in the place of the logits, and what the chain rule needs to come back.
 
     ``x`` has -inf for masked classes and 0 in the rows that do not count, whatever the logits hold there; ``slope`` is
-    ``∂x/∂logits``, and ``dead`` marks the logits that have no gradient. None is 1 everywhere, and nowhere.
+    ``∂x/∂logits``, and ``dead`` marks the logits that have no gradient, or is None where all have one.
     """
 
     x: Tensor
@@ -142,7 +142,7 @@ def total_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor
 
 
 def weighted_cost(weight: Tensor, penalty: Penalty | None, log_p: Tensor) -> Tensor:
-    """Compute ``weight · f(p)`` as a differentiable function; where p is 0 and f may be infinite, nothing is differentiated."""
+    """Compute ``weight · f(p)`` as a differentiable function; where p is 0, f may be infinite and is not differentiated."""
     hopeless = log_p == -torch.inf
     worst = cost(penalty, torch.full((), -torch.inf, dtype=log_p.dtype, device=log_p.device))
     each = times(weight, cost(penalty, log_p.masked_fill(hopeless, -1.0)))

@@ -35,7 +35,7 @@ def partials(logits: Tensor, target: Target) -> Partials:
 def partial_costs(logits: Tensor, target: Target, lse: Tensor) -> Costs:
     """Compute ``Σ w f(p)`` and ``Σ w s(p)`` of each row from the lse of all shards."""
     x, penalty = transformed(logits, target), target.penalty
-    if x.shape[1] == 0:  # which hangs on lse as other shards do, so that backward calls them together
+    if x.shape[1] == 0:  # zeros that depend on lse as other shards do, so that backward makes the same calls everywhere
         nothing = times(x.sum(1), lse.sum(0))
         return Costs(nothing, nothing)
     w = _weights(logits, target)
@@ -76,7 +76,7 @@ def partial_statistics(logits: Tensor, target: Target, hard: Target, partials: P
 
 
 def _nothing(x: Tensor, target: Target) -> Tensor:
-    """Return the zeros that a shard without classes tells; they hang on all that is differentiated, so that backward comes by."""
+    """Return the zeros of a shard without classes; they depend on all that is differentiated, so that backward comes here."""
     differentiable = (None if target.indices else target.values, target.weight, target.logit_bias)
     total: Tensor = sum((t.sum().to(x.dtype) for t in differentiable if t is not None), x.sum(1))
     return total

@@ -81,7 +81,7 @@ def _index_loss(x: Tensor, target: Target, top: Tensor, log_sum: Tensor) -> Tens
             uniform = share * class_sum(cost(target.penalty, log_p))
         else:
             uniform = share * total_cost(c, target.penalty, log_p)
-        loss = smoothing * uniform + (0.0 if smoothing == 1 else (1 - smoothing) * loss)  # which may be infinite
+        loss = smoothing * uniform + (0.0 if smoothing == 1 else (1 - smoothing) * loss)  # 0 times inf would be nan
     return loss.masked_fill(ignored, 0.0)
 
 
@@ -130,7 +130,7 @@ def gradients(
     on_logits, on_target, on_weight, on_bias = needs = (*needs, False)[:4]
     if x.numel() == 0:
         wanted = (logits, target.values, target.weight, target.logit_bias)
-        # They hang on what comes, though it is nothing: where other processes have rows, backward is to come by here too.
+        # They depend on the incoming gradient, though it is empty: where other processes have rows, backward must come here too.
         nothing = row.loss.flatten()[:0].sum()
         zeros = (
             torch.zeros_like(t) + nothing.to(t.dtype) if need and t is not None else None
@@ -181,7 +181,7 @@ def gradients(
             grad_target = grad_target - costs(row.target_log_prob, None, log_p)
         if at_x is not None and settings.margin:
             grad_target = grad_target - (settings.margin / settings.temperature) * at_x
-        grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # of a target that wants no class yet
+        grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # a larger t would need a softmax
         if target.valid is not None:
             grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
         grad_target = grad_target.to(target.values.dtype)
@@ -215,7 +215,7 @@ def _unseen_rows(row: RowGradient, x: Tensor, no_weight: Tensor | None, lse: Ten
 
 
 def _without_garbage(target: Target, rows: Tensor) -> Target:
-    """Put 0 in the place of what is no number in some rows of a probability target, of which nothing is asked."""
+    """Put 0 in the place of what is not finite in some rows of a probability target, of which nothing is asked."""
     if target.indices:
         return target
     return target._replace(values=target.values.masked_fill(rows & ~target.values.isfinite(), 0.0))

@@ -11,7 +11,7 @@ from crossent.impl.eager.pieces import class_sum, log_softmax, row_entropy, tran
 from crossent.impl.eager.softmax import RowGradient, gradients, row_losses, transformed
 from crossent.impl.protocol import NO_CLASS, Gradients, RowStatistics
 
-_RUN = 64  # numbers of a row of which the largest is found first
+_RUN = 64  # numbers of a row, of which amax finds the largest
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -52,8 +52,8 @@ def _predicted_rows(x: Tensor, target: Target) -> Tensor:
 def first_largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Find the largest number over the class axis, kept, and where it is first.
 
-    Torch compares number by number. The largest of a run of numbers it finds several at a time, so in long rows the first run
-    that has it is searched for.
+    Where torch returns a place too, it compares number by number. ``amax`` compares several at a time. So in long rows it finds
+    the largest of each run, and only the first run that has the largest of all is searched.
     """
     classes = x.shape[1]
     if torch.compiler.is_compiling() or x.dim() != 2 or classes < 16 * _RUN or x.stride(1) != 1:

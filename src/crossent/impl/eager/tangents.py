@@ -28,7 +28,7 @@ def statistics_tangent(logits: Tensor, target: Target, tangents: Tangents) -> tu
 
 
 def _tangent(row: RowGradient, logits: Tensor, target: Target, tangents: Tangents) -> Tensor:
-    """Compute for each row how much of the tangents its gradient, of this of its loss, lets through."""
+    """Compute each row's derivative along the tangents: its gradients, as ``row`` weighs them, times these."""
     on_logits, on_target, on_weight, on_bias = tangents
     needs = (on_logits is not None, on_target is not None, False, on_bias is not None)
     bias, dtype = target.logit_bias, row.loss.dtype
@@ -41,7 +41,7 @@ def _tangent(row: RowGradient, logits: Tensor, target: Target, tangents: Tangent
             along = along if along.dim() == slope.dim() else as_logits(along, logits)
             tangent = tangent + class_sum(times(along.to(dtype), slope.to(dtype)))
     if on_weight is not None:
-        # What the class weights multiply is the loss of a row with their tangent in their place, less the loss without any. Torch
+        # The derivative along the weights' tangent is the loss with that in their place, less the loss with weights of 0. Torch
         # gives zeros where there is no tangent, and 0 times an infinite cost is 0.
         x = transform(logits.to(dtype), target).x
         along_weight, none = (

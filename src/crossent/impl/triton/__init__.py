@@ -2,8 +2,8 @@
 
 Arithmetic is in float32, or float64 for such logits. Nothing is added up by atomics or in an order that may change, nothing
 waits for the device, and nothing is tuned at run time. Sums and means read the logits from memory once and write the gradient once.
-Taken without a copy are logits whose classes lie side by side (rows, channels_last) or whose positions do (segmentation);
-others are copied first. What the kernels do not take at all, ``refuses`` says.
+Logits are taken without a copy where their classes lie side by side (rows, channels_last) or their positions do (segmentation);
+others are copied first. ``refuses`` says what the kernels do not take at all.
 
 With ``TRITON_INTERPRET=1`` in the environment Triton's interpreter runs the same kernels on a CPU, for tests.
 """
@@ -37,13 +37,13 @@ def refuses(logits: Tensor, target: Tensor | None = None, described: Target | Bi
     if described is None:
         return None
     if isinstance(described, Target):
-        left = _left(described, target)
+        left = _left_to_eager(described, target)
     else:
         left = None if described.plain else described.special[0]
     return None if left is None else f"the Triton kernels do not take {left}, which goes to torch operations"
 
 
-def _left(described: Target, target: Tensor | None) -> str | None:
+def _left_to_eager(described: Target, target: Tensor | None) -> str | None:
     """Name the first thing of a softmax loss that the kernels do not take."""
     bias, mask = described.logit_bias, described.class_mask
     if described.valid is not None:
@@ -165,7 +165,7 @@ def cross_entropy_sum(
     member, given = to.member_of(target, launch), to.target_of(target, launch)
     losses = None if dtype is None else torch.empty(launch.rows, dtype=wide, device=logits.device)
     loss = None
-    if formed is not None and not launch.lies(formed):  # it was brought into the logits' order, and is formed anew
+    if formed is not None and not launch.lies(formed):  # it lies in another order by now, and is formed anew
         formed = None
     gradient = None if factor is None else formed if formed is not None else _gradient(launch, logits, inplace)
     with to.device_of(logits):

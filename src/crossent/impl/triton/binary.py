@@ -3,7 +3,7 @@
 It is softmax over ``[x, 0]``: yes costs ``log(1 + e^-x)`` and no costs ``log(1 + e^x)``, and the gradient is ``σ(x) - t``. Each
 tensor is read and written once. Logits, target and gradients lie alike, in one run of memory; weights repeat after a period.
 What is not wanted is None and is not compiled. With ``FORMED`` the gradient for a factor of 1 lies there already, and the
-kernel ends at once if it is 1.
+kernel ends at once if the factor is 1.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ class Wanted(NamedTuple):
 
 
 @triton.jit
-def load_numbers(source, first, here, inside, R: tl.constexpr, EDGE: tl.constexpr):
-    """Load numbers of elements, 0 for those that there are not."""
+def load_numbers(source, first, offset, inside, R: tl.constexpr, EDGE: tl.constexpr):
+    """Load numbers of elements, with 0 for those behind the end."""
     if EDGE:
-        return tl.load(source + first + here, mask=inside, other=0.0).to(R)
-    return tl.load(source + first + here).to(R)
+        return tl.load(source + first + offset, mask=inside, other=0.0).to(R)
+    return tl.load(source + first + offset).to(R)
 
 
 @triton.jit
-def load_weights(weights, first, here, inside, R: tl.constexpr):
+def load_weights(weights, first, offset, inside, R: tl.constexpr):
     """Load the weights of elements."""
-    return tl.load(weights.of + (first + here) % weights.period, mask=inside, other=0.0).to(R)
+    return tl.load(weights.of + (first + offset) % weights.period, mask=inside, other=0.0).to(R)
 
 
 @triton.jit
-def store_numbers(to, first, here, value, inside, EDGE: tl.constexpr):
+def store_numbers(to, first, offset, value, inside, EDGE: tl.constexpr):
     """Store numbers of elements."""
     value = value.to(to.dtype.element_ty)
     if EDGE:
-        tl.store(to + first + here, value, mask=inside)
+        tl.store(to + first + offset, value, mask=inside)
     else:
-        tl.store(to + first + here, value)
+        tl.store(to + first + offset, value)
 
 
 @triton.jit
@@ -68,35 +68,35 @@ def elements(
     first, left, logits, target, weight, pos_weight, factor, divisor, wanted,
     EDGE: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute a program's elements, of which the block may hold fewer at the edge."""
-    here = tl.arange(0, BLOCK)
-    inside = here < left
-    x, t = load_numbers(logits, first, here, inside, R, EDGE), load_numbers(target, first, here, inside, R, EDGE)
+    """Compute a program's elements: BLOCK of them, or those that are left at the edge."""
+    offset = tl.arange(0, BLOCK)
+    inside = offset < left
+    x, t = load_numbers(logits, first, offset, inside, R, EDGE), load_numbers(target, first, offset, inside, R, EDGE)
     wants = t  # what yes weighs; no weighs 1 - t
     if pos_weight is not None:
-        pi = load_weights(pos_weight, first, here, inside, R)
+        pi = load_weights(pos_weight, first, offset, inside, R)
         wants = weigh(pi, t)
-    e = exp_(-tl.abs(x), EXACT)  # of which all else is made: the smaller of the two odds
+    e = exp_(-tl.abs(x), EXACT)  # the smaller of the two odds, of which all else is made
     rest = log1p_unit(e)
     yes, no = rest + tl.where(x < 0.0, -x, 0.0), rest + tl.where(x > 0.0, x, 0.0)
     if wanted.loss is not None or wanted.total is not None:
         each = times(wants, yes) + times(1.0 - t, no)
         if weight is not None:
-            each = times(load_weights(weight, first, here, inside, R), each)
+            each = times(load_weights(weight, first, offset, inside, R), each)
         if wanted.loss is not None:
-            store_numbers(wanted.loss, first, here, each, inside, EDGE)
+            store_numbers(wanted.loss, first, offset, each, inside, EDGE)
         else:
             tl.store(wanted.total + tl.program_id(0), tl.sum(tl.where(inside, each, 0.0), 0))
     if wanted.to is not None or wanted.to_target is not None:
         g = tl.full((), 1.0, R)
         if PER_ELEMENT:
-            g = load_numbers(factor, first, here, inside, R, EDGE)
+            g = load_numbers(factor, first, offset, inside, R, EDGE)
         else:
             if factor is not None:
                 g = tl.load(factor).to(R)
             g = g / tl.full((), divisor, R) + tl.zeros_like(x)
         if weight is not None:
-            g = times(load_weights(weight, first, here, inside, R), g)
+            g = times(load_weights(weight, first, offset, inside, R), g)
         if wanted.to is not None:
             larger = inverse(1.0 + e)
             smaller = e * larger
@@ -105,11 +105,11 @@ def elements(
             slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
             if pos_weight is not None:  # then both may weigh nothing, and there is no slope, whatever x and g are
                 slope = tl.where((wants == 0.0) & (t == 1.0), 0.0, slope)
-            store_numbers(wanted.to, first, here, slope, inside, EDGE)
+            store_numbers(wanted.to, first, offset, slope, inside, EDGE)
         if wanted.to_target is not None:
             on_yes = g if pos_weight is None else weigh(g, pi)
             gain = times(on_yes, yes) - times(g, no)
-            store_numbers(wanted.to_target, first, here, gain, inside, EDGE)
+            store_numbers(wanted.to_target, first, offset, gain, inside, EDGE)
 
 
 @triton.jit
@@ -152,7 +152,7 @@ class Elements(NamedTuple):
 
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """Lay a tensor out like another one, which it may be."""
+    """Lay a tensor out like another one, and return it itself where it lies so."""
     if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape, strict=True)):
         return x
     return empty(like, x.dtype, x.device).copy_(x)

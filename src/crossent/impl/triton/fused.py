@@ -1,7 +1,7 @@
 """Kernel: the loss of each row and a factor times its gradient, which is formed while the row is near.
 
 It reads the logits from memory once and writes the gradient once, over them where that is allowed; the second time it reads a row,
-from a cache. With ``FORMED`` the gradient lies there already, as it is for a factor of 1, and the kernel ends at once if it is 1.
+from a cache. With ``FORMED`` the gradient for a factor of 1 lies there already, and the kernel ends at once if the factor is 1.
 """
 
 from __future__ import annotations

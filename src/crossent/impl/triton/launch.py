@@ -24,14 +24,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONSTANTS = {torch.float32: tl.float32, torch.float64: tl.float64}
 _LOAD = 16  # bytes that a thread loads at once
 _BLOCKS, _MOST_LANES = 4, 512  # how many blocks a row has at least, until they are that wide
-# A row that is read again is to be in the second cache still, of which a multiprocessor's share is some 300 KB. A thread has two
+# A row that is read again should still be in the L2 cache, of which a multiprocessor's share is some 300 KB. A thread has two
 # lanes, and a multiprocessor 2048 threads, so that rows in flight take 256 KB where a lane has _SHARE bytes of a row. A row has
 # 1024 threads at most.
 _SHARE, _PER_BLOCK = 64, 4
 
 
 def constant(value: Any) -> Any:
-    """Give a kernel something that it is compiled for."""
+    """Mark a value as one that a kernel is compiled for."""
     return tl.constexpr(value)
 
 
@@ -60,7 +60,7 @@ class Launch(NamedTuple):
         return torch.empty_strided(self.like.shape, self.like.stride(), dtype=dtype, device=self.logits.device)
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """Lay a tensor of the logits' shape out as g, which it may be."""
+        """Lay a tensor of the logits' shape out as g, and return it itself where it lies so."""
         return x if self.lies(x) else self.new(x.dtype).copy_(x)
 
     def lies(self, x: Tensor) -> bool:

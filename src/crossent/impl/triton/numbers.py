@@ -1,7 +1,8 @@
 """Exponentials and logarithms that keep their digits, inside kernels.
 
 They take and give float32 or float64. ``EXACT`` is off for logits in half precision, whose results have three digits: the product
-``d · log2 e`` is then rounded once, which makes e^d wrong by |d| units. With it what that rounding lost is put back.
+``d · log2 e`` is then rounded once, which makes e^d wrong by up to |d| units in the last place. With ``EXACT`` what that rounding
+loses is put back.
 """
 
 from __future__ import annotations
@@ -87,5 +88,5 @@ def times(weight, value):
 
 @triton.jit
 def weigh(weight, by):
-    """Multiply two weights, of which either leaves out what it is 0 for, whatever the other one is."""
+    """Multiply two weights: where either of them is 0, so is the product, whatever the other one is."""
     return tl.where((weight == 0.0) | (by == 0.0), 0.0, weight * by)

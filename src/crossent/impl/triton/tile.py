@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A program's rows: their numbers, where they begin in x and in g, their phase, and which of them there are."""
+    """A program's rows: their numbers, where they begin in x and in g, their phase, and which of them exist."""
 
     number: Any
     at_x: Any
@@ -133,7 +133,7 @@ def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layou
     Where the classes lie apart, other rows are loaded too.
     """
     position, mask = chunk + tl.arange(0, tile.E)[None, None, :], live[:, None, None]
-    if tile.APART:  # where rows are loaded together, all are
+    if tile.APART:  # rows that lie side by side are loaded together
         mask = rows.inside[:, None, None]
     if tile.CHUNKS:
         if EDGE:
@@ -152,7 +152,7 @@ def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layou
 
 @triton.jit
 def store(to, at, stride, chunk, EDGE: tl.constexpr, value, rows, layout, tile):
-    """Store chunks of the rows that there are."""
+    """Store chunks of the rows that exist."""
     position, value = chunk + tl.arange(0, tile.E)[None, None, :], value.to(to.dtype.element_ty)
     inside = tl.broadcast_to(rows.inside[:, None, None], [tile.ROWS, tile.LANES, tile.E])
     if tile.CHUNKS:
