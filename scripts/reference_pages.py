@@ -90,7 +90,7 @@ ROOMS = {
     ),
 }
 
-RESULTS = (  # classes that functions return and nobody constructs, so that their signatures are nobody's business
+RESULTS = (  # classes that functions return and nobody constructs, so that their signatures are not shown
     "LinearPlan", "CrossEntropyStats", "Logits", "Patch", "Findings", "Finding", "LossReport", "Debug", "Report", "Explanation",
 )  # fmt: skip
 
