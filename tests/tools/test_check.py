@@ -459,7 +459,7 @@ def test_binary_targets_of_255():
     assert F.binary_cross_entropy_with_logits(torch.tensor(x), torch.tensor(t)).item() < -100
     (finding,) = check(x, t, task="binary")
     assert finding.rule == "CE111"
-    assert "Divide by 255" in finding.fix
+    assert "divide by 255" in finding.fix
     assert check(x, t / 255, task="binary") == []
 
 
