@@ -1,4 +1,4 @@
-"""The scenes: above each the question as it is asked, then a picture that answers it, then what a hand may change."""
+"""The scenes: above each the question as it is asked, then a picture that answers it, then what a reader may change."""
 
 from __future__ import annotations
 

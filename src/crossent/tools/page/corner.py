@@ -1,4 +1,4 @@
-"""The deaf corner, without a script: where in the plane of two logits a loss pushes. ``corner.js`` draws the same.
+"""The deaf corner, without a script: where in the plane of two logits a loss pushes. ``scene_corner.js`` draws the same.
 
 Two classes are enough for every loss to be shown as it is. A plane of three classes would not be: the losses of a sigmoid
 change when all logits are shifted.
@@ -23,7 +23,7 @@ HEARS = {
     "bce": "hears every mistake in full, class by class",
     "ce-smooth": "hears every mistake, and too much certainty",
     "hinge": "hears whatever is not right by 1, and nothing else",
-    "focal": "hears mistakes in full, what is nearly right hardly",
+    "focal": "hears mistakes in full, and hardly what is nearly right",
 }
 DEAF = "hears only the undecided; deaf in the corners"
 

@@ -1,4 +1,4 @@
-// The deaf corner in motion: click a start, or use its sliders, and both losses race from there. corner.py draws the same.
+// The deaf corner in motion: click a start, or use its sliders, and both losses descend from there. corner.py draws the same.
 
 import { copyButtons, rowAsCommand, rowAsPython } from "./copy.js";
 import { find, h, select } from "./dom.js";
