@@ -348,7 +348,7 @@ class _Pairing:
                 return self._in_order_of(array, names)
             if not self._ordered:
                 raise FileError(
-                    f"{self.first.path}: its classes, {listed(names)}, come in no order, another in each row, and the labels are "
+                    f"{self.first.path}: its classes, {listed(names)}, come in a different order in each row, and the labels are "
                     "numbers: say --class-names in the order of the labels"
                 )
             return numbered(array, self._digits or names)
