@@ -336,7 +336,7 @@ JOB = Job(
     note=note_calibration,
     scene=scene,
     caption="First picture: one wrong class competes with the true one, and p(true) is the softmax's and the sigmoid's "
-    "alike; each push is divided by the same loss's push at 50%, because a constant factor is the learning rate's "
-    "business. Second: mean over the seeds at each loss's own learning rate, in a band from lowest to highest.",
+    "alike; each push is divided by the same loss's push at 50%, because the learning rate makes up for "
+    "a constant factor. Second: mean over the seeds at each loss's own learning rate, in a band from lowest to highest.",
     record=gradient,
 )

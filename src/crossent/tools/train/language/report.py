@@ -19,7 +19,7 @@ NAME = "bytes"
 TITLE = "How many bits for the next byte?"
 OPENING = (
     "A model that gives the next byte the probability p lets it be stored in −log2 p bits: cross entropy, divided by ln 2, is a "
-    "compression rate. So a language model can be held against compressors, which have no part in how it is scored."
+    "compression rate. So a language model can be compared with compressors, which measure the same bytes in another way."
 )
 
 

@@ -130,7 +130,7 @@ class Trainer:
         self.steps: list[Step] = []
 
     def step(self, progress: float, other: str | None = None) -> None:
-        """Train on the next batch; the rates follow the progress from 0 to 1. Another way may look on."""
+        """Train on the next batch; the rates follow the progress from 0 to 1. Another way may compute the same loss, to compare."""
         tokens = self.corpus.batch(self.order)
         factor = min(1.0, 0.02 + progress / WARM_UP) * (1 - 0.95 * min(progress, 1.0))
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):

@@ -26,8 +26,8 @@ def costs(results: LanguageResults) -> Table:
     )
     if results.settings.vocab == "words":
         notes += (
-            "The model's bits are those of one way to write the tail in pieces, all its tokens counted, divided by the bytes: "
-            "what all ways together would need is no more.",
+            "The model's bits are those of one way to write the tail in pieces, all its tokens counted, divided by the bytes. "
+            "All ways to write it, counted together, would need no more.",
         )
     marked = frozenset((i, 2) for i, row in enumerate(rows) if row[0] == "the model")
     title = f"Bits for a byte of the held-out tail, {len(results.text.tail)} bytes"
