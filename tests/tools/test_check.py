@@ -1,4 +1,4 @@
-"""Every rule of ``crossent.check``: what torch does without a word, that the rule sees it, and a near miss where it must not."""
+"""Every rule of ``crossent.check``: what torch does without a warning, that the rule sees it, and a near miss that it leaves."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_bytes_are_those_of_rings(ranks):
 def test_break_even():
     head = Head(1, 262144, 4096, 8)
     even = head.break_even()
-    assert 0.95 * 262144 < even < 262144  # N = V, but for the few numbers a row
+    assert 0.95 * 262144 < even < 262144  # N = V, except for the few numbers a row
     for rows, better in ((even - 50, 0), (even + 50, 1)):
         shard, gather, _ = (way.sent for way in head._replace(rows=rows).ways())
         assert (shard < gather) == (better == 0)
