@@ -65,7 +65,7 @@ class Report(Scores):
     def to_html(self, path: str | PathLike[str] | None = None, *, images: Any = None) -> str:
         """Write a page: the findings of ``check``, the worst rows with what the loss tells them, reliability, confusion, classes.
 
-        The page is one file that needs no network. Its numbers were computed here. Its script computes only what a reader changes.
+        The page is one file that needs no network. Python computed its numbers. Its script computes only what a reader changes.
 
         Args:
             path: where to write it; None only returns it.
