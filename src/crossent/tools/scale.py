@@ -52,9 +52,11 @@ class Head(NamedTuple):
         """
         n, v, d, p, size = self
         ring = (p - 1) / p
-        told = n * p * TOLD * WIDE
+        statistics = n * p * TOLD * WIDE
         return (
-            Way("shard: the rows go to the classes", ring * (n * d * (size + WIDE) + told), n * d * (size + WIDE)),
+            Way(
+                "shard: the rows go to the classes", ring * (n * d * (size + WIDE) + statistics), n * d * (size + WIDE)
+            ),
             Way("gather the head: the classes go to the rows", ring * v * d * (size + WIDE), v * d * (size + WIDE)),
             Way("gather the logits, as column-parallel layers do", ring * n * v * size, n * v * (size + WIDE)),
         )
@@ -149,9 +151,9 @@ def scale(
     if as_json:
         import json
 
-        found = {way.name.split(":")[0]: {"sent": way.sent, "held": way.held} for way in head.ways()}
+        costs = {way.name.split(":")[0]: {"sent": way.sent, "held": way.held} for way in head.ways()}
         click.echo(
-            json.dumps({"ways": found, "break_even_rows": head.break_even(), "flops": head.products()}, indent=2)
+            json.dumps({"ways": costs, "break_even_rows": head.break_even(), "flops": head.products()}, indent=2)
         )
         return
     from crossent.tools.terminal import draw, print_table, readable

@@ -52,12 +52,12 @@ def thinned(trail: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def plane(name: str, picture: str, trail: Sequence[tuple[float, float]], steps: int | None) -> str:
     """Draw a loss's plane: the heat, the line of even odds, and the way from a start."""
     title = element("h3", element("span", escape(WORDS[name].title), class_="title"))
-    said = element("p", escape(HEARS.get(name, DEAF)), class_="caption")
+    caption = element("p", escape(HEARS.get(name, DEAF)), class_="caption")
     image = element("img", "", src=picture, alt="").removesuffix("</img>")
     ways = f"right in {counted(steps, MOST_STEPS)}"
     drawn = element("div", image + _overlay(trail, ways, f"{WORDS[name].title}: {ways}"), class_="heat")
     axes = element("p", "across: logit of cat, which is true; up: logit of dog; both from −8 to 8", class_="caption")
-    return element("section", title + said + drawn + axes, class_="panel", data_panel=name)
+    return element("section", title + caption + drawn + axes, class_="panel", data_panel=name)
 
 
 def _overlay(trail: Sequence[tuple[float, float]], ways: str, label: str) -> str:
@@ -87,7 +87,7 @@ def curves(margins: Row, pushes: Sequence[tuple[str, Row]]) -> str:
         element("path", "", class_=f"curve {side}", d=_path(margins, values), vector_effect="non-scaling-stroke")
         for side, (_, values) in zip(("left", "right"), pushes, strict=True)
     )
-    said = "; ".join(
+    summary = "; ".join(
         f"{WORDS[name].title} ({look}): {fixed(values[0], 3)} where sure and wrong, "
         f"{fixed(values[len(values) // 2], 3)} at even odds, {fixed(values[-1], 3)} where sure and right"
         for look, (name, values) in zip(("whole line", "dashed"), pushes, strict=True)
@@ -109,7 +109,7 @@ def curves(margins: Row, pushes: Sequence[tuple[str, Row]]) -> str:
     axis = element("svg", marks, height="18", width="100%", aria_hidden="true")
     title = element("p", "The push on the true logit, by the margin x(true) − x(rival), from 0 to 1", class_="caption")
     return element(
-        "section", title + picture + axis + element("p", escape(said), class_="remark"), class_="panel curves"
+        "section", title + picture + axis + element("p", escape(summary), class_="remark"), class_="panel curves"
     )
 
 

@@ -20,16 +20,18 @@ FEW = 30  # classes, up to which all are shown
 
 def report_tables(report: Scores) -> list[Table]:
     """Tabulate a report, the most important first."""
-    said = [_loss(report), _scores(report)]
+    tables = [_loss(report), _scores(report)]
     if report.numbers["odd_rows_nll_nats_after"] is not None:
-        said.append(_temperature(report))
-    said.append(_classes(report))
+        tables.append(_temperature(report))
+    tables.append(_classes(report))
     if report.worst:
         suspects = report.suspects if knows_more_than_frequencies(report) else ()
-        said.append(_examples(report, "Worst examples, by loss", report.worst, {(e.row, e.position) for e in suspects}))
+        tables.append(
+            _examples(report, "Worst examples, by loss", report.worst, {(e.row, e.position) for e in suspects})
+        )
     if report.numbers["suspected_label_errors"] is not None:
-        said.append(_suspects(report))
-    return said
+        tables.append(_suspects(report))
+    return tables
 
 
 def heading(report: Scores) -> str:

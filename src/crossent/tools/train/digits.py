@@ -203,24 +203,24 @@ def gradients(results: Results) -> Table:
 
 def opening(results: Results) -> str:
     """Ask the question in plain words, and answer it with the numbers of the losses at hand."""
-    said = (
+    sentences = (
         "A network gives three classes the logits −1, 6 and −0.25: it is sure of the second, and the first is true. "
         "Training can only repair this through the gradient."
     )
     if "ce" in results:
         up, down, _ = push_when_wrong(CANDIDATES["ce"]).grad
-        said += (
+        sentences += (
             f" Cross entropy has the gradient p − t: it lifts the true class with {-up:.3f} and, though only the "
             f"true class is in its formula, presses the wrong one down with {down:.3f}."
         )
     if "sigmoid-difference" in results:
         push = push_when_wrong(CANDIDATES["sigmoid-difference"])
-        said += (
+        sentences += (
             f" Squashing with a sigmoid and taking the difference presses with {push.grad[1]:.4f}, "
             f"{1 / push.against_undecided:.0f} times less than if the network knew nothing: "
             "its gradient is σ(1 − σ), and the surer the mistake, the less is left of it."
         )
-    return said
+    return sentences
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -38,10 +38,10 @@ def output(results: LanguageResults) -> Output:
 
 def notices(results: LanguageResults) -> list[str]:
     """Say what a reader must know before any number."""
-    said = [report.QUICK] if results.settings.quick else []
+    sentences = [report.QUICK] if results.settings.quick else []
     if not results.complete:
-        said.append(f"Interrupted after {len(results.steps)} steps: the model is scored as it was then.")
-    return [*said, *results.text.notes]
+        sentences.append(f"Interrupted after {len(results.steps)} steps: the model is scored as it was then.")
+    return [*sentences, *results.text.notes]
 
 
 def continuation(results: LanguageResults) -> str:

@@ -10,11 +10,11 @@ from crossent.tools.train.language.run import LanguageResults
 
 def costs(results: LanguageResults) -> Table:
     """Tabulate what a held-out byte costs the model and what it is compared with, the dearest first."""
-    known = results.frequencies
+    frequencies = results.frequencies
     rows: list[tuple[str, float | None, float]] = [
-        ("all bytes alike", None, known.uniform),
-        ("frequencies of bytes", None, known.unigram),
-        ("frequencies of pairs", None, known.bigram),
+        ("all bytes alike", None, frequencies.uniform),
+        ("frequencies of bytes", None, frequencies.unigram),
+        ("frequencies of pairs", None, frequencies.bigram),
         *results.compressed,
         ("the model", None, results.bits),
     ]
