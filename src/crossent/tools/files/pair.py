@@ -39,7 +39,7 @@ from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.table import Table, last_part, listed, split
 from crossent.tools.files.two_runs import refuse_two_runs
 
-A_CLASS = 5  # labels that there are for a class on average; then it is odd if one has none
+A_CLASS = 5  # labels for each class on average; with so many, a class without a label is odd
 FEW = 16  # columns of words that are looked through for labels
 
 

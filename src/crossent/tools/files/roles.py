@@ -49,7 +49,7 @@ TRUTH = ("y", "label", "target", "true")  # prefixes of what is true, not of wha
 NUMBER = re.compile(r"(-?\d+)(?:\.0+)?")  # as what a class is called
 MANGLED = re.compile(r"(.+)\.(\d+)")  # what pandas calls a second column of the same name
 PREDICTED = re.compile(r"pred|output|model|response|result|logit|prob")  # where what is predicted is nested
-FAR = 10  # times as large as the next largest column: no class among classes
+FAR = 10  # a column with values so many times as large as those of every other is no class
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from crossent.tools.page.words import WORDS
 
 REACH = 8.0  # of either axis, from -REACH to REACH
 GRID = 48
-NEAR = 0.12  # points of a way that are nearer are one
+NEAR = 0.12  # points of a path that are nearer to each other are drawn as one
 COLOURS = ((36, 123, 214), (224, 98, 20))  # strong enough on paper and in the dark
 HEARS = {
     "ce": "hears every mistake in full",
@@ -41,7 +41,7 @@ def centres() -> list[float]:
 
 
 def thinned(trail: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Leave out points of a way that would lie on each other."""
+    """Leave out points of a path that would lie on each other."""
     kept = [trail[0]]
     for point in trail:
         if max(abs(point[0] - kept[-1][0]), abs(point[1] - kept[-1][1])) >= NEAR:
@@ -50,7 +50,7 @@ def thinned(trail: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def plane(name: str, picture: str, trail: Sequence[tuple[float, float]], steps: int | None) -> str:
-    """Draw a loss's plane: the heat, the line of even odds, and the way from a start."""
+    """Draw a loss's plane: the heat, the line of even odds, and the path from a start."""
     title = element("h3", element("span", escape(WORDS[name].title), class_="title"))
     caption = element("p", escape(HEARS.get(name, DEAF)), class_="caption")
     image = element("img", "", src=picture, alt="").removesuffix("</img>")

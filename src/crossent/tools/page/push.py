@@ -18,9 +18,9 @@ from crossent.tools.page.words import WORDS
 Row = Sequence[float]
 
 MOST_CLASSES, OF_MANY = 12, 8
-LEAST_ARROW = 0.05  # of the axis, below which a head would be all there is
+LEAST_ARROW = 0.05  # of the axis; a shorter arrow would be nothing but its head
 MOST_STEPS = 100_000
-LEAST_STRIP = 60  # strokes that fill the strip, so that few stay strokes
+LEAST_STRIP = 60  # strokes that fill the strip; fewer fill a part of it, so that none gets wider
 _HEAD = "M0,0 L-14,-9 L-14,9 z"
 _FLAG = "M0,-23 V8 M0,-23 L13,-17 L0,-11"
 

@@ -32,7 +32,7 @@ function heat(loss, [red, green, blue]) {
   return canvas;
 }
 
-// The way to where the true class leads, without the points that would lie on each other, and its length.
+// The path to where the true class leads, without the points that would lie on each other, and the number of its steps.
 function race(loss, start) {
   let x = [...start];
   const trail = [x];
