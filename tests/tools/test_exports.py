@@ -92,7 +92,7 @@ def test_a_pipeline_that_sorts_by_score_does_not_number_its_classes(lines):
         a = write("a.jsonl", "\n".join(map(json.dumps, rows))) if lines else write("a.json", json.dumps(rows))
         y = write("y.txt", "\n".join(map(str, Y)))
         if called == "{}":
-            with pytest.raises(FileError, match=r"in no order.* say --class-names"):
+            with pytest.raises(FileError, match=r"in a different order in each row.* say --class-names"):
                 open_pair(a, y)
             assert loss(a, y, class_names=NAMES) == pytest.approx(RIGHT)
             assert loss(a, write("w.txt", "\n".join(WORDS))) == pytest.approx(RIGHT)
@@ -106,7 +106,7 @@ def test_predictions_whose_names_come_in_another_order_each_time_have_none():
     ]
     a = write("a.jsonl", "\n".join(map(json.dumps, rows)))
     y = write("y.txt", "\n".join(map(str, Y)))
-    with pytest.raises(FileError, match="in no order"):
+    with pytest.raises(FileError, match="in a different order in each row"):
         open_pair(a, y)
     assert loss(a, y, class_names=NAMES) == pytest.approx(RIGHT)
 
