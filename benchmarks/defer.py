@@ -49,7 +49,7 @@ def child(contender: str, classes: int, rounds: int) -> dict:
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     tokens = torch.randint(classes, (ROWS, LENGTH))
-    with contextlib.suppress(OSError):  # forget peaks of the past where the kernel lets us
+    with contextlib.suppress(OSError):  # reset the peak, where the system allows it
         Path("/proc/self/clear_refs").write_text("5")
     before, resident, times, loss = peak(), status("VmRSS"), [], 0.0
     for _ in range(rounds):

@@ -1,8 +1,8 @@
 """Timing of a head and its loss beside the bare matrix products that no way of computing them can do without.
 
 The unit is three products into memory that exists, ``h Wᵀ``, ``G W`` and ``Gᵀ h``; without a gradient it is the first. A call takes
-seconds, so contenders take turns for a few rounds, and what is far slower than the rest for fewer. Run as a script it is the
-fresh process of one problem: it prints a row of the results for ``linear.py NAME THREADS``.
+seconds, so contenders take turns for a few rounds, and a contender that is far slower than the others for fewer. Run as a
+script it is the fresh process of one problem: it prints a row of the results for ``linear.py NAME THREADS``.
 """
 
 from __future__ import annotations

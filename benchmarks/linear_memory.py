@@ -30,7 +30,7 @@ def child(contender: str, rows: int, dtype: str, backward: bool) -> dict:
     small = case._replace(rows=256, features=64, classes=2048)
     training(f, *draw(small))()  # what libraries and threads take once does not count
     h, w, y = draw(case)
-    with contextlib.suppress(OSError):  # forget peaks of the past where the kernel lets us
+    with contextlib.suppress(OSError):  # reset the peak, where the system allows it
         Path("/proc/self/clear_refs").write_text("5")
     before, resident = peak(), status("VmRSS")
     loss = f.loss(h, w, y)

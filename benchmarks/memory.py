@@ -57,7 +57,7 @@ def child(contender: str, loss: str, rows: int, classes: int, dtype: str) -> dic
 
     step(*draw(64, 1000))  # what libraries and threads take once does not count
     x, y = draw(rows, classes)
-    with contextlib.suppress(OSError):  # forget peaks of the past where the kernel lets us
+    with contextlib.suppress(OSError):  # reset the peak, where the system allows it
         Path("/proc/self/clear_refs").write_text("5")
     before, resident = peak(), status("VmRSS")
     step(x, y)

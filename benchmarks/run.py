@@ -1,4 +1,4 @@
-"""Time crossent beside torch and torch.compile, and weigh the memory they take.
+"""Time crossent beside torch and torch.compile, and measure the memory they take.
 
 Peers run in one process, interleaved round by round, forward and backward, and each problem in a fresh one; what counts is
 the median over the rounds and the ratios. The unit is one plain copy of the logits, or the bare matrix products for a head and

@@ -169,7 +169,11 @@ def summary(rows: list[dict], machine: dict) -> str:
 
 
 def draw_sweep(rows: list[dict], path: Path) -> None:
-    """Draw the ratios: a column of fields a number of threads, a field a loss and layout, a stripe a dtype and reduction."""
+    """Draw the ratios.
+
+    There is a column of fields for each number of threads, in it a field for each loss and layout, and in that a stripe for each
+    dtype and reduction.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

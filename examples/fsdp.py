@@ -45,7 +45,7 @@ register_fsdp_forward_method(model, "loss")
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 for step in range(STEPS):
     batches, total = [batch() for _ in range(MICRO_BATCHES)], torch.zeros((), device=device)
-    count = shared_denominator(torch.cat([labels for _, labels in batches])[..., 1:])  # those that are predicted
+    count = shared_denominator(torch.cat([labels for _, labels in batches])[..., 1:])  # the labels that are predicted
     for at, (tokens, labels) in enumerate(batches):
         model.set_requires_gradient_sync(at == MICRO_BATCHES - 1)
         loss = model.loss(tokens, labels, count)

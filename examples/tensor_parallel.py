@@ -26,13 +26,13 @@ optimizer = torch.optim.AdamW([*body.parameters(), head], lr=1e-2)
 def batch():
     """Make sequences in which token ``t + 1`` is known from token ``t``."""
     tokens = (torch.randint(V, (16, 1)) + 7 * torch.arange(POSITIONS)) % V
-    return tokens.to(device), tokens.to(device)  # labels are those of all classes
+    return tokens.to(device), tokens.to(device)  # labels count all classes, not those of one process
 
 
 for step in range(STEPS):
     tokens, labels = batch()
     loss = linear_cross_entropy(body(tokens), head, labels, shift=1, shard=shard)
-    loss.backward()  # of the body whole on each process, of the head its part
+    loss.backward()  # each process gets the whole gradient of the body, and that of its part of the head
     optimizer.step()
     optimizer.zero_grad()
     if rank == 0 and step % 20 == 19:

@@ -1,6 +1,6 @@
 """Install this checkout into the environment of the Python that runs this, and show how far the compiler is.
 
-``python scripts/install.py EXTRA``; pip itself compiles in silence, or with ``-v`` tells far more than that. All that it says is
+``python scripts/install.py EXTRA``; pip itself shows nothing while it compiles, or with ``-v`` far too much. All that it writes is
 written to ``build/install.log``, and its end is shown where it fails.
 """
 
@@ -25,7 +25,7 @@ def install(extra: str) -> int:
     log.parent.mkdir(exist_ok=True)
     end: deque[str] = deque(maxlen=40)
     print(
-        f"installing crossent[{extra}]: pip first looks for packages, for minutes at times, also where they are there; then it "
+        f"installing crossent[{extra}]: pip first looks for packages, which may take minutes even if all are installed; then it "
         "compiles, which takes two minutes of processor time",
         flush=True,
     )

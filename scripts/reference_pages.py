@@ -90,7 +90,7 @@ ROOMS = {
     ),
 }
 
-RESULTS = (  # classes that functions return and nobody constructs, so that their signatures are nobody's business
+RESULTS = (  # classes that functions return and nobody constructs, so that their signatures are not shown
     "LinearPlan", "CrossEntropyStats", "Logits", "Patch", "Findings", "Finding", "LossReport", "Debug", "Report", "Explanation",
 )  # fmt: skip
 
@@ -101,7 +101,7 @@ OPTIONS = {
         z_loss mask""",
     "Distillation": "teacher_grad reverse",
     "Heads": "linear_bias options shift max_bytes",
-    "Memory and who computes": "inplace_backward inplace_forward shard impl",
+    "Memory and implementation": "inplace_backward inplace_forward shard impl",
 }
 TAKERS = ("losses", "linear", "statistics", "distillation")  # the rooms whose functions and modules take options
 FURTHER = {  # where a page says more than the words of the option

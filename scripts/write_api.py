@@ -1,7 +1,7 @@
 """Write ``tests/api.txt``, the public signatures as they are agreed on, one parameter a line: ``make api``.
 
 A test holds the signatures to that file. This script refuses a change that the Unreleased section of ``CHANGELOG.md`` does not
-name in backticks, so that nobody who uses the package meets a change that was not told.
+name in backticks, so that nobody who uses the package meets a change that was not announced.
 """
 
 from __future__ import annotations

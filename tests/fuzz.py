@@ -489,7 +489,7 @@ def normal(x: Tensor | None) -> Tensor | None:
 
 
 def check(p: Problem) -> None:
-    """Make the call, hold it to everything.
+    """Make the call, and compare it with everything that is known of it.
 
     Raises:
         AssertionError: it is wrong.

@@ -224,7 +224,8 @@ def install(wheel, to):
     python = to / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     site = sysconfig.get_path("purelib", vars={"base": str(to), "platbase": str(to)})
     zipfile.ZipFile(wheel).extractall(site)
-    # Lines of a .pth file stand behind the wheel on the path, and an editable install in there is not awakened.
+    # What a .pth file adds to the path comes after the wheel, and the .pth files in the folders it names are not read, such as
+    # that of an editable install of this package.
     (Path(site) / "shared.pth").write_text(f"{Path(torch.__file__).parents[1]}\n{Path(np.__file__).parents[1]}\n")
     return python
 

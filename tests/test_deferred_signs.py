@@ -1,4 +1,4 @@
-"""Tensors whose memory does not hold their numbers: conjugates' views, whose sign is to be changed yet, and zeros to come."""
+"""Tensors whose memory does not hold their numbers: views of conjugates, whose sign is changed later, and zeros to be written."""
 
 import pytest
 import torch

@@ -151,7 +151,8 @@ def test_a_small_update_is_not_rounded_away_in_half_precision():
     parts = head_of(head, h)
     ours = parts.input.double() @ parts.weight.double().T - h.double() @ head.weight.double().T
     assert (ours - update).norm() < 0.01 * update.norm()
-    assert torch.equal(head.weight + 0.5 * (B @ A).bfloat16(), head.weight)  # in the effective weight it would be
+    # Added to the weight in bfloat16, the update would be lost.
+    assert torch.equal(head.weight + 0.5 * (B @ A).bfloat16(), head.weight)
 
 
 def test_dropout_of_an_adapter_drops_what_the_module_drops():

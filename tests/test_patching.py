@@ -114,7 +114,7 @@ def test_names_imported_before_and_meanwhile_are_reached_and_given_back(importer
         kept = F.cross_entropy
         assert ours(kept)
     assert before.ce is meanwhile.ce is TORCHS["cross_entropy"]
-    assert not ours(kept)  # whoever has put it away calls torch again
+    assert not ours(kept)  # a name that was bound during the patch calls torch again
 
 
 def test_a_second_patch_reaches_what_was_imported_since(importer):
@@ -136,7 +136,7 @@ def test_our_own_names_and_lazy_modules_are_left_alone():
         with crossent.patch():
             assert crossent.core.torchs.cross_entropy is TORCHS["cross_entropy"]
             theirs = crossent.cross_entropy(SURE, LABEL, impl="torch")
-            assert theirs.item() == 0  # asks torch, and does not go round in a circle
+            assert theirs.item() == 0  # it calls torch's own function, and not itself again
     finally:
         del sys.modules["lazy_one"], sys.modules["not_a_module"]
 

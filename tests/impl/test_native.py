@@ -80,7 +80,7 @@ def launched(monkeypatch):
 
         def counted(*args):
             given = kernel(*args)
-            if given is not None:  # as the short way says that it is none
+            if given is not None:  # None says that the short way did not take the call
                 counts[name] = counts.get(name, 0) + 1
             return given
 

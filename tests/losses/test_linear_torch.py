@@ -1,6 +1,6 @@
 """``linear_cross_entropy`` beside torch 2.13's own operator in chunks: each test shows what torch does, and that ours does not.
 
-A test that fails at its first half says that torch has changed, and that the page and the README may praise us less.
+If the first half of a test fails, torch has changed, and the page and the README may claim less.
 """
 
 from __future__ import annotations

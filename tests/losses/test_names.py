@@ -1,4 +1,4 @@
-"""The record of numbers and what is written out beside it: signatures, the tuples of their arguments, and who knows which."""
+"""The record of numbers, and what is written beside it: signatures, the tuples of their arguments, and which code knows which."""
 
 import ast
 import inspect

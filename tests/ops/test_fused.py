@@ -222,7 +222,8 @@ def test_in_forward_the_gradient_takes_the_place_of_the_logits(loss, dtype, fact
     logits = x * 1
     value = loss(logits, y, inplace_forward=True)
     assert torch.equal(value, loss(x, y))
-    assert (logits._version == 0) == (dtype == torch.float16)  # which waits for the factor of a loss scaler
+    # float16 waits for the factor of a loss scaler before it writes the gradient.
+    assert (logits._version == 0) == (dtype == torch.float16)
     ours = gradient(value, logits, factor, retain_graph=True)
     assert ours.data_ptr() == logits.data_ptr()
     exact = dtype.itemsize >= 4 or factor != 1 / 3 or dtype == torch.float16

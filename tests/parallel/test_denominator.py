@@ -75,7 +75,7 @@ def trained(kind, weighted, how):
     model, weight = _wrapped(kind), WEIGHT if weighted else None
     if how == "shared":
         loss = cross_entropy(model(x), y, weight, denominator=shared_denominator(y, weight=weight))
-    elif how == "count":  # the count of all, which an average divides once more
+    elif how == "count":  # the count for gradients that are summed: an average divides once more
         loss = cross_entropy(model(x), y, weight, denominator=shared_denominator(y, weight=weight, averaged=False))
     else:
         loss = cross_entropy(model(x), y, weight)

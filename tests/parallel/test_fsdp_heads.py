@@ -146,7 +146,7 @@ def test_wrapped_hidden_states(ranks):
 
 
 def refused():
-    """Each of these is an error of torch's, or a wrong gradient in silence, without a word of ours."""
+    """Each of these is an error of torch's, or a silently wrong gradient, with no message of ours."""
     model, (x, y) = _sharded(True), _batch(dist.get_rank())
     ways = r"(?s)input must be a DTensor where linear_weight is one.*FSDP.*unshard\(\).*register_fsdp_forward_method.*from_local"
     for weight in (model.head, model.head.weight):

@@ -308,7 +308,7 @@ def test_sequences_are_gathered_and_scattered_by_block(ranks):
         assert kinds == {
             GATHER: 1 + 2 * blocks,
             SCATTER: blocks,
-        }  # labels once; of a block its rows, and what is told of them
+        }  # the labels once; for each block its rows and the numbers about them
         assert most == 1 / blocks
         assert largest <= 1 / 3  # the gradient of a process's own rows
         assert backward[0] == {}
@@ -318,7 +318,7 @@ def test_sequences_are_gathered_and_scattered_by_block(ranks):
         assert backward[0] == {
             GATHER: 1 + blocks,
             SCATTER: blocks,
-        }  # the gradients of all rows once, and the rows again
+        }  # the gradients of all rows once, and for each block its rows again
         assert max(forward[1], backward[1]) == 1 / blocks
         assert max(forward[2], backward[2]) <= 1 / 3
 

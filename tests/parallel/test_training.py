@@ -62,7 +62,7 @@ def step(reduction):
             dist.all_reduce(loss := loss.detach(), group=tp)
             total += loss.item()
     for p in body.parameters():
-        dist.all_reduce(p.grad, group=tp)  # whose rows are others
+        dist.all_reduce(p.grad, group=tp)  # these processes have different rows
     for p in (*body.parameters(), head):
         dist.all_reduce(p.grad.div_(DP), group=dp)
     return total, [p.grad for p in body.parameters()], head.grad

@@ -198,7 +198,7 @@ def test_classes_may_lie_in_any_dimension(ranks):
 
 
 def twice(name, cut, soft):
-    """The gradient of a function of the gradients, which hangs on the logits of all processes."""
+    """The gradient of a function of the gradients, which depends on the logits of all processes."""
     given, (x, y, t) = _options(name), _data()
     shard, here = _shard(cut)
     rows = torch.linspace(-1, 2, N, dtype=torch.float64)

@@ -173,7 +173,7 @@ def test_labels_rolled_while_training(named, hidden, epochs, rows):
     model, losses = trained(x, y, F.cross_entropy, epochs=epochs, hidden=hidden)
     findings = named(logits(model, x), y, losses)
     there = f"{abs(rows)} row{'s' * (abs(rows) > 1)} {'up' if rows > 0 else 'down'}"
-    assert f"of what is left to say about the labels {there}" in findings["CE125"]
+    assert f" of the labels {there}" in findings["CE125"]
 
 
 def test_labels_rolled_while_evaluating(named):

@@ -1,4 +1,4 @@
-"""Every rule of ``crossent.check``: what torch does without a word, that the rule sees it, and a near miss where it must not."""
+"""Every rule of ``crossent.check``: what torch does without a warning, that the rule sees it, and a near miss that it leaves."""
 
 from __future__ import annotations
 
@@ -459,7 +459,7 @@ def test_binary_targets_of_255():
     assert F.binary_cross_entropy_with_logits(torch.tensor(x), torch.tensor(t)).item() < -100
     (finding,) = check(x, t, task="binary")
     assert finding.rule == "CE111"
-    assert "Divide by 255" in finding.fix
+    assert "divide by 255" in finding.fix
     assert check(x, t / 255, task="binary") == []
 
 

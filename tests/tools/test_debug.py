@@ -117,7 +117,7 @@ def test_nothing_found_is_said_once_and_is_no_proof(capsys):
     seen(lambda: crossent.cross_entropy(x, y), first_n=2, times=9)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "found nothing in the first 2 batches. No finding is not proof" in said
+    assert "found nothing in the first 2 batches. Finding nothing is no proof" in said
 
 
 def test_only_the_first_batches_are_looked_at():

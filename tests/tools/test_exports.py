@@ -92,7 +92,7 @@ def test_a_pipeline_that_sorts_by_score_does_not_number_its_classes(lines):
         a = write("a.jsonl", "\n".join(map(json.dumps, rows))) if lines else write("a.json", json.dumps(rows))
         y = write("y.txt", "\n".join(map(str, Y)))
         if called == "{}":
-            with pytest.raises(FileError, match=r"in no order.* say --class-names"):
+            with pytest.raises(FileError, match=r"in a different order in each row.* say --class-names"):
                 open_pair(a, y)
             assert loss(a, y, class_names=NAMES) == pytest.approx(RIGHT)
             assert loss(a, write("w.txt", "\n".join(WORDS))) == pytest.approx(RIGHT)
@@ -106,7 +106,7 @@ def test_predictions_whose_names_come_in_another_order_each_time_have_none():
     ]
     a = write("a.jsonl", "\n".join(map(json.dumps, rows)))
     y = write("y.txt", "\n".join(map(str, Y)))
-    with pytest.raises(FileError, match="in no order"):
+    with pytest.raises(FileError, match="in a different order in each row"):
         open_pair(a, y)
     assert loss(a, y, class_names=NAMES) == pytest.approx(RIGHT)
 
@@ -160,7 +160,7 @@ def test_labels_have_many_names(called):
 def test_what_was_predicted_is_not_taken_for_logits():
     rows = np.column_stack([Y == 1, P[:, 1] > 0.5, P[:, 1]]) * 1.0
     a = write("a.csv", text(["true_label", "pred_label", "confidence"], rows))
-    with pytest.raises(FileError, match=r"are pred_label, confidence classes\? So are called what was predicted"):
+    with pytest.raises(FileError, match=r"are pred_label, confidence classes\? Such names are those of predictions"):
         open_pair(a)
     expected = crossent.score(P[:, 1:2], (Y == 1)[:, None] * 1.0, task="binary", input="probs").numbers["nll_nats_mean"]
     pair = open_pair(f"{a}::confidence", f"{a}::true_label")
@@ -184,7 +184,9 @@ def test_tables_of_r_have_names_of_rows_without_a_heading():
 
 def test_a_column_that_pandas_renamed_is_doubtful():
     a = write("a.csv", text([*NAMES, "cat.1", "label"], np.column_stack([X, X[:, 0], Y])))
-    with pytest.raises(FileError, match=r"is the column 'cat\.1' a class\? pandas calls a second 'cat' so. Say --drop"):
+    with pytest.raises(
+        FileError, match=r"is the column 'cat\.1' a class\? pandas gives this name to a second 'cat'. Say --drop"
+    ):
         open_pair(a)
     assert loss(a, drop=("cat.1",)) == pytest.approx(RIGHT)
 

@@ -314,7 +314,7 @@ def test_losses_that_could_be_two_columns_are_refused():
         read_losses("two.csv")
     assert read_losses("two.csv::loss_kl").tolist() == [2.0]
     np.save("two.npy", np.ones((5, 2)))
-    with pytest.raises(FileError, match="holds 2 columns, and losses are one"):
+    with pytest.raises(FileError, match="holds 2 columns, and the losses are one"):
         read_losses("two.npy")
 
 
@@ -386,7 +386,7 @@ def test_steps_and_times_beside_losses_are_no_losses(tmp_path):
     mlflow.write_text("\n".join(f"{k},{value}" for k, value in enumerate(losses)))
     np.testing.assert_allclose(read_losses(str(mlflow)), losses)
     mlflow.write_text("\n".join(f"{value},{value}" for value in losses))
-    with pytest.raises(FileError, match="holds 2 columns, and losses are one"):
+    with pytest.raises(FileError, match="holds 2 columns, and the losses are one"):
         read_losses(str(mlflow))
     log.write_text("\n".join(f"epoch {k}: loss {value}" for k, value in enumerate(losses)))
     with pytest.raises(FileError, match="'epoch' is not a number"):

@@ -104,7 +104,7 @@ def test_misspelt_options_and_commands_get_a_suggestion():
 
 def test_an_option_of_check_that_is_called_nearly_as_another_says_which_is_meant():
     with pytest.raises(
-        ValueError, match="inputs must be token ids, got 'probs': what the logits are is said by input="
+        ValueError, match="inputs must be token ids, got 'probs': use input= to say what the logits are"
     ):
         crossent.check([[0.1, 0.9]] * 3, [0, 1, 1], inputs="probs")
 

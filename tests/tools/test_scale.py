@@ -43,7 +43,7 @@ def test_bytes_are_those_of_rings(ranks):
 def test_break_even():
     head = Head(1, 262144, 4096, 8)
     even = head.break_even()
-    assert 0.95 * 262144 < even < 262144  # N = V, but for the few numbers a row
+    assert 0.95 * 262144 < even < 262144  # N = V, except for the few numbers a row
     for rows, better in ((even - 50, 0), (even + 50, 1)):
         shard, gather, _ = (way.sent for way in head._replace(rows=rows).ways())
         assert (shard < gather) == (better == 0)
@@ -60,8 +60,8 @@ def test_the_command_says_which():
     assert "Shard the classes: 8,192 rows are fewer than 260,112" in _asked("--rows", "8192", *SIZES)
     output = _asked("--rows", "524288", *SIZES, "--tflops", "600")
     assert "Gather the head: 524,288 rows are not fewer than" in output
-    assert "The products take 704 ms" in output
-    assert "nothing was measured" in output
+    assert "The matrix products take 704 ms" in output
+    assert "not measured" in output
     found = json.loads(_asked("--rows", "8192", *SIZES, "--json"))
     assert found["ways"]["gather the head"]["sent"] == Head(8192, 262144, 4096, 8).ways()[1].sent
     more = json.loads(_asked("--rows", "8192", *SIZES, "--dtype", "float32", "--json"))

@@ -242,7 +242,7 @@ def test_the_least_sure_labels_are_the_wrong_ones_more_often(share, precise, com
         rows = [each.row for each in report.suspects]
         assert len(rows) == report.numbers["suspected_label_errors"]
         precision[rule], recall[rule] = flipped[rows].mean(), flipped[rows].sum() / flipped.sum()
-    # Among more of them, as many as another model would count, both are what the method is known for.
+    # With as many suspects as another model counts, precision and recall reach the figures that the method is known for.
     count = round(counted * flipped.sum())
     unsure = [each.row for each in report.worst if each.predicted != each.true][:count]
     assert flipped[unsure].mean() > known[0] - ONE_DRAW

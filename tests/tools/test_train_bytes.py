@@ -31,7 +31,7 @@ PROSE = ("The quick brown fox jumps over the lazy dog.\n   Pack my box with five
 
 
 class Silent:
-    """Watches without a word."""
+    """Watches and prints nothing."""
 
     def __enter__(self):
         return self

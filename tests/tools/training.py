@@ -18,7 +18,7 @@ CSP = re.compile(
 
 
 class Silent:
-    """Watches without a word."""
+    """Watches and prints nothing."""
 
     def __enter__(self):
         return self

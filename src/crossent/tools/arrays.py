@@ -1,6 +1,6 @@
 """Values in memory: tensors of torch, arrays, nested lists and numbers are read here, for ``explain``, ``check`` and ``score``.
 
-No torch is imported: who hands over a tensor has it.
+torch is not imported: a caller that has a tensor has imported it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NotNumbersError(FileError, TypeError):
 
 
 def to_numpy(value: Any) -> tuple[NDArray[Any], str]:
-    """Take values as a NumPy array, with the name of the dtype that they have where they are."""
+    """Return values as a NumPy array, and the name of their own dtype, such as ``"bfloat16"``."""
     if not (hasattr(value, "detach") and hasattr(value, "cpu")):
         try:
             values = np.asarray(value)
@@ -48,7 +48,7 @@ def read_array(name: str, value: Any) -> NDArray[Any]:
 
 
 def read_rows(name: str, value: Any) -> RowArray:
-    """Let values in memory be read like a file; a single number is one row, and what is a table already stays it."""
+    """Let values in memory be read like a file. A single number is one row, and a ``RowArray`` is returned as it is."""
     if isinstance(value, RowArray):
         return value
     values, dtype = _real_numbers(name, value)

@@ -26,7 +26,7 @@ from crossent.tools.train.command import train
 
 
 class _Commands(click.Group):
-    """Commands that say in one sentence what the environment asks for in vain, and which command may have been meant."""
+    """The commands. Each wrong variable of the environment and each mistyped command is answered by one sentence."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -44,9 +44,9 @@ class _Commands(click.Group):
             finally:
                 sys.stdout.flush()
         except OSError as error:
-            if error.errno == EPIPE:  # who reads has seen enough, which click knows how to end
+            if error.errno == EPIPE:  # the reader has closed the pipe; click ends the program without a message
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing fails again at exit
             raise InputError(f"the output cannot be written: {error.strerror}") from None
         except ValueError as error:
             if not str(error).startswith("CROSSENT_"):
@@ -118,7 +118,7 @@ def _chosen() -> dict[str, str]:
         "native": "native, the compiled kernels",
         "triton": "triton, the kernels for GPUs",
         "eager": "eager, torch operations in blocks of rows",
-        "torch": "torch, its own operator, as exact as that is",
+        "torch": "torch, its own operator, with torch's accuracy",
     }
     elsewhere = choose_implementation(torch.empty(2, 3, device="meta"))
     on_gpu = "triton" if implementations()["triton"] is None else elsewhere
@@ -127,12 +127,12 @@ def _chosen() -> dict[str, str]:
 
 
 def _patched() -> dict[str, str]:
-    """Say who computes what is asked of torch's losses."""
+    """Say which of torch's losses crossent.patch() has replaced, and in which modules."""
     from crossent.models.patching import patched_places
 
     places = patched_places()
-    said = {name: f"crossent's, by crossent.patch(), in {', '.join(modules)}" for name, modules in places.items()}
-    return said or {"all": "torch's own: crossent.patch() was not called"}
+    replaced = {name: f"crossent's, by crossent.patch(), in {', '.join(modules)}" for name, modules in places.items()}
+    return replaced or {"all": "torch's own: crossent.patch() was not called"}
 
 
 def _deferred() -> dict[str, str]:
@@ -140,8 +140,8 @@ def _deferred() -> dict[str, str]:
     from crossent.models.logits import Logits
 
     lines = Logits.report().splitlines()[1 : 1 + len(Logits.heads)]
-    told = dict(line.strip().split(": ", 1) for line in lines)
-    return told or {"all": "none was called; where a model trains, crossent.Logits.report() says what its head did"}
+    heads = dict(line.strip().split(": ", 1) for line in lines)
+    return heads or {"all": "none was called; call crossent.Logits.report() in the process that trains a model"}
 
 
 def _extras() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a tool cannot read, in one sentence, and the exit code 2 of a command that is given it."""
+"""The errors for what a tool cannot read. Each is one sentence, and a command that raises one exits with 2."""
 
 from __future__ import annotations
 

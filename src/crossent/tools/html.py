@@ -10,7 +10,7 @@ from crossent.tools.table import Table
 
 
 def element(tag: str, content: str, **attributes: str) -> str:
-    """Write an element around HTML; attributes that are empty are left out, but for ``alt``.
+    """Write an element around HTML; attributes that are empty are left out, except ``alt``.
 
     ``class_`` is ``class``, and any other ``_`` is ``-``.
 
@@ -53,7 +53,7 @@ def table(
     Args:
         content: the table.
         sortable: whether a script may let its columns be sorted.
-        first_row: the number of its first row, where the script is to know them.
+        first_row: the number of its first row, where a script needs to know the rows by number.
         pictures: HTML that stands before each row's first cell.
     """
     heads = enumerate(content.columns)
@@ -104,7 +104,7 @@ def _cells(content: Table, i: int, before: str) -> str:
 def pictures(*shown: tuple[bytes, bytes, str, bool]) -> str:
     """Show SVG pictures beside each other where there is room.
 
-    Each is given for light, for dark, in words, and whether it is wide.
+    Each is given as the picture for a light page, that for a dark page, its description in words, and whether it is wide.
     """
     parts = (
         f'<picture{" class=wide" * wide}><source media="(prefers-color-scheme: dark)" srcset="{_uri(dark)}">'

@@ -1,6 +1,6 @@
-"""What values are, logits, probabilities or log-probabilities, alike for ``explain``, ``check`` and ``score``.
+"""How ``explain``, ``check`` and ``score`` read values as logits, probabilities or log-probabilities.
 
-It is said, never guessed.
+The user says which they are. It is never guessed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROUNDED = 1e-2  # how far the sum of a row of probabilities may be from 1
 
 
 def no_probabilities(x: Array) -> Bools:
-    """Say which rows hold something outside of [0, 1]; what is nan is another fault."""
+    """Say which rows hold something outside of [0, 1]. A nan is another fault, which is found elsewhere."""
     with np.errstate(invalid="ignore"):
         return np.asarray(~((x >= 0) & (x <= 1 + 1e-3)).all(1) & ~np.isnan(x).any(1))
 
@@ -44,7 +44,7 @@ def log_of_no(log_p: Array) -> Array:
 
 
 class ValueRange:
-    """What values look like, against which the ``input`` option is held; nothing is decided by it.
+    """What values look like, to be compared with the ``input`` option. It only leads to warnings.
 
     Args:
         given: what they were said to be.
@@ -83,6 +83,6 @@ class ValueRange:
         if self.input != "logits" and not self.alone and self.off > ROUNDED:
             what = "probabilities" if self.input == "probs" else "exponentials of the log-probabilities"
             return [
-                f"The {what} of a row sum to anything up to {self.off:.3g} away from 1; rows were divided by their sum."
+                f"The sum of the {what} of a row is up to {self.off:.3g} away from 1; rows were divided by their sum."
             ]
         return []

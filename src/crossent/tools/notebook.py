@@ -14,7 +14,7 @@ from crossent.tools.table import Table
 
 _TABLE = "border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap;margin:1em 0 .4em"
 _CAPTION = "caption-side:top;text-align:left;white-space:normal;color:inherit;padding:.2em 0"
-_LINE = "border-top:1px solid #888;"  # of one colour, also over a bar
+_LINE = "border-top:1px solid #888;"  # a border of one colour, whatever colour its cell's text has
 _PLAIN, _BOLD = "font-weight:normal;", "font-weight:bold;"
 
 Colours = Mapping[str, str]  # of cells, by the sign that they begin with
@@ -55,6 +55,6 @@ def _cell(
 ) -> str:
     side = "left" if column in table.text_columns else "right"
     written = escape(text)
-    if text[:1] in (colours or {}):  # the sign alone: the cell may have a line of the colour of its text
+    if text[:1] in (colours or {}):  # around the text alone: a border of the cell would take the colour of its text
         written = element("span", written, style=f"color:{(colours or {})[text[0]]}")
     return element(tag, written, scope=scope, style=f"{style}padding:.15em .7em;text-align:{side}")

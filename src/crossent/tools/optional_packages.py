@@ -25,8 +25,8 @@ def package_of(module: str) -> str:
 def needs(subject: str, packages: Iterable[str]) -> str:
     """Say that something needs packages, and how to install them.
 
-    The hint names the packages themselves. ``crossent[plot]`` would be looked up in an index, where that name may be another's.
-    A package that is none of ours to recommend is named without a hint, for the same reason.
+    The hint names the packages themselves, because ``crossent[plot]`` would be looked up in an index, where the name may be
+    another project's. A package that is not among those known here is named without a hint, for the same reason.
 
     >>> needs("plot", ["matplotlib"])
     'plot needs matplotlib: pip install matplotlib'

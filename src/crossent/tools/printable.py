@@ -1,4 +1,4 @@
-"""Text as it may be shown: without signs that steer a terminal, short enough, and in letters that an output can write."""
+"""Text made safe to show: without signs that control a terminal, short enough, and in letters that an output can write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HANDLER = "crossent.ascii"
 
 
 def printable(text: str) -> str:
-    r"""Write control and direction signs, which could do harm in a terminal, as their codes; lines may end.
+    r"""Write control and direction signs, which could do harm in a terminal, as their codes. Newlines stay.
 
     >>> printable("cat\x1b[2J")
     'cat\\x1b[2J'
@@ -27,7 +27,7 @@ def printable(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """Write the same signs of a JSON document as JSON writes them."""
+    """Write the same signs in a JSON document by the escapes of JSON."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
 
 

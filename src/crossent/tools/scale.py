@@ -10,14 +10,16 @@ import click
 if TYPE_CHECKING:
     from crossent.tools.table import Table
 
-WIDE = 4  # bytes of a number of a gradient that is summed over processes, and of what a shard tells
-TOLD = 6  # numbers that each shard tells of a row
+WIDE = (
+    4  # bytes of a number of a gradient that is summed over processes, and of a number that a shard sends about a row
+)
+TOLD = 6  # numbers that each shard sends about a row
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MOST_RANKS = 64
 
 
 class Way(NamedTuple):
-    """One way to have the loss of a head over processes.
+    """One way to compute the loss of a head over processes.
 
     Attributes:
         name: of the way.
@@ -42,17 +44,19 @@ class Head(NamedTuple):
     def ways(self) -> tuple[Way, Way, Way]:
         """Compute what each way sends and holds.
 
-        A ring moves ``(P - 1) / P`` of what is gathered, or scattered as sums, through every process, and twice that of what is
-        both. Gradients go as float32.
+        In a ring every process sends ``(P - 1) / P`` of what is gathered, and as much of what is reduced and scattered. An
+        all-reduce does both. Gradients are sent as float32.
 
         >>> [round(way.sent / 2**30, 2) for way in Head(8192, 262144, 4096, 8).ways()]
         [0.17, 5.25, 3.5]
         """
         n, v, d, p, size = self
         ring = (p - 1) / p
-        told = n * p * TOLD * WIDE
+        statistics = n * p * TOLD * WIDE
         return (
-            Way("shard: the rows go to the classes", ring * (n * d * (size + WIDE) + told), n * d * (size + WIDE)),
+            Way(
+                "shard: the rows go to the classes", ring * (n * d * (size + WIDE) + statistics), n * d * (size + WIDE)
+            ),
             Way("gather the head: the classes go to the rows", ring * v * d * (size + WIDE), v * d * (size + WIDE)),
             Way("gather the logits, as column-parallel layers do", ring * n * v * size, n * v * (size + WIDE)),
         )
@@ -82,9 +86,9 @@ def tables(head: Head, bandwidth: float, tflops: float | None) -> Iterator[Table
     notes = [verdict]
     if tflops:
         notes.append(
-            f"The products take {1e3 * head.products() / (tflops * 1e12):,.3g} ms, behind which what is sent may hide."
+            f"The matrix products take {1e3 * head.products() / (tflops * 1e12):,.3g} ms. Sending can overlap with them."
         )
-    notes.append("Computed from the sizes, nothing was measured: rings, gradients summed in float32.")
+    notes.append("Computed from the sizes, not measured, for rings and for gradients that are summed in float32.")
     yield Table(
         f"{n:,} rows, {v:,} classes, {d:,} features on {p} processes, {bandwidth:g} GB/s",
         ("a step", "GiB sent", "ms", "GiB held"),
@@ -123,13 +127,16 @@ def _gib(size: float) -> str:
     type=click.FloatRange(0, min_open=True),
     required=True,
     metavar="GB/S",
-    help="What a process sends in a second.",
+    help="What a process sends in a second, in GB.",
 )
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPES)), default="bfloat16", help="Of hidden states and head.  [bfloat16]"
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="bfloat16",
+    help="The dtype of hidden states and head.  [bfloat16]",
 )
 @click.option(
-    "--tflops", type=click.FloatRange(0, min_open=True), metavar="T", help="What a process computes in a second."
+    "--tflops", type=click.FloatRange(0, min_open=True), metavar="T", help="What a process computes, in TFLOP/s."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
 def scale(
@@ -137,16 +144,16 @@ def scale(
 ) -> None:
     """Compute when to shard the head of a language model over processes, and when to gather it.
 
-    A sharded head moves the hidden states and their gradient, N · D numbers each; a gathered one moves itself and its own, V · D
-    each. So the rule is to move the smaller of the two.
+    A sharded head moves the hidden states and their gradient, N · D numbers each. A gathered head moves itself and its gradient,
+    V · D numbers each. So the rule is to move the smaller of the two.
     """
     head = Head(rows, classes, width, ranks, DTYPES[dtype])
     if as_json:
         import json
 
-        found = {way.name.split(":")[0]: {"sent": way.sent, "held": way.held} for way in head.ways()}
+        costs = {way.name.split(":")[0]: {"sent": way.sent, "held": way.held} for way in head.ways()}
         click.echo(
-            json.dumps({"ways": found, "break_even_rows": head.break_even(), "flops": head.products()}, indent=2)
+            json.dumps({"ways": costs, "break_even_rows": head.break_even(), "flops": head.products()}, indent=2)
         )
         return
     from crossent.tools.terminal import draw, print_table, readable

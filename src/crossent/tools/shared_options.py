@@ -1,4 +1,4 @@
-"""The options that check, score and explain share. Each has its check, its words of refusal and its flag here, once.
+"""The options that check, score and explain share. The check, the error message and the flag of each are here, once.
 
 Only click is imported, so that ``--help`` answers at once.
 """
@@ -20,7 +20,7 @@ IGNORE_INDEX = -100
 
 
 class OptionError(ValueError):
-    """An option that cannot be, or does not fit the values; a command ends with exit code 2.
+    """An option that is not allowed, or does not fit the values; a command ends with exit code 2.
 
     Attributes:
         option: its name.
@@ -41,7 +41,7 @@ class OptionError(ValueError):
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a word that is not among some.
+    """Refuse a word that is not among the choices.
 
     >>> check_choice("task", "ordinal", TASKS)
     Traceback (most recent call last):
@@ -52,7 +52,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_label_smoothing(value: float) -> None:
-    """Refuse an ``ε`` that is no share."""
+    """Refuse an ``ε`` outside of [0, 1]."""
     if not 0 <= value <= 1:
         raise OptionError("label_smoothing", f"must lie in [0, 1], got {value}")
 
@@ -69,7 +69,7 @@ def check_class_weights(weight: Any, *, infinite: bool = False) -> None:
 
 
 def check_weight_count(weight: Any, num_classes: int, logits: str) -> None:
-    """Refuse another number of class weights than there are classes in the logits of that name."""
+    """Refuse class weights whose number is not that of the classes; ``logits`` is the name of the logits."""
     if len(weight) != num_classes:
         raise OptionError(
             "weight", f"has {len(weight)} numbers, but {logits} has {num_classes} classes: it needs one a class"
@@ -95,7 +95,7 @@ def class_axis(name: str, dim: int | None, shape: tuple[int, ...], usual: int, *
     if rows_first and axis % axes == 0:
         raise OptionError(
             name,
-            f"must lie between 1 and {axes - 1} for logits of shape {shape}, where axis 0 are the rows, got {axis}",
+            f"must lie between 1 and {axes - 1} for logits of shape {shape}, where axis 0 holds the rows, got {axis}",
         )
     return axis % axes
 
@@ -121,9 +121,8 @@ class GroupedCommand(click.Command):
             for param in self.get_params(ctx)
             if (record := param.get_help_record(ctx)) is not None
         }
-        formats = [
-            param for param in self.get_params(ctx) if param.name == "output_format"
-        ]  # of one name, and several flags
+        # --json, --csv and --md are three flags of one parameter.
+        formats = [param for param in self.get_params(ctx) if param.name == "output_format"]
         grouped = {name for names in self.groups.values() for name in names}
         groups = {**self.groups, "Options": [name for name in records if name not in grouped]}
         for title, names in groups.items():
@@ -152,7 +151,7 @@ weight_flag: Flag = click.option(
     "--weight", metavar="W,W,...", help="Class weights of the training loss, or a file of them."
 )
 label_smoothing_flag: Flag = click.option(
-    "--label-smoothing", type=float, default=0.0, metavar="E", help="Of the training loss.  [0]"
+    "--label-smoothing", type=float, default=0.0, metavar="E", help="Label smoothing of the training loss.  [0]"
 )
 class_names_flag: Flag = click.option(
     "--class-names", metavar="A,B,...", help="Names of the classes, or a file with one a line."

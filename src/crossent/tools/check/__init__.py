@@ -4,5 +4,5 @@
 after the other, and the ``facts`` are what it has seen. The ``rules`` look at the facts: a rule is one small function and a
 description. ``findings`` keeps what was found, ``terminal`` and ``command`` show it.
 ``debug`` looks at the first batches of a training run, ``audit`` tries a loss that somebody wrote. Nothing is guessed from code or
-graphs, and no finding is not proof. Importing this package imports nothing else.
+graphs. Finding nothing is no proof. Importing this package imports nothing else.
 """

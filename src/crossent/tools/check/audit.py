@@ -19,7 +19,7 @@ from crossent.tools.printable import writable
 
 
 class Trial(NamedTuple):
-    """What came of a rule: what was measured, or why nothing was."""
+    """The outcome of a rule: what was measured, or why nothing was measured."""
 
     rule: str
     found: bool
@@ -44,7 +44,7 @@ class LossReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found but notes."""
+        """Whether nothing was found except notes."""
         return all(finding.severity == "note" for finding in self.findings)
 
     def __str__(self) -> str:
@@ -63,15 +63,15 @@ def check_loss(
 ) -> LossReport:
     """Audit a loss that you wrote: try it, and say what is wrong with its values and gradients.
 
-    It is given logits ``(N, C)`` in float64, and class indices, one-hot rows and rows with several labels as far as it takes them.
-    Its backward pass is held to differences of its forward pass; then come shifts, the order of rows, ignored rows, micro-batches,
-    large and infinite logits, writing to inputs, and second derivatives.
+    It is given logits ``(N, C)`` in float64. Its targets are class indices, one-hot rows and rows with several labels; those
+    that it refuses are left out. Its backward pass is compared with differences of its forward pass. Then come shifts, the order
+    of rows, ignored rows, micro-batches, large and infinite logits, writing to inputs, and second derivatives.
 
     Args:
         fn: ``fn(logits, target)``, returning a scalar or one loss a row; a function, a module or a ``torch.autograd.Function``.
         num_classes: ``C``.
         rows: ``N``, different from ``C``.
-        ignore_index: the label of rows that count for nothing, if the loss knows such.
+        ignore_index: the label of rows that count for nothing, if the loss has one.
         name: what the report calls it.
 
     Returns:
@@ -93,8 +93,8 @@ def check_loss(
     """
     if num_classes < 3 or rows < 4 or rows == num_classes:
         raise ValueError(
-            f"num_classes must be at least 3 and rows at least 4 and another number, got {num_classes} and {rows}: with as many of "
-            "both, axes cannot be told apart"
+            f"num_classes must be at least 3, rows at least 4, and the two must differ, got {num_classes} and {rows}: with equal "
+            "numbers the axes cannot be told apart"
         )
     called = name or str(getattr(fn, "__name__", type(fn).__name__))
     loss = AuditedLoss(fn, num_classes, rows, ignore_index)

@@ -164,7 +164,7 @@ class AuditedLoss:
 
     @property
     def tolerance(self) -> float:
-        """What a central difference can be trusted to."""
+        """The error that a central difference may have."""
         return float(3000 * self.eps ** (2 / 3))
 
     def by_differences(self, x: Array, target: Any) -> Array:
@@ -194,14 +194,14 @@ class AuditedLoss:
         """Find out with which precision it computes, which may be less than that of the dtype it returns."""
         eps = float(torch.finfo(self.call(self.x, self.target).dtype).eps)
         value = self.value(self.x, self.target)
-        for _ in range(3):  # a step that is lost in float32, but for a logit between two numbers
+        for _ in range(3):  # float32 loses so small a step, unless a logit lies just between two of its numbers
             if np.array_equal(self.value(self.x + 1e-10 * self.random.normal(size=self.x.shape), self.target), value):
                 return max(eps, float(torch.finfo(torch.float32).eps))
         return eps
 
     @property
     def exact(self) -> float:
-        """What is left between two ways to the same number, after a few hundred operations."""
+        """The rounding by which two ways to compute the same number may differ, after a few hundred operations."""
         return 1e-9 if self.eps < 1e-12 else 1e-4
 
     @staticmethod

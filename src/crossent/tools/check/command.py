@@ -50,7 +50,7 @@ GROUPS = {
     "--ignore-index", type=float, metavar="N", help="The label that counts for nothing.  [-100; none for binary]"
 )
 @shared_options.weight_flag
-@click.option("--pos-weight", metavar="W,W,...", help="The same of the binary loss.")
+@click.option("--pos-weight", metavar="W,W,...", help="Weights of the positives in the binary loss, or a file of them.")
 @shared_options.label_smoothing_flag
 @shared_options.shift_flag
 @shared_options.class_names_flag
@@ -60,16 +60,15 @@ GROUPS = {
     "--micro-batch", type=click.IntRange(1), metavar="N", help="Rows that the loss is averaged over at a time."
 )
 @click.option("--losses", metavar="FILE", help="Values of the loss in the order of training.")
-@click.option(
-    "--loss-dtype", metavar="NAME", help="Such as float32, where the loss is not computed in the logits' dtype."
-)
+@click.option("--loss-dtype", metavar="NAME", help="The dtype in which the loss is computed.  [that of the logits]")
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(logits: str, labels: str | None, strict: bool, as_json: bool, **options: Any) -> None:
     """Find the usual mistakes around a cross entropy in the values it is given.
 
     LOGITS and LABELS are files as crossent score takes them. One file may hold both, under
-    their usual names or as FILE::NAME. A file larger than memory is fine. What is found was seen; no finding is not proof.
+    their usual names or as FILE::NAME. A file larger than memory is fine. What is found was seen.
+    Finding nothing is no proof.
     """
     from crossent.tools.files import FileError, open_pair
 

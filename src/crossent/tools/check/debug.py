@@ -33,7 +33,9 @@ from crossent.tools.check.options import CheckOptions, read_options
 from crossent.tools.check.rules import CURVE_RULES, VALUE_RULES
 from crossent.tools.check.survey import survey
 
-AFTER = 100  # calls, before a loss is said to stay where it is; and again each time they have doubled
+AFTER = (
+    100  # values of a loss, before it is said to stay where it is; it is looked at again each time they have doubled
+)
 _HERE = str(Path(__file__).parents[2])  # of the whole package
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -63,7 +65,7 @@ class CallHistory:
 
 
 class Debug:
-    """Looks on while it is switched on; a context manager that switches off at its end.
+    """Looks at every loss while it is switched on; a context manager that switches it off at its end.
 
     Attributes:
         findings: what was found so far.
@@ -103,7 +105,7 @@ class Debug:
             history.losses.append(value)
         if history.calls <= self.first_n or (not isfinite(value) and not history.broken):
             history.broken |= not isfinite(value)
-            # an axis that was named need not be guessed
+            # The logits of a call that named its axis were laid out with the classes on axis 1, which need not be guessed.
             self._look(site, history, logits, target, loss, None if input is logits else 1)
         elif history.facts is not None and _again(len(history.losses)):
             history.facts.options = replace(history.facts.options, losses=history.losses)
@@ -152,7 +154,7 @@ def debug(first_n: int = 3) -> Debug:
         first_n: how many calls of every line to look at.
 
     Returns:
-        What looks, until its ``off()`` or, in a ``with`` statement, to the end of that.
+        The object that looks, until its ``off()`` is called or, in a ``with`` statement, until the end of that.
 
     >>> import crossent, warnings
     >>> with warnings.catch_warnings(), crossent.debug() as seen:
@@ -218,7 +220,7 @@ def _options(target: Target | BinaryTarget, loss: Tensor, losses: Sequence[float
 
 
 def _again(n: int) -> bool:
-    """Whether this is the hundredth value, or the two hundredth, and so on."""
+    """Whether this is the 100th value, the 200th, the 400th, the 800th, and so on."""
     return n >= AFTER and n % AFTER == 0 and (n // AFTER) & (n // AFTER - 1) == 0
 
 

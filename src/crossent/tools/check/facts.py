@@ -1,6 +1,6 @@
 """Everything that one pass over the values tells: the rules look at this, never at the values.
 
-What is kept does not grow with the number of rows, but for a few numbers a micro-batch. The cost of a class is that of
+What is kept does not grow with the number of rows, except for a few numbers a micro-batch. The cost of a class is that of
 ``crossent.reference``, without class weights and smoothing.
 """
 
@@ -46,7 +46,7 @@ class Tally:
             self.first.append(f"{block.place(int(i))}: {numbers(shown)}")
 
     def of(self, total: int) -> str:
-        """Say it: how many of how many, and the first."""
+        """Say how many of how many rows, and name the first."""
         all_of_them = f"all {total:,} rows" if total > 1 else "the only row"
         many = f"{self.count:,} of {total:,} rows" if self.count < total else all_of_them
         more = "; …" if self.count > len(self.first) else ""
@@ -215,14 +215,14 @@ class LossFacts:
 
     @cached_property
     def spread(self) -> float:
-        """How much a class's probability varies from row to row, relative to its mean: of the class where it does most."""
+        """How much the probability of a class varies from row to row, relative to its mean, for the class where it varies most."""
         variance = np.maximum(self.p_squares / max(self.p_rows, 1) - self.p**2, 0.0)
         return float((np.sqrt(variance) / np.maximum(self.p, 1e-30)).max()) if self.p_rows else inf
 
 
 @dataclass
 class PaddingFacts:
-    """Labels ``(B, T)`` that end their rows, all with the same label: how many, and what they and the others cost."""
+    """Labels ``(B, T)`` at the end of rows that all are one and the same label: how many, and what they and the others cost."""
 
     label: int | None = None
     rows: int = 0  # that end with it at least twice
@@ -257,7 +257,7 @@ class PaddingFacts:
 
 @dataclass
 class Facts:
-    """What is known of a call: how it is meant, and what a pass over the values tells."""
+    """What is known of a call: its options, and what a pass over the values tells."""
 
     options: CheckOptions
     layout: RowLayout

@@ -15,7 +15,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 INDENT = 8
 WIDTH = 88  # of a finding that is printed from Python
-REMARK = "No finding is not proof: a check sees values, not the code that made them."
+REMARK = "Finding nothing is no proof: a check sees values, not the code that made them."
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class RuleDescription:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a rule saw. Where the case is a special one, it replaces what the description says."""
+    """What a rule saw. In a special case its severity, why and fix replace those of the description."""
 
     text: str
     severity: Severity | None = None
@@ -109,9 +109,9 @@ class Finding:
 
 def written(finding: Finding, width: int) -> str:
     """Write a finding in lines of a width."""
-    said = paragraphs((("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)), width)
+    parts = paragraphs((("seen", finding.seen), ("why", finding.why), ("fix", finding.fix)), width)
     lines = textwrap.wrap(f"{finding.rule} {finding.severity}: {finding.title}", width, subsequent_indent="  ")
-    return writable(printable("\n".join([*lines, *(f"  {name:<6}{text}" for name, text in said)])))
+    return writable(printable("\n".join([*lines, *(f"  {name:<6}{text}" for name, text in parts)])))
 
 
 def paragraphs(parts: Iterable[tuple[str, str]], width: int) -> Iterator[tuple[str, str]]:
@@ -149,7 +149,7 @@ def _finding(description: RuleDescription, seen: Observation) -> Finding:
 def apply_rules(rules: Iterable[Rule], subject: Any) -> Findings:
     """Let rules look at their subject; errors come first, otherwise in the order of the rules.
 
-    A rule that raises :class:`NotApplicable` has found what it has found.
+    What a rule has found before it raises :class:`NotApplicable` is kept.
     """
     found = Findings()
     for description, see in rules:

@@ -1,6 +1,6 @@
 """How an array of logits becomes rows of classes, and whether the shape of the target belongs to it.
 
-Shapes that torch refuses are understood where only one reading is possible, and told. Nothing else is guessed.
+A shape that torch refuses is understood where only one reading is possible, and it is reported. Nothing else is guessed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def row_layout(logits: RowArray, target: RowArray | None, options: CheckOptions)
         ValueError: there is nothing to look at.
     """
     if not logits.shape or 0 in logits.shape:
-        raise ValueError(f"logits must have a value at least, got shape {logits.shape}")
+        raise ValueError(f"logits must hold at least one value, got shape {logits.shape}")
     layout = _binary(logits, target, options) if options.binary else _softmax(logits, target, options)
     if options.weight is not None and not options.binary:
         check_weight_count(options.weight, layout.num_classes, logits.name)
@@ -91,7 +91,8 @@ def _binary(logits: RowArray, target: RowArray | None, options: CheckOptions) ->
     fix = "give every logit its own target; for one class index a row use cross_entropy"
     if prod(target.shape) == prod(shape):
         fix = (
-            layout_fix("target", target.shape, shape) or "the dimensions of the target must lie as those of the logits"
+            layout_fix("target", target.shape, shape)
+            or "the dimensions of the target must be in the order of those of the logits"
         )
     seen = f"a target of shape {target.shape} for logits of shape {shape}"
     in_order = _without_ones(target.shape) == _without_ones(shape)
@@ -111,7 +112,7 @@ def _softmax(logits: RowArray, target: RowArray | None, options: CheckOptions) -
     if target.shape == shape:
         fix = "target.float(), for probabilities"
         if len(shape) == 1:
-            fix = "one logit for each label is a yes or no: binary_cross_entropy_with_logits; check it with task binary"
+            fix = "for one logit a label use binary_cross_entropy_with_logits, and check it with task binary"
         whole = Misfit(f"a target of dtype {target.dtype} that has the logits' shape", fix)
         return _with(layout, "weights", None if _floating(target) else whole)
     if target.shape == outside or (len(shape) == 1 and target.shape == (1,)):

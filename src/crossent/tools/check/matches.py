@@ -15,8 +15,8 @@ from crossent.tools.check.other_rows import CLASSES, Knowledge
 from crossent.tools.check.row_block import Ints, RowBlock
 from crossent.tools.check.running_mean import RunningMean
 
-SMALL = 512  # up to so many classes every pair is counted
-LABELS = 1 << 17  # up to so many labels are tried in other orders
+SMALL = 512  # classes, up to which every pair of label and prediction is counted
+LABELS = 1 << 17  # labels, up to which other orders are tried
 IMPOSSIBLE = 1e3  # what a class of probability 0 costs in a sum
 
 
@@ -108,7 +108,7 @@ class MatchFacts:
                 self.knowledge.setdefault(name, Knowledge(self.num_classes)).add(x[usable], y[usable], there[usable])
 
     def permutation(self) -> tuple[Ints, float, float] | None:
-        """Find which class the logits call by each label, with the accuracy and the mean loss if the labels were called so.
+        """Find which class of the logits each label stands for, with the accuracy and the mean loss if the labels are read so.
 
         Pairs are taken by how often they occur. A label that does not occur keeps what is left.
         """
@@ -130,7 +130,7 @@ class MatchFacts:
 
 
 def named_permutation(order: Ints, occurs: NDArray[np.bool_], name: Callable[[int], str]) -> str:
-    """Describe which class the logits call by each label."""
+    """Describe which class of the logits each label stands for."""
     classes = len(order)
     labels = np.flatnonzero(occurs)
     shifts = {int((order[k] - k) % classes) for k in labels}

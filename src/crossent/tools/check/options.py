@@ -62,7 +62,7 @@ class CheckOptions:
             raise ValueError(f"micro_batch must be at least 1 row, got {self.micro_batch}")
         if (self.shift or self.inputs is not None) and self.task != "lm":
             raise ValueError(f"shift and inputs are about tokens: they need task='lm', got {self.task!r}")
-        if self.weight is not None:  # a loss that is being computed with an infinite one has a mistake to be found
+        if self.weight is not None:  # an infinite weight is let through: it is a mistake that the rules are to find
             shared_options.check_class_weights(self.weight, infinite=True)
 
     @property
@@ -87,7 +87,7 @@ def read_options(settings: dict[str, Any]) -> CheckOptions:
     options = {name: value for name, value in settings.items() if value is not None}
     if isinstance(options.get("inputs"), str):
         raise shared_options.OptionError(
-            "inputs", f"must be token ids, got {options['inputs']!r}: what the logits are is said by input="
+            "inputs", f"must be token ids, got {options['inputs']!r}: use input= to say what the logits are"
         )
     for name in ("weight", "pos_weight", "inputs"):
         if name in options:

@@ -17,8 +17,8 @@ import numpy as np
 from crossent.reference import Array
 from crossent.tools.check.row_block import Ints
 
-CLASSES = 64  # up to so many classes it is asked
-ROWS = 200  # at least; and twenty for each class
+CLASSES = 64  # up to which it is computed
+ROWS = 200  # the fewest for which it is told; and there must be twenty for each class
 SINGULAR = 1e-9  # of the largest eigenvalue: directions that the logits do not have
 
 

@@ -25,9 +25,9 @@ class Member(NamedTuple):
     Attributes:
         kind: ``"scaled"``, ``"weighted"``, ``"penalty"``, ``"smoothed"``, ``"logits"`` (z-loss, cap, temperature) or ``"binary"``.
         text: what it is, in words.
-        number: the scale, or what the penalty or the smoothing is said with.
+        number: the scale, or the number in the name of the penalty or of the smoothing.
         shifts: whether adding a constant to the logits changes it on purpose.
-        targets: of a smoothed one what it asks for the true class and for the others.
+        targets: of a smoothed one, the target of the true class and that of each other.
     """
 
     kind: str

@@ -29,12 +29,12 @@ def numbers(row: Sequence[float] | NDArray[Any], most: int = 4) -> str:
 
 
 def anywhere(mask: Bools) -> Bools:
-    """Mark the rows with something in them."""
+    """Mark the rows in which the mask is true anywhere."""
     return np.asarray(mask.any(1))
 
 
 def everywhere(mask: Bools) -> Bools:
-    """Mark the rows with nothing else in them."""
+    """Mark the rows in which the mask is true everywhere."""
     return np.asarray(mask.all(1))
 
 
@@ -50,8 +50,8 @@ class RowBlock:
         ignored: what of it counts for nothing.
         binary: whether every logit has a sigmoid.
         others: the labels that rows would have in other orders, by name.
-        ends: labels (B, T): whether it is one of several of its kind at the end of a row.
-        near: language models: the labels some positions on, -1 where there is none.
+        ends: of labels ``(B, T)``: whether a label is one of several equal ones at the end of its row.
+        near: of language models: the labels so many positions further on, -1 where there is none.
     """
 
     layout: RowLayout
@@ -65,7 +65,7 @@ class RowBlock:
     ends: Bools | None = None
 
     def place(self, i: int) -> str:
-        """Name a row as the user counts: by its index, or by several."""
+        """Name a row by its index, or by one index for each axis of the rows."""
         at = np.unravel_index(self.first + i, self.layout.rows)
         if not at:
             return "the row"

@@ -43,7 +43,7 @@ def check(
 ) -> Findings:
     """Find the usual mistakes around a cross entropy in the values that are given to it.
 
-    Every rule looks at values only, so that what is found was seen. No finding is not proof.
+    Every rule looks at values only, so that what is found was seen. Finding nothing is no proof.
 
     Args:
         logits: ``(C)``, ``(N, C)`` or ``(N, C, d1, ...)``: an array, a torch tensor of any floating dtype, or nested lists.
@@ -70,13 +70,13 @@ def check(
 
     Raises:
         TypeError: an argument that does not exist, or values that are no numbers.
-        ValueError: an option that cannot be, or logits without a value.
+        ValueError: an option that is not allowed, or logits without a value.
 
     >>> import crossent
     >>> crossent.check([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 0])[0].title
     'softmax before the loss'
     >>> crossent.check([[2.0, -1.0], [0.5, 1.5]], [0, 1])
-    Nothing found. No finding is not proof: a check sees values, not the code that made them.
+    Nothing found. Finding nothing is no proof: a check sees values, not the code that made them.
 
     See also: :func:`crossent.check_loss` for a loss that you wrote; :func:`crossent.debug` for a training run; ``crossent rule``.
     """

@@ -19,7 +19,7 @@ from crossent.tools.files import RowArray
 from crossent.tools.inputs import IN_PERCENT, log_of_no, log_probabilities, no_probabilities, percentages
 from crossent.tools.shared_options import OptionError
 
-SURE = 745.0  # the logit of a probability of 1, which has none
+SURE = 745.0  # stands for the logit of a probability of 1, which is infinite
 ELEMENTS = 1 << 19  # of float64 in a block: 4 MiB, of which there are a few copies
 
 
@@ -29,7 +29,7 @@ def survey(
     options: CheckOptions,
     watch: Callable[[str, int, int], None] | None = None,
 ) -> Facts:
-    """Read everything once; ``watch`` is told how far."""
+    """Read everything once; ``watch`` is called with how much has been read."""
     layout = row_layout(logits, target, options)
     facts = Facts(
         options,
@@ -46,7 +46,7 @@ def survey(
             watch("reading", start, len(logits))
         if layout.square:
             _add_last_axis(facts, x, raw)
-        # whatever the values are, inf - inf is an answer here
+        # the values may be anything: nan, as of inf - inf, is an answer here
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             others = {name: labels[start : start + len(x)] for name, labels in elsewhere.items()}
             for block in _pieces(facts, x, raw, start, others):
@@ -98,7 +98,7 @@ def _other_orders(target: RowArray | None, facts: Facts) -> dict[str, NDArray[An
 def _pieces(
     facts: Facts, x: NDArray[Any], raw: NDArray[Any] | None, start: int, others: dict[str, NDArray[Any]]
 ) -> Iterator[RowBlock]:
-    """Cut a block into rows, and those into blocks that a few copies of fit anywhere."""
+    """Cut a block into rows, and the rows into blocks so small that a few copies of one fit into any memory."""
     options = facts.options
     near: dict[int, Ints] = {}
     ends: NDArray[Any] | None = None

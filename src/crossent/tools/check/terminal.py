@@ -1,4 +1,4 @@
-"""Findings and rules in the terminal, as wide as that is unless it is wider than is pleasant to read."""
+"""Findings and rules in the terminal, in lines as wide as the terminal, but no wider than is pleasant to read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
 def show(findings: Findings, looked_at: str, rules: int, console: Console | None = None) -> None:
-    """Print findings, and how many of what; or that nothing was found, which is no proof."""
+    """Print findings and how many there are of each severity; or that nothing was found, which is no proof."""
     console = readable(console)
     for finding in findings:
         console.print(_heading(finding.rule, finding.severity, finding.title))
@@ -23,8 +23,8 @@ def show(findings: Findings, looked_at: str, rules: int, console: Console | None
             console.print(part)
         console.print()
     if findings:
-        said = ", ".join(_many(findings.count(kind), kind) for kind in SEVERITIES)
-        console.print(Text(f"{said} in {looked_at}."))
+        counts = ", ".join(_many(findings.count(kind), kind) for kind in SEVERITIES)
+        console.print(Text(f"{counts} in {looked_at}."))
     else:
         console.print(Text(f"Nothing found in {looked_at} by {rules} rules."))
         console.print(Text(REMARK, style="dim"))

@@ -63,7 +63,7 @@ LOSSES = {
             DIGITS_LOSSES["bce"],
             "−Σ [t log σ(x) + (1 − t) log σ(−x)]",
             "σ(x) − t",
-            "Every class for itself: neither must the pushes balance nor σ(x) sum to 1. Torch's mean is 1/C of all this.",
+            "Every class for itself: the pushes need not balance, and σ(x) need not sum to 1. Torch's mean is 1/C of all this.",
             link="sigmoid",
             nats=True,
         ),
@@ -99,15 +99,15 @@ LOSSES = {
             SEGMENTATION_LOSSES["focal"],
             "−Σ t (1 − p)² log p",
             _IDENTITY,
-            "s(p) = (1 − p)² − 2p(1 − p) log p: what is known already pulls less, what is thought impossible as in ce.",
+            "s(p) = (1 − p)² − 2p(1 − p) log p: what is known already pulls less, what is thought impossible pulls as in ce.",
         ),
         LossDescription(
             "gce",
             NOISY_LOSSES["gce"],
             "Σ t (1 − p^0.7) / 0.7",
             _IDENTITY,
-            "s(p) = p^0.7: a target that is thought impossible is hardly pulled, so that wrong labels are not learned; "
-            "nor hard ones.",
+            "s(p) = p^0.7: a target that is thought impossible is hardly pulled, so that wrong labels are not learned, "
+            "and hard ones are not either.",
         ),
         LossDescription(
             "mae",

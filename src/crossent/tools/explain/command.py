@@ -70,8 +70,8 @@ def explain(
     For every class: the probability p, the target t, its term of the loss, the gradient, which way that pushes the logit, and p
     after one gradient step.
 
-    Give the row as --logits and --target, or a FILE with logits, and LABELS unless they are in the same file, and --row. Files are
-    read as by crossent score.
+    Give the row as --logits and --target. Or give a FILE with logits and name the row with --row; give LABELS as well, unless they
+    are in the same file. Files are read as by crossent score.
     """
     from crossent.tools.explain.explanation import explain as compute
 

@@ -14,7 +14,7 @@ from crossent.tools.explain.row_target import RowTarget
 
 
 def steps_to_lead(description: LossDescription, x: Sequence[float], label: int, limit: int = 100_000) -> int | None:
-    """Count the steps of rate 1 until the class leads; None if so many do not do.
+    """Count the steps of rate 1 until the class leads; None if it does not lead after ``limit`` of them.
 
     >>> from crossent.tools.explain.catalogue import LOSSES
     >>> [steps_to_lead(LOSSES[name], [-6.0, 6.0, 0.0], 0) for name in ("ce", "bce", "sigmoid-difference")]

@@ -69,7 +69,7 @@ class Explanation(RowNumbers):
         return fragment(self)
 
     def to_html(self, path: str | PathLike[str] | None = None) -> str:
-        """Write a page that shows the push of each loss and answers to the hand: one file that needs no network.
+        """Write an interactive page that shows the push of each loss: one file that needs no network.
 
         Args:
             path: where to write it; None only returns it.
@@ -140,7 +140,7 @@ def explain(
 
     Raises:
         TypeError: an argument that does not exist.
-        ValueError: an argument that cannot be, or a loss that cannot take the row.
+        ValueError: an argument that is not allowed, or a loss that cannot take the row.
 
     >>> e = explain(np.log([0.1, 0.7, 0.2]), 0)
     >>> [round(g, 4) for g in e["ce"].gradient], [round(p, 3) for p in e["ce"].p_after]

@@ -54,7 +54,7 @@ def objection(description: LossDescription, x: Array, target: RowTarget) -> str 
 
 
 def probabilities(description: LossDescription, x: Array) -> Array:
-    """Compute what the loss, or for the hinge who uses its model, takes as probabilities."""
+    """Compute what the loss takes as probabilities. The hinge has none: for it, what a user of its model would take."""
     return reference.sigmoid(x) if description.link == "sigmoid" else reference.softmax(x)
 
 

@@ -12,7 +12,7 @@ COLOURS = {tables.UP: "#0a84c1", tables.LITTLE_UP: "#0a84c1", tables.DOWN: "#d55
 
 
 def fragment(e: RowNumbers) -> str:
-    """Write an explanation as HTML that stands alone: static tables, then the page that answers to the hand."""
+    """Write an explanation as HTML that stands alone: static tables, then the interactive page."""
     parts = [prose(tables.heading(e), bold=True), *map(prose, (tables.legend(e), *e.notes))]
     for loss in e.losses:
         table = tables.loss_table(e, loss)

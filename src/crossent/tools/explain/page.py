@@ -64,7 +64,7 @@ def push_scene(e: RowNumbers) -> Scene:
 
 
 def _strip(e: RowNumbers, label: int | None) -> list[str]:
-    """Count the steps of a few classes; more would take the longer the less they say."""
+    """Count the steps where there are few classes. With many it takes long and says little."""
     if label is None or not 1 < len(e.logits) <= FEW or not all(map(math.isfinite, e.logits)):
         return []
     limit = MOST_STEPS // 10

@@ -18,7 +18,7 @@ class LossExplanation:
     """One loss on one row; tuples have one number a class.
 
     Attributes:
-        name: of the loss, as in ``crossent.explain.catalogue``.
+        name: of the loss, as in ``crossent.tools.explain.catalogue``.
         p: what the loss takes as probabilities: softmax or sigmoid of the logits.
         t: the target, as this loss uses it.
         terms: what each class adds to the loss.

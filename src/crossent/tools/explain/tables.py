@@ -29,15 +29,15 @@ def heading(e: RowNumbers) -> str:
 
 def legend(e: RowNumbers) -> str:
     """Say how to read the tables."""
-    said = (
+    sentences = (
         "x: logit, p: probability, t: target, term: the class's part of the loss L. One step of gradient descent, "
         f"x − {general(e.step)} · ∂L/∂x, raises a logit ({UP}) or lowers it ({DOWN}) and leads to p after."
     )
     if len(e.losses) > 1:
-        said += " All bars have one scale."
+        sentences += " All bars have one scale."
     classes, scale = shown(e), _scale(e)
     drawn = {push_bar(loss.gradient[k], scale) for loss in e.losses for k in classes}
-    return said + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
+    return sentences + f" {LITTLE_UP}{LITTLE_DOWN}: less than half a sign." * bool(drawn & {LITTLE_UP, LITTLE_DOWN})
 
 
 def target(e: RowNumbers) -> str:
@@ -70,12 +70,12 @@ def total(loss: LossExplanation) -> str:
 def references(e: RowNumbers) -> str:
     """Say what the losses can be compared with."""
     r = e.references
-    said = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all classes are equally likely"
+    sentence = f"To compare: ln C = {number(r.ln_classes)} nats is what ce costs if all classes are equally likely"
     if r.prior_entropy is not None:
-        said += (
+        sentence += (
             f", H(prior) = {number(r.prior_entropy)} what it costs on average if only the class frequencies are known"
         )
-    return f"{said}; a softmax too many keeps it above ln(e+C−1)−1 = {number(r.double_softmax_floor)}."
+    return f"{sentence}; a softmax too many keeps it above ln(e+C−1)−1 = {number(r.double_softmax_floor)}."
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -100,11 +100,11 @@ def loss_table(e: RowNumbers, loss: LossExplanation) -> Table:
 def comparisons(e: RowNumbers) -> list[Table]:
     """Tabulate the losses side by side: what each does for the class that counts most, and for one that is preferred to it."""
     best = focus(e)
-    said = [_comparison(e, best, _focus_is(e))]
+    compared = [_comparison(e, best, _focus_is(e))]
     wrong = [k for k, weight in enumerate(e.weights) if not weight and e.logits[k] > e.logits[best]]
     if wrong and any(e.weights):
-        said.append(_comparison(e, max(wrong, key=lambda k: e.logits[k]), "class that is likeliest instead"))
-    return said
+        compared.append(_comparison(e, max(wrong, key=lambda k: e.logits[k]), "class that is likeliest instead"))
+    return compared
 
 
 def _comparison(e: RowNumbers, k: int, role: str) -> Table:

@@ -1,4 +1,4 @@
-"""``crossent explore``: a page that shows what a loss does, and answers to the hand.
+"""``crossent explore``: an interactive page that shows what a loss does.
 
 ``scenes`` writes each scene, ``document`` of ``crossent.tools.page`` puts them into one file, and ``command`` opens it.
 """

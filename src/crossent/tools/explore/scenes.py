@@ -1,4 +1,4 @@
-"""The scenes: above each the question as it is asked, then a picture that answers it, then what a hand may change."""
+"""The scenes: above each the question as it is asked, then a picture that answers it, then what a reader may change."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def corner_scene() -> Scene:
     """Show where two losses push, and where they are deaf."""
     shown, start = ("ce", OFFERED[0]), SURE_AND_WRONG[:2]
     title = element("h2", "Where does a loss hear the model?")
-    said = element(
+    explanation = element(
         "p",
         "Each point is what the model says of a cat: its logit for cat across, for dog up. The stronger the colour, the harder "
         "the loss pushes. Above the dashed line the model says dog.",
@@ -72,7 +72,7 @@ def corner_scene() -> Scene:
     margins = [corner.REACH * (k / 40 - 1) for k in range(81)]
     rows = np.array([[margin, 0.0] for margin in margins])
     pushes = [(name, strengths_on_true(name, rows)) for name in shown]
-    body = title + said + element("div", planes, class_="panels") + corner.curves(margins, pushes)
+    body = title + explanation + element("div", planes, class_="panels") + corner.curves(margins, pushes)
     data = {"start": start, "losses": ("ce", *OFFERED), "hears": corner.HEARS, "deaf": corner.DEAF}
     return Scene("corner", "The loss is large where the model is wrong. Is that not enough?", body, data)
 

@@ -3,7 +3,7 @@
 ``pair`` opens logits and labels: ``roles`` says which columns are which, ``labels`` which class a label names, ``keys`` which rows
 belong together. ``formats`` knows which module reads a kind of file: ``numpy_files``, ``text_files``, ``json_files``, ``parquet``,
 ``tensors`` or ``pictures``; ``frames`` reads those of pandas and polars. Each gives a ``table``, whose columns are read as a
-``row_array``. ``damage`` turns what a broken file provokes into a sentence. ``class_names`` reads names of classes and rows,
+``row_array``. ``damage`` turns an error of a file's reader into a sentence. ``class_names`` reads names of classes and rows,
 ``values`` reads numbers, where an option may hold a file.
 
 NumPy, safetensors and PyTorch files are mapped into memory and never read whole, unless they are compressed. Text and parquet are

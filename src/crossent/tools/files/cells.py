@@ -31,7 +31,7 @@ def is_number(cell: str) -> bool:
 
 
 def mostly_numbers(are: Iterable[bool]) -> bool:
-    """Whether a column holds numbers, but for a few slips, which are an error where it is read: it is not left out for them."""
+    """Whether a column holds numbers, except for a few slips. The column is kept, and a slip is an error where it is read."""
     there = list(are)
     return bool(there) and sum(there) >= MOSTLY * len(there)
 

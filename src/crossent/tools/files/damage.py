@@ -1,4 +1,4 @@
-"""What a broken or hostile file provokes in its reader, turned into one sentence about that file."""
+"""The errors of readers of broken or hostile files, turned into one sentence about the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crossent.tools.optional_packages import needs, package_of
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Turn whatever a broken file makes its reader say into one sentence about that file."""
+    """Turn whatever error a broken file causes in its reader into one sentence about that file."""
     try:
         yield
     except FileError:

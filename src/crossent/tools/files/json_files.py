@@ -44,7 +44,7 @@ def open_json(path: str) -> Table:
         try:
             document: Any = json.load(stream)
         except (ValueError, RecursionError):
-            raise FileError(f"{path}: is not JSON; one document a line must be called .jsonl") from None
+            raise FileError(f"{path}: is not JSON; a file with one document a line must be called .jsonl") from None
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         document = document["log_history"]
     if isinstance(document, dict) and {"columns", "data"} <= set(document):  # a split frame of pandas, a table of wandb
@@ -140,7 +140,7 @@ def _flat(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
 
 def _nameless(path: str, line: int, value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
-        raise FileError(f"{path}: line {line} is an object, and the lines before it are none")
+        raise FileError(f"{path}: line {line} is an object, and the lines before it are not")
     return {"": value}
 
 
@@ -239,7 +239,7 @@ class Collected:
     def add(self, line: int, row: Any) -> None:
         """Add a row."""
         if not isinstance(row, dict):
-            raise FileError(f"{self.path}: line {line} is no object, the first line is")
+            raise FileError(f"{self.path}: line {line} is no object, but the first line is one")
         for name, entries in self.words.items():
             value = row.get(name)
             entries.append("" if value is None else str(value).strip())

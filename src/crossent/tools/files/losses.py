@@ -43,7 +43,7 @@ def read_losses(given: str) -> NDArray[Any]:
         values = values[:, losses[0]] if len(losses) == 1 else values
     if values.ndim > 1 and values.shape[1:] != (1,):
         raise FileError(
-            f"{array.name or path}: holds {values.shape[1]} columns, and losses are one: name it, as {path}::NAME"
+            f"{array.name or path}: holds {values.shape[1]} columns, and the losses are one of them: name it, as {path}::NAME"
         )
     values = values.reshape(-1)
     return values if table.columns[column].kind == "array" else values[~np.isnan(values)]

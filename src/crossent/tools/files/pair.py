@@ -39,7 +39,7 @@ from crossent.tools.files.row_array import RowArray
 from crossent.tools.files.table import Table, last_part, listed, split
 from crossent.tools.files.two_runs import refuse_two_runs
 
-A_CLASS = 5  # labels that there are for a class on average; then it is odd if one has none
+A_CLASS = 5  # labels for each class on average; with so many, a class without a label is odd
 FEW = 16  # columns of words that are looked through for labels
 
 
@@ -221,9 +221,9 @@ class _Pairing:
 
     def _class_names(self, columns: Sequence[str]) -> tuple[str, ...]:
         """Call classes by their columns, without what stands before the star of a pattern or a usual prefix."""
-        said = self.selection.classes
-        if len(said) == 1 and said[0].endswith("*") and said[0].count("*") == 1:
-            return tuple(name.removeprefix(said[0][:-1]) or name for name in columns)
+        patterns = self.selection.classes
+        if len(patterns) == 1 and patterns[0].endswith("*") and patterns[0].count("*") == 1:
+            return tuple(name.removeprefix(patterns[0][:-1]) or name for name in columns)
         return bare(columns)
 
     def _say_left_out(self, chosen: Sequence[str]) -> None:
@@ -235,28 +235,28 @@ class _Pairing:
 
     def _renamed(self, array: RowArray) -> RowArray:
         """Hold the names that were said to those in the file: the same in any order, or names for numbers."""
-        said, there = tuple(self.selection.class_names), array.columns
+        names, there = tuple(self.selection.class_names), array.columns
         if len(array.shape) < 2:
             return array
-        if not said:
+        if not names:
             return self._by_number(array)
         if not there:
-            return replace(array, columns=said) if len(said) in array.shape[1:] else array
-        at = places(said, there)
+            return replace(array, columns=names) if len(names) in array.shape[1:] else array
+        at = places(names, there)
         if at is not None and len(at) == len(there):
             if at == list(range(len(there))):
                 return replace(array, ordered=True)
             read = array.read
             self.notes.append(f"{array.name}: its classes are taken in the order of --class-names")
-            return replace(array, columns=said, ordered=True, read=lambda start, stop: read(start, stop)[:, at])
+            return replace(array, columns=names, ordered=True, read=lambda start, stop: read(start, stop)[:, at])
         numbers = class_numbers(there)
-        if len(said) == len(there) and numbers is not None:
+        if len(names) == len(there) and numbers is not None:
             order = sorted(range(len(there)), key=numbers.__getitem__)  # the names are those of 0, 1, 2 ...
             self._digits = tuple(there[k] for k in order)
             read = array.read
-            return replace(array, columns=said, ordered=True, read=lambda start, stop: read(start, stop)[:, order])
+            return replace(array, columns=names, ordered=True, read=lambda start, stop: read(start, stop)[:, order])
         raise FileError(
-            f"{array.name}: has the classes {listed(there)}, and --class-names says {listed(said)}: which is which?"
+            f"{array.name}: has the classes {listed(there)}, and --class-names says {listed(names)}: which is which?"
         )
 
     def _by_number(self, array: RowArray) -> RowArray:
@@ -279,12 +279,12 @@ class _Pairing:
         """Find the column of labels by its name, or because there is no other; nothing where the classes' own columns may be it."""
         table = self.second
         besides = logits if self.own else ()
-        found = None
+        label = None
         if self.own and not table.beside and len(logits) == 1:
-            found = label_of_part(logits[0], table.columns)
-        found = found or label_of(table, self.selection, besides)
-        if found is not None:
-            return (found,)
+            label = label_of_part(logits[0], table.columns)
+        label = label or label_of(table, self.selection, besides)
+        if label is not None:
+            return (label,)
         if self.own:
             arrays = [name for name in table.names("array", "word") if name not in logits]
             others = arrays if not table.beside or arrays else []
@@ -348,7 +348,7 @@ class _Pairing:
                 return self._in_order_of(array, names)
             if not self._ordered:
                 raise FileError(
-                    f"{self.first.path}: its classes, {listed(names)}, come in no order, another in each row, and the labels are "
+                    f"{self.first.path}: its classes, {listed(names)}, come in a different order in each row, and the labels are "
                     "numbers: say --class-names in the order of the labels"
                 )
             return numbered(array, self._digits or names)

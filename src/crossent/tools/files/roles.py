@@ -49,7 +49,7 @@ TRUTH = ("y", "label", "target", "true")  # prefixes of what is true, not of wha
 NUMBER = re.compile(r"(-?\d+)(?:\.0+)?")  # as what a class is called
 MANGLED = re.compile(r"(.+)\.(\d+)")  # what pandas calls a second column of the same name
 PREDICTED = re.compile(r"pred|output|model|response|result|logit|prob")  # where what is predicted is nested
-FAR = 10  # times as large as the next largest column: no class among classes
+FAR = 10  # a column with values so many times as large as those of every other is no class
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def classes_by_value(table: Table, array: RowArray, words: Iterable[str]) -> tup
     names = [name for name in array.columns if name.lower() not in OTHERS]
     if not names:
         raise FileError(
-            f"{table.path}: are {listed(array.columns)} classes? So are called what was predicted, or measured of it. Say which "
+            f"{table.path}: are {listed(array.columns)} classes? Such names are those of predictions and of scores. Say which "
             f"column holds the logits, as {table.path}::NAME, or --classes with the names of the classes"
         )
     odd, why = _odd(array, names)
@@ -270,7 +270,7 @@ def _odd(array: RowArray, names: Sequence[str]) -> tuple[list[str], str]:
     at = [array.columns.index(name) for name in names] if len(names) < len(array.columns) else slice(None)
     twice = [name for name in names if (match := MANGLED.fullmatch(name)) and match[1] in names]
     if twice:
-        return twice, f"pandas calls a second {twice[0].rpartition('.')[0]!r} so"
+        return twice, f"pandas gives this name to a second {twice[0].rpartition('.')[0]!r}"
     values = array.rows(0, BLOCK)[:, at].astype(np.float64)
     if values.shape[1] < 2:
         return [], ""

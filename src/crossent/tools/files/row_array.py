@@ -22,7 +22,7 @@ class RowArray:
         dtype: as stored, such as ``"float16"``, ``"bfloat16"`` or ``"int64"``.
         read: rows ``start`` to ``stop``.
         columns: the names of the columns, where the file has such.
-        ordered: whether their order is that of the classes; it is none where every row has another.
+        ordered: whether they have one order; they have none where rows name them in different orders.
         ids: what the rows are called, where the file says so.
     """
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crossent.tools.errors import FileError
 from crossent.tools.files.row_array import RowArray, row_array
 
-MOST, RATIO = 1 << 28, 200  # bytes that any file may become; beyond, so many times its size
+MOST, RATIO = 1 << 28, 200  # a file may unpack to so many bytes, or to so many times its size if that is more
 
 
 def refuse_bomb(path: str, packed: int, unpacked: int) -> None:

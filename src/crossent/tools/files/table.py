@@ -92,7 +92,7 @@ class Table:
         return inner[0] if len(inner) == 1 else None
 
     def read(self, wanted: Sequence[str], words: Sequence[str] = (), optional: Sequence[str] = ()) -> Contents:
-        """Read columns; what a broken file provokes, now or later, becomes one sentence.
+        """Read columns. An error that a broken file causes, now or later, becomes one sentence.
 
         Raises:
             FileError: there is no such column, or the file is damaged.

@@ -25,7 +25,7 @@ def open_safetensors(path: str) -> Table:
 
     def array(key: str) -> RowArray:
         kind = kinds[key]
-        narrow = kind == "BF16" or kind.startswith("F8")  # NumPy has none of them, and only there is torch needed
+        narrow = kind == "BF16" or kind.startswith("F8")  # NumPy has no such dtype: torch reads these, and only these
         part = safe_open(path, "pt" if narrow else "np").__enter__().get_slice(key)
         if narrow:
             dtype = "bfloat16" if kind == "BF16" else kind.lower()
@@ -91,7 +91,9 @@ def _tensor_rows(path: str, value: Any) -> RowArray:
         return row_array(value)
     tensor = value.detach()
     if tensor.is_meta:
-        raise FileError(f"{path}: holds a tensor without values, on the device meta: save it from where it has some")
+        raise FileError(
+            f"{path}: holds a tensor without values, on the device meta: save it from a device on which it has values"
+        )
     if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized:
         raise FileError(f"{path}: holds a tensor of {tensor.dtype} and {tensor.layout}, not plain real numbers")
     narrow = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)

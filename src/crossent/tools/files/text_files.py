@@ -68,7 +68,7 @@ def _decoded(path: str, stream: io.BufferedReader) -> IO[str]:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends with a refusal where it grows out of all proportion."""
+    """A stream that is refused when it grows out of all proportion to its file."""
 
     def __init__(self, path: str, size: int, stream: IO[bytes] | gzip.GzipFile) -> None:
         self.path, self.size, self.stream, self.count = path, size, stream, 0
@@ -292,6 +292,6 @@ class _Separated:
                     where = f" in the column {self.header[j]!r}" if self.headed else ""
                     hint = how_to_write(cell) or hint
                     if self.headed and cell.strip() and not hint:
-                        hint = f": mend that line, or say --drop {self.header[j]} if the column is no class"
+                        hint = f": correct that line, or say --drop {self.header[j]} if the column is no class"
                     raise FileError(f"{self.path}: line {line}: {cell[:40]!r}{where} is not a number{hint}") from None
         return rows

@@ -2,7 +2,7 @@
 
 ``document`` puts a page together: style, script and data are inside, allowed by their hashes. ``scene`` lays a scene out.
 ``push``, ``corner``, ``labels``, ``digits`` and ``reliability`` draw what can be read without a script, ``words`` says what each
-loss does, and ``numbers`` writes figures. The ``.js`` files draw the same and answer to the hand. ``mathematics.js`` is
-``crossent.reference`` once more, held to it by a test. What is shown comes in as plain numbers, so that nothing here imports the
-tool that made them.
+loss does, and ``numbers`` writes figures. The ``.js`` files draw the same and react to a reader. ``mathematics.js`` is
+``crossent.reference`` once more, and a test compares the two. What is shown comes in as plain numbers, so that nothing here
+imports the tool that made them.
 """

@@ -1,4 +1,4 @@
-// "Copy as Python" and "Copy as command": the text is shown as well, for a page from a disk may be kept from the clipboard.
+// "Copy as Python" and "Copy as command": the text is shown as well, because a browser may not let a page from a disk use the clipboard.
 
 import { button, h } from "./dom.js";
 
@@ -24,13 +24,13 @@ const pythonNumber = (x) => (Number.isFinite(x) ? String(x) : `float("${x < 0 ? 
 
 export const pythonList = (values) => `[${values.map(pythonNumber).join(", ")}]`;
 
-// JSON's strings are Python's, beside signs that take two of its characters; quotes of a shell are those of POSIX.
+// A JSON string is a Python string, except for signs that JSON writes as two characters. The quotes are those of a POSIX shell.
 export const pythonText = (text) =>
   JSON.stringify(text).replace(/[^ -~]/gu, (c) => `\\U${c.codePointAt(0).toString(16).padStart(8, "0")}`);
 
 export const shellText = (text) => (/^[\w.,=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
-// What explain takes for a target: labels in a set, which may be empty, or weights, which are no labels if they have a point.
+// What explain takes for a target: labels in a set, which may be empty, or weights. A decimal point tells weights from labels.
 export function pythonTarget(weights, hard) {
   const labels = weights.flatMap((w, k) => (w > 0 ? [k] : []));
   if (hard) return labels.length ? `{${labels.join(", ")}}` : "set()";

@@ -1,4 +1,4 @@
-"""The deaf corner, without a script: where in the plane of two logits a loss pushes. ``corner.js`` draws the same.
+"""The deaf corner, without a script: where in the plane of two logits a loss pushes. ``scene_corner.js`` draws the same.
 
 Two classes are enough for every loss to be shown as it is. A plane of three classes would not be: the losses of a sigmoid
 change when all logits are shifted.
@@ -16,14 +16,14 @@ from crossent.tools.page.words import WORDS
 
 REACH = 8.0  # of either axis, from -REACH to REACH
 GRID = 48
-NEAR = 0.12  # points of a way that are nearer are one
+NEAR = 0.12  # points of a path that are nearer to each other are drawn as one
 COLOURS = ((36, 123, 214), (224, 98, 20))  # strong enough on paper and in the dark
 HEARS = {
     "ce": "hears every mistake in full",
     "bce": "hears every mistake in full, class by class",
     "ce-smooth": "hears every mistake, and too much certainty",
     "hinge": "hears whatever is not right by 1, and nothing else",
-    "focal": "hears mistakes in full, what is nearly right hardly",
+    "focal": "hears mistakes in full, and hardly what is nearly right",
 }
 DEAF = "hears only the undecided; deaf in the corners"
 
@@ -41,7 +41,7 @@ def centres() -> list[float]:
 
 
 def thinned(trail: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Leave out points of a way that would lie on each other."""
+    """Leave out points of a path that would lie on each other."""
     kept = [trail[0]]
     for point in trail:
         if max(abs(point[0] - kept[-1][0]), abs(point[1] - kept[-1][1])) >= NEAR:
@@ -50,14 +50,14 @@ def thinned(trail: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def plane(name: str, picture: str, trail: Sequence[tuple[float, float]], steps: int | None) -> str:
-    """Draw a loss's plane: the heat, the line of even odds, and the way from a start."""
+    """Draw a loss's plane: the heat, the line of even odds, and the path from a start."""
     title = element("h3", element("span", escape(WORDS[name].title), class_="title"))
-    said = element("p", escape(HEARS.get(name, DEAF)), class_="caption")
+    caption = element("p", escape(HEARS.get(name, DEAF)), class_="caption")
     image = element("img", "", src=picture, alt="").removesuffix("</img>")
     ways = f"right in {counted(steps, MOST_STEPS)}"
     drawn = element("div", image + _overlay(trail, ways, f"{WORDS[name].title}: {ways}"), class_="heat")
     axes = element("p", "across: logit of cat, which is true; up: logit of dog; both from −8 to 8", class_="caption")
-    return element("section", title + said + drawn + axes, class_="panel", data_panel=name)
+    return element("section", title + caption + drawn + axes, class_="panel", data_panel=name)
 
 
 def _overlay(trail: Sequence[tuple[float, float]], ways: str, label: str) -> str:
@@ -87,7 +87,7 @@ def curves(margins: Row, pushes: Sequence[tuple[str, Row]]) -> str:
         element("path", "", class_=f"curve {side}", d=_path(margins, values), vector_effect="non-scaling-stroke")
         for side, (_, values) in zip(("left", "right"), pushes, strict=True)
     )
-    said = "; ".join(
+    summary = "; ".join(
         f"{WORDS[name].title} ({look}): {fixed(values[0], 3)} where sure and wrong, "
         f"{fixed(values[len(values) // 2], 3)} at even odds, {fixed(values[-1], 3)} where sure and right"
         for look, (name, values) in zip(("whole line", "dashed"), pushes, strict=True)
@@ -109,7 +109,7 @@ def curves(margins: Row, pushes: Sequence[tuple[str, Row]]) -> str:
     axis = element("svg", marks, height="18", width="100%", aria_hidden="true")
     title = element("p", "The push on the true logit, by the margin x(true) − x(rival), from 0 to 1", class_="caption")
     return element(
-        "section", title + picture + axis + element("p", escape(said), class_="remark"), class_="panel curves"
+        "section", title + picture + axis + element("p", escape(summary), class_="remark"), class_="panel curves"
     )
 
 

@@ -55,20 +55,22 @@ def digits_scene(data: Data) -> Scene:
 def _lead(losses: Sequence[Data]) -> str:
     """Say who is right most often, who knows best how sure to be, and who does not learn."""
     learnt = [loss for loss in losses if loss["accuracy"] >= LEARNT]
-    said = []
+    sentences = []
     if learnt:
         first = max(learnt, key=lambda loss: loss["accuracy"])
         sure = min(learnt, key=lambda loss: loss["calibration_error"])
-        said.append(
+        sentences.append(
             f"Each loss has the learning rate that suits it. Most often right is {_title(first)}, {percent(first['accuracy'])}, "
             f"with a calibration error of {fixed(first['calibration_error'], 3)}."
         )
         if sure is not first:
-            said.append(f"Best at knowing how sure it may be is {_title(sure)}, {fixed(sure['calibration_error'], 3)}.")
-    said += [
+            sentences.append(
+                f"Best at knowing how sure it may be is {_title(sure)}, {fixed(sure['calibration_error'], 3)}."
+            )
+    sentences += [
         f"{_title(loss).capitalize()} learns at no rate." for loss in losses if loss not in learnt and loss["sweep"]
     ]
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _title(loss: Data) -> str:
@@ -81,21 +83,21 @@ def _card(loss: Data) -> str:
     bars = "".join(_bars(k / len(sweep), 0.7 / len(sweep), tried, loss["rate"]) for k, tried in enumerate(sweep))
     line = element("line", "", class_="tick", x1="0%", x2="100%", y1="80", y2="80")
     name = _title(loss)
-    said = (
+    summary = (
         f"{name}: {percent(loss['accuracy'])} of the test images right, calibration error {fixed(loss['calibration_error'], 3)}, "
         f"at the rate {loss['rate']:g}"
     )
-    picture = element("svg", bars + line, role="img", aria_label=said, width="100%", height="150")
+    picture = element("svg", bars + line, role="img", aria_label=summary, width="100%", height="150")
     title = element("h3", element("span", escape(name), class_="title"))
-    told = element(
+    sentence = element(
         "p",
         f"{percent(loss['accuracy'])} right, calibration error {fixed(loss['calibration_error'], 3)}",
         class_="sentence",
     )
     return (
-        element("section", title + told + picture, class_="panel sweep")
+        element("section", title + sentence + picture, class_="panel sweep")
         if sweep
-        else element("section", title + told, class_="panel")
+        else element("section", title + sentence, class_="panel")
     )
 
 

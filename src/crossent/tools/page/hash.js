@@ -18,7 +18,7 @@ export function state(changes) {
   }
 }
 
-// Numbers in an address come from anybody: what is not as many finite numbers as there are classes is left alone.
+// Anybody can write an address: anything but as many finite numbers as there are classes is ignored.
 export function statedNumbers(key, count) {
   const values = (stated(key) ?? "").split(",").map((text) => (text.trim() === "" ? NaN : Number(text)));
   return values.length === count && values.every(Number.isFinite) ? values : null;

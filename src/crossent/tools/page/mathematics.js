@@ -202,7 +202,7 @@ export function stepsToLead(name, x, label, limit = 100_000) {
   return null;
 }
 
-// ∂L/∂x alone of one label, the same number for number, in less time, for the losses that are followed for long.
+// ∂L/∂x alone, for one label: the same numbers in less time, for the many steps of stepsToLead.
 export function gradientOf(name, x, t) {
   return compute(name, x, name === "ce-smooth" ? smooth(t, 0.1) : t).gradient;
 }

@@ -1,4 +1,4 @@
-// Class mode, #present: one scene at a time in large type, and the arrow keys turn the page.
+// The presentation, #present: one scene at a time in large type, and the arrow keys turn the page.
 
 import { button, h } from "./dom.js";
 import { state, stated } from "./hash.js";
@@ -18,7 +18,7 @@ export function startPresenting() {
     current = Math.min(Number(stated("slide")) || 0, scenes.length - 1);
     document.body.classList.toggle("present", on);
     scenes.forEach((scene, k) => scene.classList.toggle("away", on && k !== current));
-    toggle.textContent = on ? "Leave the class mode" : "Show in class, one scene at a time";
+    toggle.textContent = on ? "Leave the presentation" : "Present one scene at a time";
   }
 
   function turn(by) {

@@ -18,9 +18,9 @@ from crossent.tools.page.words import WORDS
 Row = Sequence[float]
 
 MOST_CLASSES, OF_MANY = 12, 8
-LEAST_ARROW = 0.05  # of the axis, below which a head would be all there is
+LEAST_ARROW = 0.05  # of the axis; a shorter arrow would be nothing but its head
 MOST_STEPS = 100_000
-LEAST_STRIP = 60  # strokes that fill the strip, so that few stay strokes
+LEAST_STRIP = 60  # strokes that fill the strip; fewer fill a part of it, so that none gets wider
 _HEAD = "M0,0 L-14,-9 L-14,9 z"
 _FLAG = "M0,-23 V8 M0,-23 L13,-17 L0,-11"
 
@@ -103,7 +103,7 @@ def _class(line: Line) -> str:
 
 def _svg(line: Line, way: str) -> str:
     p, t, push = line.p, line.t, -line.gradient
-    said = f"{line.name}: says {percent(p)}, true {percent(t)}, pushed {_push(push)}"
+    label = f"{line.name}: says {percent(p)}, true {percent(t)}, pushed {_push(push)}"
     shapes = [
         *(element("line", "", class_="tick", x1=at(x), x2=at(x), y1="0", y2="100%") for x in (0.0, 0.5, 1.0)),
         element("line", "", class_="mistake", x1=at(p), x2=at(t), y1="46", y2="46"),
@@ -113,7 +113,7 @@ def _svg(line: Line, way: str) -> str:
         _text(*_beside(p, push), "16", f"amount {way}", _push(push)),
         _text(*_near(p), "76", "said", f"says {percent(p)}"),
     ]
-    return element("svg", "".join(shapes), role="img", aria_label=said, height="84", width="100%")
+    return element("svg", "".join(shapes), role="img", aria_label=label, height="84", width="100%")
 
 
 def _arrow(start: float, end: float, way: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A scene of a page: the question as it is asked, a picture that answers it, and room for what a hand may change."""
+"""A scene of a page: the question as it is asked, a picture that answers it, and room for what a reader may change."""
 
 from __future__ import annotations
 

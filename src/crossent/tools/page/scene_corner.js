@@ -1,4 +1,4 @@
-// The deaf corner in motion: click a start, or use its sliders, and both losses race from there. corner.py draws the same.
+// The deaf corner in motion: click a start, or use its sliders, and both losses descend from there. corner.py draws the same.
 
 import { copyButtons, rowAsCommand, rowAsPython } from "./copy.js";
 import { find, h, select } from "./dom.js";
@@ -32,7 +32,7 @@ function heat(loss, [red, green, blue]) {
   return canvas;
 }
 
-// The way to where the true class leads, without the points that would lie on each other, and its length.
+// The path to where the true class leads, without the points that would lie on each other, and the number of its steps.
 function race(loss, start) {
   let x = [...start];
   const trail = [x];

@@ -38,7 +38,7 @@ export function startOwn(scene, { losses, words, ask }) {
       told.textContent = "Probabilities are not negative; taken as logits.";
       return show("logits");
     }
-    const why = kind ? "as you say" : probable ? "all lie in [0, 1] and they sum to 1" : "they are not all in [0, 1] with the sum 1";
+    const why = kind ? "as you say" : probable ? "all lie in [0, 1] and they sum to 1" : "not all lie in [0, 1], or they do not sum to 1";
     told.textContent = `${values.length} numbers, taken as ${taken}: ${why}.`;
     kinds.replaceChildren(choices("They are", "own-kind", [["logits", "logits"], ["probabilities", "probabilities"]], taken, show));
     open(taken === "probabilities" ? values.map(Math.log) : values);

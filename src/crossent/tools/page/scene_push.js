@@ -223,7 +223,7 @@ class PushScene {
     });
   }
 
-  // After some steps each loss is at logits of its own, and a text a loss says where.
+  // After some steps each loss is at logits of its own, so that each gets a text of its own.
   each(write) {
     const losses = this.shownLosses();
     if (!this.steps) return write(this.x, losses);

@@ -52,7 +52,7 @@ export function makeSortable(table) {
     limit += AT_ONCE;
     show();
   }, { "data-do": "more" });
-  // The others wait outside of the page, or every change of it would lay them out again.
+  // The other rows are kept out of the page, because every change of it would lay them out again.
   function show() {
     body.replaceChildren(...rows.slice(0, limit));
     more.hidden = rows.length <= limit;

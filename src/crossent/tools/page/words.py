@@ -13,7 +13,7 @@ class Words(NamedTuple):
         title: what people call it.
         gradient: ``∂L/∂x``.
         lead: what its push does, in a sentence that holds wherever the model stands.
-        remark: what is to be known besides.
+        remark: what else to know.
         sigmoid: whether p is the sigmoid's, so that every class stands for itself.
     """
 
@@ -54,7 +54,7 @@ WORDS = {
     ),
     "gce": Words(
         "generalised cross entropy", "m · p − s(p) · t", "The surer the mistake, the weaker the push.",
-        "s(p) = p^0.7, and m = Σ s t: wrong labels are not learned, nor hard ones.",
+        "s(p) = p^0.7, and m = Σ s t: wrong labels are not learned, and hard ones are not either.",
     ),
     "mae": Words(
         "mean absolute error", "m · p − s(p) · t", "The surer the mistake, the weaker the push.",

@@ -101,15 +101,15 @@ class Comparison:
                 )
             )
         notes = ("2 − 1: the mean of the differences row by row, ± its standard error.",)
-        said = [Table("Differences", ("", "1", "2", "2 − 1", ""), rows, notes, text_columns=(0, 4))]
+        tables = [Table("Differences", ("", "1", "2", "2 − 1", ""), rows, notes, text_columns=(0, 4))]
         counts = [(key, f"{d[name]:,}") for key, name in (
             ("both right", "both"), ("only 1 right", "only_first"), ("only 2 right", "only_second"), ("both wrong", "neither"),
         )]  # fmt: skip
-        said.append(Table("Decisions", ("", ""), counts))
+        tables.append(Table("Decisions", ("", ""), counts))
         for title, examples in (("Where 2 gains most", self.better), ("Where 2 loses most", self.worse)):
             if examples:
-                said.append(self._examples(title, examples))
-        return said
+                tables.append(self._examples(title, examples))
+        return tables
 
     def _examples(self, title: str, examples: Sequence[dict[str, Any]]) -> Table:
         from crossent.tools.printable import brief

@@ -1,4 +1,4 @@
-"""What is measured, one idea a class: each is given blocks of decisions and knows its numbers when all have been seen."""
+"""What is measured, a class for each measure. Each is given blocks of decisions, and has its numbers when all were given."""
 
 from __future__ import annotations
 

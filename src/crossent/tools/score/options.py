@@ -28,7 +28,7 @@ class ScoreOptions:
         class_names: one for each class.
         top: how many of the worst examples, suspected label errors and, of many, classes to keep.
         suspects: how suspected label errors are chosen, ``"self-confidence"`` or ``"confident-learning"``.
-        bytes: of how many bytes of text the tokens are, for the loss per byte.
+        bytes: how many bytes the text of the tokens has, for the loss per byte.
     """
 
     input: str = "logits"

@@ -37,7 +37,7 @@ class Report(Scores):
         confusion: how often each class is predicted where each is the label, a list a label; None for more than 100 classes.
         remarks: what a reader should know before believing a number.
         ids: the names of the rows that occur in the report.
-        source: what was read, from which a page takes its rows; a copy or a pickle of the report is without.
+        source: what was read, from which a page takes its rows; a pickle of the report has none, nor has a copy.
     """
 
     source: Reader | None = field(default=None, compare=False)
@@ -65,7 +65,7 @@ class Report(Scores):
     def to_html(self, path: str | PathLike[str] | None = None, *, images: Any = None) -> str:
         """Write a page: the findings of ``check``, the worst rows with what the loss tells them, reliability, confusion, classes.
 
-        The page is one file that needs no network. Everything in it was computed here; it computes what is dragged.
+        The page is one file that needs no network. Python computed its numbers. Its script computes only what a reader changes.
 
         Args:
             path: where to write it; None only returns it.

@@ -230,7 +230,7 @@ class Reader:
         return float(np.nanmin(np.where(values == self.options.ignore_index, np.nan, values.astype(np.float64))))
 
     def _logits(self, piece: RawDecisions, keep: Bools) -> Array:
-        """Turn what was given into logits: probabilities are ``e^x`` of theirs, so that their softmax is theirs again."""
+        """Turn what was given into logits. Those of probabilities are their logarithms: the softmax of log p is p again."""
         given, x = self.options.input, piece.values
         if given == "probs":
             outside = no_probabilities(x) & keep
@@ -273,5 +273,5 @@ class Broken:
             rows = ", ".join(map(str, self.first))
             raise FileError(
                 f"{self.name}: {self.count} {'has' if self.count == 1 else 'have'} no softmax (nan, +inf, or only -inf), first in "
-                f"row {rows}: a mean without them would flatter"
+                f"row {rows}: a mean without them would look too good"
             )

@@ -68,7 +68,7 @@ def score(
         logits: ``(N, C)``, ``(N, C, d1, ...)``, or ``(N, T, V)`` of a language model; an array, or a table of a file.
         labels: class numbers ``(N)``, ``(N, d1, ...)``, ``(N, T)``; or zeros and ones of the shape of the logits, which are one-hot
             rows, or with ``task="multilabel"`` any number of labels a row.
-        watch: is told of the progress.
+        watch: a function that is called with what is being done, how much of it is done, and of how much.
         input: what the values are: ``"logits"``, ``"probs"`` or ``"logprobs"``. It is never guessed.
         task: ``"multiclass"``, one label a row; ``"multilabel"`` or ``"binary"``, any number of labels a row; ``"lm"``, one label a
             token.
@@ -82,7 +82,7 @@ def score(
         top: how many of the worst examples, suspected label errors and, of many, classes to keep.
         suspects: how suspected label errors are chosen: ``"self-confidence"``, the lowest probabilities of a label that is not
             predicted, or ``"confident-learning"``, those by which their number is estimated.
-        bytes: of how many bytes of text the tokens are, for the loss per byte.
+        bytes: how many bytes the text of the tokens has, for the loss per byte.
 
     Returns:
         A :class:`Report`, whose ``numbers`` are explained by ``DEFINITIONS``.
@@ -90,7 +90,7 @@ def score(
     Raises:
         TypeError: an argument that does not exist.
         FileError: shapes that do not belong together, labels that are no classes, rows without a softmax.
-        OptionError: an option that cannot be.
+        OptionError: an option that is not allowed.
 
     >>> report = score(np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), [0, 1, 1])
     >>> round(report.numbers["nll_nats_mean"], 4), report.worst[0].row
@@ -142,7 +142,8 @@ class Scoring:
             Largest(options.top),
         )
         self.exact = ExactMatch() if self.columns else None
-        self.suspects = Suspects(options.suspects) if options.task != "lm" else None  # a token is what was written
+        # The label of a token is the text itself, which cannot be wrong.
+        self.suspects = Suspects(options.suspects) if options.task != "lm" else None
         self.tempered: BeforeAndAfter | None = None
 
     def report(self) -> Report:
@@ -234,7 +235,7 @@ class Scoring:
 
     def _probabilities(self) -> dict[str, float | int | None]:
         tried = self.tempered if self.tempered and self.tempered.decisions else None
-        scale = 0.5 if self.columns else 1.0  # of two classes one says all
+        scale = 0.5 if self.columns else 1.0  # the two classes of a yes or no give the same square twice
         return {
             "brier": scale * self.brier.mean.value,
             "calibration_error": self.calibration.error,
@@ -262,7 +263,7 @@ class Scoring:
         elif temperature is None:
             remarks.append("No temperature could be fitted: the even rows hold no labels that count.")
         elif not LIMITS[0] * 1.001 < temperature < LIMITS[1] * 0.999:
-            why = "being surer always pays" if temperature < 1 else "equal chances would do better"
+            why = "surer predictions always cost less" if temperature < 1 else "equal probabilities would cost less"
             remarks.append(f"The temperature ran into its limit of {temperature:g}: on the even rows {why}.")
         axes = [axis for axis in class_axes(self.reader.logits, self.reader.labels) if axis > 0]
         if len(axes) > 1 and self.options.class_dim is None and self.layout.axis is not None:

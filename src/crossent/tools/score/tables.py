@@ -14,22 +14,24 @@ from crossent.tools.shared_options import SUSPECTS
 from crossent.tools.table import Table
 
 WIDEST_NAME, WIDEST_ID = 16, 32  # letters
-MANY = 1000  # classes, among which none is looked for that would be called the same
-FEW = 30  # so many classes are all shown
+MANY = 1000  # classes, beyond which short names are not compared with each other
+FEW = 30  # classes, up to which all are shown
 
 
 def report_tables(report: Scores) -> list[Table]:
     """Tabulate a report, the most important first."""
-    said = [_loss(report), _scores(report)]
+    tables = [_loss(report), _scores(report)]
     if report.numbers["odd_rows_nll_nats_after"] is not None:
-        said.append(_temperature(report))
-    said.append(_classes(report))
+        tables.append(_temperature(report))
+    tables.append(_classes(report))
     if report.worst:
         suspects = report.suspects if knows_more_than_frequencies(report) else ()
-        said.append(_examples(report, "Worst examples, by loss", report.worst, {(e.row, e.position) for e in suspects}))
+        tables.append(
+            _examples(report, "Worst examples, by loss", report.worst, {(e.row, e.position) for e in suspects})
+        )
     if report.numbers["suspected_label_errors"] is not None:
-        said.append(_suspects(report))
-    return said
+        tables.append(_suspects(report))
+    return tables
 
 
 def heading(report: Scores) -> str:
@@ -68,7 +70,9 @@ def _loss(report: Scores) -> Table:
     rows.append(line("class frequencies, H(prior)", n["prior_nll_nats"], None, n["skill_over_prior"]))
     notes = ["± one standard error over rows. Skill: 1 − cross entropy / this line."]
     if n["loss_nats_mean"] is not None:
-        notes.append("As trained: with the class weights and label smoothing given. All else is without.")
+        notes.append(
+            "As trained: with the class weights and label smoothing given. All other numbers are without them."
+        )
     return Table("Loss", ("", "nats", "bits", "skill"), rows, tuple(notes))
 
 

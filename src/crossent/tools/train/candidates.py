@@ -1,7 +1,7 @@
 """A loss put beside others: how it is trained, which probabilities of its model are scored, and what defines it.
 
-The definition is ``crossent.reference``; what is trained is written as a user would. That the two give the same
-gradient is held by the tests.
+The definition is ``crossent.reference``; what is trained is written as a user would. The tests check that
+both give the same gradient.
 """
 
 from __future__ import annotations

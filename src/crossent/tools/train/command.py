@@ -59,7 +59,7 @@ def _training(entry: JobEntry) -> click.Command:
         *(_own(option) for option in entry.options),
         click.Option(["--epochs"], type=whole, metavar="N", help=f"Times through the training rows.  [{entry.epochs}]"),
         click.Option(["--seeds"], type=whole, metavar="N", help=f"Runs at the chosen rate.  [{entry.seeds}]"),
-        seed("Fixes the split; the first run's."),
+        seed("The seed of the split and of the first run."),
         click.Option(
             ["--lr"],
             type=float,

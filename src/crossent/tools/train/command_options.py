@@ -29,20 +29,20 @@ def files(name: str) -> list[click.Option]:
             type=click.Path(file_okay=False, path_type=Path),
             default=default,
             metavar="DIR",
-            help=f"For report.html, {name}.png, results.json.  [{default}]",
+            help=f"Where report.html, {name}.png and results.json go.  [{default}]",
         ),
         click.Option(
             ["--html"],
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="For the page, elsewhere.  [DIR/report.html]",
+            help="Where the page goes instead.  [DIR/report.html]",
         ),
         click.Option(["--quick"], is_flag=True, help="A few seconds, to see that it works; the figures mean nothing."),
     ]
 
 
 def ready(out: Path, *modules: str) -> None:
-    """Refuse before the training what would fail after it."""
+    """Refuse before the training whatever would make the command fail after it."""
     try:
         require(*modules)
     except MissingDependency as error:

@@ -1,4 +1,4 @@
-"""One paragraph on what a run shows: each sentence is made from its numbers, and left out where they do not bear it.
+"""One paragraph on what a run shows: each sentence is made from its numbers, and left out where they do not support it.
 
 What several jobs say is here; what one alone says is in its own file.
 """

@@ -61,6 +61,6 @@ def load_digits(seed: int) -> Split:
     images, labels = digits()
     images = images.unsqueeze(1)
     parts = [torch.from_numpy(index) for index in stratified_split(labels.numpy(), seed)]
-    known = images[parts[0]]
-    images = (images - known.mean()) / known.std()
+    training = images[parts[0]]
+    images = (images - training.mean()) / training.std()
     return Split(*(Subset(index, images[index], labels[index]) for index in parts))

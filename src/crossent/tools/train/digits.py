@@ -203,24 +203,24 @@ def gradients(results: Results) -> Table:
 
 def opening(results: Results) -> str:
     """Ask the question in plain words, and answer it with the numbers of the losses at hand."""
-    said = (
+    sentences = (
         "A network gives three classes the logits −1, 6 and −0.25: it is sure of the second, and the first is true. "
         "Training can only repair this through the gradient."
     )
     if "ce" in results:
         up, down, _ = push_when_wrong(CANDIDATES["ce"]).grad
-        said += (
+        sentences += (
             f" Cross entropy has the gradient p − t: it lifts the true class with {-up:.3f} and, though only the "
             f"true class is in its formula, presses the wrong one down with {down:.3f}."
         )
     if "sigmoid-difference" in results:
         push = push_when_wrong(CANDIDATES["sigmoid-difference"])
-        said += (
+        sentences += (
             f" Squashing with a sigmoid and taking the difference presses with {push.grad[1]:.4f}, "
             f"{1 / push.against_undecided:.0f} times less than if the network knew nothing: "
             "its gradient is σ(1 − σ), and the surer the mistake, the less is left of it."
         )
-    return said
+    return sentences
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ JOB = Job(
     note=note_calibration,
     scene=scene,
     caption="First picture: one wrong class competes with the true one, and p(true) is the softmax's and the sigmoid's "
-    "alike; each push is divided by the same loss's push at 50%, because a constant factor is the learning rate's "
-    "business. Second: mean over the seeds at each loss's own learning rate, in a band from lowest to highest.",
+    "alike; each push is divided by the same loss's push at 50%, because the learning rate makes up for "
+    "a constant factor. Second: mean over the seeds at each loss's own learning rate, in a band from lowest to highest.",
     record=gradient,
 )

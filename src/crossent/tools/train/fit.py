@@ -54,7 +54,7 @@ def by_accuracy(candidate: Candidate, logits: Tensor, labels: Tensor) -> Standin
 
 
 class Epoch(NamedTuple):
-    """What a run tells while it goes on."""
+    """What a run reports after each epoch."""
 
     rate: float
     seed: int

@@ -155,7 +155,7 @@ def by_class(results: Results) -> Table:
 def opening(results: Results) -> str:
     """Say what the training part looks like, and what the losses do about it."""
     images = training_images(results)
-    said = (
+    sentences = (
         f"There are {images[0]} training images of the digit 0 and {images[-1]} of the digit 9, and the test asks for all "
         "alike. A network that is rarely shown a class can lower its loss by rarely naming it."
     )
@@ -166,9 +166,9 @@ def opening(results: Results) -> str:
         "focal": "the focal loss turns away from what is known already, rare or not",
     }
     return (
-        f"{said} Ways out: {joined(what for name, what in ways.items() if name in results)}."
+        f"{sentences} Ways out: {joined(what for name, what in ways.items() if name in results)}."
         if len(results.losses) > 1
-        else said
+        else sentences
     )
 
 
@@ -179,16 +179,16 @@ def against_plain(results: Results) -> str:
     plain, images = results["plain"], training_images(results)
     others = [loss for loss in results.learnt if loss is not plain]
     few = joined(str(n) for n in images[-FEW:])
-    said = [
+    sentences = [
         f"Of the test images of the {FEW} rarest classes ({few} training images) plain finds {percent(plain.mean('rare'))}."
     ]
     for loss in others:
         rare, common = (compare(results, loss, plain, key) for key in ("rare", "common"))
-        said.append(
+        sentences.append(
             f"{loss.name} finds {_more(rare)} of them ({margin(rare)}), and {_more(common)} of the {FEW} most frequent "
             f"({margin(common)})."
         )
-    return " ".join(said + ["± is two standard errors."] * bool(others))
+    return " ".join(sentences + ["± is two standard errors."] * bool(others))
 
 
 def _more(difference: Difference) -> str:

@@ -61,8 +61,8 @@ class Job:
     ``load`` takes the settings and a run's seed, on which the training and validation part may depend, and the test part not.
     ``examine`` scores a trained model on the test part. A loss whose score is below ``learnt`` has not learnt the task.
     ``note`` looks at every model of the sweep, and not at the test part. ``reasons`` are tables that come before the scores in
-    the report, ``details`` come after them. ``record`` adds to the JSON of a loss. ``scene`` is what the page shows
-    that answers to the hand.
+    the report, ``details`` come after them. ``record`` adds to the JSON of a loss. ``scene`` is the
+    interactive part of the page.
     """
 
     entry: JobEntry

@@ -255,11 +255,11 @@ def three_digits(results: Results) -> str:
         return ""
     softmax, bce = results["softmax"], results["bce"]
     one, three = (percent(softmax.mean(f"exact_{number}")) for number in (1, 3))
-    said = f"softmax gets {one} of the canvases with one digit exactly, and {three} of those with three"
+    scores = f"softmax gets {one} of the canvases with one digit exactly, and {three} of those with three"
     falls, lacks = softmax.mean("exact_1") > softmax.mean("exact_3"), compare(results, bce, softmax, "exact_3")
     if falls and lacks.clear and lacks.mean > 0:
-        return f"One threshold must do for p = 1 and p = 1/3: {said} (bce {percent(bce.mean('exact_3'))})."
-    return f"Though one threshold must do for p = 1 and p = 1/3, {said} (bce {percent(bce.mean('exact_3'))})."
+        return f"One threshold must do for p = 1 and p = 1/3: {scores} (bce {percent(bce.mean('exact_3'))})."
+    return f"Though one threshold must do for p = 1 and p = 1/3, {scores} (bce {percent(bce.mean('exact_3'))})."
 
 
 def focal_against_bce(results: Results) -> str:
@@ -306,8 +306,8 @@ def canvas_panel(axes: Axes, results: Results, theme: Theme) -> None:
         truth = np.flatnonzero(hot).tolist()
         axes.text(step * i + 8, heights[0], _said(truth), ha="center", weight="bold", **text)
         for loss, y in zip(results.losses, heights[1:], strict=True):
-            said = list(loss.runs[0].details["said_of_first"][i])
-            axes.text(step * i + 8, y, f"{'✓' if said == truth else '✗'} {_said(said)}", ha="center", **text)
+            named = list(loss.runs[0].details["said_of_first"][i])
+            axes.text(step * i + 8, y, f"{'✓' if named == truth else '✗'} {_said(named)}", ha="center", **text)
     axes.set_xlim(-16, step * SHOWN)
     axes.set_ylim(heights[-1] - 2, 17)
     finish(axes, theme, "What the networks say", f"the first test canvases, seed {results.settings.seed}")

@@ -165,14 +165,14 @@ def _log_p(candidate: Candidate, fitted: Fitted, part: Subset) -> Array:
 
 def suspects(train: Subset, log_p: Array, true: Labels, rows: NDArray[np.int64]) -> tuple[Suspect, ...]:
     """Describe these training rows."""
-    said = log_p.argmax(1)
+    predicted = log_p.argmax(1)
     return tuple(
         Suspect(
             position=int(train.position[row]),
             label=int(train.labels[row]),
             p_label=float(np.exp(log_p[row, train.labels[row]])),
-            predicted=int(said[row]),
-            p_predicted=float(np.exp(log_p[row, said[row]])),
+            predicted=int(predicted[row]),
+            p_predicted=float(np.exp(log_p[row, predicted[row]])),
             true=int(true[row]),
         )
         for row in rows
@@ -240,14 +240,14 @@ def most_suspicious(results: Results) -> Table:
 def opening(results: Results) -> str:
     """Say why false labels hurt, with the push of the losses at hand."""
     share = results.settings.options["flipped"]
-    said = (
+    sentence = (
         f"Of the training labels, {share:.0%} are false. A network that begins to see the digits gives such a label a small "
         "probability, and the loss decides what that means."
     )
     pushes = {loss.name: push_at(CANDIDATES[loss.name], 0.01) for loss in results.losses}
     names = {"ce": "cross entropy", "mae": "the mean absolute error", "gce": "generalised cross entropy"}
     parts = [f"{what} pulls it up with {pushes[name]:.2f}" for name, what in names.items() if name in pushes]
-    return f"{said} At p(label) = 1%, {joined(parts)}." if parts else said
+    return f"{sentence} At p(label) = 1%, {joined(parts)}." if parts else sentence
 
 
 def push_at(candidate: Candidate, p: float) -> float:
@@ -280,23 +280,23 @@ def against_ce(results: Results) -> str:
         return ""
     ce = results["ce"]
     differences = [(loss.name, compare(results, loss, ce)) for loss in results.learnt if loss is not ce]
-    said = joined(f"{margin(difference)} with {name}" for name, difference in differences)
-    return f"Against ce, each at its own rate, accuracy changes by {said} (± two standard errors)."
+    changes = joined(f"{margin(difference)} with {name}" for name, difference in differences)
+    return f"Against ce, each at its own rate, accuracy changes by {changes} (± two standard errors)."
 
 
 def leeway(results: Results) -> str:
     """Say what ten times the chosen rate does to each loss."""
-    said = []
+    falls = []
     for loss in results.learnt:
         more = next((tried for tried in loss.sweep if math.isclose(tried.rate, 10 * loss.rate)), None)
         if more is None:
             continue
         fall = f"of {loss.name} from {percent(loss.at(loss.rate).score)} to {percent(more.score)}"
-        said.append(f"{fall} ({percent(more.noted['by_heart'])} by heart)")
-    if not said:
+        falls.append(f"{fall} ({percent(more.noted['by_heart'])} by heart)")
+    if not falls:
         return ""
     return (
-        f"Ten times the chosen rate takes the validation accuracy {joined(said)}, each in one run; in brackets the share of the "
+        f"Ten times the chosen rate takes the validation accuracy {joined(falls)}, each in one run; in brackets the share of the "
         "flipped training labels."
     )
 
@@ -305,16 +305,16 @@ def finding(results: Results) -> str:
     """Say how many of the flipped labels the losses find."""
     best = best_finder(results)
     flipped, total = best.runs[0].details["flipped"], results.sizes["train"]
-    said = (
+    sentence = (
         f"Sorted by loss, the first {flipped} of the {total} training labels hold {percent(best.mean('found'))} of the "
         f"{flipped} flipped ones with {best.name}"
     )
     worst = min(results.losses, key=lambda loss: loss.mean("found"))
     if worst is best:
-        return f"{said}."
+        return f"{sentence}."
     clear = compare(results, best, worst, "found").clear
     least = f"{percent(worst.mean('found'))} with {worst.name}"
-    return f"{said}, and {least}." if clear else f"{said}; no loss finds clearly fewer (the fewest: {least})."
+    return f"{sentence}, and {least}." if clear else f"{sentence}; no loss finds clearly fewer (the fewest: {least})."
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

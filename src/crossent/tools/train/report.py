@@ -40,8 +40,8 @@ def write_page(results: Results) -> str:
     title = f"crossent train {job.entry.name}"
     if job.scene is None:
         return page(title, ["<main>", *head, *foot, "</main>"])
-    known = [name for name in job.candidates if name in WORDS]
-    return page_of_scenes(title, [*head, job.scene(results), *foot], words_of(known))
+    with_words = [name for name in job.candidates if name in WORDS]
+    return page_of_scenes(title, [*head, job.scene(results), *foot], words_of(with_words))
 
 
 def pictures(panels: Sequence[Panel], results: Any, names: str = "") -> str:
@@ -77,13 +77,13 @@ def _facts(results: Results) -> dict[str, str]:
 
 def notices(results: Results) -> list[str]:
     """Say what a reader must know before any number."""
-    said = []
+    sentences = []
     if results.settings.quick:
-        said.append(QUICK)
+        sentences.append(QUICK)
     if not results.complete:
         left = [name for name in results.settings.losses if name not in results]
-        said.append(f"Interrupted: only the finished losses are here. Missing: {', '.join(left)}.")
-    return said
+        sentences.append(f"Interrupted: only the finished losses are here. Missing: {', '.join(left)}.")
+    return sentences
 
 
 def command(entry: JobEntry, settings: TrainSettings) -> str:

@@ -232,9 +232,9 @@ def canvas_panel(axes: Axes, results: Results, theme: Theme) -> None:
     text: dict[str, Any] = {"fontsize": 10, "color": theme.ink}
     for j in range(SHOWN):
         ink = np.repeat(1 - part.inputs[j, 0].numpy()[..., None] * CANVASES.one / 16, 3, axis=2)
-        said = [loss.runs[0].details["first_canvases"][j] for loss in results.losses]
+        predicted = [loss.runs[0].details["first_canvases"][j] for loss in results.losses]
         truth = written(part.labels[j].numpy())
-        for i, image in enumerate([ink, *map(painted, [truth, *said])]):
+        for i, image in enumerate([ink, *map(painted, [truth, *predicted])]):
             x, y = float(step * i), float(-step * j)
             axes.imshow(image, extent=(x, x + WIDTH, y, y + WIDTH))
             axes.plot(

@@ -1,4 +1,4 @@
-"""The results on the standard output: prose as wide as the terminal, unless that is wider than is pleasant to read."""
+"""The results on the standard output: prose as wide as the terminal, but no wider than is pleasant to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about the logits: what is not one, and what arithmetic cannot hold."""
+"""Rules about the logits: values that are no logits, and values that floating point cannot hold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RULES: dict[str, Rule] = {}
         "softmax before the loss",
         "The loss applies a softmax of its own. To probabilities it hardly reacts: they differ by 1 at most, so "
         "that the loss cannot fall below ln(e + C − 1) − 1 (0.3133 for 2 classes, 1.4612 for 10, 5.9095 for 1000) "
-        "and a class that is thought impossible is hardly pulled. torch computes it without a word.",
+        "and a class that is thought impossible is hardly pulled. torch gives no warning.",
         "Give the loss the values before the softmax. Where only probabilities p are left, log(p) are logits.",
         "pytorch/pytorch issue 55902, open since 2021",
     ),
@@ -104,8 +104,8 @@ def log_softmax_before_the_loss(facts: Facts) -> Iterator[str]:
         "warning",
         "sigmoid before the loss",
         "The loss applies a sigmoid of its own. To values in [0, 1] its probability of yes is never below 0.5 and "
-        "never above 0.73: every no costs ln 2 = 0.6931 at least, every yes 0.3133. torch computes it without a "
-        "word.",
+        "never above 0.73: every no costs ln 2 = 0.6931 at least, every yes 0.3133. torch gives no "
+        "warning.",
         "Give the loss the values before the sigmoid; BCEWithLogitsLoss is sigmoid and BCELoss in one.",
         "torch.nn.BCEWithLogitsLoss",
     ),
@@ -179,7 +179,7 @@ def classes_on_another_axis(facts: Facts) -> Iterator[Observation]:
         "error",
         "one logit a row",
         "The softmax of one number is 1, so the loss is 0 and the gradient is 0 whatever the model says. torch "
-        "computes it without a word.",
+        "gives no warning.",
         "For yes or no: binary_cross_entropy_with_logits, or two logits a row. For regression: another loss.",
         "pytorch/pytorch issue 56542",
     ),
@@ -203,8 +203,8 @@ def one_logit_a_row(facts: Facts) -> Iterator[str]:
         "target on a masked class for all of it: the loss is inf. In torch a soft target of exactly 0 there is nan, "
         "0 · (−inf).",
         "Mask with class_mask= of crossent.cross_entropy, which smooths over the allowed classes only and takes "
-        "soft targets, and see that no row's own class is masked. A large negative number instead of −inf only "
-        "makes a large loss of an infinite one.",
+        "soft targets, and check that no row's own class is masked. A large negative number instead of −inf only "
+        "turns an infinite loss into a large one.",
         "google-deepmind/optax issue 896",
         also=("warning",),
     ),
@@ -271,7 +271,7 @@ def half_precision(facts: Facts) -> Iterator[str | Observation]:
         "CE115",
         "error",
         "nan or inf in the logits",
-        "One nan makes the mean loss nan, and the next step every weight. A row whose largest logit is infinite has "
+        "One nan makes the mean loss nan, and the next step makes every weight nan. A row whose largest logit is infinite has "
         "no softmax.",
         "Look at the row named first: its input, the layer before it, the learning rate of the step before.",
         "torch.autograd.set_detect_anomaly",

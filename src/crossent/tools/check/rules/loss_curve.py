@@ -80,7 +80,7 @@ def _alike(facts: Facts) -> bool:
         "A model that knows nothing should find all classes equally likely, a loss of ln C, or ln 2 for yes or no. "
         "Far above, it is sure and wrong: the first steps only unlearn that, with large gradients.",
         "Make the last layer start small (weights near 0, biases 0 or the log of the frequencies), normalise the "
-        "inputs, and look whether the labels belong to these rows.",
+        "inputs, and check that the labels belong to these rows.",
         'A. Karpathy, "A Recipe for Training Neural Networks", 2019: verify loss @ init',
     ),
 )
@@ -96,7 +96,7 @@ def far_above(facts: Facts) -> Iterator[str | Observation]:
         yield Observation(
             f"{_loss_curve(facts)}; {start_text} = {start:.4f}",
             why="It is worse than knowing nothing: the model is sure and wrong, and steps make it worse.",
-            fix="A learning rate ten times smaller; and see that the loss is minimised, not maximised.",
+            fix="A learning rate ten times smaller; and check that the loss is minimised, not maximised.",
         )
 
 
@@ -108,8 +108,8 @@ def far_above(facts: Facts) -> Iterator[str | Observation]:
         "the loss stays at ln C",
         "ln C is the loss of a model for which all classes are equally likely. One that stays there learns nothing "
         "at all.",
-        "See that inputs and labels belong together: labels of other rows, shuffled or sorted apart from their inputs, "
-        "keep a loss at ln C. See that parameters change between two steps (zero_grad, backward, step; requires_grad), "
+        "Check that inputs and labels belong together: labels of other rows, shuffled or sorted apart from their inputs, "
+        "keep a loss at ln C. Check that parameters change between two steps (zero_grad, backward, step; requires_grad), "
         "that the learning rate is not 0, far too small or far too large, that no ReLU is the last layer, and that the "
         "model can learn ten rows by heart.",
         'discuss.pytorch.org, "Cross entropy loss is not decreasing"',
@@ -137,9 +137,9 @@ def stays_at_ln_c(facts: Facts) -> Iterator[Observation]:
         "CE119",
         "warning",
         "the loss stays at the entropy of the labels",
-        "H(prior), the entropy of the labels' frequencies, is the best that a model can do which does not look at "
+        "H(prior), the entropy of the labels' frequencies, is the lowest loss of a model that does not look at "
         "its input. It learned how frequent the classes are, and nothing else.",
-        "See that inputs and labels belong together after shuffling, that inputs differ (no division to 0, no dead "
+        "Check that inputs and labels belong together after shuffling, that inputs differ (no division to 0, no dead "
         "layer), and try a smaller learning rate.",
         "crossent.prior_entropy",
     ),
@@ -162,8 +162,8 @@ def stays_at_the_prior(facts: Facts) -> Iterator[Observation]:
         "CE120",
         "warning",
         "the loss stays at the floor of two softmaxes",
-        "ln(e + C − 1) − 1, 1.4612 for 10 classes, is the least that a cross entropy can be which is given "
-        "probabilities instead of logits, and a mistake costs 1 more at most; for a sigmoid it is 0.3133 for every "
+        "ln(e + C − 1) − 1, 1.4612 for 10 classes, is the lowest value of a cross entropy that is given "
+        "probabilities instead of logits. A mistake costs 1 more at most. For a sigmoid it is 0.3133 for every "
         "yes and 0.6931 for every no.",
         "Leave out the softmax or sigmoid at the end of the model: the loss has its own.",
         "crossent.double_softmax_floor",

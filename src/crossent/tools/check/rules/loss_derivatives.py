@@ -13,7 +13,7 @@ from crossent.tools.check.findings import NotApplicable, Observation, Rule, Rule
 from crossent.tools.check.recognise import ROUGH
 from crossent.tools.check.row_block import numbers
 
-if TYPE_CHECKING:  # it imports torch, and who checks files needs none
+if TYPE_CHECKING:  # it imports torch, which a check of files does not need
     from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
@@ -27,7 +27,7 @@ RULES: dict[str, Rule] = {}
         "the gradient is not that of the loss",
         "The backward pass does not belong to the forward pass: training goes down another function than the one "
         "that is printed.",
-        "Write the forward pass in torch operations and leave the backward pass to autograd, or hold it to "
+        "Write the forward pass in torch operations and leave the backward pass to autograd, or check it with "
         "torch.autograd.gradcheck. For L = −Σ t log p it is mass · p − t with mass = Σ t, for each row.",
         "torch.autograd.gradcheck",
     ),
@@ -106,8 +106,8 @@ def ignores_what_comes_in(loss: AuditedLoss) -> Iterator[str]:
         "CE203",
         "warning",
         "the second derivative is wrong",
-        "What is differentiated twice (gradient penalties, meta-learning, Hessians) gets a number without a word, "
-        "and it is not the derivative: the backward pass uses values that were saved without their graph.",
+        "What is differentiated twice (gradient penalties, meta-learning, Hessians) gets a wrong number without a "
+        "warning: the backward pass uses values that were saved without their graph.",
         "In backward compute p from the saved logits again, in torch operations, or mark it @once_differentiable so "
         "that it raises.",
         "torch.autograd.function.once_differentiable",

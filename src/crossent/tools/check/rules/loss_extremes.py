@@ -12,7 +12,7 @@ from crossent.reference import Array
 from crossent.tools.check.findings import Rule, RuleDescription, register_rule
 from crossent.tools.check.row_block import numbers
 
-if TYPE_CHECKING:  # it imports torch, and who checks files needs none
+if TYPE_CHECKING:  # it imports torch, which a check of files does not need
     from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
@@ -25,8 +25,8 @@ RULES: dict[str, Rule] = {}
         "warning",
         "no pull where it is sure and wrong",
         "The gradient of 1 − p, of a difference, or of a second softmax contains a factor p(1 − p), which vanishes "
-        "exactly where the model is confidently wrong: such rows are never learned. So does that of a clipped "
-        "logarithm, log(p + 1e-8). With cross entropy the pull is 1 − p, nearly 1.",
+        "exactly where the model is confidently wrong: such rows are never learned. The gradient of a clipped "
+        "logarithm, log(p + 1e-8), vanishes there too. With cross entropy the pull is 1 − p, nearly 1.",
         "Use −log p: cross_entropy, or binary_cross_entropy_with_logits where every class is a yes or no. Losses "
         "against wrong labels (MAE, GCE) do this on purpose.",
         'docs/why-cross-entropy.md, "Why not sigmoid and a difference?"',

@@ -1,7 +1,7 @@
-"""Rules about what must leave a loss that somebody wrote as it is: a constant, the order, ignored rows, parts of a batch.
+"""Rules about what must not change a loss that somebody wrote: a constant, the order, ignored rows, parts of a batch.
 
-A loss of the family depends on the probabilities of each row, and a batch is its rows put together. Each rule asks for the same
-loss in another way, and says where the answer is another; the last one looks whether the question is still there.
+A loss of the family depends on the probabilities of each row, and a batch is its rows put together. Each rule computes the same
+loss in another way, and reports where the result differs. The last one looks whether the inputs are still as they were.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from crossent.tools.check.findings import NotApplicable, Observation, Rule, Rule
 from crossent.tools.check.recognise import ROUGH, TINY
 from crossent.tools.check.row_block import numbers
 
-if TYPE_CHECKING:  # it imports torch, and who checks files needs none
+if TYPE_CHECKING:  # it imports torch, which a check of files does not need
     from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
@@ -30,7 +30,7 @@ RULES: dict[str, Rule] = {}
         "adding a constant changes the loss",
         "softmax(x + a) = softmax(x): only differences of a row's logits mean anything. A loss that sees the "
         "constant pulls all logits of a row one way.",
-        "See that the softmax runs over the classes (dim=1 of (N, C)) and that nothing beside it looks at the "
+        "Check that the softmax runs over the classes (dim=1 of (N, C)) and that nothing beside it looks at the "
         "logits; a z-loss does so on purpose. If every logit is a yes or no of its own, use a sigmoid.",
         "crossent.reference: L depends on p only",
     ),
@@ -187,7 +187,7 @@ def micro_batches(loss: AuditedLoss) -> Iterator[str | Observation]:
             "the loss of all rows is the mean over classes of their means",
             why="A mean of means gives every class the same say in a batch, whatever its number of rows: a row of a class that is "
             "rare in this batch weighs more than in another, and parts of a batch do not add up to the whole.",
-            fix="Say it with class weights, which do not depend on the batch: weight= of cross_entropy, "
+            fix="Use class weights, which do not depend on the batch: weight= of cross_entropy, "
             'reduction="sum" and one denominator= for all micro-batches.',
         )
         return
@@ -240,4 +240,4 @@ def writes_to_inputs(loss: AuditedLoss) -> Iterator[str]:
     changed = loss.writes()
     loss.measure("CE213", f"it changes {' and '.join(changed)}" if changed else "it writes to neither input")
     if changed:
-        yield f"{' and '.join(changed)} are other numbers after the call"
+        yield f"the call changes {' and '.join(changed)}"

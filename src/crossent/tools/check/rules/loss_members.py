@@ -14,7 +14,7 @@ from crossent import reference
 from crossent.tools.check.findings import Observation, Rule, RuleDescription, register_rule
 from crossent.tools.check.recognise import CLOSE, ROUGH, TINY, proportional
 
-if TYPE_CHECKING:  # it imports torch, and who checks files needs none
+if TYPE_CHECKING:  # it imports torch, which a check of files does not need
     from crossent.tools.check.audited_loss import AuditedLoss
 
 RULES: dict[str, Rule] = {}
@@ -29,8 +29,8 @@ RULES: dict[str, Rule] = {}
         "The loss squashes its input and then uses a loss that squashes again. It cannot fall below ln(e + C − 1) − "
         "1 for a softmax, or 0.3133 for every yes and 0.6931 for every no for a sigmoid, and pulls hardly at all "
         "where it is sure and wrong.",
-        "Give the logits to the loss as they are: cross_entropy and binary_cross_entropy_with_logits squash "
-        "themselves.",
+        "Give the logits to the loss as they are: cross_entropy and binary_cross_entropy_with_logits apply "
+        "the softmax or the sigmoid themselves.",
         "pytorch/pytorch issue 55902",
     ),
 )
@@ -48,10 +48,10 @@ def second_softmax(loss: AuditedLoss) -> Iterator[str]:
     best = loss.total(60 * (2 * np.eye(loss.classes)[y] - 1), loss.labels(y)) / (
         1 if loss.reduction == "mean" else len(y)
     )
-    loss.measure("CE206", f"with logits of ±60, all right, a row costs {best:.2g}")
+    loss.measure("CE206", f"with logits of ±60 that are all right, a row costs {best:.2g}")
     gradient = loss.derivatives(loss.x, loss.labels(y)).grad
     if loss.reduction and proportional(gradient, doubled, max(CLOSE, 100 * loss.eps)):
-        yield f"its gradient is that of the {name}, to six digits; with logits of ±60, all right, that of a row is still {best:.4f}"
+        yield f"its gradient is that of the {name}, to six digits; with logits of ±60 that are all right, a row costs {best:.4f}"
 
 
 @register_rule(
@@ -108,9 +108,9 @@ def divides_by_the_classes(loss: AuditedLoss) -> Iterator[str]:
     RuleDescription(
         "CE216",
         "error",
-        "smoothed targets that are none",
-        "A smoothed target is a probability: over the classes of a softmax it sums to 1, and those of yes and of no sum to 1. One "
-        "that does not has its least loss elsewhere than where the model is right.",
+        "smoothed targets that are no probabilities",
+        "A smoothed target is a probability: over the classes of a softmax it sums to 1, and those of yes and of no sum to 1. With "
+        "other targets the loss is lowest where the model is not right.",
         "t(1 − ε) + ε/C for a softmax, t(1 − ε) + ε/2 for a sigmoid; label_smoothing= of cross_entropy and of "
         "crossent.binary_cross_entropy_with_logits.",
         "Szegedy et al., Rethinking the Inception Architecture, 2016",
@@ -135,8 +135,8 @@ def smoothed_targets(loss: AuditedLoss) -> Iterator[str | Observation]:
         total = true + others * (loss.classes - 1)
         yield Observation(
             f"the true class is asked to be {true:.4g} and each other {others:.4g}, which sum to {total:.4g}",
-            why=f"A softmax takes targets that sum to {total:.4g} for {total:.4g} times those that sum to 1: it is another scale, "
-            f"and a smoothing of ε = {loss.classes * others / total:.4g}.",
+            why=f"For a softmax, targets that sum to {total:.4g} are {total:.4g} times targets that sum to 1: this is another "
+            f"scale, and a smoothing of ε = {loss.classes * others / total:.4g}.",
         )
 
 

@@ -35,13 +35,11 @@ def _uniform(facts: Facts) -> bool:
         "CE122",
         "warning",
         "the logits do not depend on the row",
-        "The same answer for every input: the layers before have stopped to tell inputs apart. Units that are 0 for all "
-        "inputs (dead "
-        "ReLUs after a step that was too large), inputs that are all the same, or a model in which only the last bias "
-        "learns do this.",
-        "A learning rate ten times smaller and a fresh start, since dead units do not come back; normalised inputs; and see "
-        "that two "
-        "different inputs give different values in each layer.",
+        "The same answer for every input: the layers before have stopped telling inputs apart. The usual causes are units "
+        "that are 0 for all inputs (dead ReLUs after a step that was too large), inputs that are all the same, or a model in "
+        "which only the last bias learns.",
+        "A learning rate ten times smaller and a fresh start, since dead units do not come back; normalised inputs; and check "
+        "that two different inputs give different values in each layer.",
         "S. Lu et al., Dying ReLU and Initialization, 2019",
     ),
 )
@@ -64,8 +62,9 @@ def logits_of_no_row(facts: Facts) -> Iterator[str]:
         "CE123",
         "warning",
         "one class takes all predictions",
-        "Whatever the input, the same class has the largest logit, though the labels know others. The loss may look small: class "
-        "weights that are far from the frequencies, a learning rate that is too large, or a batch of one class at a time do this.",
+        "Whatever the input, the same class has the largest logit, though the labels name others. The loss may look small. The "
+        "usual causes are class weights that are far from the frequencies, a learning rate that is too large, or batches of one "
+        "class at a time.",
         "Compare class weights with the frequencies (n / (C · n_k) is already a lot), shuffle the rows, and try a smaller learning "
         "rate. For a decision that allows for imbalance: logit_bias= with the log of the frequencies.",
         "crossent train digits-imbalanced",
@@ -99,8 +98,8 @@ def one_class_takes_all(facts: Facts) -> Iterator[str]:
         "CE124",
         "warning",
         "labels of one kind only",
-        "There is nothing to tell apart: a model that always says so is right, the loss falls to 0, and nothing was "
-        "learned. Masks that "
+        "There is nothing to tell apart: a model that always gives this answer is right, the loss falls to 0, and "
+        "nothing was learned. Masks that "
         "were resized, scaled or loaded wrongly, a folder that was read alone, or rows that are sorted by class look like this.",
         "Print np.unique(labels) where they are loaded, before every step that scales or resizes them; shuffle the rows.",
         "milesial/Pytorch-UNet issue 65",
@@ -134,7 +133,7 @@ def labels_of_one_kind(facts: Facts) -> Iterator[Observation]:
         "CE125",
         "error",
         "labels that belong to other rows or classes",
-        "The logits know the answer, but not to these labels: in another order the same labels fit. Predictions and labels "
+        "The logits do not fit these labels, but the same labels in another order fit. Predictions and labels "
         "were sorted, "
         "shuffled or dropped apart, classes were numbered twice in different ways, or a sign is lost. A mean over rows does "
         "not notice.",
@@ -240,8 +239,8 @@ def _known_elsewhere(facts: Facts) -> Observation | None:
         return None
     other_way = f", and {back:.3f} of those {opposite(name)}" if opposite(name) != name else ""
     return Observation(
-        f"the logits say {explained[name]:.3f} of what is left to say about the labels {name}{other_way} (squared canonical "
-        f"correlations, given the labels as they are; 0 is nothing, 1 is all; {best.n:,} rows)",
+        f"given the labels as they are, the logits explain {explained[name]:.3f} of the labels {name}{other_way} (squared "
+        f"canonical correlations: 0 is nothing, 1 is all; {best.n:,} rows)",
         "warning",
         "What a row is says nothing about the label of another row, unless that label is its own. A model that is trained on "
         "labels of other rows learns them by heart, slowly and for nothing, and still tells its inputs apart: that is seen here.",
@@ -409,8 +408,8 @@ def _rank_correlation(a: Any, b: Any) -> float:
         "CE132",
         "warning",
         "a frequent class that is never predicted",
-        "Its probability is next to nothing in rows that are labelled so. A model that has seen the class gives it its "
-        "frequency at least. It "
+        "Its probability is next to nothing in rows that are labelled so. A model that has seen the class gives it "
+        "at least its frequency. It "
         "was left out of the training loss: ignore_index on a class that is evaluated, a class weight of 0, or rows that "
         "were filtered.",
         "Train on the class, or ignore it in the evaluation too: the same ignore_index and weights in both.",
@@ -483,8 +482,7 @@ CURVE_RULES: dict[str, Rule] = {}
         "warning",
         "the loss jumped far above its start",
         "One step threw the model further away than where it began: the learning rate is too large for the gradient that "
-        "came. What comes "
-        "back from there has often lost units that are dead for good.",
+        "came. A run that recovers from it has often lost units, which stay dead.",
         "A learning rate ten times smaller, a warm-up, or clipped gradients; and begin anew instead of going on.",
         "I. Goodfellow et al., Deep Learning, 2016, section 8.2.4: cliffs",
     ),
@@ -534,10 +532,10 @@ def impossible(facts: Facts) -> Iterator[str]:
         "CE130",
         "warning",
         "the loss is always the same number",
-        "Not even the batches differ: parameters do not change, and the loss does not depend on the input. No optimiser "
-        "step, gradients "
-        "that are cut off (detach, no_grad, argmax), frozen parameters, or a learning rate of 0 do this.",
-        "See that p.grad is not None and not 0 after backward, and that a parameter differs before and after step.",
+        "Not even the batches differ: parameters do not change, and the loss does not depend on the input. The usual causes are "
+        "a missing optimiser step, gradients that are cut off (detach, no_grad, argmax), frozen parameters, or a learning "
+        "rate of 0.",
+        "Check that p.grad is not None and not 0 after backward, and that a parameter differs before and after step.",
         'discuss.pytorch.org, "Cross entropy loss is not decreasing"',
     ),
 )

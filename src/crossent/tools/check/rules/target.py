@@ -76,7 +76,7 @@ def labels_that_are_no_class(facts: Facts) -> Iterator[Observation]:
         "error",
         "target of the wrong shape or dtype",
         "torch reads a floating target of the logits' shape as probabilities and anything else as class indices, "
-        "int64 or uint8, of that shape without the class axis. What it says of others is hard to read.",
+        "int64 or uint8, of that shape without the class axis. Its messages about other targets are hard to read.",
         "Class indices: (N, d1, ...) and long. Probabilities: the logits' shape and floating. Binary: the logits' "
         "shape and floating.",
         "torch.nn.CrossEntropyLoss",
@@ -107,9 +107,9 @@ def target_of_the_wrong_kind(facts: Facts) -> Iterator[Observation]:
         "CE105",
         "error",
         "soft targets that are no probabilities",
-        "Nothing holds probability targets to be probabilities: negative ones pay for being wrong, without a lower "
-        "bound, and a row that sums to M counts M times, with the gradient M · p − t. torch computes it without a "
-        "word.",
+        "Nothing checks that probability targets are probabilities. Negative ones reward being wrong, so that the loss "
+        "has no lower bound. A row that sums to M counts M times, with the gradient M · p − t. torch gives no "
+        "warning.",
         "Divide each row by its sum: for several labels crossent.multilabel_cross_entropy does (t = 1/M). If "
         "classes do not exclude each other, a sigmoid: binary_cross_entropy_with_logits, which is checked with "
         '--task multilabel, task="multilabel" in Python.',
@@ -173,7 +173,7 @@ def every_target_ignored(facts: Facts) -> Iterator[str | Observation]:
         "warning",
         "a mean of means",
         "The mean over micro-batches of their means is not the mean over rows where they count different numbers of "
-        "rows: a row in a short one weighs more. Gradient accumulation and data parallelism do this without a word.",
+        "rows: a row in a short one weighs more. Gradient accumulation and data parallelism do this without a warning.",
         'reduction="sum" in every micro-batch, divided by the number of rows that count in all of them: denominator= of '
         "crossent.cross_entropy.",
         "huggingface/transformers pull request 34191",
@@ -236,7 +236,7 @@ def labels_of_the_wrong_position(facts: Facts) -> Iterator[Observation]:
     if here.n >= 100 and share >= 0.99:
         text = f"{100 * share:.1f}% of {here.n:,} tokens are predicted: real text is not that predictable"
         yield Observation(
-            text, "note", fix="See that the labels are not the input: give inputs= as well, and it will be compared."
+            text, "note", fix="Check that the labels are not the input: give inputs= as well, and the two are compared."
         )
 
 
@@ -303,7 +303,7 @@ def weights_against_smoothing(facts: Facts) -> Iterator[str]:
         "error",
         "binary targets outside [0, 1]",
         "The loss (1 − t) x + ln(1 + e^−x) of a target t above 1 falls without end as x grows: at t = 255 it is "
-        "−2540 for a logit of 10. torch computes it without a word.",
+        "−2540 for a logit of 10. torch gives no warning.",
         "Masks of 0 and 255: divide by 255, or mask > 127. Labels of −1 and 1: (t + 1) / 2. What is to be left out "
         "needs ignore_index= or mask= of crossent.binary_cross_entropy_with_logits.",
         "pytorch/pytorch issues 110865 and 123339; milesial/Pytorch-UNet issue 65",
@@ -319,7 +319,7 @@ def binary_targets_outside(facts: Facts) -> Iterator[Observation]:
     if (low, high) == (-1, 1):
         yield Observation(text, fix="Labels of −1 and 1: (t + 1) / 2. If −1 means unknown: ignore_index=-1.")
     elif low >= 0 and high > 1:
-        masks = f"Masks of 0 and {high:.4g} only: Divide by {high:.4g}, or t == {high:.4g}"
+        masks = f"Masks of 0 and {high:.4g} only: divide by {high:.4g}, or t == {high:.4g}"
         unknown = f"if {high:.4g} means unknown, ignore_index={high:.4g}"
         fix = "Labels of 1 and 2: subtract 1." if (low, high) == (1, 2) else f"{masks}; {unknown}."
         yield Observation(text, fix=fix)

@@ -23,15 +23,15 @@ def paragraph(results: LanguageResults) -> str:
 def learnt(results: LanguageResults) -> str:
     """Say what a held-out byte costs, beside what frequencies make of it."""
     bits, known, end = results.bits, results.frequencies, results.curve[-1]
-    said = (
+    sentences = (
         f"After {end.step} steps, {end.seconds:.0f} s of training, the model needs {bits:.3f} bits for a byte of the held-out "
         f"text. The frequencies of single bytes give {known.unigram:.3f}, those of pairs {known.bigram:.3f}: "
     )
     if abs(bits - known.bigram) <= ALIKE:
-        return said + "no clear difference to the pairs."
+        return sentences + "no clear difference to the pairs."
     if bits < known.bigram:
-        return said + f"it has learnt {known.bigram - bits:.3f} bits more than which byte follows which."
-    return said + "it has not yet learnt which byte follows which."
+        return sentences + f"it has learnt {known.bigram - bits:.3f} bits more than which byte follows which."
+    return sentences + "it has not yet learnt which byte follows which."
 
 
 def against_compressors(results: LanguageResults) -> str:

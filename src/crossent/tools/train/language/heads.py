@@ -80,7 +80,7 @@ def peak_of(way: str, shape: Shape) -> int | None:
         hidden = torch.randn(shape[:3], requires_grad=True)
         weight = torch.randn(shape.classes, shape.features, requires_grad=True)
         tokens = torch.randint(shape.classes, shape[:2])
-        with contextlib.suppress(OSError):  # forget peaks of the past where the kernel lets us
+        with contextlib.suppress(OSError):  # reset the peak, where the system allows it
             Path("/proc/self/clear_refs").write_text("5")
         before = _peak()
         WAYS[way](hidden, weight, tokens).backward()

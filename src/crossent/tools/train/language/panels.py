@@ -28,14 +28,17 @@ def curve_panel(axes: Axes, results: LanguageResults, theme: Theme) -> None:
     axes.plot(seconds[width - 1 :], smooth, color=theme.tints[1], linewidth=1.2)
     times, bits = [point.seconds for point in results.curve], [point.bits for point in results.curve]
     axes.plot(times, bits, "o-", color=model, linewidth=2, clip_on=False, zorder=3)
-    known = results.frequencies
+    frequencies = results.frequencies
     lines = [(each.after, f"{each.name} {each.after:.2f}") for each in results.compressed]
-    lines += [(known.bigram, f"pairs of bytes {known.bigram:.2f}"), (known.unigram, f"bytes {known.unigram:.2f}")]
+    lines += [
+        (frequencies.bigram, f"pairs of bytes {frequencies.bigram:.2f}"),
+        (frequencies.unigram, f"bytes {frequencies.unigram:.2f}"),
+    ]
     for height, _ in lines:
         axes.axhline(height, color=reference_colour, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_xlim(0, max(seconds[-1], times[-1]))
     heights = [results.bits, *(height for height, _ in lines)]
-    axes.set_ylim(0.9 * min(*heights, smooth.min()), max(known.unigram, results.bits) + 0.4)
+    axes.set_ylim(0.9 * min(*heights, smooth.min()), max(frequencies.unigram, results.bits) + 0.4)
     finish(axes, theme, "What a byte costs", "bits per byte; dots: held-out text; thin: training batches")
     axes.set_xlabel("seconds of training", color=theme.ink)
     ends = [(height, name, reference_colour) for height, name in lines]

@@ -19,7 +19,7 @@ NAME = "bytes"
 TITLE = "How many bits for the next byte?"
 OPENING = (
     "A model that gives the next byte the probability p lets it be stored in −log2 p bits: cross entropy, divided by ln 2, is a "
-    "compression rate. So a language model can be held against compressors, which have no part in how it is scored."
+    "compression rate. So a language model can be compared with compressors, which measure the same bytes in another way."
 )
 
 
@@ -38,10 +38,10 @@ def output(results: LanguageResults) -> Output:
 
 def notices(results: LanguageResults) -> list[str]:
     """Say what a reader must know before any number."""
-    said = [report.QUICK] if results.settings.quick else []
+    sentences = [report.QUICK] if results.settings.quick else []
     if not results.complete:
-        said.append(f"Interrupted after {len(results.steps)} steps: the model is scored as it was then.")
-    return [*said, *results.text.notes]
+        sentences.append(f"Interrupted after {len(results.steps)} steps: the model is scored as it was then.")
+    return [*sentences, *results.text.notes]
 
 
 def continuation(results: LanguageResults) -> str:

@@ -130,7 +130,7 @@ class Trainer:
         self.steps: list[Step] = []
 
     def step(self, progress: float, other: str | None = None) -> None:
-        """Train on the next batch; the rates follow the progress from 0 to 1. Another way may look on."""
+        """Train on the next batch; the rates follow the progress from 0 to 1. Another way may compute the same loss, to compare."""
         tokens = self.corpus.batch(self.order)
         factor = min(1.0, 0.02 + progress / WARM_UP) * (1 - 0.95 * min(progress, 1.0))
         for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
@@ -204,14 +204,14 @@ class Corpus:
         """Continue the training text, with the probabilities of a temperature."""
         order = torch.Generator().manual_seed(seed)
         tokens = self.train[-CONTEXT:]
-        said: Ids = np.empty(0, np.int64)
-        while self.vocabulary.lengths[said].sum() < size:
+        written: Ids = np.empty(0, np.int64)
+        while self.vocabulary.lengths[written].sum() < size:
             logits = trained(tokens[None, -CONTEXT:])[0, -1] @ trained.head.T
             drawn = torch.multinomial((logits / TEMPERATURE).softmax(0), 1, generator=order)
             tokens = torch.cat([tokens, drawn])
-            said = np.append(said, drawn.item())
+            written = np.append(written, drawn.item())
         # what is no text or would move a terminal's cursor is shown as U+FFFD
-        text = self.vocabulary.decode(said).decode("utf-8", errors="replace")
+        text = self.vocabulary.decode(written).decode("utf-8", errors="replace")
         return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
 
 

@@ -10,11 +10,11 @@ from crossent.tools.train.language.run import LanguageResults
 
 def costs(results: LanguageResults) -> Table:
     """Tabulate what a held-out byte costs the model and what it is compared with, the dearest first."""
-    known = results.frequencies
+    frequencies = results.frequencies
     rows: list[tuple[str, float | None, float]] = [
-        ("all bytes alike", None, known.uniform),
-        ("frequencies of bytes", None, known.unigram),
-        ("frequencies of pairs", None, known.bigram),
+        ("all bytes alike", None, frequencies.uniform),
+        ("frequencies of bytes", None, frequencies.unigram),
+        ("frequencies of pairs", None, frequencies.bigram),
         *results.compressed,
         ("the model", None, results.bits),
     ]
@@ -26,8 +26,8 @@ def costs(results: LanguageResults) -> Table:
     )
     if results.settings.vocab == "words":
         notes += (
-            "The model's bits are those of one way to write the tail in pieces, all its tokens counted, divided by the bytes: "
-            "what all ways together would need is no more.",
+            "The model's bits are those of one way to write the tail in pieces, all its tokens counted, divided by the bytes. "
+            "All ways to write it, counted together, would need no more.",
         )
     marked = frozenset((i, 2) for i, row in enumerate(rows) if row[0] == "the model")
     title = f"Bits for a byte of the held-out tail, {len(results.text.tail)} bytes"
