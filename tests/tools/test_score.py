@@ -140,7 +140,10 @@ def test_values_that_look_otherwise_are_said_and_obeyed():
     )
     assert report.numbers["nll_nats_mean"] == pytest.approx(reference.cross_entropy(P, Y).loss)
     assert "The sum of the probabilities of a row is up to 0.5 away from 1" in score(P / 2, Y, input="probs").remarks[0]
-    assert "log-probabilities of a row sum to anything" in score(X, Y, input="logprobs").remarks[0]
+    assert (
+        "The sum of the exponentials of the log-probabilities of a row is up to"
+        in score(X, Y, input="logprobs").remarks[0]
+    )
     assert "All values lie in [0, 1]: if" in score(P, np.eye(C)[Y], task="multilabel").remarks[0]
     with pytest.raises(
         FileError, match=r"logits: row 0 goes from .*, which are no probabilities: leave out --input probs"
