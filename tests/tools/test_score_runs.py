@@ -37,6 +37,15 @@ def write(path, heading, *columns):
 # --- run against run --------------------------------------------------------------------------------------------------
 
 
+def test_the_numbers_of_several_labels_are_those_of_score():
+    t = (RNG.random((N, 3)) < 0.4).astype(int)
+    numbers = compare(A, B, t, task="multilabel").numbers
+    alone = [crossent.score(each, t, task="multilabel").numbers for each in (A, B)]
+    for of_score, key in (("brier", "brier"), ("accuracy", "accuracy"), ("nll_nats_mean", "nll_nats")):
+        for run, name in zip(alone, ("first", "second"), strict=True):
+            assert numbers[f"{key}_{name}"] == pytest.approx(run[of_score]), key
+
+
 def test_differences_are_paired():
     found = compare(A, B, Y)
     difference = nll(B) - nll(A)

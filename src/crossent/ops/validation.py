@@ -281,15 +281,18 @@ def _head(head: Head, plan: Plan) -> tuple[Any, ...]:
         temperature = teacher.temperature
         require(0 < temperature < inf, lambda: f"teacher_temperature must be positive, got {temperature}")
     require(plan.max_bytes > 0, lambda: f"max_bytes must be at least 1, got {plan.max_bytes}")
-    choose(input, plan.impl, target.values, target._replace(valid=_within_rows(target.valid)))
+    choose(input, plan.impl, target.values, target._replace(valid=_seen_valid(target.valid)))
     return (input.shape[0], *shape[1:])
 
 
-def _within_rows(valid: Tensor | None) -> Tensor | None:
-    """Return ``valid`` where it leaves out some positions of a hidden state and not others; None where it leaves out whole ones."""
-    if valid is None or valid.dim() == 1:
-        return None
-    if not readable(valid):
+def _seen_valid(valid: Tensor | None) -> Tensor | None:
+    """Return what an implementation is shown of ``valid``; None where whole rows are left out, of which it gets no logits.
+
+    On other devices than the CPU it gets the logits of all rows, since whoever listed them would have to wait for the device.
+    """
+    if valid is None or not valid.is_cpu:
+        return valid
+    if valid.dim() == 1 or not readable(valid):
         return None
     flat = valid.flatten(1)
     return None if torch.equal(flat.any(1), flat.all(1)) else valid

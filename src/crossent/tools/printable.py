@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import sys
 import unicodedata
 
@@ -27,8 +28,12 @@ def printable(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """Write the same signs in a JSON document by the escapes of JSON."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in text)
+    r"""Write the same signs in a JSON document by the escapes of JSON, of two halves where 16 bits do not hold a sign.
+
+    >>> printable_json('"\u200f\U000e0001"')
+    '"\\u200f\\udb40\\udc01"'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def brief(text: str, most: int) -> str:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossent.core.reduction import compute_dtype
+from crossent.core.reduction import compute_dtype, weigh
 from crossent.core.target import Target
 from crossent.impl.triton import walks
 from crossent.impl.triton.family import PENALTIES, Member
@@ -214,9 +214,10 @@ def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor
         allowed = target.class_mask.to(dtype)
         share = allowed / allowed.sum().clamp_min(1.0)
     share = target.settings.label_smoothing * share
-    spread = share if weight is None else share * weight
-    assert isinstance(spread, Tensor)
-    return spread
+    if weight is None:
+        assert isinstance(share, Tensor)
+        return share
+    return weigh(torch.as_tensor(share, dtype=dtype, device=weight.device), weight)
 
 
 def member_of(target: Target, launch: Launch) -> Member:

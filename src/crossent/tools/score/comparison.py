@@ -167,7 +167,7 @@ def compare(
         )
     settings = ScoreOptions(**options)
     layout = decision_layout(one, truth, settings)
-    measured = _Differences(settings)
+    measured = _Differences(settings, layout.axis is None)
     readers = [Reader(each, truth, layout, settings) for each in (one, two)]
     for a, b in zip(*(reader.blocks(lambda done: None) for reader in readers), strict=True):
         measured.add(a, b)
@@ -247,8 +247,9 @@ def _same_classes(first: RowArray, second: RowArray) -> RowArray:
 class _Differences:
     """Adds up what two runs have in common and where they differ."""
 
-    def __init__(self, options: ScoreOptions) -> None:
+    def __init__(self, options: ScoreOptions, several_labels: bool) -> None:
         self.top = options.top
+        self.brier_scale = 0.5 if several_labels else 1.0  # the two classes of a yes or no give the same square twice
         self.means = {key: (Mean(), Mean(), Mean()) for key in MEANS}
         self.counts = np.zeros((2, 2), np.int64)
         self.examples: dict[bool, list[tuple[float, dict[str, Any]]]] = {True: [], False: []}
@@ -256,11 +257,10 @@ class _Differences:
 
     def add(self, a: Decisions, b: Decisions) -> None:
         """Add the same decisions of both."""
-        scale = 1.0
         values = {
             "nll_nats": (a.nll, b.nll),
             "accuracy": (a.right.astype(np.float64), b.right.astype(np.float64)),
-            "brier": tuple(scale * np.square(each.p - _target(each)).sum(1) for each in (a, b)),
+            "brier": tuple(self.brier_scale * np.square(each.p - _target(each)).sum(1) for each in (a, b)),
         }
         for key, (x, y) in values.items():
             with np.errstate(invalid="ignore"):
