@@ -297,12 +297,12 @@ def test_the_report_tells_of_each_head_and_of_calls_that_are_answered_plainly():
     first, second, third = Logits.heads
     assert (first, second) == ("Answers.lm_head", "Answers.lm_head (2)")
     assert third == "Linear(7, 50)"
-    plainly = ", 1 calls without gradients and labels answered plainly"
+    plainly = ", 1 call without gradients and labels answered plainly"
     assert Logits.report().splitlines()[:4] == [
-        "deferred heads: 3 results computed in blocks, logits formed 1 times",
+        "deferred heads: 3 results computed in blocks, logits formed 1 time",
         f"  Answers.lm_head: 2 results computed in blocks, logits formed 0 times{plainly}",
-        "  Answers.lm_head (2): 1 results computed in blocks, logits formed 0 times",
-        f"  Linear(7, 50): nothing computed in blocks, logits formed 1 times{plainly}",
+        "  Answers.lm_head (2): 1 result computed in blocks, logits formed 0 times",
+        f"  Linear(7, 50): nothing computed in blocks, logits formed 1 time{plainly}",
     ]
     assert Logits.heads[third] == {"formed": 1, "plain": 1}
     del student, teacher

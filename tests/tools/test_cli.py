@@ -115,7 +115,7 @@ def test_info_says_what_deferred_heads_did():
     assert "  all         none was called; call crossent.Logits.report() in" in asked("info").output
     head = crossent.defer(torch.nn.Linear(3, 5))
     torch.nn.functional.cross_entropy(head(torch.randn(2, 3)), torch.tensor([1, 4]))
-    said = "1 results computed in blocks, logits formed 0 times"
+    said = "1 result computed in blocks, logits formed 0 times"
     assert re.search(rf"^  Linear\(3, 5\)( \(\d+\))?  {said}$", asked("info").output, re.MULTILINE)
     crossent.Logits.reset()
 

@@ -141,10 +141,8 @@ class Logits:
         """
         lines = [f"deferred heads: {_done(cls.blocked, cls.formed)}"]
         for name, counts in cls.heads.items():
-            plain = (
-                f", {counts['plain']} calls without gradients and labels answered plainly" if counts["plain"] else ""
-            )
-            lines.append(f"  {name}: {_done(counts['blocked'], counts['formed'])}{plain}")
+            plain = f", {_number_of(counts['plain'], 'call')} without gradients and labels answered plainly"
+            lines.append(f"  {name}: {_done(counts['blocked'], counts['formed'])}{plain if counts['plain'] else ''}")
         return "\n".join([*lines, *(f"  {count} x {place}" for place, count in cls.places.most_common())])
 
     @classmethod
@@ -369,9 +367,13 @@ class Logits:
         return x.movedim(-1, form.axis)
 
 
+def _number_of(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def _done(blocked: int, formed: int) -> str:
-    done = f"{blocked} results computed in blocks" if blocked else "nothing computed in blocks"
-    return f"{done}, logits formed {formed} times"
+    done = f"{_number_of(blocked, 'result')} computed in blocks" if blocked else "nothing computed in blocks"
+    return f"{done}, logits formed {_number_of(formed, 'time')}"
 
 
 class _Evaluated(Logits):
