@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from crossent.core.kinds import argument_kinds
 from crossent.core.names import only_its_keywords
 from crossent.tools.check.audited_loss import AuditedLoss
 from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.rules import LOSS_RULES
+from crossent.tools.kinds import argument_kinds
 from crossent.tools.printable import writable
 
 

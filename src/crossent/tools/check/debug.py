@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from crossent.core import watch
-from crossent.core.kinds import read
 from crossent.core.names import only_its_keywords
 from crossent.core.target import BinaryTarget, Target
 from crossent.tools.arrays import read_rows
@@ -32,6 +31,7 @@ from crossent.tools.check.findings import REMARK, WIDTH, Findings, apply_rules, 
 from crossent.tools.check.options import CheckOptions, read_options
 from crossent.tools.check.rules import CURVE_RULES, VALUE_RULES
 from crossent.tools.check.survey import survey
+from crossent.tools.kinds import read
 
 AFTER = (
     100  # values of a loss, before it is said to stay where it is; it is looked at again each time they have doubled

@@ -7,13 +7,13 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from crossent.core.kinds import argument_kinds
 from crossent.core.names import only_its_keywords
 from crossent.tools.arrays import read_pair
 from crossent.tools.check.findings import Findings, apply_rules
 from crossent.tools.check.options import read_options
 from crossent.tools.check.rules import VALUE_RULES
 from crossent.tools.check.survey import survey
+from crossent.tools.kinds import argument_kinds
 
 
 @only_its_keywords

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crossent import reference
-from crossent.core.kinds import argument_kinds
 from crossent.core.names import only_its_keywords
 from crossent.reference import Array
 from crossent.tools.arrays import read_array, to_numpy
@@ -22,6 +21,7 @@ from crossent.tools.explain.loss_terms import add, compute, objection, probabili
 from crossent.tools.explain.row_numbers import LossExplanation, References, RowNumbers
 from crossent.tools.explain.row_target import RowTarget, read_target
 from crossent.tools.inputs import IN_PERCENT, ValueRange, log_probabilities, no_probabilities, percentages
+from crossent.tools.kinds import argument_kinds
 from crossent.tools.shared_options import IGNORE_INDEX, INPUTS, OptionError, check_choice, class_axis
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crossent.core.kinds import argument_kinds
 from crossent.core.messages import type_error
 from crossent.core.names import only_its_keywords
 from crossent.reference import expected_initial_loss
 from crossent.tools.arrays import read_array, read_pair
 from crossent.tools.errors import FileError
 from crossent.tools.files import RowArray
+from crossent.tools.kinds import argument_kinds
 from crossent.tools.score.layout import class_axes, decision_layout
 from crossent.tools.score.measures import (
     Accuracy,
