@@ -340,41 +340,47 @@ bool softmax_backward(
 
 // --- a sum or a mean with its gradient ------------------------------------------------------------------------------
 
-// A number of an array of R, or 1 where there is none.
-double number_at(const void* numbers, int64_t at, bool wide) {
-    if (!numbers) return 1;
-    return wide ? static_cast<const double*>(numbers)[at] : double(static_cast<const float*>(numbers)[at]);
-}
-
 // Σ of what the rows weigh, which target and sample weights decide; labels out of range are found.
-template <class I> double sum_of_weights(const Softmax& p, const I* label, bool wide) {
-    const bool weighted = p.weight || p.sample_weight;
-    std::vector<double> parts(weighted ? size_t((p.rows() + LANES - 1) / LANES) : 0);
+template <class R, class I> double sum_of_weights(const Softmax& p, const I* label) {
+    const R *c = static_cast<const R*>(p.weight), *u = static_cast<const R*>(p.sample_weight);
+    const int64_t groups = (p.rows() + LANES - 1) / LANES;
+    std::vector<double> parts(static_cast<size_t>(groups));
+    std::atomic<bool> out_of_range{false};
+    share(groups, p.rows(), [&](int64_t begin, int64_t end) {
+        int64_t wrong = 0;
+        for (int64_t group = begin; group < end; group++) {
+            double sum = 0;
+            for (int64_t row = group * LANES; row < std::min(p.rows(), (group + 1) * LANES); row++) {
+                const int64_t y = label ? int64_t(label[row]) : 0;
+                if (label && (!counts(p, y, wrong) || (c && y == NO_CLASS))) continue;
+                sum += (label && c ? double(c[y]) : 1.0) * (u ? double(u[row]) : 1.0);
+            }
+            parts[size_t(group)] = sum;
+        }
+        if (wrong) out_of_range.store(true, std::memory_order_relaxed);
+    });
+    if (out_of_range) throw std::runtime_error("target has a class index that is out of range");
+    return total(parts.data(), groups);
+}
+// The same where each row that counts weighs 1.
+template <class I> double count(const Softmax& p, const I* label) {
     int64_t counted = 0, wrong = 0;
-    const int64_t plain = weighted || p.shard ? 0 : p.rows(), ignored = p.ignore_index;
+    const int64_t ignored = p.ignore_index;
     const uint64_t classes = uint64_t(p.classes);
-    for (int64_t row = 0; row < plain; row++) {  // `counts` in fewer steps
+    for (int64_t row = 0; row < p.rows(); row++) {  // `counts` in fewer steps
         const int64_t y = int64_t(label[row]), taken = y != ignored;
         counted += taken, wrong |= taken & int64_t(uint64_t(y) >= classes);
     }
-    for (int64_t row = plain; row < p.rows(); row++) {
-        const int64_t y = int64_t(label[row]), all = counts(p, y, wrong);
-        counted -= all;
-        if (weighted && all && y != NO_CLASS)
-            parts[size_t(row / LANES)] += number_at(p.weight, y, wide) * number_at(p.sample_weight, row, wide);
-    }
     if (wrong) throw std::runtime_error("target has a class index that is out of range");
-    return weighted ? total(parts.data(), int64_t(parts.size())) : double(counted);
+    return double(counted);
 }
-double sum_of_sample_weights(const Softmax& p, bool wide) {
-    if (!p.sample_weight) return double(p.rows());
-    std::vector<double> parts(size_t((p.rows() + LANES - 1) / LANES));
-    for (int64_t row = 0; row < p.rows(); row++) parts[size_t(row / LANES)] += number_at(p.sample_weight, row, wide);
-    return total(parts.data(), int64_t(parts.size()));
+template <class I> double sum_of_weights(const Softmax& p, const I* label, bool wide) {
+    if (!p.weight && !p.sample_weight && !p.shard) return label ? count(p, label) : double(p.rows());
+    return wide ? sum_of_weights<double>(p, label) : sum_of_weights<float>(p, label);
 }
 double sum_of_weights(const Softmax& p, bool wide) {
     switch (p.index_type) {
-        case -1: return sum_of_sample_weights(p, wide);
+        case -1: return sum_of_weights(p, static_cast<const int64_t*>(nullptr), wide);
         case I8: return sum_of_weights(p, static_cast<const int8_t*>(p.target), wide);
         case I16: return sum_of_weights(p, static_cast<const int16_t*>(p.target), wide);
         case I32: return sum_of_weights(p, static_cast<const int32_t*>(p.target), wide);
