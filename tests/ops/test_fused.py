@@ -561,3 +561,55 @@ def test_weights_of_rows_that_are_changed_in_between_are_seen():
     u.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradient(loss, x)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_no_gradient_reaches_a_row_of_weight_0(factor, reduction, create_graph):
+    x, y, u, _ = weighted((40, 70), torch.float32, False, {})
+    loss = crossent.cross_entropy(x, y, reduction=reduction, sample_weight=u)
+    grad = gradient(loss, x, factor, create_graph=create_graph)
+    assert (grad[u == 0] == 0).all()
+    assert not grad[(u != 0) & (y != -100)].isfinite().any()
+
+
+@LOSSES
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_gradient_of_0_makes_0_of_logits_that_are_no_numbers(loss, dtype, reduction):
+    x, y = problem(dtype=dtype)
+    with torch.no_grad():
+        x[2] = torch.nan
+    for before in (1.0, 3.0):
+        gradient(loss(x, y, reduction=reduction), x, before)
+        for create_graph in (False, True):
+            value = loss(x, y, reduction=reduction)
+            assert (gradient(value, x, 0.0, create_graph=create_graph) == 0).all()
+
+
+@pytest.mark.parametrize("how", ["inplace_backward", "inplace_forward"])
+@pytest.mark.parametrize("shape", [(1, 5), (1, 5, 7), (6, 1), (6, 5)])
+def test_weights_of_rows_in_the_memory_of_the_logits(shape, how):
+    """Where it would be written over, the gradient is formed beside the logits."""
+    x = torch.linspace(-1, 2, 5 * 7 * 6)[: torch.Size(shape).numel()].view(shape).requires_grad_()
+    y = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+    expected = crossent.cross_entropy(x, y, sample_weight=x.detach()[:, 0].clone(), reduction="sum")
+    logits = x * 1
+    loss = crossent.cross_entropy(logits, y, sample_weight=logits.detach()[:, 0], reduction="sum", **{how: True})
+    assert torch.equal(loss, expected)
+    torch.testing.assert_close(gradient(loss, x), gradient(expected, x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_as_many_rows_of_their_own_weight_as_there_happen_to_be_are_exported(strict, reduction):
+    class Picking(torch.nn.Module):
+        def forward(self, x, y, u):
+            keep = u > 0
+            return crossent.cross_entropy(x[keep], y[keep], sample_weight=u[keep], reduction=reduction)
+
+    x, y, u, _ = weighted((40, 70), torch.float32, False, {})
+    exported = torch.export.export(Picking(), (x.detach(), y, u), strict=strict).module()
+    for weights in (u, u.flip(0), u * (u > 2)):
+        torch.testing.assert_close(exported(x.detach(), y, weights), Picking()(x.detach(), y, weights))

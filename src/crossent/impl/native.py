@@ -342,10 +342,12 @@ def cross_entropy_sum(
     weight = None if weight is None else _weight(weight, wide)
     loss = None if dtype is None else _number(dtype if dtype == logits.dtype else wide)
     grad_logits = None
+    u = _weight(sample_weight, wide)
     if factor is not None:
+        inplace = inplace and (u is None or may_be_overwritten(logits, u))
         grad_logits = _gradient(logits, values, inplace)
     numbers = (settings.ignore_index, settings.label_smoothing, mean)
-    rest = (1.0 if factor is None else factor, member, None if sample_weight is None else _weight(sample_weight, wide))
+    rest = (1.0 if factor is None else factor, member, u)
     total = _native.softmax_sum(logits, values, weight, *numbers, loss, grad_logits, *rest)
     if total is None:
         dense = None if factor is None else torch.empty(logits.shape, dtype=logits.dtype, device=_CPU)

@@ -162,7 +162,9 @@ def _multiplied(ctx: Any, grad: Tensor) -> Tensor:
     if gradient is None or not (ctx.place == "over in forward" or _can_become(factor, formed_with, ctx.dtype)):
         formed_with = _to_form_with(factor, ctx.dtype)
         gradient = _formed(ctx, formed_with)
-    if factor != formed_with:
+    if factor == 0:
+        gradient.zero_()  # what has no weight is not there, whatever its logits hold
+    elif factor != formed_with:
         ctx.call.implementation.scale(gradient, factor / formed_with)
     return gradient
 

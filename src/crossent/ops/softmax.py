@@ -24,7 +24,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from crossent.core import torchs
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT, Place
 from crossent.core.modes import plain, transformed
-from crossent.core.reduction import compute_dtype, divide, ordered_sum, over
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, weigh
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
@@ -319,7 +319,7 @@ def _differentiable(grad: Tensor, logits: Tensor, target: Target, call: Call) ->
         if call.divided:
             x = logits.to(compute_dtype(logits, target.values))
             divisor = ordered_sum(call.sample_weight * target.row_weights(x).squeeze(1))
-        grad, divisor = over(grad, divisor) * call.sample_weight, 1.0
+        grad, divisor = weigh(call.sample_weight, over(grad, divisor)), 1.0
     elif call.divided:
         divisor = target.divisor(logits)
     gradient = _EAGER.cross_entropy_backward(grad, logits, target, None, divisor=divisor).logits
@@ -359,8 +359,8 @@ for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
 def weighs_samples(logits: Tensor, target: Target, sample_weight: Tensor, impl: str) -> bool:
     """Whether an implementation sums rows of these weights in one pass over the logits: nothing else is asked than that."""
     tensors = (*target.tensors, sample_weight)
-    if not load(impl).weighs_samples or logits.numel() == 0 or not plain(logits, *tensors):
-        return False
+    if not load(impl).weighs_samples or not plain(logits, *tensors) or logits.numel() == 0:
+        return False  # last, since a compiler may not know the size
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (logits, *tensors)):
         return forms_gradient(logits, *tensors)
     return forward_ad._current_level < 0
