@@ -72,7 +72,8 @@ static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f
             for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
             for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
             for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
-            for (int l = 0; l < N; l++) power[l] = pick(rest[l] > R(0), power[l], R(a == R(0)));
+            // Nothing is left of a p of 1, and nan stays nan.
+            for (int l = 0; l < N; l++) power[l] = pick(rest[l] <= R(0), R(a == R(0)), power[l]);
             for (int l = 0; l < N; l++) f[l] = times(power[l], -u[l]);
             for (int l = 0; l < N; l++) s[l] = pick(rest[l] > R(0), -u[l] / pick(rest[l] > R(0), rest[l], R(1)), R(1));
             for (int l = 0; l < N; l++) s[l] = power[l] * (R(1) + a * times(prob[l], s[l]));

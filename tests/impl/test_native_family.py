@@ -221,3 +221,50 @@ def test_a_bias_of_minus_infinity_is_no_mask_beside_one(dtype, classes, rows):
         assert got[0][0] == torch.inf
         assert (got[0][1][:, 2] == 0).all()
         assert (got[0][1][:, 1] == -1).all()
+
+
+# --- rows without a softmax -----------------------------------------------------------------------------------------------
+
+WITHOUT_SOFTMAX = {
+    "none": {},
+    "Focal(0)": {"penalty": crossent.Focal(0.0)},
+    "Focal(2)": {"penalty": crossent.Focal(2.0)},
+    "Focal(0.5)": {"penalty": crossent.Focal(0.5)},
+    "Poly1": {"penalty": crossent.Poly1(1.0)},
+    "GCE": {"penalty": crossent.GCE(0.7)},
+    "MAE": {"penalty": crossent.MAE()},
+    "SCE": {"penalty": crossent.SCE()},
+    "Taylor": {"penalty": crossent.Taylor(4)},
+    "z_loss": {"z_loss": 0.1},
+    "softcap": {"softcap": 3.0},
+}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("classes", [1, 5, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("member", WITHOUT_SOFTMAX)
+def test_a_row_that_counts_and_has_no_softmax_is_nan_where_it_is_in_torch_operations(member, dtype, classes, apart):
+    """A loss of 0 there would hide that the model has broken."""
+    x = torch.randn(6, classes).to(dtype)
+    x[1, classes // 2], x[2, classes // 2], x[3], x[4, 0], x[5] = (
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+        -torch.inf,
+        torch.inf,
+    )
+    x = x.T.contiguous().T if apart else x
+    y, soft = torch.zeros(6, dtype=torch.long), torch.rand(6, classes).to(dtype)
+    for target, more in ((y, {}), (y, {"label_smoothing": 0.1}), (soft, {})):
+        found = []
+        for impl in ("native", "eager"):
+            options, z = {**WITHOUT_SOFTMAX[member], **more, "impl": impl}, x.clone().requires_grad_()
+            rows = crossent.cross_entropy(z, target, reduction="none", **options)
+            total = crossent.cross_entropy(z, target, reduction="sum", **options)
+            grads = [torch.autograd.grad(loss.sum(), z)[0] for loss in (rows, total)]
+            stats = crossent.cross_entropy_stats(x, target, **options)
+            numbers = (rows, total, *grads, stats.loss, stats.lse, stats.entropy, stats.target_log_prob)
+            found.append([*(number.isnan() for number in numbers), stats.predicted])
+        assert all(map(torch.equal, *found))
+        assert found[0][0][1]

@@ -157,7 +157,7 @@ def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -
     """Weigh a loss a row, and sum or average; ``row_weight`` is what each row adds to the divisor."""
     if reduction.sample_weight is not None:
         u = weights_of_rows(reduction.sample_weight, loss, whole=True)
-        loss, row_weight = times(u, loss), None if row_weight is None else row_weight * u
+        loss, row_weight = times(u, loss), None if row_weight is None else weigh(row_weight, u)
     if reduction.how == "none":
         return loss
     loss = ordered_sum(loss)
