@@ -353,7 +353,7 @@ template <class R, class I> double sum_of_weights(const Softmax& p, const I* lab
             for (int64_t row = group * LANES; row < std::min(p.rows(), (group + 1) * LANES); row++) {
                 const int64_t y = label ? int64_t(label[row]) : 0;
                 if (label && (!counts(p, y, wrong) || (c && y == NO_CLASS))) continue;
-                sum += (label && c ? double(c[y]) : 1.0) * (u ? double(u[row]) : 1.0);
+                sum += weigh(label && c ? double(c[y]) : 1.0, u ? double(u[row]) : 1.0);
             }
             parts[size_t(group)] = sum;
         }

@@ -216,6 +216,26 @@ def test_an_infinite_gradient_of_an_element_that_is_not_there(impl, way):
         assert grad[KEPT].isfinite().all()
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("entry", ["loss", "statistics", "head"])
+def test_what_a_row_that_is_not_there_adds_to_the_divisor(entry, impl):
+    """Nothing, though its class weighs infinitely, as one over its count is where there is none."""
+    x, y = torch.randn(ROWS, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, -100, 1, 0, 2, 1])
+    u, weight = torch.ones(ROWS), torch.tensor([1.0, 2.0, torch.inf])
+    u[4] = 0.0
+    few = crossent.cross_entropy(x[KEPT], y[KEPT], weight)
+    options = {"sample_weight": u, "impl": impl}
+    if entry == "loss":
+        z = x.clone().requires_grad_()
+        got = crossent.cross_entropy(z, y, weight, **options)
+        assert torch.autograd.grad(got, z)[0].isfinite().all()
+    elif entry == "statistics":
+        got = crossent.cross_entropy_stats(x, y, weight, reduction="mean", **options).loss
+    else:
+        got = crossent.linear_cross_entropy(x, torch.eye(3), y, weight=weight, max_bytes=64, **options)
+    torch.testing.assert_close(got, few)
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("max_bytes", [64, 1 << 28])
 def test_an_infinite_gradient_of_a_sum_leaves_out_rows_that_are_not_there(reduction, max_bytes):

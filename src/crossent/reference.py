@@ -546,7 +546,7 @@ def reduce_rows(loss: Array, row_weight: Array, settings: Settings) -> tuple[Arr
     total: Any = np.sum(times(u, loss))
     if settings.reduction == "sum":
         return u, total
-    divisor: Any = np.sum(row_weight * u) if settings.denominator is None else np.float64(settings.denominator)
+    divisor: Any = np.sum(weigh(row_weight, u)) if settings.denominator is None else np.float64(settings.denominator)
     if divisor == 0:
         return np.zeros_like(loss), mean_of_nothing(settings)
     return u / divisor, total / divisor
@@ -995,7 +995,7 @@ def cross_entropy_stats(
         classes = first_largest(rows.x) @ np.arange(rows.x.shape[-1])
         predicted = np.where(valid & ~np.isnan(lse), classes, NO_CLASS)
         return CrossEntropyStats(
-            loss, lse, target_log_prob, entropy, correct, valid.astype(int), rows.weight * u, predicted
+            loss, lse, target_log_prob, entropy, correct, valid.astype(int), weigh(rows.weight, u), predicted
         )
     count: Any = valid.sum()
     divisor = count if reduction == "mean" else 1
@@ -1003,7 +1003,7 @@ def cross_entropy_stats(
     def reduced(value: NDArray[Any]) -> Any:
         return np.sum(value) / divisor if divisor else mean_of_nothing(settings)
 
-    weight_sum: Any = np.sum(rows.weight * u)
+    weight_sum: Any = np.sum(weigh(rows.weight, u))
     return CrossEntropyStats(
         loss, reduced(lse), reduced(target_log_prob), reduced(entropy), reduced(correct), count, weight_sum, np.int64(NO_CLASS)
     )  # fmt: skip

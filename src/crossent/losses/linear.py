@@ -31,7 +31,7 @@ from crossent.core.checks import (
 )
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor, readable
-from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
+from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weigh, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
@@ -317,7 +317,7 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
     if part.shard is None:
         call = _understand(*part.tensors)
         weights, u = _row_weights(call), call.reduction.sample_weight
-        own_sum = ordered_sum(weights if u is None else weights * u)
+        own_sum = ordered_sum(weights if u is None else weigh(weights, u))
     else:
         ignored, rows = whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
         own_sum = own_weight(target, given, weight, ignored, rows, input.dim() - 1, part.shard)

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from crossent.core.modes import is_dtensor
 from crossent.core.overrides import overridable_by_others
-from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weights_of_rows
+from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weigh, weights_of_rows
 from crossent.core.settings import StatisticsOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, describe
@@ -164,7 +164,7 @@ def reduced_statistics(
     row_weight, u = row.row_weight, reduction.sample_weight
     loss = reduce_rows(row.loss, None, Reduction("none", u))
     if u is not None:
-        row_weight = row_weight * weights_of_rows(u, row_weight, whole=True)
+        row_weight = weigh(row_weight, weights_of_rows(u, row_weight, whole=True))
     of_model = (row.lse, row.target_log_prob, row.entropy, row.correct)
     if reduction.how == "none":
         undifferentiable = (row.correct.bool(), counted.long(), row_weight.detach(), row.predicted)

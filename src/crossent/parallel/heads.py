@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor
-from crossent.core.reduction import ordered_sum
+from crossent.core.reduction import ordered_sum, weigh
 from crossent.core.shard import VocabShard
 from crossent.core.target import Teacher
 from crossent.parallel.collectives import finish, start_gathering
@@ -131,7 +131,7 @@ def own_weight(
         allowed = mask.any() if mask.dim() == 1 else mask.any(lead)
         everywhere = finish(start_gathering(allowed.to(dtype), shard.group)).sum(0) > 0
         counts = counts * everywhere
-    return ordered_sum(counts if u is None else counts * u)
+    return ordered_sum(counts if u is None else weigh(counts, u))
 
 
 def refuse_mixed(input: object, weight: object) -> None:

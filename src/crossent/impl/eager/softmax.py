@@ -284,7 +284,7 @@ def _index_gradient(g: Tensor, log_p: Tensor, target: Target, lse: Tensor | None
     log_p = log_p.masked_fill(ignored, 0.0)
     true_class, at_y = is_class(y, log_p), log_p.gather(1, y)
     if target.settings.label_smoothing == 0:
-        g = (g * row_weight).masked_fill(row_weight == 0, 0.0)
+        g = weigh(g, row_weight)
         mass = g if target.penalty is None else g * target.penalty.s(at_y)
         at_y_gradient = mass * at_y.expm1()
         if lse is not None:
