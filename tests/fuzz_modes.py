@@ -261,7 +261,9 @@ def compute(p: Problem) -> Tensor:
     """Call the loss in its mode and differentiate it to its order."""
     x, v = p.logits.view.detach(), p.direction
     if p.pooled is not None:
-        return _compiled(p.pooled)(x, v)
+        # Inductor keeps what it compiled on the disk, by keys that do not know what the operators promise today.
+        with torch._inductor.config.patch(force_disable_caches=True):
+            return _compiled(p.pooled)(x, v)
     with CONTEXTS[p.around]():
         return derive(THROUGH[p.through](lambda x: p.loss(x), x), x, v, p.order)
 
@@ -295,8 +297,6 @@ def derive(f: Loss, x: Tensor, v: Tensor, order: str) -> Tensor:
 @cache
 def _compiled(number: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Compile a problem of the pool: with what differentiates it, where that can be inside a graph."""
-    # Inductor keeps what it compiled on the disk, by keys that do not know what the operators promise today.
-    torch._inductor.config.force_disable_caches = True
     p = pooled(number)
     whole = p.order in ("value", "forward", "forward over reverse", "jacobian")
 

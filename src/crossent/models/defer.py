@@ -255,8 +255,8 @@ def defer(module: Module, *, always: bool = False, max_bytes: int | None = None)
     ...     loss = torch.nn.functional.cross_entropy(head(h), y)
     >>> torch.testing.assert_close(loss, expected)
     >>> print(crossent.Logits.report())
-    deferred heads: 1 results computed in blocks, logits formed 0 times
-      Linear(8, 1000): 1 results computed in blocks, logits formed 0 times
+    deferred heads: 1 result computed in blocks, logits formed 0 times
+      Linear(8, 1000): 1 result computed in blocks, logits formed 0 times
 
     See also: :func:`crossent.linear_cross_entropy`, which does the computing; ``docs/defer.md``.
     """
