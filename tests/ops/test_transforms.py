@@ -375,3 +375,14 @@ def test_traced_by_make_fx():
     other = torch.randn(N, C)
     torch.testing.assert_close(graph(other, y), F.cross_entropy(other, y))
     assert any("crossent" in str(node.target) for node in graph.graph.nodes)
+
+
+@pytest.mark.parametrize("impl", [None, "eager"])
+def test_tangents_of_binary_losses_of_permuted_logits(impl):
+    x = torch.randn(3, 2, 2, 2).permute(1, 0, 2, 3)
+    t, weight, along = torch.rand(x.shape), torch.tensor([2.0, 3.0]), torch.randn(x.shape)
+    with fwd.dual_level():
+        z = fwd.make_dual(x, along)
+        loss = crossent.binary_cross_entropy_with_logits(z, t, pos_weight=weight, reduction="none", impl=impl)
+        right = torch.nn.functional.binary_cross_entropy_with_logits(z, t, pos_weight=weight, reduction="none")
+        torch.testing.assert_close(fwd.unpack_dual(loss).tangent, fwd.unpack_dual(right).tangent)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from crossent.core.checks import Place
@@ -136,7 +136,9 @@ class BinaryCrossEntropy(Function):
         ctx.inplace = inplace
         tensors = (logits, values, weight, pos_weight, mask)
         _CompiledBinaryCrossEntropy.setup_context(ctx, (*tensors, settings, reduce, divisor, impl), None)
-        return _forward(logits, BinaryTarget(*tensors[1:], settings=settings), reduce, divisor, impl)
+        loss = _forward(logits, BinaryTarget(*tensors[1:], settings=settings), reduce, divisor, impl)
+        # Torch wants the tangent of a view to lie as the view does, and losses of permuted logits are one.
+        return loss.clone() if forward_ad._current_level >= 0 and loss._is_view() else loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
