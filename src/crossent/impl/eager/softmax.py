@@ -5,6 +5,7 @@ Here logits are ``(N, C, d1, ...)`` and rows are ``(N, d1, ...)``. All arithmeti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log
 from typing import NamedTuple
 
@@ -129,43 +130,24 @@ def gradients(
     x = logits.to(compute_dtype(logits, target.values))
     on_logits, on_target, on_weight, on_bias = needs = (*needs, False)[:4]
     if x.numel() == 0:
-        wanted = (logits, target.values, target.weight, target.logit_bias)
-        # They depend on the incoming gradient, though it is empty: where other processes have rows, backward must come here too.
-        nothing = row.loss.flatten()[:0].sum()
-        zeros = (
-            torch.zeros_like(t) + nothing.to(t.dtype) if need and t is not None else None
-            for t, need in zip(wanted, needs, strict=True)
-        )
-        return Gradients(*zeros)
-    settings, whole = target.settings, row.lse is not None
+        return _of_nothing(row, (logits, target.values, target.weight, target.logit_bias), needs)
+    settings = target.settings
     target = _without_garbage(target, _unasked(row, row.loss == 0))
     no_weight = _weightless_rows(x, target, elsewhere)
     unseen = _unseen_rows(row, x, no_weight, lse)
     x, lse = x.masked_fill(unseen, 0.0), None if lse is None else lse.masked_fill(unseen.squeeze(1), 0.0)
     slope: Tensor | float = 1.0
     dead = None
-    if not target.plain or whole:
+    if not target.plain or row.lse is not None:
         x, slope, dead = transform(x, target)
     elif target.indices and lse is None:
         x = x.masked_fill(target.labels(x)[0], 0.0)  # or the nan of an ignored row would reach the second derivative
     top, log_sum = row_lse(x) if lse is None else lse.unsqueeze(2)
     log_p = (x - top) - log_sum
-    grad_logits = grad_target = grad_weight = grad_bias = at_x = None
+    at_x = grad_logits = grad_target = grad_weight = grad_bias = None
     if on_logits or on_bias or (on_target and settings.margin):
-        of_loss = _without_garbage(target, row.loss == 0) if whole else target
-        of_z = top + log_sum if settings.z_loss else None
-        on_loss = row.loss
-        if no_weight is not None:
-            nothing = no_weight if of_z is None else no_weight & (target.row_weights(x) == 0)
-            on_loss = on_loss.masked_fill(nothing & ~on_loss.isfinite(), 0.0)
-        if target.indices and (target.plain or settings.label_smoothing == 0) and not target.is_shard:
-            at_x = _index_gradient(on_loss, log_p, of_loss, of_z)
-        else:
-            at_x = _soft_gradient(on_loss, log_p, of_loss, of_z, elsewhere)
-        if whole:
-            at_x = at_x + _statistics_gradient(row, log_p, target)
-        if dead is not None:
-            at_x = at_x.masked_fill(dead, 0.0)
+        at_x = _at_transformed(row, log_p, target, top + log_sum, no_weight, elsewhere)
+        at_x = at_x if dead is None else at_x.masked_fill(dead, 0.0)
         if on_logits:
             grad_logits = (at_x if target.plain else at_x * slope).to(logits.dtype)
         if on_bias and target.logit_bias is not None:
@@ -174,21 +156,67 @@ def gradients(
             grad_bias = grad_bias.to(target.logit_bias.dtype)
     costs = weighted_cost if lse is None else lambda weight, *f: times(weight, cost(*f))
     if on_target and not target.indices:
-        c, by = class_weights(target.weight, x), (1 - settings.label_smoothing) * row.loss
-        by = by if c is None else weigh(by, c)
-        grad_target = costs(by, target.penalty, log_p)
-        if row.target_log_prob is not None:
-            grad_target = grad_target - costs(row.target_log_prob, None, log_p)
-        if at_x is not None and settings.margin:
-            grad_target = grad_target - (settings.margin / settings.temperature) * at_x
-        grad_target = grad_target.masked_fill(unseen & (by != 0), torch.nan)  # a larger t would need a softmax
-        if target.valid is not None:
-            grad_target = grad_target.masked_fill(~target.valid.unsqueeze(1), 0.0)
-        grad_target = grad_target.to(target.values.dtype)
+        grad_target = _at_probabilities(row, log_p, target, at_x, unseen, costs).to(target.values.dtype)
     if on_weight and target.weight is not None:
         terms = costs(weigh(row.loss, smoothed_target(target, x)), target.penalty, log_p)
         grad_weight = sum_over_rows(terms).to(target.weight.dtype)
     return Gradients(grad_logits, grad_target, grad_weight, grad_bias)
+
+
+def _of_nothing(row: RowGradient, wanted: tuple[Tensor | None, ...], needs: tuple[bool, ...]) -> Gradients:
+    """Return the gradients of no logits, which are 0.
+
+    They depend on the incoming gradient, though it is empty: where other processes have rows, backward must come here too.
+    """
+    nothing = row.loss.flatten()[:0].sum()
+    zeros = (
+        torch.zeros_like(t) + nothing.to(t.dtype) if need and t is not None else None
+        for t, need in zip(wanted, needs, strict=True)
+    )
+    return Gradients(*zeros)
+
+
+def _at_transformed(
+    row: RowGradient,
+    log_p: Tensor,
+    target: Target,
+    lse: Tensor,
+    no_weight: Tensor | None,
+    elsewhere: Tensor | None,
+) -> Tensor:
+    """Compute the gradient for x'; that of the loss of a row without any weight is 0, whatever comes."""
+    z_loss, whole = target.settings.z_loss, row.lse is not None
+    g, of_z = row.loss, lse if z_loss else None
+    if no_weight is not None:
+        nothing = no_weight & (target.row_weights(log_p) == 0) if z_loss else no_weight
+        g = g.masked_fill(nothing & ~g.isfinite(), 0.0)
+    of_loss = _without_garbage(target, row.loss == 0) if whole else target
+    if target.indices and (target.plain or target.settings.label_smoothing == 0) and not target.is_shard:
+        at_x = _index_gradient(g, log_p, of_loss, of_z)
+    else:
+        at_x = _soft_gradient(g, log_p, of_loss, of_z, elsewhere)
+    return at_x + _statistics_gradient(row, log_p, target) if whole else at_x
+
+
+def _at_probabilities(
+    row: RowGradient,
+    log_p: Tensor,
+    target: Target,
+    at_x: Tensor | None,
+    unseen: Tensor,
+    costs: Callable[..., Tensor],
+) -> Tensor:
+    """Compute the gradient for a probability target; ``at_x`` is that for x', of which a margin takes a part."""
+    settings, c = target.settings, class_weights(target.weight, log_p)
+    by = (1 - settings.label_smoothing) * row.loss
+    by = by if c is None else weigh(by, c)
+    gradient = costs(by, target.penalty, log_p)
+    if row.target_log_prob is not None:
+        gradient = gradient - costs(row.target_log_prob, None, log_p)
+    if at_x is not None and settings.margin:
+        gradient = gradient - (settings.margin / settings.temperature) * at_x
+    gradient = gradient.masked_fill(unseen & (by != 0), torch.nan)  # a larger t would need a softmax
+    return gradient if target.valid is None else gradient.masked_fill(~target.valid.unsqueeze(1), 0.0)
 
 
 def _weightless_rows(x: Tensor, target: Target, elsewhere: Tensor | None) -> Tensor | None:
