@@ -22,6 +22,17 @@ if TYPE_CHECKING:  # it imports torch, which a check of files does not need
 RULES: dict[str, Rule] = {}
 
 
+def _may_see_constants(loss: AuditedLoss, rule: str, of_a_sigmoid: str, on_purpose: str) -> bool:
+    """Whether a constant in all logits of a row may change a loss; why it may is kept as what the rule measured."""
+    if loss.binary:
+        loss.measure(rule, of_a_sigmoid)
+    elif loss.member is not None and loss.member.shifts:
+        loss.measure(rule, f"{on_purpose}: {loss.member.text}")
+    else:
+        return False
+    return True
+
+
 @register_rule(
     RULES,
     RuleDescription(
@@ -37,11 +48,7 @@ RULES: dict[str, Rule] = {}
 )
 def adding_a_constant(loss: AuditedLoss) -> Iterator[str]:
     """Another constant for every row."""
-    if loss.binary:
-        loss.measure("CE204", "constants: not for a sigmoid")
-        return
-    if loss.member is not None and loss.member.shifts:
-        loss.measure("CE204", f"a constant changes it on purpose: {loss.member.text}")
+    if _may_see_constants(loss, "CE204", "constants: not for a sigmoid", "a constant changes it on purpose"):
         return
     a = loss.random.uniform(1.0, 3.0, size=(len(loss.x), 1))
     before, after = loss.value(loss.x, loss.target), loss.value(loss.x + a, loss.target)
@@ -65,11 +72,7 @@ def adding_a_constant(loss: AuditedLoss) -> Iterator[str]:
 )
 def sum_of_the_gradient(loss: AuditedLoss) -> Iterator[str]:
     """The sum over classes, for every kind of target."""
-    if loss.binary:
-        loss.measure("CE205", "sum of the gradient: not for a sigmoid")
-        return
-    if loss.member is not None and loss.member.shifts:
-        loss.measure("CE205", f"its sum is not 0 on purpose: {loss.member.text}")
+    if _may_see_constants(loss, "CE205", "sum of the gradient: not for a sigmoid", "its sum is not 0 on purpose"):
         return
     wrong, worst, seen = [], 0.0, ""
     for kind, target in loss.targets.items():
