@@ -23,6 +23,7 @@ from crossent.ops.library import (
     by_formula,
     differentiated,
     fake_gradients,
+    for_each_input,
     gradients_like,
     primal,
     tell_if_in_place,
@@ -78,7 +79,7 @@ class _CompiledBinaryCrossEntropy(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, grad, False), None, None, None, None, None, None, None)
+        return for_each_input(ctx, *_gradients(ctx, grad, False))
 
 
 def _gradients(ctx: Any, grad: Tensor | None, inplace: bool) -> tuple[Tensor | None, ...]:
@@ -142,7 +143,7 @@ class BinaryCrossEntropy(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, grad, ctx.inplace), None, None, None, None, None, None, None, None)
+        return for_each_input(ctx, *_gradients(ctx, grad, ctx.inplace))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:

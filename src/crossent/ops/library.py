@@ -318,6 +318,11 @@ def fake_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> tu
     )
 
 
+def for_each_input(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return what the backward of a Function returns: the gradients of its first inputs, and None for all others."""
+    return (*gradients, *(None for _ in ctx.needs_input_grad[len(gradients) :]))
+
+
 def where_asked(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Put None in the place of gradients that were not asked for."""
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))

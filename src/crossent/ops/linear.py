@@ -28,6 +28,7 @@ from crossent.ops.library import (
     Operator,
     differentiated,
     exporting_to_onnx,
+    for_each_input,
     has_tangent,
     where_asked,
 )
@@ -264,14 +265,14 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest = (None,) * (len(ctx.numbers) - 2)
         if grad is None:
-            return (None, None, None, *rest)
+            return for_each_input(ctx)
         given, formed = _saved(ctx)
         if not torch.compiler.is_compiling() and differentiated(grad, *given[:3]):
-            return (*_gradients_at_once("sum", grad, ctx.needs, *_records(given), *given[_SIZE:]), *rest)
+            at_once = _gradients_at_once("sum", grad, ctx.needs, *_records(given), *given[_SIZE:])
+            return for_each_input(ctx, *at_once)
         gradients = iter(scaled(grad, [g for g, need in zip(formed, ctx.needs, strict=True) if need]))
-        return (*(next(gradients) if need else None for need in ctx.needs), *rest)
+        return for_each_input(ctx, *(next(gradients) if need else None for need in ctx.needs))
 
 
 def scaled(grad: Tensor, formed: list[Tensor]) -> list[Tensor]:
@@ -301,10 +302,9 @@ class LinearRows(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        rest = (None,) * (_SIZE - 3)
         if grad is None:
-            return (None, None, None, *rest)
-        return (*_rows_gradients(ctx, "rows", grad, rows_backward_operator), *rest)
+            return for_each_input(ctx)
+        return for_each_input(ctx, *_rows_gradients(ctx, "rows", grad, rows_backward_operator))
 
 
 class LinearStatistics(Function):
@@ -321,7 +321,8 @@ class LinearStatistics(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_rows_gradients(ctx, "statistics", grads[:4], statistics_backward_operator), *(None,) * (_SIZE - 3))
+        at_head = _rows_gradients(ctx, "statistics", grads[:4], statistics_backward_operator)
+        return for_each_input(ctx, *at_head)
 
 
 def _rows_gradients(ctx: Any, kind: str, grads: Any, backward: Operator) -> tuple[Tensor | None, ...]:

@@ -38,6 +38,7 @@ from crossent.ops.library import (
     differentiated,
     exporting_to_onnx,
     fake_gradients,
+    for_each_input,
     gradients_like,
     like,
     primal,
@@ -46,7 +47,6 @@ from crossent.ops.library import (
 )
 
 _EAGER = formulas.IMPLEMENTATION
-_NOTHING_MORE = (None, None, None, None, None)  # gradients of valid, settings and of what comes behind them
 
 forward_operator = Operator(
     "cross_entropy_forward", "Tensor logits", TARGET, "str reduction", "str impl",
@@ -177,14 +177,14 @@ class _CompiledCrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (*Gradients(), *_NOTHING_MORE)
+            return for_each_input(ctx)
         logits, *tensors, lse, divisor = ctx.saved_tensors
         target, needs = Target._make((*tensors, ctx.settings)), (*ctx.needs_input_grad[:4],)
         if needs[2] or needs[3] or differentiated(grad, logits, *tensors):
             by = 1.0 if divisor is None else divisor
-            return (*_EAGER.cross_entropy_backward(grad, logits, target, None, needs, by), *_NOTHING_MORE)
+            return for_each_input(ctx, *_EAGER.cross_entropy_backward(grad, logits, target, None, needs, by))
         both = backward_operator(grad, divisor, logits, target, lse, needs[:2], ctx.impl)
-        return (*where_asked(both, needs[:2]), None, None, *_NOTHING_MORE)
+        return for_each_input(ctx, *where_asked(both, needs[:2]))
 
 
 class _TracedCrossEntropy(Function):
@@ -204,11 +204,11 @@ class _TracedCrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (*Gradients(), *_NOTHING_MORE[1:])
+            return for_each_input(ctx)
         logits, *tensors, lse, divisor = ctx.saved_tensors
         target, needs = Target._make((*tensors, ctx.settings)), (*ctx.needs_input_grad[:4],)
         by, lse = 1.0 if divisor is None else divisor, None if differentiated(grad, logits, *tensors) else lse
-        return (*_EAGER.cross_entropy_backward(grad, logits, target, lse, needs, by), *_NOTHING_MORE[1:])
+        return for_each_input(ctx, *_EAGER.cross_entropy_backward(grad, logits, target, lse, needs, by))
 
 
 @traced_operator.compose
@@ -245,10 +245,10 @@ class _TransformedCrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (*Gradients(), *_NOTHING_MORE[1:])
+            return for_each_input(ctx)
         logits, *tensors = ctx.saved_tensors
         target, needs = Target._make((*tensors, ctx.settings)), ctx.needs_input_grad[:4]
-        return (*_EAGER.cross_entropy_backward(grad, logits, target, None, needs), *_NOTHING_MORE[1:])
+        return for_each_input(ctx, *_EAGER.cross_entropy_backward(grad, logits, target, None, needs))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -282,7 +282,7 @@ class CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (*Gradients(), *_NOTHING_MORE, None)
+            return for_each_input(ctx)
         logits, *tensors, lse = ctx.saved_tensors
         target, needs = Target._make((*tensors, ctx.settings)), ctx.needs_input_grad[:4]
         if needs[2] or needs[3] or differentiated(grad, logits, *tensors):
@@ -300,7 +300,7 @@ class CrossEntropy(Function):
         else:
             both = backward_operator(over(grad, ctx.divisor), None, logits, target, lse, needs[:2], ctx.impl)
             grads = Gradients(*where_asked(both, needs[:2]))
-        return (*grads, *_NOTHING_MORE, None)
+        return for_each_input(ctx, *grads)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -448,9 +448,9 @@ class _CompiledStatistics(Function):
         logits, *tensors = ctx.saved_tensors
         target, needs, grads = Target._make((*tensors, ctx.settings)), ctx.needs_input_grad[:4], grads[:4]
         if needs[2] or needs[3] or differentiated(grads[0], *grads[1:], logits, *tensors):
-            return (*formulas.statistics_backward(grads, logits, target, needs), None, None, None, None)
+            return for_each_input(ctx, *formulas.statistics_backward(grads, logits, target, needs))
         both = statistics_backward_operator(grads, logits, target, needs[:2])
-        return (*where_asked(both, needs[:2]), None, None, None, None, None, None)
+        return for_each_input(ctx, *where_asked(both, needs[:2]))
 
 
 @statistics_operator.differentiate

@@ -37,7 +37,7 @@ from crossent.impl.head import (
     put,
     take,
 )
-from crossent.ops.library import differentiated
+from crossent.ops.library import differentiated, for_each_input
 from crossent.ops.linear import scaled, transform_under_way
 from crossent.parallel.collectives import (
     finish,
@@ -233,16 +233,16 @@ class ShardedLinearSum(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 5
+            return for_each_input(ctx)
         tensors, of_head, needs = ctx.saved_tensors[:3], ctx.saved_tensors[3:], ctx.needs_input_grad[:3]
         if differentiated(grad, *tensors):
 
             def loss(head: Head) -> Tensor:
                 return reduce_rows(*_rows_at_once(head, ctx.sharded), ctx.reduction)
 
-            return (*_at_once(loss, grad, tensors, needs, ctx.sharded), None, None)
+            return for_each_input(ctx, *_at_once(loss, grad, tensors, needs, ctx.sharded))
         gradients = iter(scaled(grad, [g for g in of_head if g is not None]))
-        return (*(None if g is None else next(gradients) for g in of_head), None, None)
+        return for_each_input(ctx, *(None if g is None else next(gradients) for g in of_head))
 
 
 def _divisor(row_weight: Tensor, u: Tensor | None, given: float | Tensor | None) -> Tensor | float:
@@ -273,11 +273,12 @@ class ShardedLinearRows(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 4
+            return for_each_input(ctx)
         *tensors, lse, elsewhere = ctx.saved_tensors
         sharded, needs = ctx.sharded, ctx.needs_input_grad[:3]
         if differentiated(grad, *tensors):
-            return (*_at_once(lambda head: _rows_at_once(head, sharded)[0], grad, tensors, needs, sharded), None)
+            at_once = _at_once(lambda head: _rows_at_once(head, sharded)[0], grad, tensors, needs, sharded)
+            return for_each_input(ctx, *at_once)
         input, weight, bias = tensors
         head = Head(input, weight, bias, sharded.shape)
         cut = sharded.cut(head)
@@ -288,7 +289,7 @@ class ShardedLinearRows(Function):
             of_block = torch.stack([take(part, block.rows) for part in lse])
             whole = Whole(of_block, grad, grad, take(elsewhere, block.rows))
             gradients.add(block, _slopes(sharded, block, whole, take(grad, block.rows)))
-        return (*gradients.finish(), None)
+        return for_each_input(ctx, *gradients.finish())
 
 
 def _at_once(loss: Any, grad: Tensor, tensors: Any, needs: tuple[bool, ...], sharded: ShardedHead) -> tuple[Any, ...]:

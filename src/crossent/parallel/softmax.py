@@ -25,7 +25,7 @@ from crossent.core.target import ELSEWHERE, Target, describe, stand_in
 from crossent.impl import choose, formulas, load
 from crossent.impl.head import take
 from crossent.impl.protocol import Partials
-from crossent.ops.library import differentiated, like, tell_if_in_place
+from crossent.ops.library import differentiated, for_each_input, like, tell_if_in_place
 from crossent.ops.linear import transform_under_way
 from crossent.parallel.agreement import agreeing
 from crossent.parallel.collectives import (
@@ -352,11 +352,11 @@ class ShardedCrossEntropy(Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:4]
         if grad is None:
-            return (None,) * 11
+            return for_each_input(ctx)
         logits, *tensors, lse, elsewhere = ctx.saved_tensors
         target = Target._make((*tensors, ctx.settings))
         if differentiated(grad, logits, *tensors):
-            return (*_at_once(grad, Rows(logits, target, target, *ctx.others), ctx.shard, needs), *(None,) * 7)
+            return for_each_input(ctx, *_at_once(grad, Rows(logits, target, target, *ctx.others), ctx.shard, needs))
         compute = _EAGER if needs[2] or needs[3] else load(ctx.impl)
         grads = compute.cross_entropy_backward(grad, logits, target, lse, needs, 1.0, ctx.inplace, elsewhere)
         if ctx.inplace and grads.logits is not None:
@@ -364,7 +364,7 @@ class ShardedCrossEntropy(Function):
         on_logits, on_target, *others = grads
         on_logits = None if on_logits is None else like(on_logits, logits)
         on_target = None if on_target is None else like(on_target, target.values)
-        return (on_logits, on_target, *others, *(None,) * 7)
+        return for_each_input(ctx, on_logits, on_target, *others)
 
 
 def _at_once(grad: Tensor, rows: Rows, shard: VocabShard, needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
