@@ -92,7 +92,7 @@ def _sigmoid_focal(x: Tensor, penalty: Any) -> Tensor:
 
 
 def _by_every_mode(loss: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradient and the tangent, and the second derivative along a direction: backward, forward over reverse, reverse twice."""
+    """Return the gradient and the tangent, and the second derivative along a direction: backward, and by two transforms."""
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     (second,) = torch.autograd.grad((grad * along).sum(), leaf)
