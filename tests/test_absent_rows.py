@@ -71,6 +71,10 @@ def _distillation(x: Tensor, y: Tensor, **options: Any) -> Tensor:
     return crossent.distillation_loss(x, whole[KEPT] if teacher is None else teacher, 2.0, y, **options)
 
 
+def _reverse_distillation(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    return _distillation(x, y, reverse=True, **options)
+
+
 ENTRIES = {
     "cross_entropy": Entry(crossent.cross_entropy),
     "long rows": Entry(crossent.cross_entropy, classes=300),
@@ -87,6 +91,7 @@ ENTRIES = {
     "taught head": Entry(_taught(1 << 28), soft=True),
     "taught head in blocks": Entry(_taught(64), soft=True),
     "distillation": Entry(_distillation),
+    "reverse distillation": Entry(_reverse_distillation),
     "multilabel": Entry(lambda x, y, **options: crossent.multilabel_cross_entropy(x, y > 0.5, **options), soft=True),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -106,7 +111,11 @@ def _weightless(options: dict[str, Any], entry: Entry) -> dict[str, dict[str, An
     if not entry.soft:
         ways["ignored"] = {"target": -100}
         # distillation: the class weights are those of its second part only
-        if not options.get("label_smoothing") and entry.classes == 4 and entry.loss is not _distillation:
+        if (
+            not options.get("label_smoothing")
+            and entry.classes == 4
+            and entry.loss not in (_distillation, _reverse_distillation)
+        ):
             ways["class weight"] = {"target": 3, "weight": torch.tensor([1.0, 2.0, 0.5, 0.0], dtype=torch.float64)}
     return ways
 
