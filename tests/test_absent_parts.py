@@ -323,3 +323,33 @@ def test_smoothing_spreads_nothing_over_classes_without_weight(soft, garbage, cl
         )
         (grad,) = torch.autograd.grad(loss.sum(), x)
         assert loss.count_nonzero() == grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("hot", [False, True], ids=["index", "one-hot"])
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("entry", ["function", "module", "head", "head in blocks"])
+def test_a_target_that_full_smoothing_leaves_nothing_of_may_be_impossible(entry, dtype, classes, hot, impl):
+    """With ε = 1 the label itself weighs 0: that its class is masked costs 0 times infinity."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, classes, generator=generator, dtype=torch.float64).to(dtype)
+    y, mask = torch.tensor([1, 0, 1, 2]), torch.arange(classes) != 1
+    target = F.one_hot(y, classes).to(dtype) if hot else y
+    options = {"class_mask": mask, "label_smoothing": 1.0}
+    eye = torch.eye(classes, dtype=dtype)
+    loss = {
+        "function": lambda x: crossent.cross_entropy(x, target, impl=impl, **options),
+        "module": lambda x: crossent.CrossEntropyLoss(impl=impl, **options)(x, target),
+        "head": lambda x: crossent.linear_cross_entropy(x, eye, target, impl=impl, **options),
+        "head in blocks": lambda x: crossent.linear_cross_entropy(x, eye, target, impl=impl, max_bytes=64, **options),
+    }[entry]
+    leaf = x.clone().requires_grad_()
+    got = loss(leaf)
+    (grad,) = torch.autograd.grad(got, leaf)
+    expected = reference.cross_entropy(
+        x.double().numpy(), target.double().numpy() if hot else y.numpy(), **{**options, "class_mask": mask.numpy()}
+    )
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(got.double(), torch.tensor(float(expected.loss), dtype=torch.float64), **close)
+    torch.testing.assert_close(grad.double(), torch.from_numpy(expected.grad), **close)

@@ -71,6 +71,10 @@ def _distillation(x: Tensor, y: Tensor, **options: Any) -> Tensor:
     return crossent.distillation_loss(x, whole[KEPT] if teacher is None else teacher, 2.0, y, **options)
 
 
+def _reverse_distillation(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    return _distillation(x, y, reverse=True, **options)
+
+
 ENTRIES = {
     "cross_entropy": Entry(crossent.cross_entropy),
     "long rows": Entry(crossent.cross_entropy, classes=300),
@@ -87,6 +91,7 @@ ENTRIES = {
     "taught head": Entry(_taught(1 << 28), soft=True),
     "taught head in blocks": Entry(_taught(64), soft=True),
     "distillation": Entry(_distillation),
+    "reverse distillation": Entry(_reverse_distillation),
     "multilabel": Entry(lambda x, y, **options: crossent.multilabel_cross_entropy(x, y > 0.5, **options), soft=True),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -106,7 +111,11 @@ def _weightless(options: dict[str, Any], entry: Entry) -> dict[str, dict[str, An
     if not entry.soft:
         ways["ignored"] = {"target": -100}
         # distillation: the class weights are those of its second part only
-        if not options.get("label_smoothing") and entry.classes == 4 and entry.loss is not _distillation:
+        if (
+            not options.get("label_smoothing")
+            and entry.classes == 4
+            and entry.loss not in (_distillation, _reverse_distillation)
+        ):
             ways["class weight"] = {"target": 3, "weight": torch.tensor([1.0, 2.0, 0.5, 0.0], dtype=torch.float64)}
     return ways
 
@@ -174,6 +183,47 @@ def test_value_and_gradient(name, options, more, impl, garbage):
         (grad,), (of_few,) = torch.autograd.grad(loss, x), torch.autograd.grad(expected, few)
         torch.testing.assert_close(grad[KEPT], of_few)
         assert (grad[GONE] == 0).all()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("max_bytes", [64, 1 << 28], ids=["blocks", "few logits"])
+@pytest.mark.parametrize(
+    "way", ["ignored", "sample_weight", "class weight", "no class", "probabilities of 0", "classes without weight"]
+)
+def test_the_gradient_of_a_head_is_that_of_the_rows_that_count(way, max_bytes, impl, garbage):
+    """Its product with the hidden states has 0 times nan in it, unless rows that do not count are left out of that, too."""
+    for reduction in ("mean", "sum", "none"):
+        x, y = _arguments(ENTRIES["head in blocks"], "head", GARBAGE[garbage], torch.float64)
+        c, u = torch.tensor([1.0, 2.0, 0.5, 0.0]).double(), torch.ones(ROWS).double().index_fill(0, GONE, 0.0)
+        options: dict[str, Any] = {"reduction": reduction, "max_bytes": max_bytes, "impl": impl}
+        of_rows: dict[str, Any] = {}
+        if way == "sample_weight":
+            of_rows = {"sample_weight": u}
+        elif way == "no class":
+            of_rows = {"class_mask": (u > 0)[:, None].expand(ROWS, 4)}
+        elif way == "probabilities of 0":
+            y = torch.nn.functional.one_hot(y, 4) * u[:, None]
+            options["denominator"] = 4.0 if reduction == "mean" else None  # which is over all rows of probabilities
+        elif way == "classes without weight":
+            y[GONE], options["weight"] = 3, c
+            y = torch.nn.functional.one_hot(y, 4).double()
+            options["denominator"] = 4.0 if reduction == "mean" else None
+        else:
+            y[GONE] = -100 if way == "ignored" else 3
+            options["weight"] = c if way == "class weight" else None
+        of_both = []
+        for rows, more in ((torch.arange(ROWS), of_rows), (KEPT, {})):
+            head, bias = torch.linspace(-1, 1, 12).double().reshape(4, 3), torch.linspace(0, 1, 4).double()
+            leaves = head.requires_grad_(), bias.requires_grad_()
+            try:
+                loss = crossent.linear_cross_entropy(x[rows], head, y[rows], linear_bias=bias, **options, **more)
+            except RuntimeError as error:
+                if "cannot run here" not in str(error):
+                    raise
+                pytest.skip(str(error))
+            of_both.append((loss.detach().sum(), *torch.autograd.grad(loss.sum(), leaves)))
+        torch.testing.assert_close(*of_both)
 
 
 @pytest.mark.parametrize("holds", [0.5, NAN])

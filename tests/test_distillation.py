@@ -277,3 +277,18 @@ def test_a_teachers_head_with_every_option(blocks, masked, reduction):
         h @ W.T, teacher.input @ teacher.weight.T, 2.0, class_mask=mask, reduction=reduction
     )
     torch.testing.assert_close(loss - (entropy if reduction == "none" else entropy.mean()), distance / 4)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+def test_a_teacher_learns_nothing_of_a_row_without_weight(garbage, reverse):
+    x, z = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    x[1], z[1, :2] = garbage, garbage
+    leaves, few = (x.requires_grad_(), z.requires_grad_()), [t.detach()[[0, 2]].requires_grad_() for t in (x, z)]
+    options = {"reverse": reverse, "teacher_grad": True}
+    loss = crossent.distillation_loss(*leaves, 2.0, sample_weight=torch.tensor([1.0, 0.0, 1.0]), **options)
+    expected = crossent.distillation_loss(*few, 2.0, **options)
+    torch.testing.assert_close(loss, expected)
+    for got, right in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, few), strict=True):
+        torch.testing.assert_close(got[[0, 2]], right)
+        assert (got[1] == 0).all()

@@ -45,6 +45,16 @@ def _torch_head(x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(x @ _weights().T, y)
 
 
+def _torch_contrast(a: Tensor, b: Tensor) -> Tensor:
+    similarity, own = 3.0 * a @ b.T, torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+
+
+def _shares(x: Tensor, y: Tensor) -> Tensor:
+    labels = (y > 0.2).to(x.dtype)
+    return F.cross_entropy(x, labels / labels.sum(1, keepdim=True))
+
+
 def _focal(x: Tensor, y: Tensor) -> Tensor:
     log_p = F.log_softmax(x, 1).gather(1, y.unsqueeze(1)).squeeze(1)
     return ((1 - log_p.exp()) ** 2 * -log_p).mean()
@@ -90,7 +100,20 @@ ENTRIES = {
         lambda x, y: F.kl_div(F.log_softmax(x, 1), F.log_softmax(y.log(), 1), log_target=True, reduction="batchmean"),
         "probabilities",
     ),
+    "head statistics": Entry(
+        lambda x, y: crossent.linear_cross_entropy_stats(x, _weights(), y, reduction="mean", max_bytes=64).loss, _torch_head
+    ),
+    "multilabel": Entry(lambda x, y: crossent.multilabel_cross_entropy(x, y > 0.2), _shares, "probabilities"),
+    "binary module": Entry(
+        lambda x, y: crossent.BCEWithLogitsLoss()(x, y), F.binary_cross_entropy_with_logits, "probabilities"
+    ),
+    "contrastive": Entry(
+        lambda x, y: crossent.contrastive_cross_entropy(x, y, 3.0), _torch_contrast, "probabilities"
+    ),
 }  # fmt: skip
+
+LISTED = Entry(lambda x, y: crossent.multilabel_cross_entropy(x, [[int(label)] for label in y]), F.cross_entropy)
+"""Labels in lists are numbers of the program: what captures the program captures them."""
 
 
 def _arguments(entry: Entry) -> tuple[Tensor, Tensor]:
@@ -108,7 +131,7 @@ def _arguments(entry: Entry) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_value_and_gradients_inside(name, context):
-    if (name, context) == ("module", "flop counter"):
+    if "module" in name and context == "flop counter":
         pytest.skip(
             "torch's counter follows modules by hooks that autograd.grad of a leaf refuses, torch's own losses too"
         )
@@ -131,12 +154,18 @@ def test_value_and_gradients_inside(name, context):
     torch.testing.assert_close(second, second_of_theirs)
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("name", ENTRIES)
-def test_value_without_gradients(name, context):
-    x, y = _arguments(ENTRIES[name])
-    with context():
-        torch.testing.assert_close(ENTRIES[name].ours(x + 0, y), ENTRIES[name].torchs(x, y))
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", [*ENTRIES, "labels in lists"])
+def test_value_without_gradients(name, grad, context):
+    """Where nothing is differentiated other code runs, which forms statistics and gives tensors of its own."""
+    entry = ENTRIES.get(name, LISTED)
+    x, y = _arguments(entry)
+    expected = entry.torchs(x, y)
+    with grad(), CONTEXTS[context]():
+        loss = entry.ours(x, y)
+    assert loss.device.type == "cpu"
+    torch.testing.assert_close(loss, expected)
 
 
 # --- captures: the call becomes a program, which runs on other numbers ---------------------------------------------------
@@ -175,11 +204,15 @@ CAPTURES: dict[str, Callable[..., Callable[..., Tensor]]] = {
 @pytest.mark.parametrize("name", ENTRIES)
 def test_captured(name, capture, grad):
     """A captured loss, with another term beside it, has torch's value and gradient on numbers that it was not captured with."""
-    if capture == "symbolic_trace" and name == "module":
+    if capture == "symbolic_trace" and "module" in name:
         pytest.skip("a module made inside a function is no submodule, torch's own neither")
     torch._dynamo.reset()
     entry = ENTRIES[name]
     x, y = _arguments(entry)
+    if capture == "symbolic_trace" and name in ("head statistics", "contrastive"):
+        with pytest.raises(TypeError, match=r"must be a torch\.Tensor.*, got torch\.fx\.proxy\.Proxy"):
+            torch.fx.symbolic_trace(entry.ours)
+        return
     entry.ours(x, y)  # so that whatever the first call makes is there
     other, labels = x.flip(0).clone() * 1.5, y.flip(0).clone()
     with contextlib.nullcontext() if grad else torch.no_grad():
@@ -397,7 +430,7 @@ def test_a_subclass_is_asked_and_gets_the_value(name):
     logged = x.as_subclass(_Logged).requires_grad_()
     _Logged.calls.clear()
     loss = ENTRIES[name].ours(logged, y)
-    if name != "stats":  # whose tuple a subclass of tensors could not convert
+    if "stat" not in name:  # whose tuple a subclass of tensors could not convert
         assert any("entropy" in call or "focal" in call or "distillation" in call for call in _Logged.calls)
     torch.testing.assert_close(loss.as_subclass(Tensor), expected)
     (grad,) = torch.autograd.grad(loss, logged)

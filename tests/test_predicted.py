@@ -117,7 +117,7 @@ def test_a_long_row_is_searched_as_a_short_one(classes, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_beyond_two_to_the_24_classes(reduction):
-    classes = (1 << 24) + 3
+    classes = (1 << 24) + 2  # float32 has no number for the last index, and rounds it to the one before
     x = torch.zeros(classes, 2).t()  # classes apart in memory
     x[:, classes - 1] = 1.0
     y = torch.tensor([classes - 1, classes - 2])

@@ -555,6 +555,36 @@ def test_ignored_rows_may_hold_anything(option):
             assert (got.grad[2] == 0).all()
 
 
+WEIGHTLESS = {
+    "cross_entropy": (cross_entropy, lambda: np.array([0, 1, 2, 3, 4, 0])),
+    "probabilities": (cross_entropy, lambda: shares(6, 5)),
+    "statistics": (reference.cross_entropy_stats, lambda: np.array([0, 1, 2, 3, 4, 0])),
+    "multilabel": (reference.multilabel_cross_entropy, lambda: np.round(shares(6, 5) * 0.9) + np.eye(6, 5)),
+    "distillation": (reference.distillation_loss, lambda: numbers(6, 5, seed=3)),
+    "reverse distillation": (
+        lambda *a, **o: reference.distillation_loss(*a, reverse=True, z_loss=0.1, **o),
+        lambda: numbers(6, 5, seed=3),
+    ),
+    "binary": (reference.binary_cross_entropy_with_logits, lambda: shares(6, 5)),
+    "sigmoid focal": (reference.sigmoid_focal_loss, lambda: shares(6, 5)),
+}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("garbage", [np.nan, INF, -INF])
+@pytest.mark.parametrize("member", WEIGHTLESS)
+def test_rows_whose_sample_weight_is_0_are_not_there(member, garbage, reduction):
+    loss, target = WEIGHTLESS[member]
+    x, y, u = numbers(6, 5), target(), np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0])
+    few = loss(x[u > 0], y[u > 0], sample_weight=u[u > 0], reduction=reduction)
+    x[1], x[4, :2], x[4, 2:] = garbage, 0.5, garbage
+    got = loss(x, y, sample_weight=u, reduction=reduction)
+    np.testing.assert_allclose(got.loss, few.loss, rtol=1e-14)
+    if hasattr(got, "grad"):
+        np.testing.assert_allclose(got.grad[u > 0], few.grad, rtol=1e-13)
+        assert (got.grad[u == 0] == 0).all()
+
+
 def test_a_mean_of_nothing():
     for options in OPTIONS.values():
         nothing = cross_entropy(numbers(4, 5), [-100] * 4, **options)

@@ -864,7 +864,7 @@ def distillation_loss(
     assert kl.target_grad is not None
     factor, loss = reduce_rows(temperature**2 * kl.loss, counts, settings)
     grad, teacher_grad = (kl.target_grad, kl.grad) if reverse else (kl.grad, kl.target_grad)
-    grad, teacher_grad = temperature * factor[..., None] * grad, temperature * factor[..., None] * teacher_grad
+    grad, teacher_grad = (times(temperature * factor[..., None], g) for g in (grad, teacher_grad))
     if target is not None:
         hard = cross_entropy_of_rows(rows, settings)
         loss = alpha * loss + (1 - alpha) * hard.loss
@@ -873,7 +873,7 @@ def distillation_loss(
     if z_loss:
         small = softmax_cross_entropy(rows.x, np.zeros(rows.x.shape), z_loss=z_loss * counts)
         loss = loss + reduce_rows(small.loss, counts, settings)[1]
-        grad = grad + factor[..., None] * small.grad
+        grad = grad + times(factor[..., None], small.grad)
     return LossAndGradient(loss, np.moveaxis(grad, -1, rows.axis), np.moveaxis(teacher_grad, -1, rows.axis))
 
 

@@ -475,3 +475,9 @@ def test_wrong_losses_are_found_in_any_disguise(name, disguise):
         assert "a smoothing of ε = 0.3333" in found(report, rule).why or "1 − ε" in name
     if rule == "CE214":
         assert "not tried: it raises" not in [trial.result for trial in report.trials]
+
+
+def test_a_default_device_is_not_that_of_the_audit():
+    with torch.device("meta"):
+        report = crossent.check_loss(torch.nn.CrossEntropyLoss())
+    assert report.ok

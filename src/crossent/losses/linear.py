@@ -30,7 +30,7 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape
-from crossent.core.modes import is_dtensor, readable
+from crossent.core.modes import is_dtensor, plain, readable
 from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weigh, weights_of_rows
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
@@ -643,8 +643,38 @@ def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
     return call._replace(target=target.leaving_out(rows))
 
 
+def _without_garbage_of_no_label(call: _Call) -> _Call:
+    """Put 0 in the place of hidden states that are not finite where a row's probabilities weigh nothing.
+
+    Such a row has a loss of 0 and counts in a mean, so it cannot be left out. The gradient of its logits is 0, of which the product
+    with such hidden states would make nan. A gradient for its probabilities or their weights needs the softmax, and sees the nan.
+    """
+    head, target = call.head, call.target
+    t, c, settings = target.values, target.weight, target.settings
+    if target.indices or call.teacher is not None or target.is_shard or settings.label_smoothing or settings.z_loss:
+        return call
+    if _wants_grad(t, c) or transform_under_way(head.input, t, c) or is_dtensor(head.input, head.weight, t):
+        return call
+    if not torch.compiler.is_compiling() and not plain(head.input, t, c):
+        return call
+    rows = ~head.input.detach().isfinite().all(1)
+    if readable(rows):
+        rows = rows.nonzero().squeeze(1)
+        if not rows.shape[0]:
+            return call
+        t = t[rows]
+    if c is not None:
+        t = t.masked_fill((c == 0).view(-1, *(1 for _ in head.shape[1:])), 0.0)
+    unwanted = torch.linalg.vector_norm(t.flatten(1), torch.inf, 1) == 0
+    if rows.dtype == torch.bool:
+        rows = rows & unwanted
+    else:
+        rows = torch.zeros(head.input.shape[0], dtype=torch.bool).index_fill_(0, rows[unwanted], True)
+    return call._replace(head=head._replace(input=head.input.masked_fill(rows.unsqueeze(1), 0.0)))
+
+
 def _loss(call: _Call) -> Tensor:
-    call = _without_garbage(call)
+    call = _without_garbage_of_no_label(_without_garbage(call))
     reduction = call.reduction
     if _at_once(call):
         loss = _loss_at_once(call)

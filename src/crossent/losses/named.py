@@ -25,6 +25,7 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape, type_error
+from crossent.core.modes import readable
 from crossent.core.overrides import overridable
 from crossent.core.penalties import BalancedFocal, Focal
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
@@ -300,6 +301,8 @@ def distillation_loss(
     dtype = result_dtype(student_logits, (), options.get("out_dtype"))
     rows = Reduction.among(options.get("reduction", "mean"), options)
     pair = _understand_pair(student_logits, teacher_logits, temperature, target, options)
+    if options.get("reverse", False) or options.get("teacher_grad", False):
+        pair = _without_garbage(pair, rows.sample_weight)
     impl, squeezed = options.get("impl"), student_logits.dim() == 1
 
     def reduced(each: Tensor) -> Tensor:
@@ -360,6 +363,23 @@ def _understand_pair(
         ignored = hard.ignored_rows()
         described = described if ignored is None else described.leaving_out(ignored.squeeze(1))
     return _Pair(student, teacher, described)
+
+
+def _without_garbage(pair: _Pair, sample_weight: Tensor | None) -> _Pair:
+    """Leave out the rows of weight 0 whose logits are not finite, where what the targets are made of has a gradient.
+
+    Such a target is nan, and so is its gradient, whatever the gradient is with which the row's loss enters.
+    """
+    if sample_weight is None:
+        return pair
+    garbage = ~(pair.student.detach().isfinite() & pair.teacher.detach().isfinite()).all(1)
+    u = sample_weight.unsqueeze(0) if sample_weight.dim() == 0 else sample_weight
+    if u.shape != garbage.shape:
+        return pair  # what is wrong with the weights is said where they are used
+    garbage = garbage & (u.detach() == 0)
+    if readable(garbage) and not garbage.any():
+        return pair
+    return pair._replace(target=pair.target.leaving_out(garbage))
 
 
 def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:

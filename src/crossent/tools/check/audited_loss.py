@@ -95,7 +95,7 @@ class AuditedLoss:
 
     def call(self, x: Any, target: Any, dtype: torch.dtype = torch.float64) -> Tensor:
         """Call the loss on fresh tensors."""
-        return self.apply(torch.tensor(x, dtype=dtype, requires_grad=True), self.tensor(target, dtype))
+        return self.apply(torch.tensor(x, dtype=dtype, device="cpu", requires_grad=True), self.tensor(target, dtype))
 
     def apply(self, leaf: Tensor, target: Tensor) -> Tensor:
         """Call the loss as a model would: with logits that are no leaf, so that even writing to them is possible."""
@@ -112,7 +112,7 @@ class AuditedLoss:
     @staticmethod
     def tensor(target: Any, dtype: torch.dtype) -> Tensor:
         """Make a tensor of a target, class indices as integers."""
-        values = torch.as_tensor(np.array(target))
+        values = torch.as_tensor(np.array(target), device="cpu")
         return values.to(dtype) if values.is_floating_point() else values.long()
 
     def value(self, x: Any, target: Any) -> Array:
@@ -126,7 +126,7 @@ class AuditedLoss:
     def derivatives(self, x: Any, target: Any, dtype: torch.dtype | None = None, factor: float = 1.0) -> Derivatives:
         """Compute the loss and the gradient of ``factor`` times its sum."""
         dtype = dtype or torch.float64
-        leaf = torch.tensor(x, dtype=dtype, requires_grad=True)
+        leaf = torch.tensor(x, dtype=dtype, device="cpu", requires_grad=True)
         loss = self.apply(leaf, self.tensor(target, dtype))
         try:
             (grad,) = torch.autograd.grad(factor * loss.sum(), leaf, allow_unused=True)
@@ -143,7 +143,7 @@ class AuditedLoss:
         """Compute the second derivative of ``L²/2`` in a direction, by autograd and by differences of the gradient."""
 
         def gradient(x: Any, create_graph: bool) -> tuple[Tensor, Tensor]:
-            leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+            leaf = torch.tensor(x, dtype=torch.float64, device="cpu", requires_grad=True)
             half = self.apply(leaf, self.tensor(target, torch.float64)).sum() ** 2 / 2
             return leaf, torch.autograd.grad(half, leaf, create_graph=create_graph)[0]
 
@@ -179,7 +179,7 @@ class AuditedLoss:
     def writes(self) -> list[str]:
         """Name the inputs that change while the loss runs forward and backward."""
         target = self.tensor(self.target, torch.float64)
-        given, kept = torch.tensor(self.x, requires_grad=True) * 1, target.clone()
+        given, kept = torch.tensor(self.x, device="cpu", requires_grad=True) * 1, target.clone()
         before = given.detach().clone()
         with suppress(RuntimeError):  # autograd may notice, which is another finding
             self.fn(given, target).sum().backward()
