@@ -146,7 +146,7 @@ def _of_shard(
         choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
         call.says("cross_entropy_stats", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
         call.asks(rows.described, reduction, False, out_dtype=options.get("out_dtype"))
-    row, counted = row_statistics(written_out(rows, shard), shard)
+        row, counted = row_statistics(written_out(rows, call.shard), call.shard)
     if input.dim() == 1:
         row, counted = RowStatistics(*(t.squeeze(0) for t in row)), counted.squeeze(0)
     return reduced_statistics(row, counted, reduction, dtype)

@@ -40,6 +40,7 @@ from crossent.impl.head import (
 from crossent.ops.library import differentiated, for_each_input
 from crossent.ops.linear import scaled, transform_under_way
 from crossent.parallel.collectives import (
+    Coming,
     finish,
     gather,
     gather_rows,
@@ -161,7 +162,7 @@ def _wholes(head: Head, sharded: ShardedHead, cut: list[Span] | None) -> Any:
 def _put_together(
     block: Block | None,
     asked: Rows,
-    gathered: Tensor,
+    gathered: Coming,
     shape: torch.Size,
     error: Exception | None,
     sharded: ShardedHead,

@@ -17,6 +17,7 @@ from torch import Tensor
 from crossent.core.shard import VocabShard
 from crossent.impl.head import Block, Gradients, Head, Part, Plan, most_rows, rows_that_count, take
 from crossent.parallel.collectives import (
+    Coming,
     finish,
     processes,
     rank_in,
@@ -86,7 +87,7 @@ def gathered_parts(head: Head, plan: Plan, cut: list[Span], shard: VocabShard) -
     """Give the rows of all processes part after part, each of which is gathered while the one before is worked on."""
     each, rank, valid = head.input.shape[0], rank_in(shard.group), rows_that_count(plan.target)
 
-    def send(span: Span) -> Tensor:
+    def send(span: Span) -> Coming:
         return start_gathering(span.padded(take(head.input, span.own[rank])), shard.group)
 
     coming = send(cut[0]) if cut else None
@@ -105,7 +106,7 @@ class ScatteredGradients(Gradients):
     def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, cut: list[Span], shard: VocabShard) -> None:
         super().__init__(head, needs, impl, len(cut), True)
         self.cut, self.shard = cut, shard
-        self.waiting: tuple[Tensor, Tensor] | None = None
+        self.waiting: tuple[Tensor, Coming] | None = None
 
     def _add_input(self, g: Tensor, block: Block) -> None:
         span, self.cut = self.cut[0], self.cut[1:]

@@ -417,9 +417,9 @@ def sharded_cross_entropy(
         checks.gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
         call.says("cross_entropy", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
         call.asks(rows.described, reduction, False, out_dtype=arguments["out_dtype"])
-    rows = written_out(rows, shard)
-    name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
-    loss, row_weight = row_losses(rows, shard, name, inplace)
+        rows = written_out(rows, call.shard)
+        name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
+        loss, row_weight = row_losses(rows, call.shard, name, inplace)
     if reduction.how == "none" and input.dim() == 1:
         loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)
     return reduce_rows(loss, row_weight, reduction).to(dtype)
