@@ -328,11 +328,13 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
 def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> Tensor:
     """Compute the loss of a head of DTensors from this process's part."""
     part, whole = _part(input, weight, target, arguments)
-    given, how = _with_divisor(part, whole, arguments.get("weight")), whole.reduction.how
-    (input, weight, target, _), across = part.tensors, None if how == "none" else part.rows.across
-    if across is not None:
-        given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
+    how = whole.reduction.how
+    across = None if how == "none" else part.rows.across
     with part.rows.tell_others(how):
+        given = _with_divisor(part, whole, arguments.get("weight"))
+        input, weight, target, _ = part.tensors
+        if across is not None:
+            given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
         if part.shard is None:
             call = _understand(input, weight, target, given)
             loss = _explained(_loss, call._replace(reduction=call.reduction._replace(across=across)), target)
@@ -831,17 +833,16 @@ def _plan_of_shard(
     input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any], shard: VocabShard
 ) -> LinearPlan:
     """Say how a head that is a shard of the classes is taken apart, which is the same on all processes."""
-    from crossent.parallel.linear import bytes_of_block, rows_in_all, share_of
+    from crossent.parallel.linear import bytes_of_block, rows_in_all
     from crossent.parallel.sequences import rows_of_span
 
     has_teacher = isinstance(target, Teacher)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
     call = _understand(input, weight, target, given)
-    few = _few(rows_in_all(call.head.input, shard) * share_of(call.head.shape, shard), input, call.max_bytes)
     size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, has_teacher)
     call = call._replace(max_bytes=size, teacher=None)  # the size has room for a teacher's workspace already
-    why = _must_be_formed(call) or ("few logits" if few else "")
+    why = _must_be_formed(call)
     plan = _plan(call, why)
     if not shard.sequence_parallel:
         return plan
@@ -856,14 +857,12 @@ def _loss_of_shard(
 ) -> Tensor:
     """Compute the loss of a head that is a shard of the classes."""
     from crossent.parallel.agreement import agreeing
-    from crossent.parallel.linear import rows_in_all, sharded_linear
+    from crossent.parallel.linear import sharded_linear
     from crossent.parallel.sequences import own_rows
 
     with agreeing(checked_shard(arguments["shard"]), input) as request:
         call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy", request)
-        input, rows = call.head.input, rows_in_all(call.head.input, sharded.shard)
-        few = _few(rows * sharded.share, input, call.max_bytes)  # on each process, though shards may differ in size
-        loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
+        loss, row_weight = sharded_linear(call.head, sharded, call.reduction, bool(_must_be_formed(call)))
     if row_weight is not None:
         loss = reduce_rows(loss, row_weight, call.reduction)
     if call.reduction.how == "none":

@@ -8,7 +8,7 @@ use a shared tensor in its own way, ``gather_rows`` is both. Sums are float32 or
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed import _functional_collectives as collectives
 
-from crossent.core.modes import plain
+from crossent.core.modes import plain, readable
+
+_Result = TypeVar("_Result")
 
 
 class CallGroup:
@@ -67,6 +69,7 @@ def start_gathering(x: Tensor, group: Any) -> Coming:
 
 def start_scattering(x: Tensor, group: Any) -> Coming:
     """Begin to add up ``(P · n, ...)`` over the processes, of which each gets its ``n`` rows; ``finish`` waits for them."""
+    _ask_first(group)
     wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     if not plain(x):
         return Coming(collectives.reduce_scatter_single(wide, "sum", 0, _or_all(group)), collectives.wait_tensor)
@@ -95,8 +98,15 @@ def _or_all(group: Any) -> Any:
     return dist.group.WORLD if group is None else group
 
 
+def _ask_first(group: Any) -> None:
+    """Hear what all processes ask for where nothing was gathered yet, as without rows, before they send equally much."""
+    if isinstance(group, CallGroup) and group.first is not None:
+        finish(start_gathering(torch.empty(0), group))
+
+
 def add_up(x: Tensor, group: Any) -> Tensor:
     """Add a tensor up over the processes, in float32 or wider."""
+    _ask_first(group)
     wide = torch.promote_types(x.dtype, torch.float32)
     if not plain(x):
         return finish(
@@ -221,6 +231,51 @@ def rows_of_process(x: Tensor, group: Any) -> Tensor:
 # --- failing together -------------------------------------------------------------------------------------------------
 
 
+class Failure:
+    """What has failed on this process in a call, which goes on to take part in what the others wait for until all know."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def attempt(self, compute: Callable[[], _Result], otherwise: Callable[[], _Result]) -> _Result:
+        """Compute something, or what stands for it where something has failed, here or before."""
+        if self.error is None:
+            try:
+                return compute()
+            except Exception as error:
+                if torch.compiler.is_compiling():
+                    raise
+                self.error = error
+        return otherwise()
+
+    def raise_if_told(self, failed: Tensor, group: Any) -> None:
+        """Raise on all processes what has failed on one; where nobody waits for a device to know, they have nan and go on."""
+        if readable(failed) and failed.any():
+            raise_together(self.error, group)
+
+    def raise_own(self) -> None:
+        """Raise what has failed here, when nobody waits for this process any more."""
+        if self.error is not None:
+            raise self.error
+
+
+def add_up_unless(x: Tensor, failure: Failure, group: Any) -> Tensor:
+    """Add a tensor up over the processes, beside a number that says whether one of them has failed: then all raise."""
+    if not readable(x):
+        total = add_up(x if failure.error is None else torch.full_like(x, torch.nan), group)
+        failure.raise_own()
+        return total
+    _ask_first(group)
+    beside = x.new_zeros(x.numel() + 1, dtype=torch.promote_types(x.dtype, torch.float32))
+    if failure.error is None:
+        beside[:-1] = x.flatten()
+    else:
+        beside[-1] = 1
+    dist.all_reduce(beside, group=group_of(group))
+    failure.raise_if_told(beside[-1:], group)
+    return beside[:-1].view(x.shape)
+
+
 def pack(columns: Tensor, failed: bool) -> Tensor:
     """Lay the columns ``(K, ...)`` of a process out behind a header, which says whether it has failed, as one tensor."""
     header = torch.tensor([failed], dtype=torch.int64, device=columns.device)
@@ -242,14 +297,21 @@ def tell(what: Any, group: Any) -> list[Any]:
     return of_each
 
 
-def raise_together(error: Exception | None, group: Any) -> None:
-    """Tell all processes of a group why some have failed, and raise that everywhere. All of them must come here."""
+def told_together(error: Exception | None, group: Any) -> Exception | None:
+    """Tell all processes of a group why some have failed; return the own error, or else that of the first of them, if any."""
     reasons = tell(None if error is None else (_known_type(error), str(error)), group)
-    if error is not None:
-        raise error
+    if error is not None or not any(reasons):
+        return error
     rank = next(i for i, reason in enumerate(reasons) if reason is not None)
     kind, message = reasons[rank]
-    raise kind(f"process {rank} of the group: {message}")
+    return kind(f"process {rank} of the group: {message}")  # type: ignore[no-any-return]
+
+
+def raise_together(error: Exception | None, group: Any) -> None:
+    """Tell all processes of a group why some have failed, and raise that everywhere. All of them must come here."""
+    told = told_together(error, group)
+    assert told is not None
+    raise told
 
 
 def _known_type(error: Exception) -> type[Exception]:
