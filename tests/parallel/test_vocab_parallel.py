@@ -469,6 +469,45 @@ def test_statistics_are_those_of_all_classes(ranks, name, cut, soft):
             torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
 
 
+def impossible(penalty, kind):
+    """A label that a mask forbids: the loss may be infinite, and the gradient is that of one process all the same."""
+    x, y, _ = _data()
+    y = y.clamp(min=0).masked_fill(torch.arange(N) % 2 == 0, 7)
+    shard, here = _shard("uneven")
+    given = {"class_mask": torch.arange(C) != 7, "penalty": penalty, "reduction": "none"}
+    found = []
+    for logits, how in ((x, None), (x[:, here], shard)):
+        leaf = logits.clone().requires_grad_()
+        if kind == "statistics":
+            loss = crossent.cross_entropy_stats(leaf, y, shard=how, **given).loss
+        else:
+            loss = crossent.cross_entropy(leaf, y, shard=how, **given)
+        (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=kind == "twice")
+        found.append((loss.detach(), grad.detach() if how else grad.detach()[:, here]))
+    assert found[0][1].isfinite().all()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["loss", "twice", "statistics"])
+@pytest.mark.parametrize("name", [name for name in MEMBERS if "penalty" in MEMBERS[name]])
+def test_a_label_of_an_impossible_class(ranks, name, kind):
+    ranks.assert_holds(impossible, MEMBERS[name]["penalty"], kind)
+
+
+def one_row():
+    """One row, whose numbers may be one number expanded, is told as any other."""
+    x, y, _ = _data()
+    shard, here = _shard("even")
+    for options in ({}, {"class_mask": torch.arange(C) != 7, "label_smoothing": 0.1}):
+        wanted = crossent.cross_entropy(x[:1], y[:1], **options)
+        loss = crossent.cross_entropy(x[:1, here], y[:1], shard=shard, **options)
+        torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=0)
+
+
+def test_one_row(ranks):
+    ranks.assert_holds(one_row)
+
+
 def modules():
     """The modules and named losses that take a shard keep it, copy it, and obey it."""
     x, y, t = _data()

@@ -80,7 +80,10 @@ class Call:
     def tell_first(self, x: Tensor) -> Tensor:
         """Gather a tensor of all processes as ``(P, ...)``, unless one of them has failed or asks for something else."""
         group, shard = self.group.group, self.shard
-        data, room = x.contiguous().view(-1).view(torch.uint8), _ROOM.get(_key(group), _LEAST)
+        data = (
+            x.new_empty(x.numel()).copy_(x.flatten()).view(torch.uint8)
+        )  # one number of an expanded tensor has no bytes
+        room = _ROOM.get(_key(group), _LEAST)
         size, fits = len(data), min(len(data), room)
         checksums = [crc32(words.encode()) for words in self.alike.values()]
         words = [self.error is not None, size, shard.start, self.size, *checksums]

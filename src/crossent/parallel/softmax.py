@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from crossent.core import checks
 from crossent.core.modes import plain, readable
-from crossent.core.penalties import NamedPenalty
+from crossent.core.penalties import NamedPenalty, Penalty
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype, times
 from crossent.core.settings import Settings
 from crossent.core.shard import VocabShard
@@ -243,7 +243,7 @@ def together(rows: Rows, gathered: Tensor, rank: int) -> Whole:
     if rows.penalised and not rows.penalises_all:
         log_p, penalty = -loss, rows.target.penalty
         assert penalty is not None
-        loss = times(row_weight, penalty.f(log_p)).masked_fill(each.mass.sum(0) == 0, 0.0)
+        loss = times(row_weight, _costs(log_p, penalty)).masked_fill(each.mass.sum(0) == 0, 0.0)
         elsewhere = times(_without(each.row_weight, rank), penalty.s(log_p))
     if rows.z_loss:
         lse = top + log_sum
@@ -258,6 +258,15 @@ def together(rows: Rows, gathered: Tensor, rank: int) -> Whole:
     if rows.wrong is not None:
         loss = loss.masked_fill(rows.wrong, torch.nan)
     return Whole(lse, loss, row_weight, elsewhere)
+
+
+def _costs(log_p: Tensor, penalty: Penalty) -> Tensor:
+    """Compute f(log p), whose derivative -s autograd finds also at a probability of 0, where that of the formula is nan."""
+    impossible = log_p == -torch.inf
+    nothing = torch.full_like(log_p, -torch.inf)
+    most = penalty.f(nothing)
+    there = times(penalty.s(nothing), -log_p) + most.masked_fill(most.isinf(), 0.0)
+    return torch.where(impossible, there, penalty.f(log_p.masked_fill(impossible, -1.0)))
 
 
 def put_together(rows: Rows, gathered: Tensor, shard: VocabShard, failure: Failure) -> Whole:
