@@ -32,6 +32,7 @@ POINTS = {
     "the teacher": (teachers, "teacher_logits"),
     "a smoothed target": (formulas, "smoothed_target"),
     "gradients for logits": (load("eager"), "cross_entropy_backward"),
+    "slopes of formed logits": (softmax._EAGER, "cross_entropy_backward"),
     "the memory of gradients": (head.Gradients, "__init__"),
     "gradients for hidden states": (head.Gradients, "_add_input"),
     "gradients for a part of a sequence": (sequences.ScatteredGradients, "_add_input"),
@@ -163,6 +164,29 @@ def test_what_fails_at_a_second_look(ranks, kind, point, reduction):
     for at in (0,) if kind == "smoothed" else (0, 1, -1):
         for wanted in ("hw", ""):
             assert_told(ranks(of_head, point, at, kind, reduction, wanted, False))
+
+
+def of_formed_logits(point, sequence_parallel, wanted):
+    """Fail in the backward of a head whose logit_bias wants a gradient, too, where autograd forms all of them."""
+    h, w, y, shard, given = _problem("plain", sequence_parallel)
+    h, w = h.requires_grad_("h" in wanted), w.requires_grad_("w" in wanted)
+    bias = torch.zeros(len(w)).requires_grad_()
+
+    def step():
+        loss = crossent.linear_cross_entropy(h, w, y, shard=shard, logit_bias=bias, **given)
+        loss.backward()
+        return loss
+
+    with _failing(point, 0):
+        answer = _answer(step)
+    return answer, step().item()
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole", "sequences"])
+@pytest.mark.parametrize("wanted", ["hw", "w"])
+def test_what_fails_where_autograd_forms_the_gradients_of_a_head(ranks, wanted, sequence_parallel):
+    assert_told(ranks(of_formed_logits, "slopes of formed logits", sequence_parallel, wanted))
+    assert_told(ranks(of_formed_logits, "the first look", sequence_parallel, wanted))
 
 
 def of_logits(point, at, kind, loss):

@@ -7,7 +7,7 @@ backward forms the logits once more, and needs no other process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, prod
@@ -55,8 +55,10 @@ from crossent.parallel.sequences import (
     ScatteredGradients,
     Span,
     Together,
+    added_up,
     gathered_parts,
     of_all_rows,
+    sent_back,
     spans,
 )
 from crossent.parallel.softmax import (
@@ -340,13 +342,16 @@ def _at_once(loss: Any, grad: Tensor, tensors: Any, needs: tuple[bool, ...], sha
 
 def _logits(head: Head, sharded: ShardedHead) -> Rows:
     """Form all logits, where they are few or somebody differentiates what is done with them."""
+    input = gather_rows(head.input, sharded.shard.group) if sharded.shard.sequence_parallel else head.input
+    return _logits_of(head._replace(input=input), sharded)
+
+
+def _logits_of(head: Head, sharded: ShardedHead) -> Rows:
+    """Form the logits of all rows, which are here."""
     ignored = None if sharded.rows.labels is None else ~sharded.rows.hard.counted_rows(sharded.rows.logits)
-    shard, input = sharded.shard, head.input
-    if shard.sequence_parallel:
-        input = gather_rows(input, shard.group)
 
     def formed() -> Tensor:
-        x = input
+        x = head.input
         if ignored is not None:  # or the products would spread a nan
             absent = ignored.flatten(1).all(1) if ignored.dim() > 1 else ignored
             x = x.masked_fill(absent.unsqueeze(1), 0.0)
@@ -365,6 +370,76 @@ def _shared(head: Head, shard: VocabShard) -> Head:
 def _rows_at_once(head: Head, sharded: ShardedHead) -> tuple[Tensor, Tensor]:
     rows = _logits(_shared(head, sharded.shard), sharded)
     return row_losses(rows, sharded.shard, sharded.impl, False, sharded.failure)
+
+
+class ShardedLinearAtOnce(Function):
+    """The losses of rows whose logits are formed at once, since class weights, a bias of logits or probabilities want gradients.
+
+    Autograd finds them in a graph of its own, so that what fails there reaches all processes. Public for its name.
+    """
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, values, class_weight, logit_bias, sharded):
+        tensors, needs, shard = (
+            (input, weight, bias, values, class_weight, logit_bias),
+            ctx.needs_input_grad,
+            sharded.shard,
+        )
+        here = input
+        if shard.sequence_parallel:
+            here = finish(start_gathering(input.detach(), shard.group)).flatten(0, 1)
+        with torch.enable_grad():
+            given = (here, *tensors[1:])
+            leaves = [
+                None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needs, strict=False)
+            ]
+            losses, row_weight = ShardedLinearAtOnce._losses(leaves, sharded, _logits_of)
+        ctx.mark_non_differentiable(row_weight)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.graph, ctx.sharded = (losses, leaves), sharded
+        return losses.detach(), row_weight.detach()
+
+    @staticmethod
+    def _losses(
+        tensors: Sequence[Tensor | None], sharded: ShardedHead, form: Callable[..., Rows]
+    ) -> tuple[Tensor, Tensor]:
+        input, weight, bias, values, class_weight, logit_bias = tensors
+        assert input is not None
+        assert weight is not None
+        assert values is not None
+        target = sharded.rows.target._replace(values=values, weight=class_weight, logit_bias=logit_bias)
+        asked = replace(sharded, rows=sharded.rows._replace(target=target))
+        rows = form(Head(input, weight, bias, sharded.shape), asked)
+        return row_losses(rows, sharded.shard, sharded.impl, False, sharded.failure)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return for_each_input(ctx)
+        tensors, sharded, needs = ctx.saved_tensors, ctx.sharded, ctx.needs_input_grad[:6]
+        shard, (losses, leaves) = sharded.shard, ctx.graph
+        if differentiated(grad, *tensors):
+            with torch.enable_grad():
+                again = [t if t is None or t.requires_grad else t.detach() for t in tensors]
+                losses = ShardedLinearAtOnce._losses(
+                    again, sharded, lambda head, asked: _logits(_shared(head, shard), asked)
+                )[0]
+                wanted = [t for t, need in zip(again, needs, strict=True) if need]
+                found = iter(torch.autograd.grad(losses, wanted, grad, create_graph=True, materialize_grads=True))
+            return for_each_input(ctx, *(next(found) if need else None for need in needs))
+        failure, wanted = Failure(), [t for t, need in zip(leaves, needs, strict=True) if need]
+
+        def gradients() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(losses, wanted, grad, retain_graph=True, materialize_grads=True)
+
+        found = iter(failure.attempt(gradients, lambda: ()))
+        at_input, *others = (next(found, None) if need else None for need in needs)
+        if shard.sequence_parallel and needs[0]:
+            at_input = sent_back(at_input, tensors[0], shard, failure)
+        else:
+            at_input = added_up(at_input, tensors[0], needs[0], shard, failure)
+        return for_each_input(ctx, at_input, *others)
 
 
 # --- what losses call -------------------------------------------------------------------------------------------------
@@ -415,8 +490,14 @@ def sharded_linear(
     """Compute the losses of a head's rows and what they weigh, or their sum or mean, and None."""
     u, given = reduction.sample_weight, reduction.denominator
     learned = any(isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled() for t in (u, given))
-    if at_once or torch.compiler.is_compiling() or transform_under_way(*head[:3]):
+    if torch.compiler.is_compiling() or transform_under_way(*head[:3], *sharded.rows.target.tensors):
         return _rows_at_once(head, sharded)
+    if at_once:
+        target = sharded.rows.target
+        formed: tuple[Tensor, Tensor] = ShardedLinearAtOnce.apply(
+            *head[:3], target.values, target.weight, target.logit_bias, sharded
+        )
+        return formed
     if not plain(*head[:3], *sharded.rows.target.tensors):  # whatever looks on would not see a kernel
         sharded = replace(sharded, impl=formulas.IMPLEMENTATION.name)
     later = head.input.dtype == torch.float16 and any(t is not None and t.requires_grad for t in head[:3])

@@ -139,12 +139,35 @@ class Together(Gradients):
         """Return the gradients over a divisor when all processes have theirs."""
         nothing: HeadGradients = (None, None, None)
         input, weight, bias = self.failure.attempt(lambda: self.finish(divisor()), lambda: nothing)
-        if self.needs[0] and self.shard.reduce_input_grad:
-            own = self.head.input.detach() if input is None else input
-            return add_up_unless(own, self.failure, self.shard.group).to(own.dtype), weight, bias
-        all_is_well(self.failure, self.head.input, self.shard)
-        self.failure.raise_own()
-        return input, weight, bias
+        return added_up(input, self.head.input, self.needs[0], self.shard, self.failure), weight, bias
+
+
+def added_up(own: Tensor | None, like: Tensor, needed: bool, shard: VocabShard, failure: Failure) -> Tensor | None:
+    """Add up the gradient of hidden states over the processes, where it is wanted; None stands for that of a failed one."""
+    if needed and shard.reduce_input_grad:
+        own = like.detach() if own is None else own
+        return add_up_unless(own, failure, shard.group).to(own.dtype)
+    all_is_well(failure, like, shard)
+    failure.raise_own()
+    return own
+
+
+def sent_back(at_rows: Tensor | None, like: Tensor, shard: VocabShard, failure: Failure) -> Tensor:
+    """Scatter the gradient of all rows, whole or None of a failed process, to the processes that have them, ``like`` theirs."""
+    size, beside = processes(shard.group), int(readable(like))
+
+    def laid_out() -> Tensor:
+        assert at_rows is not None
+        return F.pad(at_rows.view(size, *like.shape), (0, 0, 0, beside)).flatten(0, 1)
+
+    def nothing() -> Tensor:
+        return like.new_full((size * (len(like) + beside), like.shape[1]), 1.0 if beside else torch.nan)
+
+    came = finish(start_scattering(failure.attempt(laid_out, nothing), shard.group)).to(like.dtype)
+    if beside:
+        failure.raise_if_told(came[-1:], shard.group)
+    failure.raise_own()
+    return came[: len(like)]
 
 
 def all_is_well(failure: Failure, like: Tensor, shard: VocabShard) -> None:
