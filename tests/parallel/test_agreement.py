@@ -10,7 +10,7 @@ from torch import distributed as dist
 
 import crossent
 from crossent import VocabShard
-from crossent.impl import load
+from crossent.impl import implementations, load
 
 N, C, D = 6, 9, 4
 CULPRIT = 1
@@ -106,6 +106,22 @@ def test_what_is_not_alike_is_told_to_all(ranks, name, loss):
     assert {kind for kind, _ in errors} == {ValueError}, errors
     assert len({message for _, message in errors}) == 1
     assert all(said in message and "each process" in message for _, message in errors), errors
+
+
+def other_implementations(sequence_parallel):
+    call = _call(max_bytes=400, sequence_parallel=sequence_parallel)
+    answer = _answer(
+        lambda: _run("linear_cross_entropy", {**call, "impl": "eager" if dist.get_rank() == CULPRIT else "native"})
+    )
+    return answer, _run("linear_cross_entropy", call).item()
+
+
+@pytest.mark.skipif(implementations()["native"] is not None, reason="there are no kernels")
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_implementations_that_cut_other_blocks_are_refused(ranks, sequence_parallel):
+    for (kind, message), _ in ranks(other_implementations, sequence_parallel):
+        assert kind is ValueError, message
+        assert "name one with impl" in message
 
 
 def test_a_loss_is_not_its_statistics(ranks):

@@ -35,7 +35,7 @@ from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows,
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
-from crossent.impl import choose
+from crossent.impl import choose, load
 from crossent.impl.head import (
     Head,
     Plan,
@@ -803,7 +803,8 @@ def _understand_shard(
         described.raise_if_out_of_range(shard.classes)
     request.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
     request.asks(
-        described, call.reduction, shard.sequence_parallel, input=call.head.input, linear_bias=call.head.bias,
+        described, call.reduction, shard.sequence_parallel, load(call.impl).workspace,
+        input=call.head.input, linear_bias=call.head.bias,
         shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
         teacher=None if call.teacher is None else call.teacher.temperature,
     )  # fmt: skip

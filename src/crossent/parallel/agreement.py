@@ -39,6 +39,7 @@ _ALIKE = {
     "the rows; where each has rows of its own, linear_cross_entropy takes VocabShard(..., sequence_parallel=True)",
     "reduction": f"reduction and what goes with it must be the same {_EACH}, got {{}}",
     "options": f"the options must be the same {_EACH}, got {{}}",
+    "blocks": f"blocks must have as many rows {_EACH}, but implementations differ in what they need, got {{}}: name one with impl",
 }
 
 
@@ -66,11 +67,15 @@ class Call:
         call += f", sequence_parallel={shard.sequence_parallel}, reduce_input_grad={shard.reduce_input_grad}"
         self.alike.update(loss=call, rows=shape(torch.empty(rows, device="meta")), dtype=str(input.dtype))
 
-    def asks(self, target: Target, reduction: Reduction, own_labels: bool, **more: Any) -> None:
+    def asks(
+        self, target: Target, reduction: Reduction, own_labels: bool, workspace: int | None = None, **more: Any
+    ) -> None:
         """Say what is asked of the rows; ``own_labels`` says that each process has labels of its own."""
         if target.indices and not own_labels and readable(target.values):
             y = target.values.flatten()
             self.alike["labels"] = str(int((y * torch.arange(1, len(y) + 1)).sum()))
+        if workspace is not None:
+            self.alike["blocks"] = f"{workspace} numbers beside each logit"
         self.alike["target"] = "class indices" if target.indices else "probabilities"
         self.alike["reduction"] = ", ".join(_words(reduction._asdict()))
         given = {"weight": target.weight, "logit_bias": target.logit_bias, "class_mask": target.class_mask, **more}
