@@ -85,15 +85,13 @@ class Call:
     def tell_first(self, x: Tensor) -> Tensor:
         """Gather a tensor of all processes as ``(P, ...)``, unless one of them has failed or asks for something else."""
         group, shard = self.group.group, self.shard
-        data = (
-            x.new_empty(x.numel()).copy_(x.flatten()).view(torch.uint8)
-        )  # one number of an expanded tensor has no bytes
-        room = _ROOM.get(_key(group), _LEAST)
+        flat = x.new_empty(x.numel()).copy_(x.flatten())  # one number of an expanded tensor has no bytes
+        data, room = flat.view(torch.uint8), _ROOM.get(_key(group), _LEAST)
         size, fits = len(data), min(len(data), room)
         checksums = [crc32(words.encode()) for words in self.alike.values()]
         words = [self.error is not None, size, shard.start, self.size, *checksums]
-        message = torch.empty(_HEADER + room, dtype=torch.uint8)
-        message[:_HEADER] = torch.tensor(words, dtype=torch.int64).view(torch.uint8)
+        message = torch.empty(_HEADER + room, dtype=torch.uint8, device="cpu")
+        message[:_HEADER] = torch.tensor(words, dtype=torch.int64, device="cpu").view(torch.uint8)
         message[_HEADER : _HEADER + fits] = data[:fits]
         message[_HEADER + fits :] = 0
         of_all = finish(start_gathering(message, group))
@@ -107,9 +105,7 @@ class Call:
                 raise ValueError(_ALIKE[name].format(answers))
         _check_cut(starts.tolist(), classes.tolist(), shard)
         if (sizes != size).any():
-            raise ValueError(
-                f"blocks must have as many rows {_EACH}, got some of {sizes.tolist()} bytes: name one impl"
-            )
+            raise ValueError(f"blocks must have as many rows {_EACH}, got some of {sizes.tolist()} bytes")
         _ROOM[_key(group)] = _room_after(size, room)
         data = of_all[:, _HEADER : _HEADER + size] if size <= room else finish(start_gathering(data, group))
         return data.contiguous().view(-1).view(x.dtype).view(len(of_all), *x.shape)
@@ -146,7 +142,7 @@ def agreeing(shard: VocabShard, input: Any) -> Iterator[Call]:
             raise
         call.error = error
     if call.group.first is not None:
-        finish(start_gathering(torch.empty(0), call.group))
+        finish(start_gathering(torch.empty(0, device="cpu"), call.group))
 
 
 def _check_cut(starts: list[int], sizes: list[int], shard: VocabShard) -> None:

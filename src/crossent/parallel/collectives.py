@@ -101,7 +101,7 @@ def _or_all(group: Any) -> Any:
 def _ask_first(group: Any) -> None:
     """Hear what all processes ask for where nothing was gathered yet, as without rows, before they send equally much."""
     if isinstance(group, CallGroup) and group.first is not None:
-        finish(start_gathering(torch.empty(0), group))
+        finish(start_gathering(torch.empty(0, device="cpu"), group))
 
 
 def add_up(x: Tensor, group: Any) -> Tensor:

@@ -52,7 +52,7 @@ class Across:
 
     def fail(self, error: Exception) -> None:
         """Tell the processes that wait for this one's sums why there are none, and raise that on all of them."""
-        failed = torch.zeros(_SUMS, dtype=torch.float64)
+        failed = torch.zeros(_SUMS, dtype=torch.float64, device="cpu")
         failed[-1] = 1
         self._summed(failed)
         self._raise(error)

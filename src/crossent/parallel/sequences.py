@@ -197,9 +197,7 @@ class ScatteredGradients(Together):
         span, self.cut = self.cut[0], self.cut[1:]
         size, failure = processes(self.shard.group), self.failure
         wide = torch.promote_types(self.head.input.dtype, torch.float32)
-        beside = int(
-            not self.cut and readable(self.head.input)
-        )  # a row more to the last, to say whether one has failed
+        beside = int(not self.cut and readable(self.head.input))  # a row more to the last, which says who has failed
 
         def laid_out() -> Tensor:
             assert self.at_rows is not None
