@@ -95,17 +95,21 @@ def head(name, cut, reduction, size, soft, impl):
     return ours[0], ours[1]
 
 
+def heads(name, size, soft):
+    """Do so for every reduction."""
+    cuts = ("uneven", "empty") if size == "blocks" else ("even",)
+    return [head(name, cut, reduction, size, soft, None) for cut in cuts for reduction in ("mean", "none", "sum")]
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("size", BYTES)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_sharded_head_is_the_whole_head(ranks, name, size, soft):
     if soft and "margin" in name:
         name = "plain"
-    for cut in ("uneven", "empty") if size == "blocks" else ("even",):
-        for reduction in ("mean", "none", "sum"):
-            told = ranks(head, name, cut, reduction, size, soft, None)
-            for of_rank in told[1:]:
-                torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
+    first, *others = ranks(heads, name, size, soft)
+    for told in others:
+        torch.testing.assert_close(told, first, rtol=0, atol=0, equal_nan=True)
 
 
 def _teachers(whole):
