@@ -386,3 +386,15 @@ def test_tangents_of_binary_losses_of_permuted_logits(impl):
         loss = crossent.binary_cross_entropy_with_logits(z, t, pos_weight=weight, reduction="none", impl=impl)
         right = torch.nn.functional.binary_cross_entropy_with_logits(z, t, pos_weight=weight, reduction="none")
         torch.testing.assert_close(fwd.unpack_dual(loss).tangent, fwd.unpack_dual(right).tangent)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_gradient_of_no_rows_can_be_differentiated_as_torchs(reduction, soft):
+    y = torch.zeros(0, 4) if soft else torch.zeros(0, dtype=torch.long)
+    for function in (torch.nn.functional.cross_entropy, crossent.cross_entropy):
+        x = torch.zeros(0, 4, requires_grad=True)
+        loss = function(x, y, weight=torch.rand(4), reduction=reduction)
+        (grad,) = torch.autograd.grad(loss.sum() * 1.5, x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.sum(), x)
+        assert second.shape == (0, 4)

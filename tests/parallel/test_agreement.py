@@ -1,5 +1,6 @@
 """What one process does wrong, or otherwise than the others, raises on all of them; nobody waits, and all of them go on."""
 
+import functools
 from unittest import mock
 
 import pytest
@@ -9,7 +10,7 @@ from torch import distributed as dist
 
 import crossent
 from crossent import VocabShard
-from crossent.impl import load
+from crossent.impl import implementations, load
 
 N, C, D = 6, 9, 4
 CULPRIT = 1
@@ -37,9 +38,6 @@ def _run(loss, call, **more):
     shard = VocabShard.even(C, sequence_parallel=given.pop("sequence_parallel", False))
     here = slice(shard.start, shard.start + 3)
     if "linear" in loss:
-        from crossent.losses import linear
-
-        linear.FEW = 0
         given.setdefault("max_bytes", 1)
         return getattr(crossent, loss)(h, w[here], y, shard=shard, **given, **more)
     given.pop("max_bytes", None)
@@ -108,6 +106,22 @@ def test_what_is_not_alike_is_told_to_all(ranks, name, loss):
     assert {kind for kind, _ in errors} == {ValueError}, errors
     assert len({message for _, message in errors}) == 1
     assert all(said in message and "each process" in message for _, message in errors), errors
+
+
+def other_implementations(sequence_parallel):
+    call = _call(max_bytes=400, sequence_parallel=sequence_parallel)
+    answer = _answer(
+        lambda: _run("linear_cross_entropy", {**call, "impl": "eager" if dist.get_rank() == CULPRIT else "native"})
+    )
+    return answer, _run("linear_cross_entropy", call).item()
+
+
+@pytest.mark.skipif(implementations()["native"] is not None, reason="there are no kernels")
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_implementations_that_cut_other_blocks_are_refused(ranks, sequence_parallel):
+    for (kind, message), _ in ranks(other_implementations, sequence_parallel):
+        assert kind is ValueError, message
+        assert "name one with impl" in message
 
 
 def test_a_loss_is_not_its_statistics(ranks):
@@ -218,9 +232,6 @@ def test_no_rows_anywhere(ranks):
 
 def all_ignored(reduction):
     """Processes whose rows do not count take part in the blocks of the others."""
-    from crossent.losses import linear
-
-    linear.FEW = 0
     generator = torch.Generator().manual_seed(4)
     h = torch.randn(3 * N, D, generator=generator, dtype=torch.float64)
     w = torch.randn(C, D, generator=generator, dtype=torch.float64)
@@ -241,3 +252,107 @@ def all_ignored(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_process_whose_rows_do_not_count(ranks, reduction):
     ranks.assert_holds(all_ignored, reduction)
+
+
+def _collectives(call):
+    """Count the collectives of a call on which nothing looks, as a mode of torch would: the group numbers them."""
+    before = dist.group.WORLD._get_sequence_number_for_group()
+    call()
+    return dist.group.WORLD._get_sequence_number_for_group() - before
+
+
+def _many(rows, **options):
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    logits = torch.randn(rows, 3, generator=generator)
+    y = torch.arange(rows) % C
+    return lambda: crossent.cross_entropy(logits, y, shard=VocabShard.even(C), **options)
+
+
+SIZES = (6, 1000, 1000, 600, 1000, 100, 1000, 1000)
+
+
+def traffic_of_sizes():
+    _many(6)()
+    return [_collectives(_many(rows)) for rows in SIZES]
+
+
+def test_a_size_that_was_told_before_takes_one_gather(ranks):
+    """A call of 1000 rows is longer than what few rows have left room for; one of 100 takes the room away again."""
+    assert ranks(traffic_of_sizes) == [[1, 2, 1, 1, 1, 1, 2, 1]] * 3
+
+
+def alone_after(sizes, changed, options):
+    """Call with rows in these numbers, and then with others on one process, or with other options."""
+    _many(6)()
+    for rows in sizes:
+        _many(rows)()
+    mine = _many(changed, **options) if dist.get_rank() == CULPRIT else _many(sizes[-1])
+    answer = _answer(mine)
+    return answer, [_collectives(_many(rows)) for rows in sizes[-1:]], _many(40)().item()
+
+
+@pytest.mark.parametrize("sizes", [(1000,), (1000, 6), (200_000,), (200_000, 1000)])
+@pytest.mark.parametrize("changed", [5, 170, 3000, 250_000])
+def test_who_changes_the_rows_alone_is_noticed_whatever_came_before(ranks, sizes, changed):
+    """Room for rows is what all processes have heard of, so that no process sends more or less than the others wait for."""
+    for answer, gathers, loss in (told := ranks(alone_after, sizes, changed, {})):
+        assert answer[0] is ValueError, answer
+        assert "as many rows" in answer[1]
+        assert gathers == told[0][1]
+        assert loss == told[0][2]
+
+
+def test_who_changes_an_option_alone_is_noticed_after_many_calls(ranks):
+    for answer, gathers, _ in ranks(alone_after, (1000,) * 3, 1000, {"label_smoothing": 0.1}):
+        assert answer[0] is ValueError, answer
+        assert "the options must be the same" in answer[1]
+        assert gathers == [1]
+    for rank, (answer, gathers, _) in enumerate(ranks(alone_after, (1000,) * 3, 1000, {"reduction": "men"})):
+        assert answer[0] is ValueError, answer
+        assert ("process 1 of the group" in answer[1]) == (rank != CULPRIT)
+        assert gathers == [1]
+
+
+def other_groups():
+    """Groups have rooms of their own: one of two processes knows nothing of what all three have told."""
+    pair = dist.new_group([0, 1])
+    _many(6)()
+    _many(1000)()
+    counts = []
+    if dist.get_rank() < 2:
+        shard = VocabShard(pair, 3 * dist.get_rank(), 6)
+        for _ in range(2):
+            before = pair._get_sequence_number_for_group()
+            crossent.cross_entropy(torch.randn(1000, 3), torch.arange(1000) % 6, shard=shard)
+            counts.append(pair._get_sequence_number_for_group() - before)
+    return counts, _collectives(_many(1000))
+
+
+def test_groups_have_rooms_of_their_own(ranks):
+    assert ranks(other_groups) == [([2, 1], 1), ([2, 1], 1), ([], 1)]
+
+
+def traffic_of_losses():
+    """Count what forward and backward of each loss tell, at the second call."""
+    counts = {}
+    for loss in LOSSES:
+        for masked in (False, True):
+            options = {"class_mask": torch.arange(C) != 4, "label_smoothing": 0.1} if masked else {}
+            call, results = _call(reduction="mean", **options), []
+            call["h" if "linear" in loss else "logits"].requires_grad_()
+            run = functools.partial(_run, loss, call)
+            run()
+            forward = _collectives(lambda run=run, results=results: results.append(run()))
+            total = results[0].loss if "stats" in loss else results[0]
+            counts[loss, masked] = forward, _collectives(total.backward)
+    return counts
+
+
+def test_what_a_loss_tells_when_nothing_looks_on(ranks):
+    for counts in ranks(traffic_of_losses):
+        for (loss, masked), (forward, backward) in counts.items():
+            blocks = N if "linear" in loss else 1
+            reduced = loss == "linear_cross_entropy"  # the gradient of the hidden states, with the loss
+            assert forward == blocks + masked + reduced, (loss, forward)
+            if "stats" not in loss:
+                assert backward == 0, loss

@@ -313,6 +313,26 @@ def test_processes_without_rows(ranks):
     ranks.assert_holds(few_rows_case)
 
 
+def twice_over_few_rows_case(reduction):
+    """Second derivatives of one row on four processes, of which three have none, and send what belongs to it all the same."""
+    mesh, data = _mesh(4), _data("rows")
+    x, y, weight = data["input"][:1], torch.tensor([3]), data["weight"]
+    options = {"reduction": reduction, "z_loss": 0.1}
+    logits, labels = _placed(x, y, [Shard(0)], mesh)
+    placed_weight = distribute_tensor(weight, mesh, [R], src_data_rank=None)
+    found = []
+    for leaf, target, c in ((x.clone().requires_grad_(), y, weight), (logits, labels, placed_weight)):
+        total = crossent.cross_entropy(leaf, target, weight=c, **options).sum() * 1.7
+        (grad,) = torch.autograd.grad(total, leaf, create_graph=True)
+        found.append(torch.autograd.grad((grad * grad).sum(), leaf)[0])
+    torch.testing.assert_close(found[1].full_tensor(), found[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_second_derivatives_reach_processes_without_rows(ranks, reduction):
+    ranks.assert_holds(twice_over_few_rows_case, reduction)
+
+
 def other_losses_case():
     mesh, data = _mesh(2, 2), _data("rows")
     x, y, weight = data["input"], data["target"], data["weight"]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import crossent
 from crossent import VocabShard, linear_cross_entropy, linear_cross_entropy_stats
 from crossent.impl import load
+from crossent.losses import linear
 
 N, D, C = 24, 6, 13
 CUTS = {"even": (5, 5, 3), "uneven": (2, 10, 1), "empty": (6, 0, 7)}
@@ -33,6 +34,7 @@ BYTES = {
     "one block": 8 * N * 5 * 4,
 }  # of two blocks of 3 rows, of an even share
 GATHER, SCATTER = "all_gather_into_tensor", "reduce_scatter_tensor"
+MUST_BE_FORMED = linear._must_be_formed
 ranks = pool(3)
 
 
@@ -66,10 +68,8 @@ def _shard(cut, **more):
 
 
 def _force_blocks(blocks):
-    """Take few logits in blocks, too."""
-    from crossent.losses import linear
-
-    linear.FEW = 0 if blocks else 1 << 20
+    """Form all logits at once, in operations that autograd knows, as where somebody wants other gradients than a head's."""
+    linear._must_be_formed = MUST_BE_FORMED if blocks else lambda call: "the test wants them"
 
 
 def head(name, cut, reduction, size, soft, impl):
@@ -95,17 +95,21 @@ def head(name, cut, reduction, size, soft, impl):
     return ours[0], ours[1]
 
 
+def heads(name, size, soft):
+    """Do so for every reduction."""
+    cuts = ("uneven", "empty") if size == "blocks" else ("even",)
+    return [head(name, cut, reduction, size, soft, None) for cut in cuts for reduction in ("mean", "none", "sum")]
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("size", BYTES)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_sharded_head_is_the_whole_head(ranks, name, size, soft):
     if soft and "margin" in name:
         name = "plain"
-    for cut in ("uneven", "empty") if size == "blocks" else ("even",):
-        for reduction in ("mean", "none", "sum"):
-            told = ranks(head, name, cut, reduction, size, soft, None)
-            for of_rank in told[1:]:
-                torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
+    first, *others = ranks(heads, name, size, soft)
+    for told in others:
+        torch.testing.assert_close(told, first, rtol=0, atol=0, equal_nan=True)
 
 
 def _teachers(whole):
@@ -178,8 +182,8 @@ def teacher_traffic():
 def test_a_teacher_takes_one_more_gather_a_block(ranks):
     for blocks, forward, backward, refusal in ranks(teacher_traffic):
         assert blocks > 1
-        assert forward == {GATHER: 2 * blocks}
-        assert backward == {"all_reduce": 1}
+        assert forward == {GATHER: 2 * blocks, "all_reduce": 1}
+        assert backward == {}
         assert "a teacher: gather the hidden states" in refusal
 
 
@@ -491,8 +495,9 @@ def test_a_gather_a_block_and_one_reduction(ranks, name, soft):
     for reduction in ("mean", "none"):
         for blocks, forward, backward in ranks(counted, name, soft, reduction):
             assert blocks == N / 2
-            assert forward == (looks * blocks, 0, 0)
-            assert backward == (0, 0, 1)
+            with_loss = reduction == "mean"  # the gradient is formed, and added up over the processes, with the loss
+            assert forward == (looks * blocks, 0, with_loss)
+            assert backward == (0, 0, not with_loss)
     if soft:
         return
     for blocks, forward, backward in ranks(counted, name, soft, "mean", True):

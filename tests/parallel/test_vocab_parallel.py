@@ -110,16 +110,24 @@ def member(name, cut, reduction, soft, parts, impl):
     return loss.detach()
 
 
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def members(name, cut, soft):
+    """Do so for every reduction, with a shard's part of what has classes and with all of it."""
+    return [member(name, cut, reduction, soft, parts, None) for reduction in REDUCTIONS for parts in (False, True)]
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_member_is_that_of_all_classes(ranks, name, cut, soft):
     if soft and "bias and margin" in name:
         name = "plain"
-    for reduction in ("mean", "sum", "none"):
-        for parts in (False, True):
-            losses = ranks(member, name, cut, reduction, soft, parts, None)
-            assert all(torch.equal(loss, losses[0]) for loss in losses)
+    first, *others = ranks(members, name, cut, soft)
+    assert len(first) == 6
+    for losses in others:
+        torch.testing.assert_close(losses, first, rtol=0, atol=0)
 
 
 BESIDE_NUMBERS = ("weight", "sample_weight", "logit_bias", "class_mask", "softcap_after_temperature")
@@ -457,16 +465,58 @@ def statistics(name, cut, reduction, soft):
     return tuple(value.detach() for value in found[1][0])
 
 
+def statistics_of_every_reduction(name, cut, soft):
+    return [statistics(name, cut, reduction, soft) for reduction in REDUCTIONS]
+
+
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("cut", ["uneven", "empty"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_statistics_are_those_of_all_classes(ranks, name, cut, soft):
     if soft and "margin" in name:
         name = "plain"
-    for reduction in ("none", "sum", "mean"):
-        told = ranks(statistics, name, cut, reduction, soft)
-        for of_rank in told[1:]:
-            torch.testing.assert_close(of_rank, told[0], rtol=0, atol=0, equal_nan=True)
+    first, *others = ranks(statistics_of_every_reduction, name, cut, soft)
+    for told in others:
+        torch.testing.assert_close(told, first, rtol=0, atol=0, equal_nan=True)
+
+
+def impossible(penalty, kind):
+    """A label that a mask forbids: the loss may be infinite, and the gradient is that of one process all the same."""
+    x, y, _ = _data()
+    y = y.clamp(min=0).masked_fill(torch.arange(N) % 2 == 0, 7)
+    shard, here = _shard("uneven")
+    given = {"class_mask": torch.arange(C) != 7, "penalty": penalty, "reduction": "none"}
+    found = []
+    for logits, how in ((x, None), (x[:, here], shard)):
+        leaf = logits.clone().requires_grad_()
+        if kind == "statistics":
+            loss = crossent.cross_entropy_stats(leaf, y, shard=how, **given).loss
+        else:
+            loss = crossent.cross_entropy(leaf, y, shard=how, **given)
+        (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=kind == "twice")
+        found.append((loss.detach(), grad.detach() if how else grad.detach()[:, here]))
+    assert found[0][1].isfinite().all()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["loss", "twice", "statistics"])
+@pytest.mark.parametrize("name", [name for name in MEMBERS if "penalty" in MEMBERS[name]])
+def test_a_label_of_an_impossible_class(ranks, name, kind):
+    ranks.assert_holds(impossible, MEMBERS[name]["penalty"], kind)
+
+
+def one_row():
+    """One row, whose numbers may be one number expanded, is told as any other."""
+    x, y, _ = _data()
+    shard, here = _shard("even")
+    for options in ({}, {"class_mask": torch.arange(C) != 7, "label_smoothing": 0.1}):
+        wanted = crossent.cross_entropy(x[:1], y[:1], **options)
+        loss = crossent.cross_entropy(x[:1, here], y[:1], shard=shard, **options)
+        torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=0)
+
+
+def test_one_row(ranks):
+    ranks.assert_holds(one_row)
 
 
 def modules():

@@ -120,19 +120,29 @@ def formed(parts: Iterator[Part], form: FormedInTurn) -> Iterator[Block]:
 
 def parts_that_count(head: Head, plan: Plan) -> Iterator[Part]:
     """Cut the rows that count into parts, of which no later one is larger than the first."""
-    keep, valid = counted(head, plan.target), rows_that_count(plan.target)
+    for rows in rows_of_parts(head, plan):
+        yield rows, hidden_states(head, plan, rows)
+
+
+def rows_of_parts(head: Head, plan: Plan) -> Iterator[slice | Tensor | None]:
+    """Say which rows each part has."""
+    keep = counted(head, plan.target)
     size = head.input.shape[0] if keep is None else keep.shape[0]
     step = block_size(head, plan, size)
     for start in range(0, size, step):
-        rows: slice | Tensor | None = (
-            slice(start, min(start + step, size)) if keep is None else keep[start : start + step]
-        )
-        if step >= size and keep is None:
-            rows = None
-        x = take(head.input, rows)
-        if keep is None and valid is not None and not head.input.is_cpu:  # or the products would spread a nan
-            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
-        yield rows, x
+        if keep is not None:
+            yield keep[start : start + step]
+        else:
+            yield None if step >= size else slice(start, min(start + step, size))
+
+
+def hidden_states(head: Head, plan: Plan, rows: slice | Tensor | None) -> Tensor:
+    """Take the hidden states of some rows."""
+    x = take(head.input, rows)
+    if x.is_cpu or isinstance(rows, Tensor):
+        return x
+    valid = rows_that_count(plan.target)  # or the products would spread a nan
+    return x if valid is None else x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
 
 
 class FormedInTurn:

@@ -35,7 +35,7 @@ from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows,
 from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
-from crossent.impl import choose
+from crossent.impl import choose, load
 from crossent.impl.head import (
     Head,
     Plan,
@@ -53,6 +53,7 @@ from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, st
 from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
 
 if TYPE_CHECKING:
+    from crossent.parallel.agreement import Call as Request
     from crossent.parallel.heads import HeadPart
     from crossent.parallel.linear import ShardedHead
     from crossent.parallel.placements import Across
@@ -327,11 +328,13 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
 def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> Tensor:
     """Compute the loss of a head of DTensors from this process's part."""
     part, whole = _part(input, weight, target, arguments)
-    given, how = _with_divisor(part, whole, arguments.get("weight")), whole.reduction.how
-    (input, weight, target, _), across = part.tensors, None if how == "none" else part.rows.across
-    if across is not None:
-        given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
+    how = whole.reduction.how
+    across = None if how == "none" else part.rows.across
     with part.rows.tell_others(how):
+        given = _with_divisor(part, whole, arguments.get("weight"))
+        input, weight, target, _ = part.tensors
+        if across is not None:
+            given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
         if part.shard is None:
             call = _understand(input, weight, target, given)
             loss = _explained(_loss, call._replace(reduction=call.reduction._replace(across=across)), target)
@@ -797,41 +800,45 @@ def _reduced(call: _Call) -> Tensor:
 
 
 def _understand_shard(
-    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any], loss: str
+    input: Tensor,
+    linear_weight: Tensor | nn.Module,
+    target: Tensor | Teacher,
+    arguments: dict[str, Any],
+    loss: str,
+    request: Request,
 ) -> tuple[_Call, ShardedHead]:
     """Understand a call whose head is a shard of the classes; its hidden states are then where they are needed."""
     from crossent.parallel import linear as parallel  # torch's collectives take 0.2 s to import
-    from crossent.parallel.agreement import agreeing
 
-    shard = checked_shard(arguments["shard"])
-    with agreeing(shard, input) as request:
-        if isinstance(linear_weight, nn.Module):
-            input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
-            arguments = {**arguments, "linear_bias": bias}
-        _check_head(input, linear_weight, arguments.get("linear_bias"))
-        given, target = _own_classes(arguments, target, len(input.shape) - 1, linear_weight.shape[0], shard)
-        mask = given.pop("class_mask", None)
-        call = _understand(input, linear_weight, target, given)
-        lead, classes = call.lead, call.head.shape
-        if mask is not None:
-            like = input.new_empty(()).expand(lead + classes)
-            laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
-            mask = _rows_of(laid_out, mask, prod(lead), classes)
-        described = call.target._replace(class_mask=mask)
-        if call.teacher is not None:  # its probabilities come with each block
-            like = call.head.input.detach().new_empty((), dtype=call.target.values.dtype)
-            described = described._replace(values=like.expand(prod(lead), *classes))
-        if shard.sequence_parallel:
-            parallel.check_sequence_parallel(described, call.shift)
-        if described.indices and readable(described.values):
-            described.raise_if_out_of_range(shard.classes)
-        request.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
-        request.asks(
-            described, call.reduction, shard.sequence_parallel, input=call.head.input, linear_bias=call.head.bias,
-            shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
-            teacher=None if call.teacher is None else call.teacher.temperature,
-        )  # fmt: skip
-    return parallel.laid_out(call, described, shard, arguments.get("impl"))
+    shard = arguments["shard"]
+    if isinstance(linear_weight, nn.Module):
+        input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
+        arguments = {**arguments, "linear_bias": bias}
+    _check_head(input, linear_weight, arguments.get("linear_bias"))
+    given, target = _own_classes(arguments, target, len(input.shape) - 1, linear_weight.shape[0], shard)
+    mask = given.pop("class_mask", None)
+    call = _understand(input, linear_weight, target, given)
+    lead, classes = call.lead, call.head.shape
+    if mask is not None:
+        like = input.new_empty(()).expand(lead + classes)
+        laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
+        mask = _rows_of(laid_out, mask, prod(lead), classes)
+    described = call.target._replace(class_mask=mask)
+    if call.teacher is not None:  # its probabilities come with each block
+        like = call.head.input.detach().new_empty((), dtype=call.target.values.dtype)
+        described = described._replace(values=like.expand(prod(lead), *classes))
+    if shard.sequence_parallel:
+        parallel.check_sequence_parallel(described, call.shift)
+    if described.indices and readable(described.values):
+        described.raise_if_out_of_range(shard.classes)
+    request.says(loss, (prod(lead), *classes[1:]), classes[0], input, shard)
+    request.asks(
+        described, call.reduction, shard.sequence_parallel, load(call.impl).workspace,
+        input=call.head.input, linear_bias=call.head.bias,
+        shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
+        teacher=None if call.teacher is None else call.teacher.temperature,
+    )  # fmt: skip
+    return parallel.laid_out(call, described, request.shard, arguments.get("impl"))
 
 
 def _own_classes(
@@ -857,17 +864,16 @@ def _plan_of_shard(
     input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any], shard: VocabShard
 ) -> LinearPlan:
     """Say how a head that is a shard of the classes is taken apart, which is the same on all processes."""
-    from crossent.parallel.linear import bytes_of_block, rows_in_all, share_of
+    from crossent.parallel.linear import bytes_of_block, rows_in_all
     from crossent.parallel.sequences import rows_of_span
 
     has_teacher = isinstance(target, Teacher)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
     call = _understand(input, weight, target, given)
-    few = _few(rows_in_all(call.head.input, shard) * share_of(call.head.shape, shard), input, call.max_bytes)
     size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, has_teacher)
     call = call._replace(max_bytes=size, teacher=None)  # the size has room for a teacher's workspace already
-    why = _must_be_formed(call) or ("few logits" if few else "")
+    why = _must_be_formed(call)
     plan = _plan(call, why)
     if not shard.sequence_parallel:
         return plan
@@ -881,13 +887,13 @@ def _loss_of_shard(
     input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
 ) -> Tensor:
     """Compute the loss of a head that is a shard of the classes."""
-    from crossent.parallel.linear import rows_in_all, sharded_linear
+    from crossent.parallel.agreement import agreeing
+    from crossent.parallel.linear import sharded_linear
     from crossent.parallel.sequences import own_rows
 
-    call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy")
-    input, rows = call.head.input, rows_in_all(call.head.input, sharded.shard)
-    few = _few(rows * sharded.share, input, call.max_bytes)  # on each process, though shards may differ in size
-    loss, row_weight = sharded_linear(call.head, sharded, call.reduction, few or bool(_must_be_formed(call)))
+    with agreeing(checked_shard(arguments["shard"]), input) as request:
+        call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy", request)
+        loss, row_weight = sharded_linear(call.head, sharded, call.reduction, bool(_must_be_formed(call)))
     if row_weight is not None:
         loss = reduce_rows(loss, row_weight, call.reduction)
     if call.reduction.how == "none":
@@ -903,11 +909,15 @@ def _statistics_of_shard(
     across: Across | None = None,
 ) -> CrossEntropyStats:
     """Compute the statistics of a head that is a shard of the classes; ``across`` completes sums over other rows."""
+    from crossent.parallel.agreement import agreeing
     from crossent.parallel.linear import sharded_linear_statistics
     from crossent.parallel.sequences import own_rows
 
-    call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy_stats")
-    row, counted = sharded_linear_statistics(call.head, sharded)
+    with agreeing(checked_shard(arguments["shard"]), input) as request:
+        call, sharded = _understand_shard(
+            input, linear_weight, target, arguments, "linear_cross_entropy_stats", request
+        )
+        row, counted = sharded_linear_statistics(call.head, sharded)
     reduction = call.reduction._replace(across=across)
     if reduction.how == "none":
         *row_tensors, counted = (call.rows_back(own_rows(t, sharded.shard)) for t in (*row, counted))

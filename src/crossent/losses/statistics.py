@@ -135,7 +135,7 @@ def _of_shard(
 ) -> CrossEntropyStats:
     """Compute the statistics of logits whose classes lie on several processes; a reduction may have been read already."""
     from crossent.parallel.agreement import agreeing  # torch's collectives take 0.2 s to import
-    from crossent.parallel.softmax import shard_rows, written_out
+    from crossent.parallel.softmax import shard_rows
     from crossent.parallel.statistics import row_statistics
 
     dim = options.get("dim")
@@ -146,7 +146,7 @@ def _of_shard(
         choose(rows.logits, options.get("impl"), rows.target.values, rows.target)
         call.says("cross_entropy_stats", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
         call.asks(rows.described, reduction, False, out_dtype=options.get("out_dtype"))
-    row, counted = row_statistics(written_out(rows, shard), shard)
+        row, counted = row_statistics(rows, call.shard)
     if input.dim() == 1:
         row, counted = RowStatistics(*(t.squeeze(0) for t in row)), counted.squeeze(0)
     return reduced_statistics(row, counted, reduction, dtype)

@@ -17,13 +17,12 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from crossent.core.checks import check_binary, class_axis, element_mask
 from crossent.core.messages import shape
-from crossent.core.modes import is_dtensor, plain
+from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import Reduction
 from crossent.core.shard import VocabShard
 from crossent.core.target import describe
-from crossent.parallel.collectives import gather, spread
+from crossent.parallel.collectives import gather, spread, told_together
 
-ELSEWHERE = "on another process"
 _SUMS = 8  # numbers of one collective: the most that a loss sums, and whether a process has failed
 
 
@@ -41,8 +40,8 @@ class Across:
         wide = torch.float32 if own[0].device.type == "mps" else torch.float64
         padding = own[0].new_zeros(_SUMS - len(own), dtype=wide)
         total = self._summed(torch.cat([torch.stack([value.to(wide) for value in own]), padding]))
-        if plain(own[0]) and total.device.type == "cpu" and total[-1].item():
-            raise IndexError(f"target holds a class out of range {ELSEWHERE}, whose own error names it")
+        if readable(total) and total[-1].item():
+            self._raise(None)
         return tuple(total[at].to(value.dtype) for at, value in enumerate(own))
 
     def spread(self, shared: Tensor) -> Tensor:
@@ -51,11 +50,19 @@ class Across:
             shared = spread(shared, group)
         return shared
 
-    def fail(self) -> None:
-        """Tell the processes that wait for this one's sums that there are none."""
-        failed = torch.zeros(_SUMS, dtype=torch.float64)
+    def fail(self, error: Exception) -> None:
+        """Tell the processes that wait for this one's sums why there are none, and raise that on all of them."""
+        failed = torch.zeros(_SUMS, dtype=torch.float64, device="cpu")
         failed[-1] = 1
         self._summed(failed)
+        self._raise(error)
+
+    def _raise(self, error: Exception | None) -> None:
+        for group in self.groups:
+            error = told_together(error, group)
+        assert error is not None
+        error.__dict__["told"] = True
+        raise error
 
     def _summed(self, own: Tensor) -> Tensor:
         for group in self.groups:
@@ -171,14 +178,15 @@ class Rows(NamedTuple):
 
     @contextmanager
     def tell_others(self, how: str) -> Iterator[None]:
-        """Let a label out of range stop all processes that would wait for this one's sums; a GPU finds it for itself."""
+        """Let what goes wrong here stop all processes that would wait for this one's sums; a GPU goes on with nan."""
         across = None if how == "none" else self.across
         try:
             yield
-        except IndexError as error:
-            if across is not None and self.mesh.device_type == "cpu" and ELSEWHERE not in str(error):
-                across.fail()
-            raise
+        except Exception as error:
+            on_cpus = self.mesh.device_type == "cpu" and not torch.compiler.is_compiling()
+            if across is None or not on_cpus or getattr(error, "told", False):
+                raise
+            across.fail(error)
 
     def result(self, value: Tensor, how: str) -> Tensor:
         """Return a result as a DTensor: rows where they are, and a total on every process."""

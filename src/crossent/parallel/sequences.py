@@ -7,16 +7,21 @@ hidden states of all rows, nor their gradient. Every process knows which rows co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from crossent.core.modes import readable
 from crossent.core.shard import VocabShard
-from crossent.impl.head import Block, Gradients, Head, Part, Plan, most_rows, rows_that_count, take
+from crossent.impl.head import Block, Gradients, Head, HeadGradients, Part, Plan, most_rows, rows_that_count, take
 from crossent.parallel.collectives import (
+    Coming,
+    Failure,
+    add_up_unless,
     finish,
     processes,
     rank_in,
@@ -82,50 +87,154 @@ def spans(head: Head, plan: Plan, shard: VocabShard) -> list[Span]:
     return [Span(tuple(rows[start : start + step] for rows in keep)) for start in range(0, longest, step)]
 
 
-def gathered_parts(head: Head, plan: Plan, cut: list[Span], shard: VocabShard) -> Iterator[Part]:
+def gathered_parts(head: Head, plan: Plan, cut: list[Span], shard: VocabShard, failure: Failure) -> Iterator[Part]:
     """Give the rows of all processes part after part, each of which is gathered while the one before is worked on."""
     each, rank, valid = head.input.shape[0], rank_in(shard.group), rows_that_count(plan.target)
 
-    def send(span: Span) -> Tensor:
-        return start_gathering(span.padded(take(head.input, span.own[rank])), shard.group)
+    def send(span: Span) -> Coming:
+        own = failure.attempt(
+            lambda: span.padded(take(head.input, span.own[rank])),
+            lambda: head.input.new_zeros(span.width, head.input.shape[1]),
+        )
+        return start_gathering(own, shard.group)
 
     coming = send(cut[0]) if cut else None
     for at, span in enumerate(cut):
         assert coming is not None
         arrived, coming = coming, send(cut[at + 1]) if at + 1 < len(cut) else None
-        rows, x = span.rows(each), span.joined(finish(arrived))
-        if valid is not None and not x.is_cpu:  # or the products would spread a nan
-            x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
-        yield rows, x
+        rows, gathered = span.rows(each), finish(arrived)
+
+        def joined(span: Span = span, rows: Tensor = rows, gathered: Tensor = gathered) -> Tensor:
+            x = span.joined(gathered)
+            if valid is not None and not x.is_cpu:  # or the products would spread a nan
+                x = x.masked_fill(~take(valid, rows).unsqueeze(1), 0.0)
+            return x
+
+        yield rows, failure.attempt(joined, lambda: head.input[:0])
 
 
-class ScatteredGradients(Gradients):
+class Together(Gradients):
+    """The gradients of a head of which each process has some classes: those of hidden states are added up over the processes.
+
+    A process that has failed takes part with nothing, and all of them raise at the end.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        needs: tuple[bool, ...],
+        impl: str,
+        count: int,
+        skipping: bool,
+        shard: VocabShard,
+        failure: Failure,
+    ) -> None:
+        self.count, self.shard, self.failure, self.head, self.needs = count, shard, failure, head, needs
+        failure.attempt(lambda: super(Together, self).__init__(head, needs, impl, count, skipping), lambda: None)
+
+    def send(self) -> None:
+        """Begin to bring together what the last block gave, where that is done by block."""
+
+    def brought_together(self, divisor: Callable[[], Tensor | float | None] = lambda: None) -> HeadGradients:
+        """Return the gradients over a divisor when all processes have theirs."""
+        nothing: HeadGradients = (None, None, None)
+        input, weight, bias = self.failure.attempt(lambda: self.finish(divisor()), lambda: nothing)
+        return added_up(input, self.head.input, self.needs[0], self.shard, self.failure), weight, bias
+
+
+def added_up(own: Tensor | None, like: Tensor, needed: bool, shard: VocabShard, failure: Failure) -> Tensor | None:
+    """Add up the gradient of hidden states over the processes, where it is wanted; None stands for that of a failed one."""
+    if needed and shard.reduce_input_grad:
+        own = like.detach() if own is None else own
+        return add_up_unless(own, failure, shard.group).to(own.dtype)
+    all_is_well(failure, like, shard)
+    failure.raise_own()
+    return own
+
+
+def sent_back(at_rows: Tensor | None, like: Tensor, shard: VocabShard, failure: Failure) -> Tensor:
+    """Scatter the gradient of all rows, whole or None of a failed process, to the processes that have them, ``like`` theirs."""
+    size, beside = processes(shard.group), int(readable(like))
+
+    def laid_out() -> Tensor:
+        assert at_rows is not None
+        return F.pad(at_rows.view(size, *like.shape), (0, 0, 0, beside)).flatten(0, 1)
+
+    def nothing() -> Tensor:
+        return like.new_full((size * (len(like) + beside), like.shape[1]), 1.0 if beside else torch.nan)
+
+    came = finish(start_scattering(failure.attempt(laid_out, nothing), shard.group)).to(like.dtype)
+    if beside:
+        failure.raise_if_told(came[-1:], shard.group)
+    failure.raise_own()
+    return came[: len(like)]
+
+
+def all_is_well(failure: Failure, like: Tensor, shard: VocabShard) -> None:
+    """Raise on all processes what has failed on one, where nothing else is told and nobody has to wait for a device."""
+    if readable(like):
+        add_up_unless(like.new_empty(0, dtype=torch.float32), failure, shard.group)
+
+
+class ScatteredGradients(Together):
     """The gradients of a head whose blocks were gathered: those of hidden states go back to the process that has the rows."""
 
-    def __init__(self, head: Head, needs: tuple[bool, ...], impl: str, cut: list[Span], shard: VocabShard) -> None:
-        super().__init__(head, needs, impl, len(cut), True)
-        self.cut, self.shard = cut, shard
-        self.waiting: tuple[Tensor, Tensor] | None = None
+    def __init__(
+        self, head: Head, needs: tuple[bool, ...], impl: str, cut: list[Span], shard: VocabShard, failure: Failure
+    ) -> None:
+        super().__init__(head, needs, impl, len(cut), True, shard, failure)
+        self.cut = cut
+        self.at_rows: Tensor | None = None
+        self.waiting: tuple[Tensor, Coming] | None = None
 
     def _add_input(self, g: Tensor, block: Block) -> None:
+        self.at_rows = g @ self.head.weight if self.pieces is None else self.pieces.back(g)
+
+    def send(self) -> None:
+        """Begin to scatter the gradient of the last block to its rows."""
+        if not self.needs[0]:
+            return
         span, self.cut = self.cut[0], self.cut[1:]
-        at_rows = g @ self.head.weight if self.pieces is None else self.pieces.back(g)
-        coming = start_scattering(span.parted(at_rows), self.shard.group)
-        self._arrive()
-        self.waiting = (span.own[rank_in(self.shard.group)], coming)
+        size, failure = processes(self.shard.group), self.failure
+        wide = torch.promote_types(self.head.input.dtype, torch.float32)
+        beside = int(not self.cut and readable(self.head.input))  # a row more to the last, which says who has failed
 
-    def _arrive(self) -> None:
-        """Put the block before, which was scattered meanwhile, to its rows."""
-        if self.waiting is not None:
+        def laid_out() -> Tensor:
+            assert self.at_rows is not None
+            rows = span.parted(self.at_rows).to(wide)
+            return F.pad(rows.view(size, span.width, -1), (0, 0, 0, beside)).flatten(0, 1) if beside else rows
+
+        def nothing() -> Tensor:
+            rows = self.head.input.new_zeros(size * (span.width + beside), self.head.input.shape[1], dtype=wide)
+            return rows.fill_(1.0 if beside else torch.nan)
+
+        coming = start_scattering(failure.attempt(laid_out, nothing), self.shard.group)
+        self._arrive()
+        self.at_rows, self.waiting = None, (span.own[rank_in(self.shard.group)], coming)
+
+    def _arrive(self) -> Tensor | None:
+        """Put the block before, which was scattered meanwhile, to its rows, and return what came."""
+        if self.waiting is None:
+            return None
+        own, coming = self.waiting
+        self.waiting, came = None, finish(coming)
+
+        def put() -> None:
             assert self.input is not None
-            own, coming = self.waiting
-            self.input.index_copy_(0, own, finish(coming)[: len(own)].to(self.input.dtype))
-        self.waiting = None
+            self.input.index_copy_(0, own, came[: len(own)].to(self.input.dtype))
 
-    def finish(self, divisor: float | Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the gradients, when the last block has arrived."""
-        self._arrive()
-        return super().finish(divisor)
+        self.failure.attempt(put, lambda: None)
+        return came
+
+    def brought_together(self, divisor: Callable[[], Tensor | float | None] = lambda: None) -> HeadGradients:
+        """Return the gradients over a divisor, when the last block has arrived."""
+        last = self._arrive()
+        if last is None:
+            all_is_well(self.failure, self.head.input, self.shard)
+        else:
+            self.failure.raise_if_told(last[-1:], self.shard.group)
+        self.failure.raise_own()
+        return self.finish(divisor())
 
 
 def own_rows(x: Tensor, shard: VocabShard) -> Tensor:

@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from crossent.core import checks
 from crossent.core.modes import plain, readable
-from crossent.core.penalties import NamedPenalty
+from crossent.core.penalties import NamedPenalty, Penalty
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype, times
 from crossent.core.settings import Settings
 from crossent.core.shard import VocabShard
@@ -29,10 +29,10 @@ from crossent.ops.library import differentiated, for_each_input, like, tell_if_i
 from crossent.ops.linear import transform_under_way
 from crossent.parallel.agreement import agreeing
 from crossent.parallel.collectives import (
+    Failure,
     finish,
     gather,
     pack,
-    raise_together,
     rank_in,
     spread,
     start_gathering,
@@ -188,25 +188,30 @@ def rows_of(logits: Tensor, target: Target, shard: VocabShard) -> Rows:
     return Rows(logits, target, target, row_weight, allowed, wrong, labels, z_loss)
 
 
-def written_out(rows: Rows, shard: VocabShard) -> Rows:
+def written_out(rows: Rows, shard: VocabShard, failure: Failure) -> Rows:
     """Write out a target that is smoothed over the classes which masks on several processes allow; all come here together."""
     target, settings, allowed = rows.target, rows.target.settings, rows.allowed
     if target.class_mask is None or not settings.label_smoothing:
         return rows
-    x = stand_in(rows.logits, allowed.dtype)
     all_allowed = finish(start_gathering(allowed, shard.group)).sum(0).clamp_min(1.0).unsqueeze(1)
-    share = formulas.as_logits(target.class_mask.to(x.dtype), x) / all_allowed
-    hard = Target(target.values, valid=target.valid, settings=Settings(_IGNORED, all_classes=shard.classes))
-    before = formulas.smoothed_target(hard, x)
-    t, ignored = (1 - settings.label_smoothing) * before + settings.label_smoothing * share, target.ignored_rows()
-    if ignored is not None:
-        t = t.masked_fill(ignored, 0.0)
-    bias = target.logit_bias
-    if settings.margin:  # which is of the target before smoothing
-        bias = (0.0 if bias is None else formulas.as_logits(bias.to(x.dtype), x)) - settings.margin * before
-    valid = None if ignored is None else ~ignored.squeeze(1)
-    settings = replace(settings, label_smoothing=0.0, margin=0.0)
-    return rows._replace(target=target._replace(values=t, settings=settings, valid=valid, logit_bias=bias))
+
+    def written() -> Rows:
+        x, mask = stand_in(rows.logits, allowed.dtype), target.class_mask
+        assert mask is not None
+        share = formulas.as_logits(mask.to(x.dtype), x) / all_allowed
+        hard = Target(target.values, valid=target.valid, settings=Settings(_IGNORED, all_classes=shard.classes))
+        before = formulas.smoothed_target(hard, x)
+        t, ignored = (1 - settings.label_smoothing) * before + settings.label_smoothing * share, target.ignored_rows()
+        if ignored is not None:
+            t = t.masked_fill(ignored, 0.0)
+        bias = target.logit_bias
+        if settings.margin:  # which is of the target before smoothing
+            bias = (0.0 if bias is None else formulas.as_logits(bias.to(x.dtype), x)) - settings.margin * before
+        valid = None if ignored is None else ~ignored.squeeze(1)
+        hardened = replace(settings, label_smoothing=0.0, margin=0.0)
+        return rows._replace(target=target._replace(values=t, settings=hardened, valid=valid, logit_bias=bias))
+
+    return failure.attempt(written, lambda: rows)
 
 
 # --- putting together -------------------------------------------------------------------------------------------------
@@ -238,7 +243,7 @@ def together(rows: Rows, gathered: Tensor, rank: int) -> Whole:
     if rows.penalised and not rows.penalises_all:
         log_p, penalty = -loss, rows.target.penalty
         assert penalty is not None
-        loss = times(row_weight, penalty.f(log_p)).masked_fill(each.mass.sum(0) == 0, 0.0)
+        loss = times(row_weight, _costs(log_p, penalty)).masked_fill(each.mass.sum(0) == 0, 0.0)
         elsewhere = times(_without(each.row_weight, rank), penalty.s(log_p))
     if rows.z_loss:
         lse = top + log_sum
@@ -255,62 +260,69 @@ def together(rows: Rows, gathered: Tensor, rank: int) -> Whole:
     return Whole(lse, loss, row_weight, elsewhere)
 
 
+def _costs(log_p: Tensor, penalty: Penalty) -> Tensor:
+    """Compute f(log p), whose derivative -s autograd finds also at a probability of 0, where that of the formula is nan."""
+    impossible = log_p == -torch.inf
+    nothing = torch.full_like(log_p, -torch.inf)
+    most = penalty.f(nothing)
+    there = times(penalty.s(nothing), -log_p) + most.masked_fill(most.isinf(), 0.0)
+    return torch.where(impossible, there, penalty.f(log_p.masked_fill(impossible, -1.0)))
+
+
+def put_together(rows: Rows, gathered: Tensor, shard: VocabShard, failure: Failure) -> Whole:
+    """Put the columns of all processes together, or nothing where that fails."""
+    nothing = torch.full_like(rows.row_weight, torch.nan)
+    return failure.attempt(
+        lambda: together(rows, gathered, rank_in(shard.group)),
+        lambda: Whole(torch.stack([nothing, nothing]), nothing, nothing, nothing),
+    )
+
+
 def _without(column: Tensor, rank: int) -> Tensor:
     """Add up what the other processes tell, in their order."""
     mine = torch.arange(column.shape[0], device=column.device) == rank
     return column.masked_fill(mine.reshape(-1, *(1 for _ in column.shape[1:])), 0.0).sum(0)
 
 
-def exchange(rows: Rows, count: int, compute: Callable[[], Tensor], shard: VocabShard) -> Tensor:
-    """Gather ``count`` columns of all processes; where computing them fails on one, all raise, or have nan on a GPU."""
-    columns, error = computed(rows, count, compute)
-    failed, gathered = unpack(gather(pack(columns, error is not None), shard.group), columns.shape)
-    raise_failed(failed, error, shard)
+def exchange(rows: Rows, count: int, compute: Callable[[], Tensor], shard: VocabShard, failure: Failure) -> Tensor:
+    """Gather ``count`` columns of all processes; where something has failed on one, all raise, or have nan on a GPU."""
+    columns = computed(rows, count, compute, failure)
+    failed, gathered = unpack(gather(pack(columns, failure.error is not None), shard.group), columns.shape)
+    failure.raise_if_told(failed, shard.group)
     return gathered
 
 
-def computed(rows: Rows, count: int, compute: Callable[[], Tensor]) -> tuple[Tensor, Exception | None]:
-    """Compute the columns of rows, or what stands for them beside the error, since the other processes wait for some."""
-    try:
-        return compute(), None
-    except Exception as error:
-        if torch.compiler.is_compiling():
-            raise
-        return rows.allowed.new_full((count, *rows.allowed.shape), torch.nan), error
-
-
-def raise_failed(failed: Tensor, error: Exception | None, shard: VocabShard) -> None:
-    """Raise on all processes that one has failed; where nobody waits for a device to know, on that one."""
-    if readable(failed):
-        if failed.any():
-            raise_together(error, shard.group)
-    elif error is not None:
-        raise error
+def computed(rows: Rows, count: int, compute: Callable[[], Tensor], failure: Failure) -> Tensor:
+    """Compute the columns of rows, or what stands for them, since the other processes wait for some."""
+    return failure.attempt(compute, lambda: rows.allowed.new_full((count, *rows.allowed.shape), torch.nan))
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------------
 
 
-def _by_formula(rows: Rows, shard: VocabShard) -> tuple[Tensor, Tensor]:
+def _by_formula(rows: Rows, shard: VocabShard, failure: Failure) -> tuple[Tensor, Tensor]:
     """Compute losses and weights of rows in operations that autograd knows, which reach every process to any order."""
-    gathered = exchange(
-        rows, NUMBERS, lambda: columns_of(rows, formulas.partials(rows.logits, rows.first_target)), shard
-    )
-    whole = together(rows, gathered, rank_in(shard.group))
-    return (penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss), whole.row_weight
+
+    def columns() -> Tensor:
+        return columns_of(rows, formulas.partials(rows.logits, rows.first_target))
+
+    whole = put_together(rows, exchange(rows, NUMBERS, columns, shard, failure), shard, failure)
+    loss = penalised_loss(rows, whole, shard, failure) if rows.penalises_all else whole.loss
+    failure.raise_own()
+    return loss, whole.row_weight
 
 
-def penalised_loss(rows: Rows, whole: Whole, shard: VocabShard) -> Tensor:
+def penalised_loss(rows: Rows, whole: Whole, shard: VocabShard, failure: Failure) -> Tensor:
     """Take a second look at rows of which a penalty sees every class, in operations that autograd knows."""
     lse = spread(whole.lse, shard.group)
 
     def costs() -> Tensor:
         return formulas.partial_costs(rows.logits, rows.target, lse).loss.unsqueeze(0)
 
-    return _with_z_loss(rows, whole, exchange(rows, 1, costs, shard).squeeze(1))
+    return _with_z_loss(rows, whole, exchange(rows, 1, costs, shard, failure).squeeze(1))
 
 
-def looked_again(rows: Rows, whole: Whole, shard: VocabShard) -> Whole:
+def looked_again(rows: Rows, whole: Whole, shard: VocabShard, failure: Failure) -> Whole:
     """Do the same without derivatives, where there is such a penalty, and find the mass that rows have elsewhere."""
     if not rows.penalises_all:
         return whole
@@ -318,11 +330,15 @@ def looked_again(rows: Rows, whole: Whole, shard: VocabShard) -> Whole:
     def costs() -> Tensor:
         return torch.stack(formulas.partial_costs(rows.logits, rows.target, whole.lse))
 
-    losses, masses = exchange(rows, 2, costs, shard).unbind(1)
-    elsewhere = _without(masses, rank_in(shard.group))
-    if rows.z_loss:
-        elsewhere = elsewhere + times(whole.row_weight, 2 * rows.z_loss * whole.lse.sum(0))
-    return whole._replace(loss=_with_z_loss(rows, whole, losses), elsewhere=elsewhere)
+    losses, masses = exchange(rows, 2, costs, shard, failure).unbind(1)
+
+    def seen() -> Whole:
+        elsewhere = _without(masses, rank_in(shard.group))
+        if rows.z_loss:
+            elsewhere = elsewhere + times(whole.row_weight, 2 * rows.z_loss * whole.lse.sum(0))
+        return whole._replace(loss=_with_z_loss(rows, whole, losses), elsewhere=elsewhere)
+
+    return failure.attempt(seen, lambda: whole)
 
 
 def _with_z_loss(rows: Rows, whole: Whole, costs: Tensor) -> Tensor:
@@ -336,12 +352,19 @@ class ShardedCrossEntropy(Function):
     """The losses of rows whose classes lie on several processes; public for its name, which autograd shows."""
 
     @staticmethod
-    def forward(ctx, logits, values, weight, logit_bias, class_mask, valid, settings, others, shard, impl, inplace):
+    def forward(
+        ctx, logits, values, weight, logit_bias, class_mask, valid, settings, others, shard, impl, inplace, failure
+    ):
         target = Target(values, weight, logit_bias, class_mask, valid, settings)
         rows = Rows(logits, target, target, *others)
-        compute, rank = load(impl), rank_in(shard.group)
-        gathered = exchange(rows, NUMBERS, lambda: columns_of(rows, compute.partials(logits, rows.first_target)), shard)
-        whole = looked_again(rows, together(rows, gathered, rank), shard)
+        compute = load(impl)
+
+        def columns() -> Tensor:
+            return columns_of(rows, compute.partials(logits, rows.first_target))
+
+        gathered = exchange(rows, NUMBERS, columns, shard, failure)
+        whole = looked_again(rows, put_together(rows, gathered, shard, failure), shard, failure)
+        failure.raise_own()
         ctx.mark_non_differentiable(whole.row_weight)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, *target.tensors, whole.lse, whole.elsewhere)
@@ -381,20 +404,20 @@ def _at_once(grad: Tensor, rows: Rows, shard: VocabShard, needs: tuple[bool, ...
         assert logits is not None
         assert values is not None
         target = target._replace(values=values, weight=weight, logit_bias=bias)
-        loss, _ = _by_formula(rows._replace(logits=logits, target=target), shard)
+        loss, _ = _by_formula(rows._replace(logits=logits, target=target), shard, Failure())
         leaves = [t for t in (given[name] for name in wanted) if t is not None]
         gradients = iter(torch.autograd.grad(loss, leaves, grad, create_graph=True, materialize_grads=True))
     return tuple(next(gradients) if need else None for need in needs)
 
 
-def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool) -> tuple[Tensor, Tensor]:
+def row_losses(rows: Rows, shard: VocabShard, impl: str, inplace: bool, failure: Failure) -> tuple[Tensor, Tensor]:
     """Compute the loss and weight of each row, the same on all processes."""
     tensors = (rows.logits, *rows.target.tensors)
     if torch.compiler.is_compiling() or transform_under_way(*tensors):
-        return _by_formula(rows, shard)
+        return _by_formula(rows, shard, failure)
     name = impl if plain(*tensors) else _EAGER.name  # whatever looks on would not see a kernel
     result: tuple[Tensor, Tensor] = ShardedCrossEntropy.apply(
-        *tensors, rows.target.settings, rows[3:], shard, name, inplace
+        *tensors, rows.target.settings, rows[3:], shard, name, inplace, failure
     )
     return result
 
@@ -417,9 +440,10 @@ def sharded_cross_entropy(
         checks.gradient_place(arguments["inplace_backward"], arguments["inplace_forward"], input)
         call.says("cross_entropy", tuple(rows.row_weight.shape), rows.logits.shape[1], input, shard)
         call.asks(rows.described, reduction, False, out_dtype=arguments["out_dtype"])
-    rows = written_out(rows, shard)
-    name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
-    loss, row_weight = row_losses(rows, shard, name, inplace)
+        failure = Failure()
+        rows = written_out(rows, call.shard, failure)
+        name = choose(rows.logits, arguments["impl"], rows.target.values, rows.target)
+        loss, row_weight = row_losses(rows, call.shard, name, inplace, failure)
     if reduction.how == "none" and input.dim() == 1:
         loss, row_weight = loss.squeeze(0), row_weight.squeeze(0)
     return reduce_rows(loss, row_weight, reduction).to(dtype)

@@ -19,8 +19,18 @@ from crossent.core.reduction import times
 from crossent.core.shard import VocabShard
 from crossent.impl import formulas
 from crossent.impl.protocol import NO_CLASS, RowStatistics
-from crossent.parallel.collectives import rank_in
-from crossent.parallel.softmax import NUMBERS, Columns, Rows, columns_of, exchange, lse_above, penalised_loss, together
+from crossent.parallel.collectives import Failure
+from crossent.parallel.softmax import (
+    NUMBERS,
+    Columns,
+    Rows,
+    columns_of,
+    exchange,
+    lse_above,
+    penalised_loss,
+    put_together,
+    written_out,
+)
 
 
 class CountedStatistics(NamedTuple):
@@ -51,12 +61,16 @@ def recomputed(compute: Callable[..., Any], *tensors: Tensor | None) -> Any:
 
 def row_statistics(rows: Rows, shard: VocabShard) -> CountedStatistics:
     """Compute the statistics of rows, the same on all processes."""
-    return CountedStatistics.of(
-        recomputed(lambda logits: statistics_tensors(rows._replace(logits=logits), shard), rows.logits)
-    )
+    failure = Failure()
+    rows = written_out(rows, shard, failure)
+
+    def compute(logits: Tensor) -> tuple[Tensor, ...]:
+        return statistics_tensors(rows._replace(logits=logits), shard, failure)
+
+    return CountedStatistics.of(recomputed(compute, rows.logits))
 
 
-def statistics_tensors(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
+def statistics_tensors(rows: Rows, shard: VocabShard, failure: Failure) -> tuple[Tensor, ...]:
     """Compute the tensors of :class:`CountedStatistics` in operations that autograd knows."""
 
     def compute() -> Tensor:
@@ -68,10 +82,13 @@ def statistics_tensors(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
         return torch.cat([columns, numbers, _as_bits(positions, columns.dtype)])
 
     count = statistics_columns(rows.allowed.dtype)
-    gathered = exchange(rows, count, compute, shard)
+    gathered = exchange(rows, count, compute, shard, failure)
     columns, numbers, bits = gathered.split([NUMBERS, 4, count - NUMBERS - 4], 1)
 
-    each, whole = Columns(*columns.unbind(1)), together(rows, columns, rank_in(shard.group))
+    whole = put_together(rows, columns, shard, failure)
+    loss = penalised_loss(rows, whole, shard, failure) if rows.penalises_all else whole.loss
+    failure.raise_own()
+    each = Columns(*columns.unbind(1))
     cost, mass, entropy, most = numbers.unbind(1)
     predicted, wanted = _from_bits(bits).unbind(1)
     top, _, up = lse_above(each)
@@ -85,7 +102,6 @@ def statistics_tensors(rows: Rows, shard: VocabShard) -> tuple[Tensor, ...]:
         hit = (classes == _first(wanted, most == largest)) & (largest > 0)
     else:
         hit = classes == rows.labels
-    loss = penalised_loss(rows, whole, shard) if rows.penalises_all else whole.loss
     lse, log_prob, row_entropy = (t.masked_fill(~counted, 0.0) for t in (whole.lse.sum(0), log_prob, row_entropy))
     correct = (hit & (classes != NO_CLASS)).to(loss.dtype)
     return loss, lse, log_prob, row_entropy, whole.row_weight.detach(), correct, classes, counted

@@ -166,9 +166,11 @@ def gradients(
 def _of_nothing(row: RowGradient, wanted: tuple[Tensor | None, ...], needs: tuple[bool, ...]) -> Gradients:
     """Return the gradients of no logits, which are 0.
 
-    They depend on the incoming gradient, though it is empty: where other processes have rows, backward must come here too.
+    They depend on the incoming gradient and on what they belong to, though all of it is empty: where other processes have rows,
+    a second backward must come here too.
     """
-    nothing = row.loss.flatten()[:0].sum()
+    on = (row.loss, *(t for t, need in zip(wanted, needs, strict=True) if need and t is not None))
+    nothing = torch.cat([t.flatten()[:0].to(row.loss.dtype) for t in on]).sum()
     zeros = (
         torch.zeros_like(t) + nothing.to(t.dtype) if need and t is not None else None
         for t, need in zip(wanted, needs, strict=True)
