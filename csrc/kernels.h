@@ -20,6 +20,7 @@
 #pragma once
 #include "binary.h"
 #include "flush.h"
+#include "plain.h"
 #include "rows.h"
 #include "tiles.h"
 
@@ -29,7 +30,7 @@ template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     double sums[2] = {0, 0};
     if (p.rows_per_tile == 1) row_forward<R, S>(p, tile, sums);
-    else tile_forward<R, S>(p, tile, sums);
+    else if (!is_plain(p) || !plain_tile<false, R, S>(p, tile, sums)) tile_forward<R, S>(p, tile, sums);
     if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
 }
 
@@ -45,7 +46,7 @@ template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
     if (p.rows_per_tile == 1) row_both<R, S>(p, tile, sums);
-    else tile_both<R, S>(p, tile, sums);
+    else if (!is_plain(p) || !plain_tile<true, R, S>(p, tile, sums)) tile_both<R, S>(p, tile, sums);
 }
 
 template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {

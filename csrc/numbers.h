@@ -108,9 +108,10 @@ INLINE double exp_(double x) {
     return (x < -708.39 ? 0.0 : e.power) * (1.0 + e.rest);
 }
 
-// log(1 + s) for s ≥ 0, with what rounding 1 + s loses put back; at most 1.26 ulp.
-INLINE float log1p_(float s) {
-    float u = 1.0f + s, lost = (s - (u - 1.0f)) / u;
+// log(1 + s) for s ≥ 0, with what rounding 1 + s loses put back; at most 1.26 ulp. It takes 1 / (1 + s) from who has
+// it.
+INLINE float log1p_(float s, float inverse) {
+    float u = 1.0f + s, lost = (s - (u - 1.0f)) * inverse;
     uint32_t b = bits<uint32_t>(u) - 0x3f3504f3;  // √½ is the lower end of the mantissa
     float n = float(int32_t(b) >> 23);
     float f = bits<float>((b & 0x007fffff) + 0x3f3504f3) - 1.0f, ff = f * f;
@@ -126,10 +127,11 @@ INLINE float log1p_(float s) {
     p = p * f * ff + n * -2.12194440e-4f - 0.5f * ff;
     return (f + p) + n * 0.693359375f + lost;
 }
+INLINE float log1p_(float s) { return log1p_(s, 1.0f / (1.0f + s)); }
 // With f = m - 1 of the mantissa m, log m = 2 artanh(f / (2 + f)).
-INLINE double log1p_(double s) {
-    double u = 1.0 + s, lost = pick(u == s, 0.0, (s - (u - 1.0)) / u);  // or infinity would lose a nan
-    uint64_t b = bits<uint64_t>(u) - 0x3fe6a09e667f3bcd;                // √½ is the lower end of the mantissa
+INLINE double log1p_(double s, double inverse) {
+    double u = 1.0 + s, lost = pick(u == s, 0.0, (s - (u - 1.0)) * inverse);  // or infinity would lose a nan
+    uint64_t b = bits<uint64_t>(u) - 0x3fe6a09e667f3bcd;                      // √½ is the lower end of the mantissa
     double n = bits<double>((b >> 52) | 0x4330000000000000) - 4503599627370496.0;  // 2^52
     double f = bits<double>((b & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd) - 1.0, half = 0.5 * f * f;
     double t = f / (2.0 + f), tt = t * t;
@@ -142,6 +144,7 @@ INLINE double log1p_(double s) {
     p = p * tt + 0.666666666666667;
     return n * 6.93147180369123816490e-1 - (half - (t * (half + p * tt) + (n * 1.90821492927058770002e-10 + lost)) - f);
 }
+INLINE double log1p_(double s) { return log1p_(s, 1.0 / (1.0 + s)); }
 
 // The same for 0 ≤ s ≤ 1, without a division; at most 1.47 ulp with fused multiply-add, 1.83 without.
 INLINE float log1p_unit(float s) {

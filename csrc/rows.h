@@ -543,7 +543,8 @@ template <class R> struct KeptSlopes {
         for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - less;
     }
     // To where they belong: whole lines, past the caches or not, and what lies before the first and behind the last.
-    template <bool PAST, class S> INLINE_MEMBER void store(S* to) const {
+    // Meanwhile as many logits are fetched from `next` on, if there is one.
+    template <bool PAST, class S> INLINE_MEMBER void store(S* to, const S* next) const {
         R one[LANES];
         S edge[LANES];
         int64_t k = before_line(to) / int64_t(sizeof(S));
@@ -552,6 +553,7 @@ template <class R> struct KeptSlopes {
         for (; k + LANES <= n; k += LANES) {
             run(k, one);
             PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
+            if (next) fetch_near(next + k, LANES * sizeof(S));
         }
         run(n - LANES, one), narrow_run(one, edge);
         std::memcpy(to + k, edge + LANES - (n - k), size_t(n - k) * sizeof(S));
@@ -605,7 +607,10 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
         const KeptSlopes<R> of_kept{slopes, kept.e + k, n, of_e, less};
         S* out = here.out + k;
         if (!p.transformed() && !weighted) {
-            p.stream ? of_kept.template store<true>(out) : of_kept.template store<false>(out);
+            // Of a long row in full precision, memory would have nothing to read while slopes are written.
+            const bool ahead = sizeof(S) == sizeof(R) && p.classes > 2 * BLOCK;
+            const S* next = ahead ? here.x + p.classes + BLOCK + k : nullptr;
+            p.stream ? of_kept.template store<true>(out, next) : of_kept.template store<false>(out, next);
             if (here.y >= k && here.y < k + n) narrow(at_y, out[here.y - k]);
             continue;
         }

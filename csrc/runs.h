@@ -179,6 +179,10 @@ INLINE void finish_streams() {
 INLINE void fetch(const void* from, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 3);
 }
+// As far as the second cache, of which the first may have too little: it has room for few lines that are on their way.
+INLINE void fetch_near(const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
 INLINE void fetch_to_write(const void* to, int64_t bytes) {
     for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(to) + at, 1, 3);
 }

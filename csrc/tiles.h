@@ -153,10 +153,13 @@ struct Span {
 
     // How far each row lies behind the first one.
     void offsets(const Strides& at, int64_t* to) const {
-        const int64_t first = row % inner;
-        for (int64_t l = 0; !crosses && l < rows; l++) to[l] = l * at.inner;
-        for (int64_t l = 0, i = first, outer = 0; crosses && l < rows; l++) {
-            to[l] = outer + (i - first) * at.inner;
+        const int64_t first = row % inner, step = at.inner, count = rows;
+        if (!crosses) {
+            for (int64_t l = 0; l < count; l++) to[l] = l * step;
+            return;
+        }
+        for (int64_t l = 0, i = first, outer = 0; l < count; l++) {
+            to[l] = outer + (i - first) * step;
             if (++i == inner) i = 0, outer += at.outer;
         }
     }
@@ -208,9 +211,9 @@ class Apart {
     int64_t offset_[ROWS], run_[ROWS];
 };
 
-// Up to ROWS rows in up to CLASSES classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
-template <class R> struct Tile {
-    alignas(64) R values[CLASSES * ROWS], spare[CLASSES * LANES];
+// Up to MOST rows in up to N classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
+template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
+    alignas(64) R values[N * MOST], spare[N * LANES];
     int64_t pitch, panel;
 
     R* at(int64_t q) { return values + q * panel; }
@@ -249,7 +252,6 @@ template <class R> struct Tile {
         }
     }
 
-  private:
     template <class S> void load_rows(const S* from, const Strides& strides, int64_t classes, const Span& span) {
         const bool in_one_piece = !span.crosses && strides.inner == classes;
         int64_t offset[ROWS];

@@ -1,0 +1,108 @@
+"""Losses of class indices and nothing else, which the kernels take in tiles of their own: every size of a tile's parts,
+every layout and instruction set, and rows that hold anything, against torch operations in float64."""
+
+import pytest
+import torch
+
+import crossent
+
+native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")._native
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+CLASSES = [1, 2, 3, 7, 8, 9, 10, 21, 32, 33, 64, 65, 100, 192, 256, 257]
+# A tile has 32 rows, and 128 of a batch of 8,192 or more. Classes that lie apart have panels of 32 neighbours or less.
+LAYOUTS = {
+    "rows": lambda classes: torch.empty(8193 if classes < 4 else 161, classes),
+    "few rows": lambda classes: torch.empty(33, classes),
+    "rows apart": lambda classes: torch.empty(70, classes + 3)[:, :classes],
+    "whole panels": lambda classes: torch.empty(2, classes, 4096 if classes < 4 else 128),
+    "panels of lines that are not whole": lambda classes: torch.empty(3, classes, 131)[..., 3:],
+    "ragged panels": lambda classes: torch.empty(3, classes, 11, 9),
+    "channels_last": lambda classes: torch.empty(2, classes, 9, 9).to(memory_format=torch.channels_last),
+    "columns": lambda classes: torch.empty(classes, 97).t(),
+}
+
+
+@pytest.fixture(params=native.isas())
+def isa(request):
+    used = native.isa()
+    native.use_isa(request.param)
+    yield request.param
+    native.use_isa(used)
+
+
+@pytest.fixture
+def past_the_caches(request):
+    before = native.stream_from(0 if request.param else 1 << 62)
+    yield request.param
+    native.stream_from(before)
+
+
+def problem(layout, classes, dtype, seed):
+    """Return logits of a layout, of which some rows hold what is no number, labels and weights."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = LAYOUTS[layout](classes).to(dtype)
+    with torch.no_grad():
+        logits.copy_(torch.randn(logits.shape, generator=generator) * 4)
+    by_row = logits.movedim(1, -1)
+    labels = torch.randint(classes, by_row.shape[:-1], generator=generator)
+    odd = torch.rand(labels.shape, generator=generator)
+    for number, share in [(torch.nan, 0.03), (torch.inf, 0.06), (-torch.inf, 0.12)]:
+        place = (odd < share) & (odd >= share / 2)
+        by_row[..., -1][place] = number
+    by_row[..., 0][odd > 0.8] = by_row.amax(-1)[odd > 0.8]  # two classes at the top
+    by_row[..., 0][odd > 0.9] = 60  # a class that is nearly certain
+    by_row[(odd > 0.7) & (odd < 0.72)] = -torch.inf
+    labels[(odd < 0.3) & (odd > 0.05)] = -100  # some of them with nan or infinite logits
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.rand(classes, generator=generator, dtype=wide) + 0.1
+    weight[classes // 2] = 0
+    sample_weight = (torch.rand(labels.shape, generator=generator, dtype=wide) - 0.2).clamp(min=0)
+    return logits, labels, weight, sample_weight
+
+
+def loss_and_slope(logits, labels, call, impl):
+    # Copied by strides of its own, so that autograd sees a leaf of the same layout.
+    leaf = torch.empty_strided(logits.shape, logits.stride(), dtype=logits.dtype).copy_(logits).requires_grad_()
+    with torch.no_grad():
+        forward = crossent.cross_entropy(leaf, labels, impl=impl, **call)
+    loss = crossent.cross_entropy(leaf, labels, impl=impl, **call)
+    torch.testing.assert_close(forward, loss, rtol=0 if impl == "native" else 1e-13, atol=0, equal_nan=True)
+    (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss, slope
+
+
+def tolerance(dtype):
+    return {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 2**-7, torch.float16: 2**-9}[dtype]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "past_the_caches"),
+    [*((dtype, False) for dtype in DTYPES), (torch.float32, True), (torch.float64, True)],  # in half precision never
+    ids=str,
+    indirect=["past_the_caches"],
+)
+def test_plain_losses_are_those_of_torch_operations(isa, past_the_caches, layout, dtype):
+    for seed, classes in enumerate(CLASSES[:: 1 if isa == native.isas()[-1] else 2]):
+        logits, labels, weight, sample_weight = problem(layout, classes, dtype, seed)
+        calls = [{"reduction": "sum"}, {"weight": weight, "sample_weight": sample_weight, "reduction": "sum"}]
+        for call in calls[: 1 + (classes in (3, 10, 65))]:
+            loss, slope = loss_and_slope(logits, labels, call, "native")
+            wide = {name: each.double() if isinstance(each, torch.Tensor) else each for name, each in call.items()}
+            expected, slopes = loss_and_slope(logits.double(), labels, wide, "eager")
+            rtol = tolerance(dtype)
+            torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=rtol, equal_nan=True)
+            torch.testing.assert_close(slope.double(), slopes, rtol=4 * rtol, atol=1e-7 + rtol * rtol, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_plain_losses_of_rows_are_those_of_their_sum(isa, layout, dtype):
+    for seed, classes in enumerate(CLASSES[::3]):
+        logits, labels, *_ = problem(layout, classes, dtype, seed)
+        rows, _ = loss_and_slope(logits, labels, {"reduction": "none"}, "native")
+        expected, _ = loss_and_slope(logits.double(), labels, {"reduction": "none"}, "eager")
+        smallest = 2.0**-24 if dtype == torch.float16 else 1e-30  # a smaller number has no place in float16
+        rtol = tolerance(dtype)
+        torch.testing.assert_close(rows.double(), expected, rtol=rtol, atol=smallest, equal_nan=True)
