@@ -90,15 +90,16 @@ def call(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         kernels.cross_entropy_forward(x, described, "none")
         kernels.cross_entropy_backward(torch.ones(()), x, described, torch.zeros(2, *rows))
         kernels.cross_entropy_sum(x, described, True, torch.float32, 1.0)
+        kernels.cross_entropy_statistics(x, described)
 
     return launch
 
 
-def in_flight(shape: tuple[int, ...], dtype: torch.dtype, registers: int, lanes: int) -> int:
+def in_flight(shape: tuple[int, ...], dtype: torch.dtype, registers: int, lanes: int, again: bool) -> int:
     """Tell how many bytes of rows a multiprocessor has at a time, which has 2048 threads and 65536 registers."""
     if len(shape) > 2 or shape[0] == 1024:
         return 0  # blocks of rows whose classes lie apart, and elements, are small or read once
-    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype), False, True)
+    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype), False, again)
     threads = launch.warps * lanes
     programs = max(1, min(2048 // threads, 65536 // (threads * -(-registers // 8) * 8), 32))
     return int(programs * launch.tile.ROWS.value * shape[1] * dtype.itemsize)
@@ -113,6 +114,9 @@ def elements_a_thread(shape: tuple[int, ...], dtype: torch.dtype, lanes: int, ag
     return float(rows * across * e / (lanes * launch.warps))
 
 
+READ_AGAIN = ("fused", "statistics")  # kernels with two walks over each row
+
+
 def main_loops(name: str, code: Code, ties: bool) -> list[list[str]]:
     """Take the loops over blocks that hold nothing but classes: the first of each walk.
 
@@ -122,7 +126,7 @@ def main_loops(name: str, code: Code, ties: bool) -> list[list[str]]:
         name == "binary"
     ):  # which has no loop: a program has one block, and the code for the last of them stands beside it
         return [code.lines[: len(code.lines) // 2]]
-    return [code.loops[0]] + ([code.loops[2 if ties else 3]] if name == "fused" else [])
+    return [code.loops[0]] + ([code.loops[2 if ties else 3]] if name in READ_AGAIN else [])
 
 
 def figures(target: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Iterator[Figures]:
@@ -140,7 +144,7 @@ def _figures(kernel: Any, name: str, shape_name: str, dtype_name: str, target: s
     with pretended(target):
         each = elements_a_thread(shape, dtype, lanes, name == "fused")
         ties = shape[0] != 1024 and kernels.to.arrange(torch.zeros(shape, dtype=dtype)).tile.TIES.value
-        at_a_time = in_flight(shape, dtype, code.registers, lanes) if name == "fused" else 0
+        at_a_time = in_flight(shape, dtype, code.registers, lanes, name == "fused") if name in READ_AGAIN else 0
     loops = main_loops(name, code, ties)
     narrow = sum(wide(loop)[2] for loop in loops) if name != "binary" else 0
     count = round(sum(map(len, loops)) / each, 1)
@@ -151,9 +155,8 @@ def _figures(kernel: Any, name: str, shape_name: str, dtype_name: str, target: s
 
 def passes(row: Figures, gpu: Gpu) -> int:
     """Tell how often the logits' bytes go to or from the memory; a row that the cache has lost is read once more."""
-    if row.kernel == "fused":
-        return 3 if row.in_flight * gpu.count > gpu.cache * 1e6 * _OF_CACHE else 2
-    return {"forward": 1, "backward": 2, "binary": 3}[row.kernel]
+    lost = row.in_flight * gpu.count > gpu.cache * 1e6 * _OF_CACHE
+    return {"forward": 1, "backward": 2, "binary": 3, "fused": 2, "statistics": 1}[row.kernel] + lost
 
 
 def seconds(row: Figures, gpu: Gpu) -> tuple[float, float]:
@@ -178,7 +181,7 @@ def table(rows: list[Figures]) -> str:
                     " (issue)"
                     if issue > memory
                     else " (read twice)"
-                    if passes(row, gpu) > 2 and row.kernel == "fused"
+                    if passes(row, gpu) > {"fused": 2, "statistics": 1}.get(row.kernel, 3)
                     else ""
                 )
                 times.append(f"{name} {1e3 * max(memory, issue):.2f}{why}")

@@ -61,7 +61,7 @@ class Launch(NamedTuple):
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Lay a tensor of the logits' shape out as g, and return it itself where it lies so."""
-        return x if self.lies(x) else self.new(x.dtype).copy_(x)
+        return x if self.lies(x) and not x.is_neg() else self.new(x.dtype).copy_(x)
 
     def lies(self, x: Tensor) -> bool:
         """Whether a tensor of the logits' shape is laid out as g, and begins where a load may."""
@@ -104,6 +104,7 @@ def arrange(logits: Tensor, inplace: bool = False, again: bool = False) -> Launc
 
     ``again`` says that a row is read more than once, and should still be in the cache then.
     """
+    logits = logits.resolve_neg()  # memory alone does not show a sign that torch has put off changing
     launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"), again)
     if launch is None:
         logits = logits.contiguous()
@@ -181,10 +182,11 @@ def device_of(logits: Tensor) -> Iterator[None]:
 # --- the target and the settings --------------------------------------------------------------------------------------
 
 
-def target_of(target: Target, launch: Launch) -> walks.Target:
-    """Lay the target out for the kernels."""
+def target_of(target: Target, launch: Launch, sample_weight: Tensor | None = None) -> walks.Target:
+    """Lay the target out for the kernels, and what each row weighs in a sum, if it is given."""
     values = target.values.contiguous() if target.indices else launch.laid_out(target.values)
-    return walks.Target(values, constant(target.indices))
+    valid = None if target.valid is None else target.valid.contiguous().view(torch.uint8)
+    return walks.Target(values, constant(target.indices), valid, _vector(sample_weight, launch.dtype))
 
 
 def _parameters(target: Target) -> tuple[int, float, float]:
@@ -201,7 +203,7 @@ def _parameters(target: Target) -> tuple[int, float, float]:
 
 
 def _vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else values.detach().to(dtype).contiguous()
+    return None if values is None else values.detach().to(dtype).contiguous().resolve_neg()
 
 
 def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -217,7 +219,9 @@ def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor
     if weight is None:
         assert isinstance(share, Tensor)
         return share
-    return weigh(torch.as_tensor(share, dtype=dtype, device=weight.device), weight)
+    if not isinstance(share, Tensor):  # filled on the device: a number that is copied there would be waited for
+        share = torch.full((), share, dtype=dtype, device=weight.device)
+    return weigh(share, weight)
 
 
 def member_of(target: Target, launch: Launch) -> Member:
