@@ -175,12 +175,10 @@ def _in_blocks(
         if t is not None and sums
     }
     blocks = Blocks(logits, target._replace(**wide))  # whose sums are then not rounded in each block
-    placed: list[Tensor | None] = [
+    placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
         torch.empty_like(t) if need and t is not None and not sums else None
-        for t, need, sums in zip(_sources(blocks.logits, blocks.target), needs, summed, strict=True)
+        for t, need, sums in [*zip(_sources(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
     ]
-    if placed[0] is not None:
-        placed[0] = room(blocks.logits, blocks.target.values, inplace)
     totals: list[Tensor | None] = [None] * 4
     for block in blocks:
         for i, part in enumerate(of_block(block)):
