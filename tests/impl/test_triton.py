@@ -15,7 +15,7 @@ from crossent import impl as implementations
 from crossent import reference
 from crossent.core.settings import Settings
 from crossent.core.target import Target
-from crossent.impl import formulas
+from crossent.impl import classes, formulas
 from crossent.impl import head as heads
 from crossent.impl.head import Head, Plan
 
@@ -525,6 +525,83 @@ def test_a_head_takes_each_block_in_one_pass(reduction, options, launched):
         results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (h, w, b))))
     torch.testing.assert_close(*results)
     assert set(launched) == ({"forward", "backward"} if reduction == "none" else {"fused"})
+
+
+BY_CLASSES = {
+    "plain": {},
+    "weights": {"weight": torch.linspace(0.5, 2, 70), "label_smoothing": 0.1},
+    "rows that weigh": {"sample_weight": torch.tensor([1.0, 2.0, 0.5, 0.0, 3.0, 1.0, 1.0])},
+    "a sum": {"reduction": "sum", "ignore_index": 4},
+}
+
+
+@pytest.mark.parametrize("options", BY_CLASSES.values(), ids=BY_CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_of_a_small_budget_goes_by_classes(bias, dtype, options, launched, monkeypatch):
+    """All rows beside some of the classes: the gradient of the head is written once, in its own dtype."""
+    monkeypatch.setattr(classes, "_FEWEST", 8), monkeypatch.setattr(classes, "_EVEN", 8)
+    monkeypatch.setattr("crossent.losses.linear.FEW", 1)
+    torch.manual_seed(0)
+    h, w, b = (torch.randn(size).to(dtype) for size in ((7, 16), (70, 16), (70,)))
+    y = torch.tensor([3, 4, 69, 0, 7, 24, 23])
+    w[24] += h[5]
+    if "ignore_index" in options or "sample_weight" in options:
+        h[1 if "ignore_index" in options else 3] = torch.nan
+    results = []
+    # In bfloat16 the logits are rounded, and are held to those of one block of rows, which are rounded alike.
+    whole = ("eager", torch.float64, 1 << 20) if dtype == torch.float32 else ("triton", dtype, 1 << 20)
+    for impl, kind, max_bytes in (("triton", dtype, 7 * 16 * dtype.itemsize), whole):
+        leaves = [each.to(kind).requires_grad_() for each in ((h, w, b) if bias else (h, w))]
+        given = {k: v.to(kind) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+        more = {"linear_bias": leaves[2]} if bias else {}
+        plan = crossent.linear_plan(*leaves[:2], y, impl=impl, max_bytes=max_bytes, **more, **given)
+        assert plan.blocks == (5 if not results else 1)
+        loss = crossent.linear_cross_entropy(
+            *leaves[:2], y, impl=impl, max_bytes=max_bytes, out_dtype=torch.float64, **more, **given
+        )
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves, torch.tensor(3.0).double())))
+        if not results[1:]:
+            assert plan[:3] == (5, 7, max_bytes)
+            assert set(launched) == {"forward", "backward"}
+    ours, exact = results
+    bound = 1e-5 if dtype == torch.float32 else 2**-6
+    for a, e in zip(ours, exact, strict=True):
+        size = float(e.abs().max())
+        torch.testing.assert_close(a.double(), e.double(), rtol=bound, atol=bound * max(size, 1.0) / 4)
+    if "sample_weight" in options:
+        assert (ours[1][3] == 0).all()
+
+
+def test_by_classes_a_label_that_is_no_class_and_a_row_that_is_sure(monkeypatch):
+    monkeypatch.setattr(classes, "_FEWEST", 8), monkeypatch.setattr(classes, "_EVEN", 8)
+    h, w = torch.eye(5, 5), torch.zeros(40, 5)
+    w[torch.arange(5), torch.arange(5)] = torch.tensor([20.0, 30.0, 60.0, 5.0, 0.0])
+    head = Head(h, w, None, (40,))
+    y = torch.tensor([0, 1, 2, 40, -1])
+    plan = Plan(Target(y), None, 5 * 4 * 8, "triton")
+    assert classes.classes_of_a_block(head, plan) == 8
+    one = torch.ones(())
+    loss, grads = classes.loss_and_gradients(head, plan, None, one, (True, True, False))
+    assert loss.isnan()
+    assert grads[0][3:].eq(0).all()
+    assert grads[1].isfinite().all()
+    plan = plan._replace(target=Target(y.masked_fill((y < 0) | (y > 39), -100)))
+    loss, grads = classes.loss_and_gradients(head, plan, None, one, (True, True, False))
+    rest = (39 * torch.tensor([-20.0, -30.0, -60.0]).double().exp()).log1p()
+    torch.testing.assert_close(loss.double(), rest.sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grads[1][2, 2].double(), rest[2].neg().expm1(), rtol=1e-5, atol=0)
+
+
+def test_blocks_of_classes_are_for_small_budgets_of_the_kernels():
+    head, y = Head(torch.empty(4096, 8), torch.empty(128256, 8), None, (128256,)), torch.zeros(4096, dtype=torch.long)
+
+    def size(max_bytes, impl="triton", **options):
+        return classes.classes_of_a_block(head, Plan(Target(y, settings=Settings(**options)), None, max_bytes, impl))
+
+    assert size(1 << 30) == 0  # two blocks of rows
+    assert size(1 << 28) == 16064  # of which eight hold all classes
+    assert size(1 << 28, "eager") == size(1 << 28, z_loss=0.1) == size(1 << 20) == 0
 
 
 def test_a_head_weighs_its_rows_in_that_pass(launched):

@@ -36,6 +36,7 @@ from crossent.core.settings import LinearArguments, LinearOptions, check_names, 
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose
+from crossent.impl.classes import classes_of_a_block
 from crossent.impl.head import (
     Head,
     Plan,
@@ -73,8 +74,9 @@ class LinearPlan(NamedTuple):
     """How a call of :func:`linear_cross_entropy` is taken apart.
 
     Attributes:
-        blocks: how many blocks of rows there are; 0 where the logits are formed at once, in operations that autograd knows.
-        rows: of a block.
+        blocks: how many blocks of rows there are, or on a GPU, where few rows fit into one, of classes; 0 where the logits are
+            formed at once, in operations that autograd knows.
+        rows: of a block; all of them where it is one of classes.
         bytes: of a block's logits.
         impl: what computes the loss of a block.
         why: why the logits are formed at once, or "".
@@ -276,9 +278,14 @@ def linear_plan(
 def _plan(call: _Call, why: str) -> LinearPlan:
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
-    rows = size if why else block_size(call.head, call.plan(), size)
-    bytes_of = rows * prod(call.head.shape) * call.head.input.dtype.itemsize
-    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why, call.moved)
+    head, itemsize = call.head, call.head.input.dtype.itemsize
+    classes = 0 if why or not _forms_gradients(call) else classes_of_a_block(head, call.plan())
+    if classes:
+        all_rows = head.input.shape[0]
+        bytes_of = all_rows * classes * itemsize
+        return LinearPlan(ceil(head.shape[0] / classes), all_rows, bytes_of, call.impl, why, call.moved)
+    rows = size if why else block_size(head, call.plan(), size)
+    return LinearPlan(0 if why else ceil(size / rows), rows, rows * prod(head.shape) * itemsize, call.impl, why, call.moved)
 
 
 # --- DTensors ---------------------------------------------------------------------------------------------------------
@@ -643,14 +650,24 @@ def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
     return call._replace(target=target.leaving_out(rows))
 
 
+def _differentiates_rows(call: _Call) -> bool:
+    """Whether the loss of each row is what has a gradient, and not their sum."""
+    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
+    return call.reduction.how == "none" or scaled_later or _wants_grad(call.reduction.sample_weight)
+
+
+def _forms_gradients(call: _Call) -> bool:
+    """Whether the gradient of the head is formed with the loss."""
+    return _wants_grad(call.head.weight) and not _differentiates_rows(call)
+
+
 def _loss(call: _Call) -> Tensor:
     call = _without_garbage(call)
     reduction = call.reduction
     if _at_once(call):
         loss = _loss_at_once(call)
         return call.rows_back(loss) if reduction.how == "none" else loss
-    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
-    if reduction.how == "none" or scaled_later or _wants_grad(reduction.sample_weight):
+    if _differentiates_rows(call):
         rows = rows_operator(call.head, call.plan())
         loss = reduce_rows(rows, _row_weights(call), reduction).to(call.dtype)
         loss = call.rows_back(loss) if reduction.how == "none" else loss
@@ -749,7 +766,7 @@ def _reduced(call: _Call) -> Tensor:
             weights = _row_weights(call)
             divisor = ordered_sum(weights if factor is None else weights * factor)
         else:
-            divisor = torch.as_tensor(given, dtype=wide, device=divisor.device)
+            divisor = given.to(wide) if isinstance(given, Tensor) else torch.full_like(divisor, given)
     nothing = divisor == 0
     by = divisor.masked_fill(nothing, torch.inf)
 
