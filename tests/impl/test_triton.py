@@ -215,7 +215,8 @@ def test_rows_left_out_beside_those_of_an_index(shape, soft):
     for mean in (False, True):
         for more in ({}, {"sample_weight": u}):
             ours, theirs = (
-                impl.cross_entropy_sum(x, target, mean, torch.float32, 1.0, **more) for impl in (triton.IMPLEMENTATION, EAGER)
+                impl.cross_entropy_sum(x, target, mean, torch.float32, 1.0, **more)
+                for impl in (triton.IMPLEMENTATION, EAGER)
             )
             torch.testing.assert_close(ours.loss, theirs.loss)
             torch.testing.assert_close(float(ours.total), theirs.total)
@@ -336,7 +337,11 @@ def nobody_waits(monkeypatch):
 
 MEMBERS = {
     "smoothed, weighted": {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, 30)},
-    "masked, biased": {"class_mask": torch.arange(30) > 3, "logit_bias": torch.linspace(-1, 1, 30), "label_smoothing": 0.1},
+    "masked, biased": {
+        "class_mask": torch.arange(30) > 3,
+        "logit_bias": torch.linspace(-1, 1, 30),
+        "label_smoothing": 0.1,
+    },
     "moved": {"temperature": 2.0, "softcap": 5.0, "z_loss": 0.1},
     "rows that weigh": {"sample_weight": torch.linspace(0, 1, 3)},
     **{type(p).__name__: {"penalty": p} for p in (crossent.Focal(), crossent.MAE(), crossent.SCE(), crossent.Taylor())},
@@ -360,7 +365,9 @@ def test_no_member_waits_for_the_device(member, soft, monkeypatch):
     monkeypatch.undo()
     torch.testing.assert_close(found, expected)
     whole = {k: v for k, v in call.items() if k != "reduction"}
-    torch.testing.assert_close(found, torch.autograd.grad(crossent.cross_entropy(x, t, impl="eager", **whole), x, grad)[0])
+    torch.testing.assert_close(
+        found, torch.autograd.grad(crossent.cross_entropy(x, t, impl="eager", **whole), x, grad)[0]
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

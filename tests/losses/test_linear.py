@@ -853,3 +853,77 @@ def test_rows_of_which_a_mask_allows_nothing_do_not_count(monkeypatch, kind, few
             torch.testing.assert_close(a, e)
             stats = crossent.linear_cross_entropy_stats(*call, **more)
             torch.testing.assert_close(stats.loss.flatten(), wanted.flatten())
+
+
+# --- a bound for the rows that count ----------------------------------------------------------------------------------
+
+BOUNDED = {
+    "indices": {},
+    "sample weights": {"sample_weight": torch.linspace(0, 2, 9, dtype=torch.float64)},
+    "a bias of every logit": {"logit_bias": torch.randn(9, 6, generator=torch.Generator().manual_seed(3)).double()},
+    "a mask of every row": {"class_mask": torch.arange(54).view(9, 6) % 5 > 0},
+    "a teacher": {"teacher": True, "sample_weight": (torch.arange(9) % 3 > 0).double()},
+    "a sum": {"reduction": "sum", "label_smoothing": 0.1},
+    "learned weights": {"sample_weight": torch.linspace(0, 2, 9, dtype=torch.float64).requires_grad_()},
+}
+
+
+def _bounded_head(max_rows, options, max_bytes):
+    generator = torch.Generator().manual_seed(0)
+    h, w = (torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in ((9, 4), (6, 4)))
+    y = torch.tensor([1, -100, 2, 2, -100, 3, -100, 1, -100])
+    options = dict(options)
+    target = (
+        crossent.Teacher(torch.randn(9, 4, generator=generator).double(), w.detach())
+        if options.pop("teacher", 0)
+        else y
+    )
+    loss = linear_cross_entropy(h, w, target, max_rows=max_rows, max_bytes=max_bytes, **options)
+    return (loss.detach(), *torch.autograd.grad(loss, (h, w)))
+
+
+@pytest.mark.parametrize("max_bytes", [100, None])
+@pytest.mark.parametrize("options", BOUNDED.values(), ids=BOUNDED)
+def test_no_more_rows_are_multiplied_than_may_count(options, max_bytes, monkeypatch):
+    """On a GPU, which this CPU stands for: it is not asked how many rows count."""
+    expected = _bounded_head(None, options, max_bytes)
+    monkeypatch.setattr("crossent.losses.linear.readable", lambda _: False)
+    monkeypatch.setattr("crossent.impl.head.counted", lambda *_: None)
+    multiplied, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: multiplied.append(a.shape) or mm(a, b, **more))
+    for bound in (6, 7, 9, 20):
+        multiplied.clear()
+        torch.testing.assert_close(_bounded_head(bound, options, max_bytes), expected, msg=str(bound))
+        teachers = 2 if options.get("teacher") else 1
+        assert max_bytes is None or sum(n for n, k in multiplied if k == 4) <= teachers * min(bound, 9)
+    if options.get("teacher") is None:
+        loss, *grads = _bounded_head(3 if "sample_weight" in options else 4, options, max_bytes)
+        assert loss.isnan()
+        assert all((grad == 0).all() for grad in grads)
+
+
+def test_a_bound_that_is_too_small_is_said_where_rows_can_be_counted():
+    h, w, y = torch.zeros(5, 4), torch.zeros(6, 4), torch.tensor([1, -100, 2, 2, 5])
+    assert linear_cross_entropy(h, w, y, max_rows=4).isfinite()
+    with pytest.raises(ValueError, match="max_rows must be at least the rows that count, 4, got 3"):
+        linear_cross_entropy(h, w, y, max_rows=3)
+    with pytest.raises((TypeError, ValueError), match="max_rows must be None or an int of at least 0"):
+        linear_cross_entropy(h, w, y, max_rows=-1)
+    rows = linear_cross_entropy(h, w, y, max_rows=3, reduction="none")  # of which each is wanted
+    assert rows.shape == (5,)
+
+
+def test_a_plan_knows_the_bound(monkeypatch):
+    monkeypatch.setattr("crossent.losses.linear.readable", lambda _: False)
+    monkeypatch.setattr("crossent.losses.linear.counted", lambda *_: None)
+    h, w, y = torch.zeros(4096, 8), torch.zeros(50257, 8), torch.zeros(4096, dtype=torch.long)
+    plan = crossent.linear_plan(h, w, y, impl="eager", max_bytes=1 << 28, max_rows=1000)
+    assert plan.blocks * plan.rows in range(1000, 1010)
+
+
+def test_a_bound_is_for_whole_heads():
+    with pytest.raises((ValueError, RuntimeError), match="max_rows"):
+        linear_cross_entropy(
+            torch.zeros(5, 4), torch.zeros(3, 4), torch.zeros(5, dtype=torch.long), max_rows=3,
+            shard=crossent.VocabShard(None, 0, 3),
+        )  # fmt: skip

@@ -60,7 +60,9 @@ def weighted(shape, dtype, soft, options, impl="eager"):
     t = torch.rand(shape, generator=generator).to(dtype)
     if "class_mask" in options:
         t = t * options["class_mask"].view(-1, *[1] * (len(shape) - 2))
-    options = {k: v.to(wide) if isinstance(v, torch.Tensor) and v.dtype != torch.bool else v for k, v in options.items()}
+    options = {
+        k: v.to(wide) if isinstance(v, torch.Tensor) and v.dtype != torch.bool else v for k, v in options.items()
+    }
     return x, t if soft else y, u, options
 
 

@@ -33,14 +33,22 @@ from crossent.impl.head import (
 from crossent.impl.protocol import Implementation
 
 MANY = 4  # blocks of rows from which on they take longer: each reads and writes the gradient of the head in float32
-_FEWEST, _EVEN = 256, 64  # classes of a block at least, and a number of which they are a multiple: 16 bytes, and whole tiles
+_FEWEST, _EVEN = (
+    256,
+    64,
+)  # classes of a block at least, and a number of which they are a multiple: 16 bytes, and whole tiles
 _IGNORED = -100
 
 
 def classes_of_a_block(head: Head, plan: Plan) -> int:
     """Say how many classes are taken at a time with all rows; 0 where blocks of rows are better, or the only way."""
     rows, target = head.input.shape[0], plan.target
-    if load(plan.impl).waits or plan.teacher is not None or not (target.indices and target.plain) or len(head.shape) > 1:
+    if (
+        load(plan.impl).waits
+        or plan.teacher is not None
+        or not (target.indices and target.plain)
+        or len(head.shape) > 1
+    ):
         return 0
     if rows == 0 or ceil(rows / block_size(head, plan, rows)) <= MANY:
         return 0
@@ -61,7 +69,9 @@ def loss_and_gradients(
     u = torch.ones_like(losses) if factor is None else factor.to(wide)
     sums = dtype_of_sums(head.input.device)
     total = times(u.to(sums), losses.masked_fill(blocks.wrong, torch.nan).to(sums)).sum() / divisor
-    return total.to(wide), _second_walk(blocks, compute, weigh(u, over(torch.ones_like(divisor), divisor)), lse, mass, needs)
+    return total.to(wide), _second_walk(
+        blocks, compute, weigh(u, over(torch.ones_like(divisor), divisor)), lse, mass, needs
+    )
 
 
 class _Blocks:

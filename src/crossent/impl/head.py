@@ -406,9 +406,7 @@ def loss_and_gradients(
     return total.to(wide), (None, None, None) if gradients is None else gradients.finish()
 
 
-def _loss_and_slope(
-    compute: Implementation, block: Block, divisor: Tensor, u: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _loss_and_slope(compute: Implementation, block: Block, divisor: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute the sum of a block's losses, weighed by ``u``, and the gradient for its logits in their place, in one pass."""
     wide, factor = torch.promote_types(block.logits.dtype, torch.float32), over(torch.ones_like(divisor), divisor)
     one_pass: Any = compute.cross_entropy_sum  # which takes a number of the device where it does not wait for it

@@ -29,7 +29,7 @@ from crossent.impl.eager.pieces import class_sum
 from crossent.impl.protocol import Costs, Forward, Gradients, Partials, RowStatistics, Sum
 
 _CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth the calls of a dozen operations
-_SHARE = 10  # blocks at least on another device: eight tensors in float32 of one are less than the gradient
+_SHARE = 16  # blocks at least on another device: the fourteen tensors in float32 that one may take are less than the gradient
 _LAUNCHED, _LARGEST = 1 << 19, 1 << 24  # elements that are worth a launch, and elements that are enough
 
 

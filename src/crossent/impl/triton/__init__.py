@@ -26,7 +26,6 @@ from crossent.impl.triton.fused import fused
 from crossent.impl.triton.statistics import statistics
 
 _DEVICES = {"cuda", "cpu"} if to.INTERPRETED else {"cuda"}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def refuses(logits: Tensor, target: Tensor | None = None, described: Target | BinaryTarget | None = None) -> str | None:
@@ -192,7 +191,7 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     of_rows = RowStatistics.made_by(lambda dtype: torch.zeros(shape, dtype=dtype, device=logits.device), dtype)
     of_rows.predicted.fill_(NO_CLASS)
     if logits.numel():
-        launch = to.arrange(logits)
+        launch = to.for_statistics(logits)
         with to.device_of(logits):
             statistics[(launch.programs,)](
                 launch.logits, to.target_of(target, launch), *of_rows, to.member_of(target, launch), launch.layout,

@@ -99,21 +99,27 @@ def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int
     return shape, list(each)
 
 
-def arrange(logits: Tensor, inplace: bool = False, again: bool = False) -> Launch:
+def for_statistics(logits: Tensor) -> Launch:
+    """Decide how logits are walked where more is kept of each row, in registers: fewer rows whose classes lie apart, or more threads."""
+    launch = arrange(logits, rows_apart=64)
+    return launch._replace(warps=2 * launch.warps) if warp_size() == 64 and launch.warps > 1 else launch
+
+
+def arrange(logits: Tensor, inplace: bool = False, again: bool = False, rows_apart: int = 128) -> Launch:
     """Decide how logits are walked; they are copied first where no walk takes their strides.
 
     ``again`` says that a row is read more than once, and should still be in the cache then.
     """
     logits = logits.resolve_neg()  # memory alone does not show a sign that torch has put off changing
-    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"), again)
+    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"), again, rows_apart)
     if launch is None:
         logits = logits.contiguous()
-        launch = _arranged(logits, torch.empty_like(logits, device="meta"), again)
+        launch = _arranged(logits, torch.empty_like(logits, device="meta"), again, rows_apart)
     assert launch is not None
     return launch
 
 
-def _arranged(x: Tensor, like: Tensor, again: bool) -> Launch | None:
+def _arranged(x: Tensor, like: Tensor, again: bool, rows_apart: int) -> Launch | None:
     """Decide how logits are walked and what belongs to them is laid out; None where no walk takes their strides."""
     of_x, of_g = _strides(x), _strides(like)
     if of_x is None or of_g is None:
@@ -130,7 +136,7 @@ def _arranged(x: Tensor, like: Tensor, again: bool) -> Launch | None:
     slack = chunk - 1 if chunks and not even else 0
     shared = again and chunks and shape[1] * x.element_size() > _SHARE * _MOST_LANES
     lanes = min(_MOST_LANES * _PER_BLOCK, shape[1] * x.element_size() // _SHARE) if shared else _MOST_LANES
-    tile, warps = _tile(dtype, chunk, shape[1], lanes, chunks, slack, apart)
+    tile, warps = _tile(dtype, chunk, shape[1], lanes, chunks, slack, rows_apart if apart else 0)
     tiles = ceil(shape[2] / tile.ROWS.value)
     classes = (1, 1) if beside else (of_x.classes, of_g.classes)
     layout = Layout(
@@ -151,15 +157,15 @@ def _warp_size_of(driver: Any) -> int:
 
 
 def _tile(
-    dtype: torch.dtype, chunk: int, classes: int, most: int, chunks: bool, slack: int, apart: bool
+    dtype: torch.dtype, chunk: int, classes: int, most: int, chunks: bool, slack: int, rows_apart: int
 ) -> tuple[Tile, int]:
     """Choose the tile: some of the classes of one row, a few short rows, or 8 classes of many rows where they lie apart.
 
     A thread has 16 bytes or twice as many of each load. A row is some blocks long, since those at its edge take longer.
     """
-    exact = dtype == torch.float64 or chunk < 8
+    exact, apart = dtype == torch.float64 or chunk < 8, rows_apart > 0
     if apart:
-        rows, lanes, e, warps = 128, 1, 8, 1
+        rows, lanes, e, warps = rows_apart, 1, 8, 1
     else:
         e, blocks = chunk, ceil((classes + slack) / chunk)
         lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, most)))
