@@ -33,7 +33,8 @@ def test_nobody_is_made_worse(dtype):
     family = [row for row in family if not row["member"].startswith("torch")]
     assert len(family) > 20
     for row in family:
-        assert row[dtype]["peak"] <= 8, row["member"]
+        # The shares of several labels are a target that the loss makes: 4 bytes an element.
+        assert row[dtype]["peak"] <= 8 + (4 if row["member"] == "several labels" else 0), row["member"]
     for row in family[:4]:  # torch's own arguments, which torch operations take in no more memory
         assert row[dtype]["peak"] <= 1.1 * torchs[dtype]["peak"], row["member"]
 

@@ -25,9 +25,9 @@ gpu_static = benchmark("gpu_static")
 kernels = pretended_gpu.kernels
 KEPT = {row[:4]: row for row in gpu_static.stored()}
 
-# What a main loop may cost an element of long rows, by the kernel and the bytes of an element. An H200 has 13.8 instructions for each
-# element in bfloat16 that is read or written, and in float32 twice that: these stay below what the memory takes. Those of the
-# statistics do not, which are read off more rarely. Without an instruction that rounds to bfloat16, an MI300X takes four more.
+# What a main loop may cost an element of long rows, by the kernel and the dtype. An H200 has 13.8 instructions for each element in
+# bfloat16 that is read or written, and in float32 twice that: these stay below what the memory takes. Those of the statistics do
+# not, which are asked for more rarely. Without an instruction that rounds to bfloat16, an MI300X takes four more.
 MOST = {
     ("forward", "bf16"): 9.0, ("backward", "bf16"): 9.0, ("fused", "bf16"): 18.0, ("statistics", "bf16"): 34.0,
     ("forward", "f32"): 18.0, ("backward", "f32"): 16.0, ("fused", "f32"): 34.0, ("statistics", "f32"): 43.0,

@@ -215,6 +215,8 @@ def linear_cross_entropy(
         **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
         "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes, "max_rows": max_rows,
     }  # fmt: skip
+    if max_rows is not None and (more.get("shard") is not None or is_dtensor(*tensors, *more.values())):
+        raise ValueError("max_rows is for a head on one device, got it with a shard or DTensors: leave it out")
     if more.get("shard") is not None:
         return _loss_of_shard(input, linear_weight, target, arguments)
     if is_dtensor(*tensors, *more.values()):
@@ -433,8 +435,6 @@ def _understand(
     name = choose(like.reshape(size, *classes), impl, described.values, described)
     max_bytes = min(max_bytes, 1 << 62)  # an operator takes 64 bits
     max_rows = optional(_ROWS)("max_rows", arguments.get("max_rows"))
-    if max_rows is not None and arguments.get("shard") is not None:
-        raise ValueError("max_rows is for a head that is whole, and this one is a shard of the classes: leave it out")
     return _Call(head, described, teacher, rows, lead, shift, max_bytes, max_rows, name, impl is not None, dtype)
 
 

@@ -169,12 +169,11 @@ def _in_blocks(
     """Put gradients together: those of logits and of what has their shape, and the sums over blocks of what has the classes'."""
     needs, dtype = (*needs, False, False)[:4], compute_dtype(logits, target.values)
     summed = [t is not None and t.dim() == 1 and need for t, need in zip(_sources(logits, target), needs, strict=True)]
-    wide = {
-        name: t.to(dtype)
-        for name, t, sums in zip(("weight", "logit_bias"), (target.weight, target.logit_bias), summed[2:], strict=True)
-        if t is not None and sums
-    }
-    blocks = Blocks(logits, target._replace(**wide))  # whose sums are then not rounded in each block
+    weight, bias = (  # wide, so that no block rounds what it adds
+        t.to(dtype) if t is not None and sums else t
+        for t, sums in zip((target.weight, target.logit_bias), summed[2:], strict=True)
+    )
+    blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias))
     placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
         torch.empty_like(t) if need and t is not None and not sums else None
         for t, need, sums in [*zip(_sources(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
@@ -342,7 +341,8 @@ class _Elements(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
-        return cls(logits, target, max(1, _size(logits) // max(1, logits.shape[1:].numel())))
+        size = _size(logits) if target.penalties[0] is None else _size(logits) // 2  # penalties keep twice as much
+        return cls(logits, target, max(1, size // max(1, logits.shape[1:].numel())))
 
     def parts(self) -> Iterator[tuple[Any, Tensor, BinaryTarget]]:
         """Return block by block where it is, its logits and its target."""

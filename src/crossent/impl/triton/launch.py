@@ -100,7 +100,7 @@ def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int
 
 
 def for_statistics(logits: Tensor) -> Launch:
-    """Decide how logits are walked where more is kept of each row, in registers: fewer rows whose classes lie apart, or more threads."""
+    """Decide how logits are walked where more of each row is kept in registers: by more threads, or fewer rows at a time."""
     launch = arrange(logits, rows_apart=64)
     return launch._replace(warps=2 * launch.warps) if warp_size() == 64 and launch.warps > 1 else launch
 
