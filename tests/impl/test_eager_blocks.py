@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -250,7 +251,7 @@ def step(x, y):
     if sys.argv[2] == "torch":
         torch.nn.functional.cross_entropy(x, y).backward()
     else:
-        crossent.cross_entropy(x, y, impl="eager", **eval(sys.argv[4])).backward()
+        crossent.cross_entropy(x, y, impl="eager", **eval(sys.argv[4], {"u": torch.ones(len(x)), **globals()})).backward()
 
 torch.set_num_threads(1)
 soft = sys.argv[3]
@@ -263,15 +264,28 @@ print((peak() - before) / x.numel())
 """
 
 
+@cache
 def bytes_an_element(dtype: str, who: str, soft: str = "indices", options: str = "{}") -> float:
     command = [sys.executable, "-c", CHILD, dtype, who, soft, options]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("soft", ["indices", "probabilities"])
-@pytest.mark.parametrize("options", ["{}", "{'label_smoothing': 0.1}", "{'sample_weight': torch.rand(x.shape[0])}"])
+@pytest.mark.parametrize(
+    ("options", "soft", "dtype"),
+    [
+        *(
+            ("{}", soft, d)
+            for soft in ("indices", "probabilities")
+            for d in ("float32", "bfloat16", "float16", "float64")
+        ),
+        *(
+            (o, "indices", d)
+            for o in ("{'label_smoothing': 0.1}", "{'sample_weight': u}")
+            for d in ("float32", "bfloat16")
+        ),
+    ],
+)
 def test_a_plain_call_takes_no_more_than_torchs(options, soft, dtype):
     assert bytes_an_element(dtype, "crossent", soft, options) <= 1.1 * bytes_an_element(dtype, "torch", soft)
 

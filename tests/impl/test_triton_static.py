@@ -83,8 +83,8 @@ def test_a_kernel_that_grows_is_found(monkeypatch):
     monkeypatch.undo()
     arrange = kernels.to.arrange
 
-    def unaligned(*args):
-        launch = arrange(*args)
+    def unaligned(*args, **more):
+        launch = arrange(*args, **more)
         return launch._replace(tile=launch.tile._replace(CHUNKS=kernels.to.constant(False)))
 
     monkeypatch.setattr(kernels.to, "arrange", unaligned)
