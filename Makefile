@@ -34,6 +34,7 @@ test-gpu-static: $(GPU)/.triton
 	$(INTERPRETED) tests/test_laws.py -k "triton and (bfloat16 or not float16) and not (float64 or billion or threads or \
 		half_precision_means or error_is_at_most)"
 	$(INTERPRETED) tests/test_family.py -k "value_and_gradients and triton and float32"
+	$(INTERPRETED) tests/ops/test_sample_weights.py -k triton
 	$(INTERPRETED) tests/test_absent_rows.py tests/test_predicted.py -k "triton and (infinite or binary or count)"
 	OMP_NUM_THREADS=1 $(GPU)/bin/python -m pytest --numprocesses=$(JOBS) $(ARGS) tests/impl/test_triton_static.py
 

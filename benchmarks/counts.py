@@ -2,7 +2,7 @@
 
 A device is pretended: the CPU runs what would run there, with blocks of the size that they would have, under torch's profiler.
 An operation that reads or writes memory is one launch; its bytes are those of its tensors. ``counts.py`` writes
-``results/counts.json`` and prints the table that stands in docs/gpu.md.
+``results/counts.json`` and the table in docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -24,6 +25,7 @@ from crossent.impl import eager
 from crossent.impl.eager import blocks
 
 RESULTS = Path(__file__).parent / "results" / "counts.json"
+PAGE = Path(__file__).parents[1] / "docs/gpu.md"
 N, C = 1024, 8192
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -86,14 +88,24 @@ def peak(step: Callable[[], None]) -> int:
     return most
 
 
-def measure(loss: Step, dtype: torch.dtype, soft: bool) -> dict[str, float]:
+class Member(NamedTuple):
+    """A loss of logits and a target, whether that is probabilities, and whether a gradient is formed."""
+
+    loss: Step
+    soft: bool = False
+    backward: bool = True
+
+
+def measure(member: Member, dtype: torch.dtype) -> dict[str, float]:
     """Count one forward and backward."""
     torch.manual_seed(0)
-    x = torch.randn(N, C).to(dtype).requires_grad_()
-    target = torch.rand(N, C).to(dtype) if soft else torch.randint(C, (N,))
+    x = torch.randn(N, C).to(dtype).requires_grad_(member.backward)
+    target = torch.rand(N, C).to(dtype) if member.soft else torch.randint(C, (N,))
 
     def step() -> None:
-        loss(x, target).backward()
+        loss = member.loss(x, target)
+        if member.backward:
+            loss.backward()
         x.grad = None
 
     with pretended_device():
@@ -107,30 +119,68 @@ def measure(loss: Step, dtype: torch.dtype, soft: bool) -> dict[str, float]:
     }
 
 
-def members() -> dict[str, tuple[Step, bool]]:
-    """Return losses by what they are called, and whether their target is probabilities."""
+def members() -> dict[str, Member]:
+    """Return every member of the family by what it is called."""
+    some, weight, rows = torch.arange(C) > 3, torch.linspace(0.5, 2, C), torch.linspace(0, 1, N)
+    bias = torch.linspace(-1, 1, C)
 
-    def eager_loss(**options) -> Step:
-        return lambda x, y: crossent.cross_entropy(x, y, impl="eager", **options)
+    def of(soft: bool = False, **options) -> Member:
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            given = {k: v.to(x.dtype) if k in ("weight", "logit_bias") else v for k, v in options.items()}
+            return crossent.cross_entropy(x, y, impl="eager", **given)
 
+        return Member(loss, soft)
+
+    def binary(**options) -> Member:
+        return Member(lambda x, t: crossent.binary_cross_entropy_with_logits(x, t, impl="eager", **options), soft=True)
+
+    def statistics(x: Tensor, y: Tensor) -> Tensor:
+        told = crossent.cross_entropy_stats(x, y, impl="eager")
+        return torch.stack([rows.sum() for rows in told[:4]]).sum()
+
+    penalties = {
+        "focal": crossent.Focal(2.0), "Poly-1": crossent.Poly1(), "generalised": crossent.GCE(), "MAE": crossent.MAE(),
+        "symmetric": crossent.SCE(), "Taylor": crossent.Taylor(),
+    }  # fmt: skip
+    everything = {
+        "temperature": 2.0, "softcap": 30.0, "logit_bias": bias, "class_mask": some, "z_loss": 1e-4, "weight": weight,
+        "penalty": crossent.Focal(2.0), "label_smoothing": 0.1, "sample_weight": rows,
+    }  # fmt: skip
     return {
-        "torch.nn.functional.cross_entropy": (F.cross_entropy, False),
-        "a plain call: torch's operator": (lambda x, y: crossent.cross_entropy(x, y, impl="torch"), False),
-        'the same with impl="eager"': (eager_loss(), False),
-        "temperature": (eager_loss(temperature=2.0), False),
-        "z-loss": (eager_loss(z_loss=1e-4), False),
-        "focal": (eager_loss(penalty=crossent.Focal(2.0)), False),
-        "soft cap, class mask": (eager_loss(softcap=30.0, class_mask=torch.arange(C) > 3), False),
-        "smoothing and z-loss": (eager_loss(label_smoothing=0.1, z_loss=1e-4), False),
-        "probabilities, temperature": (eager_loss(temperature=2.0), True),
+        "torch.nn.functional.cross_entropy": Member(F.cross_entropy),
+        "a plain call: torch's operator": Member(lambda x, y: crossent.cross_entropy(x, y, impl="torch")),
+        'the same with impl="eager"': of(),
+        "class weights, eager": of(weight=weight),
+        "smoothing, eager": of(label_smoothing=0.1),
+        "probabilities, eager": of(soft=True),
+        "rows that weigh": of(sample_weight=rows),
+        "temperature": of(temperature=2.0),
+        "soft cap": of(softcap=30.0),
+        "bias": of(logit_bias=bias),
+        "margin": of(margin=0.2),
+        "class mask": of(class_mask=some),
+        "z-loss": of(z_loss=1e-4),
+        **{name: of(penalty=penalty) for name, penalty in penalties.items()},
+        "soft cap, class mask": of(softcap=30.0, class_mask=some),
+        "smoothing and z-loss": of(label_smoothing=0.1, z_loss=1e-4),
+        "probabilities, temperature": of(soft=True, temperature=2.0),
+        "everything": of(**everything, margin=0.1),
+        "everything, probabilities": of(soft=True, **everything, margin=0.1),
+        "several labels": Member(lambda x, t: crossent.multilabel_cross_entropy(x, t, impl="eager"), soft=True),
+        "statistics": Member(statistics, backward=False),
+        "statistics with a gradient": Member(statistics),
+        "torch's binary_cross_entropy_with_logits": Member(F.binary_cross_entropy_with_logits, soft=True),
+        "sigmoid, eager": binary(),
+        "sigmoid, focal": binary(penalty=crossent.Focal(2.0)),
+        "sigmoid, asymmetric": binary(penalty=crossent.Asymmetric()),
     }
 
 
 def count_all() -> list[dict]:
     """Count every member in float32 and bfloat16."""
     rows = []
-    for name, (loss, soft) in members().items():
-        of_dtypes = {str(d).split(".")[1]: measure(loss, d, soft) for d in (torch.float32, torch.bfloat16)}
+    for name, member in members().items():
+        of_dtypes = {str(d).split(".")[1]: measure(member, d) for d in (torch.float32, torch.bfloat16)}
         rows.append({"member": name, **of_dtypes})
     return rows
 
@@ -150,4 +200,7 @@ def table(rows: list[dict]) -> str:
 if __name__ == "__main__":
     counted = count_all()
     RESULTS.write_text(json.dumps({"rows": counted, "shape": [N, C]}, indent=1) + "\n", encoding="utf-8")
+    head, begin, rest = PAGE.read_text("utf-8").partition("<!-- counts -->\n")
+    end = rest[rest.index("\n<!-- end -->") :]
+    PAGE.write_text(f"{head}{begin}\n{table(counted)}\n{end}", encoding="utf-8")
     print(table(counted))

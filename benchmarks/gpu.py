@@ -1,7 +1,7 @@
 """The GPU kernels on a GPU, beside a copy, torch, torch.compile and other libraries: ``make bench-gpu``.
 
-It needs torch, Triton and this package, and nothing else. First each loss and gradient is held to float64. Then forward, and
-forward with backward, are timed, in turn, with the caches written over before each. A figure is the median. Its unit is a copy of
+It needs torch, Triton and this package, and nothing else. First each loss and gradient is held to float64. Then forward,
+backward, and both are timed, in turn, with the caches written over before each. A figure is the median. Its unit is a copy of
 the logits, which reads and writes as many bytes as a loss with its gradient must. ``--toy`` runs all of it at small sizes, also in
 Triton's interpreter.
 """
@@ -178,7 +178,14 @@ def time_losses(machine: Machine, shapes: dict[str, tuple[int, ...]], contenders
                 def both(loss=loss, x=leaf, y=y) -> None:
                     torch.autograd.grad(loss(x, y), x)
 
+                def backward(loss=loss, x=leaf, y=y, kept=[]) -> None:  # noqa: B006
+                    """Run the backward pass of a loss whose graph is kept: what it forms in forward it then forms again."""
+                    if not kept:
+                        kept.append(loss(x, y))
+                    torch.autograd.grad(kept[0], x, retain_graph=True)
+
                 parts[contender, "forward"], parts[contender, "both"] = forward, both
+                parts[contender, "backward"] = backward
             yield from machine.compare(case, name, parts)
 
 

@@ -90,27 +90,37 @@ def call(shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         kernels.cross_entropy_forward(x, described, "none")
         kernels.cross_entropy_backward(torch.ones(()), x, described, torch.zeros(2, *rows))
         kernels.cross_entropy_sum(x, described, True, torch.float32, 1.0)
+        kernels.cross_entropy_statistics(x, described)
 
     return launch
 
 
-def in_flight(shape: tuple[int, ...], dtype: torch.dtype, registers: int, lanes: int) -> int:
+def in_flight(name: str, shape: tuple[int, ...], dtype: torch.dtype, registers: int, lanes: int) -> int:
     """Tell how many bytes of rows a multiprocessor has at a time, which has 2048 threads and 65536 registers."""
     if len(shape) > 2 or shape[0] == 1024:
         return 0  # blocks of rows whose classes lie apart, and elements, are small or read once
-    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype), False, True)
+    launch = launch_of(name, shape, dtype)
     threads = launch.warps * lanes
     programs = max(1, min(2048 // threads, 65536 // (threads * -(-registers // 8) * 8), 32))
     return int(programs * launch.tile.ROWS.value * shape[1] * dtype.itemsize)
 
 
-def elements_a_thread(shape: tuple[int, ...], dtype: torch.dtype, lanes: int, again: bool) -> float:
+def launch_of(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """Tell how a kernel is launched."""
+    x = torch.zeros(shape, dtype=dtype)
+    return kernels.to.for_statistics(x) if name == "statistics" else kernels.to.arrange(x, False, name == "fused")
+
+
+def elements_a_thread(name: str, shape: tuple[int, ...], dtype: torch.dtype, lanes: int) -> float:
     """Tell how many elements a thread has of a block."""
     if shape[0] == 1024:
         return kernels.binary.block_of(torch.zeros(1, dtype=dtype)) / (4 * lanes)
-    launch = kernels.to.arrange(torch.zeros(shape, dtype=dtype), False, again)
+    launch = launch_of(name, shape, dtype)
     rows, across, e = (each.value for each in launch.tile[:3])
     return float(rows * across * e / (lanes * launch.warps))
+
+
+READ_AGAIN = ("fused", "statistics")  # kernels with two walks over each row
 
 
 def main_loops(name: str, code: Code, ties: bool) -> list[list[str]]:
@@ -122,7 +132,7 @@ def main_loops(name: str, code: Code, ties: bool) -> list[list[str]]:
         name == "binary"
     ):  # which has no loop: a program has one block, and the code for the last of them stands beside it
         return [code.lines[: len(code.lines) // 2]]
-    return [code.loops[0]] + ([code.loops[2 if ties else 3]] if name == "fused" else [])
+    return [code.loops[0]] + ([code.loops[2 if ties else 3]] if name in READ_AGAIN else [])
 
 
 def figures(target: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Iterator[Figures]:
@@ -138,9 +148,9 @@ def _figures(kernel: Any, name: str, shape_name: str, dtype_name: str, target: s
     """Read one kernel."""
     code, lanes, shape, dtype = read(kernel), TARGETS[target].warp_size, SHAPES[shape_name], DTYPES[dtype_name]
     with pretended(target):
-        each = elements_a_thread(shape, dtype, lanes, name == "fused")
+        each = elements_a_thread(name, shape, dtype, lanes)
         ties = shape[0] != 1024 and kernels.to.arrange(torch.zeros(shape, dtype=dtype)).tile.TIES.value
-        at_a_time = in_flight(shape, dtype, code.registers, lanes) if name == "fused" else 0
+        at_a_time = in_flight(name, shape, dtype, code.registers, lanes) if name in READ_AGAIN else 0
     loops = main_loops(name, code, ties)
     narrow = sum(wide(loop)[2] for loop in loops) if name != "binary" else 0
     count = round(sum(map(len, loops)) / each, 1)
@@ -151,9 +161,8 @@ def _figures(kernel: Any, name: str, shape_name: str, dtype_name: str, target: s
 
 def passes(row: Figures, gpu: Gpu) -> int:
     """Tell how often the logits' bytes go to or from the memory; a row that the cache has lost is read once more."""
-    if row.kernel == "fused":
-        return 3 if row.in_flight * gpu.count > gpu.cache * 1e6 * _OF_CACHE else 2
-    return {"forward": 1, "backward": 2, "binary": 3}[row.kernel]
+    lost = row.in_flight * gpu.count > gpu.cache * 1e6 * _OF_CACHE
+    return {"forward": 1, "backward": 2, "binary": 3, "fused": 2, "statistics": 1}[row.kernel] + lost
 
 
 def seconds(row: Figures, gpu: Gpu) -> tuple[float, float]:
@@ -178,7 +187,7 @@ def table(rows: list[Figures]) -> str:
                     " (issue)"
                     if issue > memory
                     else " (read twice)"
-                    if passes(row, gpu) > 2 and row.kernel == "fused"
+                    if passes(row, gpu) > {"fused": 2, "statistics": 1}.get(row.kernel, 3)
                     else ""
                 )
                 times.append(f"{name} {1e3 * max(memory, issue):.2f}{why}")

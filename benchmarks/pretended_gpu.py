@@ -31,6 +31,7 @@ KERNELS = {
     "forward": kernels.forward,
     "backward": kernels.backward,
     "fused": kernels.fused,
+    "statistics": kernels.statistics,
     "binary": kernels.binary.binary,
 }
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

@@ -16,7 +16,8 @@ def test_it_checks_times_and_writes(tmp_path):
     measured = {(row.case, row.dtype, row.contender, row.part) for row in rows}
     for case in gpu.TOYS[0]:
         for dtype in gpu.DTYPES:
-            assert {(case, dtype, "crossent", "forward"), (case, dtype, "crossent", "both")} <= measured
+            parts = {(case, dtype, "crossent", part) for part in ("forward", "backward", "both")}
+            assert parts <= measured
             assert (case, dtype, "copy", "both") in measured
     assert ("head", "bfloat16", "crossent", "both") in measured
     assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == len(rows)

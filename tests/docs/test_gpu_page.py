@@ -27,22 +27,34 @@ def test_the_page_quotes_the_counts(counts):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nobody_is_made_worse(dtype):
-    torchs, plain, *family = (row[dtype] for row in COUNTS["rows"])
-    assert plain["peak"] <= 1.1 * torchs["peak"]
-    assert plain["bytes"] <= 1.1 * torchs["bytes"]
-    assert all(row["peak"] <= 8 for row in family)
+    torchs, plain, *family = COUNTS["rows"]
+    assert plain[dtype]["peak"] <= 1.1 * torchs[dtype]["peak"]
+    assert plain[dtype]["bytes"] <= 1.1 * torchs[dtype]["bytes"]
+    family = [row for row in family if not row["member"].startswith("torch")]
+    assert len(family) > 20
+    for row in family:
+        # The shares of several labels are a target that the loss makes: 4 bytes an element.
+        assert row[dtype]["peak"] <= 8 + (4 if row["member"] == "several labels" else 0), row["member"]
+    for row in family[:4]:  # torch's own arguments, which torch operations take in no more memory
+        assert row[dtype]["peak"] <= 1.1 * torchs[dtype]["peak"], row["member"]
 
 
 def test_a_count_is_what_is_counted(counts, monkeypatch):
-    """On a small call: the same bytes an element as in the file, which is of a large one."""
+    """On a small call, in as many blocks: the same launches and bytes an element as in the file, which is of a large one."""
     import torch
 
+    from crossent.impl.eager import blocks
+
+    monkeypatch.setattr(blocks, "_LAUNCHED", 64 * 4096 * blocks._LAUNCHED // (counts.N * counts.C))
     monkeypatch.setattr(counts, "N", 64), monkeypatch.setattr(counts, "C", 4096)
-    loss, soft = next(iter(counts.members().values()))
-    measured, stored = counts.measure(loss, torch.float32, soft), COUNTS["rows"][0]["float32"]
-    assert measured["launches"] == stored["launches"]
-    assert measured["bytes"] == pytest.approx(stored["bytes"], rel=0.02)
-    assert measured["peak"] == pytest.approx(stored["peak"], rel=0.05)
+    members = counts.members()
+    assert [*members] == [row["member"] for row in COUNTS["rows"]]
+    for at in (0, 2, 6, 13):  # torch, plain, weights of rows, a penalty
+        member, stored = members[COUNTS["rows"][at]["member"]], COUNTS["rows"][at]["float32"]
+        measured = counts.measure(member, torch.float32)
+        assert measured["launches"] == pytest.approx(stored["launches"], rel=0.02)
+        assert measured["bytes"] == pytest.approx(stored["bytes"], rel=0.05)  # rows are half as long here
+        assert measured["peak"] == pytest.approx(stored["peak"], rel=0.05)
 
 
 def test_the_figures_stand_on_a_page_of_their_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,68 @@ def test_blocks_are_the_whole(shape, name, reduction, soft, monkeypatch):
             assert all(s == 1 or one == two == three for s, one, two, three in strides)
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
             torch.testing.assert_close(a, c, rtol=1e-11, atol=1e-13)
+
+
+def gradients_of_all(x, y, soft, c, bias, statistics):
+    """Return a loss or statistics with the gradients of everything that has some."""
+    leaves = [x.detach().requires_grad_(), bias.detach().requires_grad_()]
+    y = y.clone().requires_grad_() if soft else y
+    c = c.clone().requires_grad_(soft)
+    options = {"logit_bias": leaves[1], "temperature": 2.0, "impl": "eager"}
+    if statistics:
+        found = crossent.cross_entropy_stats(leaves[0], y, c, **options)
+        values = [v.detach() for v in found]
+        total = sum((k + 1) * each.square().sum() for k, each in enumerate(found[:4]))
+    else:
+        total = crossent.cross_entropy(leaves[0], y, c, **options)
+        values = [total.detach()]
+    return [*values, *torch.autograd.grad(total, [*leaves, *((y, c) if soft else ())])]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("whole_bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_of_everything_that_has_a_gradient_are_the_whole(shape, whole_bias, statistics, soft, monkeypatch):
+    size = SHAPES[shape]
+    x, y = problem(size, "channels_last" if len(size) == 4 else "contiguous", torch.float64, soft)
+    generator = torch.Generator().manual_seed(7)
+    c = torch.rand(size[1], generator=generator, dtype=torch.float64)
+    bias = torch.randn(size if whole_bias else size[1:2], generator=generator, dtype=torch.float64)
+    results = []
+    for most in (1 << 20, 11):
+        monkeypatch.setattr(blocks, "_CACHED", most)
+        results.append(gradients_of_all(x, y, soft, c, bias, statistics))
+    monkeypatch.setattr(blocks, "takes", lambda *_: False)
+    results.append(gradients_of_all(x, y, soft, c, bias, statistics))
+    for parts, whole, formula in zip(*results[::-1], strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(parts, formula, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+def test_statistics_in_blocks_have_second_derivatives_and_forward_mode(soft, monkeypatch):
+    monkeypatch.setattr(blocks, "_CACHED", 11)
+    x, y = problem((5, 3), "contiguous", torch.float64, soft)
+    of = lambda z: crossent.cross_entropy_stats(z, y, impl="eager")[:4]  # noqa: E731
+    assert torch.autograd.gradgradcheck(of, x.requires_grad_())
+    assert torch.autograd.gradcheck(of, x, check_forward_ad=True)
+
+
+def test_a_sum_over_blocks_is_rounded_once(monkeypatch):
+    """The gradient of class weights and of a bias: what each block adds is not rounded to half precision."""
+    monkeypatch.setattr(blocks, "_CACHED", 5)
+    x, t = problem((2000, 5), "contiguous", torch.bfloat16, True)
+    c, bias = torch.ones(5, dtype=torch.bfloat16), torch.zeros(5, dtype=torch.bfloat16)
+    ours = [c.requires_grad_(), bias.requires_grad_()]
+    exact = [each.detach().double().requires_grad_() for each in ours]
+    for leaves, logits, target in ((ours, x, t), (exact, x.double(), t.double())):
+        loss = crossent.cross_entropy(
+            logits, target, leaves[0], logit_bias=leaves[1], reduction="sum", out_dtype=torch.float32, impl="eager"
+        )
+        loss.backward()
+    for a, b in zip(ours, exact, strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=2**-7, atol=0.05)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -188,10 +251,10 @@ def step(x, y):
     if sys.argv[2] == "torch":
         torch.nn.functional.cross_entropy(x, y).backward()
     else:
-        crossent.cross_entropy(x, y, impl="eager", **options).backward()
+        crossent.cross_entropy(x, y, impl="eager", **eval(sys.argv[4], {"u": torch.ones(len(x)), **globals()})).backward()
 
 torch.set_num_threads(1)
-soft, options = sys.argv[3], eval(sys.argv[4])
+soft = sys.argv[3]
 step(*draw(16, 4000))  # what libraries take once
 x, y = draw(4096, 4000)
 open("/proc/self/clear_refs", "w").write("5")
@@ -201,15 +264,30 @@ print((peak() - before) / x.numel())
 """
 
 
+@cache
 def bytes_an_element(dtype: str, who: str, soft: str = "indices", options: str = "{}") -> float:
     command = [sys.executable, "-c", CHILD, dtype, who, soft, options]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_plain_call_takes_no_more_than_torchs(dtype):
-    assert bytes_an_element(dtype, "crossent") <= 1.1 * bytes_an_element(dtype, "torch")
+@pytest.mark.parametrize(
+    ("options", "soft", "dtype"),
+    [
+        *(
+            ("{}", soft, d)
+            for soft in ("indices", "probabilities")
+            for d in ("float32", "bfloat16", "float16", "float64")
+        ),
+        *(
+            (o, "indices", d)
+            for o in ("{'label_smoothing': 0.1}", "{'sample_weight': u}")
+            for d in ("float32", "bfloat16")
+        ),
+    ],
+)
+def test_a_plain_call_takes_no_more_than_torchs(options, soft, dtype):
+    assert bytes_an_element(dtype, "crossent", soft, options) <= 1.1 * bytes_an_element(dtype, "torch", soft)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")

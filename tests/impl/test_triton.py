@@ -11,15 +11,20 @@ from closeness import assert_close
 from interpreter import INTERPRETED
 
 import crossent
+from crossent import impl as implementations
 from crossent import reference
 from crossent.core.settings import Settings
 from crossent.core.target import Target
-from crossent.impl import formulas
+from crossent.impl import classes, formulas
+from crossent.impl import head as heads
+from crossent.impl.head import Head, Plan
 
 if not INTERPRETED:
     pytest.skip("these kernels run on a GPU, or in Triton's interpreter", allow_module_level=True)
-triton = pytest.importorskip("crossent.impl.triton")
+triton, tile_of_rows = (pytest.importorskip(f"crossent.impl.triton{part}") for part in ("", ".tile"))
+compiler, tl, rows_of = pytest.importorskip("triton"), pytest.importorskip("triton.language"), tile_of_rows.rows_of
 
+EAGER = formulas.IMPLEMENTATION
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 
@@ -118,6 +123,28 @@ def test_offsets_beyond_two_billion(strides):
     assert_close(gradient, exact.grad, torch.float16)
 
 
+@compiler.jit
+def _numbers(to, program, layout, tile):
+    rows = rows_of(program + tl.program_id(0), layout, tile)
+    at = tl.arange(0, tile.ROWS)
+    tl.store(to + at, tl.where(rows.inside, rows.number, -1))
+    tl.store(to + tile.ROWS + at, rows.at_x)
+
+
+def test_rows_beyond_two_billion():
+    """Where the last program of a tensor of one class and three billion rows finds its own, which nobody could launch here."""
+    count = 3 * 2**30 + 5
+    usual = triton.to.arrange(torch.zeros(3, 1))
+    rows = usual.tile.ROWS.value
+    programs = -(-count // rows)
+    layout = tile_of_rows.Layout(1, count, programs, 0, 1, 1, 0, 1, 1)
+    found = torch.zeros(2, rows, dtype=torch.int64)
+    _numbers[(1,)](found, programs - 1, layout, usual.tile)
+    expected = torch.arange(rows) + (programs - 1) * rows
+    assert torch.equal(found[0], expected.masked_fill(expected >= count, -1))
+    assert torch.equal(found[1], expected)
+
+
 # --- rows that are unusual --------------------------------------------------------------------------------------------
 
 
@@ -173,6 +200,88 @@ def test_a_confident_row_keeps_its_digits(dtype, shape):
     np.testing.assert_allclose(loss.double().numpy(), exact, rtol=rtol)
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("shape", [(5, 30), (2, 30, 3)])
+def test_rows_left_out_beside_those_of_an_index(shape, soft):
+    """As those are of which a mask allows no class, or which have no label of several."""
+    x, y = problem(shape)
+    t = x.softmax(1) if soft else y
+    valid = torch.rand(y.shape, generator=torch.Generator().manual_seed(3)) < 0.6
+    x.movedim(1, -1)[~valid] = torch.nan
+    weight = torch.linspace(0.5, 2, shape[1])
+    target = Target(t, weight, valid=valid, settings=Settings(z_loss=0.1, label_smoothing=0.2))
+    ones = torch.ones(())
+    u = torch.rand(y.shape, generator=torch.Generator().manual_seed(4))
+    for mean in (False, True):
+        for more in ({}, {"sample_weight": u}):
+            ours, theirs = (
+                impl.cross_entropy_sum(x, target, mean, torch.float32, 1.0, **more)
+                for impl in (triton.IMPLEMENTATION, EAGER)
+            )
+            torch.testing.assert_close(ours.loss, theirs.loss)
+            torch.testing.assert_close(float(ours.total), theirs.total)
+            torch.testing.assert_close(ours.gradient, theirs.gradient)
+            assert (ours.gradient.movedim(1, -1)[~valid] == 0).all()
+    ours, theirs = (impl.cross_entropy_forward(x, target, "none") for impl in (triton.IMPLEMENTATION, EAGER))
+    torch.testing.assert_close(ours[:2], theirs[:2])
+    grads = [
+        impl.cross_entropy_backward(ones, x, target, ours.lse, (True, soft, False, False))
+        for impl in (triton.IMPLEMENTATION, EAGER)
+    ]
+    torch.testing.assert_close(grads[0].logits, grads[1].logits)
+    told = [impl.statistics(x, target) for impl in (triton.IMPLEMENTATION, EAGER)]
+    for name, a, b in zip(told[0]._fields, *told, strict=True):
+        torch.testing.assert_close(a, b, msg=name, rtol=1e-5, atol=1e-5)
+
+
+def test_several_labels_take_the_kernels_too(launched):
+    x, _ = problem((4, 30))
+    x.requires_grad_()
+    labels = (torch.rand(4, 30, generator=torch.Generator().manual_seed(1)) < 0.1).float()
+    labels[2] = 0
+    results = []
+    for impl in ("triton", "eager"):
+        loss = crossent.multilabel_cross_entropy(x, labels, impl=impl)
+        results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+    torch.testing.assert_close(*results)
+    assert launched == ["fused"]
+
+
+def test_a_sign_that_is_yet_to_be_changed():
+    """The imaginary part of a conjugate is a view whose memory holds the other sign."""
+    x, y = problem((4, 30))
+    t, c = x.softmax(1), torch.linspace(0.5, 2, 30)
+    for call in CALLS.values():
+        results = []
+        for change in (lambda v: v, lambda v: (-v)._neg_view()):
+            leaf = change(x).requires_grad_()
+            loss = call(leaf, y, change(t))
+            results.append((loss.detach(), torch.autograd.grad(loss, leaf, change(torch.tensor(3.0)))[0]))
+        torch.testing.assert_close(*results)
+    plain, changed = (
+        crossent.cross_entropy(x, y, w, sample_weight=u, impl="triton")
+        for w, u in ((c, c[:4]), ((-c)._neg_view(), (-c[:4])._neg_view()))
+    )
+    torch.testing.assert_close(plain, changed)
+
+
+@pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])
+@pytest.mark.parametrize("what", ["target", "weight"])
+def test_nothing_is_written_over_what_shares_the_memory_of_the_logits(what, place):
+    x, y = problem((30, 30))
+    x.requires_grad_()
+    results = []
+    for shared in (False, True):
+        logits = x * 1
+        view = logits.detach().t() if what == "target" else logits.detach()[0]
+        view = view if shared else view.clone()
+        arguments = (logits, view) if what == "target" else (logits, y, view)
+        loss = crossent.cross_entropy(*arguments, reduction="sum", impl="triton", **{place: True})
+        results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
+        assert torch.equal(view, x.t() if what == "target" else x[0])
+    torch.testing.assert_close(*results)
+
+
 # --- what is promised beside numbers ----------------------------------------------------------------------------------
 
 
@@ -201,20 +310,86 @@ def test_the_same_bits_each_time(call, shape):
 
 @each_call
 def test_nothing_waits_for_the_device(call, monkeypatch):
+    """And nothing is copied there: then a CUDA graph can be captured of all of it."""
     x, y = problem((3, 70))
     t, x = x.softmax(1), x.requires_grad_()
 
-    def waited(*_, **__):
-        raise AssertionError("a number was read off the device")
-
     losses = [call(x, y, t), call(x * 1, y, t, inplace_backward=True)]
-    for name in ("item", "__bool__", "__float__", "__int__", "tolist", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name, waited)
+    nobody_waits(monkeypatch)
     losses += [call(x, y, t)]
     gradients = [torch.autograd.grad(loss, x, torch.full_like(loss, 3.0))[0] for loss in losses]
     monkeypatch.undo()
     for gradient in gradients:
         torch.testing.assert_close(gradient, gradients[0])
+
+
+def nobody_waits(monkeypatch):
+    """Stop what reads a number off a device, and what copies one there from memory that may move."""
+
+    def waited(*_, **__):
+        raise AssertionError("the host waits for the device")
+
+    for name in ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "nonzero", "new_tensor", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, waited)
+    for name in ("tensor", "as_tensor", "from_numpy", "nonzero", "masked_select", "unique"):
+        monkeypatch.setattr(torch, name, waited)
+
+
+MEMBERS = {
+    "smoothed, weighted": {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, 30)},
+    "masked, biased": {
+        "class_mask": torch.arange(30) > 3,
+        "logit_bias": torch.linspace(-1, 1, 30),
+        "label_smoothing": 0.1,
+    },
+    "moved": {"temperature": 2.0, "softcap": 5.0, "z_loss": 0.1},
+    "rows that weigh": {"sample_weight": torch.linspace(0, 1, 3)},
+    **{type(p).__name__: {"penalty": p} for p in (crossent.Focal(), crossent.MAE(), crossent.SCE(), crossent.Taylor())},
+}
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("member", MEMBERS)
+def test_no_member_waits_for_the_device(member, soft, monkeypatch):
+    """A call without a name takes the kernels, which are the only ones here."""
+    x, y = problem((3, 30))
+    t, x = x.softmax(1) if soft else y, x.requires_grad_()
+    monkeypatch.setattr(implementations, "_LOADED", {k: v for k, v in implementations._LOADED.items() if k != "native"})
+    monkeypatch.setattr("crossent.core.target.readable", lambda _: False)  # as nothing on a GPU is
+    call = {"reduction": "mean", **MEMBERS[member]}
+    warm = crossent.cross_entropy(x, t, **call)
+    grad = torch.full_like(warm, 2.0)
+    expected = torch.autograd.grad(warm, x, grad)[0]
+    nobody_waits(monkeypatch)
+    found = torch.autograd.grad(crossent.cross_entropy(x, t, **call), x, grad)[0]
+    monkeypatch.undo()
+    torch.testing.assert_close(found, expected)
+    whole = {k: v for k, v in call.items() if k != "reduction"}
+    torch.testing.assert_close(
+        found, torch.autograd.grad(crossent.cross_entropy(x, t, impl="eager", **whole), x, grad)[0]
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("options", [{}, {"sample_weight": torch.linspace(0, 1, 5)}, {"label_smoothing": 0.1}], ids=str)
+def test_no_head_waits_for_the_device(reduction, options, monkeypatch):
+    h, w, b = (torch.randn(size, requires_grad=True) for size in ((5, 16), (40, 16), (40,)))
+    y = torch.tensor([3, -100, 39, 0, 7])
+    head = Head(h.detach(), w.detach(), b.detach(), (40,))
+    monkeypatch.setattr("crossent.impl.head.counted", lambda *_: None)  # as on a GPU
+    plan = Plan(Target(y, settings=Settings(label_smoothing=options.get("label_smoothing", 0.0))), None, 400, "triton")
+    u, divisor = options.get("sample_weight"), torch.full((), 4.0)
+
+    def run():
+        if reduction == "mean":
+            return heads.loss_and_gradients(head, plan, u, divisor, (True, True, True))
+        return heads.row_losses(head, plan), heads.row_losses_backward(head, plan, torch.ones(5), (True, True, True))
+
+    expected = run()
+    nobody_waits(monkeypatch)
+    found = run()
+    monkeypatch.undo()
+    torch.testing.assert_close(found, expected)
 
 
 FACTORS = [1.0, 0.25, 1 / 3]
@@ -357,6 +532,97 @@ def test_a_head_takes_each_block_in_one_pass(reduction, options, launched):
         results.append((loss.detach(), *torch.autograd.grad(loss.sum(), (h, w, b))))
     torch.testing.assert_close(*results)
     assert set(launched) == ({"forward", "backward"} if reduction == "none" else {"fused"})
+
+
+BY_CLASSES = {
+    "plain": {},
+    "weights": {"weight": torch.linspace(0.5, 2, 70), "label_smoothing": 0.1},
+    "rows that weigh": {"sample_weight": torch.tensor([1.0, 2.0, 0.5, 0.0, 3.0, 1.0, 1.0])},
+    "a sum": {"reduction": "sum", "ignore_index": 4},
+}
+
+
+@pytest.mark.parametrize("options", BY_CLASSES.values(), ids=BY_CLASSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_of_a_small_budget_goes_by_classes(bias, dtype, options, launched, monkeypatch):
+    """All rows beside some of the classes: the gradient of the head is written once, in its own dtype."""
+    monkeypatch.setattr(classes, "_FEWEST", 8), monkeypatch.setattr(classes, "_EVEN", 8)
+    monkeypatch.setattr("crossent.losses.linear.FEW", 1)
+    torch.manual_seed(0)
+    h, w, b = (torch.randn(size).to(dtype) for size in ((7, 16), (70, 16), (70,)))
+    y = torch.tensor([3, 4, 69, 0, 7, 24, 23])
+    w[24] += h[5]
+    if "ignore_index" in options or "sample_weight" in options:
+        h[1 if "ignore_index" in options else 3] = torch.nan
+    results = []
+    # In bfloat16 the logits are rounded, and are held to those of one block of rows, which are rounded alike.
+    whole = ("eager", torch.float64, 1 << 20) if dtype == torch.float32 else ("triton", dtype, 1 << 20)
+    for impl, kind, max_bytes in (("triton", dtype, 7 * 16 * dtype.itemsize), whole):
+        leaves = [each.to(kind).requires_grad_() for each in ((h, w, b) if bias else (h, w))]
+        given = {k: v.to(kind) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+        more = {"linear_bias": leaves[2]} if bias else {}
+        plan = crossent.linear_plan(*leaves[:2], y, impl=impl, max_bytes=max_bytes, **more, **given)
+        assert plan.blocks == (5 if not results else 1)
+        loss = crossent.linear_cross_entropy(
+            *leaves[:2], y, impl=impl, max_bytes=max_bytes, out_dtype=torch.float64, **more, **given
+        )
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves, torch.tensor(3.0).double())))
+        if not results[1:]:
+            assert plan[:3] == (5, 7, max_bytes)
+            assert set(launched) == {"forward", "backward"}
+    ours, exact = results
+    bound = 1e-5 if dtype == torch.float32 else 2**-6
+    for a, e in zip(ours, exact, strict=True):
+        size = float(e.abs().max())
+        torch.testing.assert_close(a.double(), e.double(), rtol=bound, atol=bound * max(size, 1.0) / 4)
+    if "sample_weight" in options:
+        assert (ours[1][3] == 0).all()
+
+
+def test_by_classes_a_label_that_is_no_class_and_a_row_that_is_sure(monkeypatch):
+    monkeypatch.setattr(classes, "_FEWEST", 8), monkeypatch.setattr(classes, "_EVEN", 8)
+    h, w = torch.eye(5, 5), torch.zeros(40, 5)
+    w[torch.arange(5), torch.arange(5)] = torch.tensor([20.0, 30.0, 60.0, 5.0, 0.0])
+    head = Head(h, w, None, (40,))
+    y = torch.tensor([0, 1, 2, 40, -1])
+    plan = Plan(Target(y), None, 5 * 4 * 8, "triton")
+    assert classes.classes_of_a_block(head, plan) == 8
+    one = torch.ones(())
+    loss, grads = classes.loss_and_gradients(head, plan, None, one, (True, True, False))
+    assert loss.isnan()
+    assert grads[0][3:].eq(0).all()
+    assert grads[1].isfinite().all()
+    plan = plan._replace(target=Target(y.masked_fill((y < 0) | (y > 39), -100)))
+    loss, grads = classes.loss_and_gradients(head, plan, None, one, (True, True, False))
+    rest = (39 * torch.tensor([-20.0, -30.0, -60.0]).double().exp()).log1p()
+    torch.testing.assert_close(loss.double(), rest.sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(grads[1][2, 2].double(), rest[2].neg().expm1(), rtol=1e-5, atol=0)
+
+
+def test_blocks_of_classes_are_for_small_budgets_of_the_kernels():
+    head, y = Head(torch.empty(4096, 8), torch.empty(128256, 8), None, (128256,)), torch.zeros(4096, dtype=torch.long)
+
+    def size(max_bytes, impl="triton", **options):
+        return classes.classes_of_a_block(head, Plan(Target(y, settings=Settings(**options)), None, max_bytes, impl))
+
+    assert size(1 << 30) == 0  # two blocks of rows
+    assert size(1 << 28) == 16064  # of which eight hold all classes
+    assert size(1 << 28, "eager") == size(1 << 28, z_loss=0.1) == size(1 << 20) == 0
+
+
+def test_a_head_weighs_its_rows_in_that_pass(launched):
+    torch.manual_seed(0)
+    h, w = (torch.randn(size, requires_grad=True) for size in ((5, 16), (40, 16)))
+    h.data[3] = torch.nan
+    y, u = torch.tensor([3, -100, 39, 0, 7]), torch.tensor([1.0, 2.0, 0.5, 0.0, 3.0])
+    results = []
+    for impl in ("triton", "eager"):
+        loss = crossent.linear_cross_entropy(h, w, y, sample_weight=u, impl=impl, max_bytes=400)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (h, w))))
+    torch.testing.assert_close(*results)
+    assert results[0][1].isfinite().all()
+    assert set(launched) == {"fused"}
 
 
 # --- shards of the classes --------------------------------------------------------------------------------------------

@@ -25,9 +25,20 @@ gpu_static = benchmark("gpu_static")
 kernels = pretended_gpu.kernels
 KEPT = {row[:4]: row for row in gpu_static.stored()}
 
-# What a main loop may cost an element in bfloat16. A GPU has 13.8 instructions for each element that is read (an H200, in
-# float32 twice that), so that these stay below what the memory takes.
-MOST = {"forward": 9.0, "backward": 9.0, "fused": 18.0}
+# What a main loop may cost an element of long rows, by the kernel and the dtype. An H200 has 13.8 instructions for each element in
+# bfloat16 that is read or written, and in float32 twice that: these stay below what the memory takes. Those of the statistics do
+# not, which are asked for more rarely. Without an instruction that rounds to bfloat16, an MI300X takes four more.
+MOST = {
+    ("forward", "bf16"): 9.0, ("backward", "bf16"): 9.0, ("fused", "bf16"): 18.0, ("statistics", "bf16"): 34.0,
+    ("forward", "f32"): 18.0, ("backward", "f32"): 16.0, ("fused", "f32"): 34.0, ("statistics", "f32"): 43.0,
+}  # fmt: skip
+MOST_ON_AMD = {("backward", "bf16"): 12.5, ("fused", "bf16"): 20.0}
+APART_ON_AMD = {("statistics", "bf16"): 82.0}
+MOST_ELSEWHERE = {  # of rows of 1000, of classes that lie apart, and of sigmoid losses
+    ("forward", "bf16"): 23.0, ("backward", "bf16"): 16.0, ("fused", "bf16"): 39.0, ("statistics", "bf16"): 48.0,
+    ("forward", "f32"): 20.0, ("backward", "f32"): 20.0, ("fused", "f32"): 39.0, ("statistics", "f32"): 51.0,
+    ("binary", "bf16"): 54.0, ("binary", "f32"): 67.0,
+}  # fmt: skip
 SLACK = 0.3  # of an instruction: what another build of the same compiler may differ by
 
 
@@ -39,21 +50,62 @@ def test_no_figure_grows(target, shape):
     for row in rows:
         kept = KEPT[row[:4]]
         assert row.stack == row.spills == 0, row
-        assert row.registers <= (168 if "×" in shape else 64), row
         assert row.registers <= kept.registers, row
         assert row.narrow <= kept.narrow, row
         assert row.instructions <= kept.instructions + SLACK, row
 
 
 def test_the_figures_that_are_kept_are_within_bounds():
-    long_rows = [
-        row for row in KEPT.values() if row.shape in ("rows of 128256", "rows of 50257") and row.target != "gfx942"
-    ]
-    assert len(long_rows) == 3 * 2 * 2 * 3
-    for row in long_rows:
-        assert row.narrow == 0, "every access of a main loop is one of 16 bytes"
-        if row.dtype == "bf16":
-            assert row.instructions <= MOST[row.kernel], row
+    long_rows = ("rows of 128256", "rows of 50257")
+    assert {row[:4] for row in KEPT.values()} == {
+        (kernel, shape, dtype, target)
+        for shape in gpu_static.SHAPES
+        for kernel in (["binary"] if shape == "elements" else ["forward", "backward", "fused", "statistics"])
+        for dtype in gpu_static.DTYPES
+        for target in pretended_gpu.TARGETS
+    }
+    for row in KEPT.values():
+        assert row.stack == row.spills == 0, row
+        assert row.registers <= (168 if "×" in row.shape else 64), row
+        assert row.narrow == 0, f"every access of a main loop is one of 16 bytes: {row}"
+        bounds = MOST if row.shape in long_rows else MOST_ELSEWHERE
+        if row.target == "gfx942":
+            bounds = bounds | (MOST_ON_AMD if row.shape in long_rows else APART_ON_AMD)
+        assert row.instructions <= bounds[row[0], row[2]], row
+
+
+def test_a_kernel_that_grows_is_found(monkeypatch):
+    """A walk that needs more registers, and one that reads a number at a time."""
+    usual = gpu_static.elements_a_thread
+    monkeypatch.setattr(gpu_static, "elements_a_thread", lambda *args: usual(*args) / 1.2)
+    with pytest.raises(AssertionError, match="instructions"):
+        test_no_figure_grows("sm_90", "elements")
+    monkeypatch.undo()
+    arrange = kernels.to.arrange
+
+    def unaligned(*args, **more):
+        launch = arrange(*args, **more)
+        return launch._replace(tile=launch.tile._replace(CHUNKS=kernels.to.constant(False)))
+
+    monkeypatch.setattr(kernels.to, "arrange", unaligned)
+    found = [*gpu_static.figures("sm_90", {"rows of 50257": gpu_static.SHAPES["rows of 50257"]})]
+    assert any(row.narrow > KEPT[row[:4]].narrow for row in found)
+
+
+@pytest.mark.parametrize("target", pretended_gpu.TARGETS)
+def test_nothing_is_added_up_by_atomics(target):
+    """Whose order would differ from run to run."""
+    x, y, u = torch.zeros(4, 1000, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64), torch.ones(4)
+
+    def call():
+        kernels.cross_entropy_sum(x, Target(y, CLASSES["weight"]), True, torch.float32, 1.0, sample_weight=u)
+        kernels.binary_cross_entropy_sum(x, BinaryTarget(x), 1.0, torch.float32, 1.0)
+        kernels.cross_entropy_statistics(x, Target(y))
+
+    for made in pretended_gpu.compiled(target, call).values():
+        for kernel in made:
+            text = " ".join(pretended_gpu.read(kernel).lines)
+            assert not pretended_gpu.re.search(r"\b(ATOM|RED|ATOMG|REDG)\b|_atomic_", text)
 
 
 def test_the_page_has_the_figures_that_are_kept():
@@ -67,6 +119,7 @@ C = 1000
 CLASSES = {"weight": torch.ones(C), "logit_bias": torch.zeros(C), "class_mask": torch.ones(C, dtype=torch.bool)}
 MEMBERS = {
     "smoothed, weighted": {"label_smoothing": 0.1, "weight": CLASSES["weight"]},
+    "rows that weigh": {"sample_weight": torch.ones(4), "valid": torch.ones(4, dtype=torch.bool)},
     "z-loss, margin, temperature": {"z_loss": 1e-4, "margin": 0.1, "temperature": 2.0},
     "all": {
         "label_smoothing": 0.1, "softcap": 30.0, "temperature": 2.0, "z_loss": 1e-4, "penalty": crossent.Focal(1.5), **CLASSES,
@@ -81,16 +134,19 @@ MEMBERS = {
 )
 def test_every_member_compiles(name, soft, target):
     settings = dict(MEMBERS[name])
-    tensors = [settings.pop(each, None) for each in ("weight", "logit_bias", "class_mask")]
+    tensors = [settings.pop(each, None) for each in ("weight", "logit_bias", "class_mask", "valid")]
+    samples = settings.pop("sample_weight", None)
     if soft:
         settings.pop("margin", None)
     x = torch.zeros(4, C, dtype=torch.bfloat16)
     values = x if soft else torch.zeros(4, dtype=torch.int64)
-    described = Target(values, *tensors, None, Settings.of(**settings))
+    described = Target(values, *tensors, Settings.of(**settings))
 
     def call():
         kernels.cross_entropy_backward(torch.ones(4), x, described, torch.zeros(2, 4), (True, soft))
-        kernels.cross_entropy_sum(x, described, True, torch.float32, torch.ones(()), False, torch.empty_like(x))
+        kernels.cross_entropy_sum(
+            x, described, True, torch.float32, torch.ones(()), False, torch.empty_like(x), samples
+        )
         kernels.cross_entropy_statistics(x, described)
 
     made = pretended_gpu.compiled(target, call)

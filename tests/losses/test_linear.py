@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
 from crossent import Focal, Teacher, linear_cross_entropy, linear_cross_entropy_stats, linear_plan, reference
+from crossent.core.reduction import dtype_of_sums
 from crossent.core.target import Target
 from crossent.impl import head as blocks
 from crossent.impl import implementations
@@ -853,3 +854,154 @@ def test_rows_of_which_a_mask_allows_nothing_do_not_count(monkeypatch, kind, few
             torch.testing.assert_close(a, e)
             stats = crossent.linear_cross_entropy_stats(*call, **more)
             torch.testing.assert_close(stats.loss.flatten(), wanted.flatten())
+
+
+# --- a bound for the rows that count ----------------------------------------------------------------------------------
+
+BOUNDED = {
+    "indices": {},
+    "sample weights": {"sample_weight": torch.linspace(0, 2, 9, dtype=torch.float64)},
+    "a bias of every logit": {"logit_bias": torch.randn(9, 6, generator=torch.Generator().manual_seed(3)).double()},
+    "a mask of every row": {"class_mask": torch.arange(54).view(9, 6) % 5 > 0},
+    "a teacher": {"teacher": True, "sample_weight": (torch.arange(9) % 3 > 0).double()},
+    "a sum": {"reduction": "sum", "label_smoothing": 0.1},
+    "learned weights": {"sample_weight": torch.linspace(0, 2, 9, dtype=torch.float64).requires_grad_()},
+}
+
+
+def _bounded_head(max_rows, options, max_bytes):
+    generator = torch.Generator().manual_seed(0)
+    h, w = (torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in ((9, 4), (6, 4)))
+    y = torch.tensor([1, -100, 2, 2, -100, 3, -100, 1, -100])
+    options = dict(options)
+    target = (
+        crossent.Teacher(torch.randn(9, 4, generator=generator).double(), w.detach())
+        if options.pop("teacher", 0)
+        else y
+    )
+    loss = linear_cross_entropy(h, w, target, max_rows=max_rows, max_bytes=max_bytes, **options)
+    return (loss.detach(), *torch.autograd.grad(loss, (h, w)))
+
+
+@pytest.mark.parametrize("max_bytes", [100, None])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_no_more_rows_are_multiplied_than_may_count(name, max_bytes, monkeypatch):
+    """On a GPU, which this CPU stands for: it is not asked how many rows count."""
+    options = BOUNDED[name]
+    expected = _bounded_head(None, options, max_bytes)
+    monkeypatch.setattr("crossent.losses.linear.readable", lambda _: False)
+    monkeypatch.setattr("crossent.impl.head.counted", lambda *_: None)
+    multiplied, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: multiplied.append(a.shape) or mm(a, b, **more))
+    for bound in (6, 7, 9, 20):
+        multiplied.clear()
+        torch.testing.assert_close(_bounded_head(bound, options, max_bytes), expected, msg=str(bound))
+        # A teacher's logits are formed as well, and where weights learn, those of each block once more in backward.
+        times = 2 if name in ("a teacher", "learned weights") else 1
+        assert max_bytes is None or sum(n for n, k in multiplied if k == 4) <= times * min(bound, 9)
+    if options.get("teacher") is None:
+        loss, *grads = _bounded_head(3 if "sample_weight" in options else 4, options, max_bytes)
+        assert loss.isnan()
+        assert all((grad == 0).all() for grad in grads)
+
+
+def test_a_bound_that_is_too_small_is_said_where_rows_can_be_counted():
+    h, w, y = torch.zeros(5, 4), torch.zeros(6, 4), torch.tensor([1, -100, 2, 2, 5])
+    assert linear_cross_entropy(h, w, y, max_rows=4).isfinite()
+    with pytest.raises(ValueError, match="max_rows must be at least the rows that count, 4, got 3"):
+        linear_cross_entropy(h, w, y, max_rows=3)
+    with pytest.raises((TypeError, ValueError), match="max_rows must be None or an int of at least 0"):
+        linear_cross_entropy(h, w, y, max_rows=-1)
+    rows = linear_cross_entropy(h, w, y, max_rows=3, reduction="none")  # of which each is wanted
+    assert rows.shape == (5,)
+
+
+def test_a_plan_knows_the_bound(monkeypatch):
+    monkeypatch.setattr("crossent.losses.linear.readable", lambda _: False)
+    monkeypatch.setattr("crossent.losses.linear.counted", lambda *_: None)
+    h, w, y = torch.zeros(4096, 8), torch.zeros(50257, 8), torch.zeros(4096, dtype=torch.long)
+    plan = crossent.linear_plan(h, w, y, impl="eager", max_bytes=1 << 28, max_rows=1000)
+    assert plan.blocks * plan.rows in range(1000, 1010)
+
+
+def test_a_bound_is_for_whole_heads():
+    with pytest.raises(ValueError, match="max_rows is for a head on one device"):
+        linear_cross_entropy(
+            torch.zeros(5, 4), torch.zeros(3, 4), torch.zeros(5, dtype=torch.long), max_rows=3,
+            shard=crossent.VocabShard(None, 0, 3),
+        )  # fmt: skip
+
+
+# --- on a GPU, which fake tensors stand for ---------------------------------------------------------------------------
+
+
+def test_a_block_on_a_gpu_has_a_gigabyte():
+    """Of (4096, 128256) logits in bfloat16 that are two blocks, of rows, and never a hundred."""
+    with FakeTensorMode():
+        h, w = (torch.empty(size, 4096, device="cuda", dtype=torch.bfloat16) for size in (4096, 128256))
+        y = torch.empty(4096, dtype=torch.int64, device="cuda")
+        for impl in ("eager", None):
+            plan = crossent.linear_plan(h, w, y, impl=impl)
+            most = (1 << 30) // (3 if plan.impl == "eager" else 1)  # torch operations take float32 on their way
+            assert most / 2 < plan.bytes <= most
+            assert plan.blocks <= 3
+    h, w = (torch.zeros((), dtype=torch.bfloat16).expand(size, 4096) for size in (4096, 128256))
+    assert crossent.linear_plan(h, w, torch.zeros(4096, dtype=torch.int64), impl="eager").bytes <= 128 << 20
+
+
+def test_a_heads_gradient_is_added_up_by_one_product_where_a_device_has_it(monkeypatch):
+    """Tried once on each device: where there is none, each block's product is rounded once."""
+    monkeypatch.setattr(blocks, "_MULTIPLIES_TO_FLOAT32", {})
+    g, x = (torch.empty(size, device="meta", dtype=torch.bfloat16) for size in ((8, 6), (8, 4)))
+    sums, calls = torch.empty(6, 4, device="meta"), []
+
+    def product(name, works):
+        def multiply(*args, **more):
+            calls.append((name, more["out_dtype"], more["out"] is sums))
+            if not works:
+                raise NotImplementedError
+
+        return multiply
+
+    for name in ("mm", "addmm"):
+        monkeypatch.setattr(torch, name, product(name, True))
+    assert blocks.accumulate_in_float32(g, x, sums, True)
+    assert blocks.accumulate_in_float32(g, x, sums, False)
+    assert calls == [("mm", torch.float32, True), ("addmm", torch.float32, True)]
+    monkeypatch.setattr(torch, "addmm", product("addmm", False))
+    for _ in range(2):
+        assert blocks.accumulate_in_float32(g, x, sums, False)
+    assert len(calls) == 3
+    assert not blocks.accumulate_in_float32(*(torch.empty_like(t, device="cpu") for t in (g, x, sums)), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_float64_where_a_device_has_none(dtype, monkeypatch):
+    """As on Apple's: their sums are float32."""
+    monkeypatch.setattr(blocks, "dtype_of_sums", lambda device: dtype_of_sums(torch.device("mps")))
+    wide, to, zeros = [], torch.Tensor.to, torch.zeros
+
+    def watched(call):
+        def run(*args, **more):
+            if torch.float64 in (*args, *more.values()):
+                wide.append((args, more))
+            return call(*args, **more)
+
+        return run
+
+    monkeypatch.setattr(torch.Tensor, "to", watched(to)), monkeypatch.setattr(torch, "zeros", watched(zeros))
+    monkeypatch.setattr(torch.Tensor, "double", lambda *_: wide.append("double"))
+    h, w, y = (
+        torch.randn(5, 4).to(dtype).requires_grad_(),
+        torch.randn(6, 4).to(dtype),
+        torch.tensor([1, -100, 2, 2, 5]),
+    )
+    head, one = blocks.Head(h.detach(), w, None, (6,)), torch.ones(())
+    for u in (None, torch.ones(5)):
+        loss, grads = blocks.loss_and_gradients(
+            head, blocks.Plan(Target(y), None, 24, "eager"), u, one, (True, True, False)
+        )
+        assert loss.dtype == torch.float32
+        assert grads[0].isfinite().all()
+    assert not wide
+    assert dtype_of_sums(torch.device("cpu")) == torch.float64

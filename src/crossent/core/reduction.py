@@ -202,6 +202,11 @@ def result_dtype(like: Tensor, promoted: tuple[Tensor | None, ...], out_dtype: t
     return dtype
 
 
+def dtype_of_sums(device: torch.device) -> torch.dtype:
+    """Return the widest dtype of a device: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Promote the dtypes of these tensors, to float32 at least."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -138,7 +138,8 @@ PLAIN_BINARY: BinarySettings = BinarySettings.usual
 TORCHS = ("ignore_index", "label_smoothing")
 """The numbers of a softmax loss that torch has too."""
 NUMBERS = frozenset(
-    {*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes"} - {"penalty", "softcap_after_temperature"}
+    {*Settings.names, *BinarySettings.names, "dim", "shift", "max_bytes", "max_rows"}
+    - {"penalty", "softcap_after_temperature"}
 )
 """The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
 
@@ -252,6 +253,7 @@ class LinearModuleOptions(LinearOptions, _Torchs, total=False):
     options: object
     shift: int
     max_bytes: int | None
+    max_rows: int | None
 
 
 class LinearArguments(LinearModuleOptions, total=False):
@@ -373,6 +375,9 @@ DOCUMENTATION = {
         Nothing is copied. The unreduced loss has that many positions less.""",
     "max_bytes": """how large the logits of a block may be; None is 128 MiB on the CPU and 1 GiB on a GPU. The rest of what is
         made on the way is small.""",
+    "max_rows": """how many rows count at most, if you know: on a GPU, which is not asked how many are ignored, no more than that
+        many are multiplied. Where more count, the loss is nan and has a gradient of 0. A CPU looks, and needs no bound. It is
+        for sums and means of a head that is whole.""",
     "inplace_backward": """allow the backward pass to write the gradient over the logits, which then takes no memory and the
         least time. Whatever uses the logits afterwards raises, as after any in-place operation. The kernels do so for plain
         tensors; where they do not run the gradient is new memory as ever. Not for leaves, whose values would be lost.""",

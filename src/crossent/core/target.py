@@ -11,7 +11,7 @@ from torch import Tensor
 from crossent.core import checks
 from crossent.core.modes import readable
 from crossent.core.penalties import Penalty
-from crossent.core.reduction import compute_dtype, ordered_sum
+from crossent.core.reduction import compute_dtype, ordered_sum, weigh
 from crossent.core.settings import PLAIN, PLAIN_BINARY, TORCHS, BinarySettings, LogitOptions, Record, Settings, names_of
 
 # Reads off a record the numbers that torch's loss does not have. An attrgetter does so in C, which counts in every call.
@@ -139,9 +139,10 @@ class Target(NamedTuple):
         bias, mask = (t if t is None or t.dim() == 1 else t[..., pixels] for t in (self.logit_bias, self.class_mask))
         return self._replace(values=values, logit_bias=bias, class_mask=mask, valid=valid)
 
-    def divisor(self, logits: Tensor) -> Tensor:
-        """Compute what the mean divides by."""
-        return ordered_sum(self.row_weights(stand_in(logits, compute_dtype(logits, self.values))))
+    def divisor(self, logits: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Compute what the mean divides by; ``sample_weight`` multiplies what each row adds."""
+        of_rows = self.row_weights(stand_in(logits, compute_dtype(logits, self.values)))
+        return ordered_sum(of_rows if sample_weight is None else weigh(of_rows.squeeze(1), sample_weight))
 
     def raise_if_out_of_range(self, num_classes: int) -> None:
         """Raise an IndexError that names the first class index outside ``[0, C)``, if there is one to be read."""

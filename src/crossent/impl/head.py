@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from crossent.core.reduction import over, times
+from crossent.core.reduction import dtype_of_sums, over, times
 from crossent.core.target import Target, Teacher
 from crossent.impl import formulas, load
 from crossent.impl.protocol import NO_CLASS, Implementation, RowStatistics
@@ -394,16 +394,16 @@ def loss_and_gradients(
     """Compute ``Σ_n factor_n loss_n / divisor`` and, as far as they are needed, its gradients, reading each block once."""
     compute = load(plan.impl)
     gradients = _gradients_for(head, plan, needs) if any(needs) else None
-    totals: list[Tensor] = []
+    totals, sums = list[Tensor](), dtype_of_sums(head.input.device)
     for block in blocks(head, plan):
-        if gradients is not None and factor is None and not compute.waits:
-            loss, at_logits = _loss_and_slope(compute, block, divisor)
-            totals.append(loss.double())
+        u = None if factor is None else take(factor, block.rows)
+        if gradients is not None and not compute.waits and (u is None or compute.weighs_samples):
+            loss, at_logits = _loss_and_slope(compute, block, divisor, u)
+            totals.append(loss.to(sums))
             gradients.add(block, at_logits)
             continue
         loss, _, lse = compute.cross_entropy_forward(block.logits, block.target, "sum" if factor is None else "none")
-        u = None if factor is None else take(factor, block.rows)
-        totals.append(loss.double() if u is None else times(u, loss.double()).sum())
+        totals.append(loss.to(sums) if u is None else times(u, loss.to(sums)).sum())
         if gradients is not None:
             grad = torch.ones_like(loss) if u is None else u.to(loss.dtype)
             at_logits = _at_logits(
@@ -411,16 +411,17 @@ def loss_and_gradients(
             )
             gradients.add(block, at_logits)
     wide = torch.promote_types(head.input.dtype, torch.float32)
-    zero = torch.zeros((), dtype=torch.float64, device=head.input.device)
+    zero = torch.zeros((), dtype=sums, device=head.input.device)
     total = (torch.stack(totals).sum() if totals else zero) / divisor
     return total.to(wide), (None, None, None) if gradients is None else gradients.finish()
 
 
-def _loss_and_slope(compute: Implementation, block: Block, divisor: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the sum of a block's losses and the gradient for its logits, in their place, in one pass over them."""
+def _loss_and_slope(compute: Implementation, block: Block, divisor: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute the sum of a block's losses, weighed by ``u``, and the gradient for its logits in their place, in one pass."""
     wide, factor = torch.promote_types(block.logits.dtype, torch.float32), over(torch.ones_like(divisor), divisor)
     one_pass: Any = compute.cross_entropy_sum  # which takes a number of the device where it does not wait for it
-    loss, _, gradient = one_pass(block.logits, block.target, False, wide, factor, True)
+    weighed = {} if u is None else {"sample_weight": u.to(wide)}
+    loss, _, gradient = one_pass(block.logits, block.target, False, wide, factor, True, **weighed)
     return loss, gradient
 
 

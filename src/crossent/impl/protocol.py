@@ -130,9 +130,9 @@ class Implementation:
     differentiable = False
     """Whether it gives losses that autograd differentiates, and nothing else: no gradients, statistics or blocks of a head."""
     weighs_samples = False
-    """Whether ``cross_entropy_sum`` takes one argument more, ``sample_weight``: one number a row in the dtype of sums.
+    """Whether ``cross_entropy_sum`` takes an argument more by its name, ``sample_weight``: one number a row in the dtype of sums.
 
-    It multiplies the loss of the row and what the row adds to the divisor.
+    It multiplies the loss of the row and what the row adds to the divisor. It is given where ``fuses`` says so.
     """
     workspace = 0
     """How many tensors in float32, as large as a block of logits, the operations on a head's block make on their way."""

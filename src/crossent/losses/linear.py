@@ -36,6 +36,7 @@ from crossent.core.settings import LinearArguments, LinearOptions, check_names, 
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import Target, Teacher, describe
 from crossent.impl import choose, load
+from crossent.impl.classes import classes_of_a_block
 from crossent.impl.head import (
     Head,
     Plan,
@@ -66,6 +67,7 @@ FEW = 1 << 20  # logits so few that they are formed at once: a block takes longe
 _Result = TypeVar("_Result")
 
 _BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
+_ROWS = integer_from(0, "None or an int of at least 0, the rows that count at most")
 _SHIFT = integer_from(0, "an int of at least 0")
 _TEACHERS_TEMPERATURE = positive("it divides the teacher's logits")
 
@@ -74,8 +76,9 @@ class LinearPlan(NamedTuple):
     """How a call of :func:`linear_cross_entropy` is taken apart.
 
     Attributes:
-        blocks: how many blocks of rows there are; 0 where the logits are formed at once, in operations that autograd knows.
-        rows: of a block.
+        blocks: how many blocks of rows there are, or on a GPU, where few rows fit into one, of classes; 0 where the logits are
+            formed at once, in operations that autograd knows.
+        rows: of a block; all of them where it is one of classes.
         bytes: of a block's logits.
         impl: what computes the loss of a block.
         why: why the logits are formed at once, or "".
@@ -100,6 +103,7 @@ class _Call(NamedTuple):
     lead: tuple[int, ...]  # the dimensions that were flattened into rows
     shift: int
     max_bytes: int
+    max_rows: int | None
     impl: str
     named: bool  # whether the caller named impl
     dtype: torch.dtype
@@ -129,6 +133,7 @@ def linear_cross_entropy(
     options: object = None,
     shift: int = 0,
     max_bytes: int | None = None,
+    max_rows: int | None = None,
     **more: Unpack[LinearOptions],
 ) -> Tensor:
     r"""Compute the cross entropy of the logits ``h Wᵀ + b``, in nats, a block of rows at a time.
@@ -153,7 +158,8 @@ def linear_cross_entropy(
             :class:`crossent.Teacher` whose probabilities are to be learned, and who learns nothing.
         weight: class weights, ``(C)``.
         reduction: ``"none"``, ``"sum"`` or ``"mean"``.
-        ignore_index: rows with this index count for nothing, and on a CPU are left out of the products; by default -100.
+        ignore_index: rows with this index count for nothing, and on a CPU are left out of the products; by default -100. On a
+            GPU ``max_rows`` leaves them out.
         {options}
 
     Returns:
@@ -188,11 +194,12 @@ def linear_cross_entropy(
         return handle_torch_function(
             linear_cross_entropy, tensors, input, linear_weight, target, linear_bias=linear_bias, weight=weight,
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing, options=options, shift=shift,
-            max_bytes=max_bytes, **more,
+            max_bytes=max_bytes, max_rows=max_rows, **more,
         )  # fmt: skip
     if (
         not more
         and weight is None
+        and max_rows is None
         and type(shift) is int
         and shift == 0
         and not is_dtensor(*tensors)
@@ -207,8 +214,10 @@ def linear_cross_entropy(
             )  # fmt: skip
     arguments: dict[str, Any] = {
         **more, "linear_bias": linear_bias, "weight": weight, "reduction": reduction, "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes,
+        "label_smoothing": label_smoothing, "shift": shift, "max_bytes": max_bytes, "max_rows": max_rows,
     }  # fmt: skip
+    if max_rows is not None and (more.get("shard") is not None or is_dtensor(*tensors, *more.values())):
+        raise ValueError("max_rows is for a head on one device, got it with a shard or DTensors: leave it out")
     if more.get("shard") is not None:
         return _loss_of_shard(input, linear_weight, target, arguments)
     if is_dtensor(*tensors, *more.values()):
@@ -271,15 +280,23 @@ def linear_plan(
         call = _understand(*part.tensors)._replace(moved=part.moved)
     else:
         call = _understand(input, linear_weight, target, given)
+    call, _ = _bounded(call)
     return _plan(call, _at_once(call))
 
 
 def _plan(call: _Call, why: str) -> LinearPlan:
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
-    rows = size if why else block_size(call.head, call.plan(), size)
-    bytes_of = rows * prod(call.head.shape) * call.head.input.dtype.itemsize
-    return LinearPlan(0 if why else ceil(size / rows), rows, bytes_of, call.impl, why, call.moved)
+    head, itemsize = call.head, call.head.input.dtype.itemsize
+    classes = 0 if why or not _forms_gradients(call) else classes_of_a_block(head, call.plan())
+    if classes:
+        all_rows = head.input.shape[0]
+        bytes_of = all_rows * classes * itemsize
+        return LinearPlan(ceil(head.shape[0] / classes), all_rows, bytes_of, call.impl, why, call.moved)
+    rows = size if why else block_size(head, call.plan(), size)
+    return LinearPlan(
+        0 if why else ceil(size / rows), rows, rows * prod(head.shape) * itemsize, call.impl, why, call.moved
+    )
 
 
 # --- DTensors ---------------------------------------------------------------------------------------------------------
@@ -420,7 +437,8 @@ def _understand(
     head = Head(*_side_by_side(input, linear_weight, linear_bias), classes)
     name = choose(like.reshape(size, *classes), impl, described.values, described)
     max_bytes = min(max_bytes, 1 << 62)  # an operator takes 64 bits
-    return _Call(head, described, teacher, rows, lead, shift, max_bytes, name, impl is not None, dtype)
+    max_rows = optional(_ROWS)("max_rows", arguments.get("max_rows"))
+    return _Call(head, described, teacher, rows, lead, shift, max_bytes, max_rows, name, impl is not None, dtype)
 
 
 def _check_head(input: object, weight: object, bias: object) -> None:
@@ -676,14 +694,58 @@ def _without_garbage_of_no_label(call: _Call) -> _Call:
     return call._replace(head=head._replace(input=head.input.masked_fill(rows.unsqueeze(1), 0.0)))
 
 
+def _differentiates_rows(call: _Call) -> bool:
+    """Whether the loss of each row is what has a gradient, and not their sum."""
+    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
+    return call.reduction.how == "none" or scaled_later or _wants_grad(call.reduction.sample_weight)
+
+
+def _forms_gradients(call: _Call) -> bool:
+    """Whether the gradient of the head is formed with the loss."""
+    return _wants_grad(call.head.weight) and not _differentiates_rows(call)
+
+
+def _bounded(call: _Call) -> tuple[_Call, Tensor | None]:
+    """Take as many rows as may count, those that do before others, and tell whether there are more; None where that is known."""
+    head, target, reduction = call.head, call.target, call.reduction
+    valid = None if call.max_rows is None or reduction.how == "none" else rows_that_count(target)
+    if valid is None or call.max_rows is None:
+        return call, None
+    too_many = valid.sum() > call.max_rows
+    if readable(valid):
+        if too_many:
+            raise ValueError(f"max_rows must be at least the rows that count, {int(valid.sum())}, got {call.max_rows}")
+        return call, None
+    if call.max_rows >= valid.shape[0]:
+        return call, None
+    rows = valid.to(torch.uint8).argsort(descending=True, stable=True)[: call.max_rows]
+
+    bias, mask = (t if t is None or t.dim() == 1 else take(t, rows) for t in (target.logit_bias, target.class_mask))
+    described = target._replace(
+        values=target.values if call.teacher is not None else take(target.values, rows),
+        valid=None if target.valid is None else take(target.valid, rows), logit_bias=bias, class_mask=mask,
+    )  # fmt: skip
+    teacher = call.teacher if call.teacher is None else call.teacher._replace(input=take(call.teacher.input, rows))
+    u = reduction.sample_weight
+    call = call._replace(
+        head=head._replace(input=take(head.input, rows)), target=described, teacher=teacher,
+        reduction=reduction if u is None else reduction._replace(sample_weight=take(u, rows)),
+    )  # fmt: skip
+    return call, too_many
+
+
 def _loss(call: _Call) -> Tensor:
-    call = _without_garbage_of_no_label(_without_garbage(call))
+    call, too_many = _bounded(_without_garbage_of_no_label(_without_garbage(call)))
+    loss = _loss_of_rows(call)
+    return loss if too_many is None else loss.masked_fill(too_many, torch.nan)
+
+
+def _loss_of_rows(call: _Call) -> Tensor:
     reduction = call.reduction
     if _at_once(call):
         loss = _loss_at_once(call)
         return call.rows_back(loss) if reduction.how == "none" else loss
-    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
-    if reduction.how == "none" or scaled_later or _wants_grad(reduction.sample_weight):
+    if _differentiates_rows(call):
         rows = rows_operator(call.head, call.plan())
         loss = reduce_rows(rows, _row_weights(call), reduction).to(call.dtype)
         loss = call.rows_back(loss) if reduction.how == "none" else loss
@@ -782,7 +844,7 @@ def _reduced(call: _Call) -> Tensor:
             weights = _row_weights(call)
             divisor = ordered_sum(weights if factor is None else weights * factor)
         else:
-            divisor = torch.as_tensor(given, dtype=wide, device=divisor.device)
+            divisor = given.to(wide) if isinstance(given, Tensor) else torch.full_like(divisor, given)
     nothing = divisor == 0
     by = divisor.masked_fill(nothing, torch.inf)
 

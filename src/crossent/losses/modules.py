@@ -450,12 +450,15 @@ class LinearCrossEntropyLoss(_SoftmaxOptions, nn.LinearCrossEntropyLoss):
     """
 
     takes = LinearModuleOptions
-    defaults: ClassVar[dict[str, Any]] = {"ignore_index": None, "max_bytes": None, "out_features": ()}
+    defaults: ClassVar[dict[str, Any]] = {
+        "ignore_index": None, "max_bytes": None, "max_rows": None, "out_features": (),
+    }  # fmt: skip
     weight: Tensor | None
     label_smoothing: float
     sample_weight: Tensor | None
     shift: int
     max_bytes: int | None
+    max_rows: int | None
 
     def __init__(
         self,

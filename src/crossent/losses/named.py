@@ -179,16 +179,19 @@ def multilabel_cross_entropy(
             f"labels must have the shape of the logits {shape(input)}, one number for every class, got {shape(labels)}: "
             "for class indices give a list with a list of them for every row"
         )
-    amounts = labels.to(compute_dtype(input, labels))
-    total = amounts.sum(axis, keepdim=True)
-    t = amounts / total.masked_fill(total == 0, 1.0)
+    t = _shares(labels.to(compute_dtype(input, labels)), axis)
     logits, described = describe(input, t, weight, dim, dict(options))
-    labelled = labels != 0
-    described = described.leaving_out(~labelled.any(axis, keepdim=input.dim() == 1))
+    described = described.leaving_out(~(labels != 0).any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
     dtype = result_dtype(input, floating, out_dtype)
     place = gradient_place(options.get("inplace_backward", False), options.get("inplace_forward", False), input)
     return reduced_cross_entropy(input, logits, described, rows, dtype, place, options.get("impl"))
+
+
+def _shares(amounts: Tensor, axis: int) -> Tensor:
+    """Divide amounts by their sum, which may be 0; here, so that a copy of them is gone before the loss takes memory."""
+    total = amounts.sum(axis, keepdim=True)
+    return amounts / total.masked_fill(total == 0, 1.0)
 
 
 def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from torch.autograd import Function, forward_ad
 from crossent.core.modes import plain, transformed
 from crossent.core.reduction import times
 from crossent.impl import head as heads
+from crossent.impl.classes import classes_of_a_block
+from crossent.impl.classes import loss_and_gradients as loss_and_gradients_by_classes
 from crossent.impl.head import Head, Plan
 from crossent.impl.protocol import RowStatistics
 from crossent.ops import validation
@@ -87,7 +89,9 @@ def _explained(compute: Callable[..., Any], head: Head, plan: Plan, *arguments: 
 
 @sum_operator.implement
 def _(head, plan, factor, divisor, needs):
-    loss, grads = _explained(heads.loss_and_gradients, head, plan, factor, divisor, needs)
+    by_classes = needs[1] and classes_of_a_block(head, plan)
+    compute = loss_and_gradients_by_classes if by_classes else heads.loss_and_gradients
+    loss, grads = _explained(compute, head, plan, factor, divisor, needs)
     return (loss, *_asked(head, grads))
 
 

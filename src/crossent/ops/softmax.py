@@ -14,6 +14,7 @@ A backward that is differentiated itself (``create_graph``, forward over reverse
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from crossent.core import torchs
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT, Place
 from crossent.core.modes import plain, transformed
-from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, weigh
+from crossent.core.reduction import compute_dtype, divide, over, weigh
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
@@ -317,8 +318,7 @@ def _differentiable(grad: Tensor, logits: Tensor, target: Target, call: Call) ->
     divisor: float | Tensor = 1.0
     if call.sample_weight is not None:
         if call.divided:
-            x = logits.to(compute_dtype(logits, target.values))
-            divisor = ordered_sum(call.sample_weight * target.row_weights(x).squeeze(1))
+            divisor = target.divisor(logits, call.sample_weight)
         grad, divisor = weigh(call.sample_weight, over(grad, divisor)), 1.0
     elif call.divided:
         divisor = target.divisor(logits)
@@ -335,8 +335,8 @@ class FusedCrossEntropy(Fused):
     @staticmethod
     def compute(logits, target, call, dtype, factor, inplace, *formed):
         compute: Any = call.implementation.cross_entropy_sum
-        more = formed if call.sample_weight is None else (call.sample_weight,)
-        return compute(logits, target, call.divided, dtype, factor, inplace, *more)
+        weighed = {} if call.sample_weight is None else {"sample_weight": call.sample_weight}
+        return compute(logits, target, call.divided, dtype, factor, inplace, *formed, **weighed)
 
 
 class UnreducedCrossEntropy(Unreduced):
@@ -359,8 +359,11 @@ for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
 def weighs_samples(logits: Tensor, target: Target, sample_weight: Tensor, impl: str) -> bool:
     """Whether an implementation sums rows of these weights in one pass over the logits: nothing else is asked than that."""
     tensors = (*target.tensors, sample_weight)
-    if not load(impl).weighs_samples or not plain(logits, *tensors) or logits.numel() == 0:
-        return False  # last, since a compiler may not know the size
+    implementation = load(impl)
+    if not (implementation.weighs_samples and implementation.fuses(logits)):
+        return False
+    if not plain(logits, *tensors) or logits.numel() == 0:  # last, since a compiler may not know the size
+        return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (logits, *tensors)):
         return forms_gradient(logits, *tensors)
     return forward_ad._current_level < 0
@@ -391,7 +394,8 @@ def cross_entropy(
         if sample_weight is not None:
             dtype = compute_dtype(logits, target.values)
             compute: Any = implementation.cross_entropy_sum
-            loss, total, _ = explained(compute, logits, target, mean, dtype, None, False, sample_weight)
+            weighed = partial(compute, sample_weight=sample_weight)
+            loss, total, _ = explained(weighed, logits, target, mean, dtype, None)
             return loss, None if mean else _as_tensor(total, loss)
         result = CrossEntropy.apply(logits, *tensors, target.settings, reduction, impl, place != "beside")
         return (result, None) if mean else result

@@ -10,6 +10,7 @@ from torch import Tensor, distributed
 from crossent.core.checks import check_devices, check_tensor, flag, integer
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor
+from crossent.core.reduction import dtype_of_sums
 
 
 def shared_denominator(
@@ -83,7 +84,7 @@ def _size(group: Any) -> int:
 def _own_share(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Sum what this process's rows weigh. Labels out of range are left to the loss, since raising here would stop one process."""
     check_tensor("target", target, "a torch.Tensor of class indices or probabilities")
-    wide = torch.float32 if target.device.type == "mps" else torch.float64
+    wide = dtype_of_sums(target.device)
     check_devices(target, weight=weight)
     if weight is not None and check_tensor("weight", weight, "a torch.Tensor of shape (C,) or None").dim() != 1:
         raise ValueError(f"weight must have shape (C,), got {shape(weight)}")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor
-from crossent.core.reduction import ordered_sum, weigh
+from crossent.core.reduction import dtype_of_sums, ordered_sum, weigh
 from crossent.core.shard import VocabShard
 from crossent.core.target import Teacher
 from crossent.parallel.collectives import finish, start_gathering
@@ -118,7 +118,7 @@ def own_weight(
     """Sum what this process's rows weigh in a mean, by the class weights of all classes, which lie behind ``lead`` dimensions."""
     u, mask = arguments.get("sample_weight"), arguments.get("class_mask")
     device = (target.input if isinstance(target, Teacher) else target).device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = dtype_of_sums(device)
     if isinstance(target, Teacher) or target.is_floating_point():
         counts = torch.ones(rows, dtype=dtype, device=device)
     else:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from crossent.core.checks import check_binary, class_axis, element_mask
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor, readable
-from crossent.core.reduction import Reduction
+from crossent.core.reduction import Reduction, dtype_of_sums
 from crossent.core.shard import VocabShard
 from crossent.core.target import describe
 from crossent.parallel.collectives import gather, spread, told_together
@@ -37,7 +37,7 @@ class Across:
 
     def __call__(self, *own: Tensor) -> tuple[Tensor, ...]:
         """Sum numbers over the processes, in float64 where the device has it."""
-        wide = torch.float32 if own[0].device.type == "mps" else torch.float64
+        wide = dtype_of_sums(own[0].device)
         padding = own[0].new_zeros(_SUMS - len(own), dtype=wide)
         total = self._summed(torch.cat([torch.stack([value.to(wide) for value in own]), padding]))
         if readable(total) and total[-1].item():

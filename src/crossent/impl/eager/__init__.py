@@ -11,15 +11,11 @@ from torch import Tensor
 
 from crossent.impl.eager import blocks
 from crossent.impl.eager.binary import BINARY_NUMBERS, binary_cross_entropy_tangent
-from crossent.impl.eager.blocks import partial_costs
+from crossent.impl.eager.blocks import partial_costs, statistics, statistics_backward
 from crossent.impl.eager.pieces import as_logits, smoothed_target
 from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.softmax import NUMBERS
-from crossent.impl.eager.statistics import (
-    distribution,
-    statistics,
-    statistics_backward,
-)
+from crossent.impl.eager.statistics import distribution
 from crossent.impl.eager.tangents import cross_entropy_tangent, statistics_tangent
 from crossent.impl.protocol import Implementation
 
@@ -45,7 +41,7 @@ class Eager(Implementation):
 
     name = "eager"
     numbers, binary_numbers = NUMBERS, BINARY_NUMBERS
-    workspace = 1
+    workspace, weighs_samples = 1, True
     cross_entropy_forward = staticmethod(blocks.cross_entropy_forward)
     cross_entropy_backward = staticmethod(blocks.cross_entropy_backward)
     cross_entropy_sum = staticmethod(blocks.cross_entropy_sum)

@@ -12,22 +12,24 @@ in which nothing cancels where ``p_y`` is next to 1. Elsewhere ``rest`` is taken
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from crossent.core.checks import may_be_overwritten
 from crossent.core.modes import plain, readable
-from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times, weigh
 from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.eager import binary, shards, softmax
+from crossent.impl.eager import statistics as of_logits
 from crossent.impl.eager.pieces import class_sum
-from crossent.impl.protocol import Costs, Forward, Gradients, Partials, Sum
+from crossent.impl.protocol import Costs, Forward, Gradients, Partials, RowStatistics, Sum
 
 _CACHED = 1 << 18  # elements on the CPU: they stay in its caches, and are worth the calls of a dozen operations
-_SHARE = 10  # blocks at least on another device: eight tensors in float32 of one are less than the gradient
+_SHARE = 16  # blocks at least on another device: the fourteen tensors in float32 that one may take are less than the gradient
 _LAUNCHED, _LARGEST = 1 << 19, 1 << 24  # elements that are worth a launch, and elements that are enough
 
 
@@ -136,26 +138,92 @@ def cross_entropy_backward(
     inplace: bool = False,
     elsewhere: Tensor | None = None,
 ) -> Gradients:
-    """Compute the gradients as ``softmax.cross_entropy_backward`` does: of logits and target in blocks, where lse is known."""
-    whole = needs[2:] != (False, False) or logits.numel() == 0
-    if lse is None or whole or not takes(grad, logits, *target.tensors):
+    """Compute the gradients as ``softmax.cross_entropy_backward`` does, in blocks where nobody differentiates them."""
+    if logits.numel() == 0 or not takes(grad, logits, *target.tensors) or (lse is None and _differentiates()):
         return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor, elsewhere=elsewhere)
-    blocks, g = Blocks(logits, target), over(grad, divisor)
-    lse = lse.flatten(2) if lse.dim() > 3 else lse
-    elsewhere = _flat(elsewhere, 2)
+    g, elsewhere = over(grad, divisor), _flat(elsewhere, 2)
+    lse = lse.flatten(2) if lse is not None and lse.dim() > 3 else lse
     g = g if g.dim() < 2 else g.flatten(1)
-    on_logits = room(blocks.logits, blocks.target.values, inplace) if needs[0] else None
-    on_target = torch.empty_like(blocks.target.values) if needs[1] else None
-    for block in blocks:
+
+    def of_block(block: Block) -> Gradients:
         of_rows = g if g.dim() == 0 else g[block.at]
         away = None if elsewhere is None else elsewhere[block.at]
-        of_block = softmax.cross_entropy_backward(
-            of_rows, block.logits, block.target, lse[block.at_lse], needs, elsewhere=away
-        )
-        for to, part in ((on_logits, of_block.logits), (on_target, of_block.target)):
-            if to is not None and part is not None:
+        of_lse = None if lse is None else lse[block.at_lse]
+        return softmax.cross_entropy_backward(of_rows, block.logits, block.target, of_lse, needs, elsewhere=away)
+
+    return _in_blocks(logits, target, needs, of_block, inplace)
+
+
+def _differentiates() -> bool:
+    """Whether a gradient whose lse is not given may be differentiated itself, in reverse or in forward mode."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def _in_blocks(
+    logits: Tensor,
+    target: Target,
+    needs: tuple[bool, ...],
+    of_block: Callable[[Block], Gradients],
+    inplace: bool = False,
+) -> Gradients:
+    """Put gradients together: those of logits and of what has their shape, and the sums over blocks of what has the classes'."""
+    needs, dtype = (*needs, False, False)[:4], compute_dtype(logits, target.values)
+    summed = [t is not None and t.dim() == 1 and need for t, need in zip(_sources(logits, target), needs, strict=True)]
+    weight, bias = (  # wide, so that no block rounds what it adds
+        t.to(dtype) if t is not None and sums else t
+        for t, sums in zip((target.weight, target.logit_bias), summed[2:], strict=True)
+    )
+    blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias))
+    placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
+        torch.empty_like(t) if need and t is not None and not sums else None
+        for t, need, sums in [*zip(_sources(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
+    ]
+    totals: list[Tensor | None] = [None] * 4
+    for block in blocks:
+        for i, part in enumerate(of_block(block)):
+            to, total = placed[i], totals[i]
+            if part is not None and to is not None:
                 _part(to, block).copy_(part)
-    return Gradients(*(None if to is None else blocks.whole(to, 3) for to in (on_logits, on_target)))
+            elif part is not None and summed[i]:
+                totals[i] = part if total is None else total.add_(part)
+    results: list[Tensor | None] = []
+    for to, total, source in zip(placed, totals, _sources(logits, target), strict=True):
+        if to is not None:
+            results.append(blocks.whole(to, 3))
+        else:
+            results.append(None if total is None or source is None else total.to(source.dtype))
+    return Gradients(*results)
+
+
+def _sources(logits: Tensor, target: Target) -> tuple[Tensor | None, ...]:
+    """Return what may have a gradient; class indices have none."""
+    return logits, None if target.indices else target.values, target.weight, target.logit_bias
+
+
+def statistics(logits: Tensor, target: Target) -> RowStatistics:
+    """Compute what ``statistics.statistics`` does."""
+    if logits.numel() == 0 or not takes(logits, *target.tensors):
+        return of_logits.statistics(logits, target)
+    blocks, dtype = Blocks(logits, target), compute_dtype(logits, target.values)
+    of_rows = RowStatistics.made_by(lambda dtype: logits.new_empty(blocks.rows, dtype=dtype), dtype)
+    for block in blocks:
+        for to, value in zip(of_rows, of_logits.statistics(block.logits, block.target), strict=True):
+            to[block.at] = value
+    return RowStatistics(*(blocks.whole(to, 2) for to in of_rows))
+
+
+def statistics_backward(
+    grads: tuple[Tensor, ...], logits: Tensor, target: Target, needs: tuple[bool, ...]
+) -> Gradients:
+    """Compute what ``statistics.statistics_backward`` does, in blocks where nobody differentiates it."""
+    if logits.numel() == 0 or not takes(*grads, logits, *target.tensors) or _differentiates():
+        return of_logits.statistics_backward(grads, logits, target, needs)
+    flat = [g if g.dim() < 2 else g.flatten(1) for g in grads]
+
+    def of_block(block: Block) -> Gradients:
+        return of_logits.statistics_backward(tuple(g[block.at] for g in flat), block.logits, block.target, needs)
+
+    return _in_blocks(logits, target, needs, of_block)
 
 
 def partials(logits: Tensor, target: Target) -> Partials:
@@ -193,30 +261,33 @@ def cross_entropy_sum(
     dtype: torch.dtype | None,
     factor: float | None,
     inplace: bool = False,
+    sample_weight: Tensor | None = None,
 ) -> Sum:
     """Compute a sum or mean and a factor times its gradient; see the protocol. The loss has the same bits without one."""
     if inplace and factor is not None:  # before anything is written over
         target.raise_if_out_of_range(logits.shape[1])
-    blocks = Blocks(logits, target)
-    total = target.divisor(logits)
+        inplace = sample_weight is None or may_be_overwritten(logits, sample_weight)
+    blocks, u = Blocks(logits, target), _flat(sample_weight, 2)
+    total = target.divisor(logits, sample_weight)
     g = over(total.new_full((), 1.0 if factor is None else factor), total if mean else 1.0)
     gradient = None if factor is None else room(blocks.logits, blocks.target.values, inplace)
     short = target.indices and target.plain and target.settings.label_smoothing == 0 and logits.numel() > 0
-    loss = (_of_indices if short else _by_formula)(blocks, g, gradient)
-    whole = ordered_sum(loss)
+    loss = (_of_indices if short else _by_formula)(blocks, g, u, gradient)
+    whole = ordered_sum(loss if u is None else times(u, loss))
     if mean:
         whole = divide(whole, total, "nan")
     gradient = None if gradient is None else blocks.whole(gradient, 3)
     return Sum(None if dtype is None else whole.to(dtype), float(total), gradient)
 
 
-def _by_formula(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
-    """Write the gradient where there is room for it, and return the losses of the rows."""
+def _by_formula(blocks: Blocks, g: Tensor, u: Tensor | None, gradient: Tensor | None) -> Tensor:
+    """Write ``u · g`` times the gradient of each row where there is room for it, and return the losses of the rows."""
     loss = blocks.logits.new_empty(blocks.rows, dtype=g.dtype)
     for block in blocks:
         loss[block.at], _, lse = softmax.row_losses(softmax.transformed(block.logits, block.target), block.target)
         if gradient is not None:
-            at_logits = softmax.cross_entropy_backward(g, block.logits, block.target, lse).logits
+            of_rows = g if u is None else weigh(u[block.at], g)
+            at_logits = softmax.cross_entropy_backward(of_rows, block.logits, block.target, lse).logits
             assert at_logits is not None
             _part(gradient, block).copy_(at_logits)
     return loss
@@ -230,10 +301,12 @@ def _softmax(x: Tensor) -> Tensor:
     return p.div_(class_sum(p))
 
 
-def _of_indices(blocks: Blocks, g: Tensor, gradient: Tensor | None) -> Tensor:
+def _of_indices(blocks: Blocks, g: Tensor, u: Tensor | None, gradient: Tensor | None) -> Tensor:
     """Do the same for class indices, by the formulas at the top of this file."""
     ignored, y, weight = blocks.target.labels(stand_in(blocks.logits, g.dtype))
     absent = ignored | (weight == 0)
+    if u is not None:
+        absent, g = absent | (u == 0).unsqueeze(1), weigh(u, g).unsqueeze(1)
     some_absent = not readable(absent) or bool(absent.any())
     by = (g * weight).masked_fill_(absent, 0.0)
     top, at_y, top_p, rest = torch.empty((4, *weight.shape), dtype=g.dtype, device=g.device)
@@ -268,7 +341,8 @@ class _Elements(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
-        return cls(logits, target, max(1, _size(logits) // max(1, logits.shape[1:].numel())))
+        size = _size(logits) if target.penalties[0] is None else _size(logits) // 2  # penalties keep twice as much
+        return cls(logits, target, max(1, size // max(1, logits.shape[1:].numel())))
 
     def parts(self) -> Iterator[tuple[Any, Tensor, BinaryTarget]]:
         """Return block by block where it is, its logits and its target."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crossent.core.checks import may_be_overwritten
 from crossent.core.reduction import compute_dtype
 from crossent.core.target import BinaryTarget, Target
 from crossent.impl.protocol import NO_CLASS, Forward, Gradients, Implementation, Partials, RowStatistics, Sum
@@ -25,7 +26,6 @@ from crossent.impl.triton.fused import fused
 from crossent.impl.triton.statistics import statistics
 
 _DEVICES = {"cuda", "cpu"} if to.INTERPRETED else {"cuda"}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def refuses(logits: Tensor, target: Tensor | None = None, described: Target | BinaryTarget | None = None) -> str | None:
@@ -46,8 +46,6 @@ def refuses(logits: Tensor, target: Tensor | None = None, described: Target | Bi
 def _left_to_eager(described: Target, target: Tensor | None) -> str | None:
     """Name the first thing of a softmax loss that the kernels do not take."""
     bias, mask = described.logit_bias, described.class_mask
-    if described.valid is not None:
-        return "rows left out beside those of ignore_index"
     for name, tensor in (("logit_bias", bias), ("class_mask", mask)):
         if tensor is not None and tensor.dim() != 1:
             return f"a {name} of the logits' shape"
@@ -113,22 +111,25 @@ def cross_entropy_backward(
         return Gradients(
             torch.empty_like(logits) if needs[0] else None, torch.empty_like(target.values) if needs[1] else None
         )
-    launch = to.arrange(logits, inplace and _can_be_written(logits))
+    inplace = inplace and _can_be_written(logits, target)
+    launch = to.arrange(logits, inplace)
     grad_logits = _gradient(launch, logits, inplace) if needs[0] else None
     grad_target = launch.new(target.values.dtype) if needs[1] else None
     with to.device_of(logits):
         backward[(launch.programs,)](
-            launch.logits, to.target_of(target, launch), grad_logits, grad_target, grad.contiguous(),
+            launch.logits, to.target_of(target, launch), grad_logits, grad_target, grad.contiguous().resolve_neg(),
             _number(divisor, launch), lse.contiguous(), None if elsewhere is None else elsewhere.contiguous(), launch.rows,
             grad.dim() > 0, to.member_of(target, launch), launch.layout, launch.tile, num_warps=launch.warps,
         )  # fmt: skip
     return Gradients(grad_logits, grad_target)
 
 
-def _can_be_written(logits: Tensor) -> bool:
-    """Whether each logit has memory of its own, without gaps: then a gradient may lie there."""
+def _can_be_written(logits: Tensor, target: Target, sample_weight: Tensor | None = None) -> bool:
+    """Whether each logit has memory of its own, without gaps, that nothing else of a call shares: then a gradient may lie there."""
     like = torch.empty_like(logits, device="meta")
-    return all(a == b or size == 1 for a, b, size in zip(logits.stride(), like.stride(), logits.shape, strict=True))
+    dense = all(a == b or size == 1 for a, b, size in zip(logits.stride(), like.stride(), logits.shape, strict=True))
+    others = (*target.tensors, sample_weight)
+    return dense and all(t is None or may_be_overwritten(logits, t) for t in others)
 
 
 def _gradient(launch: to.Launch, logits: Tensor, inplace: bool) -> Tensor:
@@ -141,7 +142,7 @@ def _gradient(launch: to.Launch, logits: Tensor, inplace: bool) -> Tensor:
 def _number(value: float | Tensor | None, launch: to.Launch) -> Tensor | None:
     """Hand a number over in memory of the device; None for 1."""
     if value is None or isinstance(value, Tensor):
-        return value
+        return value if value is None else value.resolve_neg()
     return None if value == 1 else torch.full((), value, dtype=launch.dtype, device=launch.logits.device)
 
 
@@ -153,26 +154,27 @@ def cross_entropy_sum(
     factor: float | Tensor | None,
     inplace: bool = False,
     formed: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Sum:
     """Compute a sum or mean and its gradient in one pass; see the protocol."""
     wide = compute_dtype(logits)
+    inplace = inplace and factor is not None and _can_be_written(logits, target, sample_weight)
     if logits.numel() == 0:
         nothing = torch.nan if mean else 0.0
         loss = None if dtype is None else torch.full((), nothing, dtype=dtype, device=logits.device)
         total = torch.zeros((), dtype=wide, device=logits.device)
         return Sum(loss, total, None if factor is None else torch.empty_like(logits))
-    launch = to.arrange(logits, inplace and factor is not None and _can_be_written(logits), factor is not None)
-    member, given = to.member_of(target, launch), to.target_of(target, launch)
+    launch = to.arrange(logits, inplace, factor is not None)
+    member, given = to.member_of(target, launch), to.target_of(target, launch, sample_weight)
     losses = None if dtype is None else torch.empty(launch.rows, dtype=wide, device=logits.device)
     loss = None
     if formed is not None and not launch.lies(formed):  # it lies in another order by now, and is formed anew
         formed = None
     gradient = None if factor is None else formed if formed is not None else _gradient(launch, logits, inplace)
     with to.device_of(logits):
-        if target.indices:
-            weight = sums.total_weight(given.data, member.weight, launch.shape[1], member.ignore_index, wide)
-        else:
-            weight = torch.full((), launch.rows, dtype=wide, device=logits.device)
+        weight = sums.total_weight(
+            given, member.weight, launch.rows, launch.shape[1], member.ignore_index, logits, wide
+        )
         fused[(launch.programs,)](
             launch.logits, given, gradient, _number(factor, launch), weight if mean else None, losses,
             formed is not None, member, launch.layout, launch.tile, num_warps=launch.warps,
@@ -189,7 +191,7 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
     of_rows = RowStatistics.made_by(lambda dtype: torch.zeros(shape, dtype=dtype, device=logits.device), dtype)
     of_rows.predicted.fill_(NO_CLASS)
     if logits.numel():
-        launch = to.arrange(logits)
+        launch = to.for_statistics(logits)
         with to.device_of(logits):
             statistics[(launch.programs,)](
                 launch.logits, to.target_of(target, launch), *of_rows, to.member_of(target, launch), launch.layout,
@@ -200,7 +202,7 @@ def cross_entropy_statistics(logits: Tensor, target: Target) -> RowStatistics:
 
 def scale(gradient: Tensor, factor: float | Tensor) -> None:
     """Multiply a gradient in its place, which is done at once where the factor is 1."""
-    by = factor if isinstance(factor, Tensor) else torch.full((), factor, device=gradient.device)
+    by = factor.resolve_neg() if isinstance(factor, Tensor) else torch.full((), factor, device=gradient.device)
     with to.device_of(gradient):
         sums.scale(gradient, by)
 
@@ -241,8 +243,7 @@ def binary_cross_entropy_backward(
     over = inplace and x is logits
     grad_logits = (logits if over else binary.empty(x, logits.dtype, x.device)) if needs[0] else None
     grad_target = binary.empty(x, target.values.dtype, x.device) if needs[1] else None
-    if grad.dim() > 0:
-        grad = binary.laid_out(grad, x)
+    grad = binary.laid_out(grad, x) if grad.dim() > 0 else grad.resolve_neg()
     binary.launch(given, binary.Wanted(to=grad_logits, to_target=grad_target), dtype, grad, divisor)
     return grad_logits, grad_target
 
@@ -269,7 +270,9 @@ def binary_cross_entropy_sum(
     gradient = formed
     if factor is not None and formed is None:
         gradient = logits if inplace and x is logits else binary.empty(x, logits.dtype, x.device)
-    if factor is not None and not isinstance(factor, Tensor):
+    if isinstance(factor, Tensor):
+        factor = factor.resolve_neg()
+    elif factor is not None:
         factor = None if factor == 1 else torch.full((), factor, dtype=wide, device=x.device)
     binary.launch(given, binary.Wanted(total=parts, to=gradient), wide, factor, divisor, formed is not None)
     loss = None if parts is None or dtype is None else binary.total_of(parts, divisor).to(dtype)
@@ -284,7 +287,7 @@ class Triton(Implementation):
 
     name = "triton"
     numbers = NUMBERS
-    waits = False
+    waits, weighs_samples = False, True
     refuses = staticmethod(refuses)
     cross_entropy_forward = staticmethod(cross_entropy_forward)
     cross_entropy_backward = staticmethod(cross_entropy_backward)

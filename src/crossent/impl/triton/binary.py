@@ -153,7 +153,8 @@ class Elements(NamedTuple):
 
 def laid_out(x: Tensor, like: Tensor) -> Tensor:
     """Lay a tensor out like another one, and return it itself where it lies so."""
-    if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape, strict=True)):
+    alike = all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape, strict=True))
+    if alike and not x.is_neg():  # memory alone does not show a sign that torch has put off changing
         return x
     return empty(like, x.dtype, x.device).copy_(x)
 
@@ -167,7 +168,7 @@ def _weights(w: Tensor | None, like: Tensor, dtype: torch.dtype, device: torch.d
     """Describe weights by a period where they belong to the last dimensions, and else write them out."""
     if w is None:
         return None
-    w = w.to(dtype)
+    w = w.to(dtype).resolve_neg()
     while w.dim() and w.shape[0] == 1:
         w = w[0]
     if like.is_contiguous() and w.shape == like.shape[like.dim() - w.dim() :]:

@@ -61,7 +61,7 @@ class Launch(NamedTuple):
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Lay a tensor of the logits' shape out as g, and return it itself where it lies so."""
-        return x if self.lies(x) else self.new(x.dtype).copy_(x)
+        return x if self.lies(x) and not x.is_neg() else self.new(x.dtype).copy_(x)
 
     def lies(self, x: Tensor) -> bool:
         """Whether a tensor of the logits' shape is laid out as g, and begins where a load may."""
@@ -99,20 +99,27 @@ def _merged(shape: tuple[int, int, int], *each: Strides) -> tuple[tuple[int, int
     return shape, list(each)
 
 
-def arrange(logits: Tensor, inplace: bool = False, again: bool = False) -> Launch:
+def for_statistics(logits: Tensor) -> Launch:
+    """Decide how logits are walked where more of each row is kept in registers: by more threads, or fewer rows at a time."""
+    launch = arrange(logits, rows_apart=64)
+    return launch._replace(warps=2 * launch.warps) if warp_size() == 64 and launch.warps > 1 else launch
+
+
+def arrange(logits: Tensor, inplace: bool = False, again: bool = False, rows_apart: int = 128) -> Launch:
     """Decide how logits are walked; they are copied first where no walk takes their strides.
 
     ``again`` says that a row is read more than once, and should still be in the cache then.
     """
-    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"), again)
+    logits = logits.resolve_neg()  # memory alone does not show a sign that torch has put off changing
+    launch = _arranged(logits, logits if inplace else torch.empty_like(logits, device="meta"), again, rows_apart)
     if launch is None:
         logits = logits.contiguous()
-        launch = _arranged(logits, torch.empty_like(logits, device="meta"), again)
+        launch = _arranged(logits, torch.empty_like(logits, device="meta"), again, rows_apart)
     assert launch is not None
     return launch
 
 
-def _arranged(x: Tensor, like: Tensor, again: bool) -> Launch | None:
+def _arranged(x: Tensor, like: Tensor, again: bool, rows_apart: int) -> Launch | None:
     """Decide how logits are walked and what belongs to them is laid out; None where no walk takes their strides."""
     of_x, of_g = _strides(x), _strides(like)
     if of_x is None or of_g is None:
@@ -129,7 +136,7 @@ def _arranged(x: Tensor, like: Tensor, again: bool) -> Launch | None:
     slack = chunk - 1 if chunks and not even else 0
     shared = again and chunks and shape[1] * x.element_size() > _SHARE * _MOST_LANES
     lanes = min(_MOST_LANES * _PER_BLOCK, shape[1] * x.element_size() // _SHARE) if shared else _MOST_LANES
-    tile, warps = _tile(dtype, chunk, shape[1], lanes, chunks, slack, apart)
+    tile, warps = _tile(dtype, chunk, shape[1], lanes, chunks, slack, rows_apart if apart else 0)
     tiles = ceil(shape[2] / tile.ROWS.value)
     classes = (1, 1) if beside else (of_x.classes, of_g.classes)
     layout = Layout(
@@ -150,15 +157,15 @@ def _warp_size_of(driver: Any) -> int:
 
 
 def _tile(
-    dtype: torch.dtype, chunk: int, classes: int, most: int, chunks: bool, slack: int, apart: bool
+    dtype: torch.dtype, chunk: int, classes: int, most: int, chunks: bool, slack: int, rows_apart: int
 ) -> tuple[Tile, int]:
     """Choose the tile: some of the classes of one row, a few short rows, or 8 classes of many rows where they lie apart.
 
     A thread has 16 bytes or twice as many of each load. A row is some blocks long, since those at its edge take longer.
     """
-    exact = dtype == torch.float64 or chunk < 8
+    exact, apart = dtype == torch.float64 or chunk < 8, rows_apart > 0
     if apart:
-        rows, lanes, e, warps = 128, 1, 8, 1
+        rows, lanes, e, warps = rows_apart, 1, 8, 1
     else:
         e, blocks = chunk, ceil((classes + slack) / chunk)
         lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, most)))
@@ -181,10 +188,11 @@ def device_of(logits: Tensor) -> Iterator[None]:
 # --- the target and the settings --------------------------------------------------------------------------------------
 
 
-def target_of(target: Target, launch: Launch) -> walks.Target:
-    """Lay the target out for the kernels."""
+def target_of(target: Target, launch: Launch, sample_weight: Tensor | None = None) -> walks.Target:
+    """Lay the target out for the kernels, and what each row weighs in a sum, if it is given."""
     values = target.values.contiguous() if target.indices else launch.laid_out(target.values)
-    return walks.Target(values, constant(target.indices))
+    valid = None if target.valid is None else target.valid.contiguous().view(torch.uint8)
+    return walks.Target(values, constant(target.indices), valid, _vector(sample_weight, launch.dtype))
 
 
 def _parameters(target: Target) -> tuple[int, float, float]:
@@ -201,7 +209,7 @@ def _parameters(target: Target) -> tuple[int, float, float]:
 
 
 def _vector(values: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if values is None else values.detach().to(dtype).contiguous()
+    return None if values is None else values.detach().to(dtype).contiguous().resolve_neg()
 
 
 def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -217,7 +225,9 @@ def _spread(target: Target, weight: Tensor | None, dtype: torch.dtype) -> Tensor
     if weight is None:
         assert isinstance(share, Tensor)
         return share
-    return weigh(torch.as_tensor(share, dtype=dtype, device=weight.device), weight)
+    if not isinstance(share, Tensor):  # filled on the device: a number that is copied there would be waited for
+        share = torch.full((), share, dtype=dtype, device=weight.device)
+    return weigh(share, weight)
 
 
 def member_of(target: Target, launch: Launch) -> Member:

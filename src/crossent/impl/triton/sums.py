@@ -7,13 +7,14 @@ on the number of rows alone.
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossent.impl.triton.numbers import times
+from crossent.impl.triton.numbers import times, weigh
 
 _BLOCK, _PROGRAMS = 1024, 256
 
@@ -31,20 +32,32 @@ def _stretch(values, sums, count, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _stretch_of_weights(labels, weight, sums, count, length, classes, ignore_index, BLOCK: tl.constexpr):
-    """Sum c[y] over this program's stretch of class indices, without those that are ignored or no class."""
+def _stretch_of_weights(
+    labels, weight, valid, samples, sums, count, length, classes, ignore_index, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum what this program's stretch of rows weighs, without those that are ignored or whose label is no class.
+
+    That is ``c[y]``, or 1 where ``labels`` is None or there are no class weights, times what ``samples`` says.
+    """
     program = tl.program_id(0).to(tl.int64)
     total = tl.zeros([BLOCK], sums.dtype.element_ty)
     for k in range(0, length, BLOCK):
         at = k + tl.arange(0, BLOCK)
         row = program * length + at
         inside = (at < length) & (row < count)
-        y = tl.load(labels + row, mask=inside, other=0)
-        counts = inside & (y != ignore_index) & (y >= 0) & (y < classes)
-        if weight is None:
-            total += tl.where(counts, 1.0, 0.0).to(sums.dtype.element_ty)
-        else:
-            total += tl.load(weight + tl.where(counts, y, 0), mask=counts, other=0.0)
+        counts = inside
+        if valid is not None:
+            counts = counts & (tl.load(valid + row, mask=inside, other=0) != 0)
+        if labels is not None:
+            y = tl.load(labels + row, mask=inside, other=0)
+            counts = counts & (y != ignore_index) & (y >= 0) & (y < classes)
+        adds = tl.where(counts, 1.0, 0.0).to(sums.dtype.element_ty)
+        if labels is not None:
+            if weight is not None:
+                adds = tl.load(weight + tl.where(counts, y, 0), mask=counts, other=0.0)
+        if samples is not None:
+            adds = weigh(adds, tl.load(samples + row, mask=counts, other=0.0))
+        total += adds
     tl.store(sums + program, tl.sum(total, 0))
 
 
@@ -63,11 +76,18 @@ def total(values: Tensor) -> Tensor:
     return sums[0] if programs == 1 else total(sums)
 
 
-def total_weight(labels: Tensor, weight: Tensor | None, classes: int, ignore_index: int, dtype: torch.dtype) -> Tensor:
-    """Sum what the rows of class indices weigh."""
-    programs, length = _split(labels.numel())
-    sums = torch.empty(programs, dtype=dtype, device=labels.device)
-    _stretch_of_weights[(programs,)](labels, weight, sums, labels.numel(), length, classes, ignore_index, BLOCK=_BLOCK)
+def total_weight(
+    target: Any, weight: Tensor | None, rows: int, classes: int, ignore_index: int, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Sum what rows weigh, of a target as the kernels are told of it; ``like`` lies where the sum is to lie."""
+    labels = target.data if target.INDICES.value else None
+    if labels is None and target.valid is None and target.samples is None:
+        return torch.full((), rows, dtype=dtype, device=like.device)
+    programs, length = _split(rows)
+    sums = torch.empty(programs, dtype=dtype, device=like.device)
+    _stretch_of_weights[(programs,)](
+        labels, weight, target.valid, target.samples, sums, rows, length, classes, ignore_index, BLOCK=_BLOCK,
+    )  # fmt: skip
     return sums[0] if programs == 1 else total(sums)
 
 

@@ -59,9 +59,15 @@ class Rows(NamedTuple):
 @triton.jit
 def rows_of_program(layout, tile):
     """Find the rows of this program."""
-    program = tl.program_id(0)
-    n, i = (program // layout.tiles).to(tl.int64), program % layout.tiles * tile.ROWS + tl.arange(0, tile.ROWS)
-    inside, i = i < layout.inner, i.to(tl.int64)
+    return rows_of(tl.program_id(0), layout, tile)
+
+
+@triton.jit
+def rows_of(program, layout, tile):
+    """Find the rows of the program with this number; there may be more than 2³¹ of them."""
+    n, i = (program // layout.tiles).to(tl.int64), (program % layout.tiles).to(tl.int64) * tile.ROWS
+    i += tl.arange(0, tile.ROWS)
+    inside = i < layout.inner
     at_x, at_g = n * layout.x_outer + i * layout.x_inner, n * layout.g_outer + i * layout.g_inner
     phase = at_x * 0
     if tile.CHUNKS:

@@ -39,10 +39,15 @@ class Labels(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Class indices of the rows, or probabilities laid out as ``g`` is."""
+    """Class indices of the rows, or probabilities laid out as ``g`` is.
+
+    ``valid`` is 0 for rows that do not count, or None. ``samples`` is what each row weighs in a sum and its gradient, or None.
+    """
 
     data: Any
     INDICES: Any
+    valid: Any
+    samples: Any
 
 
 class Mass(NamedTuple):
@@ -62,9 +67,12 @@ class Mass(NamedTuple):
 @triton.jit
 def labels_of(target, rows, member, layout, tile):
     """Read the class indices of the rows, or what takes their place where the target is probabilities."""
+    there = rows.inside
+    if target.valid is not None:
+        there = there & (tl.load(target.valid + rows.number, mask=rows.inside, other=0) != 0)
     if target.INDICES:
         y = tl.load(target.data + rows.number, mask=rows.inside, other=0)
-        named = rows.inside & (y != member.ignore_index)
+        named = there & (y != member.ignore_index)
         wrong = named & ((y < 0) | (y >= layout.classes))
         if member.SHARD:
             wrong = wrong & (y != -1)
@@ -77,7 +85,7 @@ def labels_of(target, rows, member, layout, tile):
         if member.weight is not None:
             weight = tl.load(member.weight + y, mask=here, other=0.0).to(tile.R)
     else:
-        y, wrong, counts = rows.number * 0 - 1, rows.inside & (rows.number < 0), rows.inside
+        y, wrong, counts = rows.number * 0 - 1, rows.inside & (rows.number < 0), there
         weight = tl.where(counts, 1.0, 0.0).to(tile.R)
     return Labels(y, weight, counts, wrong)
 
