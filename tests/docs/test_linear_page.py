@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import crossent
-from crossent.losses import linear
+from crossent.losses import head_call, head_ways
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "linear.md").read_text("utf-8")
@@ -92,10 +92,10 @@ def test_every_option_of_torchs_is_named():
 
 
 def test_constants():
-    assert linear.MAX_BYTES == 2**27
-    assert linear.MAX_BYTES == 128 << 20
+    assert head_call.MAX_BYTES == 2**27
+    assert head_call.MAX_BYTES == 128 << 20
     for claim in (
-        f"N · V is at most {linear.FEW:,}",
+        f"N · V is at most {head_ways.FEW:,}",
         "by default 128 MB (2²⁷ bytes)",
     ):
         assert claim in TEXT, claim

@@ -30,7 +30,7 @@ DOUBLE = {"dtype": torch.float64}
 
 @pytest.fixture(autouse=True)
 def no_logits_are_few(monkeypatch):
-    monkeypatch.setattr("crossent.losses.linear.FEW", 0)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", 0)
 
 
 def problem(seed=0, soft=False, peaky=1.0):
@@ -496,7 +496,7 @@ def test_a_teacher_of_any_shape(n, behind):
 
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_a_teacher_learns_nothing(few, monkeypatch):
-    monkeypatch.setattr("crossent.losses.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", few)
     h, W, _ = tensors(*problem()[:3])
     teacher = Teacher(torch.randn(N, 4, **DOUBLE).requires_grad_(), torch.randn(C, 4, **DOUBLE).requires_grad_())
     linear_cross_entropy(h, W, teacher).backward()
@@ -515,7 +515,7 @@ def test_a_teacher_under_autocast():
 
 @pytest.mark.parametrize("few", [0, 1 << 20])
 def test_an_index_out_of_range_is_found_in_the_callers_target(few, monkeypatch):
-    monkeypatch.setattr("crossent.losses.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", few)
     h, W, y = torch.randn(3, 4, D), torch.randn(C, D), torch.zeros(3, 4, dtype=torch.long)
     y[1, 2] = C
     for shift, call in itertools.product((0, 1), (linear_cross_entropy, linear_cross_entropy_stats)):
@@ -749,7 +749,7 @@ REFUSED = {
 @pytest.mark.parametrize("few", [0, 1 << 20])
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name, few, monkeypatch):
-    monkeypatch.setattr("crossent.losses.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", few)
     error, message, arguments, options = REFUSED[name]
     with pytest.raises(error, match=message):
         linear_cross_entropy(*arguments, **options)
@@ -826,7 +826,7 @@ def test_json_of_a_plan():
 @pytest.mark.parametrize("few", [0, 1 << 20], ids=["blocks", "at once"])
 @pytest.mark.parametrize("kind", ["indices", "probabilities", "a teacher"])
 def test_rows_of_which_a_mask_allows_nothing_do_not_count(monkeypatch, kind, few):
-    monkeypatch.setattr("crossent.losses.linear.FEW", few)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", few)
     generator = torch.Generator().manual_seed(0)
     h, w, z = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (6, 4, 4))
     mask = torch.tensor([[1, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
@@ -889,7 +889,7 @@ def test_no_more_rows_are_multiplied_than_may_count(name, max_bytes, monkeypatch
     """On a GPU, which this CPU stands for: it is not asked how many rows count."""
     options = BOUNDED[name]
     expected = _bounded_head(None, options, max_bytes)
-    monkeypatch.setattr("crossent.losses.linear.readable", lambda _: False)
+    monkeypatch.setattr("crossent.losses.head_ways.readable", lambda _: False)
     monkeypatch.setattr("crossent.impl.head.counted", lambda *_: None)
     multiplied, mm = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, **more: multiplied.append(a.shape) or mm(a, b, **more))
@@ -917,7 +917,7 @@ def test_a_bound_that_is_too_small_is_said_where_rows_can_be_counted():
 
 
 def test_a_plan_knows_the_bound(monkeypatch):
-    monkeypatch.setattr("crossent.losses.linear.readable", lambda _: False)
+    monkeypatch.setattr("crossent.losses.head_ways.readable", lambda _: False)
     monkeypatch.setattr("crossent.losses.linear.counted", lambda *_: None)
     h, w, y = torch.zeros(4096, 8), torch.zeros(50257, 8), torch.zeros(4096, dtype=torch.long)
     plan = crossent.linear_plan(h, w, y, impl="eager", max_bytes=1 << 28, max_rows=1000)

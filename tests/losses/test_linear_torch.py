@@ -36,7 +36,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def no_logits_are_few(monkeypatch):
-    monkeypatch.setattr("crossent.losses.linear.FEW", 0)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", 0)
 
 
 @pytest.fixture

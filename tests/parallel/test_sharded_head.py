@@ -34,7 +34,7 @@ BYTES = {
     "one block": 8 * N * 5 * 4,
 }  # of two blocks of 3 rows, of an even share
 GATHER, SCATTER = "all_gather_into_tensor", "reduce_scatter_tensor"
-MUST_BE_FORMED = linear._must_be_formed
+MUST_BE_FORMED = linear.must_be_formed
 ranks = pool(3)
 
 
@@ -69,7 +69,7 @@ def _shard(cut, **more):
 
 def _force_blocks(blocks):
     """Form all logits at once, in operations that autograd knows, as where somebody wants other gradients than a head's."""
-    linear._must_be_formed = MUST_BE_FORMED if blocks else lambda call: "the test wants them"
+    linear.must_be_formed = MUST_BE_FORMED if blocks else lambda call: "the test wants them"
 
 
 def head(name, cut, reduction, size, soft, impl):

@@ -16,7 +16,7 @@ from crossent.losses import linear
 IN, D, V, DP, TP = 5, 6, 11, 2, 2
 SEQUENCES, POSITIONS, MICRO = 4, 6, 2  # of each data-parallel part, of each sequence, and micro-batches of a step
 
-MUST_BE_FORMED = linear._must_be_formed
+MUST_BE_FORMED = linear.must_be_formed
 ranks = pool(4)
 
 
@@ -89,7 +89,7 @@ def test_micro_batches_data_and_sequence_parallelism_are_one_process(ranks, redu
 
 def _form(at_once):
     """Form logits block by block, or all at once in operations that autograd knows."""
-    linear._must_be_formed = (lambda call: "the test wants them") if at_once else MUST_BE_FORMED
+    linear.must_be_formed = (lambda call: "the test wants them") if at_once else MUST_BE_FORMED
 
 
 def perplexity():

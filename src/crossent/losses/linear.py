@@ -1,6 +1,7 @@
 """``linear_cross_entropy``: a linear head and its loss without the logits of all rows, the largest tensor of a language model.
 
-This file checks the arguments and chooses how to compute. impl/head.py computes, and ops/linear.py has the autograd Functions.
+Here is what people call, with heads that are shards or DTensors. head_call.py checks the arguments, and head_ways.py
+computes in one of several ways. Below them, impl/head.py computes blocks, and ops/linear.py has the autograd Functions.
 """
 
 from __future__ import annotations
@@ -15,43 +16,39 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import Unpack
 
-from crossent.core import watch
 from crossent.core.checks import (
     along_classes_or_whole,
-    check_devices,
-    check_logits_dtype,
     check_mask,
-    check_tensor,
-    check_tensors,
-    integer,
-    integer_from,
-    optional,
-    positive,
-    under_autocast,
 )
-from crossent.core.messages import shape
-from crossent.core.modes import is_dtensor, plain, readable
-from crossent.core.reduction import Reduction, divide, ordered_sum, reduce_rows, result_dtype, weigh, weights_of_rows
-from crossent.core.settings import LinearArguments, LinearOptions, check_names, documented
+from crossent.core.modes import is_dtensor, readable
+from crossent.core.reduction import ordered_sum, reduce_rows, weigh
+from crossent.core.settings import LinearArguments, LinearOptions, documented
 from crossent.core.shard import VocabShard, checked_shard
-from crossent.core.target import Target, Teacher, describe
-from crossent.impl import choose, load
+from crossent.core.target import Teacher
+from crossent.impl import load
 from crossent.impl.classes import classes_of_a_block
 from crossent.impl.head import (
-    Head,
-    Plan,
     block_size,
-    block_target,
     counted,
-    rows_that_count,
-    take,
-    teacher_probabilities,
 )
 from crossent.impl.protocol import RowStatistics
+from crossent.losses.head_call import MAX_BYTES, HeadCall, check_head, laid_out_by_rows, understand
+from crossent.losses.head_ways import (
+    all_labelled,
+    bounded,
+    few_logits,
+    forms_gradients,
+    loss_of,
+    must_be_formed,
+    row_weights,
+    statistics_at_once,
+    statistics_in_blocks,
+    why_at_once,
+    without_garbage,
+)
 from crossent.losses.heads import head_of
-from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
-from crossent.losses.statistics import CrossEntropyStats, reduced_statistics, statistics_of
-from crossent.ops.linear import at_once, linear_statistics, rows_operator, sum_operator, transform_under_way
+from crossent.losses.softmax import cross_entropy
+from crossent.losses.statistics import CrossEntropyStats, reduced_statistics
 
 if TYPE_CHECKING:
     from crossent.parallel.agreement import Call as Request
@@ -59,17 +56,8 @@ if TYPE_CHECKING:
     from crossent.parallel.linear import ShardedHead
     from crossent.parallel.placements import Across
 
-MAX_BYTES = 128 << 20  # of a block of logits on the CPU
-MAX_BYTES_ELSEWHERE = 1 << 30  # on a GPU, whose products want many rows
-SHOWN = 256  # rows whose logits are shown to crossent.debug
-FEW = 1 << 20  # logits so few that they are formed at once: a block takes longer to set up than it saves
 
 _Result = TypeVar("_Result")
-
-_BYTES = integer_from(1, "a positive int, the bytes of a block of logits")
-_ROWS = integer_from(0, "None or an int of at least 0, the rows that count at most")
-_SHIFT = integer_from(0, "an int of at least 0")
-_TEACHERS_TEMPERATURE = positive("it divides the teacher's logits")
 
 
 class LinearPlan(NamedTuple):
@@ -91,32 +79,6 @@ class LinearPlan(NamedTuple):
     impl: str
     why: str
     moved: str = ""
-
-
-class _Call(NamedTuple):
-    """A call understood: the head with its rows side by side, and what is asked of them."""
-
-    head: Head
-    target: Target  # values are empty where there is a teacher
-    teacher: Teacher | None
-    reduction: Reduction  # with sample weights (N, d1, ...)
-    lead: tuple[int, ...]  # the dimensions that were flattened into rows
-    shift: int
-    max_bytes: int
-    max_rows: int | None
-    impl: str
-    named: bool  # whether the caller named impl
-    dtype: torch.dtype
-    moved: str = ""  # of DTensors, over the mesh
-
-    def rows_back(self, rows: Tensor) -> Tensor:
-        """Give the values of rows the dimensions that the caller's rows have."""
-        rows = rows.reshape(self.lead + self.head.shape[1:])
-        return rows if self.shift == 0 else rows[..., : self.lead[-1] - self.shift]
-
-    def plan(self) -> Plan:
-        """Return what the operators are told."""
-        return Plan(self.target, self.teacher, self.max_bytes, self.impl)
 
 
 @documented
@@ -207,7 +169,7 @@ def linear_cross_entropy(
     ):
         assert isinstance(target, Tensor)
         ignored = -100 if ignore_index is None else ignore_index
-        if _all_labelled(target, ignored):
+        if all_labelled(target, ignored):
             return cross_entropy(
                 F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,
                 label_smoothing=label_smoothing,
@@ -222,7 +184,7 @@ def linear_cross_entropy(
         return _loss_of_shard(input, linear_weight, target, arguments)
     if is_dtensor(*tensors, *more.values()):
         return _loss_of_part(input, linear_weight, target, arguments)
-    return _explained(_loss, _understand(input, linear_weight, target, arguments), target)
+    return _explained(loss_of, understand(input, linear_weight, target, arguments), target)
 
 
 def linear_cross_entropy_stats(
@@ -245,14 +207,14 @@ def linear_cross_entropy_stats(
         input, linear_weight, given["linear_bias"] = head_of(linear_weight, input, given.get("linear_bias"))
     _refuse_gathered(linear_weight)
     if not is_dtensor(input, linear_weight, target, *given.values()):
-        return _explained(_stats, _understand(input, linear_weight, target, given), target)
+        return _explained(_stats, understand(input, linear_weight, target, given), target)
     return _statistics_of_part(input, linear_weight, target, given)
 
 
-def _stats(call: _Call) -> CrossEntropyStats:
-    call = _without_garbage(call, statistics=True)
-    row = _statistics_at_once(call) if _at_once(call) else _statistics(call)
-    row_weight = _row_weights(call)
+def _stats(call: HeadCall) -> CrossEntropyStats:
+    call = without_garbage(call, statistics=True)
+    row = statistics_at_once(call) if why_at_once(call) else statistics_in_blocks(call)
+    row_weight = row_weights(call)
     valid = call.target.values != call.target.settings.ignore_index if call.target.indices else row_weight > 0
     row, reduction = row._replace(row_weight=row_weight, correct=row.correct.detach()), call.reduction
     if reduction.how == "none":
@@ -277,18 +239,18 @@ def linear_plan(
         return _plan_of_shard(input, linear_weight, target, given, checked_shard(shard))
     if is_dtensor(input, linear_weight, target, *given.values()):
         part, _ = _part(input, linear_weight, target, given)
-        call = _understand(*part.tensors)._replace(moved=part.moved)
+        call = understand(*part.tensors)._replace(moved=part.moved)
     else:
-        call = _understand(input, linear_weight, target, given)
-    call, _ = _bounded(call)
-    return _plan(call, _at_once(call))
+        call = understand(input, linear_weight, target, given)
+    call, _ = bounded(call)
+    return _plan(call, why_at_once(call))
 
 
-def _plan(call: _Call, why: str) -> LinearPlan:
+def _plan(call: HeadCall, why: str) -> LinearPlan:
     keep = counted(call.head, call.target)
     size = call.head.input.shape[0] if keep is None else keep.shape[0]
     head, itemsize = call.head, call.head.input.dtype.itemsize
-    classes = 0 if why or not _forms_gradients(call) else classes_of_a_block(head, call.plan())
+    classes = 0 if why or not forms_gradients(call) else classes_of_a_block(head, call.plan())
     if classes:
         all_rows = head.input.shape[0]
         bytes_of = all_rows * classes * itemsize
@@ -312,7 +274,9 @@ def _refuse_gathered(weight: object) -> None:
         refuse_gathered(weight)
 
 
-def _part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]) -> tuple[HeadPart, _Call]:
+def _part(
+    input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: dict[str, Any]
+) -> tuple[HeadPart, HeadCall]:
     """Take this process's part of a call with DTensors; and the call as it is on all processes, without values."""
     from crossent.parallel.heads import head_part, refuse_mixed
     from crossent.parallel.placements import stand_in
@@ -320,11 +284,11 @@ def _part(input: Tensor, weight: Tensor, target: Tensor | Teacher, arguments: di
     refuse_mixed(input, weight)
     whole = {name: stand_in(value) for name, value in arguments.items() if name != "impl"}
     alike = Teacher(*map(stand_in, target)) if isinstance(target, Teacher) else stand_in(target)
-    whole_call = _understand(stand_in(input), stand_in(weight), alike, whole)  # raises on all processes or on none
+    whole_call = understand(stand_in(input), stand_in(weight), alike, whole)  # raises on all processes or on none
     return head_part(input, weight, target, arguments), whole_call
 
 
-def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[str, Any]:
+def _with_divisor(part: HeadPart, whole: HeadCall, weight: Tensor | None) -> dict[str, Any]:
     """Give a mean over several processes its divisor before the loss, which a process with few rows computes in another way."""
     from crossent.parallel.heads import own_weight
 
@@ -333,8 +297,8 @@ def _with_divisor(part: HeadPart, whole: _Call, weight: Tensor | None) -> dict[s
     if across is None or whole.reduction.how != "mean" or whole.reduction.denominator is not None:
         return given
     if part.shard is None:
-        call = _understand(*part.tensors)
-        weights, u = _row_weights(call), call.reduction.sample_weight
+        call = understand(*part.tensors)
+        weights, u = row_weights(call), call.reduction.sample_weight
         own_sum = ordered_sum(weights if u is None else weigh(weights, u))
     else:
         ignored, rows = whole.target.settings.ignore_index, input.shape[:-1] + whole.head.shape[1:]
@@ -353,8 +317,8 @@ def _loss_of_part(input: Tensor, weight: Tensor, target: Tensor | Teacher, argum
         if across is not None:
             given = {**given, "out_dtype": torch.promote_types(input.dtype, torch.float32)}
         if part.shard is None:
-            call = _understand(input, weight, target, given)
-            loss = _explained(_loss, call._replace(reduction=call.reduction._replace(across=across)), target)
+            call = understand(input, weight, target, given)
+            loss = _explained(loss_of, call._replace(reduction=call.reduction._replace(across=across)), target)
         else:
             loss = _loss_of_shard(input, weight, target, {**given, "shard": part.shard})
             loss = loss if across is None else across(loss)[0]
@@ -372,7 +336,7 @@ def _statistics_of_part(
         if part.shard is not None:
             stats = _statistics_of_shard(input, weight, target, {**given, "shard": part.shard}, across)
         else:
-            call = _understand(input, weight, target, given)
+            call = understand(input, weight, target, given)
             stats = _explained(_stats, call._replace(reduction=call.reduction._replace(across=across)), target)
     shift = arguments.get("shift", 0)
     return CrossEntropyStats._make(_cut(part.rows.result(value, how), shift) for value in stats)
@@ -383,109 +347,7 @@ def _cut(rows: Tensor, shift: int) -> Tensor:
     return rows[..., : rows.shape[-1] - shift] if shift and rows.dim() else rows
 
 
-# --- understanding ----------------------------------------------------------------------------------------------------
-
-
-def _understand(
-    input: Tensor, linear_weight: Tensor | nn.Module, target: Tensor | Teacher, arguments: dict[str, Any]
-) -> _Call:
-    """Check the arguments, under the names that the caller gave them, and lay the rows out side by side."""
-    check_names(arguments, LinearArguments, "linear_cross_entropy")
-    rows = Reduction.among(arguments.get("reduction", "mean"), arguments)
-    linear_bias, weight = arguments.get("linear_bias"), arguments.get("weight")
-    ignore_index = optional(integer)("ignore_index", arguments.get("ignore_index"))
-    if isinstance(linear_weight, nn.Module):
-        input, linear_weight, linear_bias = head_of(linear_weight, input, linear_bias)
-    _check_head(input, linear_weight, linear_bias)
-    max_bytes = _bytes_of_a_block(arguments.get("max_bytes"), input)
-    shift = _SHIFT("shift", arguments.get("shift", 0))
-    assert isinstance(linear_weight, Tensor)
-    input, linear_weight, linear_bias = _autocast(input, linear_weight, linear_bias)
-    assert isinstance(linear_weight, Tensor)
-    lead, classes = tuple(input.shape[:-1]), tuple(linear_weight.shape[:-1])
-    like = input.new_empty(()).expand(lead + classes)
-    teacher = target if isinstance(target, Teacher) else None
-    if teacher is not None:
-        teacher = _teacher(teacher, input, classes)
-        target = like.detach()
-    elif (
-        check_tensor("target", target, "a torch.Tensor or a crossent.Teacher").shape == like.shape
-        and ignore_index is not None
-    ):
-        raise RuntimeError("ignore_index cannot be specified when target holds probabilities: leave it out")
-    ignored = -100 if ignore_index is None else ignore_index
-    assert isinstance(target, Tensor)
-    target = _shifted(target, lead, shift, ignored)
-    _, described = describe(like, target, weight, len(lead), {**arguments, "ignore_index": ignored})
-    size = prod(lead)
-    if teacher is not None:
-        values = torch.empty(0, dtype=torch.promote_types(input.dtype, torch.float32), device=input.device)
-    elif described.indices:
-        values = described.values.reshape(size, *classes[1:])  # rows of which a mask allows no class are ignored here
-    else:
-        values = target.to(described.values.dtype).reshape(size, *classes)
-    valid = described.valid
-    described = described._replace(
-        values=values,
-        valid=None if valid is None else valid.reshape(size, *classes[1:]),
-        logit_bias=_rows_of(described.logit_bias, arguments.get("logit_bias"), size, classes),
-        class_mask=_rows_of(described.class_mask, arguments.get("class_mask"), size, classes),
-    )
-    rows = rows._replace(sample_weight=_row_factors(rows.sample_weight, like, lead, classes, shift))
-    promoted = (described.values, weight) if not described.indices else ()
-    dtype, impl = result_dtype(like, promoted, arguments.get("out_dtype")), arguments.get("impl")
-    head = Head(*_side_by_side(input, linear_weight, linear_bias), classes)
-    name = choose(like.reshape(size, *classes), impl, described.values, described)
-    max_bytes = min(max_bytes, 1 << 62)  # an operator takes 64 bits
-    max_rows = optional(_ROWS)("max_rows", arguments.get("max_rows"))
-    return _Call(head, described, teacher, rows, lead, shift, max_bytes, max_rows, name, impl is not None, dtype)
-
-
-def _check_head(input: object, weight: object, bias: object) -> None:
-    check_tensors(input=input, linear_weight=weight, **({} if bias is None else {"linear_bias": bias}))
-    assert isinstance(input, Tensor)
-    assert isinstance(weight, Tensor)
-    check_devices(input, linear_weight=weight, linear_bias=bias)
-    if input.dim() < 1 or weight.dim() < 2:
-        raise RuntimeError(
-            f"input must have shape (..., D) and linear_weight (C, D) or (C, d1, ..., D), got {shape(input)} and {shape(weight)}"
-        )
-    if input.shape[-1] != weight.shape[-1]:
-        fix = (
-            "transpose it with linear_weight.t()"
-            if weight.dim() == 2 and weight.shape[0] == input.shape[-1]
-            else "they are the features, D"
-        )
-        raise RuntimeError(
-            f"input and linear_weight must have the same last dimension, got {shape(input)} and {shape(weight)}: {fix}"
-        )
-    if weight.dim() > 2 and input.dim() == 1:
-        raise RuntimeError(
-            f"linear_weight of shape {shape(weight)} needs a batch, (N, {input.shape[0]}), got {shape(input)}"
-        )
-    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:-1]):
-        got = shape(bias) if isinstance(bias, Tensor) else type(bias).__name__
-        raise RuntimeError(
-            f"linear_bias must have shape {tuple(weight.shape[:-1])} for such a linear_weight, got {got}"
-        )
-    check_logits_dtype(input)
-    for name, value in (("linear_weight", weight), ("linear_bias", bias)):
-        if isinstance(value, Tensor) and value.dtype != input.dtype and not under_autocast(input.device):
-            raise RuntimeError(
-                f"{name} must have the dtype of input, {input.dtype}, got {value.dtype}: convert one of them"
-            )
-
-
-def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """Cast as autocast would for the product."""
-    device = tensors[0].device if tensors[0] is not None else torch.device("cpu")
-    if not under_autocast(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device.type)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
-
-
-def _explained(compute: Callable[[_Call], _Result], call: _Call, target: Tensor | Teacher) -> _Result:
+def _explained(compute: Callable[[HeadCall], _Result], call: HeadCall, target: Tensor | Teacher) -> _Result:
     """Compute; where a class is out of range, say where it is in the caller's target."""
     try:
         return compute(call)
@@ -494,7 +356,7 @@ def _explained(compute: Callable[[_Call], _Result], call: _Call, target: Tensor 
         raise
 
 
-def _say_where(target: Tensor | Teacher, call: _Call) -> None:
+def _say_where(target: Tensor | Teacher, call: HeadCall) -> None:
     """Raise the IndexError of a class out of range with its place in the caller's target, whose rows were laid side by side."""
     if isinstance(target, Tensor) and call.target.indices:
         values = target.long()
@@ -502,110 +364,6 @@ def _say_where(target: Tensor | Teacher, call: _Call) -> None:
             values = values.clone()
             values[..., : call.shift] = call.target.settings.ignore_index  # labels of no row
         call.target._replace(values=values).raise_if_out_of_range(call.head.shape[0])
-
-
-def _side_by_side(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Lay hidden states out as ``(N, D)``, and the matrix and bias of all classes as ``(C·d1·..., D)`` and one dimension."""
-    rows, columns, features = prod(input.shape[:-1]), prod(weight.shape[:-1]), input.shape[-1]
-    return input.reshape(rows, features), weight.reshape(columns, features), None if bias is None else bias.reshape(-1)
-
-
-def _teacher(teacher: Teacher, input: Tensor, classes: tuple[int, ...]) -> Teacher:
-    """Check a teacher and lay it out as the student's head; it is a constant, whatever it requires."""
-    if isinstance(teacher.weight, nn.Module):
-        with torch.no_grad():
-            teacher = Teacher(*head_of(teacher.weight, teacher.input, teacher.bias), teacher.temperature)
-    given = {f"the teacher's {name}": value for name, value in teacher._asdict().items() if name != "temperature"}
-    check_tensors(**{name: value for name, value in given.items() if value is not None or name != "the teacher's bias"})
-    check_devices(input, **given)
-    if teacher.input.shape[:-1] != input.shape[:-1] or tuple(teacher.weight.shape[:-1]) != classes:
-        raise RuntimeError(
-            f"the teacher must have input of shape {(*input.shape[:-1], 'D')} and weight of shape {(*classes, 'D')}, got "
-            f"{shape(teacher.input)} and {shape(teacher.weight)}"
-        )
-    if teacher.input.shape[-1] != teacher.weight.shape[-1]:
-        raise RuntimeError(
-            "the teacher's input and weight must have the same last dimension, got "
-            f"{shape(teacher.input)} and {shape(teacher.weight)}"
-        )
-    temperature = _TEACHERS_TEMPERATURE("the teacher's temperature", teacher.temperature)
-    if teacher.bias is not None and tuple(teacher.bias.shape) != classes:
-        raise RuntimeError(f"the teacher's bias must have shape {classes}, got {shape(teacher.bias)}")
-    head = _side_by_side(*_autocast(*(None if t is None else t.detach() for t in teacher[:3])))
-    return Teacher(*head, temperature)
-
-
-def _shifted(target: Tensor, lead: tuple[int, ...], shift: int, ignore_index: int) -> Tensor:
-    """Move class indices ``shift`` positions to the front; what has no label any more is ignored."""
-    if shift == 0:
-        return target
-    if not isinstance(target, Tensor) or target.is_floating_point() or target.shape != torch.Size(lead) or not lead:
-        raise RuntimeError(
-            f"shift moves class indices of shape {lead} along their last dimension, got a target of shape "
-            f"{shape(target)} and dtype {target.dtype}: leave shift out where the target belongs to each row already"
-        )
-    if shift >= lead[-1]:
-        raise ValueError(f"shift must be less than the {lead[-1]} positions of input, got {shift}")
-    return F.pad(target.long()[..., shift:], (0, shift), value=ignore_index)
-
-
-def _rows_of(laid_out: Tensor | None, given: Tensor | None, size: int, classes: tuple[int, ...]) -> Tensor | None:
-    """Lay a bias or mask of the logits' shape out by rows; one of ``(C)`` is that already."""
-    if laid_out is None or given is None:
-        return None
-    return given if given.dim() == 1 and given.shape == classes[:1] else given.reshape(size, *classes)
-
-
-def _row_factors(
-    u: Tensor | None, like: Tensor, lead: tuple[int, ...], classes: tuple[int, ...], shift: int
-) -> Tensor | None:
-    if u is None:
-        return None
-    rows = like.new_empty(()).expand(lead + classes[1:])
-    if shift:
-        rows = rows[..., : lead[-1] - shift]
-    u = weights_of_rows(u, rows.to(torch.promote_types(like.dtype, torch.float32)), whole=True)
-    return (F.pad(u, (0, shift)) if shift else u).reshape(prod(lead), *classes[1:])
-
-
-# --- ways -------------------------------------------------------------------------------------------------------------
-
-
-def _wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _at_once(call: _Call) -> str:
-    """Say why the logits of all rows are formed at once, in operations that autograd knows; "" if they are not."""
-    head = call.head
-    few = _few(head.input.shape[0] * prod(head.shape), head.input, call.max_bytes)
-    return _must_be_formed(call) or ("few logits" if few else "")
-
-
-def _must_be_formed(call: _Call) -> str:
-    """Say who needs the logits of all rows as a whole; "" for nobody."""
-    head, target, denominator = call.head, call.target, call.reduction.denominator
-    given = (
-        *head[:3],
-        *target.tensors,
-        call.reduction.sample_weight,
-        denominator if isinstance(denominator, Tensor) else None,
-    )
-    if why := transform_under_way(*given):
-        return why
-    if _wants_grad(target.values, target.weight, target.logit_bias, target.class_mask):
-        return "probabilities, class weights or a logit_bias that require grad"
-    return ""
-
-
-def _few(logits: int, input: Tensor, max_bytes: int) -> bool:
-    return logits <= FEW and logits * input.dtype.itemsize <= max_bytes
-
-
-def _bytes_of_a_block(max_bytes: Any, input: Tensor) -> int:
-    if max_bytes is None:
-        return MAX_BYTES if input.device.type == "cpu" else MAX_BYTES_ELSEWHERE
-    return _BYTES("max_bytes", max_bytes)
 
 
 def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int | None) -> bool:
@@ -625,237 +383,8 @@ def _ordinary(input: Any, weight: Any, target: Any, bias: Any, max_bytes: int | 
             or (isinstance(bias, Tensor) and bias.shape == weight.shape[:1] and bias.device == weight.device)
         )
         and (max_bytes is None or type(max_bytes) is int)
-        and _few(input.shape[0] * weight.shape[0], input, MAX_BYTES if max_bytes is None else max_bytes)
+        and few_logits(input.shape[0] * weight.shape[0], input, MAX_BYTES if max_bytes is None else max_bytes)
     )
-
-
-def _all_labelled(target: Tensor, ignore_index: object) -> bool:
-    """Whether every row can be seen to count: the hidden states of others may be nan, which the products would spread."""
-    return type(ignore_index) is int and readable(target) and not bool((target == ignore_index).any())
-
-
-def _without_garbage(call: _Call, statistics: bool = False) -> _Call:
-    """Leave out the rows that have no weight in the loss: their hidden states may hold anything, and it saves products.
-
-    Where that weight has a derivative, or statistics are wanted of such rows too, only those that are not finite are left out.
-    """
-    head, target, u = call.head, call.target, call.reduction.sample_weight
-    weightless = None if u is None else u == 0
-    if target.indices:
-        c = _row_weights(call) if target.settings.label_smoothing == 0 else None
-        ignored = target.values == target.settings.ignore_index if c is None else c == 0
-        weightless = ignored if weightless is None else weightless | ignored
-    elif target.valid is not None:
-        weightless = ~target.valid if weightless is None else weightless | ~target.valid
-    if weightless is None:
-        return call
-    absent = weightless.flatten(1).all(1) if weightless.dim() > 1 else weightless
-    if statistics or _wants_grad(u) or transform_under_way(u):
-        absent = absent & ~head.input.detach().isfinite().all(1)
-    if _at_once(call):
-        if not readable(absent) or absent.any():
-            head = head._replace(input=head.input.masked_fill(absent.unsqueeze(1), 0.0))
-        return call._replace(head=head)
-    rows = absent.reshape(-1, *(1 for _ in head.shape[1:])).expand(-1, *head.shape[1:])
-    if target.indices:
-        rows = rows & (target.values != target.settings.ignore_index)
-    if readable(rows) and not rows.any():
-        return call  # with the caller's own target, which autograd watches
-    return call._replace(target=target.leaving_out(rows))
-
-
-def _without_garbage_of_no_label(call: _Call) -> _Call:
-    """Put 0 in the place of hidden states that are not finite where a row's probabilities weigh nothing.
-
-    Such a row has a loss of 0 and counts in a mean, so it cannot be left out. The gradient of its logits is 0, of which the product
-    with such hidden states would make nan. A gradient for its probabilities or their weights needs the softmax, and sees the nan.
-    """
-    head, target = call.head, call.target
-    t, c, settings = target.values, target.weight, target.settings
-    if target.indices or call.teacher is not None or target.is_shard or settings.label_smoothing or settings.z_loss:
-        return call
-    if _wants_grad(t, c) or transform_under_way(head.input, t, c) or is_dtensor(head.input, head.weight, t):
-        return call
-    if not torch.compiler.is_compiling() and not plain(head.input, t, c):
-        return call
-    rows = ~head.input.detach().isfinite().all(1)
-    if readable(rows):
-        rows = rows.nonzero().squeeze(1)
-        if not rows.shape[0]:
-            return call
-        t = t[rows]
-    if c is not None:
-        t = t.masked_fill((c == 0).view(-1, *(1 for _ in head.shape[1:])), 0.0)
-    unwanted = torch.linalg.vector_norm(t.flatten(1), torch.inf, 1) == 0
-    if rows.dtype == torch.bool:
-        rows = rows & unwanted
-    else:
-        rows = torch.zeros(head.input.shape[0], dtype=torch.bool).index_fill_(0, rows[unwanted], True)
-    return call._replace(head=head._replace(input=head.input.masked_fill(rows.unsqueeze(1), 0.0)))
-
-
-def _differentiates_rows(call: _Call) -> bool:
-    """Whether the loss of each row is what has a gradient, and not their sum."""
-    scaled_later = call.head.input.dtype == torch.float16 and _wants_grad(*call.head[:3])
-    return call.reduction.how == "none" or scaled_later or _wants_grad(call.reduction.sample_weight)
-
-
-def _forms_gradients(call: _Call) -> bool:
-    """Whether the gradient of the head is formed with the loss."""
-    return _wants_grad(call.head.weight) and not _differentiates_rows(call)
-
-
-def _bounded(call: _Call) -> tuple[_Call, Tensor | None]:
-    """Take as many rows as may count, those that do before others, and tell whether there are more; None where that is known."""
-    head, target, reduction = call.head, call.target, call.reduction
-    valid = None if call.max_rows is None or reduction.how == "none" else rows_that_count(target)
-    if valid is None or call.max_rows is None:
-        return call, None
-    too_many = valid.sum() > call.max_rows
-    if readable(valid):
-        if too_many:
-            raise ValueError(f"max_rows must be at least the rows that count, {int(valid.sum())}, got {call.max_rows}")
-        return call, None
-    if call.max_rows >= valid.shape[0]:
-        return call, None
-    rows = valid.to(torch.uint8).argsort(descending=True, stable=True)[: call.max_rows]
-
-    bias, mask = (t if t is None or t.dim() == 1 else take(t, rows) for t in (target.logit_bias, target.class_mask))
-    described = target._replace(
-        values=target.values if call.teacher is not None else take(target.values, rows),
-        valid=None if target.valid is None else take(target.valid, rows), logit_bias=bias, class_mask=mask,
-    )  # fmt: skip
-    teacher = call.teacher if call.teacher is None else call.teacher._replace(input=take(call.teacher.input, rows))
-    u = reduction.sample_weight
-    call = call._replace(
-        head=head._replace(input=take(head.input, rows)), target=described, teacher=teacher,
-        reduction=reduction if u is None else reduction._replace(sample_weight=take(u, rows)),
-    )  # fmt: skip
-    return call, too_many
-
-
-def _loss(call: _Call) -> Tensor:
-    call, too_many = _bounded(_without_garbage_of_no_label(_without_garbage(call)))
-    loss = _loss_of_rows(call)
-    return loss if too_many is None else loss.masked_fill(too_many, torch.nan)
-
-
-def _loss_of_rows(call: _Call) -> Tensor:
-    reduction = call.reduction
-    if _at_once(call):
-        loss = _loss_at_once(call)
-        return call.rows_back(loss) if reduction.how == "none" else loss
-    if _differentiates_rows(call):
-        rows = rows_operator(call.head, call.plan())
-        loss = reduce_rows(rows, _row_weights(call), reduction).to(call.dtype)
-        loss = call.rows_back(loss) if reduction.how == "none" else loss
-    else:
-        loss = _reduced(call).to(call.dtype)
-    if not torch.compiler.is_compiling() and reduction.across is None and (watcher := watch.current()) is not None:
-        _show(call, loss, watcher)
-    return loss
-
-
-def _show(call: _Call, loss: Tensor, watcher: watch.Watcher) -> None:
-    """Show a watcher the loss of all rows and the logits of some, evenly spread over those that count."""
-    head, target = call.head, call.target
-    rows = counted(head, target)
-    if rows is None or len(rows) == 0:
-        rows = torch.arange(head.input.shape[0], device=head.input.device)
-    rows = rows[:: ceil(len(rows) / SHOWN) or 1]
-    with torch.no_grad():
-        logits = F.linear(take(head.input, rows), head.weight, head.bias).view(-1, *head.shape)
-    described = block_target(call.plan(), rows, head.shape)
-    watcher(logits, logits, described, loss, call.reduction.as_torch)
-
-
-def _logits(head: Head, plan: Plan) -> tuple[Tensor, Target]:
-    """Form all logits, and a target for them."""
-    logits = F.linear(*head[:3]).view(-1, *head.shape)
-    if plan.teacher is None:
-        return logits, plan.target
-    q = teacher_probabilities(plan.teacher, None, head.shape, plan.impl, plan.target.class_mask)
-    return logits, plan.target._replace(values=q)
-
-
-def _loss_at_once(call: _Call) -> Tensor:
-    logits, described = _logits(call.head, call.plan())
-    impl = call.impl if call.named else None
-    return reduced_cross_entropy(logits, logits, described, call.reduction, call.dtype, impl=impl)
-
-
-def _statistics_at_once(call: _Call) -> RowStatistics:
-    return statistics_of(*_logits(call.head, call.plan()), call.impl if call.named else None)
-
-
-def _row_weights(call: _Call) -> Tensor:
-    """Compute what each row adds to the divisor of a mean."""
-    target, dtype = call.target, torch.promote_types(call.head.input.dtype, torch.float32)
-    if not target.indices:
-        ones = torch.ones((call.head.input.shape[0], *call.head.shape[1:]), dtype=dtype, device=call.head.input.device)
-        return ones if target.valid is None else ones * target.valid
-    valid = target.values != target.settings.ignore_index
-    if target.weight is None:
-        return valid.to(dtype)
-    y = target.values.clamp(0, call.head.shape[0] - 1)
-    return target.weight.to(dtype)[y].masked_fill(~valid, 0.0)
-
-
-def _statistics(call: _Call) -> RowStatistics:
-    """Compute the statistics of rows in blocks."""
-    return linear_statistics(call.head, call.plan(), _row_weights(call))
-
-
-@at_once("rows")
-def _rows_at_once(head: Head, plan: Plan) -> Tensor:
-    return _reduced_at_once(head, plan, Reduction("none"))
-
-
-@at_once("sum")
-def _sum_at_once(head: Head, plan: Plan, factor: Tensor | None, divisor: Tensor) -> Tensor:
-    return _reduced_at_once(head, plan, Reduction("sum", factor)) / divisor
-
-
-def _of_rows_that_count(head: Head, plan: Plan) -> tuple[Tensor, Target]:
-    valid = rows_that_count(plan.target)
-    if valid is not None:
-        head = head._replace(input=head.input.masked_fill(~valid.unsqueeze(1), 0.0))
-    return _logits(head, plan)
-
-
-def _reduced_at_once(head: Head, plan: Plan, reduction: Reduction) -> Tensor:
-    logits, described = _of_rows_that_count(head, plan)
-    return reduced_cross_entropy(logits, logits, described, reduction, torch.promote_types(logits.dtype, torch.float32))
-
-
-@at_once("statistics")
-def _differentiable_statistics_at_once(head: Head, plan: Plan) -> tuple[Tensor, ...]:
-    return statistics_of(*_of_rows_that_count(head, plan), None)[:4]
-
-
-def _reduced(call: _Call) -> Tensor:
-    """Compute a sum or a mean in blocks, with the gradients on the way."""
-    how, factor, given, empty, _ = call.reduction
-    wide = torch.promote_types(call.head.input.dtype, torch.float32)
-    divisor = torch.ones((), dtype=wide, device=call.head.input.device)
-    divided_later = isinstance(given, Tensor) and given.requires_grad
-    if how == "mean" and not divided_later:
-        if given is None:
-            weights = _row_weights(call)
-            divisor = ordered_sum(weights if factor is None else weights * factor)
-        else:
-            divisor = given.to(wide) if isinstance(given, Tensor) else torch.full_like(divisor, given)
-    nothing = divisor == 0
-    by = divisor.masked_fill(nothing, torch.inf)
-
-    needs = tuple(_wants_grad(t) for t in call.head[:3])
-    loss: Tensor = sum_operator(call.head, call.plan(), factor, by, needs)[0]
-    if divided_later:
-        assert given is not None
-        loss = divide(loss, given, empty)
-    elif how == "mean" and empty != "zero":
-        loss = loss.masked_fill(nothing, torch.nan)
-    return call.reduction.whole(loss)[0]
 
 
 # --- shards of the classes --------------------------------------------------------------------------------------------
@@ -868,7 +397,7 @@ def _understand_shard(
     arguments: dict[str, Any],
     loss: str,
     request: Request,
-) -> tuple[_Call, ShardedHead]:
+) -> tuple[HeadCall, ShardedHead]:
     """Understand a call whose head is a shard of the classes; its hidden states are then where they are needed."""
     from crossent.parallel import linear as parallel  # torch's collectives take 0.2 s to import
 
@@ -876,15 +405,15 @@ def _understand_shard(
     if isinstance(linear_weight, nn.Module):
         input, linear_weight, bias = head_of(linear_weight, input, arguments.get("linear_bias"))
         arguments = {**arguments, "linear_bias": bias}
-    _check_head(input, linear_weight, arguments.get("linear_bias"))
+    check_head(input, linear_weight, arguments.get("linear_bias"))
     given, target = _own_classes(arguments, target, len(input.shape) - 1, linear_weight.shape[0], shard)
     mask = given.pop("class_mask", None)
-    call = _understand(input, linear_weight, target, given)
+    call = understand(input, linear_weight, target, given)
     lead, classes = call.lead, call.head.shape
     if mask is not None:
         like = input.new_empty(()).expand(lead + classes)
         laid_out = along_classes_or_whole(check_mask(mask), "class_mask", like, len(lead))
-        mask = _rows_of(laid_out, mask, prod(lead), classes)
+        mask = laid_out_by_rows(laid_out, mask, prod(lead), classes)
     described = call.target._replace(class_mask=mask)
     if call.teacher is not None:  # its probabilities come with each block
         like = call.head.input.detach().new_empty((), dtype=call.target.values.dtype)
@@ -932,10 +461,10 @@ def _plan_of_shard(
     has_teacher = isinstance(target, Teacher)
     given, target = _own_classes(arguments, target, input.dim() - 1, weight.shape[0], shard)
     given.pop("class_mask", None)
-    call = _understand(input, weight, target, given)
+    call = understand(input, weight, target, given)
     size = bytes_of_block(call.head.shape, shard, call.max_bytes, input.dtype, call.impl, has_teacher)
     call = call._replace(max_bytes=size, teacher=None)  # the size has room for a teacher's workspace already
-    why = _must_be_formed(call)
+    why = must_be_formed(call)
     plan = _plan(call, why)
     if not shard.sequence_parallel:
         return plan
@@ -955,7 +484,7 @@ def _loss_of_shard(
 
     with agreeing(checked_shard(arguments["shard"]), input) as request:
         call, sharded = _understand_shard(input, linear_weight, target, arguments, "linear_cross_entropy", request)
-        loss, row_weight = sharded_linear(call.head, sharded, call.reduction, bool(_must_be_formed(call)))
+        loss, row_weight = sharded_linear(call.head, sharded, call.reduction, bool(must_be_formed(call)))
     if row_weight is not None:
         loss = reduce_rows(loss, row_weight, call.reduction)
     if call.reduction.how == "none":
