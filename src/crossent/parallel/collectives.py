@@ -317,4 +317,13 @@ def raise_together(error: Exception | None, group: Any) -> None:
 def _known_type(error: Exception) -> type[Exception]:
     """Find the nearest type of an error that every process has, and that a message alone makes."""
     kinds = (each for each in type(error).__mro__ if each.__module__ in ("builtins", "torch"))
-    return next((each for each in kinds if issubclass(each, Exception)), RuntimeError)
+    return next((each for each in kinds if issubclass(each, Exception) and _takes_a_message(each)), RuntimeError)
+
+
+def _takes_a_message(kind: type[Exception]) -> bool:
+    """Whether a message makes an error: a UnicodeDecodeError takes five arguments."""
+    try:
+        kind("")
+    except TypeError:
+        return False
+    return True
