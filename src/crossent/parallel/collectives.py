@@ -285,9 +285,8 @@ def pack(columns: Tensor, failed: bool) -> Tensor:
 def unpack(gathered: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Take what was gathered apart: which processes have failed, ``(P)``, and the columns ``(P, K, ...)``."""
     words = torch.int64.itemsize // gathered.element_size()
-    return gathered[:, :words].contiguous().view(torch.int64).squeeze(1), gathered[:, words:].reshape(
-        gathered.shape[0], *shape
-    )
+    failed = gathered[:, :words].contiguous().view(torch.int64).squeeze(1)
+    return failed, gathered[:, words:].reshape(gathered.shape[0], *shape)
 
 
 def tell(what: Any, group: Any) -> list[Any]:
