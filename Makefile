@@ -122,8 +122,8 @@ sanitize: $(VENV)/.dev
 	CXX=$(CXX) $(SANITIZED)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --no-build-isolation \
 		--config-settings=build-dir=$(SANITIZED)/objects --config-settings=cmake.define.CROSSENT_SANITIZE=ON \
 		--config-settings=install.strip=false .
-	$(WATCHED) -m pytest tests/impl/test_native.py tests/impl/test_native_family.py tests/test_wrong_arguments.py \
-		tests/test_fuzz.py $(ARGS)
+	$(WATCHED) -m pytest tests/impl/test_native.py tests/impl/test_native_family.py tests/impl/test_plain_tiles.py \
+		tests/test_wrong_arguments.py tests/test_fuzz.py $(ARGS)
 	$(WATCHED) tests/fuzz.py $(SECONDS)
 
 # Without isolation, so that a change compiles only what it touches.

@@ -214,7 +214,7 @@ class Apart {
 // Up to MOST rows in up to N classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
 template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
     alignas(64) R values[N * MOST], spare[N * LANES];
-    int64_t pitch, panel;
+    int64_t pitch = 0, panel = 0;  // of a tile that holds nothing, too, whose panels are asked for
 
     R* at(int64_t q) { return values + q * panel; }
     const R* at(int64_t q) const { return values + q * panel; }

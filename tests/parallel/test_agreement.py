@@ -108,6 +108,29 @@ def test_what_is_not_alike_is_told_to_all(ranks, name, loss):
     assert all(said in message and "each process" in message for _, message in errors), errors
 
 
+def a_gradient_for_one(loss, wanted, dtype):
+    """Let one process want a gradient, for which the others would not take part in a collective."""
+    call = _call(dtype)
+    if wanted == "y":
+        call["y"] = torch.ones(N, C // 3, dtype=dtype) / C
+    mine = {**call, wanted: call[wanted].clone().requires_grad_()} if dist.get_rank() == CULPRIT else call
+    answer = _answer(lambda: _run(loss, mine))
+    _run(loss, call)
+    return answer
+
+
+@pytest.mark.parametrize("loss", LOSSES[2:])
+@pytest.mark.parametrize(
+    ("wanted", "dtype"), [("w", torch.float32), ("w", torch.float16), ("y", torch.float32)], ids=str
+)
+def test_a_gradient_that_one_process_wants_is_told_to_all(ranks, wanted, dtype, loss):
+    errors = ranks(a_gradient_for_one, loss, wanted, dtype)
+    assert {kind for kind, _ in errors} == {ValueError}, errors
+    assert all("options" in message and "gradient" in message and "each process" in message for _, message in errors), (
+        errors
+    )
+
+
 def other_implementations(sequence_parallel):
     call = _call(max_bytes=400, sequence_parallel=sequence_parallel)
     answer = _answer(
@@ -203,6 +226,26 @@ def test_an_exception_inside_a_block_raises_on_all(ranks, at, sequence_parallel,
     errors = ranks(broken, "linear_cross_entropy", at, sequence_parallel, reduction)
     assert [kind for kind, _ in errors] == ["Exception", "LostError", "Exception"], errors
     assert all(f"process {CULPRIT} of the group: nothing left" in errors[rank][1] for rank in (0, 2)), errors
+
+
+def badly_encoded():
+    """Fail with an error that takes more than a message to make."""
+    call, compute = _call(impl="eager"), load("eager")
+    usual = compute.partials
+
+    def partials(logits, target):
+        return usual(logits, target) if dist.get_rank() != CULPRIT else b"\xff".decode()
+
+    with mock.patch.object(compute, "partials", partials):
+        answer = _answer(lambda: _run("cross_entropy", call))
+    _run("cross_entropy", call)
+    return answer
+
+
+def test_an_error_that_no_message_makes_raises_as_one_that_is_like_it(ranks):
+    errors = ranks(badly_encoded)
+    assert [kind for kind, _ in errors] == [UnicodeError, UnicodeDecodeError, UnicodeError], errors
+    assert all("invalid start byte" in message for _, message in errors), errors
 
 
 def test_an_exception_inside_a_loss_raises_on_all(ranks):

@@ -375,11 +375,13 @@ def _without_garbage(pair: _Pair, sample_weight: Tensor | None) -> _Pair:
     """
     if sample_weight is None:
         return pair
-    garbage = ~(pair.student.detach().isfinite() & pair.teacher.detach().isfinite()).all(1)
     u = sample_weight.unsqueeze(0) if sample_weight.dim() == 0 else sample_weight
-    if u.shape != garbage.shape:
+    if u.shape != pair.student.shape[:1] + pair.student.shape[2:]:
         return pair  # what is wrong with the weights is said where they are used
-    garbage = garbage & (u.detach() == 0)
+    weightless = u.detach() == 0
+    if readable(weightless) and not weightless.any():
+        return pair  # without a pass over the logits
+    garbage = weightless & ~(pair.student.detach().isfinite() & pair.teacher.detach().isfinite()).all(1)
     if readable(garbage) and not garbage.any():
         return pair
     return pair._replace(target=pair.target.leaving_out(garbage))

@@ -285,9 +285,8 @@ def pack(columns: Tensor, failed: bool) -> Tensor:
 def unpack(gathered: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Take what was gathered apart: which processes have failed, ``(P)``, and the columns ``(P, K, ...)``."""
     words = torch.int64.itemsize // gathered.element_size()
-    return gathered[:, :words].contiguous().view(torch.int64).squeeze(1), gathered[:, words:].reshape(
-        gathered.shape[0], *shape
-    )
+    failed = gathered[:, :words].contiguous().view(torch.int64).squeeze(1)
+    return failed, gathered[:, words:].reshape(gathered.shape[0], *shape)
 
 
 def tell(what: Any, group: Any) -> list[Any]:
@@ -317,4 +316,13 @@ def raise_together(error: Exception | None, group: Any) -> None:
 def _known_type(error: Exception) -> type[Exception]:
     """Find the nearest type of an error that every process has, and that a message alone makes."""
     kinds = (each for each in type(error).__mro__ if each.__module__ in ("builtins", "torch"))
-    return next((each for each in kinds if issubclass(each, Exception)), RuntimeError)
+    return next((each for each in kinds if issubclass(each, Exception) and _takes_a_message(each)), RuntimeError)
+
+
+def _takes_a_message(kind: type[Exception]) -> bool:
+    """Whether a message makes an error: a UnicodeDecodeError takes five arguments."""
+    try:
+        kind("")
+    except TypeError:
+        return False
+    return True

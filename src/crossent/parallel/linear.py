@@ -380,19 +380,13 @@ class ShardedLinearAtOnce(Function):
 
     @staticmethod
     def forward(ctx, input, weight, bias, values, class_weight, logit_bias, sharded):
-        tensors, needs, shard = (
-            (input, weight, bias, values, class_weight, logit_bias),
-            ctx.needs_input_grad,
-            sharded.shard,
-        )
+        tensors, shard = (input, weight, bias, values, class_weight, logit_bias), sharded.shard
         here = input
         if shard.sequence_parallel:
             here = finish(start_gathering(input.detach(), shard.group)).flatten(0, 1)
         with torch.enable_grad():
-            given = (here, *tensors[1:])
-            leaves = [
-                None if t is None else t.detach().requires_grad_(need) for t, need in zip(given, needs, strict=False)
-            ]
+            given = zip((here, *tensors[1:]), ctx.needs_input_grad[:6], strict=True)
+            leaves = [None if t is None else t.detach().requires_grad_(need) for t, need in given]
             losses, row_weight = ShardedLinearAtOnce._losses(leaves, sharded, _logits_of)
         ctx.mark_non_differentiable(row_weight)
         ctx.set_materialize_grads(False)
