@@ -100,7 +100,7 @@ OPTIONS = {
     "What the loss makes of the logits": """penalty temperature softcap softcap_after_temperature logit_bias margin class_mask
         z_loss mask""",
     "Distillation": "teacher_grad reverse",
-    "Heads": "linear_bias options shift max_bytes",
+    "Heads": "linear_bias options shift max_bytes max_rows",
     "Memory and implementation": "inplace_backward inplace_forward shard impl",
 }
 TAKERS = ("losses", "linear", "statistics", "distillation")  # the rooms whose functions and modules take options
@@ -111,7 +111,8 @@ FURTHER = {  # where a page says more than the words of the option
     "temperature": "losses.md#temperature", "softcap": "losses.md#soft-cap", "logit_bias": "losses.md#logit-bias",
     "margin": "losses.md#margin", "class_mask": "losses.md#class-mask", "z_loss": "losses.md#z-loss",
     "mask": "losses.md#binary-mask", "teacher_grad": "losses.md#distillation", "reverse": "losses.md#distillation",
-    "shift": "linear.md", "max_bytes": "linear.md#how-the-blocks-work", "inplace_backward": "performance.md#in-place",
+    "shift": "linear.md", "max_bytes": "linear.md#how-the-blocks-work",
+    "max_rows": "linear.md#how-the-blocks-work", "inplace_backward": "performance.md#in-place",
     "inplace_forward": "performance.md#in-place", "shard": "scale.md#shards-of-the-classes",
     "impl": "performance.md#what-runs-where",
 }  # fmt: skip

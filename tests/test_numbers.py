@@ -43,7 +43,7 @@ OF_ROWS = {"denominator": 3.0}
 OF_LOGITS = NUMBER_VALUES
 TORCHS = {"ignore_index": 2, "label_smoothing": 0.25}
 OF_BINARY = {"ignore_index": 1.0, "label_smoothing": 0.25, "dim": 1, **OF_ROWS}
-OF_HEAD = {"shift": 1, "max_bytes": 64, **OF_ROWS, **OF_LOGITS, **TORCHS}
+OF_HEAD = {"shift": 1, "max_bytes": 64, "max_rows": 64, **OF_ROWS, **OF_LOGITS, **TORCHS}
 PI = torch.tensor([1.0, 2.0, 3.0])
 
 # Each loss: a call, and the numbers it takes with a value that is exact in every dtype.

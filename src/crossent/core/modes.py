@@ -28,6 +28,11 @@ def plain(*tensors: Tensor | None) -> bool:
     )
 
 
+def in_forward_mode(*tensors: Tensor | None) -> bool:
+    """Whether forward mode follows one of these: torch has one level of it at a time, which is 0."""
+    return any(t is not None and torch._VF._unpack_dual(t, level=0)[1] is not None for t in tensors)
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether the values of a tensor may decide what is done: they are there, and nobody would have to wait for them."""
     return plain(tensor) and tensor.is_cpu

@@ -43,6 +43,7 @@ from crossent.losses.head_ways import (
     row_weights,
     statistics_at_once,
     statistics_in_blocks,
+    wants_grad,
     why_at_once,
     without_garbage,
 )
@@ -428,7 +429,7 @@ def _understand_shard(
         input=call.head.input, linear_bias=call.head.bias,
         shift=call.shift, max_bytes=call.max_bytes, out_dtype=arguments.get("out_dtype"),
         teacher=None if call.teacher is None else call.teacher.temperature,
-        probabilities=None if described.indices else described.values, wants_gradient=_wants_grad(*call.head[:3]),
+        probabilities=None if described.indices else described.values, wants_gradient=wants_grad(*call.head[:3]),
     )  # fmt: skip
     return parallel.laid_out(call, described, request.shard, arguments.get("impl"))
 

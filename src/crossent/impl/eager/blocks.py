@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from crossent.core.checks import may_be_overwritten
-from crossent.core.modes import plain, readable
+from crossent.core.modes import in_forward_mode, plain, readable
 from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times, weigh
 from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.eager import binary, shards, softmax
@@ -139,7 +138,8 @@ def cross_entropy_backward(
     elsewhere: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients as ``softmax.cross_entropy_backward`` does, in blocks where nobody differentiates them."""
-    if logits.numel() == 0 or not takes(grad, logits, *target.tensors) or (lse is None and _differentiates()):
+    given = (grad, logits, *target.tensors)
+    if logits.numel() == 0 or not takes(*given) or (lse is None and _differentiates(*given)):
         return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor, elsewhere=elsewhere)
     g, elsewhere = over(grad, divisor), _flat(elsewhere, 2)
     lse = lse.flatten(2) if lse is not None and lse.dim() > 3 else lse
@@ -154,9 +154,9 @@ def cross_entropy_backward(
     return _in_blocks(logits, target, needs, of_block, inplace)
 
 
-def _differentiates() -> bool:
+def _differentiates(*tensors: Tensor | None) -> bool:
     """Whether a gradient whose lse is not given may be differentiated itself, in reverse or in forward mode."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or in_forward_mode(*tensors)
 
 
 def _in_blocks(
@@ -216,7 +216,8 @@ def statistics_backward(
     grads: tuple[Tensor, ...], logits: Tensor, target: Target, needs: tuple[bool, ...]
 ) -> Gradients:
     """Compute what ``statistics.statistics_backward`` does, in blocks where nobody differentiates it."""
-    if logits.numel() == 0 or not takes(*grads, logits, *target.tensors) or _differentiates():
+    given = (*grads, logits, *target.tensors)
+    if logits.numel() == 0 or not takes(*given) or _differentiates(*given):
         return of_logits.statistics_backward(grads, logits, target, needs)
     flat = [g if g.dim() < 2 else g.flatten(1) for g in grads]
 
