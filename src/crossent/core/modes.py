@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 _PLAIN = frozenset((Tensor, Parameter, type(None)))
@@ -28,9 +29,9 @@ def plain(*tensors: Tensor | None) -> bool:
     )
 
 
-def in_forward_mode(*tensors: Tensor | None) -> bool:
-    """Whether forward mode follows one of these: torch has one level of it at a time, which is 0."""
-    return any(t is not None and torch._VF._unpack_dual(t, level=0)[1] is not None for t in tensors)
+def in_forward_mode() -> bool:
+    """Whether a level of forward mode is open, so that any tensor may carry a tangent."""
+    return forward_ad._current_level >= 0
 
 
 def readable(tensor: Tensor) -> bool:

@@ -139,7 +139,7 @@ def cross_entropy_backward(
 ) -> Gradients:
     """Compute the gradients as ``softmax.cross_entropy_backward`` does, in blocks where nobody differentiates them."""
     given = (grad, logits, *target.tensors)
-    if logits.numel() == 0 or not takes(*given) or (lse is None and _differentiates(*given)):
+    if logits.numel() == 0 or not takes(*given) or (lse is None and _differentiates()):
         return softmax.cross_entropy_backward(grad, logits, target, lse, needs, divisor, elsewhere=elsewhere)
     g, elsewhere = over(grad, divisor), _flat(elsewhere, 2)
     lse = lse.flatten(2) if lse is not None and lse.dim() > 3 else lse
@@ -154,9 +154,9 @@ def cross_entropy_backward(
     return _in_blocks(logits, target, needs, of_block, inplace)
 
 
-def _differentiates(*tensors: Tensor | None) -> bool:
+def _differentiates() -> bool:
     """Whether a gradient whose lse is not given may be differentiated itself, in reverse or in forward mode."""
-    return torch.is_grad_enabled() or in_forward_mode(*tensors)
+    return torch.is_grad_enabled() or in_forward_mode()
 
 
 def _in_blocks(
@@ -217,7 +217,7 @@ def statistics_backward(
 ) -> Gradients:
     """Compute what ``statistics.statistics_backward`` does, in blocks where nobody differentiates it."""
     given = (*grads, logits, *target.tensors)
-    if logits.numel() == 0 or not takes(*given) or _differentiates(*given):
+    if logits.numel() == 0 or not takes(*given) or _differentiates():
         return of_logits.statistics_backward(grads, logits, target, needs)
     flat = [g if g.dim() < 2 else g.flatten(1) for g in grads]
 
