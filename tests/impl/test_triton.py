@@ -548,7 +548,7 @@ BY_CLASSES = {
 def test_a_head_of_a_small_budget_goes_by_classes(bias, dtype, options, launched, monkeypatch):
     """All rows beside some of the classes: the gradient of the head is written once, in its own dtype."""
     monkeypatch.setattr(classes, "_FEWEST", 8), monkeypatch.setattr(classes, "_EVEN", 8)
-    monkeypatch.setattr("crossent.losses.linear.FEW", 1)
+    monkeypatch.setattr("crossent.losses.head_ways.FEW", 1)
     torch.manual_seed(0)
     h, w, b = (torch.randn(size).to(dtype) for size in ((7, 16), (70, 16), (70,)))
     y = torch.tensor([3, 4, 69, 0, 7, 24, 23])
