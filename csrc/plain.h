@@ -227,7 +227,7 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
 
 // Takes a plain problem and the number of a tile. Gives whether that was one for here, and then what tile_both gives,
 // or without BOTH what tile_forward gives.
-template <bool BOTH, class R, class S> static bool plain_tile(const Softmax& p, int64_t tile, double* sums) {
+template <bool BOTH, class R, class S> APART bool plain_tile(const Softmax& p, int64_t tile, double* sums) {
     PlainTile<R, S> here(p, tile);
     if (!here.template fits<BOTH>()) return false;
     here.template run<BOTH>(sums);

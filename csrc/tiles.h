@@ -654,7 +654,7 @@ static void finish(
 // Takes the logits and targets of a tile's rows. Gives their top and log_sum, their loss, weight and mass where each
 // row has its own, and adds losses and weights to `sums`. A row that does not count has a loss, a weight and statistics
 // of 0, and no class is predicted for it.
-template <class R, class S> static void tile_forward(const Softmax& p, int64_t tile, double* sums) {
+template <class R, class S> APART void tile_forward(const Softmax& p, int64_t tile, double* sums) {
     const Rows<R, S> here(p, tile);
     Tile<R> logits, weights;
     Labels<R> label[ROWS / LANES];
@@ -941,7 +941,7 @@ template <class R> struct SlopesOfE {
 // Takes the logits and targets of a tile's rows, and the gradient of a loss. Gives the losses and weights of the rows,
 // added to `sums`, and the slopes of the logits, formed of the same powers e^{x - level}, which are kept in the
 // scratch.
-template <class R, class S> static void tile_both(const Softmax& p, int64_t tile, double* sums) {
+template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile, double* sums) {
     const Rows<R, S> here(p, tile);
     auto* kept = static_cast<KeptTile<R>*>(p.scratch);
     Tile<R> weights, result;
