@@ -444,7 +444,7 @@ static void chain_panel(const Softmax& p, const R* x, int64_t pitch, R* slope, i
 
 // The same for the panels of a tile, whose x is read once more where there is a soft cap.
 template <class R, class S>
-static void chain_tile(const Softmax& p, const Rows<R, S>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
+APART void chain_tile(const Softmax& p, const Rows<R, S>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
     Tile<R> raw;
     raw.lay_out(p.at, n, here);
     if (p.cap > 0) raw.load(x, p.at, n, here);
@@ -554,7 +554,7 @@ template <class R> struct Sums {
 
 // Put Σ w f(p) in the place of Σ w (-log p), where every class has a weight.
 template <class R, class S>
-static void penalise_costs(const Softmax& p, const Rows<R, S>& here, const Labels<R>* label, Sums<R>* sum) {
+APART void penalise_costs(const Softmax& p, const Rows<R, S>& here, const Labels<R>* label, Sums<R>* sum) {
     R log_sum[ROWS / LANES][LANES];
     for (int64_t q = 0; q < here.panels(); q++) {
         sum[q].log_sums(log_sum[q]);
@@ -570,7 +570,7 @@ static void penalise_costs(const Softmax& p, const Rows<R, S>& here, const Label
 
 // The statistics of probability targets: Σ t log p before smoothing, and whether the largest class is the likeliest.
 template <class R, class S>
-static void soft_statistics(const Softmax& p, const Rows<R, S>& here, const Labels<R>* label, const Sums<R>* sum) {
+APART void soft_statistics(const Softmax& p, const Rows<R, S>& here, const Labels<R>* label, const Sums<R>* sum) {
     Softmax bare = p;
     bare.smoothing = bare.share = 0, bare.weight = bare.spread = nullptr;
     struct {
@@ -795,7 +795,7 @@ INLINE void set_index_masses(const Softmax& p, const Rows<R, S>& here, int64_t q
 }
 
 // The masses of a tile's rows that are sums over classes: of w, or of w ∘ s(p) where there is a penalty.
-template <class R, class S> static void sum_masses(const Softmax& p, const Rows<R, S>& here, Slopes<R>* slopes) {
+template <class R, class S> APART void sum_masses(const Softmax& p, const Rows<R, S>& here, Slopes<R>* slopes) {
     const bool penalised = p.penalty != NO_PENALTY;
     struct {  // of as many terms as there are classes, which a float would round one by one
         double spread[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
