@@ -78,12 +78,16 @@ ENTRIES: dict[str, Callable[..., Tensor]] = {
     ),
 }
 BINARY: dict[str, Callable[..., Tensor]] = {
-    "yes": lambda x, **o: crossent.binary_cross_entropy_with_logits(x, torch.ones_like(x), reduction="sum", **o),
-    "no": lambda x, **o: crossent.binary_cross_entropy_with_logits(-x, torch.zeros_like(x), reduction="sum", **o),
-    "elements": lambda x, **o: crossent.binary_cross_entropy_with_logits(
+    "binary, yes": lambda x, **o: crossent.binary_cross_entropy_with_logits(
+        x, torch.ones_like(x), reduction="sum", **o
+    ),
+    "binary, no": lambda x, **o: crossent.binary_cross_entropy_with_logits(
+        -x, torch.zeros_like(x), reduction="sum", **o
+    ),
+    "binary, elements": lambda x, **o: crossent.binary_cross_entropy_with_logits(
         x, torch.ones_like(x), reduction="none", **o
     ).sum(),
-    "module": lambda x, **o: crossent.BCEWithLogitsLoss(reduction="sum", **o)(x, torch.ones_like(x)),
+    "binary module": lambda x, **o: crossent.BCEWithLogitsLoss(reduction="sum", **o)(x, torch.ones_like(x)),
 }
 
 
@@ -103,7 +107,7 @@ def _by_every_mode(loss: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -
     return [grad, tangent], [second, forward, reverse]
 
 
-def _hold(loss: Callable[[Tensor], Tensor], name: str, dtype: torch.dtype, binary: bool) -> None:
+def _assert_slopes(loss: Callable[[Tensor], Tensor], name: str, dtype: torch.dtype, binary: bool) -> None:
     first, second = (torch.tensor(slopes(name, order), dtype=torch.float64) for order in (1, 2))
     m = torch.tensor(MARGINS, dtype=torch.float64)
     x = m.to(dtype) if binary else torch.stack([m, torch.zeros_like(m)], 1).to(dtype)
@@ -119,23 +123,15 @@ def _hold(loss: Callable[[Tensor], Tensor], name: str, dtype: torch.dtype, binar
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", FORMULAS)
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_softmax(entry, name, dtype):
-    penalty = FORMULAS[name][0]
-    _hold(lambda x: ENTRIES[entry](x, penalty=penalty), name, dtype, binary=False)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("name", FORMULAS)
-@pytest.mark.parametrize("entry", BINARY)
-def test_binary(entry, name, dtype):
-    penalty = FORMULAS[name][0]
-    _hold(lambda x: BINARY[entry](x, penalty=penalty), name, dtype, binary=True)
+@pytest.mark.parametrize("entry", [*ENTRIES, *BINARY])
+def test_every_penalty_and_entry(entry, name, dtype):
+    call, penalty = {**ENTRIES, **BINARY}[entry], FORMULAS[name][0]
+    _assert_slopes(lambda x: call(x, penalty=penalty), name, dtype, binary=entry in BINARY)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", [name for name in FORMULAS if "focal" in name])
 def test_named_focal_losses(name, dtype):
     gamma = FORMULAS[name][0].gamma
-    _hold(lambda x: _sigmoid_focal(x, FORMULAS[name][0]), name, dtype, binary=True)
-    _hold(lambda x: crossent.focal_loss(x, _none(x), gamma, reduction="sum"), name, dtype, binary=False)
+    _assert_slopes(lambda x: _sigmoid_focal(x, FORMULAS[name][0]), name, dtype, binary=True)
+    _assert_slopes(lambda x: crossent.focal_loss(x, _none(x), gamma, reduction="sum"), name, dtype, binary=False)
