@@ -30,13 +30,13 @@ template <class T> INLINE Numbers<T> numbers_at(const T* from) {
     return to;
 }
 
-// Panels that are worked on together fill PLAIN classes: a group of four where there are few, so that the chains of
-// operations of one hide those of another, and one where there are many, for the nearest cache.
-constexpr int64_t PLAIN = 256, GROUP_PANELS = ROWS / LANES;
+// Panels that are worked on together have at most AT_ONCE classes in all: four panels where there are few, so that the
+// chains of operations of one hide those of another, and one where there are many, for the nearest cache.
+constexpr int64_t AT_ONCE = 256, PANELS = ROWS / LANES;
 
 INLINE bool is_plain(const Softmax& p) {
-    return p.index_type >= 0 && p.classes <= PLAIN && p.smoothing == 0 && p.penalty == NO_PENALTY && !p.transformed() &&
-           p.z_loss == 0 && !p.shard && !p.mass && !p.elsewhere && !p.entropy && !p.grad_rows;
+    return p.index_type >= 0 && p.classes <= AT_ONCE && p.smoothing == 0 && p.penalty == NO_PENALTY &&
+           !p.transformed() && p.z_loss == 0 && !p.shard && !p.mass && !p.elsewhere && !p.entropy && !p.grad_rows;
 }
 
 // LANES rows: what is known of them between the passes.
@@ -117,8 +117,8 @@ template <class R> struct PlainPanel {
             for (int l = 0; l < LANES; l++) e[j * LANES + l] = pick(of_e[l] == R(0), R(0), e[j * LANES + l]);
     }
 
-    // Give the slopes of class j in the rows from i on, a line of the cache at a time.
-    template <class F> INLINE_MEMBER void each_line(const R* e, int64_t n, F&& write) const {
+    // Put the slopes of class j at to + j · step, a line of the cache at a time, past the caches or not.
+    template <bool PAST> INLINE_MEMBER void put_slopes(const R* e, int64_t n, R* to, int64_t step) const {
         constexpr int64_t ROWS_OF_LINE = LINE / sizeof(R);
         for (int64_t i = 0; i < LANES; i += ROWS_OF_LINE)
             for (int64_t j = 0; j < n; j++) {
@@ -130,7 +130,8 @@ template <class R> struct PlainPanel {
                     const Numbers<R> slope = numbers_at(label.own + i + l) == here ? own : others;
                     std::memcpy(line + l, &slope, sizeof slope);
                 }
-                write(line, j, i);
+                if (PAST) stream_line(line, to + j * step + i);
+                else std::memcpy(to + j * step + i, line, LINE);
             }
     }
 
@@ -160,8 +161,8 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
 
     template <bool BOTH> void run(double* sums) {
         if (!apart) this->offsets(p.at, offset_), this->offsets(p.grad_at, to_offset_);
-        const int64_t group = n * GROUP_PANELS <= PLAIN ? GROUP_PANELS : 1;
-        PlainPanel<R> panels[GROUP_PANELS];
+        const int64_t group = n * PANELS <= AT_ONCE ? PANELS : 1;
+        PlainPanel<R> panels[PANELS];
         for (int64_t q = 0; q < this->panels(); q += group) {
             const int64_t size = std::min(group, this->panels() - q);
             for (int64_t i = 0; i < size; i++) read<BOTH>(panels[i], q + i, logits_of(i));
@@ -172,7 +173,7 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
     }
 
   private:
-    Tile<R, PLAIN, LANES> e_;  // the logits of a group, and then their e^{x - top}
+    Tile<R, AT_ONCE, LANES> e_;  // the logits of a group, and then their e^{x - top}
     int64_t offset_[ROWS], to_offset_[ROWS];
 
     R* logits_of(int64_t i) { return e_.values + i * n * LANES; }
@@ -204,18 +205,10 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
         if constexpr (sizeof(S) == sizeof(R)) {
             // Lines that are not whole would take longer past the caches.
             const bool whole = (reinterpret_cast<uintptr_t>(to) | step * sizeof(S)) % LINE == 0;
-            if (apart && p.stream && whole)
-                return panel.each_line(e, n, [&](const R* line, int64_t j, int64_t i) __attribute__((always_inline)) {
-                    stream_line(line, to + j * step + i);
-                });
-            if (apart)
-                return panel.each_line(e, n, [&](const R* line, int64_t j, int64_t i) __attribute__((always_inline)) {
-                    std::memcpy(to + j * step + i, line, LINE);
-                });
+            if (apart && p.stream && whole) return panel.template put_slopes<true>(e, n, to, step);
+            if (apart) return panel.template put_slopes<false>(e, n, to, step);
         }
-        panel.each_line(e, n, [&](const R* line, int64_t j, int64_t i) __attribute__((always_inline)) {
-            std::memcpy(e + j * LANES + i, line, LINE);
-        });
+        panel.template put_slopes<false>(e, n, e, LANES);
         if (apart)
             for (int64_t j = 0; j < n; j++) narrow_run(e + j * LANES, to + j * step);
         else
