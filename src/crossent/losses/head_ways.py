@@ -102,7 +102,7 @@ def without_garbage(call: HeadCall, statistics: bool = False) -> HeadCall:
     return call._replace(target=target.leaving_out(rows))
 
 
-def _without_garbage_of_no_label(call: HeadCall) -> HeadCall:
+def _without_garbage_of_weightless_rows(call: HeadCall) -> HeadCall:
     """Put 0 in the place of hidden states that are not finite where a row's probabilities weigh nothing.
 
     Such a row has a loss of 0 and counts in a mean, so it cannot be left out. The gradient of its logits is 0, of which the product
@@ -128,7 +128,7 @@ def _without_garbage_of_no_label(call: HeadCall) -> HeadCall:
     if rows.dtype == torch.bool:
         rows = rows & unwanted
     else:
-        rows = torch.zeros(head.input.shape[0], dtype=torch.bool).index_fill_(0, rows[unwanted], True)
+        rows = rows.new_zeros(head.input.shape[0], dtype=torch.bool).index_fill_(0, rows[unwanted], True)
     return call._replace(head=head._replace(input=head.input.masked_fill(rows.unsqueeze(1), 0.0)))
 
 
@@ -174,7 +174,7 @@ def bounded(call: HeadCall) -> tuple[HeadCall, Tensor | None]:
 
 def loss_of(call: HeadCall) -> Tensor:
     """Compute the loss, reduced as the call says."""
-    call, too_many = bounded(_without_garbage_of_no_label(without_garbage(call)))
+    call, too_many = bounded(_without_garbage_of_weightless_rows(without_garbage(call)))
     loss = _loss_of_rows(call)
     return loss if too_many is None else loss.masked_fill(too_many, torch.nan)
 
