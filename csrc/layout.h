@@ -123,12 +123,12 @@ int64_t last_cache() {
 #endif
 }
 
-// From how many bytes on a new gradient is written past the caches: it and its logits would take half of the last one,
-// and whatever reads it next would not find it there. A gradient in half precision is never written so: there the time
-// of the caches is hidden behind that of the arithmetic.
+// From how many bytes on a new gradient is written past the caches: it and its logits would take a fifth of the last
+// one, which other programs fill as well, and whatever reads it next would hardly find it there. A gradient in half
+// precision is never written so: there the time of the caches is hidden behind that of the arithmetic.
 constexpr int64_t STREAMED = 8 << 20;
 int64_t& streamed_from() {
-    static int64_t bytes = std::max(STREAMED, last_cache() / 4);
+    static int64_t bytes = std::max(STREAMED, last_cache() / 10);
     return bytes;
 }
 
