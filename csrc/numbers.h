@@ -267,7 +267,7 @@ template <int N = LANES, class S, class R> INLINE void widen_run(const S* from, 
 // e^x of each, as exp_ has it. With an instruction that scales by a power of two it takes two thirds of the time, and a
 // compiler does not see that.
 #ifdef __AVX512F__
-constexpr int POWERS = 16;
+template <class R> constexpr int POWERS = 64 / sizeof(R);
 INLINE void exp_powers(const float* from, float* to) {
     const auto all = [](float x) __attribute__((always_inline)) { return _mm512_set1_ps(x); };
     const __m512 round = all(12582912.0f);                                              // 1.5 · 2^23
@@ -282,13 +282,28 @@ INLINE void exp_powers(const float* from, float* to) {
     p = _mm512_fmadd_ps(p, r, all(1.0f));
     _mm512_storeu_ps(to, _mm512_maskz_scalef_ps(0xffff, p, n));
 }
+INLINE void exp_powers(const double* from, double* to) {
+    const auto all = [](double x) __attribute__((always_inline)) { return _mm512_set1_pd(x); };
+    const __m512d round = all(6755399441055744.0), x = _mm512_loadu_pd(from);  // 1.5 · 2^52
+    const __m512d n = _mm512_sub_pd(_mm512_fmadd_pd(x, all(1.4426950408889634074), round), round);
+    const __m512d near = _mm512_fnmadd_pd(n, all(6.93145751953125e-1), x);
+    const __m512d r = _mm512_fnmadd_pd(n, all(1.42860682030941723212e-6), near), rr = _mm512_mul_pd(r, r);
+    __m512d p = _mm512_fmadd_pd(all(1.26177193074810590878e-4), rr, all(3.02994407707441961300e-2));
+    p = _mm512_mul_pd(r, _mm512_fmadd_pd(p, rr, all(9.99999999999999999910e-1)));
+    __m512d q = _mm512_fmadd_pd(all(3.00198505138664455042e-6), rr, all(2.52448340349684104192e-3));
+    q = _mm512_fmadd_pd(_mm512_fmadd_pd(q, rr, all(2.27265548208155028766e-1)), rr, all(2.0));
+    const __m512d rest = _mm512_div_pd(p, _mm512_sub_pd(q, p));
+    const __mmask8 some = _mm512_cmp_pd_mask(x, all(-708.39), _CMP_NLT_UQ);  // nan is among them
+    _mm512_storeu_pd(to, _mm512_maskz_scalef_pd(some, _mm512_fmadd_pd(rest, all(2.0), all(1.0)), n));
+}
 #else
-constexpr int POWERS = 0;
+template <class R> constexpr int POWERS = 0;
 INLINE void exp_powers(const float*, float*) {}
+INLINE void exp_powers(const double*, double*) {}
 #endif
 template <int N = LANES, class R> INLINE void exp_run(const R* from, R* to) {
-    if constexpr (std::is_same_v<R, float> && fills<N, POWERS>)
-        for (int l = 0; l < N; l += POWERS) exp_powers(from + l, to + l);
+    if constexpr (fills<N, POWERS<R>>)
+        for (int l = 0; l < N; l += POWERS<R>) exp_powers(from + l, to + l);
     else
         for (int l = 0; l < N; l++) to[l] = exp_(from[l]);
 }
