@@ -1,10 +1,10 @@
 // Cross entropy of class indices and nothing else, in tiles: what most calls ask for.
 //
-// Takes a Softmax problem that `is_plain`, and the number of a tile. Gives what tile_forward and tile_both give, in
-// fewer passes over the tile: its logits are read once, and slopes go from registers to where they belong. What is
-// summed and how a slope is formed stands in row.h.
+// Takes a Softmax problem that is `plain`, and the number of a tile. Gives what tile_forward, tile_both and
+// tile_backward give, in fewer passes over the tile: its logits are read once, and slopes go from registers to where
+// they belong. What is summed and how a slope is formed stands in row.h.
 //
-// Refuses tiles of classes that lie apart, of which a panel is not whole: `fits` tells, and those are left to tiles.h.
+// Refuses a gradient that lies otherwise than the logits: `fits` tells, and those are left to tiles.h.
 
 #pragma once
 #include "tiles.h"
@@ -32,12 +32,10 @@ template <class T> INLINE Numbers<T> numbers_at(const T* from) {
 
 // Panels that are worked on together have at most AT_ONCE classes in all: four panels where there are few, so that the
 // chains of operations of one hide those of another, and one where there are many, for the nearest cache.
-constexpr int64_t AT_ONCE = 256, PANELS = ROWS / LANES;
+constexpr int64_t PANELS = ROWS / LANES;
 
-INLINE bool is_plain(const Softmax& p) {
-    return p.index_type >= 0 && p.classes <= AT_ONCE && p.smoothing == 0 && p.penalty == NO_PENALTY &&
-           !p.transformed() && p.z_loss == 0 && !p.shard && !p.mass && !p.elsewhere && !p.entropy && !p.grad_rows;
-}
+// What is wanted of a tile: losses, losses and slopes, or slopes where top and log_sum are known.
+enum Wanted { LOSSES, BOTH, SLOPES };
 
 // LANES rows: what is known of them between the passes.
 template <class R> struct PlainPanel {
@@ -83,9 +81,19 @@ template <class R> struct PlainPanel {
         for (int l = 0; l < LANES; l++) rest[l] += pick(ties[l] > R(1), ties[l] - R(1), R(0));
     }
 
+    // Put each e^{x - top} in the place of x, where the top is known.
+    INLINE_MEMBER void take_exps(R* x, int64_t n) const {
+        R level[LANES], below[LANES];
+        for (int l = 0; l < LANES; l++) level[l] = pick(top[l] > -INF<R>, top[l], R(0));
+        for (int64_t j = 0; j < n; j++) {
+            for (int l = 0; l < LANES; l++) below[l] = x[j * LANES + l] - level[l];
+            exp_run(below, x + j * LANES);
+        }
+    }
+
     // The losses and weights of rows, added to `sums`, and what their slopes are made of.
-    template <bool BOTH> INLINE_MEMBER void finish(const Softmax& p, int64_t row, int64_t rows, double* sums) {
-        R u[LANES], log_p[LANES], loss[LANES], weight[LANES], scale[LANES], per_sum[LANES];
+    template <Wanted WANTED> INLINE_MEMBER void finish(const Softmax& p, int64_t row, int64_t rows, double* sums) {
+        R u[LANES], log_p[LANES], loss[LANES], weight[LANES], per_sum[LANES];
         sample_weights(p, row, rows, u);
         for (int l = 0; l < LANES; l++) {
             const R whole = R(1) + rest[l], inverse = R(1) / whole, lost = (rest[l] - (whole - R(1))) * inverse;
@@ -101,12 +109,21 @@ template <class R> struct PlainPanel {
         for (int l = 0; l < LANES; l++) loss[l] = times(u[l], loss[l]);
         for (int l = 0; l < LANES; l++) weight[l] = pick(l < rows, weigh(u[l], label.weight[l]), R(0));
         sums[0] += fold(loss), sums[1] += fold(weight);
-        if (!BOTH) return;
-        const R g = *static_cast<const R*>(p.grad);
-        for (int l = 0; l < LANES; l++) scale[l] = pick(label.valid[l] == R(0), R(0), weigh(g, u[l]));
-        for (int l = 0; l < LANES; l++) scale[l] = weigh(scale[l], label.weight[l]);
-        for (int l = 0; l < LANES; l++) of_e[l] = times(scale[l], per_sum[l]);
-        for (int l = 0; l < LANES; l++) at_y[l] = times(scale[l], expm1_(log_p[l]));
+        if (WANTED == BOTH) set_slopes(p, row, rows, u, per_sum, log_p);
+    }
+
+    // What the slopes of rows are made of, where top and log_sum are known.
+    INLINE_MEMBER void read_sums(const Softmax& p, int64_t row, int64_t rows) {
+        for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = R(0);
+        std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
+        std::memcpy(log_sum, static_cast<const R*>(p.log_sum) + row, size_t(rows) * sizeof(R));
+    }
+    INLINE_MEMBER void start_slopes(const Softmax& p, int64_t row, int64_t rows) {
+        R u[LANES], log_p[LANES], per_sum[LANES];
+        sample_weights(p, row, rows, u);
+        for (int l = 0; l < LANES; l++) per_sum[l] = exp_(-log_sum[l]);
+        for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(x_y[l], top[l], log_sum[l]);
+        set_slopes(p, row, rows, u, per_sum, log_p);
     }
 
     // Put 0 for rows without weight, whatever their logits hold.
@@ -136,6 +153,17 @@ template <class R> struct PlainPanel {
     }
 
   private:
+    INLINE_MEMBER void set_slopes(
+        const Softmax& p, int64_t row, int64_t rows, const R* u, const R* per_sum, const R* log_p
+    ) {
+        R g[LANES], scale[LANES];
+        for (int l = 0; l < LANES; l++) g[l] = *static_cast<const R*>(p.grad);
+        if (p.grad_rows) std::memcpy(g, static_cast<const R*>(p.grad) + row, size_t(rows) * sizeof(R));
+        for (int l = 0; l < LANES; l++) scale[l] = pick(label.valid[l] == R(0), R(0), weigh(g[l], u[l]));
+        for (int l = 0; l < LANES; l++) scale[l] = weigh(scale[l], label.weight[l]);
+        for (int l = 0; l < LANES; l++) of_e[l] = times(scale[l], per_sum[l]);
+        for (int l = 0; l < LANES; l++) at_y[l] = times(scale[l], expm1_(log_p[l]));
+    }
     INLINE_MEMBER static void write_rows(void* to, const R* from, int64_t row, int64_t rows) {
         if (!to) return;
         if (rows == LANES) std::memcpy(static_cast<R*>(to) + row, from, LANES * sizeof(R));  // without a call
@@ -152,23 +180,21 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
     PlainTile(const Softmax& of, int64_t tile)
         : Rows<R, S>(of, tile), p(of), n(of.classes), apart(of.at.classes != 1) {}
 
-    // Whether the panels of classes that lie apart are whole.
-    template <bool BOTH> bool fits() const {
-        if (!apart) return !BOTH || p.grad_at.classes == 1;
-        if (this->crosses || this->rows % LANES || p.at.inner != 1) return false;
-        return !BOTH || (p.grad_at.classes != 1 && p.grad_at.inner == 1);
-    }
+    template <Wanted WANTED> bool fits() const { return WANTED == LOSSES || apart == (p.grad_at.classes != 1); }
 
-    template <bool BOTH> void run(double* sums) {
+    template <Wanted WANTED> void run(double* sums) {
         if (!apart) this->offsets(p.at, offset_), this->offsets(p.grad_at, to_offset_);
         const int64_t group = n * PANELS <= AT_ONCE ? PANELS : 1;
         PlainPanel<R> panels[PANELS];
         for (int64_t q = 0; q < this->panels(); q += group) {
             const int64_t size = std::min(group, this->panels() - q);
-            for (int64_t i = 0; i < size; i++) read<BOTH>(panels[i], q + i, logits_of(i));
-            for (int64_t i = 0; i < size; i++)
-                panels[i].template finish<BOTH>(p, this->first_of(q + i), this->rows_of(q + i), sums);
-            for (int64_t i = 0; BOTH && i < size; i++) write(panels[i], q + i, logits_of(i));
+            for (int64_t i = 0; i < size; i++) read<WANTED>(panels[i], q + i, logits_of(i));
+            for (int64_t i = 0; i < size; i++) {
+                const int64_t first = this->first_of(q + i), count = this->rows_of(q + i);
+                if constexpr (WANTED == SLOPES) panels[i].start_slopes(p, first, count);
+                else panels[i].template finish<WANTED>(p, first, count, sums);
+            }
+            for (int64_t i = 0; WANTED != LOSSES && i < size; i++) write(panels[i], q + i, logits_of(i));
         }
     }
 
@@ -179,13 +205,15 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
     R* logits_of(int64_t i) { return e_.values + i * n * LANES; }
     bool in_one_piece(const Strides& at) const { return !this->crosses && at.inner == n; }
 
-    template <bool BOTH> INLINE_MEMBER void read(PlainPanel<R>& panel, int64_t q, R* logits) {
+    template <Wanted WANTED> INLINE_MEMBER void read(PlainPanel<R>& panel, int64_t q, R* logits) {
         panel.label.read(p, this->first_of(q), this->rows_of(q));
         if (apart) {
-            const S* from = this->x + q * LANES;
+            const Apart<LANES> lying(p.at, this->panel(q));
+            const S* from = this->x + this->offset(p.at, q * LANES);
+            S copy[LANES] = {};  // zeros for rows that do not exist
             for (int64_t j = 0; j < n; j++, from += p.at.classes) {
-                fetch(from + p.rows_per_tile, LANES * sizeof(S));
-                widen_run(from, logits + j * LANES);
+                if (lying.dense()) fetch(from + p.rows_per_tile, LANES * sizeof(S));
+                widen_run(lying.gather(from, copy), logits + j * LANES);
             }
         } else {
             const bool piece = in_one_piece(p.at);
@@ -194,36 +222,50 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
         }
         for (int l = 0; l < LANES; l++) panel.x_y[l] = 0;
         panel.label.pick_own(logits, LANES, 0, n, panel.x_y);
-        panel.find_top(logits, n);
-        panel.template add_exps<BOTH>(logits, n);
+        if constexpr (WANTED == SLOPES) {
+            panel.read_sums(p, this->first_of(q), this->rows_of(q));
+            panel.take_exps(logits, n);
+        } else {
+            panel.find_top(logits, n);
+            panel.template add_exps<WANTED == BOTH>(logits, n);
+        }
     }
 
     INLINE_MEMBER void write(PlainPanel<R>& panel, int64_t q, R* e) {
-        S* to = this->out + q * LANES;
-        const int64_t step = p.grad_at.classes;
         panel.leave_out(e, n);
+        if (apart) return write_apart(panel, q, e);
+        panel.template put_slopes<false>(e, n, e, LANES);
+        e_.store_panel(e, this->out, to_offset_ + q * LANES, in_one_piece(p.grad_at), n, this->rows_of(q), p.stream);
+    }
+
+    INLINE_MEMBER void write_apart(PlainPanel<R>& panel, int64_t q, R* e) {
+        const Apart<LANES> lying(p.grad_at, this->panel(q));
+        S* to = this->out + this->offset(p.grad_at, q * LANES);
+        const int64_t step = p.grad_at.classes;
         if constexpr (sizeof(S) == sizeof(R)) {
             // Lines that are not whole would take longer past the caches.
             const bool whole = (reinterpret_cast<uintptr_t>(to) | step * sizeof(S)) % LINE == 0;
-            if (apart && p.stream && whole) return panel.template put_slopes<true>(e, n, to, step);
-            if (apart) return panel.template put_slopes<false>(e, n, to, step);
+            if (lying.dense() && p.stream && whole) return panel.template put_slopes<true>(e, n, to, step);
+            if (lying.dense()) return panel.template put_slopes<false>(e, n, to, step);
         }
         panel.template put_slopes<false>(e, n, e, LANES);
-        if (apart)
-            for (int64_t j = 0; j < n; j++) narrow_run(e + j * LANES, to + j * step);
-        else
-            e_.store_panel(
-                e, this->out, to_offset_ + q * LANES, in_one_piece(p.grad_at), n, this->rows_of(q), p.stream
-            );
+        for (int64_t j = 0; j < n; j++) {
+            if (lying.dense()) {
+                narrow_run(e + j * LANES, to + j * step);
+            } else {
+                S copy[LANES];
+                narrow_run(e + j * LANES, copy);
+                lying.scatter(copy, to + j * step);
+            }
+        }
     }
 };
 
-// Takes a plain problem and the number of a tile. Gives whether that was one for here, and then what tile_both gives,
-// or without BOTH what tile_forward gives.
-template <bool BOTH, class R, class S> APART bool plain_tile(const Softmax& p, int64_t tile, double* sums) {
+// Takes a plain problem and the number of a tile. Gives whether that was one for here, and then what is wanted of it.
+template <Wanted WANTED, class R, class S> APART bool plain_tile(const Softmax& p, int64_t tile, double* sums) {
     PlainTile<R, S> here(p, tile);
-    if (!here.template fits<BOTH>()) return false;
-    here.template run<BOTH>(sums);
+    if (!here.template fits<WANTED>()) return false;
+    here.template run<WANTED>(sums);
     return true;
 }
 

@@ -16,6 +16,10 @@ constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, 
 // its gradient, take tiles up to more classes on long vectors: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
+// Backward takes tiles of class indices and nothing else (plain.h) up to this many classes, if forward does. AT_ONCE:
+// the most classes of such a tile.
+constexpr int64_t FEW_BACKWARD = 112, AT_ONCE = 256;
+
 // KEPT: up to this many e^x of a tile are kept for its gradient. KEPT_TILE: how many R a chunk of classes takes then.
 constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
 
@@ -97,6 +101,10 @@ struct Softmax {
         if (rows_per_tile == 1) return classes + LANES + classes / (BLOCK - LANES) + 1;
         return keeps_tiles() ? (classes + CLASSES - 1) / CLASSES * KEPT_TILE : 0;
     }
+    bool plain() const {  // class indices, weights of rows and classes, and nothing else
+        const bool usual = smoothing == 0 && penalty == NO_PENALTY && !transformed() && z_loss == 0 && !shard;
+        return index_type >= 0 && classes <= AT_ONCE && usual && !mass && !elsewhere && !entropy && !grad_target;
+    }
     bool keeps_tiles() const { return classes * rows_per_tile <= KEPT && !penalises_all(); }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
@@ -112,6 +120,7 @@ struct Binary {
     double* partial;  // a sum for every block, or null; with `grad`, both are computed at once
     const void* grad;
     bool grad_rows;
+    bool narrow_loss, narrow_grad;  // losses, and a gradient of each, of the dtype of the logits and not R
     void *grad_logits, *grad_target;
     bool stream;  // write the gradient past the caches
 

@@ -148,6 +148,10 @@ struct Span {
         crosses = row / inner != (row + rows - 1) / inner;
     }
 
+    Span(int64_t first, int64_t count, int64_t of_inner)
+        : row(first), rows(count), inner(of_inner), crosses(row / inner != (row + rows - 1) / inner) {}
+
+    Span panel(int64_t q) const { return {row + q * LANES, rows_of(q), inner}; }
     int64_t panels() const { return padded(rows) / LANES; }
     int64_t rows_of(int64_t q) const { return rows - q * LANES < LANES ? rows - q * LANES : LANES; }
 
@@ -176,7 +180,7 @@ struct Span {
 };
 
 // Rows with classes apart: where each of them lies, and how their numbers of one class are brought together.
-class Apart {
+template <int64_t MOST = ROWS> class Apart {
   public:
     Apart(const Strides& at, const Span& span)
         : rows_(span.rows), in_runs_(at.inner == 1 && (span.inner >= RUN || !span.crosses)) {
@@ -208,7 +212,7 @@ class Apart {
     static constexpr int64_t RUN = 16;  // rows from which on a copy of a run costs less than one of each number
     int64_t rows_;
     bool in_runs_;
-    int64_t offset_[ROWS], run_[ROWS];
+    int64_t offset_[MOST], run_[MOST];
 };
 
 // Up to MOST rows in up to N classes. The LANES rows from 32 q on have class j at values + q · panel + j · pitch.
@@ -227,7 +231,7 @@ template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
     template <class S> void load(const S* from, const Strides& strides, int64_t classes, const Span& span) {
         lay_out(strides, classes, span);
         if (strides.classes == 1) return load_rows(from, strides, classes, span);
-        const Apart rows(strides, span);
+        const Apart<> rows(strides, span);
         S copy[ROWS] = {};  // zeros for rows that do not exist
         for (int64_t k = 0; k < classes; k++) {
             const S* x = rows.gather(from + k * strides.classes, copy);
@@ -238,7 +242,7 @@ template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
     // `past` the caches, where what lies together is worth it.
     template <class S> void store(S* to, const Strides& strides, int64_t classes, const Span& span, bool past = false) {
         if (strides.classes == 1) return store_rows(to, strides, classes, span, past);
-        const Apart rows(strides, span);
+        const Apart<> rows(strides, span);
         S copy[ROWS];
         for (int64_t k = 0; k < classes; k++) {
             const R* from = values + k * pitch;
