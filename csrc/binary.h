@@ -134,7 +134,8 @@ static void block_forward(const Binary& p, int64_t block) {
         if (p.loss)
             for (int l = 0; l < LANES; l++) scratch[k + l] = loss[l];
     }
-    if (p.loss) e.store_to(scratch, static_cast<R*>(p.loss));
+    if (p.loss && p.narrow_loss) e.store_to(scratch, static_cast<S*>(p.loss));
+    else if (p.loss) e.store_to(scratch, static_cast<R*>(p.loss));
     if (p.partial) p.partial[block] = fold(lane);
 }
 
@@ -142,10 +143,14 @@ static void block_forward(const Binary& p, int64_t block) {
 // lie where the logits lie.
 template <class R, class S, class T, bool WEIGHTED> static void block_backward(const Binary& p, int64_t block) {
     const Elements<R, S, T, WEIGHTED> e(p, block);
-    const R* g = static_cast<const R*>(p.grad);
     alignas(64) R rows[BINARY_BLOCK], slope[BINARY_BLOCK];
-    for (int64_t k = 0; k < padded(e.n); k++)
-        rows[k] = e.weighed(!p.grad_rows ? g[0] : k < e.n ? g[e.first + k] : R(0), k);
+    const auto read = [&](const auto* g, int64_t step) __attribute__((always_inline)) {
+        for (int64_t k = 0; k < e.n; k++) rows[k] = e.weighed(R(widen(g[k * step])), k);
+    };
+    for (int64_t k = e.n; k < padded(e.n); k++) rows[k] = R(0);
+    if (!p.grad_rows) read(static_cast<const R*>(p.grad), 0);
+    else if (p.narrow_grad) read(static_cast<const S*>(p.grad) + e.first, 1);
+    else read(static_cast<const R*>(p.grad) + e.first, 1);
     for (int64_t k = 0; p.grad_target && k < e.n; k += LANES) {
         R run[LANES];
         for (int l = 0; l < LANES; l++) {

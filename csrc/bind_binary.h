@@ -133,6 +133,23 @@ bool binary_backward(
 }
 
 // Write the sum over `divisor` and `factor` times its gradient in one pass, as far as they are wanted.
+bool sum(
+    const BinaryInputs& inputs, const std::optional<View>& loss, const std::optional<View>& grad_logits, double divisor,
+    double factor
+) {
+    const View& logits = inputs.logits;
+    Binary p{};
+    if (!describe(inputs, p)) return false;
+    const std::unique_ptr<double[]> partial(new double[size_t(p.blocks())]);
+    p.partial = partial.get();
+    const Gradient g(over(factor, divisor), logits.dtype.bits == 64);
+    if (grad_logits)
+        p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.stream = is_streamed(*grad_logits, logits);
+    run_binary(p, logits);
+    if (loss) put_number(*loss, total(partial.get(), p.blocks()) / divisor);
+    return true;
+}
+
 bool binary_sum(
     nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_, double divisor,
     nb::handle loss_, nb::handle grad_logits_, double factor
@@ -144,16 +161,7 @@ bool binary_sum(
     Memory memory = inputs.memory();
     if (loss) check_total(*loss, logits), memory.writes(*loss);
     if (grad_logits) check_gradient(*grad_logits, logits), memory.writes(*grad_logits, &logits);
-    Binary p{};
-    if (!describe(inputs, p)) return false;
-    const std::unique_ptr<double[]> partial(new double[size_t(p.blocks())]);
-    p.partial = partial.get();
-    const Gradient g(over(factor, divisor), logits.dtype.bits == 64);
-    if (grad_logits)
-        p.grad = g.pointer, p.grad_logits = grad_logits->pointer(), p.stream = is_streamed(*grad_logits, logits);
-    run_binary(p, logits);
-    if (loss) put_number(*loss, total(partial.get(), p.blocks()) / divisor);
-    return true;
+    return sum(inputs, loss, grad_logits, divisor, factor);
 }
 
 void bind_binary(nb::module_& m) {

@@ -16,9 +16,10 @@ constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 512;
 // How results are made; Python hands it over at import. Never destroyed.
 struct Makers {
     nb::object empty_like;  // torch's
-    nb::object recycled_like, wide_like, lse_of, rows_of;
-    nb::object number;           // makes a 0-d tensor of the dtype of another tensor
-    nb::object numbers[DTYPES];  // one of each dtype: empty_like of it costs half of what a new tensor costs
+    nb::object recycled_like, lse_of, rows_of;
+    nb::object number;  // makes a 0-d tensor of the dtype of another tensor
+    // One of each dtype, and the last losses of rows: empty_like of them costs half of what a new tensor costs.
+    nb::object numbers[DTYPES], rows[DTYPES];
 
     nb::object like(nb::handle tensor, const View& x) const {
         return (x.numel() * (x.dtype.bits / 8) < LARGE ? empty_like : recycled_like)(tensor);
@@ -28,6 +29,12 @@ struct Makers {
         if (!one) one = number(tensor);
         return empty_like(one);
     }
+    nb::object losses_of(nb::handle tensor, nb::handle target, const View& x, bool few) {
+        if (!few || x.ndim != 2) return rows_of(tensor, target, few);
+        nb::object& last = rows[dtype_of(x)];
+        if (!last || View(last, "loss", View::LOOK).shape[0] != x.shape[0]) last = rows_of(tensor, target, few);
+        return empty_like(last);
+    }
 };
 Makers& makers() {
     static Makers* one = new Makers;
@@ -35,14 +42,12 @@ Makers& makers() {
 }
 
 void know_makers(
-    nb::object empty_like, nb::object recycled_like, nb::object wide_like, nb::object lse_of, nb::object rows_of,
-    nb::object number
+    nb::object empty_like, nb::object recycled_like, nb::object lse_of, nb::object rows_of, nb::object number
 ) {
-    for (const nb::object* each : {&empty_like, &recycled_like, &wide_like, &lse_of, &rows_of, &number})
+    for (const nb::object* each : {&empty_like, &recycled_like, &lse_of, &rows_of, &number})
         if (!PyCallable_Check(each->ptr())) throw nb::type_error("what makes results must be callable");
     Makers& m = makers();
-    m.empty_like = std::move(empty_like), m.recycled_like = std::move(recycled_like),
-    m.wide_like = std::move(wide_like);
+    m.empty_like = std::move(empty_like), m.recycled_like = std::move(recycled_like);
     m.lse_of = std::move(lse_of), m.rows_of = std::move(rows_of), m.number = std::move(number);
 }
 
@@ -61,14 +66,11 @@ bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_
     if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return false;
     for (int32_t d = 1; d < target.ndim; d++)
         if (target.shape[d] != logits.shape[soft ? d : d + 1]) return false;
-    if (!weight_.is_none()) {
-        const View weight(weight_, "weight", View::LOOK);
-        if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || requires_grad(weight_))
-            return false;
-        if (weight.ndim != 1 || weight.shape[0] != logits.shape[1] || !contiguous(weight)) return false;
-    }
-    std::vector<Layout> layouts;
-    return lay_out(soft ? std::vector{&logits, &target} : std::vector{&logits}, layouts);
+    if (weight_.is_none()) return true;
+    const View weight(weight_, "weight", View::LOOK);
+    if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || requires_grad(weight_))
+        return false;
+    return weight.ndim == 1 && weight.shape[0] == logits.shape[1] && contiguous(weight);
 } catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
     return false;
 }
@@ -83,6 +85,45 @@ bool ordinary(nb::handle logits_, nb::handle target_) try {
     return false;
 }
 
+// top and log_sum of rows, from forward to backward: a tensor, and of a few rows a string of bytes, which costs a
+// tenth of one.
+class KeptSums {
+  public:
+    KeptSums(nb::handle logits_, const View& logits, int64_t rows) {
+        if (rows > FEW_NUMBERS) object_ = makers().lse_of(logits_);
+        else object_ = nb::steal(PyBytes_FromStringAndSize(nullptr, size(logits, rows)));
+        if (!object_) throw nb::python_error();
+        look(logits, rows);
+    }
+    KeptSums(nb::handle kept, const View& logits) : object_(nb::borrow(kept)) {
+        look(logits, logits.numel() / logits.shape[1]);
+    }
+
+    void set(Softmax& p, const View& logits) const { set_lse(p, pointer_, wide_bits(logits) / 8); }
+    nb::object object() const { return object_; }
+
+  private:
+    static Py_ssize_t size(const View& logits, int64_t rows) { return Py_ssize_t(2 * rows * wide_bits(logits) / 8); }
+    void look(const View& logits, int64_t rows) {
+        if (PyBytes_Check(object_.ptr())) {
+            if (PyBytes_GET_SIZE(object_.ptr()) != size(logits, rows))
+                refuse("lse", "must have two numbers for each row");
+            pointer_ = PyBytes_AS_STRING(object_.ptr());
+        } else {
+            const View lse(object_, "lse");
+            check_lse(lse, logits), pointer_ = lse.pointer();
+        }
+    }
+
+    nb::object object_;
+    void* pointer_ = nullptr;
+};
+
+// Do something with a pointer to a tensor's numbers in half precision.
+template <class F> void halves(const View& x, F&& f) {
+    dtype_of(x) == BF16 ? f(static_cast<bf16*>(x.pointer())) : f(static_cast<half*>(x.pointer()));
+}
+
 // What a kernel writes as R, in the dtype of a tensor: in its memory, or beside it and rounded in the end.
 class Rounded {
   public:
@@ -91,10 +132,10 @@ class Rounded {
     }
     void* pointer() { return wide_ ? wide_.get() : to_.pointer(); }
     void finish() {
-        for (int64_t i = 0; wide_ && i < to_.numel(); i++) {
-            if (dtype_of(to_) == BF16) narrow(wide_[size_t(i)], static_cast<bf16*>(to_.pointer())[i]);
-            else narrow(wide_[size_t(i)], static_cast<half*>(to_.pointer())[i]);
-        }
+        if (!wide_) return;
+        halves(to_, [from = wide_.get(), n = to_.numel()](auto* to) {
+            for (int64_t i = 0; i < n; i++) narrow(from[i], to[i]);
+        });
     }
 
   private:
@@ -116,9 +157,9 @@ class Incoming {
             pointer_ = grad.pointer();
         } else if (contiguous(grad) && same_dtype(grad, logits) && grad.numel() <= FEW_NUMBERS) {
             wide_.reset(new float[size_t(grad.numel())]);
-            for (int64_t i = 0; i < grad.numel(); i++)
-                wide_[size_t(i)] = dtype_of(grad) == BF16 ? widen(static_cast<const bf16*>(grad.pointer())[i])
-                                                          : widen(static_cast<const half*>(grad.pointer())[i]);
+            halves(grad, [to = wide_.get(), n = grad.numel()](const auto* from) {
+                for (int64_t i = 0; i < n; i++) to[i] = widen(from[i]);
+            });
             pointer_ = wide_.get();
         }
     }
@@ -138,17 +179,16 @@ nb::object quick_sum(
     std::optional<double> factor
 ) {
     if (!ordinary(logits_, target_, weight_, ignore_index)) return nb::none();
-    const View logits(logits_, "logits", View::LOOK);
-    nb::object loss = makers().number_like(logits_, logits);
-    nb::object gradient = factor ? makers().like(logits_, logits) : nb::none();
-    const std::optional<double> total = softmax_sum(
-        logits_, target_, weight_, ignore_index, smoothing, mean, loss, gradient, factor.value_or(1), nb::none(),
-        nb::none()
-    );
+    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
+    nb::object loss = makers().number_like(logits_, inputs.logits);
+    nb::object gradient = factor ? makers().like(logits_, inputs.logits) : nb::none();
+    const std::optional<View> loss_view(std::in_place, loss, "loss", View::FRESH),
+        gradient_view = maybe(gradient, "grad_logits", View::FRESH);
+    const std::optional<double> total = sum(inputs, loss_view, gradient_view, {}, mean, factor.value_or(1));
     return total ? nb::object(nb::make_tuple(loss, *total, gradient)) : nb::none();
 }
 
-// (losses, lse) of rows. A few losses come in the dtype of the logits, more as R.
+// (losses, kept sums) of rows. A few losses come in the dtype of the logits, more as R.
 nb::object quick_rows(
     nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing
 ) {
@@ -156,34 +196,35 @@ nb::object quick_rows(
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
     const View& logits = inputs.logits;
     if (!inputs.lay_out()) return nb::none();
-    Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
-    const bool few = p.rows() <= FEW_NUMBERS;
-    nb::object losses = makers().rows_of(logits_, target_, few), lse = makers().lse_of(logits_);
-    const View to(losses, "loss", View::WRITE), sums(lse, "lse", View::WRITE);
-    check_like_or_wide(to, logits), check_rows(to, logits), check_contiguous(to), check_lse(sums, logits);
-    set_lse(p, sums.pointer(), sums.dtype.bits / 8);
+    Softmax p = inputs.describe();
+    const KeptSums kept(logits_, logits, p.rows());
+    nb::object losses = makers().losses_of(logits_, target_, logits, p.rows() <= FEW_NUMBERS);
+    const View to(losses, "loss", View::FRESH);
+    check_like_or_wide(to, logits), check_rows(to, logits), check_contiguous(to);
+    kept.set(p, logits);
     Rounded rounded(to);
     p.loss = rounded.pointer();
     forward(p, dtype_of(logits), logits.numel(), NONE, to);
     rounded.finish();
-    return nb::make_tuple(losses, lse);
+    return nb::make_tuple(losses, kept.object());
 }
 
 // The gradient for the logits from what quick_rows gave and the gradient of its losses.
 nb::object quick_rows_gradient(
     nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index,
-    double smoothing, nb::handle lse_
+    double smoothing, nb::handle kept_
 ) {
     if (!plain(grad_) || !ordinary(logits_, target_, weight_, ignore_index)) return nb::none();
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
-    const View grad(grad_, "grad"), lse(lse_, "lse"), &logits = inputs.logits;
-    check_rows(grad, logits), check_lse(lse, logits);
+    const View grad(grad_, "grad"), &logits = inputs.logits;
+    check_rows(grad, logits);
+    const KeptSums kept(kept_, logits);
     const Incoming rows(grad, logits);
     nb::object gradient = makers().like(logits_, logits);
-    const std::optional<View> to(std::in_place, gradient, "grad_logits", View::WRITE);
+    const std::optional<View> to(std::in_place, gradient, "grad_logits", View::FRESH);
     if (!rows.pointer() || !inputs.lay_out(to)) return nb::none();
-    Softmax p = inputs.describe(FEW_CLASSES);
-    set_lse(p, lse.pointer(), lse.dtype.bits / 8);
+    Softmax p = inputs.describe(true);
+    kept.set(p, logits);
     p.grad = rows.pointer(), p.grad_rows = rows.each;
     set_gradient(p, *to, inputs.layouts.back());
     backward(p, dtype_of(logits), logits.numel());
@@ -195,56 +236,59 @@ nb::object quick_rows_gradient(
 // The same for binary losses without weights.
 nb::object quick_binary_sum(nb::handle logits_, nb::handle target_, bool mean, std::optional<double> factor) {
     if (!ordinary(logits_, target_)) return nb::none();
-    const View logits(logits_, "logits", View::LOOK);
+    const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());
+    const View& logits = inputs.logits;
     const double divisor = mean ? double(logits.numel()) : 1;
     nb::object loss = makers().number_like(logits_, logits);
     nb::object gradient = factor ? makers().like(logits_, logits) : nb::none();
-    const bool done = binary_sum(logits_, target_, nb::none(), nb::none(), divisor, loss, gradient, factor.value_or(1));
+    const std::optional<View> loss_view(std::in_place, loss, "loss", View::FRESH),
+        gradient_view = maybe(gradient, "grad_logits", View::FRESH);
+    const bool done = sum(inputs, loss_view, gradient_view, divisor, factor.value_or(1));
     return done ? nb::object(nb::make_tuple(loss, divisor, gradient)) : nb::none();
 }
 
-// The losses of elements, a few of them in the dtype of the logits, more as R.
+// The losses of elements, in the dtype of the logits.
 nb::object quick_binary_elements(nb::handle logits_, nb::handle target_) {
     if (!ordinary(logits_, target_)) return nb::none();
     const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());
     const View& logits = inputs.logits;
-    const bool few = logits.dtype.bits >= 32 || logits.numel() <= FEW_NUMBERS;
-    nb::object losses = few ? makers().like(logits_, logits) : makers().wide_like(logits_);
-    const View to(losses, "loss", View::WRITE);
-    check_like_or_wide(to, logits), check_same_shape(to, logits), check_contiguous(to);
+    nb::object losses = makers().like(logits_, logits);
+    const View to(losses, "loss", View::FRESH);
+    check_gradient(to, logits);
     Binary p{};
     describe(inputs, p);
-    Rounded rounded(to);
-    p.loss = rounded.pointer();
+    p.loss = to.pointer(), p.narrow_loss = true;
     run_binary(p, logits);
-    rounded.finish();
     return losses;
 }
 
-// The gradient for the logits from the gradient of those losses.
-nb::object quick_binary_gradient(nb::handle grad_, nb::handle logits_, nb::handle target_) {
+// The gradient for the logits from the gradient of those losses, which keep nothing.
+nb::object quick_binary_gradient(nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle) {
     if (!plain(grad_) || !ordinary(logits_, target_)) return nb::none();
     const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());
     const View grad(grad_, "grad"), &logits = inputs.logits;
     check_same_shape(grad, logits);
-    const Incoming elements(grad, logits);
-    if (!elements.pointer()) return nb::none();
-    nb::object gradient = makers().like(logits_, logits);
-    const View to(gradient, "grad_logits", View::WRITE);
-    check_gradient(to, logits);
     Binary p{};
     describe(inputs, p);
-    p.grad = elements.pointer(), p.grad_rows = elements.each, p.grad_logits = to.pointer();
+    std::optional<Incoming> elements;
+    if (same_dtype(grad, logits) && contiguous(grad)) {
+        p.grad = grad.pointer(), p.grad_rows = p.narrow_grad = true;
+    } else {
+        elements.emplace(grad, logits);
+        p.grad = elements->pointer(), p.grad_rows = elements->each;
+    }
+    if (!p.grad) return nb::none();
+    nb::object gradient = makers().like(logits_, logits);
+    const View to(gradient, "grad_logits", View::FRESH);
+    check_gradient(to, logits);
+    p.grad_logits = to.pointer();
     run_binary(p, logits);
     return gradient;
 }
 
 void bind_quick(nb::module_& m) {
     using nb::literals::operator""_a;
-    m.def(
-        "know_makers", &know_makers, "empty_like"_a, "recycled_like"_a, "wide_like"_a, "lse_of"_a, "rows_of"_a,
-        "number"_a
-    );
+    m.def("know_makers", &know_makers, "empty_like"_a, "recycled_like"_a, "lse_of"_a, "rows_of"_a, "number"_a);
     m.def(
         "quick_sum", &quick_sum, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a,
         "smoothing"_a, "mean"_a, "factor"_a.none()
@@ -255,11 +299,14 @@ void bind_quick(nb::module_& m) {
     );
     m.def(
         "quick_rows_gradient", &quick_rows_gradient, "grad"_a.none(), "logits"_a.none(), "target"_a.none(),
-        "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "lse"_a
+        "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "kept"_a
     );
     m.def("quick_binary_sum", &quick_binary_sum, "logits"_a.none(), "target"_a.none(), "mean"_a, "factor"_a.none());
     m.def("quick_binary_elements", &quick_binary_elements, "logits"_a.none(), "target"_a.none());
-    m.def("quick_binary_gradient", &quick_binary_gradient, "grad"_a.none(), "logits"_a.none(), "target"_a.none());
+    m.def(
+        "quick_binary_gradient", &quick_binary_gradient, "grad"_a.none(), "logits"_a.none(), "target"_a.none(),
+        "kept"_a.none() = nb::none()
+    );
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <new>
 
 #include "bind_checks.h"
+#include "laid_down.h"
 #include "launch.h"
 #include "layout.h"
 #include "row.h"
@@ -154,8 +155,8 @@ struct Inputs {
         return ::lay_out(tensors, layouts);
     }
 
-    // Rows of up to `few` classes are taken as tiles.
-    Softmax describe(int64_t few) const {
+    // Rows of few classes are taken as tiles.
+    Softmax describe(bool backward = false) const {
         Softmax p{};
         const Layout& layout = layouts.at(0);
         p.outer = layout.outer, p.inner = layout.inner, p.classes = layout.classes;
@@ -168,6 +169,8 @@ struct Inputs {
         p.ignore_index = ignore_index, p.smoothing = smoothing;
         p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
         set_member(p);
+        int64_t few = kernels->few_classes[dtype_of(logits)];
+        if (backward) few = p.plain() ? std::min(few, FEW_BACKWARD) : FEW_CLASSES;
         if (soft || p.penalises_all()) few = FEW_CLASSES;
         // Rows that share their memory are tiles, with a gradient and without: the gradient lies otherwise than these.
         const bool shared = (p.outer > 1 && p.at.outer == 0) || (p.inner > 1 && p.at.inner == 0);
@@ -211,6 +214,7 @@ template <class F> void read_labels(Softmax& p, F&& work) {
 
 // Run the forward kernels: write the loss and return what the rows weigh.
 double forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, const View& loss) {
+    const LaidDown laid_down(p, dtype);
     std::vector<double> partial(size_t(2 * p.tiles() + 2));
     p.partial = partial.data();
     auto* run = kernels->softmax_forward[dtype];
@@ -229,8 +233,10 @@ void set_gradient(Softmax& p, const View& grad_logits, const Layout& layout) {
 
 // Run the backward kernels.
 void backward(Softmax& p, DType dtype, int64_t elements) {
+    const LaidDown laid_down(p, dtype);
     auto* run = kernels->softmax_backward[dtype];
     read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
+    laid_down.finish(p);
 }
 
 // Where the statistics of rows are written: R, one a row, a byte for `correct` and 8 for `predicted`.
@@ -279,7 +285,7 @@ std::optional<double> softmax_forward(
         memory.writes(statistics->correct), memory.writes(statistics->predicted);
     }
     if (!inputs.lay_out()) return std::nullopt;
-    Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
+    Softmax p = inputs.describe();
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (each) p.loss = loss.pointer();
     if (row_weight) p.row_weight = row_weight->pointer();
@@ -326,7 +332,7 @@ bool softmax_backward(
     if (elsewhere) check_row_numbers(*elsewhere, logits);
     check_gradients(memory, inputs, grad_logits, grad_target);
     if (!inputs.lay_out(grad_logits, grad_target)) return false;
-    Softmax p = inputs.describe(FEW_CLASSES);
+    Softmax p = inputs.describe(true);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;
@@ -391,39 +397,16 @@ double sum_of_weights(const Softmax& p, bool wide) {
     }
 }
 
-// Memory for what a thread keeps of a row or a tile, aligned as vectors are. It stays with the thread: fresh pages
-// would cost a small call more than what it computes.
-void* scratch(size_t bytes) {
-    thread_local std::unique_ptr<void, decltype(&std::free)> memory(nullptr, &std::free);
-    thread_local size_t size = 0;
-    if (bytes > size) {
-        memory.reset(), size = 0;
-        memory.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-        if (!memory) throw std::bad_alloc();
-        size = bytes;
-    }
-    return memory.get();
-}
-
 // Write the sum or mean of the losses and, while each row is near, `factor` times its gradient, as far as they are
 // wanted; return Σ of the rows' weights. A gradient in the place of the logits is written only where all labels are in
 // range.
-std::optional<double> softmax_sum(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
-    nb::handle loss_, nb::handle grad_logits_, double factor, nb::handle member, nb::handle sample_weight_
+std::optional<double> sum(
+    Inputs& inputs, const std::optional<View>& loss, const std::optional<View>& grad_logits,
+    const std::optional<View>& sample_weight, bool mean, double factor
 ) {
-    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
     const View& logits = inputs.logits;
-    const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
-                              grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE),
-                              sample_weight = maybe(sample_weight_, "sample_weight");
-    Memory memory = inputs.memory();
-    memory.reads(sample_weight);
-    if (sample_weight) check_row_numbers(*sample_weight, logits);
-    if (loss) check_total(*loss, logits), memory.writes(*loss);
-    check_gradients(memory, inputs, grad_logits, {});
     if (!inputs.lay_out(grad_logits)) return std::nullopt;
-    Softmax p = inputs.describe(kernels->few_classes[dtype_of(logits)]);
+    Softmax p = inputs.describe();
     if (sample_weight) p.sample_weight = sample_weight->pointer();
     const bool wide = logits.dtype.bits == 64;
     const bool over_logits = grad_logits && grad_logits->pointer() == logits.pointer();
@@ -431,6 +414,8 @@ std::optional<double> softmax_sum(
     const Gradient g(over(factor, divisor), wide);
     p.grad = g.pointer;
     if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts.back());
+    p.stream = grad_logits && is_streamed(*grad_logits, logits);
+    const LaidDown laid_down(p, dtype_of(logits));
     const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]),
         partial(new double[size_t(2 * p.tiles() + 2)]);
     set_lse(p, lse.get(), wide ? 8 : 4);
@@ -438,17 +423,33 @@ std::optional<double> softmax_sum(
     auto* run = (grad_logits ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
     const int64_t elements = logits.numel();
     const size_t scratch_bytes = grad_logits ? size_t(p.scratch_size()) * (wide ? 8 : 4) : 0;
-    p.stream = grad_logits && is_streamed(*grad_logits, logits);
     read_labels(p, [&] {
         share(p.tiles(), elements, [&](int64_t begin, int64_t end) {
             Softmax mine = p;
-            mine.scratch = scratch(scratch_bytes);
+            mine.scratch = scratch<KEPT_POWERS>(scratch_bytes);
             run(mine, begin, end);
         });
     });
+    laid_down.finish(p);
     const double sums[2] = {total(&partial[0], p.tiles(), 2), total(&partial[1], p.tiles(), 2)};
     if (loss) put_number(*loss, mean && divisor == 0 ? std::nan("") : sums[0] / divisor);
     return sums[1];
+}
+
+std::optional<double> softmax_sum(
+    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
+    nb::handle loss_, nb::handle grad_logits_, double factor, nb::handle member, nb::handle sample_weight_
+) {
+    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing, member);
+    const std::optional<View> loss = maybe(loss_, "loss", View::WRITE),
+                              grad_logits = maybe(grad_logits_, "grad_logits", View::WRITE),
+                              sample_weight = maybe(sample_weight_, "sample_weight");
+    Memory memory = inputs.memory();
+    memory.reads(sample_weight);
+    if (sample_weight) check_row_numbers(*sample_weight, inputs.logits);
+    if (loss) check_total(*loss, inputs.logits), memory.writes(*loss);
+    check_gradients(memory, inputs, grad_logits, {});
+    return sum(inputs, loss, grad_logits, sample_weight, mean, factor);
 }
 
 // Multiply a dense tensor by a number, in its place.

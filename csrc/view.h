@@ -3,7 +3,8 @@
 // Takes any object with __dlpack__ and the name of the argument that it is. Gives its pointer, shape, strides and dtype
 // for the call that it is made for. A tensor whose memory does not hold its numbers, because torch has put off changing
 // their signs or writing zeros, is written out first. Refuses tensors that are not in this machine's memory, unless it
-// is only to LOOK at them, and such memory where it is to WRITE.
+// is only to LOOK at them, and such memory where it is to WRITE. What was made for a call is FRESH, and holds its
+// numbers.
 
 #pragma once
 #include <nanobind/nanobind.h>
@@ -60,13 +61,14 @@ inline TensorTypes& types() {
 // Borrowed: it lives no longer than the call it was made for.
 class __attribute__((visibility("hidden"))) View : public dlpack::Tensor {
   public:
-    enum Use { READ, WRITE, LOOK };
+    enum Use { READ, WRITE, LOOK, FRESH };
     const char* name;
 
     View(nb::handle tensor, const char* name_, Use use = READ) : name(name_) {
         look(tensor);
         if (use == LOOK) return;
         if (device.type != dlpack::CPU) refuse("must be on the CPU, where the native kernels run");
+        if (use == FRESH) return;
         const bool floating = dtype.code == dlpack::FLOAT || dtype.code == dlpack::BFLOAT;
         const bool negative = floating && is_neg(tensor), zero = !negative && !data && numel() > 0 && is_zero(tensor);
         if (use == WRITE && (negative || zero)) refuse("must not be a conjugate's view or a tensor of zeros to come");

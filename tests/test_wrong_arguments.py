@@ -408,12 +408,17 @@ def quick_softmax_functions(_native, said, wrong, name):
         "factor": [Wrong("text", "1", False)], "mean": [Wrong("None", None, False)]
     })  # fmt: skip
     yield Call(f"quick_rows {name}", refusing(_native.quick_rows), said, wrong)
-    _, lse = _native.quick_rows(*said.values())
-    grad = torch.rand(N, dtype=lse.dtype)
-    right = {"grad": grad, **said, "lse": lse}
-    kinds = {grad.dtype, said["logits"].dtype}
+    _, kept = _native.quick_rows(*said.values())
+    wide = torch.float64 if said["logits"].dtype == torch.float64 else torch.float32
+    grad, lse = torch.rand(N, dtype=wide), torch.frombuffer(bytearray(kept), dtype=wide).view(2, N)
+    right = {"grad": grad, **said, "kept": kept}
+    strings = [Wrong("short", kept[:-1], False), Wrong("long", kept + b"0", False), Wrong("none", None, False)]
     yield Call(f"quick_rows_gradient {name}", refusing(_native.quick_rows_gradient), right, wrong | unnamed({
-        "grad": tensors(grad, kinds, True), "lse": tensors(lse, {lse.dtype}, True)
+        "grad": tensors(grad, {wide, said["logits"].dtype}, True), "kept": strings
+    }))  # fmt: skip
+    right = right | {"kept": lse}  # as many rows have it
+    yield Call(f"quick_rows_gradient {name} of a tensor", refusing(_native.quick_rows_gradient), right, unnamed({
+        "kept": tensors(lse, {wide}, True)
     }))  # fmt: skip
 
 
@@ -475,7 +480,7 @@ def other_functions(_native):
     yield Call("know_types", _native.know_types, {"tensor": torch.Tensor, "parameter": torch.nn.Parameter}, {
         name: [Wrong(repr(v), v, False) for v in (None, 3, "Tensor")] for name in ("tensor", "parameter")
     })  # fmt: skip
-    makers = ("empty_like", "recycled_like", "wide_like", "lse_of", "rows_of", "number")
+    makers = ("empty_like", "recycled_like", "lse_of", "rows_of", "number")
     yield Call("know_makers", _native.know_makers, dict.fromkeys(makers, torch.empty_like), {
         name: [Wrong(repr(v), v, False) for v in (None, 3, "empty_like")] for name in makers
     })  # fmt: skip

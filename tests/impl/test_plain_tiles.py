@@ -9,7 +9,7 @@ import crossent
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")._native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-CLASSES = [1, 2, 3, 7, 8, 9, 10, 21, 32, 33, 64, 65, 100, 192, 256, 257]
+CLASSES = [1, 2, 3, 7, 8, 9, 10, 21, 32, 33, 64, 65, 100, 192, 256, 257, 300]
 # A tile has 32 rows, and 128 of a batch of 8,192 or more. Classes that lie apart have panels of 32 neighbours or less.
 LAYOUTS = {
     "rows": lambda classes: torch.empty(8193 if classes < 4 else 161, classes),
@@ -18,6 +18,9 @@ LAYOUTS = {
     "whole panels": lambda classes: torch.empty(2, classes, 4096 if classes < 4 else 128),
     "panels of lines that are not whole": lambda classes: torch.empty(3, classes, 131)[..., 3:],
     "ragged panels": lambda classes: torch.empty(3, classes, 11, 9),
+    "panels of short runs": lambda classes: torch.empty(21, classes, 16),
+    "panels of pairs": lambda classes: torch.empty(37, classes, 2),
+    "few rows apart": lambda classes: torch.empty(2, classes, 4),
     "channels_last": lambda classes: torch.empty(2, classes, 9, 9).to(memory_format=torch.channels_last),
     "columns": lambda classes: torch.empty(classes, 97).t(),
 }
@@ -98,11 +101,38 @@ def test_plain_losses_are_those_of_torch_operations(isa, past_the_caches, layout
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_plain_losses_of_rows_are_those_of_their_sum(isa, layout, dtype):
-    for seed, classes in enumerate(CLASSES[::3]):
-        logits, labels, *_ = problem(layout, classes, dtype, seed)
-        rows, _ = loss_and_slope(logits, labels, {"reduction": "none"}, "native")
-        expected, _ = loss_and_slope(logits.double(), labels, {"reduction": "none"}, "eager")
-        smallest = 2.0**-24 if dtype == torch.float16 else 1e-30  # a smaller number has no place in float16
-        rtol = tolerance(dtype)
-        torch.testing.assert_close(rows.double(), expected, rtol=rtol, atol=smallest, equal_nan=True)
+def test_plain_losses_of_rows_and_their_slopes_are_those_of_torch_operations(isa, layout, dtype):
+    for seed, classes in enumerate([*CLASSES[::3], 300]):
+        logits, labels, weight, _ = problem(layout, classes, dtype, seed)
+        for c in (None, weight) if dtype.itemsize >= 4 and classes in (7, 10, 300) else (None,):
+            call = {"weight": c, "reduction": "none"}
+            wide = {"weight": None if c is None else c.double(), "reduction": "none"}
+            arriving = torch.randn(labels.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            arriving.view(-1)[::5], arriving.view(-1)[-1], arriving.view(-1)[-7] = 0, 1e4, torch.inf
+            leaf = torch.empty_strided(logits.shape, logits.stride(), dtype=dtype).copy_(logits).requires_grad_()
+            losses = crossent.cross_entropy(leaf, labels, impl=None, **call)
+            (slope,) = torch.autograd.grad(losses, leaf, arriving)
+            exact = logits.double().requires_grad_()
+            expected = crossent.cross_entropy(exact, labels, impl="eager", **wide)
+            (slopes,) = torch.autograd.grad(expected, exact, arriving.double())
+            smallest = 2.0**-24 if dtype == torch.float16 else 1e-30  # a smaller number has no place in float16
+            rtol = tolerance(dtype)
+            torch.testing.assert_close(losses.double(), expected, rtol=rtol, atol=smallest, equal_nan=True)
+            torch.testing.assert_close(slope.double(), slopes, rtol=4 * rtol, atol=1e-7 + rtol * rtol, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_binary_losses_and_their_gradients_stay_in_the_dtype_of_the_logits(isa, dtype):
+    for shape in [(1,), (7, 9), (600, 3), (5, 1000)]:
+        x = (torch.randn(shape) * 8).to(dtype).requires_grad_()
+        t = torch.rand(shape).to(dtype)
+        for arriving in (torch.randn(shape).to(dtype), torch.tensor(0.5, dtype=dtype).expand(shape)):
+            losses = crossent.binary_cross_entropy_with_logits(x, t, reduction="none")
+            (slope,) = torch.autograd.grad(losses, x, arriving)
+            exact = x.detach().double().requires_grad_()
+            expected = crossent.binary_cross_entropy_with_logits(exact, t.double(), reduction="none", impl="eager")
+            (slopes,) = torch.autograd.grad(expected, exact, arriving.double())
+            assert losses.dtype == slope.dtype == dtype
+            rtol = tolerance(dtype)
+            torch.testing.assert_close(losses.double(), expected, rtol=rtol, atol=2.0**-24)
+            torch.testing.assert_close(slope.double(), slopes, rtol=2 * rtol, atol=2.0**-24)

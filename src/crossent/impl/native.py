@@ -192,10 +192,6 @@ def _number(dtype: torch.dtype) -> Tensor:
     return torch.empty((), dtype=dtype, device=_CPU)
 
 
-def _wide_like(x: Tensor) -> Tensor:
-    return new(x.shape, None, _wide(x))
-
-
 def _losses_of_rows(logits: Tensor, target: Tensor, few: bool) -> Tensor:
     """Return an empty tensor for the loss of each row: a few in the dtype of the logits, more in that of sums."""
     dtype = logits.dtype if few else _wide(logits)
@@ -205,7 +201,7 @@ def _losses_of_rows(logits: Tensor, target: Tensor, few: bool) -> Tensor:
 
 
 # A tensor of one number is made when the first call asks for it and not at import, which any mode may surround.
-_native.know_makers(torch.empty_like, _new_like, _wide_like, _new_lse, _losses_of_rows, lambda x: _number(x.dtype))
+_native.know_makers(torch.empty_like, _new_like, _new_lse, _losses_of_rows, lambda x: _number(x.dtype))
 
 
 def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
@@ -499,6 +495,12 @@ class Native(Implementation):
     holds = staticmethod(_native.holds)
     scale = staticmethod(scale)
     accumulate = staticmethod(accumulate)
+
+    def kept_lse(self, kept: Tensor | bytes, logits: Tensor) -> Tensor:
+        """Return what was kept of rows as a tensor, which many of them are already."""
+        if isinstance(kept, Tensor):
+            return kept
+        return torch.frombuffer(bytearray(kept), dtype=_wide(logits)).view(2, *logits.shape[:1], *logits.shape[2:])
 
     def fuses(self, logits: Tensor) -> bool:
         """Sums and means form their gradient with the loss."""

@@ -275,15 +275,19 @@ class Implementation:
 
     def quick_rows(
         self, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float
-    ) -> tuple[Tensor, Tensor] | None:
-        """Compute the loss of each row, in the dtype of the logits or of sums, and its lse."""
+    ) -> tuple[Tensor, Any] | None:
+        """Compute the loss of each row, in the dtype of the logits or of sums, and what its gradient needs."""
         return None
 
     def quick_rows_gradient(
-        self, grad: Any, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float, lse: Tensor
+        self, grad: Any, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float, kept: Any
     ) -> Tensor | None:
-        """Compute the gradient for the logits from that of ``quick_rows``."""
+        """Compute the gradient for the logits from that of ``quick_rows``, and from what that gave."""
         return None
+
+    def kept_lse(self, kept: Any, logits: Tensor) -> Tensor:
+        """Return what ``quick_rows`` kept as the lse of forward."""
+        raise NotImplementedError
 
     def quick_binary_sum(
         self, logits: Any, target: Any, mean: bool, factor: float | None
@@ -292,10 +296,10 @@ class Implementation:
         return None
 
     def quick_binary_elements(self, logits: Any, target: Any) -> Tensor | None:
-        """Compute the loss of each element, in the dtype of the logits or of sums."""
+        """Compute the loss of each element, in the dtype of the logits."""
         return None
 
-    def quick_binary_gradient(self, grad: Any, logits: Any, target: Any) -> Tensor | None:
+    def quick_binary_gradient(self, grad: Any, logits: Any, target: Any, kept: None = None) -> Tensor | None:
         """Compute the gradient for the logits from that of ``quick_binary_elements``."""
         return None
 

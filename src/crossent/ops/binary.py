@@ -12,6 +12,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from crossent.core.checks import Place
 from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, over
+from crossent.core.settings import PLAIN_BINARY
 from crossent.core.target import BinaryTarget
 from crossent.impl import formulas, load
 from crossent.ops import validation
@@ -170,15 +171,20 @@ class FusedBinaryCrossEntropy(Fused):
         )
 
 
+def described(target: Tensor) -> BinaryTarget:
+    """Make the record of a target without weights."""
+    return BinaryTarget(target, None, None, None, PLAIN_BINARY)
+
+
 class UnreducedBinaryCrossEntropy(Unreduced):
     """The losses of plain tensors' elements."""
 
-    record, differentiable = BinaryTarget, staticmethod(_differentiable)
+    tensors, quick = 1, "quick_binary_gradient"
+    describe, differentiable = staticmethod(described), staticmethod(_differentiable)
 
     @staticmethod
     def gradient(grad, logits, target, _, call):
-        quick = call.implementation.quick_binary_gradient(grad, logits, target.values)
-        return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0] if quick is None else quick
+        return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0]
 
 
 for _kind in (FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy):

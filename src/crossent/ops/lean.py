@@ -85,25 +85,39 @@ def as_logits(losses: Tensor, logits: Tensor) -> Tensor:
 class Unreduced(Lean):
     """The losses of rows or elements, each for itself, which were computed before.
 
-    With them comes a tensor that their gradient needs, or None. A subclass has ``gradient(grad, logits, target, kept, call)``.
+    With them comes what their gradient needs, or None. ``given`` is what the caller said of the target, its tensors first. A
+    subclass has the number of ``tensors``; ``quick``, the name of what computes the gradient from them just as they are;
+    ``gradient(grad, logits, target, kept, call)``, which computes it otherwise; and ``describe(*given)``, which makes the record.
     """
 
+    tensors: int
+    quick: str
     gradient: Any
+    describe: Any
+
+    @classmethod
+    def of(cls, logits: Tensor, formed: tuple[Tensor, Any], given: tuple[Any, ...], call: Call) -> Tensor:
+        """Attach losses to their logits."""
+        loss: Tensor = cls.run(logits, formed, given, call, cls.tensors, getattr(call.implementation, cls.quick))
+        return loss
 
     @staticmethod
-    def forward(ctx, logits, formed, target, call):
-        losses, kept = formed
-        ctx.call, ctx.settings = call, target.settings
-        ctx.save_for_backward(logits, *target.tensors, kept)
+    def forward(ctx, logits, formed, given, call, tensors, quick):
+        losses, ctx.kept = formed
+        ctx.call, ctx.numbers, ctx.quick = call, given[tensors:], quick
+        ctx.save_for_backward(logits, *given[:tensors])
         return as_logits(losses, logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, *tensors, kept = ctx.saved_tensors
-        kind = ctx._forward_cls
-        target = kind.record(*tensors, ctx.settings)
+        logits, *tensors = ctx.saved_tensors
         if needs_formula(grad):
-            gradient = kind.differentiable(grad, logits, target, ctx.call)
+            kind = ctx._forward_cls
+            gradient = kind.differentiable(grad, logits, kind.describe(*tensors, *ctx.numbers), ctx.call)
         else:
-            gradient = like(kind.gradient(grad, logits, target, kept, ctx.call), logits)
-        return gradient, None, None, None
+            gradient = ctx.quick(grad, logits, *tensors, *ctx.numbers, ctx.kept)
+            if gradient is None:
+                kind = ctx._forward_cls
+                target = kind.describe(*tensors, *ctx.numbers)
+                gradient = like(kind.gradient(grad, logits, target, ctx.kept, ctx.call), logits)
+        return gradient, None, None, None, None, None

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from crossent.core.settings import PLAIN, PLAIN_BINARY, Settings
-from crossent.core.target import BinaryTarget, Target
 from crossent.impl import with_short_way
 from crossent.impl.protocol import Implementation
 from crossent.ops.binary import FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy
+from crossent.ops.binary import described as described_binary
 from crossent.ops.fused import expected
 from crossent.ops.lean import Call, as_logits, kept_as_they_are, quiet
-from crossent.ops.softmax import FusedCrossEntropy, UnreducedCrossEntropy
+from crossent.ops.softmax import FusedCrossEntropy, UnreducedCrossEntropy, described
 
 _Given = tuple[Tensor, Tensor | None, int, float]  # target, weight, ignore_index and label_smoothing
 
@@ -38,22 +37,16 @@ def quick_cross_entropy(
         if reduction in ("mean", "sum"):
             return _sum(_IMPLEMENTATION, logits, (target, weight, ignore_index, label_smoothing), reduction == "mean")
     except RuntimeError:
-        _described(target, weight, ignore_index, label_smoothing).raise_if_out_of_range(logits.shape[1])
+        described(target, weight, ignore_index, label_smoothing).raise_if_out_of_range(logits.shape[1])
         raise
     return None
-
-
-def _described(target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float) -> Target:
-    usual = ignore_index == -100 and label_smoothing == 0.0
-    return Target(target, weight, None, None, None, PLAIN if usual else Settings(ignore_index, label_smoothing))
 
 
 def _rows(implementation: Implementation, logits: Tensor, given: _Given) -> Tensor | None:
     formed = implementation.quick_rows(logits, *given)
     if formed is None or not (logits.requires_grad and _grad_enabled()):
         return None if formed is None else as_logits(formed[0], logits)
-    loss: Tensor = UnreducedCrossEntropy.run(logits, formed, _described(*given), Call(False, implementation))
-    return loss
+    return UnreducedCrossEntropy.of(logits, formed, given, Call(False, implementation))
 
 
 def _sum(implementation: Implementation, logits: Tensor, given: _Given, mean: bool) -> Tensor | None:
@@ -67,7 +60,7 @@ def _sum(implementation: Implementation, logits: Tensor, given: _Given, mean: bo
     if formed is None:
         return None
     call = Call(mean, implementation)
-    loss: Tensor = FusedCrossEntropy.run(logits, formed, _described(*given), call, "beside", factor)
+    loss: Tensor = FusedCrossEntropy.run(logits, formed, described(*given), call, "beside", factor)
     return loss
 
 
@@ -84,9 +77,7 @@ def _elements(implementation: Implementation, logits: Tensor, target: Tensor) ->
     losses = implementation.quick_binary_elements(logits, target)
     if losses is None or not (logits.requires_grad and _grad_enabled()):
         return None if losses is None else as_logits(losses, logits)
-    described = BinaryTarget(target, None, None, None, PLAIN_BINARY)
-    loss: Tensor = UnreducedBinaryCrossEntropy.run(logits, (losses, None), described, Call(1.0, implementation))
-    return loss
+    return UnreducedBinaryCrossEntropy.of(logits, (losses, None), (target,), Call(1.0, implementation))
 
 
 def _binary_sum(implementation: Implementation, logits: Tensor, target: Tensor, mean: bool) -> Tensor | None:
@@ -99,7 +90,6 @@ def _binary_sum(implementation: Implementation, logits: Tensor, target: Tensor, 
     formed = implementation.quick_binary_sum(logits, target, mean, factor)
     if formed is None:
         return None
-    described = BinaryTarget(target, None, None, None, PLAIN_BINARY)
     call = Call(formed[1], implementation)
-    loss: Tensor = FusedBinaryCrossEntropy.run(logits, formed, described, call, "beside", factor)
+    loss: Tensor = FusedBinaryCrossEntropy.run(logits, formed, described_binary(target), call, "beside", factor)
     return loss

@@ -26,6 +26,7 @@ from crossent.core import torchs
 from crossent.core.checks import UNDIFFERENTIABLE_WEIGHT, Place
 from crossent.core.modes import plain, transformed
 from crossent.core.reduction import compute_dtype, divide, over, weigh
+from crossent.core.settings import PLAIN, Settings
 from crossent.core.target import Target
 from crossent.impl import formulas, load
 from crossent.impl.protocol import Gradients, RowStatistics
@@ -339,17 +340,22 @@ class FusedCrossEntropy(Fused):
         return compute(logits, target, call.divided, dtype, factor, inplace, *formed, **weighed)
 
 
+def described(target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float) -> Target:
+    """Make the record of what a plain call says of its target."""
+    usual = ignore_index == -100 and label_smoothing == 0.0
+    return Target(target, weight, None, None, None, PLAIN if usual else Settings(ignore_index, label_smoothing))
+
+
 class UnreducedCrossEntropy(Unreduced):
     """The losses of plain tensors' rows."""
 
-    record, differentiable = Target, staticmethod(_differentiable)
+    tensors, quick = 2, "quick_rows_gradient"
+    describe, differentiable = staticmethod(described), staticmethod(_differentiable)
 
     @staticmethod
-    def gradient(grad, logits, target, lse, call):
-        values, weight, _, _, _, settings = target
-        numbers = settings.ignore_index, settings.label_smoothing
-        quick = call.implementation.quick_rows_gradient(grad, logits, values, weight, *numbers, lse)
-        return call.implementation.cross_entropy_backward(grad, logits, target, lse).logits if quick is None else quick
+    def gradient(grad, logits, target, kept, call):
+        lse = call.implementation.kept_lse(kept, logits)
+        return call.implementation.cross_entropy_backward(grad, logits, target, lse).logits
 
 
 for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
