@@ -11,25 +11,6 @@
 
 namespace {
 
-// Numbers of as many rows as a register of this instruction set holds.
-#if defined(__AVX512F__)
-constexpr int REGISTER = 64;
-#elif defined(__AVX2__)
-constexpr int REGISTER = 32;
-#else
-constexpr int REGISTER = 16;
-#endif
-template <class T> struct Register {
-    static constexpr int64_t SIZE = REGISTER / sizeof(T);
-    typedef T Numbers __attribute__((vector_size(REGISTER)));
-};
-template <class T> using Numbers = typename Register<T>::Numbers;
-template <class T> INLINE Numbers<T> numbers_at(const T* from) {
-    Numbers<T> to;
-    std::memcpy(&to, from, sizeof to);
-    return to;
-}
-
 // Panels that are worked on together have at most AT_ONCE classes in all: four panels where there are few, so that the
 // chains of operations of one hide those of another, and one where there are many, for the nearest cache.
 constexpr int64_t PANELS = ROWS / LANES;
