@@ -11,7 +11,7 @@ namespace {
 
 // LARGE: bytes from which on memory is recycled, which Python does. FEW_NUMBERS: up to so many numbers are converted
 // here, one by one; more are left to torch, whose vectors are then worth the call.
-constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 512;
+constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 4096;
 
 // How results are made; Python hands it over at import. Never destroyed.
 struct Makers {

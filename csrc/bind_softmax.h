@@ -170,7 +170,8 @@ struct Inputs {
         p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
         set_member(p);
         int64_t few = kernels->few_classes[dtype_of(logits)];
-        if (backward) few = p.plain() ? std::min(few, FEW_BACKWARD) : FEW_CLASSES;
+        // Backward has no sums to make, which tiles make cheaply.
+        if (backward) few = p.plain() ? std::max(FEW_CLASSES, few * 7 / 12) : FEW_CLASSES;
         if (soft || p.penalises_all()) few = FEW_CLASSES;
         // Rows that share their memory are tiles, with a gradient and without: the gradient lies otherwise than these.
         const bool shared = (p.outer > 1 && p.at.outer == 0) || (p.inner > 1 && p.at.inner == 0);

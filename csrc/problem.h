@@ -16,9 +16,8 @@ constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, 
 // its gradient, take tiles up to more classes on long vectors: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
-// Backward takes tiles of class indices and nothing else (plain.h) up to this many classes, if forward does. AT_ONCE:
-// the most classes of such a tile.
-constexpr int64_t FEW_BACKWARD = 112, AT_ONCE = 256;
+// The most classes of a tile of class indices and nothing else (plain.h).
+constexpr int64_t AT_ONCE = 256;
 
 // KEPT: up to this many e^x of a tile are kept for its gradient. KEPT_TILE: how many R a chunk of classes takes then.
 constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;

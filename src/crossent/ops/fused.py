@@ -207,9 +207,13 @@ class Fused(Lean):
 
     @staticmethod
     def forward(ctx, logits, formed, target, call, place, factor):
-        loss, _, gradient = formed.now() if isinstance(formed, _Later) else formed
+        if isinstance(formed, _Later):
+            loss, _, gradient = formed.now()
+            gradient = None if gradient is None else like(gradient, logits)
+        else:  # of a short call, which laid its gradient out as the logits are
+            loss, _, gradient = formed
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
-        ctx.gradients = [] if gradient is None else [like(gradient, logits)]
+        ctx.gradients = [] if gradient is None else [gradient]
         ctx.call, ctx.settings, ctx.place = call, target.settings, place
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.save_for_backward(logits, *target.tensors, call.sample_weight)
