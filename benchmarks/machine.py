@@ -34,6 +34,15 @@ def instruction_set() -> str | None:
     return _native.isa()
 
 
+def instruction_sets() -> list[str]:
+    """List the instruction sets that crossent's kernels are there for; none without them."""
+    try:
+        from crossent import _native
+    except ImportError:
+        return []
+    return _native.isas()
+
+
 def compiler() -> str | None:
     """Name the C++ compiler that torch.compile uses, or None where it finds none."""
     try:

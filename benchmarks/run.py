@@ -21,12 +21,12 @@ from linear import CASES as LINEAR
 from linear import measure_linear
 from linear_accuracy import measure_accuracy
 from linear_memory import measure_linear_memory
-from machine import describe_machine
+from machine import describe_machine, instruction_sets
 from measure import measure_alone
 from members import measure_members
 from memory import measure_memory
 from pages import available, measure_pages
-from problems import CASES, Case
+from problems import CASES, OTHER_ISA, Case
 from report import write_pages, write_report
 from sweep import SWEEP, measure_sweep, summary, write_sweep
 
@@ -110,6 +110,8 @@ def measure_all(args: argparse.Namespace) -> dict:
     sweep = []
     if wanted("sweep", args.names) and not args.quick:
         sweep = [row for count in counts for row in measure_sweep(count, CELL_SECONDS)]
+        if machine["instruction_set"] not in (None, OTHER_ISA) and OTHER_ISA in instruction_sets():
+            sweep += measure_sweep(1, CELL_SECONDS, OTHER_ISA)
         args.out.mkdir(parents=True, exist_ok=True)
         write_sweep(sweep, args.out / SWEEP)
     rows = []

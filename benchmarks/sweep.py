@@ -2,6 +2,7 @@
 
 A cell is the ratio of crossent's time to torch's: the smallest times of calls taken in turn in one process, so that what else the
 machine does can only make a cell noisier. Run as a script it measures one number of threads: ``sweep.py THREADS SECONDS``.
+The environment chooses the instruction set, of both sides.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import gc
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import instruction_set
 from torch import Tensor
 
 import crossent
@@ -109,15 +112,17 @@ def measure_here(threads: int, seconds: float) -> list[dict]:
             if ratio(row) > bound(row):
                 again = measure_cell(cell, 5 * seconds)
                 row["us"], row["torch_us"] = (min(row[k], again[k]) for k in ("us", "torch_us"))
-        rows.append(row | {"threads": threads})
+        rows.append(row | {"threads": threads, "isa": instruction_set()})
     gc.enable()
     return rows
 
 
-def measure_sweep(threads: int, seconds: float) -> list[dict]:
-    """Measure it in a process of its own."""
+def measure_sweep(threads: int, seconds: float, isa: str | None = None) -> list[dict]:
+    """Measure it in a process of its own, where the kernels of both sides are those of an instruction set."""
     command = [sys.executable, str(Path(__file__).resolve()), str(threads), str(seconds)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    both = {} if isa is None else {"CROSSENT_ISA": isa, "ATEN_CPU_CAPABILITY": isa}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | both)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 SWEEP = "sweep.csv"
@@ -142,6 +147,11 @@ def ratio(row: dict) -> float:
     return row["us"] / row["torch_us"]
 
 
+def settings(rows: list[dict]) -> list[tuple[str, int]]:
+    """Return the instruction sets and numbers of threads that were measured, in that order."""
+    return list(dict.fromkeys((row["isa"], row["threads"]) for row in rows))
+
+
 def bound(row: dict) -> float:
     """Return how much longer than torch a call may take."""
     return BOUNDS["long" if row["torch_us"] > 1e6 * LONG_CALL else "small"]
@@ -151,12 +161,12 @@ def summary(rows: list[dict], machine: dict) -> str:
     """Say in how many cells torch is faster, and where most."""
     if not rows:
         return ""
-    kernels, noisy = machine["instruction_set"], "" if machine["idle"] else ", not idle"
-    parts = [f"{machine['processor']}, {machine['cores']} cores, kernels for {kernels}, {machine['date']}{noisy}:"]
-    for threads in sorted({row["threads"] for row in rows}):
-        of = [row for row in rows if row["threads"] == threads]
+    noisy = "" if machine["idle"] else ", not idle"
+    parts = [f"{machine['processor']}, {machine['cores']} cores, {machine['date']}{noisy}:"]
+    for isa, threads in settings(rows):
+        of = [row for row in rows if (row["isa"], row["threads"]) == (isa, threads)]
         slower = sorted((row for row in of if ratio(row) > bound(row)), key=ratio, reverse=True)
-        words = f"{threads} thread" + "s" * (threads > 1)
+        words = f"{isa}, {threads} thread" + "s" * (threads > 1)
         middle = sorted(map(ratio, of))[len(of) // 2]
         text = f"{words}: {len(of)} cells, half of them below {middle:.2f}; {len(slower)} above their bound"
         if slower:
@@ -171,8 +181,8 @@ def summary(rows: list[dict], machine: dict) -> str:
 def draw_sweep(rows: list[dict], path: Path) -> None:
     """Draw the ratios.
 
-    There is a column of fields for each number of threads, in it a field for each loss and layout, and in that a stripe for each
-    dtype and reduction.
+    There is a column of fields for each instruction set and number of threads, in it a field for each loss and layout, and in
+    that a stripe for each dtype and reduction.
     """
     import matplotlib
 
@@ -184,7 +194,7 @@ def draw_sweep(rows: list[dict], path: Path) -> None:
     plt.rcdefaults()
     plt.rcParams.update({"font.size": 7})
     kinds = [("softmax", "contiguous"), ("softmax", "strided"), ("binary", "contiguous")]
-    threads = sorted({row["threads"] for row in rows})
+    measured = settings(rows)
     stripes = list(itertools.product(DTYPES, REDUCTIONS))
     columns = [(batch, classes) for batch in BATCHES for classes in CLASSES]
     lines = {
@@ -192,19 +202,19 @@ def draw_sweep(rows: list[dict], path: Path) -> None:
     }
     heights = [len(lines[kind]) * len(stripes) for kind in kinds]
     figure, fields = plt.subplots(
-        len(kinds), len(threads), figsize=(7 * len(threads), 11), dpi=160, squeeze=False, facecolor="white",
+        len(kinds), len(measured), figsize=(7 * len(measured), 11), dpi=160, squeeze=False, facecolor="white",
         layout="constrained", height_ratios=[max(height, 3 * len(stripes)) for height in heights],
     )  # fmt: skip
-    for (i, kind), (j, count) in itertools.product(enumerate(kinds), enumerate(threads)):
+    for (i, kind), (j, (isa, count)) in itertools.product(enumerate(kinds), enumerate(measured)):
         field = np.full((heights[i], len(columns)), np.nan)
         for row in rows:
-            if (row["loss"], row["layout"], row["threads"]) == (*kind, count):
+            if (row["loss"], row["layout"], row["isa"], row["threads"]) == (*kind, isa, count):
                 stripe = stripes.index((row["dtype"], row["reduction"]))
                 y = stripe * len(lines[kind]) + lines[kind].index(row["inner"])
                 field[y, columns.index((row["batch"], row["classes"]))] = ratio(row)
         axes = fields[i][j]
         image = axes.imshow(field, aspect="auto", cmap="RdBu_r", norm=LogNorm(0.1, 10), interpolation="nearest")
-        axes.set_title(f"{kind[0]}, {kind[1]} classes, {count} thread{'s' * (count > 1)}", loc="left")
+        axes.set_title(f"{kind[0]}, {kind[1]} classes, {isa}, {count} thread{'s' * (count > 1)}", loc="left")
         middle = (len(lines[kind]) - 1) / 2
         axes.set_yticks([s * len(lines[kind]) + middle for s in range(len(stripes))], [f"{d}, {r}" for d, r in stripes])
         axes.set_xticks(
