@@ -372,12 +372,10 @@ template <class R, class I> double sum_of_weights(const Softmax& p, const I* lab
 // The same where each row that counts weighs 1.
 template <class I> double count(const Softmax& p, const I* label) {
     int64_t counted = 0, wrong = 0;
-    const int64_t ignored = p.ignore_index;
-    const uint64_t classes = uint64_t(p.classes);
-    for (int64_t row = 0; row < p.rows(); row++) {  // `counts` in fewer steps
-        const int64_t y = int64_t(label[row]), taken = y != ignored;
-        counted += taken, wrong |= taken & int64_t(uint64_t(y) >= classes);
-    }
+    if constexpr (std::is_same_v<I, int64_t>)
+        counted = kernels->count(label, p.rows(), p.ignore_index, p.classes, wrong);
+    else
+        for (int64_t row = 0; row < p.rows(); row++) counted -= counts(p, int64_t(label[row]), wrong);
     if (wrong) throw std::runtime_error("target has a class index that is out of range");
     return double(counted);
 }
@@ -417,9 +415,9 @@ std::optional<double> sum(
     if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts.back());
     p.stream = grad_logits && is_streamed(*grad_logits, logits);
     const LaidDown laid_down(p, dtype_of(logits));
-    const std::unique_ptr<double[]> lse(new double[size_t(2 * p.rows())]),
+    const std::unique_ptr<double[]> lse(p.needs_no_lse() ? nullptr : new double[size_t(2 * p.rows())]),
         partial(new double[size_t(2 * p.tiles() + 2)]);
-    set_lse(p, lse.get(), wide ? 8 : 4);
+    if (lse) set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();
     auto* run = (grad_logits ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
     const int64_t elements = logits.numel();

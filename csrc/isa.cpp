@@ -36,4 +36,5 @@ const Kernels TABLE(ISA) = {
     BY_DTYPE(binary),
     BY_DTYPE(scale),
     ACCUMULATE,
+    count,
 };

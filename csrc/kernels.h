@@ -76,6 +76,17 @@ template <class S> static void binary(const Binary& p, int64_t begin, int64_t en
     if (p.stream) finish_streams();
 }
 
+// How many labels are not `ignored`; `wrong` gets bits where one of those is no class.
+static int64_t count(const int64_t* labels, int64_t rows, int64_t ignored, int64_t classes, int64_t& wrong) {
+    int64_t counted = 0, beyond = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t taken = labels[i] != ignored;
+        counted += taken, beyond |= taken & int64_t(uint64_t(labels[i]) >= uint64_t(classes));
+    }
+    wrong |= beyond;
+    return counted;
+}
+
 template <class S> static void scale(const Scaled& p, int64_t begin, int64_t end) {
     using R = typename Wide<S>::type;
     const R factor = R(p.factor);

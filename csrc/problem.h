@@ -104,6 +104,8 @@ struct Softmax {
         const bool usual = smoothing == 0 && penalty == NO_PENALTY && !transformed() && z_loss == 0 && !shard;
         return index_type >= 0 && classes <= AT_ONCE && usual && !mass && !elsewhere && !entropy && !grad_target;
     }
+    // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum: in tiles of plain.h.
+    bool needs_no_lse() const { return rows_per_tile != 1 && plain() && (at.classes != 1) == (grad_at.classes != 1); }
     bool keeps_tiles() const { return classes * rows_per_tile <= KEPT && !penalises_all(); }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
@@ -159,4 +161,5 @@ struct Kernels {
     void (*binary[DTYPES])(const Binary&, int64_t begin, int64_t end);
     void (*scale[DTYPES])(const Scaled&, int64_t begin, int64_t end);
     void (*accumulate)(const Product&, int64_t begin, int64_t end);  // or null
+    int64_t (*count)(const int64_t* labels, int64_t rows, int64_t ignored, int64_t classes, int64_t& wrong);
 };
