@@ -199,6 +199,8 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
         } else {
             const bool piece = in_one_piece(p.at);
             if (piece) fetch(this->x + (offset_[q * LANES] + LANES * n), LANES * n * sizeof(S));
+            if (WANTED != LOSSES && !p.stream && in_one_piece(p.grad_at))
+                fetch_to_write(this->out + to_offset_[q * LANES], LANES * n * int64_t(sizeof(S)));
             e_.load_panel(this->x, offset_ + q * LANES, piece, n, this->rows_of(q), logits);
         }
         for (int l = 0; l < LANES; l++) panel.x_y[l] = 0;
