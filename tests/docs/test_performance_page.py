@@ -137,10 +137,10 @@ def constant(name: str) -> int:
     return eval(value)
 
 
-def few_classes() -> str:
-    """Read up to how many classes rows are taken as tiles in float32."""
+def few_classes(multiply: int = 1, divide: int = 1) -> str:
+    """Read up to how many classes rows are taken as tiles in float32, or a part of them."""
     source = (ROOT / "csrc/isa.cpp").read_text()
-    avx512, avx2 = re.findall(r"#define FEW (\d+), ", source)
+    avx512, avx2 = (int(few) * multiply // divide for few in re.findall(r"#define FEW (\d+), ", source))
     return f"up to {avx512} classes with AVX-512 and {avx2} with AVX2"
 
 
@@ -148,7 +148,7 @@ def test_the_page_names_the_kernels_constants():
     text = " ".join(PAGE.split())
     lanes, block, rows = constant("LANES"), constant("BLOCK"), constant("ROWS")
     for claim in (
-        f"New float32 gradients of at least {constant('STREAMED') >> 20} MB and at least a quarter of the last cache are",
+        f"New float32 gradients of at least {constant('STREAMED') >> 20} MB and at least a tenth of the last cache are",
         f"Below {constant('SERIAL'):,} elements one thread does all",
         f"in blocks of {block:,} numbers",
         f"Rows of up to {constant('FEW_CLASSES')} classes are taken {rows} at a time, {lanes} to a vector loop",
@@ -160,6 +160,9 @@ def test_the_page_names_the_kernels_constants():
         f"if it has at most {constant('HOT') >> 20} MB",
     ):
         assert claim in text, claim
+    assert "last_cache() / 10" in (ROOT / "csrc/layout.h").read_text()
+    (part,) = re.findall(r"few \* (\d+) / (\d+)", (ROOT / "csrc/bind_softmax.h").read_text())
+    assert f"formed by the same tiles, {few_classes(*map(int, part))}" in text
     assert lanes == 2**5
     assert constant("MOST") == 4
     assert "of the last four that were dropped" in text
