@@ -434,6 +434,10 @@ def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
 
 def _is_by_formula(pair: _Pair, targets: list[Target], reverse: bool, impl: str | None) -> bool:
     """Whether all parts of a distillation are computed by torch operations, and in blocks; the teacher is ``targets[0]``."""
+    if formulas.IMPLEMENTATION.fuses(
+        pair.student
+    ):  # takes_blocks says so too, and a small call need not choose for that
+        return False
     values = stand_in(pair.student, compute_dtype(pair.student if reverse else pair.teacher))
     t = pair.target._replace(values=values)
     calls = [(pair.student, t), (pair.teacher, t), *((pair.student, hard) for hard in targets[1:])]
