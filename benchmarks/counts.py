@@ -35,8 +35,8 @@ Step = Callable[[Tensor, Tensor], Tensor]
 def pretended_device() -> Iterator[None]:
     """Let the eager implementation work as it does where it cannot look at numbers."""
 
-    def size(x: Tensor) -> int:
-        return min(max(x.numel() // blocks._SHARE, blocks._LAUNCHED), blocks._LARGEST)
+    def size(x: Tensor, formed: int = 0) -> int:
+        return blocks.size_on_device(x.numel(), formed)
 
     with (
         patch.object(eager.Eager, "fuses", lambda *_: False),
@@ -89,34 +89,49 @@ def peak(step: Callable[[], None]) -> int:
 
 
 class Member(NamedTuple):
-    """A loss of logits and a target, whether that is probabilities, and whether a gradient is formed."""
+    """A loss of logits and a target: whether that has their shape, and whether gradients are formed, for the target too."""
 
     loss: Step
     soft: bool = False
     backward: bool = True
+    learned: bool = False
+
+    def bound(self, dtype: torch.dtype) -> float:
+        """Return how many bytes an element docs/gpu.md allows: 8, or what the gradients take and some for the blocks."""
+        gradients = dtype.itemsize * (2 if self.learned else 1)
+        return 8.0 if gradients <= 4 else gradients + max(dtype.itemsize, 4) * 5 / 16
+
+    def step(self, dtype: torch.dtype) -> Callable[[], None]:
+        """Draw what it takes, and return one forward and backward."""
+        torch.manual_seed(0)
+        x = torch.randn(N, C).to(dtype).requires_grad_(self.backward)
+        target = torch.rand(N, C).to(dtype).requires_grad_(self.learned) if self.soft else torch.randint(C, (N,))
+
+        def step() -> None:
+            loss = self.loss(x, target)
+            if self.backward:
+                loss.backward()
+            x.grad = target.grad = None
+
+        return step
 
 
 def measure(member: Member, dtype: torch.dtype) -> dict[str, float]:
     """Count one forward and backward."""
-    torch.manual_seed(0)
-    x = torch.randn(N, C).to(dtype).requires_grad_(member.backward)
-    target = torch.rand(N, C).to(dtype) if member.soft else torch.randint(C, (N,))
-
-    def step() -> None:
-        loss = member.loss(x, target)
-        if member.backward:
-            loss.backward()
-        x.grad = None
-
-    with pretended_device():
-        with Counter() as counter:
-            step()
-        most = peak(step)
+    step = member.step(dtype)
+    with pretended_device(), Counter() as counter:
+        step()
     return {
         "launches": counter.launches,
-        "bytes": round(counter.bytes / x.numel(), 1),
-        "peak": round(most / x.numel(), 1),
+        "bytes": round(counter.bytes / (N * C), 1),
+        "peak": round(bytes_at_once(step), 1),
     }
+
+
+def bytes_at_once(step: Callable[[], None]) -> float:
+    """Return how many bytes a step takes at once for each of the logits."""
+    with pretended_device():
+        return peak(step) / (N * C)
 
 
 def members() -> dict[str, Member]:
@@ -124,15 +139,30 @@ def members() -> dict[str, Member]:
     some, weight, rows = torch.arange(C) > 3, torch.linspace(0.5, 2, C), torch.linspace(0, 1, N)
     bias = torch.linspace(-1, 1, C)
 
-    def of(soft: bool = False, **options) -> Member:
+    def of(soft: bool = False, learned: bool = False, **options) -> Member:
         def loss(x: Tensor, y: Tensor) -> Tensor:
             given = {k: v.to(x.dtype) if k in ("weight", "logit_bias") else v for k, v in options.items()}
             return crossent.cross_entropy(x, y, impl="eager", **given)
 
-        return Member(loss, soft)
+        return Member(loss, soft, learned=learned)
 
-    def binary(**options) -> Member:
-        return Member(lambda x, t: crossent.binary_cross_entropy_with_logits(x, t, impl="eager", **options), soft=True)
+    def binary(learned: bool = False, **options) -> Member:
+        def loss(x: Tensor, t: Tensor) -> Tensor:
+            return crossent.binary_cross_entropy_with_logits(x, t, impl="eager", **options)
+
+        return Member(loss, soft=True, learned=learned)
+
+    def distillation(learned: bool = False, **options) -> Member:
+        def loss(x: Tensor, teacher: Tensor) -> Tensor:
+            return crossent.distillation_loss(x, teacher, 2.0, teacher_grad=learned, impl="eager", **options)
+
+        return Member(loss, soft=True, learned=learned)
+
+    def labels(learned: bool = False, **options) -> Member:
+        def loss(x: Tensor, amounts: Tensor) -> Tensor:
+            return crossent.multilabel_cross_entropy(x, amounts, impl="eager", **options)
+
+        return Member(loss, soft=True, learned=learned)
 
     def statistics(x: Tensor, y: Tensor) -> Tensor:
         told = crossent.cross_entropy_stats(x, y, impl="eager")
@@ -146,6 +176,7 @@ def members() -> dict[str, Member]:
         "temperature": 2.0, "softcap": 30.0, "logit_bias": bias, "class_mask": some, "z_loss": 1e-4, "weight": weight,
         "penalty": crossent.Focal(2.0), "label_smoothing": 0.1, "sample_weight": rows,
     }  # fmt: skip
+    with_labels = {"target": torch.randint(C, (N,)), "class_mask": some, "sample_weight": rows, "z_loss": 1e-4}
     return {
         "torch.nn.functional.cross_entropy": Member(F.cross_entropy),
         "a plain call: torch's operator": Member(lambda x, y: crossent.cross_entropy(x, y, impl="torch")),
@@ -166,11 +197,20 @@ def members() -> dict[str, Member]:
         "probabilities, temperature": of(soft=True, temperature=2.0),
         "everything": of(**everything, margin=0.1),
         "everything, probabilities": of(soft=True, **everything, margin=0.1),
-        "several labels": Member(lambda x, t: crossent.multilabel_cross_entropy(x, t, impl="eager"), soft=True),
+        "probabilities that learn": of(soft=True, learned=True),
+        "several labels": labels(),
+        "several labels, everything": labels(**everything, margin=0.1),
+        "distillation": distillation(),
+        "distillation, reverse": distillation(reverse=True),
+        "distillation, labels": distillation(**with_labels),
+        "distillation, reverse, labels": distillation(reverse=True, **with_labels),
+        "distillation, a teacher that learns": distillation(learned=True),
         "statistics": Member(statistics, backward=False),
         "statistics with a gradient": Member(statistics),
         "torch's binary_cross_entropy_with_logits": Member(F.binary_cross_entropy_with_logits, soft=True),
         "sigmoid, eager": binary(),
+        "sigmoid, mask and rows that weigh": binary(mask=some, sample_weight=rows),
+        "sigmoid, a target that learns": binary(learned=True),
         "sigmoid, focal": binary(penalty=crossent.Focal(2.0)),
         "sigmoid, asymmetric": binary(penalty=crossent.Asymmetric()),
     }

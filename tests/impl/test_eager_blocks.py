@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import crossent
+from crossent.impl import eager
 from crossent.impl.eager import blocks
+from crossent.losses import named
 
 SHAPES = {"rows": (50, 7), "images": (3, 5, 4, 6), "one image": (1, 5, 9, 8), "a row": (1, 300)}
 LAYOUTS = {
@@ -133,6 +135,111 @@ def test_statistics_in_blocks_have_second_derivatives_and_forward_mode(soft, mon
     of = lambda z: crossent.cross_entropy_stats(z, y, impl="eager")[:4]  # noqa: E731
     assert torch.autograd.gradgradcheck(of, x.requires_grad_())
     assert torch.autograd.gradcheck(of, x, check_forward_ad=True)
+
+
+COMPOSED = {
+    "distillation": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, sample_weight=u, **o),
+    "reverse": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, reverse=True, sample_weight=u, **o),
+    "with labels": lambda x, t, y, u, **o: crossent.distillation_loss(
+        x,
+        t,
+        2.0,
+        y,
+        z_loss=0.1,
+        label_smoothing=0.1,
+        weight=torch.arange(5).to(x) + 1,
+        penalty=crossent.Focal(2.0),
+        **o,
+    ),
+    "teacher": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, teacher_grad=True, **o),
+    "reverse teacher": lambda x, t, y, u, **o: crossent.distillation_loss(
+        x, t, 2.0, y, reverse=True, teacher_grad=True, class_mask=torch.arange(5) != 1, **o
+    ),
+    "several labels": lambda x, t, y, u, **o: crossent.multilabel_cross_entropy(
+        x, t.abs(), label_smoothing=0.1, margin=0.2, sample_weight=u, **o
+    ),
+    "yes and no": lambda x, t, y, u, **o: crossent.multilabel_cross_entropy(x, t > 0, penalty=crossent.MAE(), **o),
+}
+
+
+def composed(name, shape, dtype, reduction):
+    """Return a composed loss, its first derivatives, and a second one."""
+    generator = torch.Generator().manual_seed(8)
+    x, t = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(2))
+    y = torch.randint(5, (shape[0], *shape[2:]), generator=generator)
+    y.view(-1)[::4] = -100
+    u = torch.rand(y.shape, generator=generator)
+    loss = COMPOSED[name](x, t, y, u, impl="eager", reduction=reduction).sum()
+    leaves = [x, t] if name in ("teacher", "reverse teacher", "several labels") else [x]
+    grads = torch.autograd.grad(loss, leaves, retain_graph=True)
+    again = torch.autograd.grad(loss, leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in again), leaves)
+    return loss.detach(), *grads, *(g.detach() for g in again), *second
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(13, 5), (2, 5, 3, 4)], ids=["rows", "images"])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_targets_that_a_loss_makes_are_made_in_blocks(name, shape, reduction, monkeypatch):
+    """Whole, they are a graph of torch operations; in blocks, no more than a block of them is kept."""
+    monkeypatch.setattr(eager.Eager, "fuses", lambda *_: False)
+    monkeypatch.setattr(blocks, "_CACHED", 11)
+    formed = []
+    monkeypatch.setattr(eager, "composed_rows", lambda *a: formed.append(1) or blocks.composed_rows(*a))
+    parts = composed(name, shape, torch.float64, reduction)
+    assert formed
+    monkeypatch.setattr(named, "takes_blocks", lambda *_: False)
+    for part, whole in zip(parts, composed(name, shape, torch.float64, reduction), strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("learned", ["student", "teacher"])
+def test_what_a_part_of_a_loss_does_not_depend_on_has_no_gradient_of_it(learned, monkeypatch):
+    """The labels' part and the z-loss know nothing of the teacher."""
+    found = []
+    for most in (1 << 20, 11):
+        monkeypatch.setattr(blocks, "_CACHED", most)
+        monkeypatch.setattr(eager.Eager, "fuses", lambda *_, most=most: most > 11)
+        x, t = torch.randn((2, 13, 5), generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+        leaf = (x if learned == "student" else t).requires_grad_()
+        y = torch.arange(13) % 5
+        loss = crossent.distillation_loss(x, t, 2.0, y, z_loss=0.1, teacher_grad=True, impl="eager")
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        found.append((torch.autograd.grad(loss, leaf, retain_graph=True)[0], gradient.detach()))
+        found[-1] += torch.autograd.grad(gradient.square().sum(), leaf)
+    for parts, whole in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-11, atol=1e-13)
+
+
+def test_a_wrong_label_is_named_where_it_is_among_all_rows(monkeypatch):
+    monkeypatch.setattr(eager.Eager, "fuses", lambda *_: False)
+    monkeypatch.setattr(blocks, "_CACHED", 11)
+    y = torch.zeros(13, dtype=torch.int64)
+    y[9] = 5
+    x = torch.randn(13, 5, requires_grad=True)
+    with pytest.raises(IndexError, match=r"got 5 at target\[9\]"):
+        crossent.distillation_loss(x, x.detach(), 2.0, y, impl="eager")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weights", [(), (50,), (50, 7)], ids=["one", "rows", "elements"])
+def test_weights_of_rows_of_a_binary_loss_are_those_of_elements(weights, reduction):
+    generator = torch.Generator().manual_seed(9)
+    x, t = (torch.rand((50, 7), generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    u = torch.rand(weights, generator=generator, dtype=torch.float64).requires_grad_()
+    mask = torch.rand((50, 7), generator=generator) > 0.2
+    each = crossent.binary_cross_entropy_with_logits(x, t, reduction="none", mask=mask, impl="eager")
+    wide = u.reshape(*weights, *(1 for _ in range(2 - len(weights))))
+    right = {"none": wide * each, "sum": (wide * each).sum(), "mean": (wide * each).sum() / (wide * mask).sum()}
+    for weight in (u, u.detach()):
+        ours = crossent.binary_cross_entropy_with_logits(
+            x, t, reduction=reduction, mask=mask, sample_weight=weight, impl="eager"
+        )
+        torch.testing.assert_close(ours, right[reduction], rtol=1e-12, atol=1e-14)
+        leaves = [x, t, u] if weight.requires_grad else [x, t]
+        grads = (torch.autograd.grad(of.square().sum(), leaves, retain_graph=True) for of in (ours, right[reduction]))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_a_sum_over_blocks_is_rounded_once(monkeypatch):

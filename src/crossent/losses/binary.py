@@ -11,12 +11,19 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
 from crossent.core.checks import Place, check_binary, element_mask, gradient_place, pos_weight_along
-from crossent.core.modes import is_dtensor
+from crossent.core.modes import in_forward_mode, is_dtensor, plain
 from crossent.core.penalties import BinaryPenalty, Penalty
-from crossent.core.reduction import Reduction, ordered_sum, result_dtype, times, weights_of_rows
+from crossent.core.reduction import (
+    Reduction,
+    compute_dtype,
+    ordered_sum,
+    result_dtype,
+    times,
+    weights_of_rows,
+)
 from crossent.core.settings import BinarySettings, documented, written_defaults
-from crossent.core.target import BinaryTarget
-from crossent.impl import choose
+from crossent.core.target import BinaryTarget, stand_in
+from crossent.impl import choose, formulas
 from crossent.ops import binary as ops
 from crossent.ops.small import quick_binary_cross_entropy
 
@@ -170,6 +177,9 @@ def _understood(
 def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: str, place: Place) -> Tensor:
     """Compute the loss of every element, and weigh, sum or average."""
     valid, sample_weight = target.valid_elements(), reduction.sample_weight
+    if reduction.how == "none" and sample_weight is not None and _is_constant(sample_weight, input, target, impl):
+        rows = stand_in(input, compute_dtype(input, target.values))
+        target, sample_weight = target._replace(weight=weights_of_rows(sample_weight, rows, whole=False)), None
     total = reduction.how != "none" and sample_weight is None
     over_all = total and reduction.as_torch and reduction.empty == "nan" and valid is None
     divided_by = float(input.numel()) if over_all else 1.0
@@ -177,12 +187,28 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
     divisor: float | Tensor = input.numel()
     if reduction.across is not None:
         divisor = torch.full((), input.numel(), dtype=torch.int64, device=input.device)
-    if valid is not None:
-        divisor = valid.expand_as(input).sum()
     if sample_weight is not None:
         u = weights_of_rows(sample_weight, loss, whole=False)
-        loss = times(u, loss)
-        if reduction.how != "none":
-            counted = u.expand_as(input) if valid is None else u * valid
-            loss, divisor = ordered_sum(loss), ordered_sum(counted.expand_as(input))
+        if reduction.how == "none":
+            return times(u, loss)
+        u, counted = u.reshape(sample_weight.shape), loss.new_ones(()) if valid is None else valid.to(loss.dtype)
+        loss = ordered_sum(times(u, _sums_of_rows(loss, u.dim())))
+        divisor = ordered_sum(u * _sums_of_rows(counted.expand_as(input), u.dim()))
+    elif valid is not None and reduction.how == "mean":
+        divisor = torch.count_nonzero(valid.expand_as(input))
     return loss if over_all or reduction.how == "none" else reduction.finish(loss, divisor)
+
+
+def _is_constant(sample_weight: Tensor, input: Tensor, target: BinaryTarget, impl: str) -> bool:
+    """Whether weights of rows may be weights of elements, which torch operations take in blocks, and which have no gradient."""
+    if impl != formulas.IMPLEMENTATION.name or target.weight is not None or not isinstance(sample_weight, Tensor):
+        return False
+    return plain(input, sample_weight) and not in_forward_mode() and not sample_weight.requires_grad
+
+
+def _sums_of_rows(x: Tensor, dims: int) -> Tensor:
+    """Sum over all but the first dimensions, in an order that does not depend on the number of threads."""
+    if x.dim() == dims:
+        return x
+    rows = x.flatten(dims)
+    return ordered_sum(rows).reshape(rows.shape[:dims]) if rows.shape[:dims].numel() == 1 else rows.sum(-1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,11 +39,12 @@ from crossent.core.settings import (
     check_names,
     documented,
 )
-from crossent.core.target import Target, describe
+from crossent.core.target import Target, describe, stand_in
 from crossent.impl import choose, formulas
 from crossent.losses.binary import binary_cross_entropy_with_logits
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.ops import softmax as ops
+from crossent.ops.rows import row_losses, takes_blocks
 
 
 @documented
@@ -179,19 +181,41 @@ def multilabel_cross_entropy(
             f"labels must have the shape of the logits {shape(input)}, one number for every class, got {shape(labels)}: "
             "for class indices give a list with a list of them for every row"
         )
-    t = _shares(labels.to(compute_dtype(input, labels)), axis)
-    logits, described = describe(input, t, weight, dim, dict(options))
-    described = described.leaving_out(~(labels != 0).any(axis, keepdim=input.dim() == 1))
+    wide, impl = compute_dtype(input, labels), options.get("impl")
+    logits, described = describe(input, stand_in(input, wide), weight, dim, dict(options))
+    labelled = labels if labels.dtype == torch.bool else labels != 0
+    described = described.leaving_out(~labelled.any(axis, keepdim=input.dim() == 1))
     floating = (labels,) if labels.is_floating_point() else ()
     dtype = result_dtype(input, floating, out_dtype)
     place = gradient_place(options.get("inplace_backward", False), options.get("inplace_forward", False), input)
-    return reduced_cross_entropy(input, logits, described, rows, dtype, place, options.get("impl"))
+    amounts = labels.unsqueeze(0) if labels.dim() == 1 else labels.movedim(axis, 1)
+    name = choose(logits, impl, described.values, described, loss_alone=True)
+    of_amounts = described._replace(values=amounts)
+    if place == "beside" and takes_blocks(name, logits, of_amounts):
+        (loss,) = row_losses(partial(_of_amounts, wide=wide), logits, of_amounts)
+        return _reduced_rows(loss, input, described, rows).to(dtype)
+    described = described._replace(values=_shares(amounts.to(wide)))
+    return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)
 
 
-def _shares(amounts: Tensor, axis: int) -> Tensor:
+def _shares(amounts: Tensor) -> Tensor:
     """Divide amounts by their sum, which may be 0; here, so that a copy of them is gone before the loss takes memory."""
-    total = amounts.sum(axis, keepdim=True)
+    total = amounts.sum(1, keepdim=True)
     return amounts / total.masked_fill(total == 0, 1.0)
+
+
+def _of_amounts(logits: Tensor, target: Target, wide: torch.dtype) -> Iterator[Tensor]:
+    """Compute the losses of rows in torch operations, of a target whose values are amounts."""
+    target = target._replace(values=_shares(target.values.to(wide)))
+    yield _row_losses(logits, target, formulas.IMPLEMENTATION.name)
+
+
+def _reduced_rows(each: Tensor, input: Tensor, target: Target, rows: Reduction) -> Tensor:
+    """Reduce the losses of a target's rows; logits of one axis were made a batch of one row."""
+    shape = (*each.shape[:1], 1 if target.weight is None else len(target.weight), *each.shape[1:])
+    row_weight = target.row_weights(each.new_empty(()).expand(shape)).squeeze(1)
+    each, row_weight = (each.squeeze(0), row_weight.squeeze(0)) if input.dim() == 1 else (each, row_weight)
+    return reduce_rows(each, row_weight, rows)
 
 
 def _multi_hot(labels: Sequence[Iterable[int]], logits: Tensor) -> Tensor:
@@ -306,24 +330,26 @@ def distillation_loss(
     pair = _understand_pair(student_logits, teacher_logits, temperature, target, options)
     if options.get("reverse", False) or options.get("teacher_grad", False):
         pair = _without_garbage(pair, rows.sample_weight)
-    impl, squeezed = options.get("impl"), student_logits.dim() == 1
-
-    def reduced(each: Tensor) -> Tensor:
-        row_weight = pair.target.row_weights(each.unsqueeze(1)).squeeze(1)
-        return (
-            reduce_rows(each.squeeze(0), row_weight.squeeze(0), rows)
-            if squeezed
-            else reduce_rows(each, row_weight, rows)
-        )
-
-    loss = reduced(_divergence(pair, options.get("reverse", False), impl))
+    reverse, impl = options.get("reverse", False), options.get("impl")
+    of_target: dict[str, Any] = {name: value for name, value in options.items() if name not in _OF_THE_TEACHER}
+    targets = [pair.target._replace(values=pair.teacher)]
     if target is not None:
-        of_target: dict[str, Any] = {name: value for name, value in options.items() if name not in _OF_THE_TEACHER}
-        hard = cross_entropy(student_logits, target, **{**of_target, "out_dtype": loss.dtype})
-        loss = alpha * loss + (1 - alpha) * hard
-    if z_loss != 0:
-        loss = loss + reduced(_z_losses(pair, z_loss, impl))
-    return loss.to(dtype)
+        targets.append(describe(student_logits, target, options.get("weight"), options.get("dim"), of_target)[1])
+    if _is_by_formula(pair, targets, reverse, impl):
+        compute = partial(_row_parts, reverse=reverse, z_loss=z_loss)
+        each = row_losses(compute, pair.student, *targets)
+        described = (*targets, pair.target) if z_loss else targets
+        parts = [_reduced_rows(part, student_logits, of, rows) for part, of in zip(each, described, strict=True)]
+    else:
+        parts = [_reduced_rows(_divergence(pair, reverse, impl), student_logits, pair.target, rows)]
+        if target is not None:
+            parts.append(cross_entropy(student_logits, target, **{**of_target, "out_dtype": parts[0].dtype}))
+        if z_loss:
+            parts.append(_reduced_rows(_z_losses(pair, z_loss, impl), student_logits, pair.target, rows))
+    loss, *others = parts
+    if target is not None:
+        loss = alpha * loss + (1 - alpha) * others.pop(0)
+    return (loss + others[0] if others else loss).to(dtype)
 
 
 _OF_THE_TEACHER = ("teacher_grad", "reverse", "z_loss")  # options that the target's part does not take
@@ -373,7 +399,7 @@ def _without_garbage(pair: _Pair, sample_weight: Tensor | None) -> _Pair:
 
     Such a target is nan, and so is its gradient, whatever the gradient is with which the row's loss enters.
     """
-    if sample_weight is None:
+    if sample_weight is None or pair.student.shape[1] == 0:
         return pair
     u = sample_weight.unsqueeze(0) if sample_weight.dim() == 0 else sample_weight
     if u.shape != pair.student.shape[:1] + pair.student.shape[2:]:
@@ -381,7 +407,10 @@ def _without_garbage(pair: _Pair, sample_weight: Tensor | None) -> _Pair:
     weightless = u.detach() == 0
     if readable(weightless) and not weightless.any():
         return pair  # without a pass over the logits
-    garbage = weightless & ~(pair.student.detach().isfinite() & pair.teacher.detach().isfinite()).all(1)
+    largest = (
+        torch.linalg.vector_norm(x.detach(), torch.inf, 1) for x in (pair.student, pair.teacher)
+    )  # makes no copy
+    garbage = weightless & ~torch.stack([rows.isfinite() for rows in largest]).all(0)
     if readable(garbage) and not garbage.any():
         return pair
     return pair._replace(target=pair.target.leaving_out(garbage))
@@ -403,9 +432,33 @@ def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
     return pair.target.settings.temperature**2 * (cross - entropy)
 
 
+def _is_by_formula(pair: _Pair, targets: list[Target], reverse: bool, impl: str | None) -> bool:
+    """Whether all parts of a distillation are computed by torch operations, and in blocks; the teacher is ``targets[0]``."""
+    if formulas.IMPLEMENTATION.fuses(
+        pair.student
+    ):  # takes_blocks says so too, and a small call need not choose for that
+        return False
+    values = stand_in(pair.student, compute_dtype(pair.student if reverse else pair.teacher))
+    t = pair.target._replace(values=values)
+    calls = [(pair.student, t), (pair.teacher, t), *((pair.student, hard) for hard in targets[1:])]
+    names = {choose(logits, impl, target.values, target) for logits, target in calls}
+    return len(names) == 1 and takes_blocks(names.pop(), pair.student, *targets)
+
+
+def _row_parts(student: Tensor, of_teacher: Target, *hard: Target, reverse: bool, z_loss: float) -> Iterator[Tensor]:
+    """Compute the parts of a distillation for each row in torch operations: the divergence, that of a target, and ``λ lse²``."""
+    pair, impl = _Pair(student, of_teacher.values, of_teacher), formulas.IMPLEMENTATION.name
+    yield _divergence(pair, reverse, impl)
+    for target in hard:
+        yield _row_losses(student, target, impl)
+    if z_loss:
+        yield _z_losses(pair, z_loss, impl)
+
+
 def _z_losses(pair: _Pair, z_loss: float, impl: str | None) -> Tensor:
     """Compute ``λ lse²`` of each row of the student's logits: the loss with a target of no mass and a z-loss."""
-    nothing = pair.target._replace(values=torch.zeros_like(pair.student), settings=Settings.of(z_loss=z_loss))
+    zeros = pair.student.new_zeros(()).expand(pair.student.shape)
+    nothing = pair.target._replace(values=zeros, settings=Settings.of(z_loss=z_loss))
     return _row_losses(pair.student, nothing, impl)
 
 

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from crossent.impl.eager import blocks
 from crossent.impl.eager.binary import BINARY_NUMBERS, binary_cross_entropy_tangent
-from crossent.impl.eager.blocks import partial_costs, statistics, statistics_backward
+from crossent.impl.eager.blocks import (
+    composed_rows,
+    composed_rows_backward,
+    partial_costs,
+    statistics,
+    statistics_backward,
+)
 from crossent.impl.eager.pieces import as_logits, smoothed_target
 from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.softmax import NUMBERS
@@ -24,6 +30,8 @@ __all__ = [
     "Eager",
     "as_logits",
     "binary_cross_entropy_tangent",
+    "composed_rows",
+    "composed_rows_backward",
     "cross_entropy_tangent",
     "distribution",
     "partial_costs",

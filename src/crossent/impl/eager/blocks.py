@@ -12,7 +12,7 @@ in which nothing cancels where ``p_y`` is next to 1. Elsewhere ``rest`` is taken
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,11 +45,18 @@ def takes(*tensors: Tensor | None) -> bool:
     return plain(*some) and not any(map(torch._C._functorch.is_legacy_batchedtensor, some))
 
 
-def _size(x: Tensor) -> int:
+def size_on_device(elements: int, formed: int = 0) -> int:
+    """How many elements a block has where no cache counts; ``formed`` is how many bytes gradients take for each of the logits.
+
+    Two gradients in float32, or one in float64, leave less room for what is formed on the way.
+    """
+    parts = 4 if formed > 4 else 1
+    return min(max(elements // _SHARE, _LAUNCHED) // parts, _LARGEST)
+
+
+def _size(x: Tensor, formed: int = 0) -> int:
     """How many elements a block of these logits has."""
-    if x.is_cpu:
-        return _CACHED
-    return min(max(x.numel() // _SHARE, _LAUNCHED), _LARGEST)
+    return _CACHED if x.is_cpu else size_on_device(x.numel(), formed)
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
@@ -75,18 +82,18 @@ def _flat(x: Tensor | None, dims: int) -> Tensor | None:
 class Blocks:
     """The rows of a call, block by block: some of the batch, or where one of the batch is a large image, some of its pixels."""
 
-    def __init__(self, logits: Tensor, target: Target) -> None:
+    def __init__(self, logits: Tensor, target: Target, formed: int = 0) -> None:
         per_class = (target.logit_bias, target.class_mask)
         bias, mask = (t if t is None or t.dim() == 1 else _flat(t, 3) for t in per_class)
-        values = _flat(target.values, 2 if target.indices else 3)
+        values = _flat(target.values, 2 if target.values.dim() < logits.dim() else 3)
         assert values is not None
         self.logits = logits if logits.dim() <= 3 else logits.flatten(2)
         self.target = target._replace(values=values, logit_bias=bias, class_mask=mask, valid=_flat(target.valid, 2))
         self.rows = self.logits.shape[:1] + self.logits.shape[2:]
-        self.pixels = logits.shape[2:]
+        self.pixels, self.most = logits.shape[2:], _size(logits, formed)
 
     def __iter__(self) -> Iterator[Block]:
-        x, most = self.logits, _size(self.logits)
+        x, most = self.logits, self.most
         of_one = max(1, x.shape[1:].numel())
         step = max(1, most // of_one)
         for start in range(0, len(x), step):
@@ -163,24 +170,31 @@ def _in_blocks(
     logits: Tensor,
     target: Target,
     needs: tuple[bool, ...],
-    of_block: Callable[[Block], Gradients],
+    of_block: Callable[..., Gradients],
     inplace: bool = False,
+    beside: Sequence[Target] = (),
 ) -> Gradients:
-    """Put gradients together: those of logits and of what has their shape, and the sums over blocks of what has the classes'."""
+    """Put gradients together: those of logits and of what has their shape, and the sums over blocks of what has the classes'.
+
+    ``of_block`` is given a block, and the same rows of the targets ``beside``.
+    """
     needs, dtype = (*needs, False, False)[:4], compute_dtype(logits, target.values)
     summed = [t is not None and t.dim() == 1 and need for t, need in zip(_sources(logits, target), needs, strict=True)]
     weight, bias = (  # wide, so that no block rounds what it adds
         t.to(dtype) if t is not None and sums else t
         for t, sums in zip((target.weight, target.logit_bias), summed[2:], strict=True)
     )
-    blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias))
+    as_large = [t for t, need, sums in zip(_sources(logits, target), needs, summed, strict=True) if need and not sums]
+    formed = sum(t.itemsize for t in as_large if t is not None)
+    blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias), formed)
+    others = [Blocks(logits, other, formed) for other in beside]
     placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
         torch.empty_like(t) if need and t is not None and not sums else None
         for t, need, sums in [*zip(_sources(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
     ]
     totals: list[Tensor | None] = [None] * 4
-    for block in blocks:
-        for i, part in enumerate(of_block(block)):
+    for block, *same_rows in zip(blocks, *others, strict=True):
+        for i, part in enumerate(of_block(block, *same_rows)):
             to, total = placed[i], totals[i]
             if part is not None and to is not None:
                 _part(to, block).copy_(part)
@@ -198,6 +212,63 @@ def _in_blocks(
 def _sources(logits: Tensor, target: Target) -> tuple[Tensor | None, ...]:
     """Return what may have a gradient; class indices have none."""
     return logits, None if target.indices else target.values, target.weight, target.logit_bias
+
+
+Compute = Callable[..., Iterable[Tensor]]
+"""One or more losses of each row, one after the other, as a differentiable function of logits and of one target or more."""
+
+
+def composed_rows(compute: Compute, logits: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
+    """Compute losses of rows by a function that forms more on its way than a loss with one target does."""
+    blocks, results = [Blocks(logits, target) for target in targets], list[Tensor]()
+    for some in zip(*blocks, strict=True):
+        of_block = tuple(compute(some[0].logits, *(block.target for block in some)))
+        results = results or [logits.new_empty(blocks[0].rows, dtype=losses.dtype) for losses in of_block]
+        for to, losses in zip(results, of_block, strict=True):
+            to[some[0].at] = losses
+    return tuple(blocks[0].whole(to, 2) for to in results)
+
+
+def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def composed_rows_backward(
+    grads: Sequence[Tensor | None],
+    compute: Compute,
+    logits: Tensor,
+    targets: Sequence[Target],
+    needs: tuple[bool, ...],
+) -> Gradients:
+    """Compute the gradients for logits, and for what the first target is made of, from those of losses of rows.
+
+    The losses of a block are computed once more and differentiated by autograd, in the dtype of sums, so that no part of a
+    gradient is rounded before all are added.
+    """
+    dtype = compute_dtype(logits, targets[0].values)
+    flat = [g if g is None or g.dim() < 2 else g.flatten(1) for g in grads]
+
+    @torch.enable_grad()
+    def of_block(block: Block, *same_rows: Block) -> Gradients:
+        leaves = [
+            None if t is None else t.detach().to(dtype).requires_grad_() if need else t
+            for t, need in zip(_sources(block.logits, block.target), needs, strict=True)
+        ]
+        values = block.target.values if leaves[1] is None else leaves[1]
+        target = block.target._replace(values=values, weight=leaves[2], logit_bias=leaves[3])
+        given = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
+        totals: list[Tensor | None] = [None] * len(given)
+        losses = compute(leaves[0], target, *(other.target for other in same_rows))
+        for of_rows, g in zip(losses, flat, strict=True):  # one after the other: what one keeps is gone before the next
+            if g is not None and of_rows.requires_grad:
+                parts = torch.autograd.grad(of_rows, given, g[block.at], allow_unused=True)
+                totals = [_added(*both) for both in zip(totals, parts, strict=True)]
+        found = (torch.zeros_like(leaf) if t is None else t for leaf, t in zip(given, totals, strict=True))
+        return Gradients(
+            *(next(found) if need and t is not None else None for t, need in zip(leaves, needs, strict=True))
+        )
+
+    return _in_blocks(logits, targets[0], needs, of_block, beside=targets[1:])
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -341,8 +412,8 @@ class _Elements(NamedTuple):
     step: int
 
     @classmethod
-    def of(cls, logits: Tensor, target: BinaryTarget) -> _Elements:
-        size = _size(logits) if target.penalties[0] is None else _size(logits) // 2  # penalties keep twice as much
+    def of(cls, logits: Tensor, target: BinaryTarget, formed: int = 0) -> _Elements:
+        size = _size(logits, formed) // (1 if target.penalties[0] is None else 2)  # penalties keep twice as much
         return cls(logits, target, max(1, size // max(1, logits.shape[1:].numel())))
 
     def parts(self) -> Iterator[tuple[Any, Tensor, BinaryTarget]]:
@@ -362,7 +433,7 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
     dtype = compute_dtype(logits, target.values)
     if not reduce:
         loss = torch.empty_like(logits, dtype=dtype)
-        for rows, x, some in _Elements.of(logits, target).parts():
+        for rows, x, some in _Elements.of(logits, target, loss.itemsize).parts():
             loss[rows] = binary.binary_cross_entropy_forward(x, some, False)
         return loss
     parts = _Elements.of(logits, target).parts()
@@ -386,7 +457,8 @@ def binary_cross_entropy_backward(
         return binary.binary_cross_entropy_backward(grad, logits, target, needs, divisor)
     on_logits = room(logits, target.values, inplace) if needs[0] else None
     on_target = torch.empty_like(target.values) if needs[1] else None
-    for rows, x, some in _Elements.of(logits, target).parts():
+    formed = sum(t.itemsize for t in (on_logits, on_target) if t is not None)
+    for rows, x, some in _Elements.of(logits, target, formed).parts():
         g = grad if grad.dim() == 0 else grad[rows]
         gradients = binary.binary_cross_entropy_backward(g, x, some, needs, divisor)
         for to, part in zip((on_logits, on_target), gradients, strict=True):

@@ -1,0 +1,90 @@
+"""Losses of rows whose targets are made on the way, as a distillation's are: formed over a block of rows, and again in backward.
+
+Such a loss is a function of logits and targets in torch operations. Left to autograd, it would keep what it forms for all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from crossent.core import watch
+from crossent.core.modes import plain
+from crossent.core.target import Target
+from crossent.impl import formulas
+from crossent.ops.library import differentiated
+
+Compute = Callable[..., Iterable[Tensor]]  # losses of rows, of logits and targets
+_SIZE = len(Target._fields) - 1  # tensors of a target
+
+
+def _targets(settings: Sequence[Any], tensors: Sequence[Any]) -> list[Target]:
+    """Put targets together again from their tensors, one after the other, and their numbers."""
+    parts = [tensors[i * _SIZE : (i + 1) * _SIZE] for i in range(len(settings))]
+    return [Target._make((*part, numbers)) for part, numbers in zip(parts, settings, strict=True)]
+
+
+class RowLosses(Function):
+    """Losses of rows in blocks, differentiable in the logits and in what the first target is made of."""
+
+    @staticmethod
+    def forward(ctx, compute, settings, logits, *tensors):
+        ctx.compute, ctx.settings = compute, settings
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, *tensors)
+        targets = _targets(settings, tensors)
+        try:
+            return formulas.composed_rows(compute, logits, targets)
+        except (IndexError, RuntimeError):
+            for target in targets:  # a block does not know where among all rows it is
+                target.raise_if_out_of_range(logits.shape[1])
+            raise
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, *tensors = ctx.saved_tensors
+        inputs, needs = (logits, *tensors), ctx.needs_input_grad[2:]
+        incoming = [g for g in grads if g is not None]
+        if not incoming:
+            return (None,) * (2 + len(inputs))
+        targets = _targets(ctx.settings, tensors)
+        if plain(*incoming, *inputs) and not differentiated(incoming[0], *incoming[1:], *inputs):
+            gradients = formulas.composed_rows_backward(grads, ctx.compute, logits, targets, needs[:4])
+            return (None, None, *gradients, *(None for _ in inputs[4:]))
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            losses = tuple(ctx.compute(logits, *targets))
+        pairs = [both for both in zip(losses, grads, strict=True) if both[0].requires_grad and both[1] is not None]
+        given = [t for t, need in zip(inputs, needs, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                [of_rows for of_rows, _ in pairs], given, [g for _, g in pairs], create_graph=again, allow_unused=True
+            )
+        )
+        return (None, None, *(next(found) if need else None for need in needs))
+
+
+def takes_blocks(name: str, logits: Tensor, *targets: Target) -> bool:
+    """Whether losses of such rows are formed in blocks: by torch operations, and nobody looks on or uses forward mode.
+
+    Only the first target may have gradients. Where a gradient is formed with the loss, on the CPU, time counts for more than
+    memory: to form the losses of rows once more takes half as long again.
+    """
+    others = [t for target in targets[1:] for t in target.tensors if t is not None]
+    eager = formulas.IMPLEMENTATION
+    if name != eager.name or eager.fuses(logits) or forward_ad._current_level >= 0 or watch.current() is not None:
+        return False
+    if any(t.requires_grad for t in others) or not plain(logits, *targets[0].tensors, *others):
+        return False
+    return logits.numel() > 0
+
+
+def row_losses(compute: Compute, logits: Tensor, *targets: Target) -> tuple[Tensor, ...]:
+    """Compute losses of rows in blocks, where ``takes_blocks`` says so."""
+    settings, tensors = [target.settings for target in targets], [t for target in targets for t in target.tensors]
+    losses: tuple[Tensor, ...] = RowLosses.apply(compute, settings, logits, *tensors)
+    return losses
