@@ -407,9 +407,8 @@ def _without_garbage(pair: _Pair, sample_weight: Tensor | None) -> _Pair:
     weightless = u.detach() == 0
     if readable(weightless) and not weightless.any():
         return pair  # without a pass over the logits
-    largest = (
-        torch.linalg.vector_norm(x.detach(), torch.inf, 1) for x in (pair.student, pair.teacher)
-    )  # makes no copy
+    # The largest magnitude of a row is finite if all are, and takes no copy of the logits.
+    largest = [torch.linalg.vector_norm(x.detach(), torch.inf, 1) for x in (pair.student, pair.teacher)]
     garbage = weightless & ~torch.stack([rows.isfinite() for rows in largest]).all(0)
     if readable(garbage) and not garbage.any():
         return pair
@@ -434,9 +433,7 @@ def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
 
 def _is_by_formula(pair: _Pair, targets: list[Target], reverse: bool, impl: str | None) -> bool:
     """Whether all parts of a distillation are computed by torch operations, and in blocks; the teacher is ``targets[0]``."""
-    if formulas.IMPLEMENTATION.fuses(
-        pair.student
-    ):  # takes_blocks says so too, and a small call need not choose for that
+    if formulas.IMPLEMENTATION.fuses(pair.student):  # takes_blocks says so too, but a small call need not choose first
         return False
     values = stand_in(pair.student, compute_dtype(pair.student if reverse else pair.teacher))
     t = pair.target._replace(values=values)
