@@ -196,8 +196,8 @@ def launch(
     count, divisor = given.logits.numel(), divisor or float("inf")
     per_element = factor is not None and factor.dim() > 0
     exact = given.logits.dtype.itemsize >= 4
-    wide = per_element or given.weight or given.pos_weight or given.target.dtype != torch.bfloat16
-    bits = by_bits() and not wide  # a nan of other numbers in float32 may have any bits
+    plain = not per_element and given.weight is None and given.pos_weight is None
+    bits = by_bits() and plain and given.target.dtype == torch.bfloat16  # a nan of float32 may have any bits
     with device_of(given.logits):
         binary[(programs(given.logits),)](
             *given, factor, constant(divisor) if dtype == torch.float64 else divisor, wanted, count,
