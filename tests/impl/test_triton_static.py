@@ -22,6 +22,7 @@ if INTERPRETED or crossent.implementations()["triton"] is not None:
 ROOT = Path(__file__).parents[2]
 pretended_gpu = benchmark("pretended_gpu")
 gpu_static = benchmark("gpu_static")
+gpu_variants = benchmark("gpu_variants")
 kernels = pretended_gpu.kernels
 KEPT = {row[:4]: row for row in gpu_static.stored()}
 
@@ -173,6 +174,29 @@ def test_every_dtype_compiles(dtype):
 
     made = pretended_gpu.compiled("sm_90", call)
     assert len(made["fused"]) == len(made["binary"]) == 1
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("variant", ["persistent", "cluster", "split"])
+def test_every_variant_of_the_benchmark_compiles(variant, target):
+    """And keeps its numbers in registers. Clusters need a later Triton; the benchmark says so and leaves them out."""
+    x, y = torch.zeros(4, 50264, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
+
+    def call():
+        gpu_variants.VARIANTS[variant](x, y)
+
+    with pretended_gpu.pretended(target):
+        missing = gpu_variants.without_clusters()
+    if variant == "cluster" and missing is not None:
+        with pytest.raises(RuntimeError, match="clusters"):
+            pretended_gpu.compiled(target, call, gpu_variants.KERNELS)
+        return
+    made = pretended_gpu.compiled(target, call, gpu_variants.KERNELS)
+    assert {name.split(",")[0] for name in made} == {variant}
+    for kernel in (kernel for each in made.values() for kernel in each):
+        code = pretended_gpu.read(kernel)
+        assert code.stack == code.spills == 0
+        assert code.registers <= (80 if target == "gfx942" else 64)
 
 
 # --- what is chosen ---------------------------------------------------------------------------------------------------
