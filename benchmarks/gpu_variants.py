@@ -1,8 +1,8 @@
 """Other ways to a mean and its gradient on a GPU, which ``gpu.py`` times beside those of the library.
 
 Each is a function of logits ``(N, C)``, whose classes lie side by side, and labels, of which -100 are ignored. It gives the mean
-loss and the gradient. The kernels here are made of the walks of the library, so that they are as exact as its own. They run in
-Triton's interpreter, and are compiled in ``tests/impl/test_triton_static.py``.
+loss and the gradient. But for the cluster they are made of the walks of the library, so that they are as exact as its own. They
+run in Triton's interpreter, and are compiled in ``tests/impl/test_triton_static.py``.
 """
 
 from __future__ import annotations

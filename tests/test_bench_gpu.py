@@ -66,13 +66,14 @@ def test_a_variant_that_is_wrong_is_not_timed(monkeypatch):
         [*gpu.time_losses(gpu.Machine(1), gpu.TOYS[1], ["variant: split"])]
 
 
-@pytest.mark.parametrize("top", [0, 1599])
+@pytest.mark.parametrize("top", [0, 1600])
 def test_rows_in_parts_keep_the_digits_of_a_confident_row(top):
-    """The rest of the row is the sum of what all parts have beside the largest logit of all."""
+    """The rest of the row is the sum of what all parts have beside the largest logit of all. The second row begins anywhere."""
     variants = benchmark("gpu_variants")
-    x = torch.zeros(1, 1600)
-    x[0, top] = 40.0
-    loss, gradient = variants.split(x, torch.tensor([top]))
-    exact = math.log1p(1599 * math.exp(-40))
+    x = torch.zeros(2, 1601)
+    x[:, top] = 40.0
+    loss, gradient = variants.split(x, torch.tensor([top, top]))
+    exact = math.log1p(1600 * math.exp(-40))
     assert loss.item() == pytest.approx(exact, rel=1e-6)
-    assert gradient[0, top].item() == pytest.approx(math.expm1(-exact), rel=1e-6)
+    assert gradient[:, top].tolist() == pytest.approx([math.expm1(-exact) / 2] * 2, rel=1e-6)
+    assert gradient.sum(1).abs().max() < 1e-6 * exact
