@@ -138,7 +138,7 @@ def cluster_row(logits, labels, to, divisor, loss, classes, EXACT: tl.constexpr,
     u = (own - top) - log_sum
     tl.store(loss + tl.program_id(0), tl.where(live, -u, 0.0))
     g = tl.where(live, over(1.0, tl.load(divisor)), 0.0)
-    slope = tl.where(at == y, g * expm1_(tl.minimum(u, 0.0)), e * (g * exp_(-log_sum, True)))
+    slope = tl.where(at == y.to(tl.int32), g * expm1_(tl.minimum(u, 0.0)), e * (g * exp_(-log_sum, True)))
     tl.store(to + first + at, slope.to(to.dtype.element_ty), mask=at < classes)
 
 
@@ -161,8 +161,8 @@ def cluster(x: Tensor, y: Tensor) -> Result:
     block = triton.next_power_of_2(x.shape[1])
     if block > 32 * _CTAS * _CTA_WARPS * to.warp_size():
         raise RuntimeError(f"a row of {x.shape[1]} classes does not fit in the registers of a cluster")
-    if x.shape[1] * x.element_size() % 16 or not x.is_contiguous():
-        raise RuntimeError("rows have to begin where a load of 16 bytes may")
+    if x.shape[1] % 16 or not x.is_contiguous():
+        raise RuntimeError(f"loads are of 16 bytes where the classes are a multiple of 16, and {x.shape[1]} is none")
     given = Given.of(x, y, False)
     cluster_row[(x.shape[0],)](
         x, y, given.gradient, given.divisor, given.losses, x.shape[1], x.element_size() >= 4, block,
