@@ -2,8 +2,9 @@
 
 It needs torch, Triton and this package, and nothing else. First each loss and gradient is held to float64. Then forward,
 backward, and both are timed, in turn, with the caches written over before each. A figure is the median. Its unit is a copy of
-the logits, which reads and writes as many bytes as a loss with its gradient must. ``--toy`` runs all of it at small sizes, also in
-Triton's interpreter.
+the logits, which reads and writes as many bytes as a loss with its gradient must. The lines "variant: …" are other ways to a mean
+with its gradient, from ``gpu_variants.py``. Last comes which of them is the fastest at each shape. ``--toy`` runs all of it at
+small sizes, also in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from gpu_variants import VARIANTS
 from torch import Tensor
 
 import crossent
@@ -33,9 +35,14 @@ LOSSES = {
     "classes": (65536, 1000),
     "segmentation": (16, 21, 512, 512),
 }
+FEW_ROWS = {"64 rows of 128k": (64, 128256), "8 rows of 128k": (8, 128256), "8 rows of 256k": (8, 262144)}
 HEADS = {"8B": (4096, 4096, 128256), "2B": (8192, 2304, 256000), "7B": (8192, 4096, 32000)}
-TOYS = {"rows": (4, 65), "segmentation": (2, 5, 4, 6)}, {"head": (4, 16, 33)}
+TOYS = {"rows": (4, 65), "segmentation": (2, 5, 4, 6)}, {"few rows": (2, 1600)}, {"head": (4, 16, 33)}
+VARIANT = "variant: "
 _FLUSH = 256 << 20  # bytes, more than a cache has
+_AHEAD = (
+    4_000_000  # cycles, some 2 ms, in which the host launches what is timed: a few rows take less than their launches
+)
 
 
 class Row(NamedTuple):
@@ -57,6 +64,12 @@ class Machine:
         self.device = torch.device("cuda" if self.gpu else "cpu")
         self.rounds = rounds
         self.flush = torch.empty(_FLUSH if self.gpu else 1, dtype=torch.uint8, device=self.device)
+        self.left_out: list[str] = []
+
+    def leave_out(self, case: str, dtype: str, contender: str, why: object) -> None:
+        """Say that a contender cannot run, and why."""
+        self.left_out.append(f"{case}, {dtype}, {contender}: {why!s:.200}")
+        sys.stderr.write(f"{self.left_out[-1]}: left out\n")
 
     def describe(self) -> dict[str, Any]:
         """Name the machine and the versions."""
@@ -71,13 +84,14 @@ class Machine:
         }
 
     def milliseconds(self, call: Callable[[], Any]) -> float:
-        """Time one call."""
+        """Time one call, on a GPU without the time that the host takes to launch it."""
         self.flush.zero_()
         if not self.gpu:
             start = perf_counter()
             call()
             return 1e3 * (perf_counter() - start)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_AHEAD)
         begin.record()
         call()
         end.record()
@@ -103,7 +117,7 @@ class Machine:
             try:
                 peaks[name] = self.peak(call)
             except Exception as error:  # a contender that cannot is left out, and said
-                sys.stderr.write(f"{case}, {dtype}, {name[0]}: left out: {error!s:.200}\n")
+                self.leave_out(case, dtype, name[0], error)
         times: dict[tuple[str, str], list[float]] = {name: [] for name in peaks}
         for _ in range(self.rounds):
             for name, taken in times.items():
@@ -155,12 +169,56 @@ def check_losses(machine: Machine, shapes: dict[str, tuple[int, ...]]) -> None:
             right.backward()
             eps = torch.finfo(torch.float32).eps
             assert_close(case, loss.detach(), right.detach(), 64 * eps)
-            terms = 4 * eps * exact.grad.abs().max().item()
-            assert_close(case, leaf.grad, exact.grad, torch.finfo(dtype).eps + 64 * eps, terms)
+            assert_gradient_close(case, leaf.grad, exact.grad, dtype)
+
+
+def assert_gradient_close(case: str, got: Tensor | None, exact: Tensor, dtype: torch.dtype) -> None:
+    """Hold a gradient to float64: it has one rounding to its dtype, and some in float32."""
+    assert got is not None
+    eps = torch.finfo(torch.float32).eps
+    assert_close(case, got, exact, torch.finfo(dtype).eps + 64 * eps, 4 * eps * exact.abs().max().item())
+
+
+def asked_for(name: str, contenders: list[str] | None) -> bool:
+    """Whether a variant is to run: all of them are meant by "variants"."""
+    return not contenders or "variants" in contenders or VARIANT + name in contenders
+
+
+def variants(
+    machine: Machine, case: str, dtype: str, x: Tensor, y: Tensor, contenders: list[str] | None
+) -> dict[tuple[str, str], Callable[[], Any]]:
+    """Hold each variant to float64 and return it; one that cannot run is left out, and said."""
+    found: dict[tuple[str, str], Callable[[], Any]] = {}
+    names = [name for name in VARIANTS if asked_for(name, contenders)]
+    if x.dim() > 2 or not names:
+        return found
+    some = x[:64].double().requires_grad_()
+    right = F.cross_entropy(some, y[:64])
+    (slope,) = torch.autograd.grad(right, some)
+    for name in names:
+        try:
+            loss, gradient = VARIANTS[name](x[:64], y[:64])
+        except Exception as error:  # as compilers raise, of any kind
+            machine.leave_out(case, dtype, VARIANT + name, error)
+            continue
+        assert_close(f"{case}, {name}", loss, right.detach(), 64 * torch.finfo(torch.float32).eps)
+        assert_gradient_close(f"{case}, {name}", gradient, slope, x.dtype)
+        found[VARIANT + name, "both"] = partial(VARIANTS[name], x, y)
+    return found
+
+
+def fastest(rows: list[Row]) -> list[str]:
+    """Say which variant is the fastest at each shape."""
+    best: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        at = best.get((row.case, row.dtype))
+        if row.contender.startswith(VARIANT) and (at is None or row.milliseconds < at.milliseconds):
+            best[row.case, row.dtype] = row
+    return [f"{r.case}, {r.dtype}: {r.contender[len(VARIANT) :]}, {r.milliseconds:.3f} ms" for r in best.values()]
 
 
 def time_losses(machine: Machine, shapes: dict[str, tuple[int, ...]], contenders: list[str] | None) -> Iterator[Row]:
-    """Time forward, backward and both."""
+    """Time forward, backward and both, and the variants beside them."""
     for case, shape in shapes.items():
         for name, dtype in DTYPES.items():
             x, y = problem(shape, dtype, machine.device)
@@ -186,6 +244,7 @@ def time_losses(machine: Machine, shapes: dict[str, tuple[int, ...]], contenders
 
                 parts[contender, "forward"], parts[contender, "both"] = forward, both
                 parts[contender, "backward"] = backward
+            parts |= variants(machine, case, name, x, y, contenders)
             yield from machine.compare(case, name, parts)
 
 
@@ -294,14 +353,22 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--contenders", nargs="*", help="only these, beside the units")
     said = parser.parse_args(arguments)
     machine = Machine(said.rounds)
-    shapes, head_shapes = TOYS if said.toy else (LOSSES, HEADS)
-    check_losses(machine, shapes)
-    rows = [*time_losses(machine, shapes, said.contenders), *time_heads(machine, head_shapes, said.contenders)]
+    shapes, few, head_shapes = TOYS if said.toy else (LOSSES, FEW_ROWS, HEADS)
+    check_losses(machine, shapes | few)
+    rows = [
+        *time_losses(machine, shapes | few, said.contenders),
+        *time_heads(machine, head_shapes, said.contenders),
+    ]
     said.out.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine.describe(), "rows": [row._asdict() for row in rows]}
+    results = {
+        "machine": machine.describe(),
+        "rows": [row._asdict() for row in rows],
+        "fastest variant": fastest(rows),
+        "left out": machine.left_out,
+    }
     (said.out / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     (said.out / "gpu.md").write_text(table(rows) + "\n", "utf-8")
-    sys.stdout.write(table(rows) + "\n")
+    sys.stdout.write("\n".join([table(rows), "", "The fastest variant:", *fastest(rows)]) + "\n")
     return rows
 
 

@@ -94,13 +94,13 @@ def pretended(target: str) -> Iterator[None]:
         kernels._DEVICES.update(before)
 
 
-def compiled(target: str, call: Callable[[], Any]) -> dict[str, list[Any]]:
-    """Make a call and return what was compiled for it, by the kernel's name."""
-    for kernel in KERNELS.values():
+def compiled(target: str, call: Callable[[], Any], of: dict[str, Any] = KERNELS) -> dict[str, list[Any]]:
+    """Make a call and return what was compiled for it of some kernels, by the kernel's name."""
+    for kernel in of.values():
         kernel.device_caches.clear()
     with pretended(target):
         call()
-    caches = {name: kernel.device_caches for name, kernel in KERNELS.items()}
+    caches = {name: kernel.device_caches for name, kernel in of.items()}
     return {name: list(cache[0][0].values()) for name, cache in caches.items() if 0 in cache}
 
 

@@ -21,7 +21,9 @@ from crossent.impl.head import Head, Plan
 
 if not INTERPRETED:
     pytest.skip("these kernels run on a GPU, or in Triton's interpreter", allow_module_level=True)
-triton, tile_of_rows = (pytest.importorskip(f"crossent.impl.triton{part}") for part in ("", ".tile"))
+triton, tile_of_rows, numbers = (
+    pytest.importorskip(f"crossent.impl.triton{part}") for part in ("", ".tile", ".numbers")
+)
 compiler, tl, rows_of = pytest.importorskip("triton"), pytest.importorskip("triton.language"), tile_of_rows.rows_of
 
 EAGER = formulas.IMPLEMENTATION
@@ -280,6 +282,124 @@ def test_nothing_is_written_over_what_shares_the_memory_of_the_logits(what, plac
         results.append((loss.detach(), torch.autograd.grad(loss, x)[0]))
         assert torch.equal(view, x.t() if what == "target" else x[0])
     torch.testing.assert_close(*results)
+
+
+# --- rounding by the bits ---------------------------------------------------------------------------------------------
+
+
+def of_bits(bits):
+    """Make float32 of the numbers that have these bits, which are given as int64."""
+    return torch.as_tensor(bits).to(torch.int32).view(torch.float32)
+
+
+@compiler.jit
+def _rounded(values, to, plain: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(to + at, numbers.rounded(numbers.plain_nan(tl.load(values + at), plain), tl.bfloat16, True))
+
+
+def test_bits_are_rounded_as_torch_rounds():
+    """Every upper half, with lower halves around those where something changes: denormals, infinities and nan are among them."""
+    lower = torch.tensor([0, 1, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0xFFFE, 0xFFFF])
+    bits = (torch.arange(2**16)[:, None] << 16 | lower).flatten()
+    values = of_bits(bits)
+    expected, nan = values.bfloat16().view(torch.int16), values.isnan()
+    for plain in (False, True):
+        found = torch.zeros_like(expected).view(torch.bfloat16)
+        _rounded[(8,)](values, found, plain, len(bits) // 8)
+        assert torch.equal(found.view(torch.int16)[~nan], expected[~nan])
+        stay = nan if plain else nan & ((bits & 0xFFFF) == 0)
+        assert found[stay].isnan().all()
+    assert nan.sum() == 2 * (2**7 * len(lower) - 1)
+
+
+@pytest.fixture
+def by_bits(monkeypatch):
+    """Round as on a processor without an instruction for it, where a row that is not read is 0 as well."""
+
+    def switch(on=True):
+        for home in (triton.to, triton.binary, triton.sums):
+            monkeypatch.setattr(home, "by_bits", lambda: on)
+
+    switch()
+    return switch
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("plain", (3, 1101)),
+        ("plain", (3, 9, 6)),
+        *((kind, (3, 70)) for kind in ("smoothed", "biased", "weighted", "sigmoid")),
+    ],
+)
+def test_gradients_rounded_by_bits_are_the_same(kind, shape, by_bits):
+    x, y = problem(shape, torch.bfloat16)
+    y[1], x[1], x[2, 3] = -100, torch.nan, -torch.inf
+    c = torch.linspace(0.5, 2, shape[1])
+    options = {
+        "plain": {},
+        "smoothed": {"label_smoothing": 0.1},
+        "biased": {"logit_bias": c},
+        "weighted": {"weight": c},
+    }
+    results = []
+    for on in (False, True):
+        by_bits(on)
+        leaf = x.detach().requires_grad_()
+        for reduction in ("mean", "none"):
+            if kind == "sigmoid":
+                loss = crossent.binary_cross_entropy_with_logits(
+                    leaf, x.sigmoid().nan_to_num(), reduction=reduction, impl="triton"
+                )
+            else:
+                loss = crossent.cross_entropy(leaf, y, reduction=reduction, impl="triton", **options[kind])
+            results.append(torch.autograd.grad(loss, leaf, torch.full_like(loss, 0.3))[0])
+    assert triton.to.arrange(x).tile.BITS.value
+    for usual, found in zip(results[:2], results[2:], strict=True):
+        torch.testing.assert_close(found, usual, rtol=0, atol=0, equal_nan=True)
+        if kind != "sigmoid":
+            assert (found[1] == 0).all()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF])
+def test_no_nan_that_a_caller_brings_becomes_a_number(bits, by_bits):
+    """In float32 a nan has any bits, on NVIDIA's processors 0x7FFFFFFF: in gradients, in weights, and in a bias."""
+    nan = of_bits(bits)
+    x, y = problem((3, 70), torch.bfloat16)
+    t, leaf = x.sigmoid(), x.requires_grad_()
+    c, u, ones = torch.ones(70), torch.ones(3), torch.ones(3, 70)
+    c[y[1]] = u[1] = nan
+    kinds = {"impl": "triton", "reduction": "none", "out_dtype": torch.float32}
+    plain = crossent.cross_entropy(leaf, y, **kinds)
+    (of_rows,) = torch.autograd.grad(plain, leaf, u)
+    (weighted,) = torch.autograd.grad(crossent.cross_entropy(leaf, y, c, **kinds), leaf, torch.ones(3))
+    (sampled,) = torch.autograd.grad(
+        crossent.cross_entropy(leaf, y, impl="triton", sample_weight=u, reduction="sum"), leaf
+    )
+    for grad in (of_rows, weighted, sampled):
+        assert grad[1].isnan().all()
+        assert grad[0].isfinite().all()
+    smoothed = crossent.cross_entropy(leaf, y, c, label_smoothing=0.1, **kinds)
+    biased = crossent.cross_entropy(leaf, y, logit_bias=c, **kinds)
+    for loss in (smoothed, biased):
+        assert torch.autograd.grad(loss, leaf, torch.ones(3))[0].isnan().all()
+    total = crossent.cross_entropy(leaf, y, impl="triton", out_dtype=torch.float32)
+    assert torch.autograd.grad(total, leaf, nan.clone())[0].isnan().all()
+    formed = torch.ones(70, dtype=torch.bfloat16)
+    triton.scale(formed, nan)
+    assert formed.isnan().all()
+    ones[1] = nan
+    sigmoid = crossent.binary_cross_entropy_with_logits
+    for loss, grad in (
+        (sigmoid(leaf, t, impl="triton", reduction="none", out_dtype=torch.float32), ones),
+        (sigmoid(leaf, t, ones, impl="triton", reduction="sum"), None),
+        (sigmoid(leaf, t, pos_weight=ones, impl="triton", reduction="sum"), None),
+        (sigmoid(leaf, t.float() * ones, impl="triton", reduction="sum"), None),
+    ):
+        (found,) = torch.autograd.grad(loss, leaf, grad)
+        assert found[1].isnan().all()
+        assert found[0].isfinite().all()
 
 
 # --- what is promised beside numbers ----------------------------------------------------------------------------------

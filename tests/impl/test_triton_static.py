@@ -22,17 +22,17 @@ if INTERPRETED or crossent.implementations()["triton"] is not None:
 ROOT = Path(__file__).parents[2]
 pretended_gpu = benchmark("pretended_gpu")
 gpu_static = benchmark("gpu_static")
+gpu_variants = benchmark("gpu_variants")
 kernels = pretended_gpu.kernels
 KEPT = {row[:4]: row for row in gpu_static.stored()}
 
 # What a main loop may cost an element of long rows, by the kernel and the dtype. An H200 has 13.8 instructions for each element in
 # bfloat16 that is read or written, and in float32 twice that: these stay below what the memory takes. Those of the statistics do
-# not, which are asked for more rarely. Without an instruction that rounds to bfloat16, an MI300X takes four more.
+# not, which are asked for more rarely.
 MOST = {
     ("forward", "bf16"): 9.0, ("backward", "bf16"): 9.0, ("fused", "bf16"): 18.0, ("statistics", "bf16"): 34.0,
     ("forward", "f32"): 18.0, ("backward", "f32"): 16.0, ("fused", "f32"): 34.0, ("statistics", "f32"): 43.0,
 }  # fmt: skip
-MOST_ON_AMD = {("backward", "bf16"): 12.5, ("fused", "bf16"): 20.0}
 APART_ON_AMD = {("statistics", "bf16"): 82.0}
 MOST_ELSEWHERE = {  # of rows of 1000, of classes that lie apart, and of sigmoid losses
     ("forward", "bf16"): 23.0, ("backward", "bf16"): 16.0, ("fused", "bf16"): 39.0, ("statistics", "bf16"): 48.0,
@@ -69,8 +69,8 @@ def test_the_figures_that_are_kept_are_within_bounds():
         assert row.registers <= (168 if "×" in row.shape else 64), row
         assert row.narrow == 0, f"every access of a main loop is one of 16 bytes: {row}"
         bounds = MOST if row.shape in long_rows else MOST_ELSEWHERE
-        if row.target == "gfx942":
-            bounds = bounds | (MOST_ON_AMD if row.shape in long_rows else APART_ON_AMD)
+        if row.target == "gfx942" and row.shape not in long_rows:
+            bounds = bounds | APART_ON_AMD
         assert row.instructions <= bounds[row[0], row[2]], row
 
 
@@ -106,6 +106,15 @@ def test_nothing_is_added_up_by_atomics(target):
         for kernel in made:
             text = " ".join(pretended_gpu.read(kernel).lines)
             assert not pretended_gpu.re.search(r"\b(ATOM|RED|ATOMG|REDG)\b|_atomic_", text)
+
+
+def test_the_bits_are_rounded_by_hand_only_where_no_instruction_does_it(monkeypatch):
+    monkeypatch.setitem(pretended_gpu.TARGETS, "gfx950", pretended_gpu.GPUTarget("hip", "gfx950", 64))
+    for target in pretended_gpu.TARGETS:
+        with pretended_gpu.pretended(target):
+            tile = kernels.to.arrange(torch.zeros(4, 1000, dtype=torch.bfloat16)).tile
+        by_hand = target == "gfx942"
+        assert (tile.BITS.value, tile.UNREAD.value) == ((True, 0.0) if by_hand else (False, -torch.inf))
 
 
 def test_the_page_has_the_figures_that_are_kept():
@@ -165,6 +174,29 @@ def test_every_dtype_compiles(dtype):
 
     made = pretended_gpu.compiled("sm_90", call)
     assert len(made["fused"]) == len(made["binary"]) == 1
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("variant", ["persistent", "cluster", "split"])
+def test_every_variant_of_the_benchmark_compiles(variant, target):
+    """And keeps its numbers in registers. Clusters need a later Triton; the benchmark says so and leaves them out."""
+    x, y = torch.zeros(4, 50272, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
+
+    def call():
+        gpu_variants.VARIANTS[variant](x, y)
+
+    with pretended_gpu.pretended(target):
+        missing = gpu_variants.without_clusters()
+    if variant == "cluster" and missing is not None:
+        with pytest.raises(RuntimeError, match="clusters"):
+            pretended_gpu.compiled(target, call, gpu_variants.KERNELS)
+        return
+    made = pretended_gpu.compiled(target, call, gpu_variants.KERNELS)
+    assert {name.split(",")[0] for name in made} == {variant}
+    for kernel in (kernel for each in made.values() for kernel in each):
+        code = pretended_gpu.read(kernel)
+        assert code.stack == code.spills == 0
+        assert code.registers <= 80
 
 
 # --- what is chosen ---------------------------------------------------------------------------------------------------

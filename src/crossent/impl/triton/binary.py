@@ -17,8 +17,8 @@ from torch import Tensor
 
 from crossent.core.target import BinaryTarget
 from crossent.impl.triton import sums
-from crossent.impl.triton.launch import CONSTANTS, constant, device_of, warp_size
-from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, times, weigh
+from crossent.impl.triton.launch import CONSTANTS, by_bits, constant, device_of, warp_size
+from crossent.impl.triton.numbers import exp_, inverse, log1p_unit, plain_nan, rounded, times, weigh
 
 _WARPS = 4
 
@@ -54,9 +54,9 @@ def load_weights(weights, first, offset, inside, R: tl.constexpr):
 
 
 @triton.jit
-def store_numbers(to, first, offset, value, inside, EDGE: tl.constexpr):
+def store_numbers(to, first, offset, value, inside, EDGE: tl.constexpr, BITS: tl.constexpr):
     """Store numbers of elements."""
-    value = value.to(to.dtype.element_ty)
+    value = rounded(value, to.dtype.element_ty, BITS)
     if EDGE:
         tl.store(to + first + offset, value, mask=inside)
     else:
@@ -66,7 +66,8 @@ def store_numbers(to, first, offset, value, inside, EDGE: tl.constexpr):
 @triton.jit
 def elements(
     first, left, logits, target, weight, pos_weight, factor, divisor, wanted,
-    EDGE: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    EDGE: tl.constexpr, PER_ELEMENT: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute a program's elements: BLOCK of them, or those that are left at the edge."""
     offset = tl.arange(0, BLOCK)
@@ -84,7 +85,7 @@ def elements(
         if weight is not None:
             each = times(load_weights(weight, first, offset, inside, R), each)
         if wanted.loss is not None:
-            store_numbers(wanted.loss, first, offset, each, inside, EDGE)
+            store_numbers(wanted.loss, first, offset, each, inside, EDGE, BITS)
         else:
             tl.store(wanted.total + tl.program_id(0), tl.sum(tl.where(inside, each, 0.0), 0))
     if wanted.to is not None or wanted.to_target is not None:
@@ -93,7 +94,7 @@ def elements(
             g = load_numbers(factor, first, offset, inside, R, EDGE)
         else:
             if factor is not None:
-                g = tl.load(factor).to(R)
+                g = plain_nan(tl.load(factor).to(R), BITS)
             g = g / tl.full((), divisor, R) + tl.zeros_like(x)
         if weight is not None:
             g = times(load_weights(weight, first, offset, inside, R), g)
@@ -105,17 +106,18 @@ def elements(
             slope = tl.where((g == 0.0) & (x != x), 0.0, slope)
             if pos_weight is not None:  # then both may weigh nothing, and there is no slope, whatever x and g are
                 slope = tl.where((wants == 0.0) & (t == 1.0), 0.0, slope)
-            store_numbers(wanted.to, first, offset, slope, inside, EDGE)
+            store_numbers(wanted.to, first, offset, slope, inside, EDGE, BITS)
         if wanted.to_target is not None:
             on_yes = g if pos_weight is None else weigh(g, pi)
             gain = times(on_yes, yes) - times(g, no)
-            store_numbers(wanted.to_target, first, offset, gain, inside, EDGE)
+            store_numbers(wanted.to_target, first, offset, gain, inside, EDGE, BITS)
 
 
 @triton.jit
 def binary(
     logits, target, weight, pos_weight, factor, divisor, wanted, count,
-    FORMED: tl.constexpr, PER_ELEMENT: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    FORMED: tl.constexpr, PER_ELEMENT: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, R: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the losses of this program's elements or their sum, and ``factor / divisor`` times their gradients."""
     if FORMED:
@@ -125,12 +127,12 @@ def binary(
     if first + BLOCK <= count:
         elements(
             first, BLOCK, logits, target, weight, pos_weight, factor, divisor, wanted,
-            False, PER_ELEMENT, EXACT, R, BLOCK,
+            False, PER_ELEMENT, BITS, EXACT, R, BLOCK,
         )  # fmt: skip
     else:
         elements(
             first, (count - first).to(tl.int32), logits, target, weight, pos_weight, factor, divisor, wanted,
-            True, PER_ELEMENT, EXACT, R, BLOCK,
+            True, PER_ELEMENT, BITS, EXACT, R, BLOCK,
         )  # fmt: skip
 
 
@@ -194,10 +196,13 @@ def launch(
     count, divisor = given.logits.numel(), divisor or float("inf")
     per_element = factor is not None and factor.dim() > 0
     exact = given.logits.dtype.itemsize >= 4
+    plain = not per_element and given.weight is None and given.pos_weight is None
+    bits = by_bits() and plain and given.target.dtype == torch.bfloat16  # a nan of float32 may have any bits
     with device_of(given.logits):
         binary[(programs(given.logits),)](
             *given, factor, constant(divisor) if dtype == torch.float64 else divisor, wanted, count,
-            FORMED=formed, PER_ELEMENT=per_element, EXACT=exact, R=CONSTANTS[dtype], BLOCK=block_of(given.logits), num_warps=_WARPS,
+            FORMED=formed, PER_ELEMENT=per_element, BITS=bits, EXACT=exact, R=CONSTANTS[dtype], BLOCK=block_of(given.logits),
+            num_warps=_WARPS,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ _BLOCKS, _MOST_LANES = 4, 512  # how many blocks a row has at least, until they 
 # lanes, and a multiprocessor 2048 threads, so that rows in flight take 256 KB where a lane has _SHARE bytes of a row. A row has
 # 1024 threads at most.
 _SHARE, _PER_BLOCK = 64, 4
+_WITHOUT_BFLOAT16 = ("gfx90a", "gfx942")
 
 
 def constant(value: Any) -> Any:
@@ -171,8 +172,20 @@ def _tile(
         lanes = triton.next_power_of_2(max(min(blocks, warp_size()), min(blocks // _BLOCKS, most)))
         rows = 1 if lanes >= 32 else 256 // lanes
         warps = max(1, lanes * rows // (2 * warp_size()))
-    parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, most > _MOST_LANES, exact, CONSTANTS[dtype])
+    keep, bits = most > _MOST_LANES, by_bits()
+    unread = 0.0 if bits else -inf  # there a load gives 0 for what it does not read, and another number takes a select
+    parts = (rows, lanes, e, chunks, slack, apart, lanes < 32, keep, bits, unread, exact, CONSTANTS[dtype])
     return Tile(*map(constant, parts)), warps
+
+
+def by_bits() -> bool:
+    """Whether this device has no instruction that rounds to bfloat16, where the compiler's own way takes twice as many."""
+    return not INTERPRETED and _arch_of(triton.runtime.driver.active) in _WITHOUT_BFLOAT16
+
+
+@cache
+def _arch_of(driver: Any) -> Any:
+    return driver.get_current_target().arch
 
 
 @contextmanager

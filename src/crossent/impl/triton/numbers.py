@@ -90,3 +90,25 @@ def times(weight, value):
 def weigh(weight, by):
     """Multiply two weights: where either of them is 0, so is the product, whatever the other one is."""
     return tl.where((weight == 0.0) | (by == 0.0), 0.0, weight * by)
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr, BITS: tl.constexpr):
+    """Round a result to the dtype it is stored in; with BITS from float32 to bfloat16 by adding to the bits.
+
+    What is below an even upper half moves up from 0x8001 on, and below an odd one from 0x8000 on: to the nearest, and halves to
+    even. A nan stays one if its lower 16 bits are 0, as ``plain_nan`` leaves them. One of 0x7FFFFFFF would become -0.
+    """
+    if BITS and dtype == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
+def plain_nan(value, BITS: tl.constexpr):
+    """Replace every nan by the one whose lower bits are 0, for ``rounded`` by bits; arithmetic passes them on as they are."""
+    if BITS:
+        return tl.where(value == value, value, float("nan"))
+    return value

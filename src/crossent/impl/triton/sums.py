@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crossent.impl.triton.numbers import times, weigh
+from crossent.impl.triton.launch import by_bits
+from crossent.impl.triton.numbers import plain_nan, rounded, times, weigh
 
 _BLOCK, _PROGRAMS = 1024, 256
 
@@ -92,17 +93,19 @@ def total_weight(
 
 
 @triton.jit
-def _scaled(gradient, factor, count, BLOCK: tl.constexpr):
+def _scaled(gradient, factor, count, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """Multiply this program's elements by a number that is read here; nothing is to be done if it is 1."""
     by = tl.load(factor)
     if by == 1.0:
         return
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(gradient + at, mask=at < count, other=0.0).to(by.dtype)
-    tl.store(gradient + at, times(x, by).to(gradient.dtype.element_ty), mask=at < count)
+    scaled = rounded(times(x, plain_nan(by, BITS)), gradient.dtype.element_ty, BITS)
+    tl.store(gradient + at, scaled, mask=at < count)
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:
     """Multiply a gradient without gaps in its place."""
     wide = torch.promote_types(gradient.dtype, torch.float32)
-    _scaled[(triton.cdiv(gradient.numel(), _BLOCK),)](gradient, factor.to(wide), gradient.numel(), BLOCK=_BLOCK)
+    programs = triton.cdiv(gradient.numel(), _BLOCK)
+    _scaled[(programs,)](gradient, factor.to(wide), gradient.numel(), BITS=by_bits(), BLOCK=_BLOCK)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from crossent.impl.triton.numbers import rounded
+
 
 class Layout(NamedTuple):
     """How tensors of the logits' shape lie: ``x`` is the logits, ``g`` everything else."""
@@ -42,6 +44,8 @@ class Tile(NamedTuple):
     APART: Any  # whether the classes lie apart, and rows side by side
     TIES: Any  # whether the largest logits are kept out of the sums in the loop
     KEEP: Any  # whether what is read first is to stay in the cache, and what is read last is not
+    BITS: Any  # whether results are rounded to bfloat16 by their bits
+    UNREAD: Any  # what the logits of a row that is not read are in the inner blocks
     EXACT: Any
     R: Any  # the dtype of the computation
 
@@ -157,9 +161,9 @@ def load(source, at, stride, chunk, EDGE: tl.constexpr, rows, live, other, layou
 
 
 @triton.jit
-def store(to, at, stride, chunk, EDGE: tl.constexpr, value, rows, layout, tile):
-    """Store chunks of the rows that exist."""
-    position, value = chunk + tl.arange(0, tile.E)[None, None, :], value.to(to.dtype.element_ty)
+def store(to, at, stride, chunk, EDGE: tl.constexpr, value, rows, layout, tile, BITS: tl.constexpr = False):
+    """Store chunks of the rows that exist, rounded by their bits if that is said."""
+    position, value = chunk + tl.arange(0, tile.E)[None, None, :], rounded(value, to.dtype.element_ty, BITS)
     inside = tl.broadcast_to(rows.inside[:, None, None], [tile.ROWS, tile.LANES, tile.E])
     if tile.CHUNKS:
         where = to + (at[:, None, None] + position)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from crossent.impl.triton.family import chain, penalise, transform
-from crossent.impl.triton.numbers import LOG_HALF, exp_, exp_minus, expm1_, log1p_, times, weigh
+from crossent.impl.triton.numbers import LOG_HALF, exp_, exp_minus, expm1_, log1p_, plain_nan, times, weigh
 from crossent.impl.triton.tile import (
     are_classes,
     chunks,
@@ -118,7 +118,8 @@ def _add_block(sums, logits, k, EDGE: tl.constexpr, rows, live, labels, member, 
     """Add the block of classes that begins at k to what the lanes have seen."""
     chunk = chunks(k, tile)
     stay: tl.constexpr = "evict_last" if tile.KEEP else ""
-    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, -float("inf"), layout, tile, stay)
+    absent: tl.constexpr = -float("inf") if EDGE else tile.UNREAD
+    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, absent, layout, tile, stay)
     x = transformed(x, chunk, rows, labels, member, layout, tile)
     higher = tl.maximum(sums.high, tl.max(x, 2))
     level = tl.where(higher == -float("inf"), 0.0, higher)
@@ -320,6 +321,7 @@ def slopes_of(g, u, mass, top, log_sum, labels, member, tile):
     at_label = tl.where(weightless, 0.0, at_label)
     scale = weigh(by, total + extra)
     at_top = times(scale, expm1_(-log_sum)) + weigh(by, mass.rest + extra)
+    scale, at_label = plain_nan(scale, tile.BITS), plain_nan(at_label, tile.BITS)
     return Slopes(g, scale, at_label, at_top, -log_sum > LOG_HALF, live)
 
 
@@ -328,7 +330,8 @@ def write_gradient(
     logits, target, to, to_target, top, log_sum, slopes, rows, labels, member, layout, tile,
 ):  # fmt: skip
     """Write ``g (mass · p - w ∘ s(p))``, brought back to the logits, and the gradient for probabilities."""
-    top, log_sum = tl.where(slopes.live, top, 0.0), tl.where(slopes.live, log_sum, 0.0)
+    top = plain_nan(tl.where(slopes.live, top, 0.0), tile.BITS)
+    log_sum = plain_nan(tl.where(slopes.live, log_sum, 0.0), tile.BITS)
     tl.debug_barrier()  # or one warp would write over the label's logit before another has read it, in place
     first, last = inner_blocks(layout, tile)
     for k in range(first, last, tile.LANES * tile.E):
@@ -345,7 +348,8 @@ def _write_block(
     """Write the gradients of the block of classes that begins at k."""
     chunk, live = chunks(k, tile), slopes.live
     stay: tl.constexpr = "evict_first" if tile.KEEP else ""
-    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, -float("inf"), layout, tile, stay)
+    absent: tl.constexpr = -float("inf") if EDGE else tile.UNREAD
+    x = load(logits, rows.at_x, layout.x_class, chunk, EDGE, rows, live, absent, layout, tile, stay)
     moved = transformed(x, chunk, rows, labels, member, layout, tile)
     cls = classes_of(chunk, rows, tile)
     below = moved - top[:, None, None]
@@ -373,7 +377,9 @@ def _write_block(
     if tile.APART:
         slope = tl.where(live[:, None, None], slope, 0.0)
     if to is not None:
-        store(to, rows.at_g, layout.g_class, chunk, EDGE, slope, rows, layout, tile)
+        # A nan of other numbers in float32, which each class has its own of, may have any bits.
+        bits: tl.constexpr = tile.BITS and target.INDICES and not member.SMOOTHED and member.bias is None
+        store(to, rows.at_g, layout.g_class, chunk, EDGE, slope, rows, layout, tile, bits)
 
 
 @triton.jit
