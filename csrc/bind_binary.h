@@ -133,7 +133,7 @@ bool binary_backward(
 }
 
 // Write the sum over `divisor` and `factor` times its gradient in one pass, as far as they are wanted.
-bool sum(
+bool run_binary_sum(
     const BinaryInputs& inputs, const std::optional<View>& loss, const std::optional<View>& grad_logits, double divisor,
     double factor
 ) {
@@ -161,7 +161,7 @@ bool binary_sum(
     Memory memory = inputs.memory();
     if (loss) check_total(*loss, logits), memory.writes(*loss);
     if (grad_logits) check_gradient(*grad_logits, logits), memory.writes(*grad_logits, &logits);
-    return sum(inputs, loss, grad_logits, divisor, factor);
+    return run_binary_sum(inputs, loss, grad_logits, divisor, factor);
 }
 
 void bind_binary(nb::module_& m) {

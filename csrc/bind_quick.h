@@ -9,8 +9,8 @@
 
 namespace {
 
-// LARGE: bytes from which on memory is recycled, which Python does. FEW_NUMBERS: up to so many numbers are converted
-// here, one by one; more are left to torch, whose vectors are then worth the call.
+// LARGE: bytes from which on memory is recycled, which Python does. FEW_NUMBERS: up to so many numbers of rows are
+// converted here, and kept as bytes; more are left to torch, whose tensors are then worth the call.
 constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 4096;
 
 // How results are made; Python hands it over at import. Never destroyed.
@@ -53,8 +53,8 @@ void know_makers(
 
 bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
 
-// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, as softmax_sum takes
-// them, and no derivative but that of the logits.
+// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, and no derivative but
+// that of the logits. Strides are looked at later.
 bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
     if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return false;
     const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
@@ -85,6 +85,22 @@ bool ordinary(nb::handle logits_, nb::handle target_) try {
     return false;
 }
 
+// What was made like the logits. A mode that sees how it is made may have made something else.
+std::optional<View> fresh_like(nb::handle made, const char* name, const View& logits) {
+    std::optional<View> view = maybe(made, name, View::FRESH);
+    if (view) check_same_shape(*view, logits), check_dense(*view);
+    if (view && !same_dtype(*view, logits)) view->refuse("must have the dtype of the logits");
+    return view;
+}
+struct FreshSum {
+    std::optional<View> loss, gradient;
+
+    FreshSum(nb::handle loss_, nb::handle gradient_, const View& logits)
+        : loss(maybe(loss_, "loss", View::FRESH)), gradient(fresh_like(gradient_, "grad_logits", logits)) {
+        check_total(*loss, logits);
+    }
+};
+
 // top and log_sum of rows, from forward to backward: a tensor, and of a few rows a string of bytes, which costs a
 // tenth of one.
 class KeptSums {
@@ -106,9 +122,8 @@ class KeptSums {
     static Py_ssize_t size(const View& logits, int64_t rows) { return Py_ssize_t(2 * rows * wide_bits(logits) / 8); }
     void look(const View& logits, int64_t rows) {
         if (PyBytes_Check(object_.ptr())) {
-            if (PyBytes_GET_SIZE(object_.ptr()) != size(logits, rows))
-                refuse("lse", "must have two numbers for each row");
-            pointer_ = PyBytes_AS_STRING(object_.ptr());
+            if (PyBytes_Size(object_.ptr()) != size(logits, rows)) refuse("lse", "must have two numbers for each row");
+            pointer_ = PyBytes_AsString(object_.ptr());
         } else {
             const View lse(object_, "lse");
             check_lse(lse, logits), pointer_ = lse.pointer();
@@ -182,9 +197,8 @@ nb::object quick_sum(
     Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
     nb::object loss = makers().number_like(logits_, inputs.logits);
     nb::object gradient = factor ? makers().like(logits_, inputs.logits) : nb::none();
-    const std::optional<View> loss_view(std::in_place, loss, "loss", View::FRESH),
-        gradient_view = maybe(gradient, "grad_logits", View::FRESH);
-    const std::optional<double> total = sum(inputs, loss_view, gradient_view, {}, mean, factor.value_or(1));
+    const FreshSum fresh(loss, gradient, inputs.logits);
+    const std::optional<double> total = run_sum(inputs, fresh.loss, fresh.gradient, {}, mean, factor.value_or(1));
     return total ? nb::object(nb::make_tuple(loss, *total, gradient)) : nb::none();
 }
 
@@ -221,7 +235,7 @@ nb::object quick_rows_gradient(
     const KeptSums kept(kept_, logits);
     const Incoming rows(grad, logits);
     nb::object gradient = makers().like(logits_, logits);
-    const std::optional<View> to(std::in_place, gradient, "grad_logits", View::FRESH);
+    const std::optional<View> to = fresh_like(gradient, "grad_logits", logits);
     if (!rows.pointer() || !inputs.lay_out(to)) return nb::none();
     Softmax p = inputs.describe(true);
     kept.set(p, logits);
@@ -241,9 +255,9 @@ nb::object quick_binary_sum(nb::handle logits_, nb::handle target_, bool mean, s
     const double divisor = mean ? double(logits.numel()) : 1;
     nb::object loss = makers().number_like(logits_, logits);
     nb::object gradient = factor ? makers().like(logits_, logits) : nb::none();
-    const std::optional<View> loss_view(std::in_place, loss, "loss", View::FRESH),
-        gradient_view = maybe(gradient, "grad_logits", View::FRESH);
-    const bool done = sum(inputs, loss_view, gradient_view, divisor, factor.value_or(1));
+    const FreshSum fresh(loss, gradient, logits);
+    if (fresh.gradient) check_contiguous(*fresh.gradient);
+    const bool done = run_binary_sum(inputs, fresh.loss, fresh.gradient, divisor, factor.value_or(1));
     return done ? nb::object(nb::make_tuple(loss, divisor, gradient)) : nb::none();
 }
 

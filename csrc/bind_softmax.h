@@ -399,7 +399,7 @@ double sum_of_weights(const Softmax& p, bool wide) {
 // Write the sum or mean of the losses and, while each row is near, `factor` times its gradient, as far as they are
 // wanted; return Σ of the rows' weights. A gradient in the place of the logits is written only where all labels are in
 // range.
-std::optional<double> sum(
+std::optional<double> run_sum(
     Inputs& inputs, const std::optional<View>& loss, const std::optional<View>& grad_logits,
     const std::optional<View>& sample_weight, bool mean, double factor
 ) {
@@ -425,7 +425,7 @@ std::optional<double> sum(
     read_labels(p, [&] {
         share(p.tiles(), elements, [&](int64_t begin, int64_t end) {
             Softmax mine = p;
-            mine.scratch = scratch<KEPT_POWERS>(scratch_bytes);
+            mine.scratch = scratch<OF_POWERS>(scratch_bytes);
             run(mine, begin, end);
         });
     });
@@ -448,7 +448,7 @@ std::optional<double> softmax_sum(
     if (sample_weight) check_row_numbers(*sample_weight, inputs.logits);
     if (loss) check_total(*loss, inputs.logits), memory.writes(*loss);
     check_gradients(memory, inputs, grad_logits, {});
-    return sum(inputs, loss, grad_logits, sample_weight, mean, factor);
+    return run_sum(inputs, loss, grad_logits, sample_weight, mean, factor);
 }
 
 // Multiply a dense tensor by a number, in its place.

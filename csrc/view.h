@@ -3,8 +3,8 @@
 // Takes any object with __dlpack__ and the name of the argument that it is. Gives its pointer, shape, strides and dtype
 // for the call that it is made for. A tensor whose memory does not hold its numbers, because torch has put off changing
 // their signs or writing zeros, is written out first. Refuses tensors that are not in this machine's memory, unless it
-// is only to LOOK at them, and such memory where it is to WRITE. What was made for a call is FRESH, and holds its
-// numbers.
+// is only to LOOK at them, and such memory where it is to WRITE. Of what was made for a call, which is FRESH, only the
+// device is asked for.
 
 #pragma once
 #include <nanobind/nanobind.h>

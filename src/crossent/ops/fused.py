@@ -188,10 +188,11 @@ class _Later:
 class Fused(Lean):
     """A sum or a mean, which forms its gradient.
 
-    A subclass has ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which asks the implementation for a
-    :class:`~crossent.impl.protocol.Sum`. Small calls come with theirs: ``ops/small.py``.
+    A subclass has ``record``, what its target is, and ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which
+    asks the implementation for a :class:`~crossent.impl.protocol.Sum`. Small calls come with theirs: ``ops/small.py``.
     """
 
+    record: Any
     compute: Any
 
     @classmethod

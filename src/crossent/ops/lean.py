@@ -57,11 +57,9 @@ class Call(NamedTuple):
 class Lean(Function):
     """A loss of which autograd is told nothing but the logits.
 
-    A subclass has ``record``, what its target is, and ``differentiable(grad, logits, target, call)``, the gradient for the
-    logits in torch operations.
+    A subclass has ``differentiable(grad, logits, target, call)``, the gradient for the logits in torch operations.
     """
 
-    record: Any
     run: Any  # ``apply`` without what torch.func needs, once ``settle`` was called
 
     @staticmethod
@@ -103,21 +101,23 @@ class Unreduced(Lean):
 
     @staticmethod
     def forward(ctx, logits, formed, given, call, tensors, quick):
-        losses, ctx.kept = formed
+        losses, kept = formed
+        ctx.kept = kept if type(kept) is bytes else None
         ctx.call, ctx.numbers, ctx.quick = call, given[tensors:], quick
-        ctx.save_for_backward(logits, *given[:tensors])
+        ctx.save_for_backward(logits, *given[:tensors], None if type(kept) is bytes else kept)
         return as_logits(losses, logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, *tensors = ctx.saved_tensors
+        logits, *tensors, kept = ctx.saved_tensors
         if needs_formula(grad):
             kind = ctx._forward_cls
             gradient = kind.differentiable(grad, logits, kind.describe(*tensors, *ctx.numbers), ctx.call)
         else:
-            gradient = ctx.quick(grad, logits, *tensors, *ctx.numbers, ctx.kept)
+            kept = ctx.kept if kept is None else kept
+            gradient = ctx.quick(grad, logits, *tensors, *ctx.numbers, kept)
             if gradient is None:
                 kind = ctx._forward_cls
                 target = kind.describe(*tensors, *ctx.numbers)
-                gradient = like(kind.gradient(grad, logits, target, ctx.kept, ctx.call), logits)
+                gradient = like(kind.gradient(grad, logits, target, kept, ctx.call), logits)
         return gradient, None, None, None, None, None

@@ -14,8 +14,10 @@ from torch.autograd import Function, forward_ad
 
 from crossent.core import watch
 from crossent.core.modes import plain
+from crossent.core.reduction import compute_dtype
 from crossent.core.target import Target
 from crossent.impl import formulas
+from crossent.impl.protocol import Gradients
 from crossent.ops.library import differentiated
 
 Compute = Callable[..., Iterable[Tensor]]  # losses of rows, of logits and targets
@@ -26,6 +28,43 @@ def _targets(settings: Sequence[Any], tensors: Sequence[Any]) -> list[Target]:
     """Put targets together again from their tensors, one after the other, and their numbers."""
     parts = [tensors[i * _SIZE : (i + 1) * _SIZE] for i in range(len(settings))]
     return [Target._make((*part, numbers)) for part, numbers in zip(parts, settings, strict=True)]
+
+
+def _differentiated(
+    grads: Sequence[Tensor | None], compute: Compute, dtype: torch.dtype, needs: Sequence[bool]
+) -> Callable[..., Gradients]:
+    """Return what computes the gradients of a block from those of losses of rows.
+
+    The losses of the block are computed once more and differentiated by autograd, in the dtype of sums, so that no part of a
+    gradient is rounded before all are added.
+    """
+    flat = [g if g is None or g.dim() < 2 else g.flatten(1) for g in grads]
+
+    @torch.enable_grad()
+    def of_block(block: Any, *same_rows: Any) -> Gradients:
+        leaves = [
+            None if t is None else t.detach().to(dtype).requires_grad_() if need else t
+            for t, need in zip(formulas.sources_of(block.logits, block.target), needs, strict=True)
+        ]
+        values = block.target.values if leaves[1] is None else leaves[1]
+        target = block.target._replace(values=values, weight=leaves[2], logit_bias=leaves[3])
+        given = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
+        totals: list[Tensor | None] = [None] * len(given)
+        losses = compute(leaves[0], target, *(other.target for other in same_rows))
+        for of_rows, g in zip(losses, flat, strict=True):  # one after the other: what one keeps is gone before the next
+            if g is not None and of_rows.requires_grad:
+                parts = torch.autograd.grad(of_rows, given, g[block.at], allow_unused=True)
+                totals = [_added(*both) for both in zip(totals, parts, strict=True)]
+        found = (torch.zeros_like(leaf) if t is None else t for leaf, t in zip(given, totals, strict=True))
+        return Gradients(
+            *(next(found) if need and t is not None else None for t, need in zip(leaves, needs, strict=True))
+        )
+
+    return of_block
+
+
+def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 class RowLosses(Function):
@@ -53,7 +92,8 @@ class RowLosses(Function):
             return (None,) * (2 + len(inputs))
         targets = _targets(ctx.settings, tensors)
         if plain(*incoming, *inputs) and not differentiated(incoming[0], *incoming[1:], *inputs):
-            gradients = formulas.composed_rows_backward(grads, ctx.compute, logits, targets, needs[:4])
+            of_block = _differentiated(grads, ctx.compute, compute_dtype(logits, targets[0].values), needs[:4])
+            gradients = formulas.composed_rows_backward(of_block, logits, targets, needs[:4])
             return (None, None, *gradients, *(None for _ in inputs[4:]))
         again = torch.is_grad_enabled()
         with torch.enable_grad():

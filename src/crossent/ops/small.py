@@ -76,7 +76,7 @@ def quick_binary_cross_entropy(logits: Tensor, target: Tensor, reduction: str) -
 def _elements(implementation: Implementation, logits: Tensor, target: Tensor) -> Tensor | None:
     losses = implementation.quick_binary_elements(logits, target)
     if losses is None or not (logits.requires_grad and _grad_enabled()):
-        return None if losses is None else as_logits(losses, logits)
+        return losses
     return UnreducedBinaryCrossEntropy.of(logits, (losses, None), (target,), Call(1.0, implementation))
 
 

@@ -15,6 +15,7 @@ from crossent.impl.eager.blocks import (
     composed_rows,
     composed_rows_backward,
     partial_costs,
+    sources_of,
     statistics,
     statistics_backward,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "partial_statistics",
     "partials",
     "smoothed_target",
+    "sources_of",
     "statistics",
     "statistics_backward",
     "statistics_tangent",

@@ -179,18 +179,20 @@ def _in_blocks(
     ``of_block`` is given a block, and the same rows of the targets ``beside``.
     """
     needs, dtype = (*needs, False, False)[:4], compute_dtype(logits, target.values)
-    summed = [t is not None and t.dim() == 1 and need for t, need in zip(_sources(logits, target), needs, strict=True)]
+    summed = [
+        t is not None and t.dim() == 1 and need for t, need in zip(sources_of(logits, target), needs, strict=True)
+    ]
     weight, bias = (  # wide, so that no block rounds what it adds
         t.to(dtype) if t is not None and sums else t
         for t, sums in zip((target.weight, target.logit_bias), summed[2:], strict=True)
     )
-    as_large = [t for t, need, sums in zip(_sources(logits, target), needs, summed, strict=True) if need and not sums]
+    as_large = [t for t, need, sums in zip(sources_of(logits, target), needs, summed, strict=True) if need and not sums]
     formed = sum(t.itemsize for t in as_large if t is not None)
     blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias), formed)
     others = [Blocks(logits, other, formed) for other in beside]
     placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
         torch.empty_like(t) if need and t is not None and not sums else None
-        for t, need, sums in [*zip(_sources(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
+        for t, need, sums in [*zip(sources_of(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
     ]
     totals: list[Tensor | None] = [None] * 4
     for block, *same_rows in zip(blocks, *others, strict=True):
@@ -201,7 +203,7 @@ def _in_blocks(
             elif part is not None and summed[i]:
                 totals[i] = part if total is None else total.add_(part)
     results: list[Tensor | None] = []
-    for to, total, source in zip(placed, totals, _sources(logits, target), strict=True):
+    for to, total, source in zip(placed, totals, sources_of(logits, target), strict=True):
         if to is not None:
             results.append(blocks.whole(to, 3))
         else:
@@ -209,7 +211,7 @@ def _in_blocks(
     return Gradients(*results)
 
 
-def _sources(logits: Tensor, target: Target) -> tuple[Tensor | None, ...]:
+def sources_of(logits: Tensor, target: Target) -> tuple[Tensor | None, ...]:
     """Return what may have a gradient; class indices have none."""
     return logits, None if target.indices else target.values, target.weight, target.logit_bias
 
@@ -229,45 +231,13 @@ def composed_rows(compute: Compute, logits: Tensor, targets: Sequence[Target]) -
     return tuple(blocks[0].whole(to, 2) for to in results)
 
 
-def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
 def composed_rows_backward(
-    grads: Sequence[Tensor | None],
-    compute: Compute,
-    logits: Tensor,
-    targets: Sequence[Target],
-    needs: tuple[bool, ...],
+    of_block: Callable[..., Gradients], logits: Tensor, targets: Sequence[Target], needs: tuple[bool, ...]
 ) -> Gradients:
-    """Compute the gradients for logits, and for what the first target is made of, from those of losses of rows.
+    """Put together the gradients for logits, and for what the first target is made of, of the losses of rows.
 
-    The losses of a block are computed once more and differentiated by autograd, in the dtype of sums, so that no part of a
-    gradient is rounded before all are added.
+    ``of_block`` computes those of a block, and is given the same rows of the other targets.
     """
-    dtype = compute_dtype(logits, targets[0].values)
-    flat = [g if g is None or g.dim() < 2 else g.flatten(1) for g in grads]
-
-    @torch.enable_grad()
-    def of_block(block: Block, *same_rows: Block) -> Gradients:
-        leaves = [
-            None if t is None else t.detach().to(dtype).requires_grad_() if need else t
-            for t, need in zip(_sources(block.logits, block.target), needs, strict=True)
-        ]
-        values = block.target.values if leaves[1] is None else leaves[1]
-        target = block.target._replace(values=values, weight=leaves[2], logit_bias=leaves[3])
-        given = [leaf for leaf, need in zip(leaves, needs, strict=True) if need and leaf is not None]
-        totals: list[Tensor | None] = [None] * len(given)
-        losses = compute(leaves[0], target, *(other.target for other in same_rows))
-        for of_rows, g in zip(losses, flat, strict=True):  # one after the other: what one keeps is gone before the next
-            if g is not None and of_rows.requires_grad:
-                parts = torch.autograd.grad(of_rows, given, g[block.at], allow_unused=True)
-                totals = [_added(*both) for both in zip(totals, parts, strict=True)]
-        found = (torch.zeros_like(leaf) if t is None else t for leaf, t in zip(given, totals, strict=True))
-        return Gradients(
-            *(next(found) if need and t is not None else None for t, need in zip(leaves, needs, strict=True))
-        )
-
     return _in_blocks(logits, targets[0], needs, of_block, beside=targets[1:])
 
 
