@@ -11,7 +11,7 @@ namespace {
 
 // LARGE: bytes from which on memory is recycled, which Python does. FEW_NUMBERS: up to so many numbers of rows are
 // converted here, and kept as bytes; more are left to torch, whose tensors are then worth the call.
-constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 4096;
+constexpr int64_t LARGE = 1 << 20, FEW_NUMBERS = 8192;
 
 // How results are made; Python hands it over at import. Never destroyed.
 struct Makers {
@@ -218,7 +218,7 @@ nb::object quick_rows(
     kept.set(p, logits);
     Rounded rounded(to);
     p.loss = rounded.pointer();
-    forward(p, dtype_of(logits), logits.numel(), NONE, to);
+    forward(p, dtype_of(logits), NONE, to);
     rounded.finish();
     return nb::make_tuple(losses, kept.object());
 }
@@ -241,7 +241,7 @@ nb::object quick_rows_gradient(
     kept.set(p, logits);
     p.grad = rows.pointer(), p.grad_rows = rows.each;
     set_gradient(p, *to, inputs.layouts.back());
-    backward(p, dtype_of(logits), logits.numel());
+    backward(p, dtype_of(logits));
     return gradient;
 }
 

@@ -214,12 +214,12 @@ template <class F> void read_labels(Softmax& p, F&& work) {
 }
 
 // Run the forward kernels: write the loss and return what the rows weigh.
-double forward(Softmax& p, DType dtype, int64_t elements, int64_t reduction, const View& loss) {
+double forward(Softmax& p, DType dtype, int64_t reduction, const View& loss) {
     const LaidDown laid_down(p, dtype);
     std::vector<double> partial(size_t(2 * p.tiles() + 2));
     p.partial = partial.data();
     auto* run = kernels->softmax_forward[dtype];
-    read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
+    read_labels(p, [&] { share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
     const double sums[2] = {total(&partial[0], p.tiles(), 2), total(&partial[1], p.tiles(), 2)};
     if (reduction != NONE)
         put_number(loss, reduction == SUM ? sums[0] : sums[1] == 0 ? std::nan("") : sums[0] / sums[1]);
@@ -233,10 +233,10 @@ void set_gradient(Softmax& p, const View& grad_logits, const Layout& layout) {
 }
 
 // Run the backward kernels.
-void backward(Softmax& p, DType dtype, int64_t elements) {
+void backward(Softmax& p, DType dtype) {
     const LaidDown laid_down(p, dtype);
     auto* run = kernels->softmax_backward[dtype];
-    read_labels(p, [&] { share(p.tiles(), elements, [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
+    read_labels(p, [&] { share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
     laid_down.finish(p);
 }
 
@@ -296,7 +296,7 @@ std::optional<double> softmax_forward(
         p.correct = static_cast<uint8_t*>(statistics->correct.pointer());
         p.predicted = static_cast<int64_t*>(statistics->predicted.pointer());
     }
-    return forward(p, dtype_of(logits), logits.numel(), reduction, loss);
+    return forward(p, dtype_of(logits), reduction, loss);
 }
 
 // Check the tensors to which gradients are written against those of which they are gradients; that of the logits may be
@@ -341,7 +341,7 @@ bool softmax_backward(
     size_t next = inputs.soft ? 2 : 1;
     if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts[next++]);
     if (grad_target) p.grad_target = grad_target->pointer(), p.grad_target_at = inputs.layouts[next].at;
-    backward(p, dtype_of(logits), logits.numel());
+    backward(p, dtype_of(logits));
     return true;
 }
 
@@ -420,10 +420,9 @@ std::optional<double> run_sum(
     if (lse) set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();
     auto* run = (grad_logits ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
-    const int64_t elements = logits.numel();
     const size_t scratch_bytes = grad_logits ? size_t(p.scratch_size()) * (wide ? 8 : 4) : 0;
     read_labels(p, [&] {
-        share(p.tiles(), elements, [&](int64_t begin, int64_t end) {
+        share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) {
             Softmax mine = p;
             mine.scratch = scratch<OF_POWERS>(scratch_bytes);
             run(mine, begin, end);

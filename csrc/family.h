@@ -61,6 +61,9 @@ template <class R> struct Transform {
     }
 };
 
+// A whole γ up to here is that many products, and takes no logarithm.
+constexpr int MOST_PRODUCTS = 4;
+
 // f and s of N values of u = log p ≤ 0, by a penalty other than -log p.
 template <int N, class R>
 static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
@@ -70,10 +73,16 @@ static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f
         case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps, which become vectors
             R prob[N], rest[N], power[N];
             for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
-            for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
-            for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
-            // Nothing is left of a p of 1, and nan stays nan.
-            for (int l = 0; l < N; l++) power[l] = pick(rest[l] <= R(0), R(a == R(0)), power[l]);
+            if (a <= R(MOST_PRODUCTS) && a == R(int(a))) {
+                for (int l = 0; l < N; l++) power[l] = R(1);
+                for (int k = 0; k < int(a); k++)
+                    for (int l = 0; l < N; l++) power[l] *= rest[l];
+            } else {
+                for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
+                for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
+                // Nothing is left of a p of 1, and nan stays nan.
+                for (int l = 0; l < N; l++) power[l] = pick(rest[l] <= R(0), R(0), power[l]);
+            }
             for (int l = 0; l < N; l++) f[l] = times(power[l], -u[l]);
             for (int l = 0; l < N; l++) s[l] = pick(rest[l] > R(0), -u[l] / pick(rest[l] > R(0), rest[l], R(1)), R(1));
             for (int l = 0; l < N; l++) s[l] = power[l] * (R(1) + a * times(prob[l], s[l]));

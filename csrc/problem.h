@@ -16,6 +16,8 @@ constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, 
 // its gradient, take tiles up to more classes on long vectors: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
+constexpr int64_t EACH_ROW = 8;
+
 // The most classes of a tile of class indices and nothing else (plain.h).
 constexpr int64_t AT_ONCE = 256;
 
@@ -91,6 +93,8 @@ struct Softmax {
     // Long contiguous rows are taken one at a time, everything else as tiles of LANES or ROWS rows side by side.
     int64_t rows_per_tile;
     int64_t rows() const { return outer * inner; }
+    // How much there is to do, in elements: what a row costs once is as much as EACH_ROW of them.
+    int64_t work() const { return rows() * (classes + EACH_ROW); }
     // How many classes of a tile are worked on at a time: parts of one size. C = 100 is 4 times 25.
     int64_t chunk() const {
         const int64_t chunks = (classes + CLASSES - 1) / CLASSES;

@@ -149,7 +149,7 @@ def test_the_page_names_the_kernels_constants():
     lanes, block, rows = constant("LANES"), constant("BLOCK"), constant("ROWS")
     for claim in (
         f"New float32 gradients of at least {constant('STREAMED') >> 20} MB and at least a tenth of the last cache are",
-        f"Below {constant('SERIAL'):,} elements one thread does all",
+        f"Below {constant('SERIAL'):,} elements, where a row of a softmax loss counts as eight more, one thread does all",
         f"in blocks of {block:,} numbers",
         f"Rows of up to {constant('FEW_CLASSES')} classes are taken {rows} at a time, {lanes} to a vector loop",
         f"rows are taken {lanes} at a time too, {few_classes()}",
@@ -160,6 +160,7 @@ def test_the_page_names_the_kernels_constants():
         f"if it has at most {constant('HOT') >> 20} MB",
     ):
         assert claim in text, claim
+    assert constant("EACH_ROW") == 8
     assert "last_cache() / 10" in (ROOT / "csrc/layout.h").read_text()
     (part,) = re.findall(r"few \* (\d+) / (\d+)", (ROOT / "csrc/bind_softmax.h").read_text())
     assert f"formed by the same tiles, {few_classes(*map(int, part))}" in text

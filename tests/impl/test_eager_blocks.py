@@ -357,6 +357,10 @@ def draw(n, c):
 def step(x, y):
     if sys.argv[2] == "torch":
         torch.nn.functional.cross_entropy(x, y).backward()
+    elif sys.argv[2] == "several labels":
+        crossent.multilabel_cross_entropy(x, y, impl="eager").backward()
+    elif sys.argv[2] == "distillation":
+        crossent.distillation_loss(x, y, 2.0, impl="eager", **eval(sys.argv[4])).backward()
     else:
         crossent.cross_entropy(x, y, impl="eager", **eval(sys.argv[4], {"u": torch.ones(len(x)), **globals()})).backward()
 
@@ -375,6 +379,16 @@ print((peak() - before) / x.numel())
 def bytes_an_element(dtype: str, who: str, soft: str = "indices", options: str = "{}") -> float:
     command = [sys.executable, "-c", CHILD, dtype, who, soft, options]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [("several labels", "{}"), ("distillation", "{}"), ("distillation", "{'reverse': True, 'z_loss': 0.1}")],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_targets_that_a_loss_makes_take_at_most_eight_bytes(loss, options, dtype):
+    assert bytes_an_element(dtype, loss, "probabilities", options) <= 8
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")

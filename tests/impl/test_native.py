@@ -200,7 +200,7 @@ def test_small_calls_are_the_general_ones(dtype, shape, mean, smoothing):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 10), (32, 10), (7, 33), (600, 9), (5000, 3), (2, 3, 4, 5), (3, 70, 2), (9, 300)])
+@pytest.mark.parametrize("shape", [(1, 10), (32, 10), (7, 33), (600, 9), (9000, 3), (2, 3, 4, 5), (3, 70, 2), (9, 300)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing):
     torch.manual_seed(0)
@@ -221,7 +221,7 @@ def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing):
             ours = native.IMPLEMENTATION.quick_rows_gradient(grad, x, target, weight, -100, smoothing, kept)
             if ours is None:  # many numbers in half precision, which torch converts
                 assert grad.dtype.itemsize < 4
-                assert grad.numel() > 4096
+                assert grad.numel() > 8192
                 continue
             assert torch.equal(ours, native.cross_entropy_backward(grad, x, described, lse).logits)
 
@@ -239,7 +239,7 @@ def test_small_binary_losses_are_the_general_ones(dtype, shape):
         ours = native.IMPLEMENTATION.quick_binary_gradient(grad, x, t)
         if ours is None:
             assert grad.dtype.itemsize < 4
-            assert grad.numel() > 4096
+            assert grad.numel() > 8192
             continue
         assert torch.equal(ours, native.binary_cross_entropy_backward(grad, x, described)[0])
     for mean in (True, False):

@@ -44,7 +44,7 @@ from crossent.impl import choose, formulas
 from crossent.losses.binary import binary_cross_entropy_with_logits
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.ops import softmax as ops
-from crossent.ops.rows import row_losses, takes_blocks
+from crossent.ops.rows import row_losses, saves_memory, takes_blocks
 
 
 @documented
@@ -433,7 +433,7 @@ def _divergence(pair: _Pair, reverse: bool, impl: str | None) -> Tensor:
 
 def _is_by_formula(pair: _Pair, targets: list[Target], reverse: bool, impl: str | None) -> bool:
     """Whether all parts of a distillation are computed by torch operations, and in blocks; the teacher is ``targets[0]``."""
-    if formulas.IMPLEMENTATION.fuses(pair.student):  # takes_blocks says so too, but a small call need not choose first
+    if not saves_memory(pair.student):  # takes_blocks says so too, but a small call need not choose first
         return False
     values = stand_in(pair.student, compute_dtype(pair.student if reverse else pair.teacher))
     t = pair.target._replace(values=values)

@@ -108,15 +108,23 @@ class RowLosses(Function):
         return (None, None, *(next(found) if need else None for need in needs))
 
 
+_LARGE = 1 << 22  # logits from which on memory counts for more than time on the CPU, too
+
+
+def saves_memory(logits: Tensor) -> bool:
+    """Whether memory counts for more than time, which blocks take more of: they form losses of rows again in backward."""
+    return logits.numel() >= _LARGE or not formulas.IMPLEMENTATION.fuses(logits)
+
+
 def takes_blocks(name: str, logits: Tensor, *targets: Target) -> bool:
     """Whether losses of such rows are formed in blocks: by torch operations, and nobody looks on or uses forward mode.
 
-    Only the first target may have gradients. Where a gradient is formed with the loss, on the CPU, time counts for more than
-    memory: to form the losses of rows once more takes half as long again.
+    Only the first target may have gradients.
     """
     others = [t for target in targets[1:] for t in target.tensors if t is not None]
-    eager = formulas.IMPLEMENTATION
-    if name != eager.name or eager.fuses(logits) or forward_ad._current_level >= 0 or watch.current() is not None:
+    if name != formulas.IMPLEMENTATION.name or not saves_memory(logits):
+        return False
+    if forward_ad._current_level >= 0 or watch.current() is not None:
         return False
     if any(t.requires_grad for t in others) or not plain(logits, *targets[0].tensors, *others):
         return False
