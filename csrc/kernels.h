@@ -30,14 +30,16 @@ template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     double sums[2] = {0, 0};
     if (p.rows_per_tile == 1) row_forward<R, S>(p, tile, sums);
-    else if (!p.plain() || !plain_tile<LOSSES, R, S>(p, tile, sums)) tile_forward<R, S>(p, tile, sums);
+    else if (p.plain()) plain_tile<LOSSES, R, S>(p, tile, sums);
+    else tile_forward<R, S>(p, tile, sums);
     if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
 }
 
 template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     if (p.rows_per_tile == 1) row_backward<R, S>(p, tile);
-    else if (!p.plain() || !plain_tile<SLOPES, R, S>(p, tile, nullptr)) tile_backward<R, S>(p, tile);
+    else if (p.plain()) plain_tile<SLOPES, R, S>(p, tile, nullptr);
+    else tile_backward<R, S>(p, tile);
 }
 
 template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
@@ -46,7 +48,8 @@ template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
     if (p.rows_per_tile == 1) row_both<R, S>(p, tile, sums);
-    else if (!p.plain() || !plain_tile<BOTH, R, S>(p, tile, sums)) tile_both<R, S>(p, tile, sums);
+    else if (p.plain()) plain_tile<BOTH, R, S>(p, tile, sums);
+    else tile_both<R, S>(p, tile, sums);
 }
 
 template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {

@@ -4,7 +4,7 @@
 // tile_backward give, in fewer passes over the tile: its logits are read once, and slopes go from registers to where
 // they belong. What is summed and how a slope is formed stands in row.h.
 //
-// Refuses a gradient that lies otherwise than the logits: `fits` tells, and those are left to tiles.h.
+// Refuses nothing that is `plain`: the gradient may lie otherwise than the logits.
 
 #pragma once
 #include "tiles.h"
@@ -156,15 +156,14 @@ template <class R> struct PlainPanel {
 template <class R, class S> struct PlainTile : Rows<R, S> {
     const Softmax& p;
     const int64_t n;
-    const bool apart;
+    const bool apart, to_apart;
 
     PlainTile(const Softmax& of, int64_t tile)
-        : Rows<R, S>(of, tile), p(of), n(of.classes), apart(of.at.classes != 1) {}
-
-    template <Wanted WANTED> bool fits() const { return WANTED == LOSSES || apart == (p.grad_at.classes != 1); }
+        : Rows<R, S>(of, tile), p(of), n(of.classes), apart(of.at.classes != 1), to_apart(of.grad_at.classes != 1) {}
 
     template <Wanted WANTED> void run(double* sums) {
-        if (!apart) this->offsets(p.at, offset_), this->offsets(p.grad_at, to_offset_);
+        if (!apart) this->offsets(p.at, offset_);
+        if (!to_apart) this->offsets(p.grad_at, to_offset_);
         const int64_t group = n * PANELS <= AT_ONCE ? PANELS : 1;
         PlainPanel<R> panels[PANELS];
         for (int64_t q = 0; q < this->panels(); q += group) {
@@ -199,7 +198,7 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
         } else {
             const bool piece = in_one_piece(p.at);
             if (piece) fetch(this->x + (offset_[q * LANES] + LANES * n), LANES * n * sizeof(S));
-            if (WANTED != LOSSES && !p.stream && in_one_piece(p.grad_at))
+            if (WANTED != LOSSES && !p.stream && !to_apart && in_one_piece(p.grad_at))
                 fetch_to_write(this->out + to_offset_[q * LANES], LANES * n * int64_t(sizeof(S)));
             e_.load_panel(this->x, offset_ + q * LANES, piece, n, this->rows_of(q), logits);
         }
@@ -216,7 +215,7 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
 
     INLINE_MEMBER void write(PlainPanel<R>& panel, int64_t q, R* e) {
         panel.leave_out(e, n);
-        if (apart) return write_apart(panel, q, e);
+        if (to_apart) return write_apart(panel, q, e);
         panel.template put_slopes<false>(e, n, e, LANES);
         e_.store_panel(e, this->out, to_offset_ + q * LANES, in_one_piece(p.grad_at), n, this->rows_of(q), p.stream);
     }
@@ -244,12 +243,9 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
     }
 };
 
-// Takes a plain problem and the number of a tile. Gives whether that was one for here, and then what is wanted of it.
-template <Wanted WANTED, class R, class S> APART bool plain_tile(const Softmax& p, int64_t tile, double* sums) {
-    PlainTile<R, S> here(p, tile);
-    if (!here.template fits<WANTED>()) return false;
-    here.template run<WANTED>(sums);
-    return true;
+// Takes a plain problem and the number of a tile. Gives what is wanted of it.
+template <Wanted WANTED, class R, class S> APART void plain_tile(const Softmax& p, int64_t tile, double* sums) {
+    PlainTile<R, S>(p, tile).template run<WANTED>(sums);
 }
 
 }  // namespace

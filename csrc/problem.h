@@ -109,7 +109,7 @@ struct Softmax {
         return index_type >= 0 && classes <= AT_ONCE && usual && !mass && !elsewhere && !entropy && !grad_target;
     }
     // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum: in tiles of plain.h.
-    bool needs_no_lse() const { return rows_per_tile != 1 && plain() && (at.classes != 1) == (grad_at.classes != 1); }
+    bool needs_no_lse() const { return rows_per_tile != 1 && plain(); }
     bool keeps_tiles() const { return classes * rows_per_tile <= KEPT && !penalises_all(); }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import crossent
+from crossent.ops.node import SameNumbers
 
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")._native
 
@@ -136,3 +137,24 @@ def test_binary_losses_and_their_gradients_stay_in_the_dtype_of_the_logits(isa, 
             rtol = tolerance(dtype)
             torch.testing.assert_close(losses.double(), expected, rtol=rtol, atol=2.0**-24)
             torch.testing.assert_close(slope.double(), slopes, rtol=2 * rtol, atol=2.0**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "layout", ["rows apart", "columns", "channels_last", "ragged panels", "few rows apart", "stepped"]
+)
+def test_a_loss_has_the_same_bits_wherever_its_gradient_lies(isa, layout, dtype):
+    for classes in (3, 10, 69, 200):
+        torch.manual_seed(classes)
+        logits = torch.empty(5, 3 * classes)[:, ::3] if layout == "stepped" else LAYOUTS[layout](classes)
+        logits = torch.empty_strided(logits.shape, logits.stride(), dtype=dtype).copy_(torch.randn(logits.shape) * 3)
+        labels = torch.randint(classes, logits.movedim(1, -1).shape[:-1])
+        losses, slopes = [], []
+        for how in ({}, {"inplace_backward": True}, {"inplace_forward": True}):
+            leaf = torch.empty_strided(logits.shape, logits.stride(), dtype=dtype).copy_(logits).requires_grad_()
+            loss = crossent.cross_entropy(SameNumbers.apply(leaf), labels, reduction="sum", **how)
+            slopes.append(torch.autograd.grad(loss, leaf)[0])
+            losses.append(loss.detach())
+        losses.append(crossent.cross_entropy(logits, labels, reduction="sum"))
+        assert all(torch.equal(losses[0], loss) for loss in losses)
+        assert all(torch.equal(slopes[0], slope) for slope in slopes)
