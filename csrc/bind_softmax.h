@@ -81,7 +81,11 @@ struct Member {
     }
 
     void write_numbers(Softmax& p) const {
-        for (size_t i = 0; i < std::size(NUMBERS); i++) p.*NUMBERS[i].to = numbers[i];
+        p.usual_numbers = true;
+        for (size_t i = 0; i < std::size(NUMBERS); i++) {
+            p.*NUMBERS[i].to = numbers[i];
+            p.usual_numbers &= numbers[i] == NUMBERS[i].usual;
+        }
     }
 
   private:

@@ -16,6 +16,7 @@ constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, 
 // its gradient, take tiles up to more classes on long vectors: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
+// What a row of a softmax loss costs once, in elements: two logarithms and a division.
 constexpr int64_t EACH_ROW = 8;
 
 // The most classes of a tile of class indices and nothing else (plain.h).
@@ -58,7 +59,8 @@ struct Softmax {
 
     // x' = (cap tanh(x / cap) + bias - margin at the target) / T; see family.h
     double cap, margin, per_temperature, z_loss;
-    const void* bias;  // R, one a class, or null; if some are masked, the largest R for those
+    bool usual_numbers;  // whether each of NUMBERS (bind_softmax.h) has its default
+    const void* bias;    // R, one a class, or null; if some are masked, the largest R for those
     bool masked;
     int64_t penalty;  // a Penalty and its parameters
     double penalty_a, penalty_b;
@@ -93,7 +95,7 @@ struct Softmax {
     // Long contiguous rows are taken one at a time, everything else as tiles of LANES or ROWS rows side by side.
     int64_t rows_per_tile;
     int64_t rows() const { return outer * inner; }
-    // How much there is to do, in elements: what a row costs once is as much as EACH_ROW of them.
+    // How much there is to do, in elements.
     int64_t work() const { return rows() * (classes + EACH_ROW); }
     // How many classes of a tile are worked on at a time: parts of one size. C = 100 is 4 times 25.
     int64_t chunk() const {
@@ -105,7 +107,7 @@ struct Softmax {
         return keeps_tiles() ? (classes + CLASSES - 1) / CLASSES * KEPT_TILE : 0;
     }
     bool plain() const {  // class indices, weights of rows and classes, and nothing else
-        const bool usual = smoothing == 0 && penalty == NO_PENALTY && !transformed() && z_loss == 0 && !shard;
+        const bool usual = usual_numbers && smoothing == 0 && penalty == NO_PENALTY && !transformed() && !shard;
         return index_type >= 0 && classes <= AT_ONCE && usual && !mass && !elsewhere && !entropy && !grad_target;
     }
     // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum: in tiles of plain.h.
