@@ -96,15 +96,16 @@ class Unreduced(Lean):
     @classmethod
     def of(cls, logits: Tensor, formed: tuple[Tensor, Any], given: tuple[Any, ...], call: Call) -> Tensor:
         """Attach losses to their logits."""
-        loss: Tensor = cls.run(logits, formed, given, call, cls.tensors, getattr(call.implementation, cls.quick))
+        loss: Tensor = cls.run(logits, formed, given, call)
         return loss
 
     @staticmethod
-    def forward(ctx, logits, formed, given, call, tensors, quick):
-        losses, kept = formed
-        ctx.kept = kept if type(kept) is bytes else None
-        ctx.call, ctx.numbers, ctx.quick = call, given[tensors:], quick
-        ctx.save_for_backward(logits, *given[:tensors], None if type(kept) is bytes else kept)
+    def forward(ctx, logits, formed, given, call):
+        (losses, kept), kind = formed, ctx._forward_cls
+        few = type(kept) is bytes  # and not a tensor, which autograd frees and shows to hooks
+        ctx.kept, ctx.call = kept if few else None, call
+        ctx.numbers, ctx.quick = given[kind.tensors :], getattr(call.implementation, kind.quick)
+        ctx.save_for_backward(logits, *given[: kind.tensors], None if few else kept)
         return as_logits(losses, logits)
 
     @staticmethod
@@ -120,4 +121,4 @@ class Unreduced(Lean):
                 kind = ctx._forward_cls
                 target = kind.describe(*tensors, *ctx.numbers)
                 gradient = like(kind.gradient(grad, logits, target, kept, ctx.call), logits)
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None
