@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -21,8 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import crossent
-from crossent.impl import eager
-from crossent.impl.eager import blocks
+from crossent.impl.eager import Eager, blocks
 
 RESULTS = Path(__file__).parent / "results" / "counts.json"
 PAGE = Path(__file__).parents[1] / "docs/gpu.md"
@@ -39,7 +39,7 @@ def pretended_device() -> Iterator[None]:
         return blocks.size_on_device(x.numel(), formed)
 
     with (
-        patch.object(eager.Eager, "fuses", lambda *_: False),
+        patch.object(Eager, "fuses", lambda *_: False),
         patch.object(blocks, "_size", size),
         patch.object(blocks, "readable", lambda _: False),
         patch.object(torch._C, "_len_torch_dispatch_stack", lambda: 0),
@@ -134,86 +134,120 @@ def bytes_at_once(step: Callable[[], None]) -> float:
         return peak(step) / (N * C)
 
 
-def members() -> dict[str, Member]:
-    """Return every member of the family by what it is called."""
-    some, weight, rows = torch.arange(C) > 3, torch.linspace(0.5, 2, C), torch.linspace(0, 1, N)
-    bias = torch.linspace(-1, 1, C)
+def eager(
+    loss: Callable[..., Tensor], *arguments: float, soft: bool = True, learned: bool = False, **options
+) -> Member:
+    """Return a member that calls a loss in torch operations, with weights and biases of the dtype of its logits."""
 
-    def of(soft: bool = False, learned: bool = False, **options) -> Member:
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            given = {k: v.to(x.dtype) if k in ("weight", "logit_bias") else v for k, v in options.items()}
-            return crossent.cross_entropy(x, y, impl="eager", **given)
+    def call(x: Tensor, target: Tensor) -> Tensor:
+        given = {k: v.to(x.dtype) if k in ("weight", "logit_bias") else v for k, v in options.items()}
+        return loss(x, target, *arguments, impl="eager", **given)
 
-        return Member(loss, soft, learned=learned)
+    return Member(call, soft, learned=learned)
 
-    def binary(learned: bool = False, **options) -> Member:
-        def loss(x: Tensor, t: Tensor) -> Tensor:
-            return crossent.binary_cross_entropy_with_logits(x, t, impl="eager", **options)
 
-        return Member(loss, soft=True, learned=learned)
+class Given(NamedTuple):
+    """What rows and classes are given: classes that are allowed, a weight and a bias for each, and what rows weigh."""
 
-    def distillation(learned: bool = False, **options) -> Member:
-        def loss(x: Tensor, teacher: Tensor) -> Tensor:
-            return crossent.distillation_loss(x, teacher, 2.0, teacher_grad=learned, impl="eager", **options)
+    some: Tensor
+    weight: Tensor
+    bias: Tensor
+    rows: Tensor
 
-        return Member(loss, soft=True, learned=learned)
+    @classmethod
+    def of_all(cls) -> Given:
+        """Draw it for the shape that is counted."""
+        return cls(torch.arange(C) > 3, torch.linspace(0.5, 2, C), torch.linspace(-1, 1, C), torch.linspace(0, 1, N))
 
-    def labels(learned: bool = False, **options) -> Member:
-        def loss(x: Tensor, amounts: Tensor) -> Tensor:
-            return crossent.multilabel_cross_entropy(x, amounts, impl="eager", **options)
+    def everything(self) -> dict[str, Any]:
+        """Return every option of a softmax loss."""
+        return {
+            "temperature": 2.0, "softcap": 30.0, "logit_bias": self.bias, "class_mask": self.some, "z_loss": 1e-4,
+            "weight": self.weight, "penalty": crossent.Focal(2.0), "label_smoothing": 0.1, "sample_weight": self.rows,
+            "margin": 0.1,
+        }  # fmt: skip
 
-        return Member(loss, soft=True, learned=learned)
 
-    def statistics(x: Tensor, y: Tensor) -> Tensor:
-        told = crossent.cross_entropy_stats(x, y, impl="eager")
-        return torch.stack([rows.sum() for rows in told[:4]]).sum()
+PENALTIES = {
+    "focal": crossent.Focal(2.0), "Poly-1": crossent.Poly1(), "generalised": crossent.GCE(), "MAE": crossent.MAE(),
+    "symmetric": crossent.SCE(), "Taylor": crossent.Taylor(),
+}  # fmt: skip
 
-    penalties = {
-        "focal": crossent.Focal(2.0), "Poly-1": crossent.Poly1(), "generalised": crossent.GCE(), "MAE": crossent.MAE(),
-        "symmetric": crossent.SCE(), "Taylor": crossent.Taylor(),
-    }  # fmt: skip
-    everything = {
-        "temperature": 2.0, "softcap": 30.0, "logit_bias": bias, "class_mask": some, "z_loss": 1e-4, "weight": weight,
-        "penalty": crossent.Focal(2.0), "label_smoothing": 0.1, "sample_weight": rows,
-    }  # fmt: skip
-    with_labels = {"target": torch.randint(C, (N,)), "class_mask": some, "sample_weight": rows, "z_loss": 1e-4}
+
+def softmax_members(given: Given) -> dict[str, Member]:
+    """Return softmax losses of one target, by what they are called."""
+    of = partial(eager, crossent.cross_entropy, soft=False)
     return {
         "torch.nn.functional.cross_entropy": Member(F.cross_entropy),
         "a plain call: torch's operator": Member(lambda x, y: crossent.cross_entropy(x, y, impl="torch")),
         'the same with impl="eager"': of(),
-        "class weights, eager": of(weight=weight),
+        "class weights, eager": of(weight=given.weight),
         "smoothing, eager": of(label_smoothing=0.1),
         "probabilities, eager": of(soft=True),
-        "rows that weigh": of(sample_weight=rows),
+        "rows that weigh": of(sample_weight=given.rows),
         "temperature": of(temperature=2.0),
         "soft cap": of(softcap=30.0),
-        "bias": of(logit_bias=bias),
+        "bias": of(logit_bias=given.bias),
         "margin": of(margin=0.2),
-        "class mask": of(class_mask=some),
+        "class mask": of(class_mask=given.some),
         "z-loss": of(z_loss=1e-4),
-        **{name: of(penalty=penalty) for name, penalty in penalties.items()},
-        "soft cap, class mask": of(softcap=30.0, class_mask=some),
+        **{name: of(penalty=penalty) for name, penalty in PENALTIES.items()},
+        "soft cap, class mask": of(softcap=30.0, class_mask=given.some),
         "smoothing and z-loss": of(label_smoothing=0.1, z_loss=1e-4),
         "probabilities, temperature": of(soft=True, temperature=2.0),
-        "everything": of(**everything, margin=0.1),
-        "everything, probabilities": of(soft=True, **everything, margin=0.1),
+        "everything": of(**given.everything()),
+        "everything, probabilities": of(soft=True, **given.everything()),
         "probabilities that learn": of(soft=True, learned=True),
+    }
+
+
+def composed_members(given: Given) -> dict[str, Member]:
+    """Return losses that make a target of their own."""
+    labels = partial(eager, crossent.multilabel_cross_entropy)
+    distillation = partial(eager, crossent.distillation_loss, 2.0)
+    with_labels = {
+        "target": torch.randint(C, (N,)),
+        "class_mask": given.some,
+        "sample_weight": given.rows,
+        "z_loss": 1e-4,
+    }
+    return {
         "several labels": labels(),
-        "several labels, everything": labels(**everything, margin=0.1),
+        "several labels, everything": labels(**given.everything()),
         "distillation": distillation(),
         "distillation, reverse": distillation(reverse=True),
         "distillation, labels": distillation(**with_labels),
         "distillation, reverse, labels": distillation(reverse=True, **with_labels),
-        "distillation, a teacher that learns": distillation(learned=True),
+        "distillation, a teacher that learns": distillation(learned=True, teacher_grad=True),
+    }
+
+
+def statistics(x: Tensor, y: Tensor) -> Tensor:
+    """Add up the statistics that have a gradient."""
+    return torch.stack([each.sum() for each in crossent.cross_entropy_stats(x, y, impl="eager")[:4]]).sum()
+
+
+def sigmoid_members(given: Given) -> dict[str, Member]:
+    """Return sigmoid losses."""
+    of = partial(eager, crossent.binary_cross_entropy_with_logits)
+    return {
+        "torch's binary_cross_entropy_with_logits": Member(F.binary_cross_entropy_with_logits, soft=True),
+        "sigmoid, eager": of(),
+        "sigmoid, mask and rows that weigh": of(mask=given.some, sample_weight=given.rows),
+        "sigmoid, a target that learns": of(learned=True),
+        "sigmoid, focal": of(penalty=crossent.Focal(2.0)),
+        "sigmoid, asymmetric": of(penalty=crossent.Asymmetric()),
+    }
+
+
+def members() -> dict[str, Member]:
+    """Return every member of the family by what it is called."""
+    of_statistics = {
         "statistics": Member(statistics, backward=False),
         "statistics with a gradient": Member(statistics),
-        "torch's binary_cross_entropy_with_logits": Member(F.binary_cross_entropy_with_logits, soft=True),
-        "sigmoid, eager": binary(),
-        "sigmoid, mask and rows that weigh": binary(mask=some, sample_weight=rows),
-        "sigmoid, a target that learns": binary(learned=True),
-        "sigmoid, focal": binary(penalty=crossent.Focal(2.0)),
-        "sigmoid, asymmetric": binary(penalty=crossent.Asymmetric()),
     }
+    given = Given.of_all()
+    return softmax_members(given) | composed_members(given) | of_statistics | sigmoid_members(given)
 
 
 def count_all() -> list[dict]:
