@@ -64,46 +64,50 @@ template <class R> struct Transform {
 // A whole γ up to here is that many products, and takes no logarithm.
 constexpr int MOST_PRODUCTS = 4;
 
-// f and s of N values of u = log p ≤ 0, by a penalty other than -log p.
+// f and s of N values of u = log p ≤ 0, of p (`prob`) and of 1 - p (`rest`), by a penalty other than -log p.
 template <int N, class R>
-static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f, R* __restrict s) {
+static void penalise_by(
+    const Softmax& p, const R* __restrict u, const R* __restrict prob, const R* __restrict rest, R* __restrict f,
+    R* __restrict s
+) {
     const R a = R(p.penalty_a), b = R(p.penalty_b);
     switch (Penalty(p.penalty)) {  // without a default, so that the compiler names a penalty that has no case
         case NO_PENALTY: break;
         case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps, which become vectors
-            R prob[N], rest[N], power[N];
-            for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
-            if (a <= R(MOST_PRODUCTS) && a == R(int(a))) {
+            R power[N];
+            if (a >= R(1) && a <= R(MOST_PRODUCTS) && a == R(int(a))) {
+                // (1-p)^(γ-1) times (1-p) (-log p), and times 1 - p + γ p (-log p).
                 for (int l = 0; l < N; l++) power[l] = R(1);
-                for (int k = 0; k < int(a); k++)
+                for (int k = 1; k < int(a); k++)
                     for (int l = 0; l < N; l++) power[l] *= rest[l];
-            } else {
-                for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
-                for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
-                // Nothing is left of a p of 1, and nan stays nan.
-                for (int l = 0; l < N; l++) power[l] = pick(rest[l] <= R(0), R(0), power[l]);
+                for (int l = 0; l < N; l++) s[l] = power[l] * (rest[l] + a * times(prob[l], -u[l]));
+                for (int l = 0; l < N; l++) f[l] = times(power[l] * rest[l], -u[l]);
+                break;
             }
+            for (int l = 0; l < N; l++) power[l] = prob[l] / pick(rest[l] > R(0), rest[l], R(1));
+            for (int l = 0; l < N; l++) power[l] = exp_(-a * log1p_(power[l]));
+            // Nothing is left of a p of 1, and nan stays nan.
+            for (int l = 0; l < N; l++) power[l] = pick(rest[l] <= R(0), R(0), power[l]);
             for (int l = 0; l < N; l++) f[l] = times(power[l], -u[l]);
             for (int l = 0; l < N; l++) s[l] = pick(rest[l] > R(0), -u[l] / pick(rest[l] > R(0), rest[l], R(1)), R(1));
             for (int l = 0; l < N; l++) s[l] = power[l] * (R(1) + a * times(prob[l], s[l]));
             break;
         }
         case POLY1:
-            for (int l = 0; l < N; l++) f[l] = a * complement(u[l]) - u[l], s[l] = R(1) + a * exp_(u[l]);
+            for (int l = 0; l < N; l++) f[l] = a * rest[l] - u[l], s[l] = R(1) + a * prob[l];
             break;
         case GCE:  // and MAE, where a = 1
             for (int l = 0; l < N; l++) f[l] = complement(a * u[l]) / a, s[l] = exp_(a * u[l]);
             break;
         case SCE:  // a = α, b = -β A
-            for (int l = 0; l < N; l++) f[l] = b * complement(u[l]) - times(a, u[l]), s[l] = a + b * exp_(u[l]);
+            for (int l = 0; l < N; l++) f[l] = b * rest[l] - times(a, u[l]), s[l] = a + b * prob[l];
             break;
         case TAYLOR: {
             R power[N], slope[N];
             for (int l = 0; l < N; l++) power[l] = R(1), slope[l] = f[l] = R(0);
             for (int k = 1; k <= int(a); k++)
-                for (int l = 0; l < N; l++)
-                    slope[l] += power[l], power[l] *= complement(u[l]), f[l] += power[l] * (R(1) / R(k));
-            for (int l = 0; l < N; l++) s[l] = exp_(u[l]) * slope[l];
+                for (int l = 0; l < N; l++) slope[l] += power[l], power[l] *= rest[l], f[l] += power[l] * (R(1) / R(k));
+            for (int l = 0; l < N; l++) s[l] = prob[l] * slope[l];
             break;
         }
     }
@@ -111,8 +115,29 @@ static void penalise_by(const Softmax& p, const R* __restrict u, R* __restrict f
 
 // f and s of N values of u = log p ≤ 0.
 template <int N, class R> INLINE void penalise(const Softmax& p, const R* u, R* f, R* s) {
-    if (p.penalty != NO_PENALTY) return penalise_by<N>(p, u, f, s);
-    for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
+    if (p.penalty == NO_PENALTY) {
+        for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
+        return;
+    }
+    R prob[N] = {}, rest[N] = {};
+    if (p.penalty != GCE)  // which is made of powers of p
+        for (int l = 0; l < N; l++) prob[l] = exp_(u[l]), rest[l] = complement(u[l]);
+    penalise_by<N>(p, u, prob, rest, f, s);
 }
+
+// What makes p of e = e^{x - level}, which was kept of LANES classes or rows: p = of_e e, and 1 - p. The latter would
+// have lost its digits where a class has more than half of p. The e of such a class equals `likely`, which is 1 or, for
+// none, nan, and its f and s are known.
+template <class R> struct OfPowers {
+    alignas(64) R of_e[LANES], likely[LANES], likely_f[LANES], likely_s[LANES];
+
+    INLINE_MEMBER void penalise(const Softmax& p, const R* log_p, const R* e, R* f, R* s) const {
+        R prob[LANES], rest[LANES];
+        for (int l = 0; l < LANES; l++) prob[l] = of_e[l] * e[l], rest[l] = R(1) - prob[l];
+        penalise_by<LANES>(p, log_p, prob, rest, f, s);
+        for (int l = 0; l < LANES; l++) f[l] = pick(e[l] == likely[l], likely_f[l], f[l]);
+        for (int l = 0; l < LANES; l++) s[l] = pick(e[l] == likely[l], likely_s[l], s[l]);
+    }
+};
 
 }  // namespace

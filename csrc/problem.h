@@ -98,13 +98,14 @@ struct Softmax {
     // How much there is to do, in elements.
     int64_t work() const { return rows() * (classes + EACH_ROW); }
     // How many classes of a tile are worked on at a time: parts of one size. C = 100 is 4 times 25.
-    int64_t chunk() const {
-        const int64_t chunks = (classes + CLASSES - 1) / CLASSES;
-        return (classes + chunks - 1) / chunks;
-    }
+    int64_t chunks() const { return (classes + CLASSES - 1) / CLASSES; }
+    int64_t chunk() const { return (classes + chunks() - 1) / chunks(); }
+    // What is kept of a class: its e^x, and where all are penalised the weight that this gives it.
+    int64_t kept_numbers() const { return penalises_all() ? 2 : 1; }
+    int64_t kept_row() const { return (classes / LANES + 2) * LANES; }
     int64_t scratch_size() const {
-        if (rows_per_tile == 1) return classes + LANES + classes / (BLOCK - LANES) + 1;
-        return keeps_tiles() ? (classes + CLASSES - 1) / CLASSES * KEPT_TILE : 0;
+        if (rows_per_tile == 1) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;
+        return keeps_tiles() ? kept_numbers() * chunks() * KEPT_TILE : 0;
     }
     bool plain() const {  // class indices, weights of rows and classes, and nothing else
         const bool usual = usual_numbers && smoothing == 0 && penalty == NO_PENALTY && !transformed() && !shard;
@@ -112,7 +113,7 @@ struct Softmax {
     }
     // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum: in tiles of plain.h.
     bool needs_no_lse() const { return rows_per_tile != 1 && plain(); }
-    bool keeps_tiles() const { return classes * rows_per_tile <= KEPT && !penalises_all(); }
+    bool keeps_tiles() const { return kept_numbers() * classes * rows_per_tile <= KEPT; }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
 

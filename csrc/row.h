@@ -114,6 +114,17 @@ template <class R, class A> struct RowSums {
     INLINE_MEMBER R log_sum() const { return log1p_(R(rest())) + (top - top); }
     INLINE_MEMBER R entropy(R log_sum) const { return log_sum + R(moment / A(1 + rest())); }
 
+    // What times e^{x - level} is p, nan where the top is not finite; and the e^{x - level} of the class that has more
+    // than half of p: 1, or nan where there is none that was seen with this level.
+    INLINE_MEMBER R of_e(R level) const {
+        const R down = level - top, per_sum = R(1 / (1 + rest())) + (top - top);
+        return exp_(pick(down < R(0), down, R(0))) * per_sum;
+    }
+    INLINE_MEMBER R likely(R level, R log_sum) const {
+        const bool here = (level == top) & (log_sum < -LOG_HALF<R>);
+        return pick(here, R(1), NAN_<R>);
+    }
+
     // Σ w (-log p), or Σ w f(p) where that was summed as the cost, without a mass.
     INLINE_MEMBER R total(R log_sum) const { return R(cost + times(mass, A(log_sum))); }
 };

@@ -248,10 +248,19 @@ template <class R> INLINE void weigh_block(Block<R>& w, const R* s, R* scratch) 
     w.x = scratch;
 }
 
+// What row_both keeps of a row: e^{x - level} of each class and the level of each block, and w s(p) of each class where
+// all are penalised.
+template <class R> struct Kept {
+    R *e, *pulls, *levels;
+    explicit Kept(const Softmax& p)
+        : e(static_cast<R*>(p.scratch)), pulls(e + p.kept_row()), levels(e + p.kept_numbers() * p.kept_row()) {}
+};
+
 // Σ w f(p) and, by add_pull, Σ w s(p) of a row in which every class has a weight.
 template <class R> struct PenalisedSums {
     double cost = 0, mass = 0, rest = 0;
 
+    PenalisedSums() = default;
     template <class S> PenalisedSums(const Softmax& p, const Row<R, S>& here, R top, R log_sum) {
         alignas(64) R scratch[BLOCK];
         Block<R> w;
@@ -272,15 +281,41 @@ template <class R> struct PenalisedSums {
             cost += fold(costs), mass += fold(masses), rest += fold(rests);
         });
     }
+
+    // Out of the powers that were kept of the row. What the sums are made of is kept for the slopes.
+    template <class S>
+    PenalisedSums(const Softmax& p, const Row<R, S>& here, const RowSums<R, double>& sum, R log_sum, Kept<R> kept) {
+        alignas(64) R scratch[BLOCK];
+        Block<R> w;
+        OfPowers<R> powers;
+        const R at_top = -log_sum;
+        R cost_at_top, pull_at_top;
+        penalise<1>(p, &at_top, &cost_at_top, &pull_at_top);
+        for (int l = 0; l < LANES; l++) powers.likely_f[l] = cost_at_top, powers.likely_s[l] = pull_at_top;
+        look_again<R>(p, here.x, here.y, [&](const Block<R>& block, int64_t k) {
+            load_weights(p, here.t, k, block.n, scratch, w);
+            const R level = *kept.levels++, of_e = sum.of_e(level), likely = sum.likely(level, log_sum);
+            for (int l = 0; l < LANES; l++) powers.of_e[l] = of_e, powers.likely[l] = likely;
+            alignas(64) R costs[LANES] = {}, masses[LANES] = {}, rests[LANES] = {};
+            w.each([&](const R* weight, int64_t i) {
+                const int64_t at = k + std::min(i, block.n - LANES), again = i < block.whole ? 0 : block.seen;
+                const R *x = block.run(i), *e = kept.e + at;
+                R *pulls = kept.pulls + at, log_p[LANES], f[LANES], s[LANES];
+                for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(x[l], sum.top, log_sum);
+                powers.penalise(p, log_p, e, f, s);
+                for (int l = 0; l < LANES; l++) {
+                    const R pull = times(weight[l], s[l]), counted = pick(l < again, R(0), pull);
+                    costs[l] += pick(l < again, R(0), times(weight[l], f[l]));
+                    masses[l] += counted, rests[l] += pick(e[l] == likely, R(0), counted);
+                    pulls[l] = pull;
+                }
+            });
+            cost += fold(costs), mass += fold(masses), rest += fold(rests);
+        });
+    }
 };
 
 // --- forward --------------------------------------------------------------------------------------------------------
-
-// What row_both keeps of a row: e^{x - level} of each class, and the level of each block.
-template <class R> struct Kept {
-    R *e, *levels;
-    explicit Kept(const Softmax& p) : e(static_cast<R*>(p.scratch)), levels(e + p.classes + LANES) {}
-};
 
 // The sums of a row and, where statistics are wanted, the first of its largest classes.
 template <bool KEEP, class R, class S>
@@ -346,8 +381,7 @@ static void soft_statistics(const Softmax& p, const Row<R, S>& here, R top, R lo
 // The loss of a row out of its sums, and its statistics where they are wanted.
 template <class R, class S>
 INLINE R finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum, R log_sum, int64_t likeliest) {
-    if (p.penalises_all()) sum.cost = PenalisedSums<R>(p, here, sum.top, log_sum).cost, sum.mass = 0;
-    else if (!here.t) sum.cost *= p.share, sum.mass *= p.share;
+    if (!here.t && !p.penalises_all()) sum.cost *= p.share, sum.mass *= p.share;
     R loss = sum.total(log_sum);
     likeliest = found(likeliest, log_sum);
     if (here.t) {
@@ -381,6 +415,7 @@ template <class R, class S> static void row_forward(const Softmax& p, int64_t ro
         int64_t likeliest = NO_CLASS;
         RowSums<R, double> sum = sum_row<false>(p, here, likeliest, Kept<R>(p));
         top = sum.top, log_sum = sum.log_sum();
+        if (p.penalises_all()) sum.cost = PenalisedSums<R>(p, here, top, log_sum).cost, sum.mass = 0;
         loss = finish(p, here, sum, log_sum, likeliest);
         mass = R(sum.mass) + (here.t ? R(0) : R(1 - p.smoothing) * here.weight);
     } else {
@@ -411,29 +446,38 @@ INLINE Masses<R> own_masses(
     return index_masses(smoothing, here.weight, even, R(p.weight_sum), s);
 }
 
-// The mass of a row, and the log p of its class index.
+// The masses of a row, and the log p of its class index; `sums` are those of its classes where each has a weight of its
+// own, without a penalty their mass alone.
 template <class R, class S>
-INLINE Masses<R> masses_of(const Softmax& p, const Row<R, S>& here, const RowSlopes<R>& slopes, R& log_p) {
+INLINE Masses<R> masses_of(
+    const Softmax& p, const Row<R, S>& here, const RowSlopes<R>& slopes, const PenalisedSums<R>& sums, R& log_p
+) {
     const Smoothing<R> smoothing(p);
-    Masses<R> masses{R(0), R(0), R(0), NAN_<R>};
+    Masses<R> masses{R(0), R(sums.mass), R(0), NAN_<R>};
     R s = 0, even = 0;
     if (!here.t) masses = own_masses(p, here, slopes, log_p, even, s);
     if (p.penalises_all()) {
-        const PenalisedSums<R> sum(p, here, slopes.top, slopes.log_sum);
-        masses.spread = R(sum.mass), masses.rest = R(sum.rest);
+        masses.spread = R(sums.mass), masses.rest = R(sums.rest);
         if (!here.t) masses.others = log_p > LOG_HALF<R> ? masses.rest : masses.spread - smoothing.share * even * s;
-    } else if (here.t) {
-        alignas(64) R scratch[BLOCK];
-        Block<R> w;
-        RowSums<R, double> sum;
-        for (int64_t k = 0, n; k < p.classes; k += n) {
-            n = block_size(p.classes, k);
-            load_weights(p, here.t, k, n, scratch, w);
-            add_costs(sum, R(0), w, w);
-        }
-        masses.spread = R(sum.mass);
     }
     return p.elsewhere ? with_elsewhere(masses, static_cast<const R*>(p.elsewhere)[here.row]) : masses;
+}
+
+// Those sums of a row whose p is known.
+template <class R, class S>
+INLINE PenalisedSums<R> sums_of(const Softmax& p, const Row<R, S>& here, const RowSlopes<R>& slopes) {
+    if (p.penalises_all()) return {p, here, slopes.top, slopes.log_sum};
+    PenalisedSums<R> sums;
+    alignas(64) R scratch[BLOCK];
+    Block<R> w;
+    RowSums<R, double> sum;
+    for (int64_t k = 0, n; here.t && k < p.classes; k += n) {
+        n = block_size(p.classes, k);
+        load_weights(p, here.t, k, n, scratch, w);
+        add_costs(sum, R(0), w, w);
+    }
+    sums.mass = sum.mass;
+    return sums;
 }
 
 // The slopes of a block of x', with its weights w or, where each class has the same, with `less` = g w; from where to
@@ -500,7 +544,7 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
     const R grad = static_cast<const R*>(p.grad)[p.grad_rows ? row : 0];
     slopes.start(p, weigh(grad, sample_weight<R>(p, row)), here.weight);
     R log_p = 0;
-    slopes.set(masses_of(p, here, slopes, log_p));
+    slopes.set(masses_of(p, here, slopes, sums_of(p, here, slopes), log_p));
     const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits
 
     // Where all classes are penalised, f lies where the weights will lie and s where the slopes will: a thread's stack
@@ -574,36 +618,39 @@ template <class R> struct KeptSlopes {
 // and the slopes of the logits. They are formed of the same powers e^{x - level}, which are kept in the scratch.
 template <class R, class S> static void row_both(const Softmax& p, int64_t row, double* sums) {
     const Row<R, S> here(p, row);
-    if (!here.valid || p.penalises_all()) {
+    if (!here.valid) {
         row_forward<R, S>(p, row, sums);
         return row_backward<R, S>(p, row);
     }
     int64_t likeliest = NO_CLASS;
     Kept<R> kept(p);
     RowSums<R, double> sum = sum_row<true>(p, here, likeliest, kept);
-    const R log_sum = sum.log_sum(), target_mass = R(sum.mass);
+    const R log_sum = sum.log_sum();
+    const bool all = p.penalises_all();
+    PenalisedSums<R> weighed;
+    if (all) weighed = {p, here, sum, log_sum, kept}, sum.cost = weighed.cost, sum.mass = 0;
+    else if (here.t) weighed.mass = sum.mass;
     add_to_sums(p, here, finish(p, here, sum, log_sum, likeliest), sums);
 
     RowSlopes<R> slopes{};
     slopes.top = sum.top, slopes.log_sum = log_sum;
     slopes.start(p, weigh(static_cast<const R*>(p.grad)[0], sample_weight<R>(p, row)), here.weight);
-    R log_p = 0, even, s;
-    slopes.set(here.t ? Masses<R>{R(0), target_mass, R(0), NAN_<R>} : own_masses(p, here, slopes, log_p, even, s));
+    R log_p = 0;
+    slopes.set(masses_of(p, here, slopes, weighed, log_p));
     const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits
 
     const Smoothing<R> smoothing(p);
-    const bool weighted = here.t || (smoothing.spread && smoothing.share != R(0));
-    bool near_one = weighted && log_sum < -LOG_HALF<R>;
+    const bool weighted = here.t || all || (smoothing.spread && smoothing.share != R(0));
+    bool near_one = weighted;                                                                // until the class is met
     const R less = weighted || smoothing.share == R(0) ? R(0) : slopes.g * smoothing.share;  // g may be infinite
-    const R per_sum = R(1 / (1 + sum.rest())) + (sum.top - sum.top);  // nan where top is not finite
     alignas(64) R scratch[BLOCK], slope[BLOCK + LANES];
     Block<R> w;
     if (slopes.scale == R(0))  // a row without weight has no slopes, whatever its logits hold
         for (int64_t i = 0; i < p.classes; i++) kept.e[i] = R(0);
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);
-        const R level = *kept.levels++, down = level - sum.top;
-        const R of_e = times(slopes.scale, exp_(pick(down < R(0), down, R(0))) * per_sum);
+        const R level = *kept.levels++, of_e = times(slopes.scale, sum.of_e(level)),
+                likely = sum.likely(level, log_sum);
         const KeptSlopes<R> of_kept{slopes, kept.e + k, n, of_e, less};
         S* out = here.out + k;
         if (!p.transformed() && !weighted) {
@@ -614,11 +661,12 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
             if (here.y >= k && here.y < k + n) narrow(at_y, out[here.y - k]);
             continue;
         }
-        if (weighted) load_weights(p, here.t, k, n, scratch, w), of_kept.keep(w, slope);
-        else of_kept.keep(slope);
-        if (near_one && level == sum.top) {
+        if (all) w.load(kept.pulls + k, n, scratch);
+        else if (weighted) load_weights(p, here.t, k, n, scratch, w);
+        weighted ? of_kept.keep(w, slope) : of_kept.keep(slope);
+        if (near_one && likely == R(1)) {
             int64_t i = 0;
-            while (i < n && kept.e[k + i] != R(1)) i++;
+            while (i < n && kept.e[k + i] != likely) i++;
             near_one = i == n;
             if (!near_one) put(slope, n, i, slopes.of_likely(-log_sum, w.at(i)));
         }

@@ -345,6 +345,7 @@ template <class R> struct Labels {
 
     void read(const Softmax& p, int64_t row, int64_t rows) {
         for (int l = 0; l < LANES; l++) y[l] = p.ignore_index, valid[l] = weight[l] = R(p.index_type < 0);
+        for (int l = 0; l < LANES; l++) own[l] = NO_CLASS;
         if (p.index_type < 0) return;
         if (p.index_type == I64) std::memcpy(y, static_cast<const int64_t*>(p.target) + row, size_t(rows) * sizeof *y);
         else
@@ -549,6 +550,12 @@ template <class R> struct Sums {
             for (int l = 0; l < LANES; l++)
                 add_cost(w[j * w_pitch + l], x[j * pitch + l], level[l], costs[l], masses[l]);
         for (int l = 0; l < LANES; l++) cost[l] += costs[l], mass[l] += masses[l];
+    }
+
+    // What makes p of powers of this level, and the power of the class that has more than half of it: see RowSums.
+    void of_powers(const R* log_sum, const R* of_level, R* of_e, R* likely) const {
+        for (int l = 0; l < LANES; l++) of_e[l] = row(l).of_e(of_level[l]);
+        for (int l = 0; l < LANES; l++) likely[l] = row(l).likely(of_level[l], log_sum[l]);
     }
 
     void log_sums(R* to) const {
@@ -798,34 +805,47 @@ INLINE void set_index_masses(const Softmax& p, const Rows<R, S>& here, int64_t q
     for (int l = 0; l < LANES; l++) slopes.set(l, index_masses(smoothing, label.weight[l], even[l], total, s[l]));
 }
 
+// Σ w s(p) of a panel's rows, or Σ w: of all classes, of others than the row's own, and without the one that has more
+// than half of p. There are as many terms as classes, which a float would round one by one.
+struct Pulls {
+    double all[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
+
+    // Of a class, of which `apart` says whether it is the one that `rest` leaves out.
+    template <class R, class A> INLINE_MEMBER void add(const R* pull, const Class<R>* own, int64_t k, A&& apart) {
+        for (int l = 0; l < LANES; l++) all[l] += double(pull[l]);
+        for (int l = 0; l < LANES; l++) others[l] += double(pick(own[l] == Class<R>(k), R(0), pull[l]));
+        for (int l = 0; l < LANES; l++) rest[l] += double(pick(apart(l), R(0), pull[l]));
+    }
+};
+
+// The masses of a panel's rows out of those sums.
+template <class R, class S>
+INLINE void set_masses(const Softmax& p, const Rows<R, S>& here, int64_t q, const Pulls& pulls, Slopes<R>& slopes) {
+    const Smoothing<R> smoothing(p);
+    R s[LANES] = {};
+    if (!here.t) index_pulls(p, here, q, slopes, s);
+    for (int l = 0; l < LANES; l++) {
+        Masses<R> masses = index_masses(smoothing, slopes.label.weight[l], R(0), R(0), s[l]);
+        masses.spread = R(pulls.all[l]), masses.others = R(pulls.others[l]);
+        if (p.penalty != NO_PENALTY) masses.rest = R(pulls.rest[l]);
+        slopes.set(l, masses);
+    }
+}
+
 // The masses of a tile's rows that are sums over classes: of w, or of w ∘ s(p) where there is a penalty.
 template <class R, class S> APART void sum_masses(const Softmax& p, const Rows<R, S>& here, Slopes<R>* slopes) {
     const bool penalised = p.penalty != NO_PENALTY;
-    struct {  // of as many terms as there are classes, which a float would round one by one
-        double spread[LANES] = {}, others[LANES] = {}, rest[LANES] = {};
-    } sum[ROWS / LANES];
+    Pulls pulls[ROWS / LANES];
     const auto labels = [&](int64_t q) -> const Labels<R>& { return slopes[q].label; };
     look_again<R>(p, here, penalised, labels, [&](int64_t q, int64_t k, const R* x, const R* w) {
         const Labels<R>& label = slopes[q].label;
-        auto& to = sum[q];
         R log_p[LANES], f[LANES], s[LANES];
         for (int l = 0; l < LANES; l++) s[l] = 1, log_p[l] = slopes[q].row(l).log_p(x[l]);
         if (penalised) penalise<LANES>(p, log_p, f, s);
         for (int l = 0; l < LANES; l++) s[l] = pick(label.valid[l] == R(0), R(0), times(w[l], s[l]));
-        for (int l = 0; l < LANES; l++) add_pull(log_p[l], s[l], to.spread[l], to.rest[l]);
-        for (int l = 0; !here.t && l < LANES; l++) to.others[l] += double(label.y[l] == k ? R(0) : s[l]);
+        pulls[q].add(s, label.own, k, [&](int l) { return log_p[l] > LOG_HALF<R>; });
     });
-    const Smoothing<R> smoothing(p);
-    for (int64_t q = 0; q < here.panels(); q++) {
-        R s[LANES] = {};
-        if (!here.t) index_pulls(p, here, q, slopes[q], s);
-        for (int l = 0; l < LANES; l++) {
-            Masses<R> masses = index_masses(smoothing, slopes[q].label.weight[l], R(0), R(0), s[l]);
-            masses.spread = R(sum[q].spread[l]), masses.others = R(sum[q].others[l]);
-            if (penalised) masses.rest = R(sum[q].rest[l]);
-            slopes[q].set(l, masses);
-        }
-    }
+    for (int64_t q = 0; q < here.panels(); q++) set_masses(p, here, q, pulls[q], slopes[q]);
 }
 
 // Takes the logits and targets of a tile's rows, their top and log_sum, and the gradients of their losses. Gives the
@@ -888,6 +908,41 @@ static_assert(
     sizeof(KeptTile<float>) <= KEPT_TILE * sizeof(float) && sizeof(KeptTile<double>) <= KEPT_TILE * sizeof(double)
 );
 
+// Put Σ w f(p) in the place of Σ w (-log p), where every class has a weight, and w s(p) in the place of each logit that
+// was kept; sum the latter.
+template <class R, class S>
+APART void penalise_kept(
+    const Softmax& p, const Rows<R, S>& here, KeptTile<R>* kept, Tile<R>& weights, const Slopes<R>* slopes,
+    Sums<R>* sum, Pulls* pulls
+) {
+    OfPowers<R> powers[ROWS / LANES];
+    R log_sum[ROWS / LANES][LANES], at_top[LANES];
+    for (int64_t q = 0; q < here.panels(); q++) {
+        sum[q].log_sums(log_sum[q]);
+        for (int l = 0; l < LANES; l++) at_top[l] = -log_sum[q][l], sum[q].cost[l] = sum[q].mass[l] = 0;
+        penalise<LANES>(p, at_top, powers[q].likely_f, powers[q].likely_s);
+    }
+    for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
+        const int64_t n = std::min(p.classes - k, most);
+        KeptTile<R>& from = kept[k / most];
+        Tile<R>& to = kept[p.chunks() + k / most].e;
+        tile_weights(p, here, k, n, weights);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            const Labels<R>& label = slopes[q].label;
+            sum[q].of_powers(log_sum[q], from.level + q * LANES, powers[q].of_e, powers[q].likely);
+            for (int64_t j = 0; j < n; j++) {
+                const R *e = from.e.at(q) + j * from.e.pitch, *w = weights.at(q) + j * weights.pitch;
+                R *x = to.at(q) + j * to.pitch, log_p[LANES], f[LANES], s[LANES];
+                for (int l = 0; l < LANES; l++) log_p[l] = log_p_of(x[l], sum[q].top[l], log_sum[q][l]);
+                powers[q].penalise(p, log_p, e, f, s);
+                for (int l = 0; l < LANES; l++) sum[q].cost[l] += times(w[l], f[l]);
+                for (int l = 0; l < LANES; l++) x[l] = pick(label.valid[l] == R(0), R(0), times(w[l], s[l]));
+                pulls[q].add(x, label.own, k + j, [&](int l) { return e[l] == powers[q].likely[l]; });
+            }
+        }
+    }
+}
+
 // What makes slopes of a panel's e^{x - level}: times `of_e` it is p g (mass + extra). Where it equals `likely`, which
 // is 1 or, for none, nan, the class has more than half of p.
 template <class R> struct SlopesOfE {
@@ -896,15 +951,9 @@ template <class R> struct SlopesOfE {
     int64_t any_likely = 0;
 
     SlopesOfE(const Slopes<R>& of, const Sums<R>& sum, const R* level) : slopes(of) {
-        for (int l = 0; l < LANES; l++) {
-            const R down = level[l] - of.top[l], per_sum = R(1 / (1 + sum.row(l).rest())) + (of.top[l] - of.top[l]);
-            of_e[l] = times(of.scale[l], exp_(pick(down < R(0), down, R(0))) * per_sum);
-        }
-        for (int l = 0; l < LANES; l++) {
-            const bool here = level[l] == of.top[l] && of.log_sum[l] < -LOG_HALF<R>;
-            likely[l] = pick(here, R(1), NAN_<R>);
-            any_likely |= here;
-        }
+        sum.of_powers(of.log_sum, level, of_e, likely);
+        for (int l = 0; l < LANES; l++) of_e[l] = times(of.scale[l], of_e[l]);
+        for (int l = 0; l < LANES; l++) any_likely |= likely[l] == R(1);
     }
 
     // Put 0 for rows without weight, whatever their logits hold.
@@ -951,31 +1000,37 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
     Tile<R> weights, result;
     Sums<R> sum[ROWS / LANES];
     Slopes<R> slopes[ROWS / LANES];
+    const bool all = p.penalises_all();
     for (int64_t q = 0; q < here.panels(); q++) slopes[q].label.read(p, here.first_of(q), here.rows_of(q));
     for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
         const int64_t n = std::min(p.classes - k, most);
         KeptTile<R>& to = kept[k / most];
+        Tile<R>& again = kept[p.chunks() + k / most].e;  // there only where all classes are penalised
         to.e.load(here.x + k * p.at.classes, p.at, n, here);
-        const bool weighted = tile_weights(p, here, k, n, weights);
+        if (all) again.lay_out(p.at, n, here);
+        const bool weighted = !all && tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
             const Labels<R>& label = slopes[q].label;
             R* x = to.e.at(q);
             if (p.transformed()) transform_panel(p, x, to.e.pitch, label, k, n);
             if (!here.t) label.pick_own(x, to.e.pitch, k, n, sum[q].at_y);
             sum[q].raise(x, to.e.pitch, n, k == 0);
+            for (int64_t j = 0; all && j < n; j++)
+                std::memcpy(again.at(q) + j * again.pitch, x + j * to.e.pitch, LANES * sizeof(R));
             if (weighted) sum[q].add_costs(x, to.e.pitch, weights.at(q), weights.pitch, n);
             sum[q].template add_exps<true, S>(x, to.e.pitch, n, Ahead(here.x + k * p.at.classes, p.at, p, n, q));
             std::memcpy(to.level + q * LANES, sum[q].level, sizeof sum[q].level);
         }
     }
     R at_y[ROWS / LANES][LANES];
+    Pulls pulls[ROWS / LANES];
+    if (all) penalise_kept(p, here, kept, weights, slopes, sum, pulls);
     for (int64_t q = 0; q < here.panels(); q++) {
-        R target_mass[LANES];
-        std::memcpy(target_mass, sum[q].mass, sizeof target_mass);
+        for (int l = 0; !all && l < LANES; l++) pulls[q].all[l] = double(sum[q].mass[l]);
         finish(p, here, q, slopes[q].label, sum[q], sums);
         slopes[q].read(p, here.first_of(q), here.rows_of(q));
-        if (!here.t) set_index_masses(p, here, q, slopes[q]);
-        for (int l = 0; here.t && l < LANES; l++) slopes[q].set(l, {R(0), target_mass[l], R(0), NAN_<R>});
+        if (here.t || all) set_masses(p, here, q, pulls[q], slopes[q]);
+        else set_index_masses(p, here, q, slopes[q]);
         for (int l = 0; l < LANES; l++) {
             const RowSlopes<R> row = slopes[q].row(l);
             at_y[q][l] = row.of_index(row.log_p(sum[q].at_y[l]));
@@ -985,17 +1040,18 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
         const int64_t n = std::min(p.classes - k, most);
         const S* x = here.x + k * p.at.classes;
         KeptTile<R>& from = kept[k / most];
-        const bool weighted = tile_weights(p, here, k, n, weights);
+        const bool weighted = all || tile_weights(p, here, k, n, weights);
+        Tile<R>& of_classes = all ? kept[p.chunks() + k / most].e : weights;
         result.lay_out(p.grad_at, n, here);
         for (int64_t q = 0; q < here.panels(); q++) {
             const SlopesOfE<R> of(slopes[q], sum[q], from.level + q * LANES);
-            const R* w = weights.at(q);
+            const R* w = of_classes.at(q);
             R *e = from.e.at(q), *to = result.at(q);
             of.leave_out(e, from.e.pitch, n);
-            if (weighted) of.minus_weights(e, from.e.pitch, w, weights.pitch, to, result.pitch, n);
+            if (weighted) of.minus_weights(e, from.e.pitch, w, of_classes.pitch, to, result.pitch, n);
             else of.plain(e, from.e.pitch, to, result.pitch, n);
-            if (here.t) of.of_likely(e, from.e.pitch, w, weights.pitch, to, result.pitch, n);
-            else slopes[q].label.put(at_y[q], to, result.pitch, k, n);
+            if (here.t || all) of.of_likely(e, from.e.pitch, w, of_classes.pitch, to, result.pitch, n);
+            if (!here.t) slopes[q].label.put(at_y[q], to, result.pitch, k, n);
         }
         if (p.transformed()) chain_tile(p, here, x, result, k, n);
         result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here, p.stream);

@@ -73,6 +73,11 @@ def assert_kernels_keep_to_the_reference(rng, shape, dtype, **choice):
         reduction="none",
         **spec,
     )
+    alone = x.detach().requires_grad_()  # the only one with a gradient, which is formed with the sum
+    total = crossent.cross_entropy(alone, target.detach(), reduction="sum", impl="native", **settings)
+    (at_once,) = torch.autograd.grad(total, alone)
+    assert_close_in_family(total, exact.loss.sum(), dtype, name=f"sum of {choice}")
+    assert_close_in_family(at_once, exact.grad, dtype, name=f"gradient of the sum of {choice}")
     by = np.expand_dims(g.double().numpy(), 1)
     assert_close_in_family(loss, exact.loss, dtype, name=f"loss of {choice}")
     assert_close_in_family(grads[0], exact.grad * by, dtype, name=f"gradient of {choice}")

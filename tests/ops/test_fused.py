@@ -382,6 +382,20 @@ OPTIONS = {
     "logits": {"temperature": 0.7, "softcap": 5.0, "margin": 0.2, "z_loss": 0.01, "biased": True},
     "penalty": {"penalty": crossent.Focal(2.0)},
     "penalty of all": {"penalty": crossent.Focal(2.0), "label_smoothing": 0.2},
+    "steep penalty of all, weights": {"penalty": crossent.Focal(0.5), "label_smoothing": 0.1, "weighted": True},
+    "penalty of probabilities": {
+        "penalty": crossent.Poly1(0.5),
+        "soft": True,
+        "weighted": True,
+        "label_smoothing": 0.1,
+    },
+    "penalty and logits": {
+        "penalty": crossent.GCE(0.7),
+        "label_smoothing": 0.1,
+        "softcap": 5.0,
+        "margin": 0.2,
+        "biased": True,
+    },
 }
 
 
