@@ -13,15 +13,16 @@ namespace {
 // 1 - e^u for u ≤ 0.
 template <class R> INLINE R complement(R u) { return -expm1_(u); }
 
-// tanh(z), and 1 - tanh(z)², from t = e^{-2|z|}.
-template <class R> INLINE R tanh_(R z) {
-    const R rest = complement(R(-2) * pick(z < R(0), -z, z)), size = rest * inverse_unit(R(1) - rest);
-    return pick(z < R(0), -size, size);
-}
-template <class R> INLINE R tanh_slope(R z) {
-    const R t = exp_(R(-2) * pick(z < R(0), -z, z)), inverse = inverse_unit(t);
-    return R(4) * t * inverse * inverse;
-}
+// tanh(z), and its slope 1 - tanh(z)², from t = e^{-2|z|}.
+template <class R> struct Tanh {
+    R value, slope;
+
+    INLINE_MEMBER explicit Tanh(R z) {
+        const R doubled = R(-2) * pick(z < R(0), -z, z), t = exp_(doubled), inverse = inverse_unit(t);
+        const R size = complement(doubled) * inverse;
+        value = pick(z < R(0), -size, size), slope = R(4) * t * inverse * inverse;
+    }
+};
 
 // x → x' for a run of classes (bias of each) or of rows (bias of one class); a masked class, whose bias is the largest
 // number there is, is out, whatever x is. A bias of -inf is not out: what is wanted of such a class costs inf.
@@ -35,29 +36,45 @@ template <class R> struct Transform {
           out(p.masked ? std::numeric_limits<R>::max() : std::numeric_limits<R>::quiet_NaN()) {}
 
     R of(R x, R bias) const {
-        const R capped = cap > R(0) ? cap * tanh_(x * per_cap) : x;
+        const R capped = cap > R(0) ? cap * Tanh<R>(x * per_cap).value : x;
         return bias == out ? GONE : (capped + bias) * per_temperature;
     }
-    template <bool MANY> INLINE_MEMBER void run(const R* x, const R* bias, R* to) const {
-        R moved[LANES];
-        if (cap > R(0))
-            for (int l = 0; l < LANES; l++) moved[l] = cap * tanh_(x[l] * per_cap);
-        else
-            for (int l = 0; l < LANES; l++) moved[l] = x[l];
-        for (int l = 0; bias && l < LANES; l++) {
-            const R b = MANY ? bias[l] : *bias;
-            moved[l] = pick(b == out, GONE, moved[l] + b);
-        }
-        for (int l = 0; l < LANES; l++) to[l] = moved[l] * per_temperature;
+    // `bends` gets the slopes of a soft cap, or is null.
+    template <bool MANY> INLINE_MEMBER void run(const R* x, const R* bias, R* to, R* bends) const {
+        if (cap > R(0)) bias ? run<MANY, true, true>(x, bias, to, bends) : run<MANY, true, false>(x, bias, to, bends);
+        else bias ? run<MANY, false, true>(x, bias, to, bends) : run<MANY, false, false>(x, bias, to, bends);
     }
-    // ∂L/∂x' → ∂L/∂x, which is 0 for a class that is out.
-    template <bool MANY> INLINE_MEMBER void chain(const R* x, const R* bias, R* slope) const {
+    void bend(const R* x, R* bends) const {
+        for (int l = 0; l < LANES; l++) bends[l] = Tanh<R>(x[l] * per_cap).slope;
+    }
+    // ∂L/∂x' → ∂L/∂x, which is 0 for a class that is out. `bends` are the slopes of a soft cap, or null.
+    template <bool MANY> INLINE_MEMBER void chain(const R* bends, const R* bias, R* slope) const {
         for (int l = 0; l < LANES; l++) slope[l] *= per_temperature;
-        for (int l = 0; cap > R(0) && l < LANES; l++) {
-            const R factor = tanh_slope(x[l] * per_cap);
-            slope[l] = pick(slope[l] == R(0), R(0), slope[l] * factor);
-        }
+        for (int l = 0; bends && l < LANES; l++) slope[l] = times(slope[l], bends[l]);
         for (int l = 0; bias && l < LANES; l++) slope[l] = pick((MANY ? bias[l] : *bias) == out, R(0), slope[l]);
+    }
+    R back(R slope, const R* bend, const R* bias) const {
+        slope = times(slope * per_temperature, bend ? *bend : R(1));
+        return bias && *bias == out ? R(0) : slope;
+    }
+
+  private:
+    template <bool MANY, bool CAPPED, bool BIASED>
+    INLINE_MEMBER void run(const R* x, const R* bias, R* to, R* bends) const {
+        R slope[LANES];
+        for (int l = 0; l < LANES; l++) {
+            R moved = x[l];
+            if constexpr (CAPPED) {
+                const Tanh<R> of(moved * per_cap);
+                moved = cap * of.value, slope[l] = of.slope;
+            }
+            if constexpr (BIASED) {
+                const R b = MANY ? bias[l] : *bias;
+                moved = pick(b == out, GONE, moved + b);
+            }
+            to[l] = moved * per_temperature;
+        }
+        for (int l = 0; CAPPED && bends && l < LANES; l++) bends[l] = slope[l];
     }
 };
 

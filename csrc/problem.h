@@ -100,8 +100,11 @@ struct Softmax {
     // How many classes of a tile are worked on at a time: parts of one size. C = 100 is 4 times 25.
     int64_t chunks() const { return (classes + CLASSES - 1) / CLASSES; }
     int64_t chunk() const { return (classes + chunks() - 1) / chunks(); }
-    // What is kept of a class: its e^x, and where all are penalised the weight that this gives it.
-    int64_t kept_numbers() const { return penalises_all() ? 2 : 1; }
+    // What is kept of a class: its e^x, where all are penalised the weight that this gives it, and the slope of its
+    // cap.
+    int64_t pulls_at() const { return penalises_all() ? 1 : 0; }
+    int64_t bends_at() const { return cap > 0 ? pulls_at() + 1 : 0; }
+    int64_t kept_numbers() const { return 1 + (penalises_all() ? 1 : 0) + (cap > 0 ? 1 : 0); }
     int64_t kept_row() const { return (classes / LANES + 2) * LANES; }
     int64_t scratch_size() const {
         if (rows_per_tile == 1) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;

@@ -92,15 +92,22 @@ APART void load_weights(const Softmax& p, const Shares<R, S>& target, int64_t k,
     w.x = scratch;
 }
 
-// Replace a block of a row's logits from class k on by what they become.
-template <class R> APART void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t y, R* scratch) {
+// Replace a block of a row's logits from class k on by what they become; `bends` gets the slopes of a soft cap, or is
+// null.
+template <class R>
+APART void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t y, R* scratch, R* bends = nullptr) {
     const Transform<R> transform(p);
     Block<R> bias;
     // Without a bias, block.x stands for nothing.
     bias.load(p.bias ? static_cast<const R*>(p.bias) + k : block.x, block.n, scratch);
     for (int64_t i = 0; i < block.whole; i += LANES)
-        transform.template run<true>(block.x + i, p.bias ? bias.x + i : nullptr, scratch + i);
-    if (block.whole < block.n) transform.template run<true>(block.last, p.bias ? bias.last : nullptr, block.last);
+        transform.template run<true>(
+            block.x + i, p.bias ? bias.x + i : nullptr, scratch + i, bends ? bends + i : nullptr
+        );
+    if (block.whole < block.n)
+        transform.template run<true>(
+            block.last, p.bias ? bias.last : nullptr, block.last, bends ? bends + block.n - LANES : nullptr
+        );
     block.x = scratch;
     const R margin = margin_of<R>(p);
     const int64_t at = y - k, repeated = at - (block.n - LANES);
@@ -111,11 +118,12 @@ template <class R> APART void transform_block(const Softmax& p, Block<R>& block,
 
 // Load a block, what it repeats as -inf, and find its largest element on the way.
 template <class R, class S>
-INLINE R load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int64_t y, R* scratch, Block<R>& block) {
+INLINE R
+load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int64_t y, R* scratch, Block<R>& block, R* bends) {
     alignas(64) R lane[LANES];
     for (int l = 0; l < LANES; l++) lane[l] = -INF<R>;
     block.load(from + k, n, scratch);
-    if (p.transformed()) transform_block(p, block, k, y, scratch);
+    if (p.transformed()) transform_block(p, block, k, y, scratch, bends);
     block.fill(-INF<R>);
     block.each([&](const R* x, int64_t) __attribute__((always_inline)) {
         for (int l = 0; l < LANES; l++) lane[l] = pick(x[l] > lane[l], x[l], lane[l]);
@@ -248,12 +256,17 @@ template <class R> INLINE void weigh_block(Block<R>& w, const R* s, R* scratch) 
     w.x = scratch;
 }
 
-// What row_both keeps of a row: e^{x - level} of each class and the level of each block, and w s(p) of each class where
-// all are penalised.
+// What row_both keeps of a row: e^{x - level} of each class and the level of each block; w s(p) of each class where all
+// are penalised, and the slope of a soft cap, or null.
 template <class R> struct Kept {
-    R *e, *pulls, *levels;
-    explicit Kept(const Softmax& p)
-        : e(static_cast<R*>(p.scratch)), pulls(e + p.kept_row()), levels(e + p.kept_numbers() * p.kept_row()) {}
+    R *e, *pulls, *bends, *levels;
+    explicit Kept(const Softmax& p) : e(static_cast<R*>(p.scratch)) {
+        const int64_t row = p.kept_row();
+        pulls = p.pulls_at() ? e + p.pulls_at() * row : nullptr;
+        bends = p.bends_at() ? e + p.bends_at() * row : nullptr;
+        levels = e + p.kept_numbers() * row;
+    }
+    R* bends_from(int64_t k) const { return bends ? bends + k : nullptr; }
 };
 
 // Σ w f(p) and, by add_pull, Σ w s(p) of a row in which every class has a weight.
@@ -328,7 +341,7 @@ INLINE RowSums<R, double> sum_row(
     RowSums<R, double> sum;
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);
-        const R high = load_largest(p, here.x, k, n, here.y, buffer, block);
+        const R high = load_largest(p, here.x, k, n, here.y, buffer, block, KEEP ? kept.bends_from(k) : nullptr);
         int64_t first = block.n;
         if (high > sum.top) {
             if (k == 0) sum.top = high;
@@ -504,14 +517,16 @@ INLINE void store_slopes(
     });
 }
 
-// Take the slopes of a block's x' back to those of x, which is read once more for the soft cap.
-template <class R, class S> APART void chain_block(const Softmax& p, const S* x, R* slope, int64_t k, int64_t n) {
+// Take the slopes of a block's x' back to those of x. Those of a soft cap were kept, or x is read once more.
+template <class R, class S>
+APART void chain_block(const Softmax& p, const S* x, const R* bends, R* slope, int64_t k, int64_t n) {
     const Transform<R> transform(p);
     for (int64_t i = 0; i < padded(n); i += LANES) {
         const int64_t at = i + LANES <= n ? i : n - LANES;
         R run[LANES];
-        widen_run(x + at, run);
-        transform.template chain<true>(run, p.bias ? static_cast<const R*>(p.bias) + k + at : nullptr, slope + i);
+        if (p.cap > 0 && !bends) widen_run(x + at, run), transform.bend(run, run);
+        const R* of_cap = p.cap > 0 ? bends ? bends + at : run : nullptr;
+        transform.template chain<true>(of_cap, p.bias ? static_cast<const R*>(p.bias) + k + at : nullptr, slope + i);
     }
 }
 
@@ -567,52 +582,104 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
             slopes, block, weighted ? &w : nullptr, less, slope, here.x + k + n, here.target_from(k + n), here.out + k
         );
         put(slope, n, here.y - k, at_y);
-        if (p.transformed()) chain_block(p, here.x + k, slope, k, n);
+        if (p.transformed()) chain_block<R, S>(p, here.x + k, nullptr, slope, k, n);
         store(slope, here.out + k, n);
     }
 }
 
 // --- both at once ---------------------------------------------------------------------------------------------------
 
-// The slopes of n classes out of e^{x - level}, which was kept of them; `less` = g w is what is to be subtracted where
-// each class has the same weight.
+// The slopes of n classes out of e^{x - level}, which was kept of them: of_e e - g w, or without weights of classes the
+// same number `less` of each, taken back to slopes of x.
 template <class R> struct KeptSlopes {
-    const RowSlopes<R>& slopes;
-    const R* e;
+    const Transform<R>& transform;
     int64_t n;
-    R of_e, less;
+    R of_e, g, less;
+    const R *e, *w, *bends, *bias;  // one a class; all but e may be null
 
     // Those of the LANES classes from k on.
-    INLINE_MEMBER void run(int64_t k, R* to) const {
-        for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - less;
+    template <bool WEIGHED, bool MOVED> INLINE_MEMBER void run(int64_t k, R* to) const {
+        if constexpr (WEIGHED)
+            for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - weigh(g, w[k + l]);
+        else
+            for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - less;
+        if constexpr (MOVED) transform.template chain<true>(bends ? bends + k : nullptr, bias ? bias + k : nullptr, to);
     }
     // To where they belong: whole lines, past the caches or not, and what lies before the first and behind the last.
     // Meanwhile as many logits are fetched from `next` on, if there is one.
-    template <bool PAST, class S> INLINE_MEMBER void store(S* to, const S* next) const {
+    template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void store(S* to, const S* next) const {
         R one[LANES];
         S edge[LANES];
         int64_t k = before_line(to) / int64_t(sizeof(S));
-        run(0, one), narrow_run(one, edge);
+        run<WEIGHED, MOVED>(0, one), narrow_run(one, edge);
         std::memcpy(to, edge, size_t(k) * sizeof(S));
         for (; k + LANES <= n; k += LANES) {
-            run(k, one);
+            run<WEIGHED, MOVED>(k, one);
             PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
             if (next) fetch_near(next + k, LANES * sizeof(S));
         }
-        run(n - LANES, one), narrow_run(one, edge);
+        run<WEIGHED, MOVED>(n - LANES, one), narrow_run(one, edge);
         std::memcpy(to + k, edge + LANES - (n - k), size_t(n - k) * sizeof(S));
     }
-    // In runs as a Block has them; with the weight of each class.
-    INLINE_MEMBER void keep(R* runs) const {
-        for (int64_t k = 0; k < padded(n); k += LANES) run(std::min(k, n - LANES), runs + k);
+    template <bool PAST, class S> void store(const Softmax& p, S* to, const S* next) const {
+        if (!w && !p.transformed()) return store<PAST, false, false>(to, next);
+        if (!p.transformed()) return store<PAST, true, false>(to, next);
+        w ? store<PAST, true, true>(to, next) : store<PAST, false, true>(to, next);
     }
-    INLINE_MEMBER void keep(const Block<R>& w, R* runs) const {
-        w.each([&](const R* weight, int64_t k) __attribute__((always_inline)) {
-            const R* from = e + std::min(k, n - LANES);
-            for (int l = 0; l < LANES; l++) runs[k + l] = slopes.minus_weight(of_e * from[l], weight[l]);
-        });
+
+    // One slope of x' among them, taken back to that of x, in its place.
+    template <class S> void put(R slope, int64_t i, S* to) const {
+        narrow(transform.back(slope, bends ? bends + i : nullptr, bias ? bias + i : nullptr), to[i]);
     }
 };
+
+// The slopes of a row whose powers were kept: all of them by their powers, and then anew the one of the row's own
+// class, and of the class that has more than half of p.
+template <class R, class S>
+static void store_kept(
+    const Softmax& p, const Row<R, S>& here, Kept<R> kept, const RowSums<R, double>& sum, const RowSlopes<R>& slopes,
+    R at_y
+) {
+    const Smoothing<R> smoothing(p);
+    const Transform<R> transform(p);
+    const bool all = p.penalises_all(), weighted = here.t || all || (smoothing.spread && smoothing.share != R(0));
+    const R less = weighted || smoothing.share == R(0) ? R(0) : slopes.g * smoothing.share;  // g may be infinite
+    const R* bias = static_cast<const R*>(p.bias);
+    alignas(64) R scratch[BLOCK];
+    Block<R> w, powers;
+    if (slopes.scale == R(0))  // a row without weight has no slopes, whatever its logits hold
+        for (int64_t i = 0; i < p.classes; i++) kept.e[i] = R(0);
+    // Of a long row in full precision, memory would have nothing to read while slopes are written.
+    const S* next = sizeof(S) == sizeof(R) && p.classes > 2 * BLOCK ? here.x + p.classes + BLOCK : nullptr;
+    bool met = !weighted;  // the class that has more than half of p
+    for (int64_t k = 0, n; k < p.classes; k += n) {
+        n = block_size(p.classes, k);
+        if (all) w.load(kept.pulls + k, n, scratch);
+        else if (weighted) load_weights(p, here.t, k, n, scratch, w), w.join(scratch);
+        const R level = *kept.levels++, likely = sum.likely(level, slopes.log_sum);
+        const KeptSlopes<R> of_kept{
+            transform,
+            n,
+            times(slopes.scale, sum.of_e(level)),
+            slopes.g,
+            less,
+            kept.e + k,
+            weighted ? w.x : nullptr,
+            kept.bends_from(k),
+            bias ? bias + k : nullptr,
+        };
+        S* out = here.out + k;
+        const S* ahead = next ? next + k : nullptr;
+        p.stream ? of_kept.template store<true>(p, out, ahead) : of_kept.template store<false>(p, out, ahead);
+        if (!met && likely == R(1)) {
+            powers.load(kept.e + k, n, scratch);
+            const int64_t i = first_of(powers, likely);
+            met = i < n;
+            if (met) of_kept.put(slopes.of_likely(-slopes.log_sum, w.at(i)), i, out);
+        }
+        if (here.y >= k && here.y < k + n) of_kept.put(at_y, here.y - k, out);
+    }
+}
 
 // Takes the row's logits and target, and the gradient of a loss. Gives the loss and weight of the row, added to `sums`,
 // and the slopes of the logits. They are formed of the same powers e^{x - level}, which are kept in the scratch.
@@ -623,13 +690,12 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
         return row_backward<R, S>(p, row);
     }
     int64_t likeliest = NO_CLASS;
-    Kept<R> kept(p);
+    const Kept<R> kept(p);
     RowSums<R, double> sum = sum_row<true>(p, here, likeliest, kept);
     const R log_sum = sum.log_sum();
-    const bool all = p.penalises_all();
     PenalisedSums<R> weighed;
-    if (all) weighed = {p, here, sum, log_sum, kept}, sum.cost = weighed.cost, sum.mass = 0;
-    else if (here.t) weighed.mass = sum.mass;
+    weighed.mass = here.t ? sum.mass : 0;
+    if (p.penalises_all()) weighed = {p, here, sum, log_sum, kept}, sum.cost = weighed.cost, sum.mass = 0;
     add_to_sums(p, here, finish(p, here, sum, log_sum, likeliest), sums);
 
     RowSlopes<R> slopes{};
@@ -637,43 +703,7 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
     slopes.start(p, weigh(static_cast<const R*>(p.grad)[0], sample_weight<R>(p, row)), here.weight);
     R log_p = 0;
     slopes.set(masses_of(p, here, slopes, weighed, log_p));
-    const R at_y = slopes.of_index(log_p);  // now, for the gradient may lie in the place of the logits
-
-    const Smoothing<R> smoothing(p);
-    const bool weighted = here.t || all || (smoothing.spread && smoothing.share != R(0));
-    bool near_one = weighted;                                                                // until the class is met
-    const R less = weighted || smoothing.share == R(0) ? R(0) : slopes.g * smoothing.share;  // g may be infinite
-    alignas(64) R scratch[BLOCK], slope[BLOCK + LANES];
-    Block<R> w;
-    if (slopes.scale == R(0))  // a row without weight has no slopes, whatever its logits hold
-        for (int64_t i = 0; i < p.classes; i++) kept.e[i] = R(0);
-    for (int64_t k = 0, n; k < p.classes; k += n) {
-        n = block_size(p.classes, k);
-        const R level = *kept.levels++, of_e = times(slopes.scale, sum.of_e(level)),
-                likely = sum.likely(level, log_sum);
-        const KeptSlopes<R> of_kept{slopes, kept.e + k, n, of_e, less};
-        S* out = here.out + k;
-        if (!p.transformed() && !weighted) {
-            // Of a long row in full precision, memory would have nothing to read while slopes are written.
-            const bool ahead = sizeof(S) == sizeof(R) && p.classes > 2 * BLOCK;
-            const S* next = ahead ? here.x + p.classes + BLOCK + k : nullptr;
-            p.stream ? of_kept.template store<true>(out, next) : of_kept.template store<false>(out, next);
-            if (here.y >= k && here.y < k + n) narrow(at_y, out[here.y - k]);
-            continue;
-        }
-        if (all) w.load(kept.pulls + k, n, scratch);
-        else if (weighted) load_weights(p, here.t, k, n, scratch, w);
-        weighted ? of_kept.keep(w, slope) : of_kept.keep(slope);
-        if (near_one && likely == R(1)) {
-            int64_t i = 0;
-            while (i < n && kept.e[k + i] != likely) i++;
-            near_one = i == n;
-            if (!near_one) put(slope, n, i, slopes.of_likely(-log_sum, w.at(i)));
-        }
-        put(slope, n, here.y - k, at_y);
-        if (p.transformed()) chain_block(p, here.x + k, slope, k, n);
-        write(slope, out, n, p.stream);
-    }
+    store_kept(p, here, kept, sum, slopes, slopes.of_index(log_p));
 }
 
 }  // namespace

@@ -102,6 +102,11 @@ template <class R> struct Block {
             for (int l = 0; l < LANES; l++) last[l] = pick(l < seen, value, last[l]);
     }
 
+    // Lay the last run behind the others, where these lie in the scratch, so that all numbers lie in one piece.
+    INLINE_MEMBER void join(R* scratch) const {
+        if (whole < n && x == scratch) std::memcpy(scratch + n - LANES, last, sizeof last);
+    }
+
     // Do something with each run and where it begins among the runs.
     template <class F> INLINE_MEMBER void each(F&& f) const {
         for (int64_t k = 0; k < whole; k += LANES) f(x + k, k);
@@ -160,10 +165,11 @@ template <class R> INLINE void stream(const R* from, R* to, int64_t n) {
 // Write n ≥ LANES numbers as a Block has them, past the caches or not; what is narrowed never lies there.
 template <class R, class S> INLINE void write(const R* from, S* to, int64_t n, bool past) {
     if constexpr (sizeof(S) == sizeof(R)) {
-        const int64_t whole = n / LANES * LANES;
-        if (past) stream(from, to, whole);
-        if (past && whole < n) narrow_run(from + whole, to + n - LANES);
-        if (past) return;
+        const int64_t whole = n / LANES * LANES, behind = n - whole;
+        if (past) {
+            stream(from, to, whole);  // nothing of which is written again: it would have to be fetched for that
+            return void(std::memcpy(to + whole, from + padded(n) - behind, size_t(behind) * sizeof(R)));
+        }
     }
     store(from, to, n);
 }

@@ -427,34 +427,51 @@ APART bool tile_weights(const Softmax& p, const Rows<R, S>& here, int64_t k, int
     return true;
 }
 
-// Replace a panel's logits in the classes [k, k + n) by what they become.
+// Replace a panel's logits in the classes [k, k + n) by what they become; `bends` gets the slopes of a soft cap, or is
+// null.
 template <class R>
-static void transform_panel(const Softmax& p, R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n) {
+static void transform_panel(
+    const Softmax& p, R* x, int64_t pitch, const Labels<R>& label, int64_t k, int64_t n, R* bends = nullptr
+) {
     const Transform<R> transform(p);
     const R *bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr, margin = margin_of<R>(p);
     for (int64_t j = 0; j < n; j++)
-        transform.template run<false>(x + j * pitch, bias ? bias + j : nullptr, x + j * pitch);
+        transform.template run<false>(
+            x + j * pitch, bias ? bias + j : nullptr, x + j * pitch, bends ? bends + j * pitch : nullptr
+        );
     for (int64_t l = 0; margin != R(0) && l < LANES; l++)
         if (label.within(l, k, n)) x[(label.y[l] - k) * pitch + l] -= margin;
 }
 
-// Take a panel's slopes of x' back to those of x, which is needed for the soft cap.
+// Take a panel's slopes of x' back to those of x; `bends` are the slopes of a soft cap, or null.
 template <class R>
-static void chain_panel(const Softmax& p, const R* x, int64_t pitch, R* slope, int64_t to_pitch, int64_t k, int64_t n) {
+static void chain_panel(
+    const Softmax& p, const R* bends, int64_t pitch, R* slope, int64_t to_pitch, int64_t k, int64_t n
+) {
     const Transform<R> transform(p);
     const R* bias = p.bias ? static_cast<const R*>(p.bias) + k : nullptr;
     for (int64_t j = 0; j < n; j++)
-        transform.template chain<false>(x ? x + j * pitch : nullptr, bias ? bias + j : nullptr, slope + j * to_pitch);
+        transform.template chain<false>(
+            bends ? bends + j * pitch : nullptr, bias ? bias + j : nullptr, slope + j * to_pitch
+        );
 }
 
-// The same for the panels of a tile, whose x is read once more where there is a soft cap.
+// The same for the panels of a tile; and where the slopes of a soft cap were not kept, for which x is read once more.
+template <class R>
+INLINE void chain_panels(
+    const Softmax& p, const Span& here, const Tile<R>* bends, Tile<R>& slopes, int64_t k, int64_t n
+) {
+    for (int64_t q = 0; q < here.panels(); q++)
+        chain_panel(p, bends ? bends->at(q) : nullptr, bends ? bends->pitch : 0, slopes.at(q), slopes.pitch, k, n);
+}
 template <class R, class S>
 APART void chain_tile(const Softmax& p, const Rows<R, S>& here, const S* x, Tile<R>& slopes, int64_t k, int64_t n) {
-    Tile<R> raw;
-    raw.lay_out(p.at, n, here);
-    if (p.cap > 0) raw.load(x, p.at, n, here);
-    for (int64_t q = 0; q < here.panels(); q++)
-        chain_panel(p, p.cap > 0 ? raw.at(q) : nullptr, raw.pitch, slopes.at(q), slopes.pitch, k, n);
+    Tile<R> bends;
+    const Transform<R> transform(p);
+    if (p.cap > 0) bends.load(x, p.at, n, here);
+    for (int64_t q = 0; p.cap > 0 && q < here.panels(); q++)
+        for (int64_t j = 0; j < n; j++) transform.bend(bends.at(q) + j * bends.pitch, bends.at(q) + j * bends.pitch);
+    chain_panels(p, here, p.cap > 0 ? &bends : nullptr, slopes, k, n);
 }
 
 // f and s of a panel and one class, from its x'.
@@ -904,6 +921,19 @@ template <class R> struct KeptTile {
     Tile<R> e;
     alignas(64) R level[ROWS];
 };
+// The same of all classes from the k-th on, and the tiles of w s(p) and of the slopes of a soft cap, or null.
+template <class R> struct KeptChunk {
+    KeptTile<R>& powers;
+    Tile<R>*pulls, *bends;
+
+    KeptChunk(const Softmax& p, int64_t k) : powers(tile(p, 0, k)) {
+        pulls = p.pulls_at() ? &tile(p, p.pulls_at(), k).e : nullptr;
+        bends = p.bends_at() ? &tile(p, p.bends_at(), k).e : nullptr;
+    }
+    static KeptTile<R>& tile(const Softmax& p, int64_t number, int64_t k) {
+        return static_cast<KeptTile<R>*>(p.scratch)[number * p.chunks() + k / p.chunk()];
+    }
+};
 static_assert(
     sizeof(KeptTile<float>) <= KEPT_TILE * sizeof(float) && sizeof(KeptTile<double>) <= KEPT_TILE * sizeof(double)
 );
@@ -912,8 +942,7 @@ static_assert(
 // was kept; sum the latter.
 template <class R, class S>
 APART void penalise_kept(
-    const Softmax& p, const Rows<R, S>& here, KeptTile<R>* kept, Tile<R>& weights, const Slopes<R>* slopes,
-    Sums<R>* sum, Pulls* pulls
+    const Softmax& p, const Rows<R, S>& here, Tile<R>& weights, const Slopes<R>* slopes, Sums<R>* sum, Pulls* pulls
 ) {
     OfPowers<R> powers[ROWS / LANES];
     R log_sum[ROWS / LANES][LANES], at_top[LANES];
@@ -924,8 +953,9 @@ APART void penalise_kept(
     }
     for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
         const int64_t n = std::min(p.classes - k, most);
-        KeptTile<R>& from = kept[k / most];
-        Tile<R>& to = kept[p.chunks() + k / most].e;
+        const KeptChunk<R> kept(p, k);
+        const KeptTile<R>& from = kept.powers;
+        Tile<R>& to = *kept.pulls;
         tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
             const Labels<R>& label = slopes[q].label;
@@ -996,7 +1026,6 @@ template <class R> struct SlopesOfE {
 // scratch.
 template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile, double* sums) {
     const Rows<R, S> here(p, tile);
-    auto* kept = static_cast<KeptTile<R>*>(p.scratch);
     Tile<R> weights, result;
     Sums<R> sum[ROWS / LANES];
     Slopes<R> slopes[ROWS / LANES];
@@ -1004,19 +1033,21 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
     for (int64_t q = 0; q < here.panels(); q++) slopes[q].label.read(p, here.first_of(q), here.rows_of(q));
     for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
         const int64_t n = std::min(p.classes - k, most);
-        KeptTile<R>& to = kept[k / most];
-        Tile<R>& again = kept[p.chunks() + k / most].e;  // there only where all classes are penalised
+        const KeptChunk<R> kept(p, k);
+        KeptTile<R>& to = kept.powers;
         to.e.load(here.x + k * p.at.classes, p.at, n, here);
-        if (all) again.lay_out(p.at, n, here);
+        if (kept.pulls) kept.pulls->lay_out(p.at, n, here);
+        if (kept.bends) kept.bends->lay_out(p.at, n, here);
         const bool weighted = !all && tile_weights(p, here, k, n, weights);
         for (int64_t q = 0; q < here.panels(); q++) {
             const Labels<R>& label = slopes[q].label;
             R* x = to.e.at(q);
-            if (p.transformed()) transform_panel(p, x, to.e.pitch, label, k, n);
+            if (p.transformed())
+                transform_panel(p, x, to.e.pitch, label, k, n, kept.bends ? kept.bends->at(q) : nullptr);
             if (!here.t) label.pick_own(x, to.e.pitch, k, n, sum[q].at_y);
             sum[q].raise(x, to.e.pitch, n, k == 0);
-            for (int64_t j = 0; all && j < n; j++)
-                std::memcpy(again.at(q) + j * again.pitch, x + j * to.e.pitch, LANES * sizeof(R));
+            for (int64_t j = 0; kept.pulls && j < n; j++)
+                std::memcpy(kept.pulls->at(q) + j * to.e.pitch, x + j * to.e.pitch, LANES * sizeof(R));
             if (weighted) sum[q].add_costs(x, to.e.pitch, weights.at(q), weights.pitch, n);
             sum[q].template add_exps<true, S>(x, to.e.pitch, n, Ahead(here.x + k * p.at.classes, p.at, p, n, q));
             std::memcpy(to.level + q * LANES, sum[q].level, sizeof sum[q].level);
@@ -1024,7 +1055,7 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
     }
     R at_y[ROWS / LANES][LANES];
     Pulls pulls[ROWS / LANES];
-    if (all) penalise_kept(p, here, kept, weights, slopes, sum, pulls);
+    if (all) penalise_kept(p, here, weights, slopes, sum, pulls);
     for (int64_t q = 0; q < here.panels(); q++) {
         for (int l = 0; !all && l < LANES; l++) pulls[q].all[l] = double(sum[q].mass[l]);
         finish(p, here, q, slopes[q].label, sum[q], sums);
@@ -1038,10 +1069,10 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
     }
     for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
         const int64_t n = std::min(p.classes - k, most);
-        const S* x = here.x + k * p.at.classes;
-        KeptTile<R>& from = kept[k / most];
+        const KeptChunk<R> kept(p, k);
+        KeptTile<R>& from = kept.powers;
         const bool weighted = all || tile_weights(p, here, k, n, weights);
-        Tile<R>& of_classes = all ? kept[p.chunks() + k / most].e : weights;
+        const Tile<R>& of_classes = all ? *kept.pulls : weights;
         result.lay_out(p.grad_at, n, here);
         for (int64_t q = 0; q < here.panels(); q++) {
             const SlopesOfE<R> of(slopes[q], sum[q], from.level + q * LANES);
@@ -1053,7 +1084,7 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
             if (here.t || all) of.of_likely(e, from.e.pitch, w, of_classes.pitch, to, result.pitch, n);
             if (!here.t) slopes[q].label.put(at_y[q], to, result.pitch, k, n);
         }
-        if (p.transformed()) chain_tile(p, here, x, result, k, n);
+        if (p.transformed()) chain_panels(p, here, kept.bends, result, k, n);
         result.store(here.out + k * p.grad_at.classes, p.grad_at, n, here, p.stream);
     }
 }
