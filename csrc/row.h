@@ -23,6 +23,9 @@ template <class R> constexpr R LOG_HALF = R(-0.69314718055994530942);
 // NO_CLASS: no class is the likeliest, or the row's own class is not here. NO_TARGET: the target wants no class.
 constexpr int64_t NO_CLASS = -1, NO_TARGET = -2;
 
+// The number of a class, as wide as R so that LANES of them are as many vectors; R itself is not exact beyond 2^24.
+template <class R> using Class = std::conditional_t<sizeof(R) == 8, int64_t, int32_t>;
+
 // What Python is told for a row that is ignored or has no softmax.
 constexpr int64_t NOT_PREDICTED = -100;
 

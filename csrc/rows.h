@@ -1,6 +1,6 @@
 // Softmax cross entropy of rows with many classes that lie side by side in memory: one row at a time, block by block.
 //
-// Takes a Softmax problem with rows_per_tile 1 and the number of a row. row_forward gives the row's top and log_sum,
+// Takes a Softmax problem of rows, and the number of one. row_forward gives the row's top and log_sum,
 // its loss and what it weighs, and the statistics where they are wanted; row_backward the slopes of logits and target;
 // row_both the loss and the slopes of logits in one pass.
 // What is summed and how a slope is formed stands in row.h.
@@ -133,15 +133,17 @@ load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int64_t y, R
 
 // The index of the first number in a block that equals a value; n where there is none.
 template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
-    for (int64_t k = 0; k < block.whole; k += LANES) {
-        int here = 0;
-        for (int l = 0; l < LANES; l++) here |= block.x[k + l] == value;
-        for (int64_t l = 0; here && l < LANES; l++)
-            if (block.x[k + l] == value) return k + l;
-    }
-    for (int64_t l = block.seen; l < LANES; l++)
-        if (block.last[l] == value) return block.n - LANES + l;
-    return block.n;
+    const Class<R> n = Class<R>(block.n), none = n;
+    Class<R> first[LANES];
+    for (int l = 0; l < LANES; l++) first[l] = none;
+    if (block.whole < block.n)
+        for (int l = 0; l < LANES; l++)
+            first[l] = pick(l >= block.seen && block.last[l] == value, Class<R>(n - LANES + l), none);
+    for (int64_t k = block.whole - LANES; k >= 0; k -= LANES)  // to the front, so that the first is the last to be put
+        for (int l = 0; l < LANES; l++) first[l] = pick(block.x[k + l] == value, Class<R>(k + l), first[l]);
+    Class<R> least = none;
+    for (int l = 0; l < LANES; l++) least = std::min(least, first[l]);
+    return least;
 }
 
 // A second look at a row whose p is known, from a cache: do something with each block of x' and where it begins.
@@ -589,12 +591,21 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
 
 // --- both at once ---------------------------------------------------------------------------------------------------
 
+// What makes slopes of n powers e, after powers that would not do were replaced: a row without weight has no slopes,
+// whatever its logits hold, and one without a softmax has one nan everywhere, of which no instruction chooses the sign.
+template <class R> INLINE R settled(R of_e, R* e, int64_t n) {
+    const bool has_softmax = of_e == of_e;
+    if (has_softmax && of_e != R(0)) return of_e;
+    std::fill_n(e, n, has_softmax ? R(0) : NAN_<R>);
+    return R(1);
+}
+
 // The slopes of n classes out of e^{x - level}, which was kept of them: of_e e - g w, or without weights of classes the
 // same number `less` of each, taken back to slopes of x.
 template <class R> struct KeptSlopes {
     const Transform<R>& transform;
-    int64_t n;
-    R of_e, g, less;
+    int64_t n, y;  // the row's own class, if it is among them, has the slope at_y
+    R of_e, g, less, at_y;
     const R *e, *w, *bends, *bias;  // one a class; all but e may be null
 
     // Those of the LANES classes from k on.
@@ -608,18 +619,29 @@ template <class R> struct KeptSlopes {
     // To where they belong: whole lines, past the caches or not, and what lies before the first and behind the last.
     // Meanwhile as many logits are fetched from `next` on, if there is one.
     template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void store(S* to, const S* next) const {
+        const auto lines = [&](int64_t k, int64_t end) __attribute__((always_inline)) {
+            for (; k < end; k += LANES) {
+                R one[LANES];
+                run<WEIGHED, MOVED>(k, one);
+                PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
+                if (next) fetch_near(next + k, LANES * sizeof(S));
+            }
+        };
+        // What was streamed is not written again, for which it would have to be fetched.
         R one[LANES];
-        S edge[LANES];
-        int64_t k = before_line(to) / int64_t(sizeof(S));
-        run<WEIGHED, MOVED>(0, one), narrow_run(one, edge);
-        std::memcpy(to, edge, size_t(k) * sizeof(S));
-        for (; k + LANES <= n; k += LANES) {
+        S few[LANES];
+        const auto with_own = [&](int64_t k) {
             run<WEIGHED, MOVED>(k, one);
-            PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
-            if (next) fetch_near(next + k, LANES * sizeof(S));
-        }
-        run<WEIGHED, MOVED>(n - LANES, one), narrow_run(one, edge);
-        std::memcpy(to + k, edge + LANES - (n - k), size_t(n - k) * sizeof(S));
+            if (uint64_t(y - k) < LANES) one[y - k] = back(at_y, y);
+            narrow_run(one, few);
+        };
+        const int64_t first = before_line(to) / int64_t(sizeof(S)), end = first + (n - first) / LANES * LANES;
+        const int64_t own = y < first || y >= end ? end : first + (y - first) / LANES * LANES;
+        with_own(0), std::memcpy(to, few, size_t(first) * sizeof(S));
+        lines(first, own);
+        if (own < end) with_own(own), PAST ? stream_run(one, to + own) : narrow_run(one, to + own);
+        lines(own + LANES, end);
+        with_own(n - LANES), std::memcpy(to + end, few + LANES - (n - end), size_t(n - end) * sizeof(S));
     }
     template <bool PAST, class S> void store(const Softmax& p, S* to, const S* next) const {
         if (!w && !p.transformed()) return store<PAST, false, false>(to, next);
@@ -627,14 +649,14 @@ template <class R> struct KeptSlopes {
         w ? store<PAST, true, true>(to, next) : store<PAST, false, true>(to, next);
     }
 
-    // One slope of x' among them, taken back to that of x, in its place.
-    template <class S> void put(R slope, int64_t i, S* to) const {
-        narrow(transform.back(slope, bends ? bends + i : nullptr, bias ? bias + i : nullptr), to[i]);
+    // A slope of the i-th class.
+    R back(R slope, int64_t i) const {
+        return transform.back(slope, bends ? bends + i : nullptr, bias ? bias + i : nullptr);
     }
 };
 
-// The slopes of a row whose powers were kept: all of them by their powers, and then anew the one of the row's own
-// class, and of the class that has more than half of p.
+// The slopes of a row whose powers were kept: all of them by their powers, but that of the row's own class, and then
+// anew that of a class that has more than half of p.
 template <class R, class S>
 static void store_kept(
     const Softmax& p, const Row<R, S>& here, Kept<R> kept, const RowSums<R, double>& sum, const RowSlopes<R>& slopes,
@@ -647,8 +669,6 @@ static void store_kept(
     const R* bias = static_cast<const R*>(p.bias);
     alignas(64) R scratch[BLOCK];
     Block<R> w, powers;
-    if (slopes.scale == R(0))  // a row without weight has no slopes, whatever its logits hold
-        for (int64_t i = 0; i < p.classes; i++) kept.e[i] = R(0);
     // Of a long row in full precision, memory would have nothing to read while slopes are written.
     const S* next = sizeof(S) == sizeof(R) && p.classes > 2 * BLOCK ? here.x + p.classes + BLOCK : nullptr;
     bool met = !weighted;  // the class that has more than half of p
@@ -660,9 +680,11 @@ static void store_kept(
         const KeptSlopes<R> of_kept{
             transform,
             n,
-            times(slopes.scale, sum.of_e(level)),
+            here.y - k,
+            settled(times(slopes.scale, sum.of_e(level)), kept.e + k, n),
             slopes.g,
             less,
+            at_y,
             kept.e + k,
             weighted ? w.x : nullptr,
             kept.bends_from(k),
@@ -675,9 +697,8 @@ static void store_kept(
             powers.load(kept.e + k, n, scratch);
             const int64_t i = first_of(powers, likely);
             met = i < n;
-            if (met) of_kept.put(slopes.of_likely(-slopes.log_sum, w.at(i)), i, out);
+            if (met && k + i != here.y) narrow(of_kept.back(slopes.of_likely(-slopes.log_sum, w.at(i)), i), out[i]);
         }
-        if (here.y >= k && here.y < k + n) of_kept.put(at_y, here.y - k, out);
     }
 }
 
@@ -689,6 +710,8 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
         row_forward<R, S>(p, row, sums);
         return row_backward<R, S>(p, row);
     }
+    // A line that this row shares with the next is not streamed.
+    if (p.stream && before_line(here.out + p.classes)) fetch_to_write(here.out + p.classes, 1);
     int64_t likeliest = NO_CLASS;
     const Kept<R> kept(p);
     RowSums<R, double> sum = sum_row<true>(p, here, likeliest, kept);

@@ -334,9 +334,6 @@ template <class R, class S> struct Rows : Span {
     int64_t first_of(int64_t q) const { return row + q * LANES; }
 };
 
-// The number of a class, as wide as R so that LANES of them are as many vectors; R itself is not exact beyond 2^24.
-template <class R> using Class = std::conditional_t<sizeof(R) == 8, int64_t, int32_t>;
-
 // The labels of LANES rows: class (0 where there is none), c[y] and 1 or 0 for rows that count or do not.
 template <class R> struct Labels {
     int64_t y[LANES];
