@@ -237,7 +237,7 @@ nb::object quick_rows_gradient(
     nb::object gradient = makers().like(logits_, logits);
     const std::optional<View> to = fresh_like(gradient, "grad_logits", logits);
     if (!rows.pointer() || !inputs.lay_out(to)) return nb::none();
-    Softmax p = inputs.describe(true);
+    Softmax p = inputs.describe(Inputs::BACKWARD);
     kept.set(p, logits);
     p.grad = rows.pointer(), p.grad_rows = rows.each;
     set_gradient(p, *to, inputs.layouts.back());

@@ -118,6 +118,11 @@ int64_t tile_rows(const Softmax& p) {
     return is_long || p.rows() < 64 * ROWS ? LANES : ROWS;
 }
 
+// How many rows are taken together: some where they are short, as far as memory is concerned.
+int64_t rows_together(const Softmax& p, int64_t size) {
+    return p.classes * size > SHORT_BYTES ? 1 : std::clamp<int64_t>(TOGETHER / p.classes, 2, LANES);
+}
+
 // What every softmax loss is given.
 struct Inputs {
     View logits, target;
@@ -160,7 +165,8 @@ struct Inputs {
     }
 
     // Rows of few classes are taken as tiles.
-    Softmax describe(bool backward = false) const {
+    enum Pass { FORWARD, STATISTICS, BACKWARD };
+    Softmax describe(Pass pass = FORWARD) const {
         Softmax p{};
         const Layout& layout = layouts.at(0);
         p.outer = layout.outer, p.inner = layout.inner, p.classes = layout.classes;
@@ -173,13 +179,15 @@ struct Inputs {
         p.ignore_index = ignore_index, p.smoothing = smoothing;
         p.share = smoothing / double(p.shard ? member.all_classes : p.classes);
         set_member(p);
-        int64_t few = kernels->few_classes[dtype_of(logits)];
-        // Backward has no sums to make, which tiles make cheaply.
-        if (backward) few = p.plain() ? std::max(FEW_CLASSES, few * 7 / 12) : FEW_CLASSES;
-        if (soft || p.penalises_all()) few = FEW_CLASSES;
+        const DType dtype = dtype_of(logits);
+        int64_t few = kernels->few_classes[dtype];
+        // Backward has no sums to make, which tiles make cheaply, and rows in which all classes weigh have more to do.
+        if (pass == BACKWARD || soft || p.penalises_all()) few = FEW_CLASSES;
+        if (pass != STATISTICS && p.plain()) few = kernels->few_plain[dtype];
         // Rows that share their memory are tiles, with a gradient and without: the gradient lies otherwise than these.
         const bool shared = (p.outer > 1 && p.at.outer == 0) || (p.inner > 1 && p.at.inner == 0);
-        p.rows_per_tile = p.at.classes == 1 && p.classes > few && !shared ? 1 : tile_rows(p);
+        p.by_row = p.at.classes == 1 && p.classes > few && !shared;
+        p.rows_per_tile = p.by_row ? rows_together(p, logits.dtype.bits / 8) : tile_rows(p);
         return p;
     }
 
@@ -233,7 +241,7 @@ double forward(Softmax& p, DType dtype, int64_t reduction, const View& loss) {
 // Where a gradient for the logits is written.
 void set_gradient(Softmax& p, const View& grad_logits, const Layout& layout) {
     p.grad_logits = grad_logits.pointer(), p.grad_at = layout.at;
-    if (p.grad_at.classes != 1) p.rows_per_tile = tile_rows(p);
+    if (p.grad_at.classes != 1) p.by_row = false, p.rows_per_tile = tile_rows(p);
 }
 
 // Run the backward kernels.
@@ -290,7 +298,7 @@ std::optional<double> softmax_forward(
         memory.writes(statistics->correct), memory.writes(statistics->predicted);
     }
     if (!inputs.lay_out()) return std::nullopt;
-    Softmax p = inputs.describe();
+    Softmax p = inputs.describe(mass || statistics ? Inputs::STATISTICS : Inputs::FORWARD);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     if (each) p.loss = loss.pointer();
     if (row_weight) p.row_weight = row_weight->pointer();
@@ -337,7 +345,7 @@ bool softmax_backward(
     if (elsewhere) check_row_numbers(*elsewhere, logits);
     check_gradients(memory, inputs, grad_logits, grad_target);
     if (!inputs.lay_out(grad_logits, grad_target)) return false;
-    Softmax p = inputs.describe(true);
+    Softmax p = inputs.describe(Inputs::BACKWARD);
     set_lse(p, lse.pointer(), lse.dtype.bits / 8);
     const Gradient g(grad, divisor, logits.dtype.bits == 64);
     p.grad = g.pointer, p.grad_rows = g.rows;

@@ -20,35 +20,39 @@
 #pragma once
 #include "binary.h"
 #include "flush.h"
-#include "plain.h"
-#include "rows.h"
-#include "tiles.h"
+#include "plain_rows.h"
 
 namespace {
+
+// Do something with each row of a tile.
+template <class F> INLINE void each_row(const Softmax& p, int64_t tile, F&& f) {
+    const Span rows(p, tile);
+    for (int64_t row = rows.row; row < rows.row + rows.rows; row++) f(row);
+}
 
 template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     double sums[2] = {0, 0};
-    if (p.rows_per_tile == 1) row_forward<R, S>(p, tile, sums);
-    else if (p.plain()) plain_tile<LOSSES, R, S>(p, tile, sums);
+    if (p.plain()) p.by_row ? plain_rows<LOSSES, R, S>(p, tile, sums) : plain_tile<LOSSES, R, S>(p, tile, sums);
+    else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_forward<R, S>(p, row, sums); });
     else tile_forward<R, S>(p, tile, sums);
     if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
 }
 
 template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (p.rows_per_tile == 1) row_backward<R, S>(p, tile);
-    else if (p.plain()) plain_tile<SLOPES, R, S>(p, tile, nullptr);
+    if (p.plain()) p.by_row ? plain_rows<SLOPES, R, S>(p, tile, nullptr) : plain_tile<SLOPES, R, S>(p, tile, nullptr);
+    else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_backward<R, S>(p, row); });
     else tile_backward<R, S>(p, tile);
 }
 
 template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (p.rows_per_tile != 1 && !p.keeps_tiles()) return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
+    if (!p.by_row && !p.keeps_tiles()) return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
-    if (p.rows_per_tile == 1) row_both<R, S>(p, tile, sums);
-    else if (p.plain()) plain_tile<BOTH, R, S>(p, tile, sums);
+    if (p.plain()) p.by_row ? plain_rows<BOTH, R, S>(p, tile, sums) : plain_tile<BOTH, R, S>(p, tile, sums);
+    else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_both<R, S>(p, row, sums); });
     else tile_both<R, S>(p, tile, sums);
 }
 

@@ -23,7 +23,7 @@ class LaidDown {
         char* logits = static_cast<char*>(own_ ? own_.get() : scratch<OF_ROWS>(2 * bytes));
         move(p, p.at, static_cast<const char*>(p.logits), logits);
         const Strides row_by_row{p.classes * p.inner, 1, p.classes};
-        p.logits = logits, p.at = row_by_row, p.rows_per_tile = 1, p.stream = false;
+        p.logits = logits, p.at = row_by_row, p.by_row = true, p.rows_per_tile = 1, p.stream = false;
         if (!p.grad_logits) return;
         to_ = static_cast<char*>(p.grad_logits), to_at_ = p.grad_at;
         p.grad_logits = gradient_ = logits + bytes, p.grad_at = row_by_row;

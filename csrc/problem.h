@@ -19,8 +19,9 @@ constexpr int64_t FEW_CLASSES = 64;
 // What a row of a softmax loss costs once, in elements: two logarithms and a division.
 constexpr int64_t EACH_ROW = 8;
 
-// The most classes of a tile of class indices and nothing else (plain.h).
-constexpr int64_t AT_ONCE = 256;
+// Of class indices and nothing else: the most classes of a tile (plain.h); and the most bytes of rows that are taken
+// together, and how many numbers these may have (plain_rows.h).
+constexpr int64_t AT_ONCE = 256, SHORT_BYTES = 2048, TOGETHER = 4096;
 
 // KEPT: up to this many e^x of a tile are kept for its gradient. KEPT_TILE: how many R a chunk of classes takes then.
 constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
@@ -92,7 +93,9 @@ struct Softmax {
     void* scratch;  // this thread's, aligned as vectors are: `scratch_size` R
     bool stream;    // write the gradient past the caches
 
-    // Long contiguous rows are taken one at a time, everything else as tiles of LANES or ROWS rows side by side.
+    // Rows with many classes that lie side by side are taken one after the other, everything else as tiles of LANES or
+    // ROWS rows side by side.
+    bool by_row;
     int64_t rows_per_tile;
     int64_t rows() const { return outer * inner; }
     // How much there is to do, in elements.
@@ -107,15 +110,17 @@ struct Softmax {
     int64_t kept_numbers() const { return 1 + (penalises_all() ? 1 : 0) + (cap > 0 ? 1 : 0); }
     int64_t kept_row() const { return (classes / LANES + 2) * LANES; }
     int64_t scratch_size() const {
-        if (rows_per_tile == 1) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;
+        if (by_row && plain()) return rows_per_tile * kept_row();
+        if (by_row) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;
         return keeps_tiles() ? kept_numbers() * chunks() * KEPT_TILE : 0;
     }
     bool plain() const {  // class indices, weights of rows and classes, and nothing else
         const bool usual = usual_numbers && smoothing == 0 && penalty == NO_PENALTY && !transformed() && !shard;
-        return index_type >= 0 && classes <= AT_ONCE && usual && !mass && !elsewhere && !entropy && !grad_target;
+        const bool short_rows = by_row ? rows_per_tile > 1 : classes <= AT_ONCE;
+        return index_type >= 0 && short_rows && usual && !mass && !elsewhere && !entropy && !grad_target;
     }
-    // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum: in tiles of plain.h.
-    bool needs_no_lse() const { return rows_per_tile != 1 && plain(); }
+    // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum.
+    bool needs_no_lse() const { return plain(); }
     bool keeps_tiles() const { return kept_numbers() * classes * rows_per_tile <= KEPT; }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
@@ -164,7 +169,8 @@ struct Scaled {
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (others) [begin, end).
 struct Kernels {
     const char* name;
-    int64_t few_classes[DTYPES];  // up to which tiles pay: the longer vectors are, the more a row's fixed costs weigh
+    // Up to which tiles pay: the longer vectors are, the more a row's fixed costs weigh. Plain rows have fewer of them.
+    int64_t few_classes[DTYPES], few_plain[DTYPES];
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_both[DTYPES])(const Softmax&, int64_t begin, int64_t end);
