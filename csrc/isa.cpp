@@ -9,9 +9,9 @@
 
 // For each dtype, and of class indices and nothing else.
 #if defined(__AVX512F__)
-#define FEW {192, 128, 192, 192}, {92, 92, 112, 112}
+#define FEW {96, 63, 128, 128}, {104, 44, 112, 112}
 #elif defined(__AVX2__)
-#define FEW {112, 64, 112, 112}, {92, 64, 112, 112}
+#define FEW {63, 48, 80, 80}, {47, 32, 55, 55}
 #else
 #define FEW {64, 64, 64, 64}, {64, 64, 64, 64}
 #endif

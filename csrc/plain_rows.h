@@ -13,6 +13,15 @@
 
 namespace {
 
+// The numbers of LANES lanes.
+template <class C> struct Numbered {
+    alignas(64) C lane[LANES];
+    constexpr Numbered() : lane() {
+        for (int l = 0; l < LANES; l++) lane[l] = C(l);
+    }
+};
+template <class R> constexpr Numbered<Class<R>> NUMBERED{};
+
 template <class R, class S> struct PlainRows : Span {
     const Softmax& p;
     const int64_t n, whole;  // classes, and those of them that fill runs
@@ -40,46 +49,75 @@ template <class R, class S> struct PlainRows : Span {
     }
 
   private:
+    static constexpr int64_t SIZE = Register<R>::SIZE, PARTS = LANES / SIZE;
+
     const S* logits(int64_t l) const { return at_row<const S>(p, p.logits, p.at, row + l); }
     S* slopes(int64_t l) const { return at_row<S>(p, p.grad_logits, p.grad_at, row + l); }
     R* powers(int64_t l) const { return static_cast<R*>(p.scratch) + l * p.kept_row(); }
     static R level_of(R top) { return pick(top > -INF<R>, top, R(0)); }
 
-    // Do something with each run of LANES logits: where it begins, and how many of it were there before.
+    // Do something with each run of LANES logits, and where it begins. What the last run holds of the one before is
+    // -inf in it, so it comes first: what is written of the run before takes its place.
     template <class F> INLINE_MEMBER void each(const S* x, F&& f) const {
-        const auto run = [&](int64_t k, int64_t again) __attribute__((always_inline)) {
-            if constexpr (sizeof(S) == sizeof(R)) return f(k, x + k, again);
-            R wide[LANES];
-            widen_run(x + k, wide), f(k, wide, again);
-        };
-        for (int64_t k = 0; k < whole; k += LANES) run(k, 0);
-        if (whole < n) run(n - LANES, whole + LANES - n);
+        if (whole < n) {
+            alignas(64) R last[LANES];
+            if constexpr (sizeof(S) != sizeof(R)) widen_run(x + n - LANES, last);
+            const R* from = sizeof(S) == sizeof(R) ? reinterpret_cast<const R*>(x) + n - LANES : last;
+            const Numbers<Class<R>> again = Numbers<Class<R>>{} + Class<R>(whole + LANES - n);
+            for (int i = 0; i < PARTS; i++) {
+                const Numbers<R> here = numbers_at(from + i * SIZE), gone = Numbers<R>{} - INF<R>;
+                const Numbers<R> kept = numbers_at(NUMBERED<R>.lane + i * SIZE) < again ? gone : here;
+                std::memcpy(last + i * SIZE, &kept, sizeof kept);
+            }
+            f(n - LANES, last);
+        }
+        for (int64_t k = 0; k < whole; k += LANES) {
+            if constexpr (sizeof(S) == sizeof(R)) {
+                f(k, x + k);
+            } else {
+                R wide[LANES];
+                widen_run(x + k, wide), f(k, wide);
+            }
+        }
+    }
+    // e^{x - level} of a register.
+    INLINE_MEMBER static Numbers<R> power(Numbers<R> below) {
+        R from[SIZE], to[SIZE];
+        std::memcpy(from, &below, sizeof below);
+        exp_run<SIZE>(from, to);
+        return numbers_at(to);
     }
 
     // A row's top, and Σ e^{x - top} without one class at the top. KEEP keeps each e^{x - top}.
     template <bool KEEP> INLINE_MEMBER void sum(const S* x, int64_t l) {
-        alignas(64) R high[LANES], others[LANES] = {}, ties[LANES] = {};
-        for (int i = 0; i < LANES; i++) high[i] = -INF<R>;
-        each(x, [&](int64_t, const R* at, int64_t) __attribute__((always_inline)) {
-            for (int i = 0; i < LANES; i++) high[i] = pick(at[i] > high[i], at[i], high[i]);
+        const Numbers<R> zero{}, one = zero + R(1);
+        Numbers<R> high[PARTS], others[PARTS] = {}, ties{};
+        for (int i = 0; i < PARTS; i++) high[i] = zero - INF<R>;
+        each(x, [&](int64_t, const R* at) __attribute__((always_inline)) {
+            for (int i = 0; i < PARTS; i++) {
+                const Numbers<R> here = numbers_at(at + i * SIZE);
+                high[i] = here > high[i] ? here : high[i];
+            }
         });
-        const R top = fold_max(high), level = level_of(top);
+        const R top = fold_max(reinterpret_cast<const R*>(high)), level = level_of(top);
         const S *next = x + p.at.inner, *out = KEEP ? slopes(l) : nullptr;
         // A line that the row shares with the next is not streamed.
         if (KEEP && p.stream && before_line(out + n)) fetch_to_write(out + n, 1);
-        R* __restrict e = KEEP ? powers(l) : nullptr;
-        each(x, [&](int64_t k, const R* at, int64_t again) __attribute__((always_inline)) {
-            R below[LANES], power[LANES];
+        R* e = KEEP ? powers(l) : nullptr;
+        each(x, [&](int64_t k, const R* at) __attribute__((always_inline)) {
             fetch(next + k, LANES * sizeof(S));
             if (KEEP && !p.stream) fetch_to_write(out + k, LANES * sizeof(S));
-            for (int i = 0; i < LANES; i++) below[i] = at[i] - level;
-            exp_run(below, power);
-            for (int i = 0; i < LANES; i++) others[i] += pick(below[i] == R(0) || i < again, R(0), power[i]);
-            for (int i = 0; i < LANES; i++) ties[i] += pick(below[i] == R(0) && i >= again, R(1), R(0));
-            for (int i = 0; KEEP && i < LANES; i++) e[k + i] = power[i];
+            for (int i = 0; i < PARTS; i++) {
+                const Numbers<R> below = numbers_at(at + i * SIZE) - level, of = power(below);
+                others[i] = below == zero ? others[i] : others[i] + of;
+                ties = below == zero ? ties + one : ties;
+                if (KEEP) std::memcpy(e + k + i * SIZE, &of, sizeof of);
+            }
         });
-        const double at_top = fold(ties);
-        panel.top[l] = top, panel.rest[l] = R(fold(others) + (at_top > 1 ? at_top - 1 : 0));
+        double at_top = 0;
+        for (int i = 0; i < SIZE; i++) at_top += double(ties[i]);
+        const double rest = fold(reinterpret_cast<const R*>(others));
+        panel.top[l] = top, panel.rest[l] = R(rest + (at_top > 1 ? at_top - 1 : 0));
     }
 
     // The slopes of a row.
@@ -90,11 +128,12 @@ template <class R, class S> struct PlainRows : Span {
         const S* next = logits(l) + p.at.inner;
         S* out = slopes(l);
         if (!KEPT)
-            each(logits(l), [&](int64_t k, const R* at, int64_t) __attribute__((always_inline)) {
-                R below[LANES];
+            each(logits(l), [&](int64_t k, const R* at) __attribute__((always_inline)) {
                 fetch(next + k, LANES * sizeof(S)), fetch_to_write(out + k, LANES * sizeof(S));
-                for (int i = 0; i < LANES; i++) below[i] = at[i] - level;
-                exp_run(below, e + k);
+                for (int i = 0; i < PARTS; i++) {
+                    const Numbers<R> of = power(numbers_at(at + i * SIZE) - level);
+                    std::memcpy(e + k + i * SIZE, &of, sizeof of);
+                }
             });
         const Transform<R> none(p);
         const int64_t y = panel.label.own[l];

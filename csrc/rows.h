@@ -616,32 +616,47 @@ template <class R> struct KeptSlopes {
             for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - less;
         if constexpr (MOVED) transform.template chain<true>(bends ? bends + k : nullptr, bias ? bias + k : nullptr, to);
     }
-    // To where they belong: whole lines, past the caches or not, and what lies before the first and behind the last.
-    // Meanwhile as many logits are fetched from `next` on, if there is one.
-    template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void store(S* to, const S* next) const {
-        const auto lines = [&](int64_t k, int64_t end) __attribute__((always_inline)) {
-            for (; k < end; k += LANES) {
+    // The same, with that of the row's own class among them.
+    template <bool WEIGHED, bool MOVED> INLINE_MEMBER void run_with_own(int64_t k, R* to) const {
+        run<WEIGHED, MOVED>(k, to);
+        if (uint64_t(y - k) < LANES) to[y - k] = back(at_y, y);
+    }
+    // Runs from k on to where they belong. Meanwhile as many logits are fetched from `next` on, if there is one. What
+    // was streamed is not written again, for which it would have to be fetched.
+    template <bool PAST, bool WEIGHED, bool MOVED, class S>
+    INLINE_MEMBER void runs(int64_t k, int64_t end, S* to, const S* next) const {
+        const auto others = [&](int64_t until) __attribute__((always_inline)) {
+            for (; k < until; k += LANES) {
                 R one[LANES];
                 run<WEIGHED, MOVED>(k, one);
                 PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
                 if (next) fetch_near(next + k, LANES * sizeof(S));
             }
         };
-        // What was streamed is not written again, for which it would have to be fetched.
+        const int64_t own = y < k || y >= end ? end : k + (y - k) / LANES * LANES;
+        others(own);
+        if (own == end) return;
         R one[LANES];
-        S few[LANES];
-        const auto with_own = [&](int64_t k) {
-            run<WEIGHED, MOVED>(k, one);
-            if (uint64_t(y - k) < LANES) one[y - k] = back(at_y, y);
-            narrow_run(one, few);
-        };
-        const int64_t first = before_line(to) / int64_t(sizeof(S)), end = first + (n - first) / LANES * LANES;
-        const int64_t own = y < first || y >= end ? end : first + (y - first) / LANES * LANES;
-        with_own(0), std::memcpy(to, few, size_t(first) * sizeof(S));
-        lines(first, own);
-        if (own < end) with_own(own), PAST ? stream_run(one, to + own) : narrow_run(one, to + own);
-        lines(own + LANES, end);
-        with_own(n - LANES), std::memcpy(to + end, few + LANES - (n - end), size_t(n - end) * sizeof(S));
+        run_with_own<WEIGHED, MOVED>(own, one);
+        PAST ? stream_run(one, to + own) : narrow_run(one, to + own);
+        k += LANES, others(end);
+    }
+    // All of them: past the caches go whole lines, and not what lies before the first and behind the last.
+    template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void store(S* to, const S* next) const {
+        R one[LANES];
+        if constexpr (PAST) {
+            S few[LANES];
+            const int64_t first = before_line(to) / int64_t(sizeof(S)), end = first + (n - first) / LANES * LANES;
+            run_with_own<WEIGHED, MOVED>(0, one), narrow_run(one, few);
+            std::memcpy(to, few, size_t(first) * sizeof(S));
+            runs<PAST, WEIGHED, MOVED>(first, end, to, next);
+            run_with_own<WEIGHED, MOVED>(n - LANES, one), narrow_run(one, few);
+            std::memcpy(to + end, few + LANES - (n - end), size_t(n - end) * sizeof(S));
+        } else {
+            const int64_t whole = n / LANES * LANES;
+            runs<PAST, WEIGHED, MOVED>(0, whole, to, next);
+            if (whole < n) run_with_own<WEIGHED, MOVED>(n - LANES, one), narrow_run(one, to + n - LANES);
+        }
     }
     template <bool PAST, class S> void store(const Softmax& p, S* to, const S* next) const {
         if (!w && !p.transformed()) return store<PAST, false, false>(to, next);

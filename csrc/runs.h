@@ -63,18 +63,22 @@ template <class R, class S> struct Shares {
     }
 };
 
-// Fold LANES numbers into one, half by half; as vectors, for compilers take the halves apart one by one.
+// Fold N numbers into one, half by half; as vectors of no more than a register, for compilers take others apart, and
+// a choice between them number by number.
 template <bool MAX, int N, class R> INLINE R fold_halves(const R* lane) {
     if constexpr (N == 1) {
         return lane[0];
     } else {
-        typedef R Vector __attribute__((vector_size(N / 2 * sizeof(R))));
-        Vector low, high;
+        constexpr int SIZE = N / 2 * sizeof(R) < REGISTER ? N / 2 : REGISTER / sizeof(R);
+        typedef R Vector __attribute__((vector_size(SIZE * sizeof(R))));
         R half[N / 2];
-        std::memcpy(&low, lane, sizeof low), std::memcpy(&high, lane + N / 2, sizeof high);
-        if constexpr (MAX) low = low > high ? low : high;
-        else low += high;
-        std::memcpy(half, &low, sizeof low);
+        for (int l = 0; l < N / 2; l += SIZE) {
+            Vector low, high;
+            std::memcpy(&low, lane + l, sizeof low), std::memcpy(&high, lane + N / 2 + l, sizeof high);
+            if constexpr (MAX) low = low > high ? low : high;
+            else low += high;
+            std::memcpy(half + l, &low, sizeof low);
+        }
         return fold_halves<MAX, N / 2>(half);
     }
 }
