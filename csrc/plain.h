@@ -95,9 +95,7 @@ template <class R> struct PlainPanel {
 
     // What the slopes of rows are made of, where top and log_sum are known.
     INLINE_MEMBER void read_sums(const Softmax& p, int64_t row, int64_t rows) {
-        for (int l = 0; l < LANES; l++) top[l] = log_sum[l] = R(0);
-        std::memcpy(top, static_cast<const R*>(p.top) + row, size_t(rows) * sizeof(R));
-        std::memcpy(log_sum, static_cast<const R*>(p.log_sum) + row, size_t(rows) * sizeof(R));
+        read_rows(p.top, top, row, rows), read_rows(p.log_sum, log_sum, row, rows);
     }
     INLINE_MEMBER void start_slopes(const Softmax& p, int64_t row, int64_t rows) {
         R u[LANES], log_p[LANES], per_sum[LANES];
@@ -139,16 +137,22 @@ template <class R> struct PlainPanel {
     ) {
         R g[LANES], scale[LANES];
         for (int l = 0; l < LANES; l++) g[l] = *static_cast<const R*>(p.grad);
-        if (p.grad_rows) std::memcpy(g, static_cast<const R*>(p.grad) + row, size_t(rows) * sizeof(R));
+        if (p.grad_rows) read_rows(p.grad, g, row, rows);
         for (int l = 0; l < LANES; l++) scale[l] = pick(label.valid[l] == R(0), R(0), weigh(g[l], u[l]));
         for (int l = 0; l < LANES; l++) scale[l] = weigh(scale[l], label.weight[l]);
         for (int l = 0; l < LANES; l++) of_e[l] = times(scale[l], per_sum[l]);
         for (int l = 0; l < LANES; l++) at_y[l] = times(scale[l], expm1_(log_p[l]));
     }
+    // Whole panels are copied without a call. Rows that do not exist are 0.
     INLINE_MEMBER static void write_rows(void* to, const R* from, int64_t row, int64_t rows) {
         if (!to) return;
-        if (rows == LANES) std::memcpy(static_cast<R*>(to) + row, from, LANES * sizeof(R));  // without a call
+        if (rows == LANES) std::memcpy(static_cast<R*>(to) + row, from, LANES * sizeof(R));
         else std::memcpy(static_cast<R*>(to) + row, from, size_t(rows) * sizeof(R));
+    }
+    INLINE_MEMBER static void read_rows(const void* from, R* to, int64_t row, int64_t rows) {
+        if (rows == LANES) return void(std::memcpy(to, static_cast<const R*>(from) + row, LANES * sizeof(R)));
+        for (int l = 0; l < LANES; l++) to[l] = R(0);
+        std::memcpy(to, static_cast<const R*>(from) + row, size_t(rows) * sizeof(R));
     }
 };
 

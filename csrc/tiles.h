@@ -344,17 +344,23 @@ template <class R> struct Labels {
         for (int l = 0; l < LANES; l++) y[l] = p.ignore_index, valid[l] = weight[l] = R(p.index_type < 0);
         for (int l = 0; l < LANES; l++) own[l] = NO_CLASS;
         if (p.index_type < 0) return;
-        if (p.index_type == I64) std::memcpy(y, static_cast<const int64_t*>(p.target) + row, size_t(rows) * sizeof *y);
+        const auto* wide = static_cast<const int64_t*>(p.target);
+        if (p.index_type == I64 && rows == LANES) std::memcpy(y, wide + row, sizeof y);  // without a call
+        else if (p.index_type == I64) std::memcpy(y, wide + row, size_t(rows) * sizeof *y);
         else
             for (int64_t l = 0; l < rows; l++) y[l] = index_at(p.target, p.index_type, row + l);
-        int64_t wrong = 0, counted[LANES];
-        for (int l = 0; l < LANES; l++) counted[l] = counts(p, y[l], wrong);
-        for (int l = 0; l < LANES; l++) y[l] &= counted[l], valid[l] = weight[l] = R(-counted[l]);
+        int64_t wrong = 0;
+        Class<R> counted[LANES];  // all bits or none, as wide as R: vectors have few ways from int64_t to float
+        for (int l = 0; l < LANES; l++) {
+            const int64_t each = counts(p, y[l], wrong);
+            y[l] &= each, counted[l] = Class<R>(each);
+        }
+        for (int l = 0; l < LANES; l++) own[l] = Class<R>(y[l]) | ~counted[l];
+        for (int l = 0; l < LANES; l++) valid[l] = weight[l] = pick(counted[l] != 0, R(1), R(0));
         for (int l = 0; p.shard && l < LANES; l++) weight[l] = here(l) ? R(1) : R(0);
         if (wrong && p.out_of_range) p.out_of_range->store(true, std::memory_order_relaxed);
         if (const R* c = static_cast<const R*>(p.weight))
             for (int l = 0; l < LANES; l++) weight[l] = here(l) ? c[y[l]] : R(0);
-        for (int l = 0; l < LANES; l++) own[l] = Class<R>(counted[l] ? y[l] : NO_CLASS);
     }
 
     // Whether a row counts and has its class here.
