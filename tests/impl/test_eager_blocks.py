@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -137,60 +138,187 @@ def test_statistics_in_blocks_have_second_derivatives_and_forward_mode(soft, mon
     assert torch.autograd.gradcheck(of, x, check_forward_ad=True)
 
 
-COMPOSED = {
-    "distillation": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, sample_weight=u, **o),
-    "reverse": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, reverse=True, sample_weight=u, **o),
-    "with labels": lambda x, t, y, u, **o: crossent.distillation_loss(
-        x,
-        t,
-        2.0,
-        y,
-        z_loss=0.1,
-        label_smoothing=0.1,
-        weight=torch.arange(5).to(x) + 1,
-        penalty=crossent.Focal(2.0),
-        **o,
+class Drawn(NamedTuple):
+    """What composed losses are given: logits, a teacher's, class indices and probabilities, and weights of rows and classes."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    y: torch.Tensor
+    u: torch.Tensor
+    soft: torch.Tensor
+    c: torch.Tensor
+
+    @classmethod
+    def of(cls, shape, dtype):
+        generator = torch.Generator().manual_seed(8)
+        x, t, soft = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+        y = torch.randint(5, (shape[0], *shape[2:]), generator=generator)
+        y.view(-1)[::4] = -100
+        u, c = torch.rand(y.shape, generator=generator), torch.rand(5, generator=generator).to(dtype)
+        return cls(x, t, y, u, soft.detach().exp().requires_grad_(), c.requires_grad_())
+
+
+distil, labels = crossent.distillation_loss, crossent.multilabel_cross_entropy
+COMPOSED = {  # by the tensors that have gradients
+    "distillation": ("x", lambda d, **o: distil(d.x, d.t, 2.0, sample_weight=d.u, **o)),
+    "reverse": ("x", lambda d, **o: distil(d.x, d.t, 2.0, reverse=True, sample_weight=d.u, **o)),
+    "with labels": (
+        "x",
+        lambda d, **o: distil(
+            d.x,
+            d.t,
+            2.0,
+            d.y,
+            z_loss=0.1,
+            label_smoothing=0.1,
+            weight=torch.arange(5).to(d.x) + 1,
+            penalty=crossent.Focal(2.0),
+            **o,
+        ),
     ),
-    "teacher": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, teacher_grad=True, **o),
-    "reverse teacher": lambda x, t, y, u, **o: crossent.distillation_loss(
-        x, t, 2.0, y, reverse=True, teacher_grad=True, class_mask=torch.arange(5) != 1, **o
+    "teacher": ("x t", lambda d, **o: distil(d.x, d.t, 2.0, teacher_grad=True, **o)),
+    "reverse teacher": (
+        "x t",
+        lambda d, **o: distil(
+            d.x, d.t, 2.0, d.y, reverse=True, teacher_grad=True, class_mask=torch.arange(5) != 1, **o
+        ),
     ),
-    "several labels": lambda x, t, y, u, **o: crossent.multilabel_cross_entropy(
-        x, t.abs(), label_smoothing=0.1, margin=0.2, sample_weight=u, **o
+    "a target that learns": (
+        "x soft",
+        lambda d, **o: distil(d.x, d.t, 2.0, d.soft, z_loss=0.1, sample_weight=d.u, **o),
     ),
-    "yes and no": lambda x, t, y, u, **o: crossent.multilabel_cross_entropy(x, t > 0, penalty=crossent.MAE(), **o),
+    "all that learns": (
+        "x t soft c",
+        lambda d, **o: distil(d.x, d.t, 2.0, d.soft, weight=d.c, teacher_grad=True, penalty=crossent.Poly1(), **o),
+    ),
+    "weights that learn, reverse": (
+        "x c",
+        lambda d, **o: distil(d.x, d.t, 2.0, d.soft.detach(), weight=d.c, reverse=True, label_smoothing=0.1, **o),
+    ),
+    "a tensor twice": ("x t", lambda d, **o: distil(d.x, d.t, 2.0, d.t, weight=d.c, teacher_grad=True, **o)),
+    "several labels": (
+        "x t",
+        lambda d, **o: labels(d.x, d.t.abs(), label_smoothing=0.1, margin=0.2, sample_weight=d.u, **o),
+    ),
+    "yes and no": ("x", lambda d, **o: labels(d.x, d.t > 0, penalty=crossent.MAE(), **o)),
 }
 
 
 def composed(name, shape, dtype, reduction):
     """Return a composed loss, its first derivatives, and a second one."""
-    generator = torch.Generator().manual_seed(8)
-    x, t = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(2))
-    y = torch.randint(5, (shape[0], *shape[2:]), generator=generator)
-    y.view(-1)[::4] = -100
-    u = torch.rand(y.shape, generator=generator)
-    loss = COMPOSED[name](x, t, y, u, impl="eager", reduction=reduction).sum()
-    leaves = [x, t] if name in ("teacher", "reverse teacher", "several labels") else [x]
+    names, of = COMPOSED[name]
+    drawn = Drawn.of(shape, dtype)
+    loss, leaves = of(drawn, impl="eager", reduction=reduction).sum(), [getattr(drawn, n) for n in names.split()]
     grads = torch.autograd.grad(loss, leaves, retain_graph=True)
     again = torch.autograd.grad(loss, leaves, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in again), leaves)
     return loss.detach(), *grads, *(g.detach() for g in again), *second
 
 
+@pytest.fixture
+def many_blocks(monkeypatch):
+    """Let calls on the CPU go by blocks of two rows or a few pixels, as large ones do on a device."""
+    monkeypatch.setattr(eager.Eager, "fuses", lambda *_: False)
+    monkeypatch.setattr(blocks, "_CACHED", 11)
+    return monkeypatch
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("shape", [(13, 5), (2, 5, 3, 4)], ids=["rows", "images"])
 @pytest.mark.parametrize("name", COMPOSED)
-def test_targets_that_a_loss_makes_are_made_in_blocks(name, shape, reduction, monkeypatch):
+def test_targets_that_a_loss_makes_are_made_in_blocks(name, shape, reduction, many_blocks):
     """Whole, they are a graph of torch operations; in blocks, no more than a block of them is kept."""
-    monkeypatch.setattr(eager.Eager, "fuses", lambda *_: False)
-    monkeypatch.setattr(blocks, "_CACHED", 11)
     formed = []
-    monkeypatch.setattr(eager, "composed_rows", lambda *a: formed.append(1) or blocks.composed_rows(*a))
+    many_blocks.setattr(eager, "composed_rows", lambda *a: formed.append(1) or blocks.composed_rows(*a))
     parts = composed(name, shape, torch.float64, reduction)
     assert formed
-    monkeypatch.setattr(named, "takes_blocks", lambda *_: False)
+    many_blocks.setattr(named, "takes_blocks", lambda *_: False)
     for part, whole in zip(parts, composed(name, shape, torch.float64, reduction), strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["all that learns", "weights that learn, reverse", "several labels"])
+def test_losses_of_blocks_have_second_derivatives_in_all_that_learns(name, many_blocks):
+    drawn = Drawn.of((4, 5), torch.float64)
+    names, of = COMPOSED[name]
+
+    def f(*leaves):
+        return of(drawn._replace(**dict(zip(names.split(), leaves, strict=True))), impl="eager")
+
+    leaves = tuple(getattr(drawn, n) for n in names.split())
+    assert torch.autograd.gradgradcheck(f, leaves)
+    assert torch.autograd.gradcheck(f, leaves, check_batched_grad=True)
+
+
+def test_a_gradient_of_half_precision_that_has_several_parts_is_rounded_once(many_blocks):
+    """That of a target that learns, of weights that are summed over many blocks, and of logits in two parts of a loss."""
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        generator = torch.Generator().manual_seed(8)
+        x, t, soft = (torch.randn((600, 5), generator=generator).bfloat16().to(dtype) for _ in range(3))
+        leaves = [x.requires_grad_(), soft.abs().requires_grad_(), torch.ones(5, dtype=dtype).requires_grad_()]
+        loss = distil(leaves[0], t, 2.0, leaves[1], weight=leaves[2], reduction="sum", impl="eager")
+        found[dtype] = torch.autograd.grad(loss, leaves)
+    for half, exact in zip(found[torch.bfloat16], found[torch.float64], strict=True):
+        torch.testing.assert_close(half.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+IN_PLACE = {
+    "amounts": lambda x, t, **o: labels(x, t.abs(), **o),
+    "yes and no": lambda x, t, **o: labels(x, t > 0, z_loss=0.1, **o),
+    "everything": lambda x, t, **o: labels(
+        x, t.abs(), label_smoothing=0.1, softcap=3.0, logit_bias=t, sample_weight=t[:, 0].abs(), **o
+    ),
+}
+
+
+@pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])
+@pytest.mark.parametrize("shape", [(13, 5), (2, 5, 3, 4)], ids=["rows", "images"])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_shares_of_labels_in_place_are_those_beside(name, shape, place, many_blocks):
+    generator = torch.Generator().manual_seed(8)
+    leaf, t = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    leaf.requires_grad_()
+    whole = torch.autograd.grad(IN_PLACE[name](leaf, t, impl="eager"), leaf)[0]
+    x = leaf * 1
+    loss = IN_PLACE[name](x, t, impl="eager", **{place: True})
+    assert torch.equal(x, leaf)  # until backward
+    (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert gradient.data_ptr() == x.data_ptr()
+    assert torch.equal(gradient, whole)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+    with pytest.raises(RuntimeError, match=f"{place}=True would write the gradient over a leaf"):
+        IN_PLACE[name](leaf, t, impl="eager", **{place: True})
+    loss = IN_PLACE[name](x := leaf * 1, t, impl="eager", **{place: True})
+    other, (gradient,) = x.square().sum(), torch.autograd.grad(loss, x, create_graph=True)
+    assert torch.equal(x, leaf)  # which a second derivative needs
+    torch.testing.assert_close(gradient, whole, rtol=1e-11, atol=1e-13)
+    torch.autograd.grad(gradient.square().sum(), leaf, retain_graph=True)
+    torch.autograd.grad(loss, x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+
+def test_shares_of_labels_are_not_written_over_what_is_still_needed(many_blocks):
+    """Logits that overlap, that share their memory with the labels, or that were changed after the loss."""
+    row = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
+    x = (row * 1).expand(13, 5)
+    t = torch.rand(13, 5, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(labels(x, t, impl="eager", inplace_backward=True), x)
+    assert gradient.data_ptr() != x.data_ptr()
+    torch.testing.assert_close(gradient, torch.autograd.grad(labels(x, t, impl="eager"), x)[0], rtol=1e-11, atol=0)
+    leaf = torch.rand(13, 5, dtype=torch.float64, requires_grad=True)
+    x = leaf * 1
+    shared = x.detach()
+    (gradient,) = torch.autograd.grad(labels(x, shared, impl="eager", inplace_backward=True), x)
+    assert gradient.data_ptr() != x.data_ptr()
+    assert torch.equal(gradient, torch.autograd.grad(labels(x, shared, impl="eager"), x)[0])
+    loss = labels(x, t, impl="eager", inplace_backward=True)
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
 
 
 @pytest.mark.parametrize("learned", ["student", "teacher"])

@@ -191,8 +191,8 @@ def multilabel_cross_entropy(
     amounts = labels.unsqueeze(0) if labels.dim() == 1 else labels.movedim(axis, 1)
     name = choose(logits, impl, described.values, described, loss_alone=True)
     of_amounts = described._replace(values=amounts)
-    if place == "beside" and takes_blocks(name, logits, of_amounts):
-        (loss,) = row_losses(partial(_of_amounts, wide=wide), logits, of_amounts)
+    if takes_blocks(name, logits, of_amounts):
+        (loss,) = row_losses(partial(_of_amounts, wide=wide), logits, of_amounts, inplace=place != "beside")
         return _reduced_rows(loss, input, described, rows).to(dtype)
     described = described._replace(values=_shares(amounts.to(wide)))
     return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)

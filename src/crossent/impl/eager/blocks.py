@@ -158,7 +158,7 @@ def cross_entropy_backward(
         of_lse = None if lse is None else lse[block.at_lse]
         return softmax.cross_entropy_backward(of_rows, block.logits, block.target, of_lse, needs, elsewhere=away)
 
-    return _in_blocks(logits, target, needs, of_block, inplace)
+    return Gradients(*_in_blocks(logits, [target], needs, of_block, inplace))
 
 
 def _differentiates() -> bool:
@@ -168,52 +168,66 @@ def _differentiates() -> bool:
 
 def _in_blocks(
     logits: Tensor,
-    target: Target,
+    targets: Sequence[Target],
     needs: tuple[bool, ...],
-    of_block: Callable[..., Gradients],
+    of_block: Callable[..., Sequence[Tensor | None]],
     inplace: bool = False,
-    beside: Sequence[Target] = (),
-) -> Gradients:
+) -> tuple[Tensor | None, ...]:
     """Put gradients together: those of logits and of what has their shape, and the sums over blocks of what has the classes'.
 
-    ``of_block`` is given a block, and the same rows of the targets ``beside``.
+    They are those of ``sources_of``. ``of_block`` is given a block of the first target, and the same rows of the others.
     """
-    needs, dtype = (*needs, False, False)[:4], compute_dtype(logits, target.values)
-    summed = [
-        t is not None and t.dim() == 1 and need for t, need in zip(sources_of(logits, target), needs, strict=True)
+    sources = sources_of(logits, *targets)
+    wanted = [
+        need and t is not None for t, need in zip(sources, (*needs, *(False for _ in sources[len(needs) :])), strict=True)
     ]
-    weight, bias = (  # wide, so that no block rounds what it adds
-        t.to(dtype) if t is not None and sums else t
-        for t, sums in zip((target.weight, target.logit_bias), summed[2:], strict=True)
+    summed = [need and t is not None and t.dim() == 1 for t, need in zip(sources, wanted, strict=True)]
+    formed = sum(
+        t.itemsize
+        for t, need, sums in zip(sources, wanted, summed, strict=True)
+        if need and t is not None and not sums
     )
-    as_large = [t for t, need, sums in zip(sources_of(logits, target), needs, summed, strict=True) if need and not sums]
-    formed = sum(t.itemsize for t in as_large if t is not None)
-    blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias), formed)
-    others = [Blocks(logits, other, formed) for other in beside]
-    placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
-        torch.empty_like(t) if need and t is not None and not sums else None
-        for t, need, sums in [*zip(sources_of(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
+    parts = [
+        Blocks(logits, _widened(logits, target, summed[2 + 3 * i : 4 + 3 * i]), formed)
+        for i, target in enumerate(targets)
     ]
-    totals: list[Tensor | None] = [None] * 4
-    for block, *same_rows in zip(blocks, *others, strict=True):
+    first = parts[0]
+    flat = sources_of(first.logits, *(part.target for part in parts))
+    placed = [
+        torch.empty_like(t) if need and t is not None and not sums else None
+        for t, need, sums in [*zip(flat, wanted, summed, strict=True)][1:]
+    ]
+    placed.insert(0, room(first.logits, first.target.values, inplace) if wanted[0] else None)
+    totals: list[Tensor | None] = [None for _ in sources]
+    for block, *same_rows in zip(*parts, strict=True):
         for i, part in enumerate(of_block(block, *same_rows)):
             to, total = placed[i], totals[i]
             if part is not None and to is not None:
                 _part(to, block).copy_(part)
             elif part is not None and summed[i]:
                 totals[i] = part if total is None else total.add_(part)
-    results: list[Tensor | None] = []
-    for to, total, source in zip(placed, totals, sources_of(logits, target), strict=True):
-        if to is not None:
-            results.append(blocks.whole(to, 3))
-        else:
-            results.append(None if total is None or source is None else total.to(source.dtype))
-    return Gradients(*results)
+    return tuple(
+        first.whole(to, 3) if to is not None else None if total is None or t is None else total.to(t.dtype)
+        for to, total, t in zip(placed, totals, sources, strict=True)
+    )
 
 
-def sources_of(logits: Tensor, target: Target) -> tuple[Tensor | None, ...]:
-    """Return what may have a gradient; class indices have none."""
-    return logits, None if target.indices else target.values, target.weight, target.logit_bias
+def _widened(logits: Tensor, target: Target, summed: Sequence[bool]) -> Target:
+    """Widen the weights and the bias whose gradients are summed over blocks, so that no block rounds what it adds."""
+    dtype = compute_dtype(logits, target.values)
+    weight, bias = (
+        t.to(dtype) if t is not None and sums else t
+        for t, sums in zip((target.weight, target.logit_bias), summed, strict=True)
+    )
+    return target._replace(weight=weight, logit_bias=bias)
+
+
+def sources_of(logits: Tensor, *targets: Target) -> tuple[Tensor | None, ...]:
+    """Return what may have a gradient: the logits, and of each target its values, weights and bias; class indices have none."""
+    of_targets = [
+        source for t in targets for source in (None if t.indices else t.values, t.weight, t.logit_bias)
+    ]
+    return (logits, *of_targets)
 
 
 Compute = Callable[..., Iterable[Tensor]]
@@ -232,13 +246,18 @@ def composed_rows(compute: Compute, logits: Tensor, targets: Sequence[Target]) -
 
 
 def composed_rows_backward(
-    of_block: Callable[..., Gradients], logits: Tensor, targets: Sequence[Target], needs: tuple[bool, ...]
-) -> Gradients:
-    """Put together the gradients for logits, and for what the first target is made of, of the losses of rows.
+    of_block: Callable[..., Sequence[Tensor | None]],
+    logits: Tensor,
+    targets: Sequence[Target],
+    needs: tuple[bool, ...],
+    inplace: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Put together the gradients of the losses of rows for ``sources_of(logits, *targets)``.
 
-    ``of_block`` computes those of a block, and is given the same rows of the other targets.
+    ``of_block`` computes those of a block, and is given the same rows of the other targets. ``inplace`` allows to write the
+    gradient over the logits.
     """
-    return _in_blocks(logits, targets[0], needs, of_block, beside=targets[1:])
+    return _in_blocks(logits, targets, needs, of_block, inplace)
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -265,7 +284,7 @@ def statistics_backward(
     def of_block(block: Block) -> Gradients:
         return of_logits.statistics_backward(tuple(g[block.at] for g in flat), block.logits, block.target, needs)
 
-    return _in_blocks(logits, target, needs, of_block)
+    return Gradients(*_in_blocks(logits, [target], needs, of_block))
 
 
 def partials(logits: Tensor, target: Target) -> Partials:
