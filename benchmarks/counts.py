@@ -40,7 +40,7 @@ def pretended_device() -> Iterator[None]:
 
     with (
         patch.object(Eager, "fuses", lambda *_: False),
-        patch.object(blocks, "_size", size),
+        patch.object(blocks, "size_of", size),
         patch.object(blocks, "readable", lambda _: False),
         patch.object(torch._C, "_len_torch_dispatch_stack", lambda: 0),
     ):

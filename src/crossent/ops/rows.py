@@ -115,18 +115,29 @@ class RowLosses(Function):
             rest = (None,) * (_SIZE - _LEARNED)
             of_each = [(*others[_LEARNED * i : _LEARNED * (i + 1)], *rest) for i in range(len(targets))]
             return (None, None, None, on_logits, *(g for of_target in of_each for g in of_target))
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():  # of views, since a tensor that is given twice has two gradients here
-            given = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
-            losses = tuple(ctx.compute(given[0], *_targets(ctx.settings, given[1:])))
-        pairs = [both for both in zip(losses, grads, strict=True) if both[0].requires_grad and both[1] is not None]
-        given = [t for t, need in zip(given, needs, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [of_rows for of_rows, _ in pairs], given, [g for _, g in pairs], create_graph=again, allow_unused=True
-            )
-        )
-        return (None, None, None, *(next(found) if need else None for need in needs))
+
+        def formula(x: Tensor, *tensors: Tensor | None) -> Iterable[Tensor]:
+            return ctx.compute(x, *_targets(ctx.settings, tensors))
+
+        return (None, None, None, *gradients_of(formula, inputs, needs, grads))
+
+
+def gradients_of(
+    formula: Callable[..., Iterable[Tensor]],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Compute the gradients of a function in torch operations whole, so that they may be differentiated or batched themselves."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():  # of views, since a tensor that is given twice has two gradients here
+        given = [t.view_as(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=True)]
+        results = tuple(formula(*given))
+    pairs = [both for both in zip(results, grads, strict=True) if both[0].requires_grad and both[1] is not None]
+    leaves = [t for t, need in zip(given, needs, strict=True) if need and t is not None]
+    outputs, incoming = [result for result, _ in pairs], [g for _, g in pairs]
+    found = iter(torch.autograd.grad(outputs, leaves, incoming, create_graph=again, allow_unused=True))
+    return [next(found) if need else None for need in needs]
 
 
 _LARGE = 1 << 22  # logits from which on memory counts for more than time on the CPU, too

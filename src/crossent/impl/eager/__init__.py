@@ -1,6 +1,7 @@
 """The family in torch operations: any device, dtype, layout and transform, differentiable by autograd to any order.
 
-``softmax`` and ``binary`` hold losses and gradients, ``blocks`` the same a block of rows at a time, ``statistics`` what else
+``softmax`` and ``binary`` hold losses and gradients, ``blocks`` the same a block of rows at a time, ``pairs`` those of two sets
+of vectors, ``statistics`` what else
 the logits tell, ``shards`` what some of the classes tell, ``tangents`` forward mode, ``pieces`` what they are made of. All
 arithmetic is in float32 or wider. Nothing here knows autograd.
 """
@@ -19,6 +20,7 @@ from crossent.impl.eager.blocks import (
     statistics,
     statistics_backward,
 )
+from crossent.impl.eager.pairs import pair_gradients, pair_losses
 from crossent.impl.eager.pieces import as_logits, smoothed_target
 from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.softmax import NUMBERS
@@ -35,6 +37,8 @@ __all__ = [
     "composed_rows_backward",
     "cross_entropy_tangent",
     "distribution",
+    "pair_gradients",
+    "pair_losses",
     "partial_costs",
     "partial_statistics",
     "partials",

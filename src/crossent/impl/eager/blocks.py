@@ -54,7 +54,7 @@ def size_on_device(elements: int, formed: int = 0) -> int:
     return min(max(elements // _SHARE, _LAUNCHED) // parts, _LARGEST)
 
 
-def _size(x: Tensor, formed: int = 0) -> int:
+def size_of(x: Tensor, formed: int = 0) -> int:
     """How many elements a block of these logits has."""
     return _CACHED if x.is_cpu else size_on_device(x.numel(), formed)
 
@@ -90,7 +90,7 @@ class Blocks:
         self.logits = logits if logits.dim() <= 3 else logits.flatten(2)
         self.target = target._replace(values=values, logit_bias=bias, class_mask=mask, valid=_flat(target.valid, 2))
         self.rows = self.logits.shape[:1] + self.logits.shape[2:]
-        self.pixels, self.most = logits.shape[2:], _size(logits, formed)
+        self.pixels, self.most = logits.shape[2:], size_of(logits, formed)
 
     def __iter__(self) -> Iterator[Block]:
         x, most = self.logits, self.most
@@ -402,7 +402,7 @@ class _Elements(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: BinaryTarget, formed: int = 0) -> _Elements:
-        size = _size(logits, formed) // (1 if target.penalties[0] is None else 2)  # penalties keep twice as much
+        size = size_of(logits, formed) // (1 if target.penalties[0] is None else 2)  # penalties keep twice as much
         return cls(logits, target, max(1, size // max(1, logits.shape[1:].numel())))
 
     def parts(self) -> Iterator[tuple[Any, Tensor, BinaryTarget]]:
