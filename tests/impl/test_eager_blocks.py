@@ -14,7 +14,7 @@ import torch
 import crossent
 from crossent.impl import eager
 from crossent.impl.eager import blocks
-from crossent.losses import named
+from crossent.losses import binary, named
 
 SHAPES = {"rows": (50, 7), "images": (3, 5, 4, 6), "one image": (1, 5, 9, 8), "a row": (1, 300)}
 LAYOUTS = {
@@ -368,6 +368,158 @@ def test_weights_of_rows_of_a_binary_loss_are_those_of_elements(weights, reducti
         grads = (torch.autograd.grad(of.square().sum(), leaves, retain_graph=True) for of in (ours, right[reduction]))
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+ELEMENTS = {
+    "plain": {},
+    "weights": {"weight": True, "pos_weight": True, "ignore_index": -1.0},
+    "weights of elements": {"weight": "whole", "label_smoothing": 0.1, "mask": True},
+    "asymmetric": {"penalty": crossent.Asymmetric()},
+}
+
+
+def elements(name, shape, dtype):
+    """Return logits, a target, and the options of a binary loss."""
+    generator, given = torch.Generator().manual_seed(9), dict(ELEMENTS[name])
+    x, t = torch.randn(shape, generator=generator).to(dtype), torch.rand(shape, generator=generator).to(dtype)
+    if given.get("ignore_index"):
+        t.view(-1)[::4] = -1.0
+    if given.get("weight"):
+        of = torch.rand(shape if given["weight"] == "whole" else shape[-1:], generator=generator)
+        given["weight"] = of.to(dtype)
+    if given.get("pos_weight"):
+        given["pos_weight"] = torch.rand(shape[-1:], generator=generator).to(dtype)
+    if given.get("mask"):
+        given["mask"] = torch.rand(shape, generator=generator) > 0.2
+    return x.requires_grad_(), t.requires_grad_(), given
+
+
+def elementwise(x, t, u, factor, **options):
+    """Return losses that are not reduced, their gradients, and second derivatives."""
+    leaves = [each for each in (x, t, u) if each is not None and each.requires_grad]
+
+    def loss():
+        return crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, impl="eager", **options
+        )
+
+    grads = torch.autograd.grad(loss(), leaves, factor)
+    again = torch.autograd.grad(loss(), leaves, factor, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in again), leaves)
+    return loss().detach(), *grads, *(g.detach() for g in again), *second
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((13, 5), None), ((13, 5), ()), ((13, 5), (13,)), ((4, 3, 6), (4, 3)), ((9,), (9,)), ((), ())], ids=str
+)
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_losses_of_elements_in_blocks_are_the_whole(name, shape, rows, learned, many_blocks):
+    if name != "plain" and len(shape) == 0:
+        pytest.skip("no weights of one element")
+    x, t, options = elements(name, shape, torch.float64)
+    generator = torch.Generator().manual_seed(10)
+    u = None if rows is None else torch.rand(rows, generator=generator).double()
+    if u is not None and u.dim():
+        u[1] = 0.0
+    u = u if u is None else u.requires_grad_(learned)
+    factor = torch.randn(shape, generator=generator, dtype=torch.float64)
+    formed = []
+    many_blocks.setattr(eager, "weighed_elements", lambda *a: formed.append(1) or blocks.weighed_elements(*a))
+    parts = elementwise(x, t, u, factor, **options)
+    assert formed
+    many_blocks.setattr(binary, "takes_blocks", lambda *_: False)
+    formed.clear()
+    for part, whole in zip(parts, elementwise(x, t, u, factor, **options), strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-11, atol=1e-13)
+    assert not formed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("out_dtype", [None, torch.float32, torch.float64])
+def test_losses_of_elements_in_blocks_have_the_dtype_of_the_result(dtype, out_dtype, many_blocks):
+    x, t, options = elements("weights", (13, 5), dtype)
+    u = torch.rand(13, generator=torch.Generator().manual_seed(10)).requires_grad_()
+    found = []
+    for _ in range(2):
+        loss = crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, out_dtype=out_dtype, impl="eager", **options
+        )
+        assert loss.dtype == out_dtype or (out_dtype is None and loss.dtype == dtype)
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), [x, t, u])))
+        many_blocks.setattr(binary, "takes_blocks", lambda *_: False)
+    for parts, whole in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-6 if whole.dtype == torch.float32 else 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "weights of elements"])
+def test_losses_of_elements_in_blocks_have_all_derivatives(name, many_blocks):
+    x, t, options = elements(name, (4, 3), torch.float64)
+    u = torch.rand(4, generator=torch.Generator().manual_seed(10), dtype=torch.float64).requires_grad_()
+
+    def f(x, t, u):
+        return crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, impl="eager", **options
+        )
+
+    assert torch.autograd.gradcheck(f, (x, t, u), check_batched_grad=True)
+    assert torch.autograd.gradcheck(f, (x, t, u), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, (x, t, u))
+    per_row = torch.func.vmap(torch.func.grad(lambda *each: f(*each).sum(), (0, 1, 2)))
+    alone = per_row(x.unsqueeze(1), t.unsqueeze(1), u.unsqueeze(1)) if name == "plain" else None
+    if alone is not None:
+        for ours, rows in zip(torch.autograd.grad(f(x, t, u).sum(), [x, t, u]), alone, strict=True):
+            torch.testing.assert_close(rows.reshape(ours.shape), ours)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("learned", [True, False])
+def test_rows_without_weight_may_hold_anything_in_blocks(learned, value, many_blocks):
+    x, t, _ = elements("plain", (13, 5), torch.float64)
+    x.data[3], x.data[7, 0], x.data[10, 1] = value, value, value
+    u = torch.ones(13, dtype=torch.float64)
+    u[3] = u[7] = 0.0
+    parts = []
+    for _ in range(2):
+        u = u.detach().requires_grad_(learned)
+        loss = crossent.binary_cross_entropy_with_logits(x, t, reduction="none", sample_weight=u, impl="eager")
+        parts.append((loss.detach(), *torch.autograd.grad(loss.sum(), [x, u] if learned else [x])))
+        many_blocks.setattr(binary, "takes_blocks", lambda *_: False)
+    for ours, whole in zip(*parts, strict=True):
+        there = torch.arange(13) % 4 != 3  # left to autograd, the weights' own gradient is nan elsewhere
+        torch.testing.assert_close(ours[there], whole[there], rtol=1e-11, atol=1e-13, equal_nan=True)
+    assert not parts[0][1][[3, 7]].any()
+    assert not learned or parts[0][2][[3, 7]].isfinite().all()
+
+
+@pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])
+def test_losses_of_elements_in_place_are_those_beside(place, many_blocks):
+    leaf, t, options = elements("weights", (13, 5), torch.float64)
+    u = torch.rand(13, generator=torch.Generator().manual_seed(10), dtype=torch.float64).requires_grad_()
+
+    def f(x, t, **more):
+        return crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, impl="eager", **options, **more
+        )
+
+    whole = torch.autograd.grad(f(leaf, t).sum(), [leaf, t, u])
+    loss = f(x := leaf * 1, t, **{place: True})
+    assert torch.equal(x, leaf)  # until backward
+    found = torch.autograd.grad(loss.sum(), [x, t, u], retain_graph=True)
+    assert found[0].data_ptr() == x.data_ptr()
+    for ours, beside in zip(found, whole, strict=True):
+        assert torch.equal(ours, beside)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+    with pytest.raises(RuntimeError, match=f"{place}=True would write the gradient over a leaf"):
+        f(leaf, t, **{place: True})
+    loss = f(x := leaf * 1, t, **{place: True})
+    (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    assert torch.equal(x, leaf)  # which a second derivative needs
+    torch.testing.assert_close(gradient.detach(), whole[0])
+    x = leaf * 1
+    (gradient,) = torch.autograd.grad(f(x, x.detach(), **{place: True}).sum(), x)
+    assert gradient.data_ptr() != x.data_ptr()  # which is the target, too
 
 
 def test_a_sum_over_blocks_is_rounded_once(monkeypatch):

@@ -19,6 +19,8 @@ from crossent.impl.eager.blocks import (
     sources_of,
     statistics,
     statistics_backward,
+    weighed_elements,
+    weighed_elements_backward,
 )
 from crossent.impl.eager.pairs import pair_gradients, pair_losses
 from crossent.impl.eager.pieces import as_logits, smoothed_target
@@ -47,6 +49,8 @@ __all__ = [
     "statistics",
     "statistics_backward",
     "statistics_tangent",
+    "weighed_elements",
+    "weighed_elements_backward",
 ]
 
 

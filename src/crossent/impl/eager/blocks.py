@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossent.core.checks import may_be_overwritten
 from crossent.core.modes import in_forward_mode, plain, readable
-from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times, weigh
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, sums_of_rows, times, weigh
 from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.eager import binary, shards, softmax
 from crossent.impl.eager import statistics as of_logits
@@ -419,14 +419,60 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
     """Compute what ``binary.binary_cross_entropy_forward`` does."""
     if not takes(logits, *target.tensors):
         return binary.binary_cross_entropy_forward(logits, target, reduce, divisor)
-    dtype = compute_dtype(logits, target.values)
     if not reduce:
-        loss = torch.empty_like(logits, dtype=dtype)
-        for rows, x, some in _Elements.of(logits, target, loss.itemsize).parts():
-            loss[rows] = binary.binary_cross_entropy_forward(x, some, False)
-        return loss
+        return weighed_elements(logits, target, None, compute_dtype(logits, target.values))
     parts = _Elements.of(logits, target).parts()
     return _total([binary.binary_cross_entropy_forward(x, some, True) for _, x, some in parts], divisor)
+
+
+def weighed_elements(logits: Tensor, target: BinaryTarget, row_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Compute the losses of elements times weights that broadcast to them, such as one a row, in a dtype of the caller's."""
+    loss = torch.empty_like(logits, dtype=dtype)
+    for rows, x, some in _Elements.of(logits, target, loss.itemsize).parts():
+        loss[rows] = binary.binary_cross_entropy_forward(x, _weighed(some, _some_rows(row_weight, rows)), False)
+    return loss
+
+
+def weighed_elements_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: BinaryTarget,
+    row_weight: Tensor | None,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool, bool],
+    inplace: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the gradients for logits, target and weights from those of the losses, which are there in a dtype all the while."""
+    on_logits = room(logits, target.values, inplace) if needs[0] else None
+    on_target = torch.empty_like(target.values) if needs[1] else None
+    on_weight = torch.zeros_like(row_weight) if needs[2] and row_weight is not None else None
+    formed = dtype.itemsize + sum(t.itemsize for t in (on_logits, on_target) if t is not None)
+    wide = compute_dtype(logits, target.values)
+    for rows, x, some in _Elements.of(logits, target, formed).parts():
+        g, u = grad[rows].to(wide), _some_rows(row_weight, rows)
+        if on_weight is not None and u is not None:
+            losses = binary.binary_cross_entropy_forward(x, some, False)
+            of_each = times(g, losses).masked_fill_((u == 0) & ~losses.isfinite(), 0.0)
+            dims = max((i + 1 for i, size in enumerate(u.shape) if size > 1), default=0)
+            _some_rows(on_weight, rows).add_(sums_of_rows(of_each, dims).reshape(u.shape))
+        gradients = binary.binary_cross_entropy_backward(g, x, _weighed(some, u), needs[:2])
+        for to, part in zip((on_logits, on_target), gradients, strict=True):
+            if to is not None and part is not None:
+                to[rows] = part
+    return on_logits, on_target, on_weight
+
+
+def _some_rows(row_weight: Tensor | None, rows: Any) -> Tensor | None:
+    """Return the weights of some rows; one weight is that of all of them."""
+    return row_weight if row_weight is None or row_weight.dim() == 0 or len(row_weight) == 1 else row_weight[rows]
+
+
+def _weighed(target: BinaryTarget, row_weight: Tensor | None) -> BinaryTarget:
+    """Let weights of rows be weights of elements, or multiply those that there are."""
+    if row_weight is None:
+        return target
+    weight = target.weight
+    return target._replace(weight=row_weight if weight is None else weigh(weight.to(row_weight.dtype), row_weight))
 
 
 def _total(sums: list[Tensor], divisor: float) -> Tensor:
