@@ -411,7 +411,9 @@ def elementwise(x, t, u, factor, **options):
 
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "rows"), [((13, 5), None), ((13, 5), ()), ((13, 5), (13,)), ((4, 3, 6), (4, 3)), ((9,), (9,)), ((), ())], ids=str
+    ("shape", "rows"),
+    [((13, 5), None), ((13, 5), ()), ((13, 5), (13,)), ((4, 3, 6), (4, 3)), ((9,), (9,)), ((), ())],
+    ids=str,
 )
 @pytest.mark.parametrize("name", ELEMENTS)
 def test_losses_of_elements_in_blocks_are_the_whole(name, shape, rows, learned, many_blocks):
@@ -490,6 +492,18 @@ def test_rows_without_weight_may_hold_anything_in_blocks(learned, value, many_bl
         torch.testing.assert_close(ours[there], whole[there], rtol=1e-11, atol=1e-13, equal_nan=True)
     assert not parts[0][1][[3, 7]].any()
     assert not learned or parts[0][2][[3, 7]].isfinite().all()
+
+
+def test_torchs_operator_gives_losses_of_elements_that_nothing_weighs():
+    x, t, u = (torch.empty(s, device="meta", requires_grad=True) for s in ((6, 4), (6, 4), (6,)))
+    for impl, weight, name in (
+        (None, u, "ElementLossesBackward"),
+        (None, None, "BinaryCrossEntropyWithLogitsBackward0"),
+        ("torch", u, "MaskedFillBackward0"),
+        ("eager", None, "ElementLossesBackward"),
+    ):
+        loss = crossent.binary_cross_entropy_with_logits(x, t, reduction="none", sample_weight=weight, impl=impl)
+        assert loss.grad_fn.name() == name
 
 
 @pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])

@@ -169,7 +169,9 @@ def _understood(
     check_binary(input, target, weight, pos_weight)
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
-    name = choose(input, impl, target, described, loss_alone=True)
+    # Where torch's own operator gives losses of elements, what weighs them takes twice as much: it runs where it is named.
+    weighed = rows.how == "none" and rows.sample_weight is not None
+    name = choose(input, impl, target, described, loss_alone=impl is not None or not weighed)
     if rows.how == "none":
         loss = _of_elements(input, described, rows.sample_weight, dtype, name, place)
     else:

@@ -40,7 +40,7 @@ from crossent.core.settings import (
     documented,
 )
 from crossent.core.target import Target, describe, stand_in
-from crossent.impl import choose, formulas, load
+from crossent.impl import choose, formulas
 from crossent.losses.binary import binary_cross_entropy_with_logits
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.ops import softmax as ops
@@ -539,9 +539,8 @@ def contrastive_cross_entropy(
     if plain(a, b):
         logits = a.new_empty(()).expand(len(a), len(b))  # what they will be like
         target = describe(logits, partner, None, None, {"label_smoothing": label_smoothing})[1]
-        name = choose(logits, impl, partner, target, loss_alone=True)
-        if impl is None and load(name).differentiable:  # torch's operator, left to autograd, takes sixteen bytes a logit
-            name = formulas.IMPLEMENTATION.name
+        # Torch's own operator, left to autograd, takes sixteen bytes a logit: it runs where it is named.
+        name = choose(logits, impl, partner, target, loss_alone=impl is not None)
         if takes_blocks(name, logits, target):
             return pair_losses(partial(compute, impl=name), a, b, target, symmetric).to(dtype)
     return compute(a, b, impl=impl).to(dtype)
@@ -559,7 +558,7 @@ def _of_pairs(
 
 
 def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Compute ``a bᵀ``, in the dtype of the vectors also under autocast: a logit near 100 in bfloat16 is off by up to one quarter."""
+    """Compute ``a bᵀ`` in their dtype, also under autocast: a logit near 100 in bfloat16 is off by up to one quarter."""
     if not under_autocast(a.device):
         return a @ b.T
     with torch.autocast(a.device.type, enabled=False):

@@ -40,7 +40,7 @@ class ElementLosses(Function):
         if not plain(grad, *inputs) or differentiated(grad, *inputs):
             return (None, None, None, *gradients_of(_formula(ctx), inputs, needs, [grad]))
         logits, values, row_weight, *more = inputs
-        target = BinaryTarget(values, *more, settings=ctx.settings)
+        target = BinaryTarget._make((values, *more, ctx.settings))
         gradients = formulas.weighed_elements_backward(
             grad, logits, target, row_weight, ctx.dtype, needs[:3], ctx.inplace
         )
@@ -53,7 +53,7 @@ def _formula(ctx: Any) -> Any:
     """Return the losses as a function of what is saved, in torch operations."""
 
     def compute(logits: Tensor, values: Tensor, row_weight: Tensor | None, *more: Tensor | None) -> list[Tensor]:
-        target = BinaryTarget(values, *more, settings=ctx.settings)
+        target = BinaryTarget._make((values, *more, ctx.settings))
         losses = binary_cross_entropy(logits, target, False, 1.0, formulas.IMPLEMENTATION.name)
         return [(losses if row_weight is None else times(row_weight, losses)).to(ctx.dtype)]
 

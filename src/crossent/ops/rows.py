@@ -15,7 +15,7 @@ from torch.autograd import Function, forward_ad
 from crossent.core import watch
 from crossent.core.modes import plain
 from crossent.core.reduction import compute_dtype
-from crossent.core.target import Target
+from crossent.core.target import BinaryTarget, Target
 from crossent.impl import formulas
 from crossent.ops.library import differentiated, tell_if_in_place
 
@@ -117,7 +117,8 @@ class RowLosses(Function):
             return (None, None, None, on_logits, *(g for of_target in of_each for g in of_target))
 
         def formula(x: Tensor, *tensors: Tensor | None) -> Iterable[Tensor]:
-            return ctx.compute(x, *_targets(ctx.settings, tensors))
+            losses: Iterable[Tensor] = ctx.compute(x, *_targets(ctx.settings, tensors))
+            return losses
 
         return (None, None, None, *gradients_of(formula, inputs, needs, grads))
 
@@ -148,8 +149,8 @@ def saves_memory(logits: Tensor) -> bool:
     return logits.numel() >= _LARGE or not formulas.IMPLEMENTATION.fuses(logits)
 
 
-def takes_blocks(name: str, logits: Tensor, *targets: Target) -> bool:
-    """Whether losses of such rows are formed in blocks: by torch operations, and nobody looks on or uses forward mode."""
+def takes_blocks(name: str, logits: Tensor, *targets: Target | BinaryTarget) -> bool:
+    """Whether such losses are formed in blocks: by torch operations, and nobody looks on or uses forward mode."""
     if name != formulas.IMPLEMENTATION.name or not saves_memory(logits):
         return False
     if forward_ad._current_level >= 0 or watch.current() is not None:

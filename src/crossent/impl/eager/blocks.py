@@ -179,13 +179,12 @@ def _in_blocks(
     """
     sources = sources_of(logits, *targets)
     wanted = [
-        need and t is not None for t, need in zip(sources, (*needs, *(False for _ in sources[len(needs) :])), strict=True)
+        need and t is not None
+        for t, need in zip(sources, (*needs, *(False for _ in sources[len(needs) :])), strict=True)
     ]
     summed = [need and t is not None and t.dim() == 1 for t, need in zip(sources, wanted, strict=True)]
     formed = sum(
-        t.itemsize
-        for t, need, sums in zip(sources, wanted, summed, strict=True)
-        if need and t is not None and not sums
+        t.itemsize for t, need, sums in zip(sources, wanted, summed, strict=True) if need and t is not None and not sums
     )
     parts = [
         Blocks(logits, _widened(logits, target, summed[2 + 3 * i : 4 + 3 * i]), formed)
@@ -224,9 +223,7 @@ def _widened(logits: Tensor, target: Target, summed: Sequence[bool]) -> Target:
 
 def sources_of(logits: Tensor, *targets: Target) -> tuple[Tensor | None, ...]:
     """Return what may have a gradient: the logits, and of each target its values, weights and bias; class indices have none."""
-    of_targets = [
-        source for t in targets for source in (None if t.indices else t.values, t.weight, t.logit_bias)
-    ]
+    of_targets = [source for t in targets for source in (None if t.indices else t.values, t.weight, t.logit_bias)]
     return (logits, *of_targets)
 
 
@@ -450,11 +447,12 @@ def weighed_elements_backward(
     wide = compute_dtype(logits, target.values)
     for rows, x, some in _Elements.of(logits, target, formed).parts():
         g, u = grad[rows].to(wide), _some_rows(row_weight, rows)
-        if on_weight is not None and u is not None:
+        to_weight = _some_rows(on_weight, rows)
+        if to_weight is not None and u is not None:
             losses = binary.binary_cross_entropy_forward(x, some, False)
             of_each = times(g, losses).masked_fill_((u == 0) & ~losses.isfinite(), 0.0)
             dims = max((i + 1 for i, size in enumerate(u.shape) if size > 1), default=0)
-            _some_rows(on_weight, rows).add_(sums_of_rows(of_each, dims).reshape(u.shape))
+            to_weight.add_(sums_of_rows(of_each, dims).reshape(u.shape))
         gradients = binary.binary_cross_entropy_backward(g, x, _weighed(some, u), needs[:2])
         for to, part in zip((on_logits, on_target), gradients, strict=True):
             if to is not None and part is not None:

@@ -31,20 +31,24 @@ def pair_gradients(
     """Compute the gradients for a and b; ``lses`` is what ``pair_losses`` gave."""
     on_a, on_b = torch.empty_like(a), torch.zeros_like(b)
     num_rows, num_columns = logits.shape
-    share = target.settings.label_smoothing / num_columns
-    of_pair = target.settings.label_smoothing - share
-    step = max(1, blocks.size_of(logits) // num_columns)
+    step = max(1, blocks.size_of(logits, logits.itemsize) // num_columns)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
-        y, whole = target.values[rows].unsqueeze(1), None
-        for (top, log_sum), across in zip(lses, (False, True), strict=False):
-            top, log_sum = (t.unsqueeze(0) if across else t[rows].unsqueeze(1) for t in (top, log_sum))
-            log_p = (logits[rows] - top).sub_(log_sum)
-            at_pair = log_p.gather(1, y).expm1_() + of_pair
-            p = log_p.exp_()
-            part = (p.sub_(share) if share else p).scatter_(1, y, at_pair)
-            whole = part if whole is None else whole.add_(part)
-        torch.mm(whole, b, out=on_a[rows])
-        on_b.addmm_(whole.T, a[rows])
+        x, y = logits[rows], target.values[rows].unsqueeze(1)
+        at_x = _of_one_direction(x, y, lses[0][:, rows].unsqueeze(2), target)
+        for of_columns in lses[1:]:
+            at_x.add_(_of_one_direction(x, y, of_columns.unsqueeze(1), target))
+        torch.mm(at_x, b, out=on_a[rows])
+        on_b.addmm_(at_x.T, a[rows])
     factor = grad / (num_rows * len(lses))
     return times(factor, on_a), times(factor, on_b)
+
+
+def _of_one_direction(x: Tensor, y: Tensor, lse: Tensor, target: Target) -> Tensor:
+    """Compute ``p - t`` of some rows of logits, whose pairs are in the columns y; the lse is that of the rows or of the columns."""
+    smoothing = target.settings.label_smoothing
+    share = smoothing / x.shape[1]
+    log_p = (x - lse[0]).sub_(lse[1])
+    at_pairs = log_p.gather(1, y).expm1_() + (smoothing - share)
+    p = log_p.exp_()
+    return (p.sub_(share) if share else p).scatter_(1, y, at_pairs)
