@@ -151,11 +151,11 @@ def saves_memory(logits: Tensor) -> bool:
 
 def takes_blocks(name: str, logits: Tensor, *targets: Target | BinaryTarget) -> bool:
     """Whether such losses are formed in blocks: by torch operations, and nobody looks on or uses forward mode."""
-    if name != formulas.IMPLEMENTATION.name or not saves_memory(logits):
+    if name != formulas.IMPLEMENTATION.name or forward_ad._current_level >= 0 or watch.current() is not None:
         return False
-    if forward_ad._current_level >= 0 or watch.current() is not None:
+    if not plain(logits, *(t for target in targets for t in target.tensors)):
         return False
-    return plain(logits, *(t for target in targets for t in target.tensors)) and logits.numel() > 0
+    return saves_memory(logits) and logits.numel() > 0  # last, since a compiler may not know the size
 
 
 def row_losses(compute: Compute, logits: Tensor, *targets: Target, inplace: bool = False) -> tuple[Tensor, ...]:
