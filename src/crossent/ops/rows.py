@@ -20,8 +20,7 @@ from crossent.impl import formulas
 from crossent.ops.library import differentiated, tell_if_in_place
 
 Compute = Callable[..., Iterable[Tensor]]  # losses of rows, of logits and targets
-_SIZE = len(Target._fields) - 1  # tensors of a target
-_LEARNED = 3  # of which the first may have gradients: values, weights and bias
+_SIZE = len(Target._fields) - 1  # tensors of a target, of which the first ``LEARNED`` may have gradients
 
 
 def _targets(settings: Sequence[Any], tensors: Sequence[Any]) -> list[Target]:
@@ -35,7 +34,7 @@ def _with_leaves(
 ) -> tuple[Tensor, list[Target], list[Tensor | None]]:
     """Put leaves in the dtype of sums in the place of what is differentiated, so that no part of a gradient is rounded early."""
     dtypes = [compute_dtype(logits, target.values) for target in targets]
-    wide = [dtypes[0], *(dtype for dtype in dtypes for _ in range(_LEARNED))]
+    wide = [dtypes[0], *(dtype for dtype in dtypes for _ in range(formulas.LEARNED))]
     sources = formulas.sources_of(logits, *targets)
     leaves = [
         t.detach().to(dtype).requires_grad_() if need and t is not None else None
@@ -43,7 +42,7 @@ def _with_leaves(
     ]
     (of_logits, *others), made = [t if leaf is None else leaf for t, leaf in zip(sources, leaves, strict=True)], []
     for i, target in enumerate(targets):
-        values, weight, bias = others[_LEARNED * i : _LEARNED * (i + 1)]
+        values, weight, bias = others[formulas.LEARNED * i : formulas.LEARNED * (i + 1)]
         values = target.values if values is None else values
         made.append(target._replace(values=values, weight=weight, logit_bias=bias))
     assert of_logits is not None
@@ -106,14 +105,14 @@ class RowLosses(Function):
             return (None,) * (3 + len(inputs))
         targets = _targets(ctx.settings, tensors)
         if plain(*incoming, *inputs) and not differentiated(incoming[0], *incoming[1:], *inputs):
-            of_targets = [needs[1 + _SIZE * i :][:_LEARNED] for i in range(len(targets))]
+            of_targets = [needs[1 + _SIZE * i :][: formulas.LEARNED] for i in range(len(targets))]
             wanted = (needs[0], *(need for of_target in of_targets for need in of_target))
             of_block = _differentiated(grads, ctx.compute, wanted)
             on_logits, *others = formulas.composed_rows_backward(of_block, logits, targets, wanted, ctx.inplace)
             if ctx.inplace:
                 tell_if_in_place(on_logits, logits)
-            rest = (None,) * (_SIZE - _LEARNED)
-            of_each = [(*others[_LEARNED * i : _LEARNED * (i + 1)], *rest) for i in range(len(targets))]
+            rest = (None,) * (_SIZE - formulas.LEARNED)
+            of_each = [(*others[formulas.LEARNED * i : formulas.LEARNED * (i + 1)], *rest) for i in range(len(targets))]
             return (None, None, None, on_logits, *(g for of_target in of_each for g in of_target))
 
         def formula(x: Tensor, *tensors: Tensor | None) -> Iterable[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from crossent.impl.eager import blocks
 from crossent.impl.eager.binary import BINARY_NUMBERS, binary_cross_entropy_tangent
 from crossent.impl.eager.blocks import (
+    LEARNED,
     composed_rows,
     composed_rows_backward,
     partial_costs,
@@ -32,6 +33,7 @@ from crossent.impl.protocol import Implementation
 
 __all__ = [
     "IMPLEMENTATION",
+    "LEARNED",
     "Eager",
     "as_logits",
     "binary_cross_entropy_tangent",

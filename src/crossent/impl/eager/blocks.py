@@ -187,7 +187,7 @@ def _in_blocks(
         t.itemsize for t, need, sums in zip(sources, wanted, summed, strict=True) if need and t is not None and not sums
     )
     parts = [
-        Blocks(logits, _widened(logits, target, summed[2 + 3 * i : 4 + 3 * i]), formed)
+        Blocks(logits, _widened(logits, target, summed[1 + LEARNED * i :][1:LEARNED]), formed)
         for i, target in enumerate(targets)
     ]
     first = parts[0]
@@ -219,6 +219,10 @@ def _widened(logits: Tensor, target: Target, summed: Sequence[bool]) -> Target:
         for t, sums in zip((target.weight, target.logit_bias), summed, strict=True)
     )
     return target._replace(weight=weight, logit_bias=bias)
+
+
+LEARNED = 3
+"""How many tensors of a target may have a gradient: its values, weights and bias."""
 
 
 def sources_of(logits: Tensor, *targets: Target) -> tuple[Tensor | None, ...]:
