@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -28,8 +29,6 @@ RESULTS = Path(__file__).parent / "results" / "counts.json"
 PAGE = Path(__file__).parents[1] / "docs/gpu.md"
 N, C = 1024, 8192
 
-Step = Callable[[Tensor, Tensor], Tensor]
-
 
 @contextmanager
 def pretended_device() -> Iterator[None]:
@@ -40,7 +39,7 @@ def pretended_device() -> Iterator[None]:
 
     with (
         patch.object(Eager, "fuses", lambda *_: False),
-        patch.object(blocks, "_size", size),
+        patch.object(blocks, "size_of", size),
         patch.object(blocks, "readable", lambda _: False),
         patch.object(torch._C, "_len_torch_dispatch_stack", lambda: 0),
     ):
@@ -89,29 +88,54 @@ def peak(step: Callable[[], None]) -> int:
 
 
 class Member(NamedTuple):
-    """A loss of logits and a target: whether that has their shape, and whether gradients are formed, for the target too."""
+    """A loss, and what a step of it takes.
 
-    loss: Step
-    soft: bool = False
+    It is given logits and ``soft`` tensors of their shape, of which the last ``learned`` ones have gradients, or class indices
+    where ``soft`` is 0. Of ``vectors`` it makes logits itself. ``elements`` says that the loss is not reduced and as large as
+    they are, ``inplace`` that the gradient is written over them.
+    """
+
+    loss: Callable[..., Tensor]
+    soft: int = 0
     backward: bool = True
-    learned: bool = False
+    learned: int = 0
+    inplace: bool = False
+    elements: bool = False
+    vectors: bool = False
 
     def bound(self, dtype: torch.dtype) -> float:
-        """Return how many bytes an element docs/gpu.md allows: 8, or what the gradients take and some for the blocks."""
-        gradients = dtype.itemsize * (2 if self.learned else 1)
-        return 8.0 if gradients <= 4 else gradients + max(dtype.itemsize, 4) * 5 / 16
+        """Return how many bytes an element docs/gpu.md allows: 8, or what is returned or given takes and some for the blocks."""
+        wide = max(dtype.itemsize, 4)
+        tensors = self.learned + self.elements + (not self.inplace)
+        taken = wide if self.vectors else dtype.itemsize * tensors
+        return 8.0 if taken <= 4 else taken + wide * 5 / 16
+
+    def draw(self, dtype: torch.dtype) -> list[Tensor]:
+        """Draw what the loss is given."""
+        torch.manual_seed(0)
+        if self.vectors:
+            return [torch.randn(isqrt(N * C), 2).to(dtype).requires_grad_() for _ in range(2)]
+        x = torch.randn(N, C).to(dtype).requires_grad_(self.backward)
+        given = [torch.rand(N, C).to(dtype) for _ in range(self.soft)] or [torch.randint(C, (N,))]
+        for each in given[len(given) - self.learned :]:
+            each.requires_grad_()
+        return [x * 1 if self.inplace else x, *given]  # not over a leaf
 
     def step(self, dtype: torch.dtype) -> Callable[[], None]:
-        """Draw what it takes, and return one forward and backward."""
-        torch.manual_seed(0)
-        x = torch.randn(N, C).to(dtype).requires_grad_(self.backward)
-        target = torch.rand(N, C).to(dtype).requires_grad_(self.learned) if self.soft else torch.randint(C, (N,))
+        """Draw what it takes, and return one forward and backward, which in place can be done once."""
+        tensors = self.draw(dtype)
 
         def step() -> None:
-            loss = self.loss(x, target)
-            if self.backward:
-                loss.backward()
-            x.grad = target.grad = None
+            loss = self.loss(*tensors)
+            if not self.backward:
+                return
+            grad = torch.ones((), dtype=loss.dtype).expand_as(loss) if self.elements else None
+            if self.inplace:
+                torch.autograd.grad(loss, tensors[0], grad)
+                return
+            loss.backward(grad)
+            for each in tensors:
+                each.grad = None
 
         return step
 
@@ -124,7 +148,7 @@ def measure(member: Member, dtype: torch.dtype) -> dict[str, float]:
     return {
         "launches": counter.launches,
         "bytes": round(counter.bytes / (N * C), 1),
-        "peak": round(bytes_at_once(step), 1),
+        "peak": round(bytes_at_once(member.step(dtype)), 1),
     }
 
 
@@ -134,16 +158,15 @@ def bytes_at_once(step: Callable[[], None]) -> float:
         return peak(step) / (N * C)
 
 
-def eager(
-    loss: Callable[..., Tensor], *arguments: float, soft: bool = True, learned: bool = False, **options
-) -> Member:
+def eager(loss: Callable[..., Tensor], *arguments: float, soft: int = 1, learned: int = 0, **options) -> Member:
     """Return a member that calls a loss in torch operations, with weights and biases of the dtype of its logits."""
 
-    def call(x: Tensor, target: Tensor) -> Tensor:
+    def call(x: Tensor, target: Tensor, *more: Tensor) -> Tensor:
         given = {k: v.to(x.dtype) if k in ("weight", "logit_bias") else v for k, v in options.items()}
-        return loss(x, target, *arguments, impl="eager", **given)
+        return loss(x, target, *arguments, *more, impl="eager", **given)
 
-    return Member(call, soft, learned=learned)
+    elements = loss is crossent.binary_cross_entropy_with_logits and options.get("reduction") == "none"
+    return Member(call, soft, learned=learned, inplace="inplace_backward" in options, elements=elements)
 
 
 class Given(NamedTuple):
@@ -176,14 +199,14 @@ PENALTIES = {
 
 def softmax_members(given: Given) -> dict[str, Member]:
     """Return softmax losses of one target, by what they are called."""
-    of = partial(eager, crossent.cross_entropy, soft=False)
+    of = partial(eager, crossent.cross_entropy, soft=0)
     return {
         "torch.nn.functional.cross_entropy": Member(F.cross_entropy),
         "a plain call: torch's operator": Member(lambda x, y: crossent.cross_entropy(x, y, impl="torch")),
         'the same with impl="eager"': of(),
         "class weights, eager": of(weight=given.weight),
         "smoothing, eager": of(label_smoothing=0.1),
-        "probabilities, eager": of(soft=True),
+        "probabilities, eager": of(soft=1),
         "rows that weigh": of(sample_weight=given.rows),
         "temperature": of(temperature=2.0),
         "soft cap": of(softcap=30.0),
@@ -194,10 +217,12 @@ def softmax_members(given: Given) -> dict[str, Member]:
         **{name: of(penalty=penalty) for name, penalty in PENALTIES.items()},
         "soft cap, class mask": of(softcap=30.0, class_mask=given.some),
         "smoothing and z-loss": of(label_smoothing=0.1, z_loss=1e-4),
-        "probabilities, temperature": of(soft=True, temperature=2.0),
+        "probabilities, temperature": of(soft=1, temperature=2.0),
         "everything": of(**given.everything()),
-        "everything, probabilities": of(soft=True, **given.everything()),
-        "probabilities that learn": of(soft=True, learned=True),
+        "everything, probabilities": of(soft=1, **given.everything()),
+        "probabilities that learn": of(soft=1, learned=1),
+        "probabilities, in place": of(soft=1, inplace_backward=True),
+        "everything, in place": of(inplace_backward=True, **given.everything()),
     }
 
 
@@ -214,11 +239,15 @@ def composed_members(given: Given) -> dict[str, Member]:
     return {
         "several labels": labels(),
         "several labels, everything": labels(**given.everything()),
+        "several labels, in place": labels(inplace_backward=True),
         "distillation": distillation(),
         "distillation, reverse": distillation(reverse=True),
         "distillation, labels": distillation(**with_labels),
         "distillation, reverse, labels": distillation(reverse=True, **with_labels),
-        "distillation, a teacher that learns": distillation(learned=True, teacher_grad=True),
+        "distillation, a teacher that learns": distillation(learned=1, teacher_grad=True),
+        "distillation, a target that learns": distillation(soft=2, learned=1),
+        "distillation, teacher and target learn": distillation(soft=2, learned=2, teacher_grad=True),
+        "distillation, class weights that learn": distillation(soft=2, weight=given.weight.clone().requires_grad_()),
     }
 
 
@@ -227,16 +256,37 @@ def statistics(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([each.sum() for each in crossent.cross_entropy_stats(x, y, impl="eager")[:4]]).sum()
 
 
+def contrastive(learned: bool = False, **options) -> Member:
+    """Return the loss of pairs of vectors, whose scale may be learned."""
+    scale = torch.tensor(10.0, requires_grad=learned)
+    return Member(lambda a, b: crossent.contrastive_cross_entropy(a, b, scale, impl="eager", **options), vectors=True)
+
+
+def contrastive_members() -> dict[str, Member]:
+    """Return losses that make their logits, which are counted."""
+    return {
+        "contrastive": contrastive(),
+        "contrastive, the rows alone": contrastive(symmetric=False),
+        "contrastive, a scale that learns": contrastive(learned=True, label_smoothing=0.1),
+    }
+
+
 def sigmoid_members(given: Given) -> dict[str, Member]:
     """Return sigmoid losses."""
     of = partial(eager, crossent.binary_cross_entropy_with_logits)
     return {
-        "torch's binary_cross_entropy_with_logits": Member(F.binary_cross_entropy_with_logits, soft=True),
+        "torch's binary_cross_entropy_with_logits": Member(F.binary_cross_entropy_with_logits, soft=1),
         "sigmoid, eager": of(),
         "sigmoid, mask and rows that weigh": of(mask=given.some, sample_weight=given.rows),
-        "sigmoid, a target that learns": of(learned=True),
+        "sigmoid, a target that learns": of(learned=1),
         "sigmoid, focal": of(penalty=crossent.Focal(2.0)),
         "sigmoid, asymmetric": of(penalty=crossent.Asymmetric()),
+        "sigmoid, losses of elements": of(reduction="none"),
+        "sigmoid, elements and rows that weigh": of(reduction="none", sample_weight=given.rows),
+        "sigmoid, elements and weights that learn": of(
+            reduction="none", sample_weight=given.rows.clone().requires_grad_(), weight=given.weight
+        ),
+        "sigmoid, elements in place": of(reduction="none", inplace_backward=True),
     }
 
 
@@ -247,7 +297,13 @@ def members() -> dict[str, Member]:
         "statistics with a gradient": Member(statistics),
     }
     given = Given.of_all()
-    return softmax_members(given) | composed_members(given) | of_statistics | sigmoid_members(given)
+    return (
+        softmax_members(given)
+        | composed_members(given)
+        | contrastive_members()
+        | of_statistics
+        | sigmoid_members(given)
+    )
 
 
 def count_all() -> list[dict]:

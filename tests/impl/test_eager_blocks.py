@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import crossent
 from crossent.impl import eager
 from crossent.impl.eager import blocks
-from crossent.losses import named
+from crossent.losses import binary, named
 
 SHAPES = {"rows": (50, 7), "images": (3, 5, 4, 6), "one image": (1, 5, 9, 8), "a row": (1, 300)}
 LAYOUTS = {
@@ -137,60 +138,187 @@ def test_statistics_in_blocks_have_second_derivatives_and_forward_mode(soft, mon
     assert torch.autograd.gradcheck(of, x, check_forward_ad=True)
 
 
-COMPOSED = {
-    "distillation": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, sample_weight=u, **o),
-    "reverse": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, reverse=True, sample_weight=u, **o),
-    "with labels": lambda x, t, y, u, **o: crossent.distillation_loss(
-        x,
-        t,
-        2.0,
-        y,
-        z_loss=0.1,
-        label_smoothing=0.1,
-        weight=torch.arange(5).to(x) + 1,
-        penalty=crossent.Focal(2.0),
-        **o,
+class Drawn(NamedTuple):
+    """What composed losses are given: logits, a teacher's, class indices and probabilities, and weights of rows and classes."""
+
+    x: torch.Tensor
+    t: torch.Tensor
+    y: torch.Tensor
+    u: torch.Tensor
+    soft: torch.Tensor
+    c: torch.Tensor
+
+    @classmethod
+    def of(cls, shape, dtype):
+        generator = torch.Generator().manual_seed(8)
+        x, t, soft = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+        y = torch.randint(5, (shape[0], *shape[2:]), generator=generator)
+        y.view(-1)[::4] = -100
+        u, c = torch.rand(y.shape, generator=generator), torch.rand(5, generator=generator).to(dtype)
+        return cls(x, t, y, u, soft.detach().exp().requires_grad_(), c.requires_grad_())
+
+
+distil, labels = crossent.distillation_loss, crossent.multilabel_cross_entropy
+COMPOSED = {  # by the tensors that have gradients
+    "distillation": ("x", lambda d, **o: distil(d.x, d.t, 2.0, sample_weight=d.u, **o)),
+    "reverse": ("x", lambda d, **o: distil(d.x, d.t, 2.0, reverse=True, sample_weight=d.u, **o)),
+    "with labels": (
+        "x",
+        lambda d, **o: distil(
+            d.x,
+            d.t,
+            2.0,
+            d.y,
+            z_loss=0.1,
+            label_smoothing=0.1,
+            weight=torch.arange(5).to(d.x) + 1,
+            penalty=crossent.Focal(2.0),
+            **o,
+        ),
     ),
-    "teacher": lambda x, t, y, u, **o: crossent.distillation_loss(x, t, 2.0, teacher_grad=True, **o),
-    "reverse teacher": lambda x, t, y, u, **o: crossent.distillation_loss(
-        x, t, 2.0, y, reverse=True, teacher_grad=True, class_mask=torch.arange(5) != 1, **o
+    "teacher": ("x t", lambda d, **o: distil(d.x, d.t, 2.0, teacher_grad=True, **o)),
+    "reverse teacher": (
+        "x t",
+        lambda d, **o: distil(
+            d.x, d.t, 2.0, d.y, reverse=True, teacher_grad=True, class_mask=torch.arange(5) != 1, **o
+        ),
     ),
-    "several labels": lambda x, t, y, u, **o: crossent.multilabel_cross_entropy(
-        x, t.abs(), label_smoothing=0.1, margin=0.2, sample_weight=u, **o
+    "a target that learns": (
+        "x soft",
+        lambda d, **o: distil(d.x, d.t, 2.0, d.soft, z_loss=0.1, sample_weight=d.u, **o),
     ),
-    "yes and no": lambda x, t, y, u, **o: crossent.multilabel_cross_entropy(x, t > 0, penalty=crossent.MAE(), **o),
+    "all that learns": (
+        "x t soft c",
+        lambda d, **o: distil(d.x, d.t, 2.0, d.soft, weight=d.c, teacher_grad=True, penalty=crossent.Poly1(), **o),
+    ),
+    "weights that learn, reverse": (
+        "x c",
+        lambda d, **o: distil(d.x, d.t, 2.0, d.soft.detach(), weight=d.c, reverse=True, label_smoothing=0.1, **o),
+    ),
+    "a tensor twice": ("x t", lambda d, **o: distil(d.x, d.t, 2.0, d.t, weight=d.c, teacher_grad=True, **o)),
+    "several labels": (
+        "x t",
+        lambda d, **o: labels(d.x, d.t.abs(), label_smoothing=0.1, margin=0.2, sample_weight=d.u, **o),
+    ),
+    "yes and no": ("x", lambda d, **o: labels(d.x, d.t > 0, penalty=crossent.MAE(), **o)),
 }
 
 
 def composed(name, shape, dtype, reduction):
     """Return a composed loss, its first derivatives, and a second one."""
-    generator = torch.Generator().manual_seed(8)
-    x, t = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(2))
-    y = torch.randint(5, (shape[0], *shape[2:]), generator=generator)
-    y.view(-1)[::4] = -100
-    u = torch.rand(y.shape, generator=generator)
-    loss = COMPOSED[name](x, t, y, u, impl="eager", reduction=reduction).sum()
-    leaves = [x, t] if name in ("teacher", "reverse teacher", "several labels") else [x]
+    names, of = COMPOSED[name]
+    drawn = Drawn.of(shape, dtype)
+    loss, leaves = of(drawn, impl="eager", reduction=reduction).sum(), [getattr(drawn, n) for n in names.split()]
     grads = torch.autograd.grad(loss, leaves, retain_graph=True)
     again = torch.autograd.grad(loss, leaves, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in again), leaves)
     return loss.detach(), *grads, *(g.detach() for g in again), *second
 
 
+@pytest.fixture
+def many_blocks(monkeypatch):
+    """Let calls on the CPU go by blocks of two rows or a few pixels, as large ones do on a device."""
+    monkeypatch.setattr(eager.Eager, "fuses", lambda *_: False)
+    monkeypatch.setattr(blocks, "_CACHED", 11)
+    return monkeypatch
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("shape", [(13, 5), (2, 5, 3, 4)], ids=["rows", "images"])
 @pytest.mark.parametrize("name", COMPOSED)
-def test_targets_that_a_loss_makes_are_made_in_blocks(name, shape, reduction, monkeypatch):
+def test_targets_that_a_loss_makes_are_made_in_blocks(name, shape, reduction, many_blocks):
     """Whole, they are a graph of torch operations; in blocks, no more than a block of them is kept."""
-    monkeypatch.setattr(eager.Eager, "fuses", lambda *_: False)
-    monkeypatch.setattr(blocks, "_CACHED", 11)
     formed = []
-    monkeypatch.setattr(eager, "composed_rows", lambda *a: formed.append(1) or blocks.composed_rows(*a))
+    many_blocks.setattr(eager, "composed_rows", lambda *a: formed.append(1) or blocks.composed_rows(*a))
     parts = composed(name, shape, torch.float64, reduction)
     assert formed
-    monkeypatch.setattr(named, "takes_blocks", lambda *_: False)
+    many_blocks.setattr(named, "takes_blocks", lambda *_: False)
     for part, whole in zip(parts, composed(name, shape, torch.float64, reduction), strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["all that learns", "weights that learn, reverse", "several labels"])
+def test_losses_of_blocks_have_second_derivatives_in_all_that_learns(name, many_blocks):
+    drawn = Drawn.of((4, 5), torch.float64)
+    names, of = COMPOSED[name]
+
+    def f(*leaves):
+        return of(drawn._replace(**dict(zip(names.split(), leaves, strict=True))), impl="eager")
+
+    leaves = tuple(getattr(drawn, n) for n in names.split())
+    assert torch.autograd.gradgradcheck(f, leaves)
+    assert torch.autograd.gradcheck(f, leaves, check_batched_grad=True)
+
+
+def test_a_gradient_of_half_precision_that_has_several_parts_is_rounded_once(many_blocks):
+    """That of a target that learns, of weights that are summed over many blocks, and of logits in two parts of a loss."""
+    found = {}
+    for dtype in (torch.bfloat16, torch.float64):
+        generator = torch.Generator().manual_seed(8)
+        x, t, soft = (torch.randn((600, 5), generator=generator).bfloat16().to(dtype) for _ in range(3))
+        leaves = [x.requires_grad_(), soft.abs().requires_grad_(), torch.ones(5, dtype=dtype).requires_grad_()]
+        loss = distil(leaves[0], t, 2.0, leaves[1], weight=leaves[2], reduction="sum", impl="eager")
+        found[dtype] = torch.autograd.grad(loss, leaves)
+    for half, exact in zip(found[torch.bfloat16], found[torch.float64], strict=True):
+        torch.testing.assert_close(half.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+IN_PLACE = {
+    "amounts": lambda x, t, **o: labels(x, t.abs(), **o),
+    "yes and no": lambda x, t, **o: labels(x, t > 0, z_loss=0.1, **o),
+    "everything": lambda x, t, **o: labels(
+        x, t.abs(), label_smoothing=0.1, softcap=3.0, logit_bias=t, sample_weight=t[:, 0].abs(), **o
+    ),
+}
+
+
+@pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])
+@pytest.mark.parametrize("shape", [(13, 5), (2, 5, 3, 4)], ids=["rows", "images"])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_shares_of_labels_in_place_are_those_beside(name, shape, place, many_blocks):
+    generator = torch.Generator().manual_seed(8)
+    leaf, t = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    leaf.requires_grad_()
+    whole = torch.autograd.grad(IN_PLACE[name](leaf, t, impl="eager"), leaf)[0]
+    x = leaf * 1
+    loss = IN_PLACE[name](x, t, impl="eager", **{place: True})
+    assert torch.equal(x, leaf)  # until backward
+    (gradient,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert gradient.data_ptr() == x.data_ptr()
+    assert torch.equal(gradient, whole)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
+    with pytest.raises(RuntimeError, match=f"{place}=True would write the gradient over a leaf"):
+        IN_PLACE[name](leaf, t, impl="eager", **{place: True})
+    loss = IN_PLACE[name](x := leaf * 1, t, impl="eager", **{place: True})
+    other, (gradient,) = x.square().sum(), torch.autograd.grad(loss, x, create_graph=True)
+    assert torch.equal(x, leaf)  # which a second derivative needs
+    torch.testing.assert_close(gradient, whole, rtol=1e-11, atol=1e-13)
+    torch.autograd.grad(gradient.square().sum(), leaf, retain_graph=True)
+    torch.autograd.grad(loss, x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.backward()
+
+
+def test_shares_of_labels_are_not_written_over_what_is_still_needed(many_blocks):
+    """Logits that overlap, that share their memory with the labels, or that were changed after the loss."""
+    row = torch.randn(1, 5, dtype=torch.float64, requires_grad=True)
+    x = (row * 1).expand(13, 5)
+    t = torch.rand(13, 5, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(labels(x, t, impl="eager", inplace_backward=True), x)
+    assert gradient.data_ptr() != x.data_ptr()
+    torch.testing.assert_close(gradient, torch.autograd.grad(labels(x, t, impl="eager"), x)[0], rtol=1e-11, atol=0)
+    leaf = torch.rand(13, 5, dtype=torch.float64, requires_grad=True)
+    x = leaf * 1
+    shared = x.detach()
+    (gradient,) = torch.autograd.grad(labels(x, shared, impl="eager", inplace_backward=True), x)
+    assert gradient.data_ptr() != x.data_ptr()
+    assert torch.equal(gradient, torch.autograd.grad(labels(x, shared, impl="eager"), x)[0])
+    loss = labels(x, t, impl="eager", inplace_backward=True)
+    with torch.no_grad():
+        x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x)
 
 
 @pytest.mark.parametrize("learned", ["student", "teacher"])
@@ -240,6 +368,172 @@ def test_weights_of_rows_of_a_binary_loss_are_those_of_elements(weights, reducti
         grads = (torch.autograd.grad(of.square().sum(), leaves, retain_graph=True) for of in (ours, right[reduction]))
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+ELEMENTS = {
+    "plain": {},
+    "weights": {"weight": True, "pos_weight": True, "ignore_index": -1.0},
+    "weights of elements": {"weight": "whole", "label_smoothing": 0.1, "mask": True},
+    "asymmetric": {"penalty": crossent.Asymmetric()},
+}
+
+
+def elements(name, shape, dtype):
+    """Return logits, a target, and the options of a binary loss."""
+    generator, given = torch.Generator().manual_seed(9), dict(ELEMENTS[name])
+    x, t = torch.randn(shape, generator=generator).to(dtype), torch.rand(shape, generator=generator).to(dtype)
+    if given.get("ignore_index"):
+        t.view(-1)[::4] = -1.0
+    if given.get("weight"):
+        of = torch.rand(shape if given["weight"] == "whole" else shape[-1:], generator=generator)
+        given["weight"] = of.to(dtype)
+    if given.get("pos_weight"):
+        given["pos_weight"] = torch.rand(shape[-1:], generator=generator).to(dtype)
+    if given.get("mask"):
+        given["mask"] = torch.rand(shape, generator=generator) > 0.2
+    return x.requires_grad_(), t.requires_grad_(), given
+
+
+def elementwise(x, t, u, factor, **options):
+    """Return losses that are not reduced, their gradients, and second derivatives."""
+    leaves = [each for each in (x, t, u) if each is not None and each.requires_grad]
+
+    def loss():
+        return crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, impl="eager", **options
+        )
+
+    grads = torch.autograd.grad(loss(), leaves, factor)
+    again = torch.autograd.grad(loss(), leaves, factor, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in again), leaves)
+    return loss().detach(), *grads, *(g.detach() for g in again), *second
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((13, 5), None), ((13, 5), ()), ((13, 5), (13,)), ((4, 3, 6), (4, 3)), ((9,), (9,)), ((), ())],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_losses_of_elements_in_blocks_are_the_whole(name, shape, rows, learned, many_blocks):
+    if name != "plain" and len(shape) == 0:
+        pytest.skip("no weights of one element")
+    x, t, options = elements(name, shape, torch.float64)
+    generator = torch.Generator().manual_seed(10)
+    u = None if rows is None else torch.rand(rows, generator=generator).double()
+    if u is not None and u.dim():
+        u[1] = 0.0
+    u = u if u is None else u.requires_grad_(learned)
+    factor = torch.randn(shape, generator=generator, dtype=torch.float64)
+    formed = []
+    many_blocks.setattr(eager, "weighed_elements", lambda *a: formed.append(1) or blocks.weighed_elements(*a))
+    parts = elementwise(x, t, u, factor, **options)
+    assert formed
+    many_blocks.setattr(binary, "takes_blocks", lambda *_: False)
+    formed.clear()
+    for part, whole in zip(parts, elementwise(x, t, u, factor, **options), strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-11, atol=1e-13)
+    assert not formed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("out_dtype", [None, torch.float32, torch.float64])
+def test_losses_of_elements_in_blocks_have_the_dtype_of_the_result(dtype, out_dtype, many_blocks):
+    x, t, options = elements("weights", (13, 5), dtype)
+    u = torch.rand(13, generator=torch.Generator().manual_seed(10)).requires_grad_()
+    found = []
+    for _ in range(2):
+        loss = crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, out_dtype=out_dtype, impl="eager", **options
+        )
+        assert loss.dtype == out_dtype or (out_dtype is None and loss.dtype == dtype)
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), [x, t, u])))
+        many_blocks.setattr(binary, "takes_blocks", lambda *_: False)
+    for parts, whole in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-6 if whole.dtype == torch.float32 else 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "weights of elements"])
+def test_losses_of_elements_in_blocks_have_all_derivatives(name, many_blocks):
+    x, t, options = elements(name, (4, 3), torch.float64)
+    u = torch.rand(4, generator=torch.Generator().manual_seed(10), dtype=torch.float64).requires_grad_()
+
+    def f(x, t, u):
+        return crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, impl="eager", **options
+        )
+
+    assert torch.autograd.gradcheck(f, (x, t, u), check_batched_grad=True)
+    assert torch.autograd.gradcheck(f, (x, t, u), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(f, (x, t, u))
+    per_row = torch.func.vmap(torch.func.grad(lambda *each: f(*each).sum(), (0, 1, 2)))
+    alone = per_row(x.unsqueeze(1), t.unsqueeze(1), u.unsqueeze(1)) if name == "plain" else None
+    if alone is not None:
+        for ours, rows in zip(torch.autograd.grad(f(x, t, u).sum(), [x, t, u]), alone, strict=True):
+            torch.testing.assert_close(rows.reshape(ours.shape), ours)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("learned", [True, False])
+def test_rows_without_weight_may_hold_anything_in_blocks(learned, value, many_blocks):
+    x, t, _ = elements("plain", (13, 5), torch.float64)
+    x.data[3], x.data[7, 0], x.data[10, 1] = value, value, value
+    u = torch.ones(13, dtype=torch.float64)
+    u[3] = u[7] = 0.0
+    parts = []
+    for _ in range(2):
+        u = u.detach().requires_grad_(learned)
+        loss = crossent.binary_cross_entropy_with_logits(x, t, reduction="none", sample_weight=u, impl="eager")
+        parts.append((loss.detach(), *torch.autograd.grad(loss.sum(), [x, u] if learned else [x])))
+        many_blocks.setattr(binary, "takes_blocks", lambda *_: False)
+    for ours, whole in zip(*parts, strict=True):
+        there = torch.arange(13) % 4 != 3  # left to autograd, the weights' own gradient is nan elsewhere
+        torch.testing.assert_close(ours[there], whole[there], rtol=1e-11, atol=1e-13, equal_nan=True)
+    assert not parts[0][1][[3, 7]].any()
+    assert not learned or parts[0][2][[3, 7]].isfinite().all()
+
+
+def test_torchs_operator_gives_losses_of_elements_that_nothing_weighs():
+    x, t, u = (torch.empty(s, device="meta", requires_grad=True) for s in ((6, 4), (6, 4), (6,)))
+    for impl, weight, name in (
+        (None, u, "ElementLossesBackward"),
+        (None, None, "BinaryCrossEntropyWithLogitsBackward0"),
+        ("torch", u, "MaskedFillBackward0"),
+        ("eager", None, "ElementLossesBackward"),
+    ):
+        loss = crossent.binary_cross_entropy_with_logits(x, t, reduction="none", sample_weight=weight, impl=impl)
+        assert loss.grad_fn.name() == name
+
+
+@pytest.mark.parametrize("place", ["inplace_backward", "inplace_forward"])
+def test_losses_of_elements_in_place_are_those_beside(place, many_blocks):
+    leaf, t, options = elements("weights", (13, 5), torch.float64)
+    u = torch.rand(13, generator=torch.Generator().manual_seed(10), dtype=torch.float64).requires_grad_()
+
+    def f(x, t, **more):
+        return crossent.binary_cross_entropy_with_logits(
+            x, t, reduction="none", sample_weight=u, impl="eager", **options, **more
+        )
+
+    whole = torch.autograd.grad(f(leaf, t).sum(), [leaf, t, u])
+    loss = f(x := leaf * 1, t, **{place: True})
+    assert torch.equal(x, leaf)  # until backward
+    found = torch.autograd.grad(loss.sum(), [x, t, u], retain_graph=True)
+    assert found[0].data_ptr() == x.data_ptr()
+    for ours, beside in zip(found, whole, strict=True):
+        assert torch.equal(ours, beside)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+    with pytest.raises(RuntimeError, match=f"{place}=True would write the gradient over a leaf"):
+        f(leaf, t, **{place: True})
+    loss = f(x := leaf * 1, t, **{place: True})
+    (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+    assert torch.equal(x, leaf)  # which a second derivative needs
+    torch.testing.assert_close(gradient.detach(), whole[0])
+    x = leaf * 1
+    (gradient,) = torch.autograd.grad(f(x, x.detach(), **{place: True}).sum(), x)
+    assert gradient.data_ptr() != x.data_ptr()  # which is the target, too
 
 
 def test_a_sum_over_blocks_is_rounded_once(monkeypatch):

@@ -153,6 +153,14 @@ def ordered_sum(x: Tensor) -> Tensor:
     return x.sum()
 
 
+def sums_of_rows(x: Tensor, dims: int) -> Tensor:
+    """Sum over all but the first dimensions, in an order that does not depend on the number of threads."""
+    if x.dim() == dims:
+        return x
+    rows = x.flatten(dims)
+    return ordered_sum(rows).reshape(rows.shape[:dims]) if rows.shape[:dims].numel() == 1 else rows.sum(-1)
+
+
 def reduce_rows(loss: Tensor, row_weight: Tensor | None, reduction: Reduction) -> Tensor:
     """Weigh a loss a row, and sum or average; ``row_weight`` is what each row adds to the divisor."""
     if reduction.sample_weight is not None:

@@ -11,20 +11,23 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
 from crossent.core.checks import Place, check_binary, element_mask, gradient_place, pos_weight_along
-from crossent.core.modes import in_forward_mode, is_dtensor, plain
+from crossent.core.modes import is_dtensor, plain
 from crossent.core.penalties import BinaryPenalty, Penalty
 from crossent.core.reduction import (
     Reduction,
     compute_dtype,
     ordered_sum,
     result_dtype,
+    sums_of_rows,
     times,
     weights_of_rows,
 )
 from crossent.core.settings import BinarySettings, documented, written_defaults
 from crossent.core.target import BinaryTarget, stand_in
-from crossent.impl import choose, formulas
+from crossent.impl import choose
 from crossent.ops import binary as ops
+from crossent.ops.elements import element_losses
+from crossent.ops.rows import takes_blocks
 from crossent.ops.small import quick_binary_cross_entropy
 
 _are_defaults = written_defaults(BinarySettings.names, BinarySettings.unsaid)
@@ -166,21 +169,36 @@ def _understood(
     check_binary(input, target, weight, pos_weight)
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
-    name = choose(input, impl, target, described, loss_alone=True)
-    loss = _reduced(input, described, rows, name, place)
+    # Where torch's own operator gives losses of elements, what weighs them takes twice as much: it runs where it is named.
+    weighed = rows.how == "none" and rows.sample_weight is not None
+    name = choose(input, impl, target, described, loss_alone=impl is not None or not weighed)
+    if rows.how == "none":
+        loss = _of_elements(input, described, rows.sample_weight, dtype, name, place)
+    else:
+        loss = _reduced(input, described, rows, name, place)
     loss = loss if loss.dtype == dtype else loss.to(dtype)
     if not is_compiling() and rows.across is None and (watcher := watch.current()) is not None:
         watcher(input, input, described, loss, rows.as_torch)
     return loss
 
 
+def _of_elements(
+    input: Tensor, target: BinaryTarget, sample_weight: Tensor | None, dtype: torch.dtype, impl: str, place: Place
+) -> Tensor:
+    """Compute the loss of every element, and weigh it by its row."""
+    u, rows = None, stand_in(input, compute_dtype(input, target.values))
+    if sample_weight is not None:
+        u = weights_of_rows(sample_weight, rows, whole=False)
+    if takes_blocks(impl, input, target) and plain(u):
+        return element_losses(input, target, u, dtype, place != "beside")
+    loss = ops.binary_cross_entropy(input, target, False, 1.0, impl, place)
+    return loss if u is None else times(u.to(loss.dtype), loss)
+
+
 def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: str, place: Place) -> Tensor:
-    """Compute the loss of every element, and weigh, sum or average."""
+    """Sum or average the losses of all elements."""
     valid, sample_weight = target.valid_elements(), reduction.sample_weight
-    if reduction.how == "none" and sample_weight is not None and _is_constant(sample_weight, input, target, impl):
-        rows = stand_in(input, compute_dtype(input, target.values))
-        target, sample_weight = target._replace(weight=weights_of_rows(sample_weight, rows, whole=False)), None
-    total = reduction.how != "none" and sample_weight is None
+    total = sample_weight is None
     over_all = total and reduction.as_torch and reduction.empty == "nan" and valid is None
     divided_by = float(input.numel()) if over_all else 1.0
     loss = ops.binary_cross_entropy(input, target, total, divided_by, impl, place)
@@ -189,26 +207,9 @@ def _reduced(input: Tensor, target: BinaryTarget, reduction: Reduction, impl: st
         divisor = torch.full((), input.numel(), dtype=torch.int64, device=input.device)
     if sample_weight is not None:
         u = weights_of_rows(sample_weight, loss, whole=False)
-        if reduction.how == "none":
-            return times(u, loss)
         u, counted = u.reshape(sample_weight.shape), loss.new_ones(()) if valid is None else valid.to(loss.dtype)
-        loss = ordered_sum(times(u, _sums_of_rows(loss, u.dim())))
-        divisor = ordered_sum(u * _sums_of_rows(counted.expand_as(input), u.dim()))
+        loss = ordered_sum(times(u, sums_of_rows(loss, u.dim())))
+        divisor = ordered_sum(u * sums_of_rows(counted.expand_as(input), u.dim()))
     elif valid is not None and reduction.how == "mean":
         divisor = torch.count_nonzero(valid.expand_as(input))
-    return loss if over_all or reduction.how == "none" else reduction.finish(loss, divisor)
-
-
-def _is_constant(sample_weight: Tensor, input: Tensor, target: BinaryTarget, impl: str) -> bool:
-    """Whether weights of rows may be weights of elements, which torch operations take in blocks, and which have no gradient."""
-    if impl != formulas.IMPLEMENTATION.name or target.weight is not None or not isinstance(sample_weight, Tensor):
-        return False
-    return plain(input, sample_weight) and not in_forward_mode() and not sample_weight.requires_grad
-
-
-def _sums_of_rows(x: Tensor, dims: int) -> Tensor:
-    """Sum over all but the first dimensions, in an order that does not depend on the number of threads."""
-    if x.dim() == dims:
-        return x
-    rows = x.flatten(dims)
-    return ordered_sum(rows).reshape(rows.shape[:dims]) if rows.shape[:dims].numel() == 1 else rows.sum(-1)
+    return loss if over_all else reduction.finish(loss, divisor)

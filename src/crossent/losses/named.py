@@ -26,7 +26,7 @@ from crossent.core.checks import (
     under_autocast,
 )
 from crossent.core.messages import shape, type_error
-from crossent.core.modes import readable
+from crossent.core.modes import plain, readable
 from crossent.core.overrides import overridable
 from crossent.core.penalties import BalancedFocal, Focal
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype
@@ -44,6 +44,7 @@ from crossent.impl import choose, formulas
 from crossent.losses.binary import binary_cross_entropy_with_logits
 from crossent.losses.softmax import cross_entropy, reduced_cross_entropy
 from crossent.ops import softmax as ops
+from crossent.ops.pairs import pair_losses
 from crossent.ops.rows import row_losses, saves_memory, takes_blocks
 
 
@@ -191,8 +192,8 @@ def multilabel_cross_entropy(
     amounts = labels.unsqueeze(0) if labels.dim() == 1 else labels.movedim(axis, 1)
     name = choose(logits, impl, described.values, described, loss_alone=True)
     of_amounts = described._replace(values=amounts)
-    if place == "beside" and takes_blocks(name, logits, of_amounts):
-        (loss,) = row_losses(partial(_of_amounts, wide=wide), logits, of_amounts)
+    if takes_blocks(name, logits, of_amounts):
+        (loss,) = row_losses(partial(_of_amounts, wide=wide), logits, of_amounts, inplace=place != "beside")
         return _reduced_rows(loss, input, described, rows).to(dtype)
     described = described._replace(values=_shares(amounts.to(wide)))
     return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)
@@ -529,19 +530,35 @@ def contrastive_cross_entropy(
             f"symmetric=True needs as many a as b, since every column looks for its row, got {shape(a)} and {shape(b)}: "
             "call it a second time with your own b and everybody's a, and average the two"
         )
+    vectors = torch.promote_types(a.dtype, b.dtype)
+    wide = torch.promote_types(vectors, torch.float32)
+    dtype = result_dtype(a.new_empty(0, dtype=vectors), (), None) if vectors.is_floating_point else wide
+    a, b = scale * a.to(wide), b.to(wide)  # and not the logits, which are more
     partner = torch.arange(offset, offset + a.shape[0], device=a.device)
-    logits = scale * _similarity(a, b)
+    compute = partial(_of_pairs, partner=partner, symmetric=symmetric, label_smoothing=label_smoothing)
+    if plain(a, b):
+        logits = a.new_empty(()).expand(len(a), len(b))  # what they will be like
+        target = describe(logits, partner, None, None, {"label_smoothing": label_smoothing})[1]
+        # Torch's own operator, left to autograd, takes sixteen bytes a logit: it runs where it is named.
+        name = choose(logits, impl, partner, target, loss_alone=impl is not None)
+        if takes_blocks(name, logits, target):
+            return pair_losses(partial(compute, impl=name), a, b, target, symmetric).to(dtype)
+    return compute(a, b, impl=impl).to(dtype)
+
+
+def _of_pairs(
+    a: Tensor, b: Tensor, partner: Tensor, symmetric: bool, label_smoothing: float, impl: str | None
+) -> Tensor:
+    """Compute the loss of logits that are formed whole."""
+    logits = _similarity(a, b)
     loss = cross_entropy(logits, partner, label_smoothing=label_smoothing, impl=impl)
     if symmetric:
         loss = (loss + cross_entropy(logits.T, partner, label_smoothing=label_smoothing, impl=impl)) / 2
-    vectors = torch.promote_types(a.dtype, b.dtype)
-    return loss.to(result_dtype(a.new_empty(0, dtype=vectors), (), None)) if vectors.is_floating_point else loss
+    return loss
 
 
 def _similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Compute ``a bᵀ`` in float32 or wider, also under autocast: a logit near 100 in bfloat16 is off by up to one quarter."""
-    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    a, b = a.to(wide), b.to(wide)
+    """Compute ``a bᵀ`` in their dtype, also under autocast: a logit near 100 in bfloat16 is off by up to one quarter."""
     if not under_autocast(a.device):
         return a @ b.T
     with torch.autocast(a.device.type, enabled=False):

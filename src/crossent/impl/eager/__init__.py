@@ -1,6 +1,7 @@
 """The family in torch operations: any device, dtype, layout and transform, differentiable by autograd to any order.
 
-``softmax`` and ``binary`` hold losses and gradients, ``blocks`` the same a block of rows at a time, ``statistics`` what else
+``softmax`` and ``binary`` hold losses and gradients, ``blocks`` the same a block of rows at a time, ``pairs`` those of two sets
+of vectors, ``statistics`` what else
 the logits tell, ``shards`` what some of the classes tell, ``tangents`` forward mode, ``pieces`` what they are made of. All
 arithmetic is in float32 or wider. Nothing here knows autograd.
 """
@@ -12,13 +13,17 @@ from torch import Tensor
 from crossent.impl.eager import blocks
 from crossent.impl.eager.binary import BINARY_NUMBERS, binary_cross_entropy_tangent
 from crossent.impl.eager.blocks import (
+    LEARNED,
     composed_rows,
     composed_rows_backward,
     partial_costs,
     sources_of,
     statistics,
     statistics_backward,
+    weighed_elements,
+    weighed_elements_backward,
 )
+from crossent.impl.eager.pairs import pair_gradients, pair_losses
 from crossent.impl.eager.pieces import as_logits, smoothed_target
 from crossent.impl.eager.shards import partial_statistics, partials
 from crossent.impl.eager.softmax import NUMBERS
@@ -28,6 +33,7 @@ from crossent.impl.protocol import Implementation
 
 __all__ = [
     "IMPLEMENTATION",
+    "LEARNED",
     "Eager",
     "as_logits",
     "binary_cross_entropy_tangent",
@@ -35,6 +41,8 @@ __all__ = [
     "composed_rows_backward",
     "cross_entropy_tangent",
     "distribution",
+    "pair_gradients",
+    "pair_losses",
     "partial_costs",
     "partial_statistics",
     "partials",
@@ -43,6 +51,8 @@ __all__ = [
     "statistics",
     "statistics_backward",
     "statistics_tangent",
+    "weighed_elements",
+    "weighed_elements_backward",
 ]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from crossent.core.checks import may_be_overwritten
 from crossent.core.modes import in_forward_mode, plain, readable
-from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, times, weigh
+from crossent.core.reduction import compute_dtype, divide, ordered_sum, over, sums_of_rows, times, weigh
 from crossent.core.target import BinaryTarget, Target, stand_in
 from crossent.impl.eager import binary, shards, softmax
 from crossent.impl.eager import statistics as of_logits
@@ -54,7 +54,7 @@ def size_on_device(elements: int, formed: int = 0) -> int:
     return min(max(elements // _SHARE, _LAUNCHED) // parts, _LARGEST)
 
 
-def _size(x: Tensor, formed: int = 0) -> int:
+def size_of(x: Tensor, formed: int = 0) -> int:
     """How many elements a block of these logits has."""
     return _CACHED if x.is_cpu else size_on_device(x.numel(), formed)
 
@@ -90,7 +90,7 @@ class Blocks:
         self.logits = logits if logits.dim() <= 3 else logits.flatten(2)
         self.target = target._replace(values=values, logit_bias=bias, class_mask=mask, valid=_flat(target.valid, 2))
         self.rows = self.logits.shape[:1] + self.logits.shape[2:]
-        self.pixels, self.most = logits.shape[2:], _size(logits, formed)
+        self.pixels, self.most = logits.shape[2:], size_of(logits, formed)
 
     def __iter__(self) -> Iterator[Block]:
         x, most = self.logits, self.most
@@ -158,7 +158,7 @@ def cross_entropy_backward(
         of_lse = None if lse is None else lse[block.at_lse]
         return softmax.cross_entropy_backward(of_rows, block.logits, block.target, of_lse, needs, elsewhere=away)
 
-    return _in_blocks(logits, target, needs, of_block, inplace)
+    return Gradients(*_in_blocks(logits, [target], needs, of_block, inplace))
 
 
 def _differentiates() -> bool:
@@ -168,52 +168,67 @@ def _differentiates() -> bool:
 
 def _in_blocks(
     logits: Tensor,
-    target: Target,
+    targets: Sequence[Target],
     needs: tuple[bool, ...],
-    of_block: Callable[..., Gradients],
+    of_block: Callable[..., Sequence[Tensor | None]],
     inplace: bool = False,
-    beside: Sequence[Target] = (),
-) -> Gradients:
+) -> tuple[Tensor | None, ...]:
     """Put gradients together: those of logits and of what has their shape, and the sums over blocks of what has the classes'.
 
-    ``of_block`` is given a block, and the same rows of the targets ``beside``.
+    They are those of ``sources_of``. ``of_block`` is given a block of the first target, and the same rows of the others.
     """
-    needs, dtype = (*needs, False, False)[:4], compute_dtype(logits, target.values)
-    summed = [
-        t is not None and t.dim() == 1 and need for t, need in zip(sources_of(logits, target), needs, strict=True)
+    sources = sources_of(logits, *targets)
+    wanted = [
+        need and t is not None
+        for t, need in zip(sources, (*needs, *(False for _ in sources[len(needs) :])), strict=True)
     ]
-    weight, bias = (  # wide, so that no block rounds what it adds
-        t.to(dtype) if t is not None and sums else t
-        for t, sums in zip((target.weight, target.logit_bias), summed[2:], strict=True)
+    summed = [need and t is not None and t.dim() == 1 for t, need in zip(sources, wanted, strict=True)]
+    formed = sum(
+        t.itemsize for t, need, sums in zip(sources, wanted, summed, strict=True) if need and t is not None and not sums
     )
-    as_large = [t for t, need, sums in zip(sources_of(logits, target), needs, summed, strict=True) if need and not sums]
-    formed = sum(t.itemsize for t in as_large if t is not None)
-    blocks = Blocks(logits, target._replace(weight=weight, logit_bias=bias), formed)
-    others = [Blocks(logits, other, formed) for other in beside]
-    placed = [room(blocks.logits, blocks.target.values, inplace) if needs[0] else None] + [
-        torch.empty_like(t) if need and t is not None and not sums else None
-        for t, need, sums in [*zip(sources_of(blocks.logits, blocks.target), needs, summed, strict=True)][1:]
+    parts = [
+        Blocks(logits, _widened(logits, target, summed[1 + LEARNED * i :][1:LEARNED]), formed)
+        for i, target in enumerate(targets)
     ]
-    totals: list[Tensor | None] = [None] * 4
-    for block, *same_rows in zip(blocks, *others, strict=True):
+    first = parts[0]
+    flat = sources_of(first.logits, *(part.target for part in parts))
+    placed = [
+        torch.empty_like(t) if need and t is not None and not sums else None
+        for t, need, sums in [*zip(flat, wanted, summed, strict=True)][1:]
+    ]
+    placed.insert(0, room(first.logits, first.target.values, inplace) if wanted[0] else None)
+    totals: list[Tensor | None] = [None for _ in sources]
+    for block, *same_rows in zip(*parts, strict=True):
         for i, part in enumerate(of_block(block, *same_rows)):
             to, total = placed[i], totals[i]
             if part is not None and to is not None:
                 _part(to, block).copy_(part)
             elif part is not None and summed[i]:
                 totals[i] = part if total is None else total.add_(part)
-    results: list[Tensor | None] = []
-    for to, total, source in zip(placed, totals, sources_of(logits, target), strict=True):
-        if to is not None:
-            results.append(blocks.whole(to, 3))
-        else:
-            results.append(None if total is None or source is None else total.to(source.dtype))
-    return Gradients(*results)
+    return tuple(
+        first.whole(to, 3) if to is not None else None if total is None or t is None else total.to(t.dtype)
+        for to, total, t in zip(placed, totals, sources, strict=True)
+    )
 
 
-def sources_of(logits: Tensor, target: Target) -> tuple[Tensor | None, ...]:
-    """Return what may have a gradient; class indices have none."""
-    return logits, None if target.indices else target.values, target.weight, target.logit_bias
+def _widened(logits: Tensor, target: Target, summed: Sequence[bool]) -> Target:
+    """Widen the weights and the bias whose gradients are summed over blocks, so that no block rounds what it adds."""
+    dtype = compute_dtype(logits, target.values)
+    weight, bias = (
+        t.to(dtype) if t is not None and sums else t
+        for t, sums in zip((target.weight, target.logit_bias), summed, strict=True)
+    )
+    return target._replace(weight=weight, logit_bias=bias)
+
+
+LEARNED = 3
+"""How many tensors of a target may have a gradient: its values, weights and bias."""
+
+
+def sources_of(logits: Tensor, *targets: Target) -> tuple[Tensor | None, ...]:
+    """Return what may have a gradient: the logits, and of each target its values, weights and bias; class indices have none."""
+    of_targets = [source for t in targets for source in (None if t.indices else t.values, t.weight, t.logit_bias)]
+    return (logits, *of_targets)
 
 
 Compute = Callable[..., Iterable[Tensor]]
@@ -232,13 +247,18 @@ def composed_rows(compute: Compute, logits: Tensor, targets: Sequence[Target]) -
 
 
 def composed_rows_backward(
-    of_block: Callable[..., Gradients], logits: Tensor, targets: Sequence[Target], needs: tuple[bool, ...]
-) -> Gradients:
-    """Put together the gradients for logits, and for what the first target is made of, of the losses of rows.
+    of_block: Callable[..., Sequence[Tensor | None]],
+    logits: Tensor,
+    targets: Sequence[Target],
+    needs: tuple[bool, ...],
+    inplace: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Put together the gradients of the losses of rows for ``sources_of(logits, *targets)``.
 
-    ``of_block`` computes those of a block, and is given the same rows of the other targets.
+    ``of_block`` computes those of a block, and is given the same rows of the other targets. ``inplace`` allows to write the
+    gradient over the logits.
     """
-    return _in_blocks(logits, targets[0], needs, of_block, beside=targets[1:])
+    return _in_blocks(logits, targets, needs, of_block, inplace)
 
 
 def statistics(logits: Tensor, target: Target) -> RowStatistics:
@@ -265,7 +285,7 @@ def statistics_backward(
     def of_block(block: Block) -> Gradients:
         return of_logits.statistics_backward(tuple(g[block.at] for g in flat), block.logits, block.target, needs)
 
-    return _in_blocks(logits, target, needs, of_block)
+    return Gradients(*_in_blocks(logits, [target], needs, of_block))
 
 
 def partials(logits: Tensor, target: Target) -> Partials:
@@ -383,7 +403,7 @@ class _Elements(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, target: BinaryTarget, formed: int = 0) -> _Elements:
-        size = _size(logits, formed) // (1 if target.penalties[0] is None else 2)  # penalties keep twice as much
+        size = size_of(logits, formed) // (1 if target.penalties[0] is None else 2)  # penalties keep twice as much
         return cls(logits, target, max(1, size // max(1, logits.shape[1:].numel())))
 
     def parts(self) -> Iterator[tuple[Any, Tensor, BinaryTarget]]:
@@ -400,14 +420,61 @@ def binary_cross_entropy_forward(logits: Tensor, target: BinaryTarget, reduce: b
     """Compute what ``binary.binary_cross_entropy_forward`` does."""
     if not takes(logits, *target.tensors):
         return binary.binary_cross_entropy_forward(logits, target, reduce, divisor)
-    dtype = compute_dtype(logits, target.values)
     if not reduce:
-        loss = torch.empty_like(logits, dtype=dtype)
-        for rows, x, some in _Elements.of(logits, target, loss.itemsize).parts():
-            loss[rows] = binary.binary_cross_entropy_forward(x, some, False)
-        return loss
+        return weighed_elements(logits, target, None, compute_dtype(logits, target.values))
     parts = _Elements.of(logits, target).parts()
     return _total([binary.binary_cross_entropy_forward(x, some, True) for _, x, some in parts], divisor)
+
+
+def weighed_elements(logits: Tensor, target: BinaryTarget, row_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Compute the losses of elements times weights that broadcast to them, such as one a row, in a dtype of the caller's."""
+    loss = torch.empty_like(logits, dtype=dtype)
+    for rows, x, some in _Elements.of(logits, target, loss.itemsize).parts():
+        loss[rows] = binary.binary_cross_entropy_forward(x, _weighed(some, _some_rows(row_weight, rows)), False)
+    return loss
+
+
+def weighed_elements_backward(
+    grad: Tensor,
+    logits: Tensor,
+    target: BinaryTarget,
+    row_weight: Tensor | None,
+    dtype: torch.dtype,
+    needs: tuple[bool, bool, bool],
+    inplace: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the gradients for logits, target and weights from those of the losses, which are there in a dtype all the while."""
+    on_logits = room(logits, target.values, inplace) if needs[0] else None
+    on_target = torch.empty_like(target.values) if needs[1] else None
+    on_weight = torch.zeros_like(row_weight) if needs[2] and row_weight is not None else None
+    formed = dtype.itemsize + sum(t.itemsize for t in (on_logits, on_target) if t is not None)
+    wide = compute_dtype(logits, target.values)
+    for rows, x, some in _Elements.of(logits, target, formed).parts():
+        g, u = grad[rows].to(wide), _some_rows(row_weight, rows)
+        to_weight = _some_rows(on_weight, rows)
+        if to_weight is not None and u is not None:
+            losses = binary.binary_cross_entropy_forward(x, some, False)
+            of_each = times(g, losses).masked_fill_((u == 0) & ~losses.isfinite(), 0.0)
+            dims = max((i + 1 for i, size in enumerate(u.shape) if size > 1), default=0)
+            to_weight.add_(sums_of_rows(of_each, dims).reshape(u.shape))
+        gradients = binary.binary_cross_entropy_backward(g, x, _weighed(some, u), needs[:2])
+        for to, part in zip((on_logits, on_target), gradients, strict=True):
+            if to is not None and part is not None:
+                to[rows] = part
+    return on_logits, on_target, on_weight
+
+
+def _some_rows(row_weight: Tensor | None, rows: Any) -> Tensor | None:
+    """Return the weights of some rows; one weight is that of all of them."""
+    return row_weight if row_weight is None or row_weight.dim() == 0 or len(row_weight) == 1 else row_weight[rows]
+
+
+def _weighed(target: BinaryTarget, row_weight: Tensor | None) -> BinaryTarget:
+    """Let weights of rows be weights of elements, or multiply those that there are."""
+    if row_weight is None:
+        return target
+    weight = target.weight
+    return target._replace(weight=row_weight if weight is None else weigh(weight.to(row_weight.dtype), row_weight))
 
 
 def _total(sums: list[Tensor], divisor: float) -> Tensor:
