@@ -13,7 +13,7 @@ constexpr int ROWS = 128;    // rows of a tile, at most
 constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, at most
 
 // Up to this many classes rows are taken as tiles, even where each of them lies in one piece. Forward, and forward with
-// its gradient, take tiles up to more classes on long vectors: `few_classes` of Kernels.
+// its gradient, have bounds of their own: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
 // What a row of a softmax loss costs once, in elements: two logarithms and a division.

@@ -137,10 +137,10 @@ def constant(name: str) -> int:
     return eval(value)
 
 
-def few_classes(multiply: int = 1, divide: int = 1) -> str:
-    """Read up to how many classes rows are taken as tiles in float32, or a part of them."""
+def few_classes(kind: int) -> str:
+    """Read up to how many classes rows are taken as tiles in float32: all but plain ones (0), or plain ones (1)."""
     source = (ROOT / "csrc/isa.cpp").read_text()
-    avx512, avx2 = (int(few) * multiply // divide for few in re.findall(r"#define FEW (\d+), ", source))
+    avx512, avx2, _ = (found[kind] for found in re.findall(r"#define FEW \{(\d+), .*?\}, \{(\d+), ", source))
     return f"up to {avx512} classes with AVX-512 and {avx2} with AVX2"
 
 
@@ -152,7 +152,11 @@ def test_the_page_names_the_kernels_constants():
         f"Below {constant('SERIAL'):,} elements, where a row of a softmax loss counts as eight more, one thread does all",
         f"in blocks of {block:,} numbers",
         f"Rows of up to {constant('FEW_CLASSES')} classes are taken {rows} at a time, {lanes} to a vector loop",
-        f"rows are taken {lanes} at a time too, {few_classes()}",
+        f"and rows of more classes {lanes} at a time",
+        f"float32 rows are taken so {few_classes(0)}",
+        f"They take float32 rows {few_classes(1)}",
+        f"in rows of up to {constant('SHORT_BYTES'):,} bytes, are taken up to {lanes} rows together",
+        f"with {constant('TOGETHER'):,} numbers in all",
         f"loops over {lanes} numbers",
         f"the two halves of {lanes} rows five times",
         f"{lanes} lanes within a block",
@@ -162,8 +166,6 @@ def test_the_page_names_the_kernels_constants():
         assert claim in text, claim
     assert constant("EACH_ROW") == 8
     assert "last_cache() / 10" in (ROOT / "csrc/layout.h").read_text()
-    (part,) = re.findall(r"few \* (\d+) / (\d+)", (ROOT / "csrc/bind_softmax.h").read_text())
-    assert f"formed by the same tiles, {few_classes(*map(int, part))}" in text
     assert lanes == 2**5
     assert constant("MOST") == 4
     assert "of the last four that were dropped" in text
