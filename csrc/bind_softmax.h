@@ -118,7 +118,8 @@ int64_t tile_rows(const Softmax& p) {
     return is_long || p.rows() < 64 * ROWS ? LANES : ROWS;
 }
 
-// How many rows are taken together: some where they are short, as far as memory is concerned.
+// Rows of up to SHORT_BYTES are taken together, as many as have TOGETHER numbers: 128 classes are 32 rows. Others go
+// one by one. `size` is that of a logit in bytes.
 int64_t rows_together(const Softmax& p, int64_t size) {
     return p.classes * size > SHORT_BYTES ? 1 : std::clamp<int64_t>(TOGETHER / p.classes, 2, LANES);
 }
@@ -164,8 +165,9 @@ struct Inputs {
         return ::lay_out(tensors, layouts);
     }
 
-    // Rows of few classes are taken as tiles.
+    // STATISTICS: or masses, which are set afterwards, and with which a call is not plain.
     enum Pass { FORWARD, STATISTICS, BACKWARD };
+    // Rows of few classes are taken as tiles.
     Softmax describe(Pass pass = FORWARD) const {
         Softmax p{};
         const Layout& layout = layouts.at(0);
@@ -184,8 +186,9 @@ struct Inputs {
         // Backward has no sums to make, which tiles make cheaply, and rows in which all classes weigh have more to do.
         if (pass == BACKWARD || soft || p.penalises_all()) few = FEW_CLASSES;
         if (pass != STATISTICS && p.plain()) few = kernels->few_plain[dtype];
-        // Rows that share their memory are tiles, with a gradient and without: the gradient lies otherwise than these.
-        const bool shared = (p.outer > 1 && p.at.outer == 0) || (p.inner > 1 && p.at.inner == 0);
+        if (p.rows() <= FEW_ROWS) few = LANES - 1;
+        // Rows that share memory are tiles, with a gradient and without: the gradient lies otherwise than these.
+        const bool shared = (p.outer > 1 && p.at.outer < p.classes) || (p.inner > 1 && p.at.inner < p.classes);
         p.by_row = p.at.classes == 1 && p.classes > few && !shared;
         p.rows_per_tile = p.by_row ? rows_together(p, logits.dtype.bits / 8) : tile_rows(p);
         return p;
@@ -427,7 +430,7 @@ std::optional<double> run_sum(
     if (grad_logits) set_gradient(p, *grad_logits, inputs.layouts.back());
     p.stream = grad_logits && is_streamed(*grad_logits, logits);
     const LaidDown laid_down(p, dtype_of(logits));
-    const std::unique_ptr<double[]> lse(p.needs_no_lse() ? nullptr : new double[size_t(2 * p.rows())]),
+    const std::unique_ptr<double[]> lse(p.plain() ? nullptr : new double[size_t(2 * p.rows())]),
         partial(new double[size_t(2 * p.tiles() + 2)]);
     if (lse) set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();

@@ -92,6 +92,10 @@ static void penalise_by(
         case NO_PENALTY: break;
         case FOCAL: {  // (1-p)^γ (-log p), and (1-p)^γ (1 + γ p (-log p)/(1-p)); in steps, which become vectors
             R power[N];
+            if (a == R(0)) {
+                for (int l = 0; l < N; l++) f[l] = -u[l], s[l] = R(1);
+                break;
+            }
             if (a >= R(1) && a <= R(MOST_PRODUCTS) && a == R(int(a))) {
                 // (1-p)^(γ-1) times (1-p) (-log p), and times 1 - p + γ p (-log p).
                 for (int l = 0; l < N; l++) power[l] = R(1);

@@ -30,10 +30,16 @@ template <class F> INLINE void each_row(const Softmax& p, int64_t tile, F&& f) {
     for (int64_t row = rows.row; row < rows.row + rows.rows; row++) f(row);
 }
 
+template <Wanted WANTED, class S> INLINE void plain_of_tile(const Softmax& p, int64_t tile, double* sums) {
+    using R = typename Wide<S>::type;
+    if (p.by_row) plain_rows<WANTED, R, S>(p, tile, sums);
+    else plain_tile<WANTED, R, S>(p, tile, sums);
+}
+
 template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     double sums[2] = {0, 0};
-    if (p.plain()) p.by_row ? plain_rows<LOSSES, R, S>(p, tile, sums) : plain_tile<LOSSES, R, S>(p, tile, sums);
+    if (p.plain()) plain_of_tile<LOSSES, S>(p, tile, sums);
     else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_forward<R, S>(p, row, sums); });
     else tile_forward<R, S>(p, tile, sums);
     if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
@@ -41,7 +47,7 @@ template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
 
 template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (p.plain()) p.by_row ? plain_rows<SLOPES, R, S>(p, tile, nullptr) : plain_tile<SLOPES, R, S>(p, tile, nullptr);
+    if (p.plain()) plain_of_tile<SLOPES, S>(p, tile, nullptr);
     else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_backward<R, S>(p, row); });
     else tile_backward<R, S>(p, tile);
 }
@@ -51,7 +57,7 @@ template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     if (!p.by_row && !p.keeps_tiles()) return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
-    if (p.plain()) p.by_row ? plain_rows<BOTH, R, S>(p, tile, sums) : plain_tile<BOTH, R, S>(p, tile, sums);
+    if (p.plain()) plain_of_tile<BOTH, S>(p, tile, sums);
     else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_both<R, S>(p, row, sums); });
     else tile_both<R, S>(p, tile, sums);
 }

@@ -5,7 +5,8 @@
 // operations that each wait for the one before, such as two logarithms and a division. Here the chains of all rows of a
 // tile are vectors, as those of a panel of plain.h are.
 //
-// Refuses longer rows, whose maximum is not known before all of a block is read: those go to rows.h.
+// Refuses longer rows, which lose more by waiting for each other's memory than they win: those go to rows.h. Writes
+// nothing past the caches, which pays for whole lines of longer rows alone.
 
 #pragma once
 #include "plain.h"
@@ -13,7 +14,7 @@
 
 namespace {
 
-// The numbers of LANES lanes.
+// 0, 1, 2 and so on.
 template <class C> struct Numbered {
     alignas(64) C lane[LANES];
     constexpr Numbered() : lane() {
@@ -56,8 +57,9 @@ template <class R, class S> struct PlainRows : Span {
     R* powers(int64_t l) const { return static_cast<R*>(p.scratch) + l * p.kept_row(); }
     static R level_of(R top) { return pick(top > -INF<R>, top, R(0)); }
 
-    // Do something with each run of LANES logits, and where it begins. What the last run holds of the one before is
-    // -inf in it, so it comes first: what is written of the run before takes its place.
+    // Do something with each run of LANES logits, and where it begins. The last run comes first, with -inf for what it
+    // has of the one before, which takes the place of what is written for these: N = 70 has [38, 70), of which 38 to 63
+    // are -inf, then [0, 32) and [32, 64).
     template <class F> INLINE_MEMBER void each(const S* x, F&& f) const {
         if (whole < n) {
             alignas(64) R last[LANES];
@@ -101,12 +103,10 @@ template <class R, class S> struct PlainRows : Span {
         });
         const R top = fold_max(reinterpret_cast<const R*>(high)), level = level_of(top);
         const S *next = x + p.at.inner, *out = KEEP ? slopes(l) : nullptr;
-        // A line that the row shares with the next is not streamed.
-        if (KEEP && p.stream && before_line(out + n)) fetch_to_write(out + n, 1);
         R* e = KEEP ? powers(l) : nullptr;
         each(x, [&](int64_t k, const R* at) __attribute__((always_inline)) {
             fetch(next + k, LANES * sizeof(S));
-            if (KEEP && !p.stream) fetch_to_write(out + k, LANES * sizeof(S));
+            if (KEEP) fetch_to_write(out + k, LANES * sizeof(S));
             for (int i = 0; i < PARTS; i++) {
                 const Numbers<R> below = numbers_at(at + i * SIZE) - level, of = power(below);
                 others[i] = below == zero ? others[i] : others[i] + of;
@@ -122,7 +122,7 @@ template <class R, class S> struct PlainRows : Span {
 
     // The slopes of a row.
     template <bool KEPT> INLINE_MEMBER void write(int64_t l) const {
-        alignas(64) R own[BLOCK];
+        alignas(64) R own[SHORT_BYTES / sizeof(half)];
         R* e = KEPT ? powers(l) : own;
         const R level = level_of(panel.top[l]);
         const S* next = logits(l) + p.at.inner;
@@ -140,8 +140,7 @@ template <class R, class S> struct PlainRows : Span {
         const R of_e = settled(panel.of_e[l], e, n);
         const KeptSlopes<R> of_kept{none, n, y, of_e, R(0), R(0), panel.at_y[l], e, nullptr, nullptr, nullptr};
         const S* ahead = KEPT ? logits(l) + rows * p.at.inner : nullptr;
-        if (p.stream) of_kept.template store<true, false, false>(out, ahead);
-        else of_kept.template store<false, false, false>(out, ahead);
+        of_kept.template store<false, false, false>(out, ahead);
     }
 };
 

@@ -16,6 +16,9 @@ constexpr int CLASSES = 32;  // classes of a tile that are worked on at a time, 
 // its gradient, have bounds of their own: `few_classes` of Kernels.
 constexpr int64_t FEW_CLASSES = 64;
 
+// So few rows do not fill a vector of rows. They are taken one by one if they have a vector of classes.
+constexpr int64_t FEW_ROWS = 12;
+
 // What a row of a softmax loss costs once, in elements: two logarithms and a division.
 constexpr int64_t EACH_ROW = 8;
 
@@ -104,23 +107,23 @@ struct Softmax {
     int64_t chunks() const { return (classes + CLASSES - 1) / CLASSES; }
     int64_t chunk() const { return (classes + chunks() - 1) / chunks(); }
     // What is kept of a class: its e^x, where all are penalised the weight that this gives it, and the slope of its
-    // cap.
+    // cap. Where the latter two lie among them; 0 where there is none.
     int64_t pulls_at() const { return penalises_all() ? 1 : 0; }
-    int64_t bends_at() const { return cap > 0 ? pulls_at() + 1 : 0; }
-    int64_t kept_numbers() const { return 1 + (penalises_all() ? 1 : 0) + (cap > 0 ? 1 : 0); }
+    int64_t bends_at() const { return cap > 0 ? 1 + pulls_at() : 0; }
+    int64_t kept_numbers() const { return 1 + int64_t(penalises_all()) + int64_t(cap > 0); }
     int64_t kept_row() const { return (classes / LANES + 2) * LANES; }
     int64_t scratch_size() const {
         if (by_row && plain()) return rows_per_tile * kept_row();
         if (by_row) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;
         return keeps_tiles() ? kept_numbers() * chunks() * KEPT_TILE : 0;
     }
-    bool plain() const {  // class indices, weights of rows and classes, and nothing else
+    // Class indices, weights of rows and classes, and nothing else; of rows, short ones that are taken together. Their
+    // slopes are formed of what registers hold, so that nothing reads top and log_sum.
+    bool plain() const {
         const bool usual = usual_numbers && smoothing == 0 && penalty == NO_PENALTY && !transformed() && !shard;
         const bool short_rows = by_row ? rows_per_tile > 1 : classes <= AT_ONCE;
         return index_type >= 0 && short_rows && usual && !mass && !elsewhere && !entropy && !grad_target;
     }
-    // Whether slopes are formed of what registers hold, so that nothing reads top and log_sum.
-    bool needs_no_lse() const { return plain(); }
     bool keeps_tiles() const { return kept_numbers() * classes * rows_per_tile <= KEPT; }
     int64_t tiles() const { return (rows() + rows_per_tile - 1) / rows_per_tile; }
 };
@@ -169,7 +172,8 @@ struct Scaled {
 // One instruction set's kernels, by dtype of the logits. They work on tiles (Softmax) or blocks (others) [begin, end).
 struct Kernels {
     const char* name;
-    // Up to which tiles pay: the longer vectors are, the more a row's fixed costs weigh. Plain rows have fewer of them.
+    // Up to which tiles pay: the longer vectors are, the more a row's fixed costs weigh, of which rows that are taken
+    // together (plain_rows.h) have fewer.
     int64_t few_classes[DTYPES], few_plain[DTYPES];
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);

@@ -361,6 +361,7 @@ INLINE RowSums<R, double> sum_row(
             add_moments(sum, block, powers);
         }
         if constexpr (KEEP) *kept.levels++ = sum.level();
+        if (p.penalises_all()) continue;  // what all classes cost is summed once p is known
         if (here.t) {
             load_weights(p, here.t, k, n, scratch, w);
             add_costs(sum, sum.level(), w, block);

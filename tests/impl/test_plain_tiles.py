@@ -10,11 +10,41 @@ from crossent.ops.node import SameNumbers
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")._native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-CLASSES = [1, 2, 3, 7, 8, 9, 10, 21, 32, 33, 64, 65, 93, 113, 192, 256, 257, 300, 512, 1023]
+CLASSES = [
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    10,
+    21,
+    32,
+    33,
+    44,
+    45,
+    47,
+    48,
+    55,
+    56,
+    64,
+    65,
+    104,
+    105,
+    112,
+    113,
+    256,
+    257,
+    512,
+    513,
+    1024,
+    1025,
+]
 # A tile has 32 rows, and 128 of a batch of 8,192 or more. Classes that lie apart have panels of 32 neighbours or less.
 LAYOUTS = {
     "rows": lambda classes: torch.empty(8193 if classes < 4 else 161, classes),
     "few rows": lambda classes: torch.empty(33, classes),
+    "fewer rows": lambda classes: torch.empty(12, classes),
     "rows apart": lambda classes: torch.empty(70, classes + 3)[:, :classes],
     "whole panels": lambda classes: torch.empty(2, classes, 4096 if classes < 4 else 128),
     "panels of lines that are not whole": lambda classes: torch.empty(3, classes, 131)[..., 3:],
@@ -158,3 +188,19 @@ def test_a_loss_has_the_same_bits_wherever_its_gradient_lies(isa, layout, dtype)
         losses.append(crossent.cross_entropy(logits, labels, reduction="sum"))
         assert all(torch.equal(losses[0], loss) for loss in losses)
         assert all(torch.equal(slopes[0], slope) for slope in slopes)
+
+
+@pytest.mark.parametrize("classes", [40, 130, 300, 2100])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_rows_that_overlap_have_one_loss_with_a_gradient_and_without(isa, classes, reduction):
+    logits = (torch.randn(classes + 100, generator=torch.Generator().manual_seed(0)) * 4).unfold(0, classes, 1)
+    labels = torch.arange(logits.shape[0]) % classes
+    with torch.no_grad():
+        alone = crossent.cross_entropy(logits, labels, reduction=reduction, impl="native")
+    leaf = logits.detach().requires_grad_()
+    loss = crossent.cross_entropy(leaf, labels, reduction=reduction, impl="native")
+    assert torch.equal(loss, alone)
+    (slope,) = torch.autograd.grad(loss, leaf)
+    wide = logits.double().contiguous().requires_grad_()
+    (exact,) = torch.autograd.grad(crossent.cross_entropy(wide, labels, reduction=reduction, impl="eager"), wide)
+    torch.testing.assert_close(slope.double(), exact, rtol=3e-6, atol=1e-9)
