@@ -434,8 +434,10 @@ std::optional<double> run_sum(
         partial(new double[size_t(2 * p.tiles() + 2)]);
     if (lse) set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();
-    auto* run = (grad_logits ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
-    const size_t scratch_bytes = grad_logits ? size_t(p.scratch_size()) * (wide ? 8 : 4) : 0;
+    // A penalty on all classes makes use of what is kept for the gradient, and so has the same bits without one.
+    const bool keeps = grad_logits || p.penalises_all();
+    auto* run = (keeps ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
+    const size_t scratch_bytes = keeps ? size_t(p.scratch_size()) * (wide ? 8 : 4) : 0;
     read_labels(p, [&] {
         share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) {
             Softmax mine = p;

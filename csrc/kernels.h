@@ -54,7 +54,11 @@ template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
 
 template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (!p.by_row && !p.keeps_tiles()) return forward_tile<S>(p, tile), backward_tile<S>(p, tile);
+    if (!p.by_row && !p.keeps_tiles()) {
+        forward_tile<S>(p, tile);
+        if (p.grad_logits) backward_tile<S>(p, tile);
+        return;
+    }
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
     if (p.plain()) plain_of_tile<BOTH, S>(p, tile, sums);

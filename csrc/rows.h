@@ -719,7 +719,8 @@ static void store_kept(
 }
 
 // Takes the row's logits and target, and the gradient of a loss. Gives the loss and weight of the row, added to `sums`,
-// and the slopes of the logits. They are formed of the same powers e^{x - level}, which are kept in the scratch.
+// and the slopes of the logits, if they are wanted. They are formed of the same powers e^{x - level}, which are kept in
+// the scratch.
 template <class R, class S> static void row_both(const Softmax& p, int64_t row, double* sums) {
     const Row<R, S> here(p, row);
     if (!here.valid) {
@@ -736,6 +737,7 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
     weighed.mass = here.t ? sum.mass : 0;
     if (p.penalises_all()) weighed = {p, here, sum, log_sum, kept}, sum.cost = weighed.cost, sum.mass = 0;
     add_to_sums(p, here, finish(p, here, sum, log_sum, likeliest), sums);
+    if (!here.out) return;
 
     RowSlopes<R> slopes{};
     slopes.top = sum.top, slopes.log_sum = log_sum;

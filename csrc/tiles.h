@@ -1025,8 +1025,8 @@ template <class R> struct SlopesOfE {
 };
 
 // Takes the logits and targets of a tile's rows, and the gradient of a loss. Gives the losses and weights of the rows,
-// added to `sums`, and the slopes of the logits, formed of the same powers e^{x - level}, which are kept in the
-// scratch.
+// added to `sums`, and the slopes of the logits, if they are wanted, formed of the same powers e^{x - level}, which are
+// kept in the scratch.
 template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile, double* sums) {
     const Rows<R, S> here(p, tile);
     Tile<R> weights, result;
@@ -1070,6 +1070,7 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
             at_y[q][l] = row.of_index(row.log_p(sum[q].at_y[l]));
         }
     }
+    if (!here.out) return;
     for (int64_t k = 0, most = p.chunk(); k < p.classes; k += most) {
         const int64_t n = std::min(p.classes - k, most);
         const KeptChunk<R> kept(p, k);
