@@ -228,13 +228,27 @@ template <class F> void read_labels(Softmax& p, F&& work) {
     if (out_of_range) throw std::runtime_error("target has a class index that is out of range");
 }
 
+// Run the kernels for losses, or where something is kept of the rows those that form gradients as well. A penalty on
+// all classes is made of what is kept, so that a sum has the same bits without its gradient.
+void run_losses(Softmax& p, DType dtype, bool reduced) {
+    const bool keeps = p.grad_logits || (reduced && p.penalises_all());
+    auto* run = (keeps ? kernels->softmax_both : kernels->softmax_forward)[dtype];
+    const size_t scratch_bytes = keeps ? size_t(p.scratch_size()) * (dtype == F64 ? 8 : 4) : 0;
+    read_labels(p, [&] {
+        share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) {
+            Softmax mine = p;
+            mine.scratch = scratch<OF_POWERS>(scratch_bytes);
+            run(mine, begin, end);
+        });
+    });
+}
+
 // Run the forward kernels: write the loss and return what the rows weigh.
 double forward(Softmax& p, DType dtype, int64_t reduction, const View& loss) {
     const LaidDown laid_down(p, dtype);
     std::vector<double> partial(size_t(2 * p.tiles() + 2));
     p.partial = partial.data();
-    auto* run = kernels->softmax_forward[dtype];
-    read_labels(p, [&] { share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) { run(p, begin, end); }); });
+    run_losses(p, dtype, reduction != NONE);
     const double sums[2] = {total(&partial[0], p.tiles(), 2), total(&partial[1], p.tiles(), 2)};
     if (reduction != NONE)
         put_number(loss, reduction == SUM ? sums[0] : sums[1] == 0 ? std::nan("") : sums[0] / sums[1]);
@@ -434,17 +448,7 @@ std::optional<double> run_sum(
         partial(new double[size_t(2 * p.tiles() + 2)]);
     if (lse) set_lse(p, lse.get(), wide ? 8 : 4);
     p.partial = partial.get();
-    // A penalty on all classes makes use of what is kept for the gradient, and so has the same bits without one.
-    const bool keeps = grad_logits || p.penalises_all();
-    auto* run = (keeps ? kernels->softmax_both : kernels->softmax_forward)[dtype_of(logits)];
-    const size_t scratch_bytes = keeps ? size_t(p.scratch_size()) * (wide ? 8 : 4) : 0;
-    read_labels(p, [&] {
-        share(p.tiles(), p.work(), [&](int64_t begin, int64_t end) {
-            Softmax mine = p;
-            mine.scratch = scratch<OF_POWERS>(scratch_bytes);
-            run(mine, begin, end);
-        });
-    });
+    run_losses(p, dtype_of(logits), true);
     laid_down.finish(p);
     const double sums[2] = {total(&partial[0], p.tiles(), 2), total(&partial[1], p.tiles(), 2)};
     if (loss) put_number(*loss, mean && divisor == 0 ? std::nan("") : sums[0] / divisor);

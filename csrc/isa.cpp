@@ -9,9 +9,9 @@
 
 // few_classes and few_plain of Kernels, measured on a processor with all of these sets.
 #if defined(__AVX512F__)
-#define FEW {96, 128, 128, 128}, {104, 44, 112, 112}
+#define FEW {96, 63, 128, 128}, {104, 44, 112, 112}
 #elif defined(__AVX2__)
-#define FEW {63, 64, 80, 80}, {47, 32, 55, 55}
+#define FEW {63, 48, 80, 80}, {47, 32, 55, 55}
 #else
 #define FEW {64, 64, 64, 64}, {64, 64, 64, 64}
 #endif

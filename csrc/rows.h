@@ -394,9 +394,12 @@ static void soft_statistics(const Softmax& p, const Row<R, S>& here, R top, R lo
     store_statistics(p, here.row, entropy, -sum.total(log_sum), likeliest, wanted);
 }
 
-// The loss of a row out of its sums, and its statistics where they are wanted.
+// The loss of a row out of its sums, which is added to `sums` with the weight of the row; and its statistics where they
+// are wanted. Compiled once, so that a loss has the same bits with its gradient and without: inside of a larger
+// function a compiler may fuse other products with sums.
 template <class R, class S>
-INLINE R finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum, R log_sum, int64_t likeliest) {
+APART R
+finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum, R log_sum, int64_t likeliest, double* sums) {
     if (!here.t && !p.penalises_all()) sum.cost *= p.share, sum.mass *= p.share;
     R loss = sum.total(log_sum);
     likeliest = found(likeliest, log_sum);
@@ -411,14 +414,11 @@ INLINE R finish(const Softmax& p, const Row<R, S>& here, RowSums<R, double>& sum
         loss += target_cost(R(1 - p.smoothing), here.weight, f);
         store_statistics(p, here.row, sum.entropy(log_sum), log_p, likeliest, here.y);
     }
-    return row_loss(p, loss, here.weight, sum.top + log_sum);
-}
-
-// Add the loss and the weight of a row to two sums.
-template <class R, class S> INLINE void add_to_sums(const Softmax& p, const Row<R, S>& here, R loss, double* sums) {
+    loss = row_loss(p, loss, here.weight, sum.top + log_sum);
     const R u = sample_weight<R>(p, here.row);
     sums[0] += double(times(u, loss));
     sums[1] += double(weigh(u, here.weight));
+    return loss;
 }
 
 // Takes the row's logits and target. Gives top and log_sum, the loss, weight and mass of the row where each row has its
@@ -432,7 +432,7 @@ template <class R, class S> static void row_forward(const Softmax& p, int64_t ro
         RowSums<R, double> sum = sum_row<false>(p, here, likeliest, Kept<R>(p));
         top = sum.top, log_sum = sum.log_sum();
         if (p.penalises_all()) sum.cost = PenalisedSums<R>(p, here, top, log_sum).cost, sum.mass = 0;
-        loss = finish(p, here, sum, log_sum, likeliest);
+        loss = finish(p, here, sum, log_sum, likeliest, sums);
         mass = R(sum.mass) + (here.t ? R(0) : R(1 - p.smoothing) * here.weight);
     } else {
         store_statistics(p, row, R(0), R(0), NO_CLASS, NO_TARGET);
@@ -442,7 +442,6 @@ template <class R, class S> static void row_forward(const Softmax& p, int64_t ro
     static_cast<R*>(p.log_sum)[row] = log_sum;
     if (p.loss) static_cast<R*>(p.loss)[row] = loss;
     if (p.row_weight) static_cast<R*>(p.row_weight)[row] = here.weight;
-    add_to_sums(p, here, loss, sums);
 }
 
 // --- backward -------------------------------------------------------------------------------------------------------
@@ -736,7 +735,8 @@ template <class R, class S> static void row_both(const Softmax& p, int64_t row, 
     PenalisedSums<R> weighed;
     weighed.mass = here.t ? sum.mass : 0;
     if (p.penalises_all()) weighed = {p, here, sum, log_sum, kept}, sum.cost = weighed.cost, sum.mass = 0;
-    add_to_sums(p, here, finish(p, here, sum, log_sum, likeliest), sums);
+    finish(p, here, sum, log_sum, likeliest, sums);
+    static_cast<R*>(p.top)[row] = sum.top, static_cast<R*>(p.log_sum)[row] = log_sum;
     if (!here.out) return;
 
     RowSlopes<R> slopes{};

@@ -1062,6 +1062,7 @@ template <class R, class S> APART void tile_both(const Softmax& p, int64_t tile,
     for (int64_t q = 0; q < here.panels(); q++) {
         for (int l = 0; !all && l < LANES; l++) pulls[q].all[l] = double(sum[q].mass[l]);
         finish(p, here, q, slopes[q].label, sum[q], sums);
+        if (!here.out) continue;
         slopes[q].read(p, here.first_of(q), here.rows_of(q));
         if (here.t || all) set_masses(p, here, q, pulls[q], slopes[q]);
         else set_index_masses(p, here, q, slopes[q]);
