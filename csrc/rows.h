@@ -261,7 +261,8 @@ template <class R> INLINE void weigh_block(Block<R>& w, const R* s, R* scratch) 
 // What row_both keeps of a row: e^{x - level} of each class and the level of each block; w s(p) of each class where all
 // are penalised, and the slope of a soft cap, or null.
 template <class R> struct Kept {
-    R *e, *pulls, *bends, *levels;
+    R *e = nullptr, *pulls = nullptr, *bends = nullptr, *levels = nullptr;
+    Kept() = default;
     explicit Kept(const Softmax& p) : e(static_cast<R*>(p.scratch)) {
         const int64_t row = p.kept_row();
         pulls = p.pulls_at() ? e + p.pulls_at() * row : nullptr;
@@ -354,7 +355,7 @@ INLINE RowSums<R, double> sum_row(
         const S* out = KEEP && !p.stream ? here.out + k : nullptr;
         const S* next = here.x + k + n;
         if (KEEP || !p.entropy) {
-            add_exps<KEEP>(sum, block, first, next, here.target_from(k + n), kept.e + k, out);
+            add_exps<KEEP>(sum, block, first, next, here.target_from(k + n), KEEP ? kept.e + k : nullptr, out);
         } else {
             alignas(64) R powers[BLOCK];
             add_exps<true>(sum, block, first, next, here.target_from(k + n), powers, out);
@@ -429,7 +430,7 @@ template <class R, class S> static void row_forward(const Softmax& p, int64_t ro
     R top = 0, log_sum = 0, loss = 0, mass = 0;
     if (here.valid) {
         int64_t likeliest = NO_CLASS;
-        RowSums<R, double> sum = sum_row<false>(p, here, likeliest, Kept<R>(p));
+        RowSums<R, double> sum = sum_row<false>(p, here, likeliest, Kept<R>());
         top = sum.top, log_sum = sum.log_sum();
         if (p.penalises_all()) sum.cost = PenalisedSums<R>(p, here, top, log_sum).cost, sum.mass = 0;
         loss = finish(p, here, sum, log_sum, likeliest, sums);

@@ -6,6 +6,7 @@ Every refusal has the exception type torch has for it, and says which argument b
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal, NoReturn
@@ -202,6 +203,11 @@ def check_logits_dtype(logits: Tensor) -> None:
 def under_autocast(device: torch.device) -> bool:
     """Whether autocast is on for the device's type."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave autocast, if it is on, which would round products: a logit near 100 in bfloat16 is off by up to one quarter."""
+    return torch.autocast(device.type, enabled=False) if under_autocast(device) else nullcontext()
 
 
 def axis_of(dim: Any, logits: Tensor) -> int:

@@ -6,14 +6,12 @@ Left to autograd, either direction would have a gradient of the logits, and thei
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from crossent.core.checks import under_autocast
+from crossent.core.checks import without_autocast
 from crossent.core.modes import plain
 from crossent.core.target import Target
 from crossent.impl import formulas
@@ -23,11 +21,6 @@ from crossent.ops.rows import gradients_of
 Compute = Callable[[Tensor, Tensor], Tensor]  # the mean loss of two sets of vectors, in torch operations
 
 
-def _not_rounded(device: torch.device) -> AbstractContextManager[Any]:
-    """Leave autocast, which would round products: a logit near 100 in bfloat16 is off by up to one quarter."""
-    return torch.autocast(device.type, enabled=False) if under_autocast(device) else nullcontext()
-
-
 class PairLosses(Function):
     """The mean loss of pairs in blocks, differentiable in both sets of vectors, which are in the dtype of sums."""
 
@@ -35,7 +28,7 @@ class PairLosses(Function):
     def forward(ctx, compute, settings, both, a, b, partner):
         ctx.compute, ctx.settings = compute, settings
         ctx.set_materialize_grads(False)
-        with _not_rounded(a.device):
+        with without_autocast(a.device):
             logits = a @ b.T
         loss, lses = formulas.pair_losses(logits, Target(partner, settings=settings), both)
         ctx.save_for_backward(a, b, partner, logits, *lses)
@@ -50,7 +43,7 @@ class PairLosses(Function):
         if not plain(grad, a, b) or differentiated(grad, a, b):
             return (None, None, None, *gradients_of(lambda *ab: [ctx.compute(*ab)], (a, b), needs, [grad]), None)
         target = Target(partner, settings=ctx.settings)
-        with _not_rounded(a.device):
+        with without_autocast(a.device):
             gradients = formulas.pair_gradients(grad, a, b, logits, target, lses)
         return (None, None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True)), None)
 

@@ -1,9 +1,8 @@
 """The family in torch operations: any device, dtype, layout and transform, differentiable by autograd to any order.
 
 ``softmax`` and ``binary`` hold losses and gradients, ``blocks`` the same a block of rows at a time, ``pairs`` those of two sets
-of vectors, ``statistics`` what else
-the logits tell, ``shards`` what some of the classes tell, ``tangents`` forward mode, ``pieces`` what they are made of. All
-arithmetic is in float32 or wider. Nothing here knows autograd.
+of vectors, ``statistics`` what else the logits tell, ``shards`` what some of the classes tell, ``tangents`` forward mode,
+``pieces`` what they are made of. All arithmetic is in float32 or wider. Nothing here knows autograd.
 """
 
 from __future__ import annotations
