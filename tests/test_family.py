@@ -1232,7 +1232,7 @@ MORE_MESSAGES = [
     ("clip in percent", lambda: crossent.Asymmetric(clip=5), ["clip of Asymmetric", "[0, 1]"]),
     ("alpha of two classes", lambda: crossent.sigmoid_focal_loss(X, HALF, 1.5), ["alpha of BalancedFocal", "[0, 1]"]),
     ("another reduction", lambda: crossent.cross_entropy_stats(X, Y, reduction="all"), ["'none', 'sum' or 'mean'"]),
-    ("an odd question", lambda: crossent.choose_implementation(X, reduction="sum"), ["settings", "not on reduction"]),
+    ("an odd question", lambda: crossent.choose_implementation(X, empty="zero"), ["settings", "not on empty"]),
 ]
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import crossent
+from crossent.impl import load
 
 SHAPES = [(13, 5), (3, 4, 6), (2, 3, 4, 5)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -71,6 +72,32 @@ def test_they_are_chosen_for_plain_calls_where_there_are_no_kernels(device):
         assert crossent.choose_implementation(x, target=y, **more) == "eager"
     assert crossent.choose_implementation(x.bfloat16(), target=torch.empty_like(x)) == "eager"
     assert crossent.choose_implementation(torch.zeros(6, 4)) != "torch"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy_with_logits"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("more", [{}, {"sample_weight": True}, {"inplace_backward": True}, {"inplace_forward": True}])
+def test_what_is_said_to_be_chosen_is_what_runs(dtype, loss, reduction, more, monkeypatch):
+    x = torch.empty(6, 4, device="meta", dtype=dtype, requires_grad=True).relu()
+    t = torch.empty(6, dtype=torch.int64, device="meta") if loss == "cross_entropy" else torch.empty_like(x)
+    options = {k: v if k != "sample_weight" else torch.empty(6, device="meta") for k, v in more.items()}
+    ran = set()
+    for name in ("torch", "eager"):
+        implementation = load(name)
+        for method in ("cross_entropy_forward", "binary_cross_entropy_forward"):
+            original = getattr(implementation, method)
+
+            def noted(*args, original=original, name=name, **kwargs):
+                ran.add(name)
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(implementation, method, noted)
+    getattr(crossent, loss)(x, t, reduction=reduction, **options)
+    said = crossent.choose_implementation(x, target=t, loss=loss, reduction=reduction, **options)
+    assert said == ("eager" if "torch" not in ran else "torch")
+    heavy = dtype.itemsize > (4 if loss != "cross_entropy" and reduction != "none" else 2)
+    assert said == ("eager" if any(o.startswith("inplace") for o in more) or (more and heavy) else "torch")
 
 
 def test_a_plain_call_keeps_what_torchs_operator_keeps():

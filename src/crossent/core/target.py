@@ -257,6 +257,9 @@ SPECIAL: dict[str, tuple[str, ...]] = {
 }
 """The options of each loss that describe its logits and that torch does not have."""
 
+BESIDE = ("reduction", "sample_weight", "inplace_backward", "inplace_forward")
+"""What else the choice of an implementation depends on."""
+
 
 def describe(
     logits: Tensor, target: Tensor, weight: Tensor | None, dim: int | None, options: dict[str, Any]
@@ -318,7 +321,7 @@ def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) 
     """Describe the options of a call without its logits, as far as the choice of an implementation depends on them."""
     if not isinstance(loss, str) or loss not in SPECIAL:
         raise ValueError(f"loss must be one of {', '.join(map(repr, SPECIAL))}, got {loss!r:.60}")
-    names = (*SPECIAL[loss], "label_smoothing")
+    names = (*SPECIAL[loss], "label_smoothing", *BESIDE)
     for name in options:
         if name not in names:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(names)}, not on {name}")

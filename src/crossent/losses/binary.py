@@ -24,7 +24,7 @@ from crossent.core.reduction import (
 )
 from crossent.core.settings import BinarySettings, documented, written_defaults
 from crossent.core.target import BinaryTarget, stand_in
-from crossent.impl import choose
+from crossent.impl import choose, wanted_loss
 from crossent.ops import binary as ops
 from crossent.ops.elements import element_losses
 from crossent.ops.rows import takes_blocks
@@ -169,9 +169,8 @@ def _understood(
     check_binary(input, target, weight, pos_weight)
     described = BinaryTarget(target, weight, pos_weight, element_mask(mask, input), settings)
     dtype = result_dtype(target, (), out_dtype)
-    # Where torch's own operator gives losses of elements, what weighs them takes twice as much: it runs where it is named.
-    weighed = rows.how == "none" and rows.sample_weight is not None
-    name = choose(input, impl, target, described, loss_alone=impl is not None or not weighed)
+    wanted = wanted_loss(input, described, rows.how, rows.sample_weight is not None, place != "beside")
+    name = choose(input, impl, target, described, wanted)
     if rows.how == "none":
         loss = _of_elements(input, described, rows.sample_weight, dtype, name, place)
     else:

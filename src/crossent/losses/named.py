@@ -190,13 +190,13 @@ def multilabel_cross_entropy(
     dtype = result_dtype(input, floating, out_dtype)
     place = gradient_place(options.get("inplace_backward", False), options.get("inplace_forward", False), input)
     amounts = labels.unsqueeze(0) if labels.dim() == 1 else labels.movedim(axis, 1)
-    name = choose(logits, impl, described.values, described, loss_alone=True)
+    name = choose(logits, impl, described.values, described, "loss")
     of_amounts = described._replace(values=amounts)
     if takes_blocks(name, logits, of_amounts):
         (loss,) = row_losses(partial(_of_amounts, wide=wide), logits, of_amounts, inplace=place != "beside")
         return _reduced_rows(loss, input, described, rows).to(dtype)
     described = described._replace(values=_shares(amounts.to(wide)))
-    return reduced_cross_entropy(input, logits, described, rows, dtype, place, impl)
+    return reduced_cross_entropy(input, logits, described, rows, dtype, place, name)
 
 
 def _shares(amounts: Tensor) -> Tensor:
@@ -540,7 +540,7 @@ def contrastive_cross_entropy(
         logits = a.new_empty(()).expand(len(a), len(b))  # what they will be like
         target = describe(logits, partner, None, None, {"label_smoothing": label_smoothing})[1]
         # Torch's own operator, left to autograd, takes sixteen bytes a logit: it runs where it is named.
-        name = choose(logits, impl, partner, target, loss_alone=impl is not None)
+        name = choose(logits, impl, partner, target, "loss")
         if takes_blocks(name, logits, target):
             return pair_losses(partial(compute, impl=name), a, b, target, symmetric).to(dtype)
     return compute(a, b, impl=impl).to(dtype)

@@ -18,7 +18,7 @@ from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, resul
 from crossent.core.settings import Settings, documented, written_defaults
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import SPECIAL, Target, describe
-from crossent.impl import choose
+from crossent.impl import choose, wanted_loss
 from crossent.ops import softmax as ops
 from crossent.ops.small import quick_cross_entropy
 
@@ -194,8 +194,10 @@ def reduced_cross_entropy(
     impl: str | None = None,
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
-    name = choose(logits, impl, target.values, target, loss_alone=True)
     how, u, weights = reduction.how, reduction.sample_weight, None
+    how, u, weights = reduction.how, reduction.sample_weight, None
+    wanted = wanted_loss(logits, target, how, u is not None, place != "beside")
+    name = choose(logits, impl, target.values, target, wanted)
     if how == "mean" and not (reduction.over_own_rows and reduction.empty == "nan"):
         how = "sum"
     if u is not None and how != "none":
