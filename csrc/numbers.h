@@ -282,6 +282,14 @@ template <class T> INLINE Numbers<T> numbers_at(const T* from) {
     std::memcpy(&to, from, sizeof to);
     return to;
 }
+// Write a run, a register at a time, of what f(l) makes for the lanes from l on. Loops over lanes become vectors too
+// late for a compiler to see that a run need not lie in memory between two of them.
+template <int N = LANES, class R, class F> INLINE void in_registers(R* to, F&& f) {
+    for (int l = 0; l < N; l += int(Register<R>::SIZE)) {
+        const Numbers<R> some = f(l);
+        std::memcpy(to + l, &some, sizeof some);
+    }
+}
 
 // e^x of a register, as exp_ has it, written out: of a loop over so few numbers a compiler makes single steps before it
 // looks for vectors. With an instruction that scales by a power of two it takes two thirds of the time, so longer runs
@@ -360,6 +368,8 @@ template <int N = LANES, class R, class S> INLINE void narrow_run(const R* from,
         for (int l = 0; l < N; l += HALVES) narrow_halves(from + l, to + l);
     else if constexpr (std::is_same_v<S, bf16> && fills<N, BRAINS>)
         for (int l = 0; l < N; l += BRAINS) narrow_brains(from + l, to + l);
+    else if constexpr (std::is_same_v<S, R> && fills<N, int(Register<R>::SIZE)>)
+        in_registers<N>(to, [&](int l) __attribute__((always_inline)) { return numbers_at(from + l); });
     else
         for (int l = 0; l < N; l++) narrow(from[l], to[l]);
 }

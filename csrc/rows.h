@@ -116,21 +116,6 @@ APART void transform_block(const Softmax& p, Block<R>& block, int64_t k, int64_t
     if (block.whole < block.n && repeated >= 0) block.last[repeated] -= margin;
 }
 
-// Load a block, what it repeats as -inf, and find its largest element on the way.
-template <class R, class S>
-INLINE R
-load_largest(const Softmax& p, const S* from, int64_t k, int64_t n, int64_t y, R* scratch, Block<R>& block, R* bends) {
-    alignas(64) R lane[LANES];
-    for (int l = 0; l < LANES; l++) lane[l] = -INF<R>;
-    block.load(from + k, n, scratch);
-    if (p.transformed()) transform_block(p, block, k, y, scratch, bends);
-    block.fill(-INF<R>);
-    block.each([&](const R* x, int64_t) __attribute__((always_inline)) {
-        for (int l = 0; l < LANES; l++) lane[l] = pick(x[l] > lane[l], x[l], lane[l]);
-    });
-    return fold_max(lane);
-}
-
 // The index of the first number in a block that equals a value; n where there is none.
 template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
     const Class<R> n = Class<R>(block.n), none = n;
@@ -144,6 +129,61 @@ template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
     Class<R> least = none;
     for (int l = 0; l < LANES; l++) least = std::min(least, first[l]);
     return least;
+}
+
+// Numbers that the largest of a block is looked for among side by side. Of LANES alone each would wait for the one
+// before, where a register has room for so many more.
+template <class R> constexpr int ABREAST = REGISTER >= 32 && sizeof(R) == 4 ? 2 * LANES : LANES;
+
+// The largest number of a block, and the largest of those that are one below the other, ABREAST apart.
+template <class R> struct Largest {
+    static constexpr int64_t APART_BY = ABREAST<R>;
+    alignas(64) R lane[APART_BY];
+    R value;
+
+    INLINE_MEMBER explicit Largest(const Block<R>& block) {
+        for (int l = 0; l < APART_BY; l++) lane[l] = -INF<R>;
+        int64_t k = 0;
+        for (; k + APART_BY <= block.whole; k += APART_BY) raise<APART_BY>(block.x + k);
+        if (k < block.whole) raise<LANES>(block.x + k);
+        if (block.whole < block.n) raise<LANES>(block.last);
+        R half[LANES];
+        for (int l = 0; l < LANES; l++)
+            half[l] = pick(lane[APART_BY - LANES + l] > lane[l], lane[APART_BY - LANES + l], lane[l]);
+        value = fold_max(half);
+    }
+
+    // The index of the first number that equals it; n where there is none. As a rule it is in one lane, and only what
+    // is below the other there has to be looked at.
+    INLINE_MEMBER int64_t first(const Block<R>& block) const {
+        Class<R> lanes = 0, at = 0;
+        for (int l = 0; l < APART_BY; l++) {
+            const bool here = lane[l] == value;
+            lanes += pick(here, Class<R>(1), Class<R>(0)), at += pick(here, Class<R>(l), Class<R>(0));
+        }
+        if (lanes != 1) return first_of(block, value);
+        const int64_t rest = block.whole / APART_BY * APART_BY;
+        int64_t first = block.n;
+        if (block.whole < block.n && at < LANES && block.last[at] == value) first = block.n - LANES + at;
+        if (rest < block.whole && at < LANES && block.x[rest + at] == value) first = rest + at;
+        for (int64_t k = rest - APART_BY + at; k >= 0; k -= APART_BY) first = pick(block.x[k] == value, k, first);
+        return first;
+    }
+
+  private:
+    template <int64_t N> INLINE_MEMBER void raise(const R* x) {
+        for (int l = 0; l < N; l++) lane[l] = pick(x[l] > lane[l], x[l], lane[l]);
+    }
+};
+
+// Load a block, with what it repeats as -inf.
+template <class R, class S>
+INLINE void load_logits(
+    const Softmax& p, const S* from, int64_t k, int64_t n, int64_t y, R* scratch, Block<R>& block, R* bends
+) {
+    block.load(from + k, n, scratch);
+    if (p.transformed()) transform_block(p, block, k, y, scratch, bends);
+    block.fill(-INF<R>);
 }
 
 // A second look at a row whose p is known, from a cache: do something with each block of x' and where it begins.
@@ -169,6 +209,7 @@ INLINE void add_exps(
     R* __restrict e, const S* out
 ) {
     const R level = sum.level();
+    const S* far = block.n >= BLOCK - LANES ? next + BLOCK : nullptr;
     const int64_t apart = first < block.whole ? first / LANES * LANES : block.whole;  // the run that has the first
     alignas(64) R others[LANES] = {}, one[LANES];
     const auto powers = [&](const R* x, R* to) __attribute__((always_inline)) {
@@ -178,6 +219,7 @@ INLINE void add_exps(
     };
     for (int64_t k = 0; k < block.whole; k += LANES) {
         fetch(next + k, LANES * sizeof(S));
+        if (far) fetch_near(far + k, LANES * sizeof(S));
         if (KEEP && out) fetch_to_write(out + k, LANES * sizeof(S));
         if (next_target) fetch(next_target.from(k).at, LANES * next_target.size());
         if (k == apart) continue;
@@ -344,12 +386,13 @@ INLINE RowSums<R, double> sum_row(
     RowSums<R, double> sum;
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);
-        const R high = load_largest(p, here.x, k, n, here.y, buffer, block, KEEP ? kept.bends_from(k) : nullptr);
+        load_logits(p, here.x, k, n, here.y, buffer, block, KEEP ? kept.bends_from(k) : nullptr);
+        const Largest<R> largest(block);
         int64_t first = block.n;
-        if (high > sum.top) {
-            if (k == 0) sum.top = high;
-            else sum.raise(high);
-            first = first_of(block, high);
+        if (largest.value > sum.top) {
+            if (k == 0) sum.top = largest.value;
+            else sum.raise(largest.value);
+            first = largest.first(block);
             if (p.entropy) likeliest = k + first;
         }
         const S* out = KEEP && !p.stream ? here.out + k : nullptr;
@@ -614,7 +657,7 @@ template <class R> struct KeptSlopes {
         if constexpr (WEIGHED)
             for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - weigh(g, w[k + l]);
         else
-            for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - less;
+            in_registers(to, [&](int l) __attribute__((always_inline)) { return of_e * numbers_at(e + k + l) - less; });
         if constexpr (MOVED) transform.template chain<true>(bends ? bends + k : nullptr, bias ? bias + k : nullptr, to);
     }
     // The same, with that of the row's own class among them.
@@ -631,7 +674,7 @@ template <class R> struct KeptSlopes {
                 R one[LANES];
                 run<WEIGHED, MOVED>(k, one);
                 PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
-                if (next) fetch_near(next + k, LANES * sizeof(S));
+                if (next) fetch_near(next + k / 2, LANES * sizeof(S) / 2);
             }
         };
         const int64_t own = y < k || y >= end ? end : k + (y - k) / LANES * LANES;
@@ -686,7 +729,7 @@ static void store_kept(
     alignas(64) R scratch[BLOCK];
     Block<R> w, powers;
     // Of a long row in full precision, memory would have nothing to read while slopes are written.
-    const S* next = sizeof(S) == sizeof(R) && p.classes > 2 * BLOCK ? here.x + p.classes + BLOCK : nullptr;
+    const S* next = sizeof(S) == sizeof(R) && p.classes > 2 * BLOCK ? here.x + p.classes + 2 * BLOCK : nullptr;
     bool met = !weighted;  // the class that has more than half of p
     for (int64_t k = 0, n; k < p.classes; k += n) {
         n = block_size(p.classes, k);

@@ -150,7 +150,7 @@ INLINE void stream_line(const void* from, void* to) {
 }
 // A run to where a line begins, as it is or narrowed.
 template <class R, class S> INLINE void stream_run(const R* from, S* to) {
-    alignas(LINE) S run[LANES];
+    S run[LANES];
     narrow_run(from, run);
     for (int64_t l = 0; l < LANES; l += LINE / int64_t(sizeof(S))) stream_line(run + l, to + l);
 }
