@@ -119,18 +119,21 @@ static void block_forward(const Binary& p, int64_t block) {
         e.powers(k, small);
         e.weights_of(k, yes, no);
         for (int l = 0; l < LANES; l++) {
-            loss[l] = binary_loss<WEIGHTED>(e.x[k + l], small[l], yes[l], no[l]);
-            if constexpr (WEIGHTED) loss[l] = times(e.w[k + l], loss[l]);
+            R one = binary_loss<WEIGHTED>(e.x[k + l], small[l], yes[l], no[l]);
+            if constexpr (WEIGHTED) one = times(e.w[k + l], one);
+            loss[l] = one;
+            if constexpr (GRADIENT)
+                slope[l] = binary_slope<WEIGHTED>(e.weighed(g, k + l), e.x[k + l], small[l], yes[l], no[l]);
         }
-        for (int l = 0; GRADIENT && l < LANES; l++)
-            slope[l] = binary_slope<WEIGHTED>(e.weighed(g, k + l), e.x[k + l], small[l], yes[l], no[l]);
         if (k + LANES > e.n) {
             for (int64_t l = e.n - k; l < LANES; l++) loss[l] = 0;
             for (int64_t l = 0; GRADIENT && l < e.n - k; l++) narrow(slope[l], out[k + l]);
         } else if constexpr (GRADIENT) {
             past ? stream_run(slope, out + k) : narrow_run(slope, out + k);
         }
-        for (int l = 0; l < LANES; l++) lane[l] += loss[l];
+        in_registers(lane, [&](int l) __attribute__((always_inline)) {
+            return numbers_at(lane + l) + numbers_at(loss + l);
+        });
         if (p.loss)
             for (int l = 0; l < LANES; l++) scratch[k + l] = loss[l];
     }

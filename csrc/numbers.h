@@ -291,6 +291,11 @@ template <int N = LANES, class R, class F> INLINE void in_registers(R* to, F&& f
     }
 }
 
+template <class R> INLINE Numbers<R> weigh(R weight, Numbers<R> by) {
+    const Numbers<R> zero{};
+    return weight == R(0) ? zero : by == zero ? zero : weight * by;
+}
+
 // e^x of a register, as exp_ has it, written out: of a loop over so few numbers a compiler makes single steps before it
 // looks for vectors. With an instruction that scales by a power of two it takes two thirds of the time, so longer runs
 // are made of it, too.

@@ -654,10 +654,11 @@ template <class R> struct KeptSlopes {
 
     // Those of the LANES classes from k on.
     template <bool WEIGHED, bool MOVED> INLINE_MEMBER void run(int64_t k, R* to) const {
-        if constexpr (WEIGHED)
-            for (int l = 0; l < LANES; l++) to[l] = of_e * e[k + l] - weigh(g, w[k + l]);
-        else
-            in_registers(to, [&](int l) __attribute__((always_inline)) { return of_e * numbers_at(e + k + l) - less; });
+        in_registers(to, [&](int l) __attribute__((always_inline)) {
+            const Numbers<R> pushed = of_e * numbers_at(e + k + l);
+            if constexpr (WEIGHED) return pushed - weigh(g, numbers_at(w + k + l));
+            else return pushed - less;
+        });
         if constexpr (MOVED) transform.template chain<true>(bends ? bends + k : nullptr, bias ? bias + k : nullptr, to);
     }
     // The same, with that of the row's own class among them.
