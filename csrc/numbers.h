@@ -10,6 +10,8 @@
 #include <limits>
 #if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "problem.h"
@@ -202,7 +204,7 @@ INLINE double expm1_(double z) {
 
 // a b + c. Where c is a product too, a compiler would fuse the one or the other with the sum; here it is always a b.
 template <class R> INLINE R multiply_add(R a, R b, R c) {
-#ifdef __FMA__
+#ifdef __FP_FAST_FMAF
     if constexpr (sizeof(R) == 4) return __builtin_fmaf(a, b, c);
     else return __builtin_fma(a, b, c);
 #else
@@ -291,7 +293,30 @@ template <int N = LANES, class R, class F> INLINE void in_registers(R* to, F&& f
     }
 }
 
-template <class R> INLINE Numbers<R> weigh(R weight, Numbers<R> by) {
+// multiply_add of registers, for which compilers have no name of their own.
+INLINE Numbers<float> multiply_add(float a, Numbers<float> b, Numbers<float> c) {
+#if defined(__AVX512F__)
+    return Numbers<float>(_mm512_fmadd_ps(_mm512_set1_ps(a), __m512(b), __m512(c)));
+#elif defined(__AVX2__) && defined(__FMA__)
+    return Numbers<float>(_mm256_fmadd_ps(_mm256_set1_ps(a), __m256(b), __m256(c)));
+#elif defined(__aarch64__)
+    return Numbers<float>(vfmaq_n_f32(float32x4_t(c), float32x4_t(b), a));
+#else
+    return a * b + c;
+#endif
+}
+INLINE Numbers<double> multiply_add(double a, Numbers<double> b, Numbers<double> c) {
+#if defined(__AVX512F__)
+    return Numbers<double>(_mm512_fmadd_pd(_mm512_set1_pd(a), __m512d(b), __m512d(c)));
+#elif defined(__AVX2__) && defined(__FMA__)
+    return Numbers<double>(_mm256_fmadd_pd(_mm256_set1_pd(a), __m256d(b), __m256d(c)));
+#elif defined(__aarch64__)
+    return Numbers<double>(vfmaq_n_f64(float64x2_t(c), float64x2_t(b), a));
+#else
+    return a * b + c;
+#endif
+}
+template <class R> INLINE Numbers<R> weigh(R weight, Numbers<R> by) {  // 0 where either is 0
     const Numbers<R> zero{};
     return weight == R(0) ? zero : by == zero ? zero : weight * by;
 }

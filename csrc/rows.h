@@ -655,9 +655,9 @@ template <class R> struct KeptSlopes {
     // Those of the LANES classes from k on.
     template <bool WEIGHED, bool MOVED> INLINE_MEMBER void run(int64_t k, R* to) const {
         in_registers(to, [&](int l) __attribute__((always_inline)) {
-            const Numbers<R> pushed = of_e * numbers_at(e + k + l);
-            if constexpr (WEIGHED) return pushed - weigh(g, numbers_at(w + k + l));
-            else return pushed - less;
+            const Numbers<R> power = numbers_at(e + k + l);
+            if constexpr (WEIGHED) return multiply_add(of_e, power, -weigh(g, numbers_at(w + k + l)));
+            else return of_e * power - less;
         });
         if constexpr (MOVED) transform.template chain<true>(bends ? bends + k : nullptr, bias ? bias + k : nullptr, to);
     }
