@@ -131,42 +131,40 @@ template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
     return least;
 }
 
-// Numbers that the largest of a block is looked for among side by side. Of LANES alone each would wait for the one
-// before, where a register has room for so many more.
-template <class R> constexpr int ABREAST = REGISTER >= 32 && sizeof(R) == 4 ? 2 * LANES : LANES;
-
-// The largest number of a block, and the largest of those that are one below the other, ABREAST apart.
+// The largest number of a block. It is the largest of ABREAST lanes, each of which has seen every ABREAST-th number.
 template <class R> struct Largest {
-    static constexpr int64_t APART_BY = ABREAST<R>;
-    alignas(64) R lane[APART_BY];
+    // With LANES numbers, which are two registers of AVX-512, each comparison would wait for the one before. In float64
+    // and with SSE2 they are four registers or more.
+    static constexpr int64_t ABREAST = REGISTER >= 32 && sizeof(R) == 4 ? 2 * LANES : LANES;
+    alignas(64) R lane[ABREAST];
     R value;
 
     INLINE_MEMBER explicit Largest(const Block<R>& block) {
-        for (int l = 0; l < APART_BY; l++) lane[l] = -INF<R>;
+        for (int l = 0; l < ABREAST; l++) lane[l] = -INF<R>;
         int64_t k = 0;
-        for (; k + APART_BY <= block.whole; k += APART_BY) raise<APART_BY>(block.x + k);
+        for (; k + ABREAST <= block.whole; k += ABREAST) raise<ABREAST>(block.x + k);
         if (k < block.whole) raise<LANES>(block.x + k);
         if (block.whole < block.n) raise<LANES>(block.last);
         R half[LANES];
         for (int l = 0; l < LANES; l++)
-            half[l] = pick(lane[APART_BY - LANES + l] > lane[l], lane[APART_BY - LANES + l], lane[l]);
+            half[l] = pick(lane[ABREAST - LANES + l] > lane[l], lane[ABREAST - LANES + l], lane[l]);
         value = fold_max(half);
     }
 
-    // The index of the first number that equals it; n where there is none. As a rule it is in one lane, and only what
-    // is below the other there has to be looked at.
+    // The index of the first number that equals it; n where there is none. As a rule one lane has it, and only what
+    // that lane has seen is looked through.
     INLINE_MEMBER int64_t first(const Block<R>& block) const {
         Class<R> lanes = 0, at = 0;
-        for (int l = 0; l < APART_BY; l++) {
+        for (int l = 0; l < ABREAST; l++) {
             const bool here = lane[l] == value;
             lanes += pick(here, Class<R>(1), Class<R>(0)), at += pick(here, Class<R>(l), Class<R>(0));
         }
         if (lanes != 1) return first_of(block, value);
-        const int64_t rest = block.whole / APART_BY * APART_BY;
+        const int64_t rest = block.whole / ABREAST * ABREAST;
         int64_t first = block.n;
         if (block.whole < block.n && at < LANES && block.last[at] == value) first = block.n - LANES + at;
         if (rest < block.whole && at < LANES && block.x[rest + at] == value) first = rest + at;
-        for (int64_t k = rest - APART_BY + at; k >= 0; k -= APART_BY) first = pick(block.x[k] == value, k, first);
+        for (int64_t k = rest - ABREAST + at; k >= 0; k -= ABREAST) first = pick(block.x[k] == value, k, first);
         return first;
     }
 
