@@ -108,8 +108,8 @@ def contenders(case: Case, target: Tensor, options: dict[str, Any], implementati
 
     ``torch.compile`` starts from nothing for every problem, so that its code is made for these sizes and this number of
     threads, and not for any. "fresh" is crossent with ``CROSSENT_RECYCLE=0``, where that makes a difference. "in place" gets
-    the logits as a model computes them, for it refuses leaves; from its second call on these are what the gradient before
-    left there. "forward" is crossent without a gradient. "avx2" and "avx2 in place" are what a processor without AVX-512 gets.
+    the logits as a model computes them, for it refuses leaves. "forward" is crossent without a gradient. "avx2" and "avx2 in
+    place" are what a processor without AVX-512 gets.
     """
     binary = case.variant == "binary"
     theirs = F.binary_cross_entropy_with_logits if binary else F.cross_entropy
