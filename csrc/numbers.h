@@ -204,7 +204,7 @@ INLINE double expm1_(double z) {
 
 // a b + c. Where c is a product too, a compiler would fuse the one or the other with the sum; here it is always a b.
 template <class R> INLINE R multiply_add(R a, R b, R c) {
-#ifdef __FP_FAST_FMAF
+#if defined(__FMA__) || defined(__aarch64__)
     if constexpr (sizeof(R) == 4) return __builtin_fmaf(a, b, c);
     else return __builtin_fma(a, b, c);
 #else

@@ -133,8 +133,8 @@ template <class R> INLINE int64_t first_of(const Block<R>& block, R value) {
 
 // The largest number of a block. It is the largest of ABREAST lanes, each of which has seen every ABREAST-th number.
 template <class R> struct Largest {
-    // With LANES numbers, which are two registers of AVX-512, each comparison would wait for the one before. In float64
-    // and with SSE2 they are four registers or more.
+    // A comparison takes about four cycles, and two can begin in each. LANES numbers are two registers of AVX-512 and
+    // four of AVX2, so there are twice as many lanes; in float64 and with SSE2 they are twice as many registers anyway.
     static constexpr int64_t ABREAST = REGISTER >= 32 && sizeof(R) == 4 ? 2 * LANES : LANES;
     alignas(64) R lane[ABREAST];
     R value;
@@ -199,8 +199,8 @@ template <class R, class S, class F> INLINE void look_again(const Softmax& p, co
 // --- sums over a block ----------------------------------------------------------------------------------------------
 
 // Σ e^{x - level} of a block without the first of its classes that is the level, if it has one: its 1 would drown the
-// rest of a confident row. Meanwhile as many logits as the block has are fetched from `next` on. KEEP has each power
-// written to `e`.
+// rest of a confident row. Meanwhile as many logits as the block has are fetched from `next` on, and from one block
+// further on if the row is long enough for it. KEEP has each power written to `e`.
 template <bool KEEP, class R, class S>
 INLINE void add_exps(
     RowSums<R, double>& sum, const Block<R>& block, int64_t first, const S* next, const Shares<R, S>& next_target,
@@ -664,8 +664,8 @@ template <class R> struct KeptSlopes {
         run<WEIGHED, MOVED>(k, to);
         if (uint64_t(y - k) < LANES) to[y - k] = back(at_y, y);
     }
-    // Runs from k on to where they belong. Meanwhile as many logits are fetched from `next` on, if there is one. What
-    // was streamed is not written again, for which it would have to be fetched.
+    // Runs from k on to where they belong. Meanwhile half as many logits are fetched from `next` on, if there is one.
+    // What was streamed is not written again, for which it would have to be fetched.
     template <bool PAST, bool WEIGHED, bool MOVED, class S>
     INLINE_MEMBER void runs(int64_t k, int64_t end, S* to, const S* next) const {
         const auto others = [&](int64_t until) __attribute__((always_inline)) {

@@ -78,10 +78,14 @@ def test_they_are_chosen_for_plain_calls_where_there_are_no_kernels(device):
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy_with_logits"])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("more", [{}, {"sample_weight": True}, {"inplace_backward": True}, {"inplace_forward": True}])
-def test_what_is_said_to_be_chosen_is_what_runs(dtype, loss, reduction, more, monkeypatch):
+@pytest.mark.parametrize("pos_weight", [False, True])
+def test_what_is_said_to_be_chosen_is_what_runs(dtype, loss, reduction, more, pos_weight, monkeypatch):
+    if pos_weight and loss == "cross_entropy":
+        pytest.skip("a softmax loss has none")
     x = torch.empty(6, 4, device="meta", dtype=dtype, requires_grad=True).relu()
     t = torch.empty(6, dtype=torch.int64, device="meta") if loss == "cross_entropy" else torch.empty_like(x)
     options = {k: v if k != "sample_weight" else torch.empty(6, device="meta") for k, v in more.items()}
+    options |= {"pos_weight": torch.empty(4, device="meta", dtype=dtype)} if pos_weight else {}
     ran = set()
     for name in ("torch", "eager"):
         implementation = load(name)
@@ -96,7 +100,8 @@ def test_what_is_said_to_be_chosen_is_what_runs(dtype, loss, reduction, more, mo
     getattr(crossent, loss)(x, t, reduction=reduction, **options)
     said = crossent.choose_implementation(x, target=t, loss=loss, reduction=reduction, **options)
     assert said == ("eager" if "torch" not in ran else "torch")
-    heavy = dtype.itemsize > (4 if loss != "cross_entropy" and reduction != "none" else 2)
+    widest = 2 if loss == "cross_entropy" else 0 if reduction == "none" or pos_weight else 4  # bytes of a logit
+    heavy = dtype.itemsize > widest
     assert said == ("eager" if any(o.startswith("inplace") for o in more) or (more and heavy) else "torch")
 
 

@@ -733,6 +733,24 @@ def test_the_family_takes_eight_bytes_an_element_at_most(target, options, dtype)
 
 
 @needs_peaks
+@pytest.mark.parametrize(
+    "options",
+    [
+        "sample_weight=u",
+        "sample_weight=u, pos_weight=torch.ones(4000, dtype=x.dtype)",
+        "sample_weight=u, reduction='none'",
+        "sample_weight=u.requires_grad_(), pos_weight=torch.ones(4000, dtype=x.dtype), reduction='none'",
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sigmoid_losses_that_rows_weigh_take_eight_bytes_an_element_and_the_losses(options, dtype):
+    call = with_options("crossent.binary_cross_entropy_with_logits(x, y)", options)
+    # Losses of elements are given, and so is their gradient here: the sum of such losses has one of the same size.
+    given = 2 * getattr(torch, dtype).itemsize if "none" in options else 0
+    assert bytes_an_element(dtype, call, "probabilities") <= max(8.1, 8.1 - 4 + given)
+
+
+@needs_peaks
 @pytest.mark.parametrize("options", ["inplace_backward=True", "inplace_forward=True, sample_weight=u"])
 def test_a_plain_call_in_place_takes_the_memory_of_blocks_alone(options):
     assert bytes_an_element("float32", with_options(PLAIN, options)) <= 2

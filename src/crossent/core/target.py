@@ -257,7 +257,7 @@ SPECIAL: dict[str, tuple[str, ...]] = {
 }
 """The options of each loss that describe its logits and that torch does not have."""
 
-BESIDE = ("reduction", "sample_weight", "inplace_backward", "inplace_forward")
+BESIDE = ("label_smoothing", "reduction", "sample_weight", "inplace_backward", "inplace_forward")
 """What else the choice of an implementation depends on."""
 
 
@@ -321,7 +321,7 @@ def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) 
     """Describe the options of a call without its logits, as far as the choice of an implementation depends on them."""
     if not isinstance(loss, str) or loss not in SPECIAL:
         raise ValueError(f"loss must be one of {', '.join(map(repr, SPECIAL))}, got {loss!r:.60}")
-    names = (*SPECIAL[loss], "label_smoothing", *BESIDE)
+    names = (*SPECIAL[loss], *BESIDE, *(() if loss == "cross_entropy" else ("pos_weight",)))
     for name in options:
         if name not in names:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(names)}, not on {name}")
@@ -334,7 +334,7 @@ def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) 
         )
         return Target(values, None, bias, mask, None, Settings.of(**_numbers(Settings, options)))
     settings = BinarySettings.of(**_numbers(BinarySettings, options))
-    return BinaryTarget(values, mask=options.get("mask"), settings=settings)
+    return BinaryTarget(values, None, options.get("pos_weight"), options.get("mask"), settings)
 
 
 def _numbers(record: type[Record], options: dict[str, Any]) -> dict[str, Any]:

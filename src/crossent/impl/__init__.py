@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from crossent.core.checks import check_tensors
+from crossent.core.checks import check_tensors, flag
+from crossent.core.reduction import read_reduction
 from crossent.core.target import BinaryTarget, Target, describe_options
 from crossent.impl import eager as formulas  # the one implementation whose operations autograd knows
 from crossent.impl.protocol import Implementation
@@ -93,7 +94,8 @@ def choose_implementation(
         target: of the call; the dtype of probabilities matters.
         loss: ``"cross_entropy"`` or ``"binary_cross_entropy_with_logits"``.
         settings: those of the call that torch's loss does not have, such as ``penalty`` or ``class_mask``, and
-            ``label_smoothing``, ``reduction``, ``sample_weight``, ``inplace_backward`` and ``inplace_forward``.
+            ``label_smoothing``, ``reduction``, ``sample_weight``, ``pos_weight``, ``inplace_backward`` and ``inplace_forward``.
+            The latter two count for nothing in compiled calls and those of DTensors, which never write over logits.
 
     Raises:
         ValueError: ``impl`` is no implementation's name.
@@ -108,23 +110,21 @@ def choose_implementation(
     """
     check_tensors(logits=logits, **({} if target is None else {"target": target}))
     described = describe_options(loss, target, settings)
-    inplace = settings.get("inplace_backward", False) or settings.get("inplace_forward", False)
-    weighed = settings.get("sample_weight") is not None
-    return choose(
-        logits, impl, target, described, wanted_loss(logits, described, settings.get("reduction"), weighed, inplace)
-    )
+    reduction, weighed = read_reduction(settings.get("reduction", "mean")), settings.get("sample_weight") is not None
+    inplace = [flag(name, settings.get(name, False)) for name in ("inplace_backward", "inplace_forward")]
+    return choose(logits, impl, target, described, wanted_loss(logits, described, reduction, weighed, any(inplace)))
 
 
-def wanted_loss(
-    logits: Tensor, target: Target | BinaryTarget, reduction: str | None, weighed: bool, inplace: bool
-) -> Wanted:
-    """Say whether a loss is plain.
+def wanted_loss(logits: Tensor, target: Target | BinaryTarget, reduction: str, weighed: bool, inplace: bool) -> Wanted:
+    """Return "plain" where torch's own operator may give a loss, and "loss" where it may not.
 
-    With weights of rows, or with the gradient over the logits, a call says more than torch's. It may take 8 bytes an element.
-    Torch's operator takes 12 in float32 and 6 in half precision, and 8 and 6 for a sum of sigmoid losses. It never writes over the
-    logits.
+    With weights of rows, or with the gradient over the logits, a call says more than torch's, and may take 8 bytes an element.
+    Torch's operator takes 12 in float32 and up to 8 in half precision. For a sum of sigmoid losses it takes 8 and 4, but with
+    ``pos_weight`` or without a sum 12 and up to 10. It never writes over the logits.
     """
-    widest = 4 if isinstance(target, BinaryTarget) and reduction != "none" else 2
+    widest = 2
+    if isinstance(target, BinaryTarget):
+        widest = 0 if reduction == "none" or target.pos_weight is not None else 4
     fits = not weighed or logits.element_size() <= widest
     return "plain" if fits and not inplace else "loss"
 

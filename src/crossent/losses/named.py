@@ -539,7 +539,7 @@ def contrastive_cross_entropy(
     if plain(a, b):
         logits = a.new_empty(()).expand(len(a), len(b))  # what they will be like
         target = describe(logits, partner, None, None, {"label_smoothing": label_smoothing})[1]
-        # Torch's own operator, left to autograd, takes sixteen bytes a logit: it runs where it is named.
+        # Torch's own operator, left to autograd, takes sixteen bytes a logit: where there are blocks, it has to be named.
         name = choose(logits, impl, partner, target, "loss")
         if takes_blocks(name, logits, target):
             return pair_losses(partial(compute, impl=name), a, b, target, symmetric).to(dtype)

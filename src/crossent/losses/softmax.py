@@ -195,7 +195,6 @@ def reduced_cross_entropy(
 ) -> Tensor:
     """Choose an implementation for logits that are laid out and arguments that are understood, run it and reduce."""
     how, u, weights = reduction.how, reduction.sample_weight, None
-    how, u, weights = reduction.how, reduction.sample_weight, None
     wanted = wanted_loss(logits, target, how, u is not None, place != "beside")
     name = choose(logits, impl, target.values, target, wanted)
     if how == "mean" and not (reduction.over_own_rows and reduction.empty == "nan"):
