@@ -257,8 +257,12 @@ SPECIAL: dict[str, tuple[str, ...]] = {
 }
 """The options of each loss that describe its logits and that torch does not have."""
 
-BESIDE = ("label_smoothing", "reduction", "sample_weight", "inplace_backward", "inplace_forward")
-"""What else the choice of an implementation depends on."""
+_OF_BOTH = ("label_smoothing", "reduction", "sample_weight", "inplace_backward", "inplace_forward")
+CHOICE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "cross_entropy": _OF_BOTH,
+    "binary_cross_entropy_with_logits": (*_OF_BOTH, "pos_weight"),
+}
+"""The other options of each loss on which the choice of an implementation depends."""
 
 
 def describe(
@@ -321,7 +325,7 @@ def describe_options(loss: str, target: Tensor | None, options: dict[str, Any]) 
     """Describe the options of a call without its logits, as far as the choice of an implementation depends on them."""
     if not isinstance(loss, str) or loss not in SPECIAL:
         raise ValueError(f"loss must be one of {', '.join(map(repr, SPECIAL))}, got {loss!r:.60}")
-    names = (*SPECIAL[loss], *BESIDE, *(() if loss == "cross_entropy" else ("pos_weight",)))
+    names = (*SPECIAL[loss], *CHOICE_OPTIONS[loss])
     for name in options:
         if name not in names:
             raise TypeError(f"the implementation of {loss} depends on its settings {', '.join(names)}, not on {name}")

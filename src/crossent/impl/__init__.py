@@ -95,7 +95,7 @@ def choose_implementation(
         loss: ``"cross_entropy"`` or ``"binary_cross_entropy_with_logits"``.
         settings: those of the call that torch's loss does not have, such as ``penalty`` or ``class_mask``, and
             ``label_smoothing``, ``reduction``, ``sample_weight``, ``pos_weight``, ``inplace_backward`` and ``inplace_forward``.
-            The latter two count for nothing in compiled calls and those of DTensors, which never write over logits.
+            The latter two count for nothing in compiled calls and for DTensors, which never have their logits written over.
 
     Raises:
         ValueError: ``impl`` is no implementation's name.
