@@ -42,8 +42,13 @@ struct BinaryInputs {
     std::optional<View> weight, pos_weight;
 
     BinaryInputs(nb::handle logits_, nb::handle target_, nb::handle weight_, nb::handle pos_weight_)
-        : logits(logits_, "logits"), target(target_, "target"), weight(maybe(weight_, "weight")),
-          pos_weight(maybe(pos_weight_, "pos_weight")) {
+        : BinaryInputs(
+              View(logits_, "logits"), View(target_, "target"), maybe(weight_, "weight"),
+              maybe(pos_weight_, "pos_weight")
+          ) {}
+    BinaryInputs(View logits_, View target_, std::optional<View> weight_ = {}, std::optional<View> pos_weight_ = {})
+        : logits(std::move(logits_)), target(std::move(target_)), weight(std::move(weight_)),
+          pos_weight(std::move(pos_weight_)) {
         dtype_of(logits), check_contiguous(logits);
         if (logits.numel() == 0) logits.refuse("must not be empty");
         check_like_or_wide(target, logits), check_same_shape(target, logits), check_contiguous(target);

@@ -1,7 +1,7 @@
 // Plain calls in one step, some of which are so small that most of their time is Python's.
 //
 // Takes arguments just as a caller gave them, looks at them once, makes the results and fills them. Gives a loss and
-// what its gradient is made of. Refuses nothing: None says that Python has to look at the arguments.
+// what its gradient is made of. Refuses nothing: what is empty says that Python has to look at the arguments.
 
 #pragma once
 #include "bind_binary.h"
@@ -51,38 +51,67 @@ void know_makers(
     m.lse_of = std::move(lse_of), m.rows_of = std::move(rows_of), m.number = std::move(number);
 }
 
-bool requires_grad(nb::handle tensor) { return nb::cast<bool>(tensor.attr("requires_grad")); }
+// The names of attributes that every call asks for: to look one up by a C string makes a string each time.
+struct Names {
+    nb::object requires_grad = intern("requires_grad"), dtype = intern("dtype"), to_save = intern("to_save"),
+               saved_tensors = intern("saved_tensors"), formed = intern("formed"), backward = intern("backward"),
+               forward_cls = intern("_forward_cls"), level = intern("_current_level"), watcher = intern("watcher");
 
-// Whether a call needs nothing of what Python checks: plain tensors on the CPU that fit together, and no derivative but
-// that of the logits. Strides are looked at later.
-bool ordinary(nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index) try {
-    if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return false;
-    const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
-    if (!is_float(logits) || !logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0)
-        return false;
+  private:
+    static nb::object intern(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
+};
+const Names& names() {
+    static const Names* one = new Names;
+    return *one;
+}
+
+bool requires_grad(nb::handle tensor) { return tensor.attr(names().requires_grad).is(Py_True); }
+
+// What a caller gave.
+struct Given {
+    nb::handle logits, target, weight;
+    int64_t ignore_index = -100;
+    double smoothing = 0;
+};
+
+// The tensors of a call that needs nothing of what Python checks: plain ones on the CPU that fit together, and no
+// derivative but that of the logits. Strides are looked at later.
+std::optional<Inputs> ordinary(const Given& given) try {
+    const auto& [logits_, target_, weight_, ignore_index, smoothing] = given;
+    if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return {};
+    View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
+    if (!is_float(logits) || !logits.on_cpu() || !target.on_cpu() || logits.ndim < 2 || logits.numel() == 0) return {};
     const bool soft = index_type_of(target) < 0;
     if (soft ? target.dtype != logits.dtype || ignore_index >= 0 || requires_grad(target_) : !contiguous(target))
-        return false;
-    if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return false;
+        return {};
+    if (target.ndim != logits.ndim - !soft || target.shape[0] != logits.shape[0]) return {};
     for (int32_t d = 1; d < target.ndim; d++)
-        if (target.shape[d] != logits.shape[soft ? d : d + 1]) return false;
-    if (weight_.is_none()) return true;
-    const View weight(weight_, "weight", View::LOOK);
-    if (!weight.on_cpu() || weight.dtype != logits.dtype || weight.dtype.bits < 32 || requires_grad(weight_))
-        return false;
-    return weight.ndim == 1 && weight.shape[0] == logits.shape[1] && contiguous(weight);
+        if (target.shape[d] != logits.shape[soft ? d : d + 1]) return {};
+    std::optional<View> weight;
+    if (!weight_.is_none()) {
+        weight.emplace(weight_, "weight", View::LOOK);
+        if (!weight->on_cpu() || weight->dtype != logits.dtype || weight->dtype.bits < 32 || requires_grad(weight_))
+            return {};
+        if (weight->ndim != 1 || weight->shape[0] != logits.shape[1] || !contiguous(*weight)) return {};
+        weight->see_to(weight_);
+    }
+    logits.see_to(logits_), target.see_to(target_);
+    return Inputs(std::move(logits), std::move(target), std::move(weight), ignore_index, smoothing);
 } catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
-    return false;
+    return {};
 }
-bool ordinary(nb::handle logits_, nb::handle target_) try {
-    if (!plain(logits_) || !plain(target_) || requires_grad(target_)) return false;
-    const View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
+std::optional<BinaryInputs> ordinary_binary(const Given& given) try {
+    const auto &logits_ = given.logits, &target_ = given.target;
+    if (!plain(logits_) || !plain(target_) || requires_grad(target_)) return {};
+    View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
     if (!is_float(logits) || !same_dtype(target, logits) || !logits.on_cpu() || !target.on_cpu() || logits.numel() == 0)
-        return false;
-    if (target.ndim != logits.ndim || !std::equal(logits.shape, logits.shape + logits.ndim, target.shape)) return false;
-    return contiguous(logits) && contiguous(target);
+        return {};
+    if (target.ndim != logits.ndim || !std::equal(logits.shape, logits.shape + logits.ndim, target.shape)) return {};
+    if (!contiguous(logits) || !contiguous(target)) return {};
+    logits.see_to(logits_), target.see_to(target_);
+    return BinaryInputs(std::move(logits), std::move(target));
 } catch (const std::exception&) {
-    return false;
+    return {};
 }
 
 // What was made like the logits. A mode that sees how it is made may have made something else.
@@ -117,6 +146,7 @@ class KeptSums {
 
     void set(Softmax& p, const View& logits) const { set_lse(p, pointer_, wide_bits(logits) / 8); }
     nb::object object() const { return object_; }
+    bool few() const { return PyBytes_Check(object_.ptr()); }
 
   private:
     static Py_ssize_t size(const View& logits, int64_t rows) { return Py_ssize_t(2 * rows * wide_bits(logits) / 8); }
@@ -188,28 +218,29 @@ class Incoming {
 
 // --- softmax --------------------------------------------------------------------------------------------------------
 
-// (loss, Σ of the rows' weights, gradient): a sum or mean and `factor` times its gradient, or None for the gradient.
-nb::object quick_sum(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing, bool mean,
-    std::optional<double> factor
-) {
-    if (!ordinary(logits_, target_, weight_, ignore_index)) return nb::none();
-    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
-    nb::object loss = makers().number_like(logits_, inputs.logits);
-    nb::object gradient = factor ? makers().like(logits_, inputs.logits) : nb::none();
-    const FreshSum fresh(loss, gradient, inputs.logits);
-    const std::optional<double> total = run_sum(inputs, fresh.loss, fresh.gradient, {}, mean, factor.value_or(1));
-    return total ? nb::object(nb::make_tuple(loss, *total, gradient)) : nb::none();
+// What is empty was not taken.
+struct QuickSum {
+    nb::object loss, gradient;
+    double divisor = 1;
+};
+
+// A sum or mean and `factor` times its gradient, or None for the gradient.
+QuickSum quick_sum(Inputs& inputs, nb::handle logits, bool mean, std::optional<double> factor) {
+    QuickSum made{makers().number_like(logits, inputs.logits), nb::none()};
+    if (factor) made.gradient = makers().like(logits, inputs.logits);
+    const FreshSum fresh(made.loss, made.gradient, inputs.logits);
+    const bool done = run_sum(inputs, fresh.loss, fresh.gradient, {}, mean, factor.value_or(1)).has_value();
+    return done ? made : QuickSum{};
 }
 
-// (losses, kept sums) of rows. A few losses come in the dtype of the logits, more as R.
-nb::object quick_rows(
-    nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index, double smoothing
-) {
-    if (!ordinary(logits_, target_, weight_, ignore_index)) return nb::none();
-    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
+struct QuickRows {
+    nb::object losses, kept;
+    bool few, as_logits;  // a few rows keep bytes, more a tensor; losses in the dtype of the logits, or as R
+};
+
+QuickRows quick_rows(Inputs& inputs, nb::handle logits_, nb::handle target_) {
+    if (!inputs.lay_out()) return {};
     const View& logits = inputs.logits;
-    if (!inputs.lay_out()) return nb::none();
     Softmax p = inputs.describe();
     const KeptSums kept(logits_, logits, p.rows());
     nb::object losses = makers().losses_of(logits_, target_, logits, p.rows() <= FEW_NUMBERS);
@@ -220,27 +251,24 @@ nb::object quick_rows(
     p.loss = rounded.pointer();
     forward(p, dtype_of(logits), NONE, to);
     rounded.finish();
-    return nb::make_tuple(losses, kept.object());
+    return {losses, kept.object(), kept.few(), same_dtype(to, logits)};
 }
 
 // The gradient for the logits from what quick_rows gave and the gradient of its losses.
-nb::object quick_rows_gradient(
-    nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index,
-    double smoothing, nb::handle kept_
-) {
-    if (!plain(grad_) || !ordinary(logits_, target_, weight_, ignore_index)) return nb::none();
-    Inputs inputs(logits_, target_, weight_, ignore_index, smoothing);
-    const View grad(grad_, "grad"), &logits = inputs.logits;
+nb::object quick_rows_gradient(nb::handle grad_, const Given& given, nb::handle kept_) {
+    std::optional<Inputs> inputs;
+    if (!plain(grad_) || !(inputs = ordinary(given))) return {};
+    const View grad(grad_, "grad"), &logits = inputs->logits;
     check_rows(grad, logits);
     const KeptSums kept(kept_, logits);
     const Incoming rows(grad, logits);
-    nb::object gradient = makers().like(logits_, logits);
+    nb::object gradient = makers().like(given.logits, logits);
     const std::optional<View> to = fresh_like(gradient, "grad_logits", logits);
-    if (!rows.pointer() || !inputs.lay_out(to)) return nb::none();
-    Softmax p = inputs.describe(Inputs::BACKWARD);
+    if (!rows.pointer() || !inputs->lay_out(to)) return {};
+    Softmax p = inputs->describe(Inputs::BACKWARD);
     kept.set(p, logits);
     p.grad = rows.pointer(), p.grad_rows = rows.each;
-    set_gradient(p, *to, inputs.layouts.back());
+    set_gradient(p, *to, inputs->layouts.back());
     backward(p, dtype_of(logits));
     return gradient;
 }
@@ -248,23 +276,18 @@ nb::object quick_rows_gradient(
 // --- sigmoid --------------------------------------------------------------------------------------------------------
 
 // The same for binary losses without weights.
-nb::object quick_binary_sum(nb::handle logits_, nb::handle target_, bool mean, std::optional<double> factor) {
-    if (!ordinary(logits_, target_)) return nb::none();
-    const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());
+QuickSum quick_binary_sum(const BinaryInputs& inputs, nb::handle logits_, bool mean, std::optional<double> factor) {
     const View& logits = inputs.logits;
-    const double divisor = mean ? double(logits.numel()) : 1;
-    nb::object loss = makers().number_like(logits_, logits);
-    nb::object gradient = factor ? makers().like(logits_, logits) : nb::none();
-    const FreshSum fresh(loss, gradient, logits);
+    QuickSum made{makers().number_like(logits_, logits), nb::none(), mean ? double(logits.numel()) : 1};
+    if (factor) made.gradient = makers().like(logits_, logits);
+    const FreshSum fresh(made.loss, made.gradient, logits);
     if (fresh.gradient) check_contiguous(*fresh.gradient);
-    const bool done = run_binary_sum(inputs, fresh.loss, fresh.gradient, divisor, factor.value_or(1));
-    return done ? nb::object(nb::make_tuple(loss, divisor, gradient)) : nb::none();
+    const bool done = run_binary_sum(inputs, fresh.loss, fresh.gradient, made.divisor, factor.value_or(1));
+    return done ? made : QuickSum{};
 }
 
 // The losses of elements, in the dtype of the logits.
-nb::object quick_binary_elements(nb::handle logits_, nb::handle target_) {
-    if (!ordinary(logits_, target_)) return nb::none();
-    const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());
+nb::object quick_binary_elements(const BinaryInputs& inputs, nb::handle logits_) {
     const View& logits = inputs.logits;
     nb::object losses = makers().like(logits_, logits);
     const View to(losses, "loss", View::FRESH);
@@ -276,14 +299,14 @@ nb::object quick_binary_elements(nb::handle logits_, nb::handle target_) {
     return losses;
 }
 
-// The gradient for the logits from the gradient of those losses, which keep nothing.
-nb::object quick_binary_gradient(nb::handle grad_, nb::handle logits_, nb::handle target_, nb::handle) {
-    if (!plain(grad_) || !ordinary(logits_, target_)) return nb::none();
-    const BinaryInputs inputs(logits_, target_, nb::none(), nb::none());
-    const View grad(grad_, "grad"), &logits = inputs.logits;
+// The gradient for the logits from that of those losses, which keep nothing.
+nb::object quick_binary_gradient(nb::handle grad_, const Given& given) {
+    std::optional<BinaryInputs> inputs;
+    if (!plain(grad_) || !(inputs = ordinary_binary(given))) return {};
+    const View grad(grad_, "grad"), &logits = inputs->logits;
     check_same_shape(grad, logits);
     Binary p{};
-    describe(inputs, p);
+    describe(*inputs, p);
     std::optional<Incoming> elements;
     if (same_dtype(grad, logits) && contiguous(grad)) {
         p.grad = grad.pointer(), p.grad_rows = p.narrow_grad = true;
@@ -291,36 +314,13 @@ nb::object quick_binary_gradient(nb::handle grad_, nb::handle logits_, nb::handl
         elements.emplace(grad, logits);
         p.grad = elements->pointer(), p.grad_rows = elements->each;
     }
-    if (!p.grad) return nb::none();
-    nb::object gradient = makers().like(logits_, logits);
+    if (!p.grad) return {};
+    nb::object gradient = makers().like(given.logits, logits);
     const View to(gradient, "grad_logits", View::FRESH);
     check_gradient(to, logits);
     p.grad_logits = to.pointer();
     run_binary(p, logits);
     return gradient;
-}
-
-void bind_quick(nb::module_& m) {
-    using nb::literals::operator""_a;
-    m.def("know_makers", &know_makers, "empty_like"_a, "recycled_like"_a, "lse_of"_a, "rows_of"_a, "number"_a);
-    m.def(
-        "quick_sum", &quick_sum, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a,
-        "smoothing"_a, "mean"_a, "factor"_a.none()
-    );
-    m.def(
-        "quick_rows", &quick_rows, "logits"_a.none(), "target"_a.none(), "weight"_a.none(), "ignore_index"_a,
-        "smoothing"_a
-    );
-    m.def(
-        "quick_rows_gradient", &quick_rows_gradient, "grad"_a.none(), "logits"_a.none(), "target"_a.none(),
-        "weight"_a.none(), "ignore_index"_a, "smoothing"_a, "kept"_a
-    );
-    m.def("quick_binary_sum", &quick_binary_sum, "logits"_a.none(), "target"_a.none(), "mean"_a, "factor"_a.none());
-    m.def("quick_binary_elements", &quick_binary_elements, "logits"_a.none(), "target"_a.none());
-    m.def(
-        "quick_binary_gradient", &quick_binary_gradient, "grad"_a.none(), "logits"_a.none(), "target"_a.none(),
-        "kept"_a.none() = nb::none()
-    );
 }
 
 }  // namespace

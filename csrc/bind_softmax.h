@@ -124,6 +124,10 @@ int64_t rows_together(const Softmax& p, int64_t size) {
     return p.classes * size > SHORT_BYTES ? 1 : std::clamp<int64_t>(TOGETHER / p.classes, 2, LANES);
 }
 
+struct OutOfRange : std::runtime_error {
+    OutOfRange() : std::runtime_error("target has a class index that is out of range") {}
+};
+
 // What every softmax loss is given.
 struct Inputs {
     View logits, target;
@@ -138,7 +142,15 @@ struct Inputs {
         nb::handle logits_, nb::handle target_, nb::handle weight_, int64_t ignore_index_, double smoothing_,
         nb::handle member_ = nb::none()
     )
-        : logits(logits_, "logits"), target(target_, "target"), weight(maybe(weight_, "weight")),
+        : Inputs(
+              View(logits_, "logits"), View(target_, "target"), maybe(weight_, "weight"), ignore_index_, smoothing_,
+              member_
+          ) {}
+    Inputs(
+        View logits_, View target_, std::optional<View> weight_, int64_t ignore_index_, double smoothing_,
+        nb::handle member_ = nb::none()
+    )
+        : logits(std::move(logits_)), target(std::move(target_)), weight(std::move(weight_)),
           ignore_index(ignore_index_), smoothing(smoothing_), soft(index_type_of(target) < 0) {
         dtype_of(logits);
         if (logits.ndim < 2 || logits.shape[1] < 1)
@@ -225,7 +237,7 @@ template <class F> void read_labels(Softmax& p, F&& work) {
     p.out_of_range = &out_of_range;
     work();
     p.out_of_range = nullptr;
-    if (out_of_range) throw std::runtime_error("target has a class index that is out of range");
+    if (out_of_range) throw OutOfRange();
 }
 
 // Run the kernels for losses, or where something is kept of the rows those that form gradients as well. A penalty on
@@ -395,7 +407,7 @@ template <class R, class I> double sum_of_weights(const Softmax& p, const I* lab
         }
         if (wrong) out_of_range.store(true, std::memory_order_relaxed);
     });
-    if (out_of_range) throw std::runtime_error("target has a class index that is out of range");
+    if (out_of_range) throw OutOfRange();
     return total(parts.data(), groups);
 }
 // The same where each row that counts weighs 1.
@@ -405,7 +417,7 @@ template <class I> double count(const Softmax& p, const I* label) {
         counted = kernels->count(label, p.rows(), p.ignore_index, p.classes, wrong);
     else
         for (int64_t row = 0; row < p.rows(); row++) counted -= counts(p, int64_t(label[row]), wrong);
-    if (wrong) throw std::runtime_error("target has a class index that is out of range");
+    if (wrong) throw OutOfRange();
     return double(counted);
 }
 template <class I> double sum_of_weights(const Softmax& p, const I* label, bool wide) {

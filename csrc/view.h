@@ -66,7 +66,11 @@ class __attribute__((visibility("hidden"))) View : public dlpack::Tensor {
 
     View(nb::handle tensor, const char* name_, Use use = READ) : name(name_) {
         look(tensor);
-        if (use == LOOK) return;
+        if (use != LOOK) see_to(tensor, use);
+    }
+
+    // Make what was only looked at fit for another use.
+    void see_to(nb::handle tensor, Use use = READ) {
         if (device.type != dlpack::CPU) refuse("must be on the CPU, where the native kernels run");
         if (use == FRESH) return;
         const bool floating = dtype.code == dlpack::FLOAT || dtype.code == dlpack::BFLOAT;

@@ -9,10 +9,12 @@ import math
 import os
 import subprocess
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import cases
 import pytest
+import short
 import torch
 
 import crossent
@@ -379,46 +381,63 @@ def softmax_functions(_native, dtype, soft):
     })  # fmt: skip
     if dtype != wide:
         said["weight"], wrong["weight"] = None, [Wrong("there", c, False)]
-    yield from quick_softmax_functions(_native, said, wrong, name)
+    yield from short_softmax_functions(_native, said, wrong, name)
 
 
-def refusing(quick):
+def refusing(short, reduction=None):
     """Make an error of the answer that the arguments have to be looked at first."""
 
     def function(*given):
-        answer = quick(*given)
+        answer = short(*given) if reduction is None else short(*given, reduction=reduction)
         if answer is None:
-            raise ValueError(f"{quick.__name__} takes no such arguments")
+            raise ValueError("the short way takes no such arguments")
         return [t for t in results(answer) if t.is_floating_point()]
 
     return function
+
+
+def backward_of(gradient, saved):
+    """Return a backward over what a node of so many saved tensors has; None where it is left to the backward in Python."""
+    in_python = SimpleNamespace(backward=lambda ctx, grad: None)
+
+    def function(grad, *parts):
+        given, kept = parts[:saved], parts[saved:]
+        with torch.no_grad():  # as autograd runs a backward
+            return gradient(SimpleNamespace(saved_tensors=given, formed=kept, _forward_cls=in_python), grad)
+
+    return refusing(function)
 
 
 def unnamed(wrong):
     return {name: [Wrong(each.what, each.value, False) for each in kinds] for name, kinds in wrong.items()}
 
 
-def quick_softmax_functions(_native, said, wrong, name):
+def short_softmax_functions(_native, said, wrong, name):
     """The short way, which looks at what a caller gave: it has to refuse whatever the others do."""
     wrong = unnamed(wrong)
     if said["weight"] is None and not said["target"].is_floating_point():  # nothing says what the logits have to be
         wrong["logits"] = [each for each in wrong["logits"] if each.what not in ("long 1", "torch.float64")]
-    right = said | {"mean": True, "factor": 2.0}
-    yield Call(f"quick_sum {name}", refusing(_native.quick_sum), right, wrong | {
-        "factor": [Wrong("text", "1", False)], "mean": [Wrong("None", None, False)]
-    })  # fmt: skip
-    yield Call(f"quick_rows {name}", refusing(_native.quick_rows), said, wrong)
-    _, kept = _native.quick_rows(*said.values())
+
+    def cross_entropy(logits, target, weight, ignore_index, smoothing, reduction):
+        return short.cross_entropy(
+            logits, target, weight, ignore_index=ignore_index, label_smoothing=smoothing, reduction=reduction
+        )
+
+    for reduction in ("none", "mean"):
+        yield Call(f"short way {name} {reduction}", refusing(cross_entropy, reduction), said, wrong)
+    followed = said | {"logits": said["logits"].detach().clone().requires_grad_()}
+    kept = cross_entropy(*followed.values(), "none").grad_fn.formed[0]
     wide = torch.float64 if said["logits"].dtype == torch.float64 else torch.float32
     grad, lse = torch.rand(N, dtype=wide), torch.frombuffer(bytearray(kept), dtype=wide).view(2, N)
-    right = {"grad": grad, **said, "kept": kept}
+    tensors_of, numbers_of = list(said.items())[:3], list(said.items())[3:]
+    right = {"grad": grad, **dict(tensors_of), "lse": None, "kept": kept, **dict(numbers_of)}
     strings = [Wrong("short", kept[:-1], False), Wrong("long", kept + b"0", False), Wrong("none", None, False)]
-    yield Call(f"quick_rows_gradient {name}", refusing(_native.quick_rows_gradient), right, wrong | unnamed({
+    yield Call(f"rows_gradient {name}", backward_of(_native.rows_gradient, 4), right, wrong | unnamed({
         "grad": tensors(grad, {wide, said["logits"].dtype}, True), "kept": strings
     }))  # fmt: skip
-    right = right | {"kept": lse}  # as many rows have it
-    yield Call(f"quick_rows_gradient {name} of a tensor", refusing(_native.quick_rows_gradient), right, unnamed({
-        "kept": tensors(lse, {wide}, True)
+    right = right | {"lse": lse, "kept": None}  # as many rows have it
+    yield Call(f"rows_gradient {name} of a tensor", backward_of(_native.rows_gradient, 4), right, unnamed({
+        "lse": tensors(lse, {wide}, True)
     }))  # fmt: skip
 
 
@@ -445,11 +464,12 @@ def binary_functions(_native, dtype):
     })  # fmt: skip
     said = {"logits": x, "target": t}
     wrong = unnamed({"logits": tensors(x, {dtype}, True), "target": tensors(t, {dtype}, True)})
-    yield Call(
-        f"quick_binary_sum {dtype}", refusing(_native.quick_binary_sum), said | {"mean": True, "factor": None}, wrong
-    )
-    yield Call(f"quick_binary_elements {dtype}", refusing(_native.quick_binary_elements), said, wrong)
-    yield Call(f"quick_binary_gradient {dtype}", refusing(_native.quick_binary_gradient), {"grad": grad, **said}, wrong | {
+    for reduction in ("none", "mean"):
+        yield Call(
+            f"short way binary {dtype} {reduction}", refusing(short.binary_cross_entropy, reduction), said, wrong
+        )
+    right = {"grad": grad, **said, "nothing": None}
+    yield Call(f"elements_gradient {dtype}", backward_of(_native.elements_gradient, 3), right, wrong | {
         "grad": unnamed({"grad": tensors(grad, {wide, dtype}, True)})["grad"]
     })  # fmt: skip
 
@@ -483,6 +503,52 @@ def other_functions(_native):
     makers = ("empty_like", "recycled_like", "lse_of", "rows_of", "number")
     yield Call("know_makers", _native.know_makers, dict.fromkeys(makers, torch.empty_like), {
         name: [Wrong(repr(v), v, False) for v in (None, 3, "empty_like")] for name in makers
+    })  # fmt: skip
+    yield from attaching_functions(_native)
+
+
+def attaching_functions(_native):
+    """What attaches losses to their logits: Python tells it what to ask, and autograd calls it."""
+
+    def wrongs(**values):
+        return [Wrong(name.replace("_", " "), value, False) for name, value in values.items()]
+
+    x, questions = torch.randn(N, C), vars(import_module("crossent.impl.native").QUESTIONS)
+    odd = {f"{name} {value}": SimpleNamespace(**questions | {name: value}) for name in questions for value in (None, 3)}
+    yield Call("know_torch", _native.know_torch, {"questions": SimpleNamespace(**questions)}, {
+        "questions": wrongs(none=None, nothing=SimpleNamespace(), **odd)
+    })  # fmt: skip
+    right = {"names": ["input", "target", "reduction"], "defaults": (None, None, "mean")}
+    yield Call("short way of names", _native.short_binary_cross_entropy, right, {
+        "names": wrongs(none=None, fewer=["input", "target"], others=["a", "b", "c"], numbers=[1, 2, 3]),
+        "defaults": wrongs(none=None, fewer=(None, None), a_list=[None, None, "mean"]),
+    })  # fmt: skip
+    way = _native.short_binary_cross_entropy(*right.values())
+    yield Call("short way", refusing(way), {"given": (x, x.sigmoid(), "mean")}, {
+        "given": wrongs(none=None, empty=(), fewer=(x, x), more=(x, x, "mean", 1), number=(x, x, 3), text=("x", x, "mean"))
+    })  # fmt: skip
+    made = (x.sum(), (), ())
+    yield Call("attach", _native.attach, {"ctx": SimpleNamespace(), "logits": x, "made": made}, {
+        "ctx": wrongs(none=None, number=3), "made": wrongs(none=None, fewer=made[:2], a_list=list(made))
+    })  # fmt: skip
+
+    def hand_over(gradients, factor, others, grad):
+        taken_from = gradients.copy() if isinstance(gradients, list) else gradients
+        in_python = SimpleNamespace(backward=lambda ctx, grad: None)
+        with torch.no_grad():
+            return _native.sum_gradient(
+                SimpleNamespace(formed=(taken_from, factor, *others), _forward_cls=in_python), grad
+            )
+
+    right = {"gradients": [x], "factor": 1.0, "others": (x.dtype, True), "grad": torch.tensor(1.0)}
+    yield Call("sum_gradient", refusing(hand_over), right, {
+        "gradients": wrongs(none=None, taken=[], no_list=x), "factor": wrongs(another=2.0, text="1", none=None),
+        "others": wrongs(fewer=(x.dtype,)),
+        "grad": wrongs(another=torch.tensor(2.0), rows=torch.ones(N), whole=torch.tensor(1), none=None, text="1"),
+    })  # fmt: skip
+    functions = dict.fromkeys(("sum", "rows", "binary_sum", "elements"), torch.empty_like) | {"expected": {}}
+    yield Call("know_functions", _native.know_functions, functions, {  # the last, since nothing is attached as it was any more
+        name: wrongs(none=None, number=3) for name in functions
     })  # fmt: skip
 
 

@@ -10,12 +10,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+import short
 import torch
 
 import crossent
 from crossent.core.settings import Settings
 from crossent.core.target import BinaryTarget, Target
-from crossent.ops import fused
+from crossent.losses import binary, softmax
+from crossent.ops.fused import EXPECTED, Fused
+from crossent.ops.lean import Unreduced
 
 native = pytest.importorskip("crossent.impl.native", reason="the compiled kernels are not installed")
 _native = native._native
@@ -79,18 +82,30 @@ def launched(monkeypatch):
         kernel = getattr(home, name)
 
         def counted(*args):
-            given = kernel(*args)
-            if given is not None:  # None says that the short way did not take the call
-                counts[name] = counts.get(name, 0) + 1
-            return given
+            counts[name] = counts.get(name, 0) + 1
+            return kernel(*args)
 
         monkeypatch.setattr(home, name, counted if home is native else staticmethod(counted))
 
     for loss in ("cross_entropy", "binary_cross_entropy"):
         count(f"{loss}_forward"), count(f"{loss}_backward")
         count(f"{loss}_sum")
-    for name in ("quick_sum", "quick_rows", "quick_rows_gradient", "quick_binary_sum"):
-        count(name)
+    for losses in (softmax, binary):
+
+        def taken(given, way=losses._short):
+            loss = way(given)
+            if loss is not None:
+                counts["short way"] = counts.get("short way", 0) + 1
+            return loss
+
+        monkeypatch.setattr(losses, "_short", taken)
+    for kind in (Fused, Unreduced):
+
+        def in_python(ctx, grad, backward=kind.backward):
+            counts["backward in Python"] = counts.get("backward in Python", 0) + 1
+            return backward(ctx, grad)
+
+        monkeypatch.setattr(kind, "backward", staticmethod(in_python))
     return counts
 
 
@@ -100,19 +115,17 @@ X, Y = torch.linspace(-2, 2, 12).view(4, 3), torch.tensor([0, 2, -100, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_plain_calls_run_the_kernels(dtype, launched, monkeypatch):
     assert crossent.choose_implementation(X.to(dtype)) == "native"
-    monkeypatch.setattr(fused, "_LAST", {})
+    for each in EXPECTED:
+        monkeypatch.setitem(EXPECTED, each, None if each == torch.float16 else 1.0)
     x = X.clone().to(dtype).requires_grad_()
     crossent.cross_entropy(x, Y, label_smoothing=0.1).backward()
     crossent.cross_entropy(x, x.detach().softmax(1)).backward()
     crossent.cross_entropy(x, Y, reduction="none").sum().backward()
     crossent.binary_cross_entropy_with_logits(x, x.detach().sigmoid()).backward()
     assert launched == {
+        "short way": 4,
         # Loss and gradient at once, but in float16 only once it is known what backward brings.
-        "quick_sum": 2,
-        **({"cross_entropy_sum": 1} if dtype == torch.float16 else {}),
-        "quick_rows": 1,
-        "quick_rows_gradient": 1,
-        "quick_binary_sum": 1,
+        **({"backward in Python": 1, "cross_entropy_sum": 1} if dtype == torch.float16 else {}),
     }
 
 
@@ -120,13 +133,14 @@ def test_a_gradient_is_formed_once(launched):
     x, y = torch.randn(200, 100, requires_grad=True), torch.randint(100, (200,))
     loss = crossent.cross_entropy(x, y)
     (loss / 4).backward()
-    assert launched == {"quick_sum": 1}
+    assert launched == {"short way": 1, "backward in Python": 1}  # which multiplies what was formed
     with torch.no_grad():
         crossent.cross_entropy(x, y)
-    assert launched == {"quick_sum": 2}
+    assert launched == {"short way": 2, "backward in Python": 1}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # which see nothing but the logits
         crossent.cross_entropy(x, y).backward()
-    assert launched == {"quick_sum": 2, "cross_entropy_forward": 1, "cross_entropy_backward": 1}
+    kernels = {"cross_entropy_forward": 1, "cross_entropy_backward": 1}
+    assert launched == {"short way": 2, "backward in Python": 1, **kernels}
 
 
 def test_compiled_calls_run_the_kernels(launched):
@@ -144,7 +158,7 @@ def test_transforms_run_torch_operations(launched):
     x = X.clone().requires_grad_()
     torch.autograd.grad(crossent.cross_entropy(x, Y), x, create_graph=True)
     torch.autograd.grad(crossent.cross_entropy(x, Y, impl="native"), x, create_graph=True)
-    once = {"quick_sum": 1, "cross_entropy_sum": 1}
+    once = {"short way": 1, "cross_entropy_sum": 1, "backward in Python": 1}
     assert launched == once
     crossent.cross_entropy(X, Y, impl="eager")
     assert launched == once
@@ -166,7 +180,7 @@ def test_tensors_without_memory_are_refused():
     rows = torch.empty(2, 4)
     with pytest.raises((RuntimeError, ValueError), match="meta"):
         _native.softmax_forward(meta, Y, None, -100, 0.0, 1, numbers, None, rows)
-    assert native.IMPLEMENTATION.quick_rows(meta, Y, None, -100, 0.0) is None
+    assert short.cross_entropy(meta, Y, reduction="none") is None
 
 
 def test_strides_that_do_not_collapse_are_copied():
@@ -189,10 +203,13 @@ def test_small_calls_are_the_general_ones(dtype, shape, mean, smoothing):
     x, c = torch.randn(shape, dtype=dtype) * 5, torch.rand(shape[1], dtype=dtype)
     y = torch.randint(shape[1], (shape[0], *shape[2:]))
     y[0] = -100
+    reduction = "mean" if mean else "sum"
     for target, weight in ((y, None), (y.int(), c), (x.softmax(1), None)):
-        loss, _, gradient = native.IMPLEMENTATION.quick_sum(x, target, weight, -100, smoothing, mean, 1.0)
+        followed = x.clone().requires_grad_()
+        loss = short.cross_entropy(followed, target, weight, label_smoothing=smoothing, reduction=reduction)
+        gradient = torch.autograd.grad(loss, followed)[0]
         described = Target(target, weight, settings=Settings(-100, smoothing))
-        general, divisor, lse = native.cross_entropy_forward(x, described, "mean" if mean else "sum")
+        general, divisor, lse = native.cross_entropy_forward(x, described, reduction)
         one = torch.ones((), dtype=dtype)
         torch.testing.assert_close(loss, general, equal_nan=True)
         by, *_ = native.cross_entropy_backward(one, x, described, lse, divisor=divisor if mean else 1.0)
@@ -202,7 +219,7 @@ def test_small_calls_are_the_general_ones(dtype, shape, mean, smoothing):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 10), (32, 10), (7, 33), (600, 9), (9000, 3), (2, 3, 4, 5), (3, 70, 2), (9, 300)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing):
+def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing, monkeypatch):
     torch.manual_seed(0)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x, c = (torch.randn(shape, dtype=wide) * 5).to(dtype), torch.rand(shape[1], dtype=wide)
@@ -211,14 +228,17 @@ def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing):
     weighed = [(y.int(), c)] if dtype == wide else []
     for target, weight in ((y, None), *weighed, (x.softmax(1), None)):
         described = Target(target, weight, settings=Settings(-100, smoothing))
-        losses, kept = native.IMPLEMENTATION.quick_rows(x, target, weight, -100, smoothing)
+        followed = x.clone().requires_grad_()
+        losses = short.cross_entropy(followed, target, weight, label_smoothing=smoothing, reduction="none")
+        assert losses.dtype == dtype
+        kept = losses.grad_fn.kept if losses.grad_fn.saved_tensors[-1] is None else losses.grad_fn.saved_tensors[-1]
         general, _, general_lse = native.cross_entropy_forward(x, described, "none")
-        assert torch.equal(losses.to(dtype), general.to(dtype))
+        assert torch.equal(losses, general.to(dtype))
         lse = native.IMPLEMENTATION.kept_lse(kept, x)
         assert torch.equal(lse, general_lse)
         one = torch.tensor(0.3, dtype=dtype).expand(general.shape)
         for grad in (torch.rand_like(general), torch.rand_like(general).to(dtype), one):
-            ours = native.IMPLEMENTATION.quick_rows_gradient(grad, x, target, weight, -100, smoothing, kept)
+            ours = short.gradient_formed_by_kernels(losses, grad, monkeypatch)
             if ours is None:  # many numbers in half precision, which torch converts
                 assert grad.dtype.itemsize < 4
                 assert grad.numel() > 8192
@@ -228,26 +248,28 @@ def test_small_losses_of_rows_are_the_general_ones(dtype, shape, smoothing):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 10), (), (7, 33), (600, 9), (2, 3, 4, 5)])
-def test_small_binary_losses_are_the_general_ones(dtype, shape):
+def test_small_binary_losses_are_the_general_ones(dtype, shape, monkeypatch):
     torch.manual_seed(0)
     x, t = (torch.randn(shape) * 5).to(dtype), torch.rand(shape).to(dtype)
     described = BinaryTarget(t)
-    losses = native.IMPLEMENTATION.quick_binary_elements(x, t)
-    assert torch.equal(losses.to(dtype), native.binary_cross_entropy_forward(x, described, False).to(dtype))
+    followed = x.clone().requires_grad_()
+    losses = short.binary_cross_entropy(followed, t, reduction="none")
+    assert torch.equal(losses, native.binary_cross_entropy_forward(x, described, False).to(dtype))
     one = torch.tensor(0.3, dtype=dtype).expand(shape)
     for grad in (torch.rand(shape, dtype=native._wide(x)), torch.rand(shape).to(dtype), one):
-        ours = native.IMPLEMENTATION.quick_binary_gradient(grad, x, t)
+        ours = short.gradient_formed_by_kernels(losses, grad, monkeypatch)
         if ours is None:
             assert grad.dtype.itemsize < 4
             assert grad.numel() > 8192
             continue
         assert torch.equal(ours, native.binary_cross_entropy_backward(grad, x, described)[0])
-    for mean in (True, False):
-        loss, divisor, gradient = native.IMPLEMENTATION.quick_binary_sum(x, t, mean, 2.0)
+    monkeypatch.setitem(EXPECTED, dtype, 2.0)
+    for reduction, divisor in (("mean", max(x.numel(), 1)), ("sum", 1)):
+        loss = short.binary_cross_entropy(followed, t, reduction=reduction)
         general = native.binary_cross_entropy_sum(x, described, divisor, dtype, 2.0)
-        assert divisor == (max(x.numel(), 1) if mean else 1)
+        assert loss.grad_fn.call.divided == divisor
         assert torch.equal(loss, general.loss)
-        assert torch.equal(gradient, general.gradient)
+        assert torch.equal(loss.grad_fn.gradients[0], general.gradient)
 
 
 PATTERNS = {
@@ -306,21 +328,21 @@ def test_a_small_target_that_changed_is_noticed_where_it_matters():
 
 @pytest.mark.parametrize("target", [Y, X.softmax(1)])
 def test_what_looks_on_or_is_unusual_is_no_quick_call(target):
-    x, ignore_index = X.clone(), -100
+    x = X.clone()
 
     def takes(*given):
-        quick = native.IMPLEMENTATION.quick_rows(*given, 0.0), native.IMPLEMENTATION.quick_sum(*given, 0.0, True, None)
-        assert (quick[0] is None) == (quick[1] is None)
-        return quick[0] is not None
+        rows, mean = (short.cross_entropy(*given, reduction=reduction) for reduction in ("none", "mean"))
+        assert (rows is None) == (mean is None)
+        return rows is not None
 
-    assert takes(x, target, None, ignore_index)
+    assert takes(x, target)
     for odd in (x.to(torch.complex64), x.bool(), x.to_sparse(), x.to("meta"), x[0], x[:0], x.numpy(), None):
-        assert not takes(odd, target, None, ignore_index)
-    assert not takes(x, target[:3], None, ignore_index)
-    assert not takes(x, target, torch.rand(3, requires_grad=True), ignore_index)
-    assert not takes(x, target, torch.rand(4), ignore_index)
-    assert not takes(x, target, torch.rand(3).double(), ignore_index)
-    assert takes(x.half(), target if target is Y else target.half(), None, ignore_index)
+        assert not takes(odd, target)
+    assert not takes(x, target[:3])
+    assert not takes(x, target, torch.rand(3, requires_grad=True))
+    assert not takes(x, target, torch.rand(4))
+    assert not takes(x, target, torch.rand(3).double())
+    assert takes(x.half(), target if target is Y else target.half())
 
     class Mode(torch.utils._python_dispatch.TorchDispatchMode):
         seen = 0

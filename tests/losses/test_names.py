@@ -6,10 +6,11 @@ import textwrap
 
 import cases
 import pytest
+import short
 import torch
 
 import crossent
-from crossent.core.settings import TORCHS, BinarySettings, LogitOptions, Settings, names_of, written_defaults
+from crossent.core.settings import TORCHS, BinarySettings, LogitOptions, Settings, names_of
 from crossent.core.target import SPECIAL
 from crossent.impl import load
 from crossent.impl.protocol import Implementation
@@ -26,12 +27,14 @@ IMPLEMENTATIONS = [name for name, reason in crossent.implementations().items() i
     ],
 )
 def test_a_signature_hands_over_what_the_record_has(function, names, file):
-    """Arguments are matched to names by their order in the tuple ``own``, which no other test would see exchanged at a default."""
+    """Arguments are matched to names by their order in two tuples, which no other test would see exchanged at a default."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    own = next(node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.targets[0].id == "own")
-    told = tuple(element.id for element in own.elts)
-    assert told == names, f"`own` in src/crossent/losses/{file} must be {names}"
-    assert {*names} <= {*inspect.signature(function).parameters}, f"the signature in src/crossent/losses/{file}"
+    signature = (*inspect.signature(function).parameters,)
+    for tuple_, expected in (("own", names), ("given", signature)):
+        assigned = (node for node in ast.walk(tree) if isinstance(node, ast.Assign) and node.targets[0].id == tuple_)
+        written = tuple(element.id for element in next(assigned).value.elts)
+        assert written == expected, f"`{tuple_}` in src/crossent/losses/{file} must be {expected}"
+    assert {*names} <= {*signature}, f"the signature in src/crossent/losses/{file}"
 
 
 def test_every_number_is_an_option_with_words():
@@ -40,14 +43,33 @@ def test_every_number_is_an_option_with_words():
     assert not missing, f"LogitOptions in core/settings.py lacks {missing}"
 
 
-@pytest.mark.parametrize("name", [name for name in SPECIAL["cross_entropy"] if name in Settings.names])
-def test_only_a_default_of_the_same_type_is_one(name):
-    ask = written_defaults(SPECIAL["cross_entropy"], Settings.unsaid)
-    usual = {each: Settings.unsaid.get(each) for each in SPECIAL["cross_entropy"]}
-    assert ask(*usual.values())
-    others = [True, 1, 0, 1.5, "1", torch.tensor(1.0), torch.tensor(0.0), torch.tensor([1.0, 2.0])]
-    for other in [each for each in others if each is not False]:
-        assert not ask(*(usual | {name: other}).values()), other
+LOOKED_AT = {"input", "target", "weight", "ignore_index", "label_smoothing", "reduction"}
+OTHERS = [True, False, 0, 1, 0.5, 1.5, "1", torch.tensor(1.0), torch.tensor(0.0), torch.tensor([1.0, 2.0]), [], None]
+ASKED = [
+    (function, way, name)
+    for function, way in (
+        (crossent.cross_entropy, short.cross_entropy),
+        (crossent.binary_cross_entropy_with_logits, short.binary_cross_entropy),
+    )
+    for name in inspect.signature(function).parameters
+]
+
+
+@pytest.mark.skipif("native" not in IMPLEMENTATIONS, reason="the compiled kernels are not installed")
+@pytest.mark.parametrize(("function", "way", "name"), ASKED)
+def test_only_a_default_of_the_same_type_takes_the_short_way(function, way, name):
+    """True is not 1.0, and a number of another type, a tensor, a list is looked at in Python, which takes or refuses it."""
+    default = inspect.signature(function).parameters[name].default
+    binary = function is not crossent.cross_entropy
+    given = {"input": X, "target": X.sigmoid() if binary else Y}
+    assert way(**given) is not None
+    for other in OTHERS:
+        same = type(other) is type(default) and other == default
+        right_kind = not binary and name in LOOKED_AT and type(other) is type(default)
+        allowed = right_kind and other not in (1.5, "1")
+        assert (way(**given | {name: other}) is not None) == (same or allowed), other
+    if isinstance(default, float):  # another object of the same value, as a caller writes it
+        assert way(**given | {name: float(str(default))}) is not None
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
@@ -142,22 +142,6 @@ NUMBERS = frozenset(
     - {"penalty", "softcap_after_temperature"}
 )
 """The options that are numbers, of any loss; a denominator may be a tensor too, and stay one."""
-
-
-def written_defaults(names: Sequence[str], defaults: dict[str, Any]) -> Callable[..., bool]:
-    """Return a function that tells whether arguments, in the order of these names, are just their defaults, type and all.
-
-    A name without a default is that of a tensor or an object, and stands for None. True does not count as 1.0, and a tensor is
-    never compared. The function is one expression, since a loop over the names costs a small call more than all its checks.
-    """
-    tests = []
-    for name in names:
-        default = defaults.get(name)
-        identical = default is None or isinstance(default, bool)
-        kind = type(default).__name__
-        tests.append(f"{name} is {default}" if identical else f"type({name}) is {kind} and {name} == {default!r}")
-    are_defaults: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {' and '.join(tests)}")
-    return are_defaults
 
 
 # --- the options that functions and modules take by keyword -------------------------------------------------------------

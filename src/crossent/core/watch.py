@@ -15,22 +15,26 @@ from torch import Tensor
 
 Watcher = Callable[[Tensor, Tensor, Any, Tensor, bool], None]
 
-watcher: Watcher | None = None
-"""Shown every call: input, the same laid out, its :class:`~crossent.core.target.Target`, loss, and whether that is a mean."""
-
 _STARTED_BY_ENVIRONMENT = "crossent.tools.check.debug"
-_environment_is_read = False
+
+
+def _unread(*_: Any) -> None:
+    """Stand in the place of a watcher until the environment is read, so that whoever looks whether there is one asks."""
+
+
+watcher: Watcher | None = _unread
+"""Shown every call: input, the same laid out, its :class:`~crossent.core.target.Target`, loss, and whether that is a mean."""
 
 
 def current() -> Watcher | None:
     """Return the watcher, or None."""
-    if not _environment_is_read:
+    if watcher is _unread:
         _read_environment()
     return watcher
 
 
 def _read_environment() -> None:
-    global _environment_is_read
-    _environment_is_read = True
+    global watcher
+    watcher = None
     if os.environ.get("CROSSENT_DEBUG"):
         import_module(_STARTED_BY_ENVIRONMENT).from_environment()

@@ -12,12 +12,15 @@ import os
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from crossent import _native
+from crossent.core import watch
 from crossent.core.checks import may_be_overwritten
 from crossent.core.penalties import NamedPenalty
 from crossent.core.reduction import weigh
@@ -49,6 +52,20 @@ def _obey_environment() -> None:
 _obey_environment()
 _borrow_threads()
 _native.know_types(torch.Tensor, torch.nn.Parameter)
+# What the short way asks: whether anything looks on, transforms or decides dtypes.
+QUESTIONS = SimpleNamespace(
+    is_grad_enabled=torch.is_grad_enabled,
+    tracing_state=torch._C._get_tracing_state,
+    modes=torch._C._len_torch_dispatch_stack,
+    function_mode=torch._C._is_torch_function_mode_enabled,
+    transforms=torch._C._are_functorch_transforms_active,
+    autocast=torch._C._is_any_autocast_enabled,
+    saved_hooks=torch._C._autograd._top_saved_tensors_default_hooks,
+    is_batched=torch._C._functorch.is_legacy_batchedtensor,
+    forward_ad=forward_ad,
+    watch=watch,
+)
+_native.know_torch(QUESTIONS)
 
 _PENALTIES = {**_native.PENALTIES, "MAE": _native.PENALTIES["GCE"]}
 
@@ -201,7 +218,11 @@ def _losses_of_rows(logits: Tensor, target: Tensor, few: bool) -> Tensor:
 
 
 # A tensor of one number is made when the first call asks for it and not at import, which any mode may surround.
-_native.know_makers(torch.empty_like, _new_like, _new_lse, _losses_of_rows, lambda x: _number(x.dtype))
+MAKERS = {
+    "empty_like": torch.empty_like, "recycled_like": _new_like, "lse_of": _new_lse, "rows_of": _losses_of_rows,
+    "number": lambda x: _number(x.dtype),
+}  # fmt: skip
+_native.know_makers(**MAKERS)
 
 
 def _gradient(x: Tensor, target: Tensor, inplace: bool) -> Tensor:
@@ -486,12 +507,14 @@ class Native(Implementation):
     has_short_way = weighs_samples = True
     cross_entropy_sum = staticmethod(cross_entropy_sum)
     binary_cross_entropy_sum = staticmethod(binary_cross_entropy_sum)
-    quick_sum = staticmethod(_native.quick_sum)
-    quick_rows = staticmethod(_native.quick_rows)
-    quick_rows_gradient = staticmethod(_native.quick_rows_gradient)
-    quick_binary_sum = staticmethod(_native.quick_binary_sum)
-    quick_binary_elements = staticmethod(_native.quick_binary_elements)
-    quick_binary_gradient = staticmethod(_native.quick_binary_gradient)
+    short_ways: ClassVar = {
+        "cross_entropy": _native.short_cross_entropy,
+        "binary_cross_entropy_with_logits": _native.short_binary_cross_entropy,
+    }
+    know_functions = staticmethod(_native.know_functions)
+    attach = staticmethod(_native.attach)
+    sum_gradient, rows_gradient = staticmethod(_native.sum_gradient), staticmethod(_native.rows_gradient)
+    elements_gradient = staticmethod(_native.elements_gradient)
     holds = staticmethod(_native.holds)
     scale = staticmethod(scale)
     accumulate = staticmethod(accumulate)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class Implementation:
     The sums take one argument more, ``formed``: the gradient for a factor of 1, which is to become that for the factor.
     """
     has_short_way = False
-    """Whether ``quick_sum`` and the others of that name are worth asking."""
+    """Whether it has ``short_ways`` and what belongs to them."""
     differentiable = False
     """Whether it gives losses that autograd differentiates, and nothing else: no gradients, statistics or blocks of a head."""
     weighs_samples = False
@@ -258,50 +258,31 @@ class Implementation:
 
     # --- the short way of plain calls ---------------------------------------------------------------------------------
 
-    # Each of these takes the arguments just as a caller gave them, and may answer None: they have to be looked at first.
+    # --- the short way ------------------------------------------------------------------------------------------------
 
-    def quick_sum(
-        self,
-        logits: Any,
-        target: Any,
-        weight: Any,
-        ignore_index: int,
-        smoothing: float,
-        mean: bool,
-        factor: float | None,
-    ) -> tuple[Tensor, float | Tensor, Tensor | None] | None:
-        """Compute what ``cross_entropy_sum`` does; see :class:`Sum`."""
-        return None
+    short_ways: ClassVar[dict[str, Any]] = {}
+    """By the name of a loss: what takes the names and defaults of its arguments, and returns a function of all of them.
 
-    def quick_rows(
-        self, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float
-    ) -> tuple[Tensor, Any] | None:
-        """Compute the loss of each row, in the dtype of the logits or of sums, and what its gradient needs."""
-        return None
+    That function takes them as a tuple, just as a caller gave them. It gives the loss, attached to its logits, or None: the
+    arguments have to be looked at.
+    """
 
-    def quick_rows_gradient(
-        self, grad: Any, logits: Any, target: Any, weight: Any, ignore_index: int, smoothing: float, kept: Any
-    ) -> Tensor | None:
-        """Compute the gradient for the logits from that of ``quick_rows``, and from what that gave."""
-        return None
-
-    def kept_lse(self, kept: Any, logits: Tensor) -> Tensor:
-        """Return what ``quick_rows`` kept as the lse of forward."""
+    def know_functions(
+        self, sum: Any, rows: Any, binary_sum: Any, elements: Any, expected: dict[torch.dtype, float | None]
+    ) -> None:
+        """Learn what runs the Functions of these losses, and where the factor is noted that backward is likely to bring."""
         raise NotImplementedError
 
-    def quick_binary_sum(
-        self, logits: Any, target: Any, mean: bool, factor: float | None
-    ) -> tuple[Tensor, float, Tensor | None] | None:
-        """Compute what ``binary_cross_entropy_sum`` does without weights."""
-        return None
+    attach: Any = None
+    """The forward of these Functions."""
+    sum_gradient: Any = None
+    rows_gradient: Any = None
+    elements_gradient: Any = None
+    """Their backward, as methods of the node; whatever is not a plain training step goes to the backward in Python."""
 
-    def quick_binary_elements(self, logits: Any, target: Any) -> Tensor | None:
-        """Compute the loss of each element, in the dtype of the logits."""
-        return None
-
-    def quick_binary_gradient(self, grad: Any, logits: Any, target: Any, kept: None = None) -> Tensor | None:
-        """Compute the gradient for the logits from that of ``quick_binary_elements``."""
-        return None
+    def kept_lse(self, kept: Any, logits: Tensor) -> Tensor:
+        """Return what was kept of rows as the lse of forward."""
+        raise NotImplementedError
 
     # --- what a head needs --------------------------------------------------------------------------------------------
 

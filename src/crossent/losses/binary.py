@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
@@ -22,15 +22,13 @@ from crossent.core.reduction import (
     times,
     weights_of_rows,
 )
-from crossent.core.settings import BinarySettings, documented, written_defaults
+from crossent.core.settings import BinarySettings, documented
 from crossent.core.target import BinaryTarget, stand_in
 from crossent.impl import choose, wanted_loss
 from crossent.ops import binary as ops
 from crossent.ops.elements import element_losses
 from crossent.ops.rows import takes_blocks
-from crossent.ops.small import quick_binary_cross_entropy
-
-_are_defaults = written_defaults(BinarySettings.names, BinarySettings.unsaid)
+from crossent.ops.small import short_way
 
 
 @documented
@@ -104,39 +102,23 @@ def binary_cross_entropy_with_logits(
 
     Source: PyTorch 2.13, ``torch.nn.BCEWithLogitsLoss``.
     """
-    # The options of this library, in the order of BinarySettings, as tests/losses/test_names.py checks.
+    # Every argument, in the order of the signature, as tests/losses/test_names.py checks.
+    given = (
+        input, target, weight, size_average, reduce, reduction, pos_weight, sample_weight, denominator, empty, out_dtype,
+        ignore_index, mask, label_smoothing, dim, penalty, inplace_backward, inplace_forward, impl,
+    )  # fmt: skip
+    if not is_dynamo_compiling() and (loss := _short(given)) is not None:
+        return loss
+    # The options of this library, in the order of BinarySettings.
     own = (ignore_index, label_smoothing, penalty)
     if has_torch_function_variadic(input, target, weight, pos_weight, mask):
-        given: dict[str, Any] = dict(zip(BinarySettings.names, own, strict=True))
+        options: dict[str, Any] = dict(zip(BinarySettings.names, own, strict=True))
         return handle_torch_function(
             binary_cross_entropy_with_logits, (input, target, weight, pos_weight, mask), input, target, weight,
             size_average, reduce, reduction, pos_weight, sample_weight=sample_weight, denominator=denominator,
             empty=empty, out_dtype=out_dtype, mask=mask, dim=dim, inplace_backward=inplace_backward,
-            inplace_forward=inplace_forward, impl=impl, **given,
+            inplace_forward=inplace_forward, impl=impl, **options,
         )  # fmt: skip
-    if (
-        not is_compiling()
-        and weight is None
-        and pos_weight is None
-        and sample_weight is None
-        and denominator is None
-        and out_dtype is None
-        and dim is None
-        and impl is None
-        and size_average is None
-        and reduce is None
-        and mask is None
-        and _are_defaults(*own)
-        and type(reduction) is str
-        and type(empty) is str
-        and empty == "nan"
-        and inplace_backward is False
-        and inplace_forward is False
-        and watch.current() is None
-    ):
-        quick = quick_binary_cross_entropy(input, target, reduction)
-        if quick is not None:
-            return quick
     rows = Reduction.of(reduction, sample_weight, denominator, empty, size_average=size_average, reduce=reduce)
     if dim is not None:
         pos_weight = pos_weight_along(dim, input, pos_weight)
@@ -151,6 +133,9 @@ def binary_cross_entropy_with_logits(
         loss = _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, "beside", impl)
         return placed.result(loss, rows.how)
     return _understood(input, target, weight, pos_weight, mask, rows, settings, out_dtype, place, impl)
+
+
+_short = short_way(binary_cross_entropy_with_logits)
 
 
 def _understood(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from crossent.core import watch
@@ -15,15 +15,14 @@ from crossent.core.checks import Place, gradient_place
 from crossent.core.modes import is_dtensor
 from crossent.core.penalties import Penalty
 from crossent.core.reduction import Reduction, compute_dtype, reduce_rows, result_dtype, weights_of_rows
-from crossent.core.settings import Settings, documented, written_defaults
+from crossent.core.settings import documented
 from crossent.core.shard import VocabShard, checked_shard
 from crossent.core.target import SPECIAL, Target, describe
 from crossent.impl import choose, wanted_loss
 from crossent.ops import softmax as ops
-from crossent.ops.small import quick_cross_entropy
+from crossent.ops.small import short_way
 
 _NAMES = SPECIAL["cross_entropy"]
-_are_defaults = written_defaults(_NAMES, Settings.unsaid)
 
 
 @documented
@@ -104,41 +103,25 @@ def cross_entropy(
     2021; margin: Wang et al., "Additive Margin Softmax for Face Verification", 2018; z-loss: Chowdhery et al., "PaLM", 2022;
     soft cap: Gemma Team, "Gemma 2", 2024.
     """
-    # This library's options, in the order of _NAMES, as tests/losses/test_names.py checks: a dictionary would cost a small call
-    # more than its kernel does.
+    # Every argument, in the order of the signature, as tests/losses/test_names.py checks: a dictionary would cost a small call more
+    # than its kernel does.
+    given = (
+        input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing, sample_weight, denominator, empty,
+        out_dtype, dim, penalty, temperature, softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature,
+        inplace_backward, inplace_forward, shard, impl,
+    )  # fmt: skip
+    if not is_dynamo_compiling() and (loss := _short(given)) is not None:
+        return loss
+    # This library's options, in the order of _NAMES.
     own = (penalty, temperature, softcap, logit_bias, margin, class_mask, z_loss, softcap_after_temperature)
     if has_torch_function_variadic(input, target, weight, logit_bias, class_mask):
-        given: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
+        options: dict[str, Any] = dict(zip(_NAMES, own, strict=True))
         return handle_torch_function(
             cross_entropy, (input, target, weight, logit_bias, class_mask), input, target, weight, size_average,
             ignore_index, reduce, reduction, label_smoothing, sample_weight=sample_weight, denominator=denominator,
             empty=empty, out_dtype=out_dtype, dim=dim, inplace_backward=inplace_backward,
-            inplace_forward=inplace_forward, shard=shard, impl=impl, **given,
+            inplace_forward=inplace_forward, shard=shard, impl=impl, **options,
         )  # fmt: skip
-    if (
-        not is_compiling()
-        and type(ignore_index) is int
-        and type(label_smoothing) is float
-        and 0.0 <= label_smoothing <= 1.0
-        and sample_weight is None
-        and denominator is None
-        and out_dtype is None
-        and dim is None
-        and shard is None
-        and impl is None
-        and size_average is None
-        and reduce is None
-        and type(reduction) is str
-        and type(empty) is str
-        and empty == "nan"
-        and inplace_backward is False
-        and inplace_forward is False
-        and _are_defaults(*own)
-        and watch.current() is None
-    ):
-        quick = quick_cross_entropy(input, target, weight, ignore_index, label_smoothing, reduction)
-        if quick is not None:
-            return quick
     arguments: dict[str, Any] = {
         **dict(zip(_NAMES, own, strict=True)), "ignore_index": ignore_index, "label_smoothing": label_smoothing, "dim": dim,
         "out_dtype": out_dtype, "impl": impl, "inplace_backward": inplace_backward, "inplace_forward": inplace_forward,
@@ -153,6 +136,9 @@ def cross_entropy(
     if is_dtensor(input, target, weight, sample_weight, denominator, logit_bias, class_mask):
         return _of_dtensors(input, target, weight, rows(), arguments)
     return _understood(input, target, weight, rows(), arguments)
+
+
+_short = short_way(cross_entropy)
 
 
 def _of_dtensors(

@@ -162,7 +162,8 @@ def _differentiable(grad: Tensor, logits: Tensor, target: BinaryTarget, call: Ca
 class FusedBinaryCrossEntropy(Fused):
     """A sum over a divisor of plain tensors, with its gradient."""
 
-    record, differentiable = BinaryTarget, staticmethod(_differentiable)
+    describe: Any = BinaryTarget
+    differentiable = staticmethod(_differentiable)
 
     @staticmethod
     def compute(logits, target, call, dtype, factor, inplace, *formed):
@@ -179,7 +180,6 @@ def described(target: Tensor) -> BinaryTarget:
 class UnreducedBinaryCrossEntropy(Unreduced):
     """The losses of plain tensors' elements."""
 
-    tensors, quick = 1, "quick_binary_gradient"
     describe, differentiable = staticmethod(described), staticmethod(_differentiable)
 
     @staticmethod
@@ -187,8 +187,7 @@ class UnreducedBinaryCrossEntropy(Unreduced):
         return call.implementation.binary_cross_entropy_backward(grad, logits, target)[0]
 
 
-for _kind in (FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy):
-    _kind.settle(BinaryCrossEntropy._backward_cls.__name__)
+FusedBinaryCrossEntropy.settle(BinaryCrossEntropy._backward_cls.__name__)
 
 
 def binary_cross_entropy(

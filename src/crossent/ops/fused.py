@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 
 from crossent.core.checks import Place
 from crossent.impl.protocol import Sum
-from crossent.ops.lean import Call, Lean, kept_as_they_are, needs_formula
+from crossent.ops.lean import Call, Lean, kept_as_they_are, needs_formula, restored
 from crossent.ops.library import like, tell_if_in_place
 
 
@@ -40,18 +40,13 @@ def _scales_exactly(factor: float) -> bool:
     return abs(frexp(factor)[0]) == 0.5
 
 
-_LAST: dict[torch.dtype, float] = {}
-
-
-def expected(dtype: torch.dtype) -> float | None:
-    """Return the factor that backward is likely to bring, which is the one that it brought last; None where it is unknown.
-
-    A loss scaler brings the same factor for thousands of steps, and so does a loss that is divided by the number of its
-    micro-batches. Of float16 nothing is expected at first, since a wrong guess cannot be mended by a multiplication there.
-    The guess decides how long a call takes. It changes no bit of the result, except in numbers below the smallest normal one.
-    """
-    return _LAST.get(dtype, None if dtype == torch.float16 else 1.0)
-
+# The factor that backward is likely to bring, which is the one that it brought last; None where it is unknown. A loss scaler
+# brings the same factor for thousands of steps, and so does a loss that is divided by the number of its micro-batches. Of float16
+# nothing is expected at first, since a wrong guess cannot be mended by a multiplication there. The guess decides how long a call
+# takes. It changes no bit of the result, except in numbers below the smallest normal one.
+EXPECTED: dict[torch.dtype, float | None] = {
+    torch.float64: 1.0, torch.float32: 1.0, torch.bfloat16: 1.0, torch.float16: None,
+}  # fmt: skip
 
 _MOST = 2.0**64  # what is expected at most: more might take gradients beyond the largest number
 
@@ -72,7 +67,7 @@ def _remember(factor: float, dtype: torch.dtype) -> None:
     if not isfinite(factor) or factor == 0:
         return
     formed_with = _to_form_with(factor, dtype)
-    _LAST[dtype] = formed_with if dtype.itemsize < 4 or abs(formed_with) <= _MOST else 1.0
+    EXPECTED[dtype] = formed_with if dtype.itemsize < 4 or abs(formed_with) <= _MOST else 1.0
 
 
 def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
@@ -92,10 +87,10 @@ def _can_become(factor: float, formed_with: float, dtype: torch.dtype) -> bool:
 def _place_and_factor(place: Place, dtype: torch.dtype) -> tuple[Place, float | None]:
     """Decide where a gradient is written, and with what factor it is formed in forward; None where backward forms it."""
     if place == "beside":
-        return place, expected(dtype)
+        return place, EXPECTED[dtype]
     if place == "over in backward" or dtype == torch.float16:  # a loss scaler's factor comes in backward
         return "over in backward", None
-    factor = expected(dtype)
+    factor = EXPECTED[dtype]
     return place, factor if factor is not None and _scales_exactly(factor) else 1.0  # it cannot be formed again
 
 
@@ -107,8 +102,8 @@ def _restored(ctx: Any) -> tuple[Tensor, Any]:
             "inplace_forward=True wrote the gradient over the logits, and a second derivative or a second backward pass needs "
             "them: leave it out, or use inplace_backward=True"
         )
-    logits, *tensors, _ = ctx.saved_tensors
-    return logits, ctx._forward_cls.record._make((*tensors, ctx.settings))
+    logits, target, _ = restored(ctx)
+    return logits, target
 
 
 def _taken(ctx: Any) -> Tensor | None:
@@ -188,11 +183,10 @@ class _Later:
 class Fused(Lean):
     """A sum or a mean, which forms its gradient.
 
-    A subclass has ``record``, what its target is, and ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which
-    asks the implementation for a :class:`~crossent.impl.protocol.Sum`. Small calls come with theirs: ``ops/small.py``.
+    A subclass has ``compute(logits, target, call, dtype, factor, inplace, *formed)``, which asks the implementation for a
+    :class:`~crossent.impl.protocol.Sum`. Small calls are attached to their logits otherwise: ``ops/small.py``.
     """
 
-    record: Any
     compute: Any
 
     @classmethod
@@ -207,15 +201,12 @@ class Fused(Lean):
         return later.formed._replace(loss=loss)
 
     @staticmethod
-    def forward(ctx, logits, formed, target, call, place, factor):
-        if isinstance(formed, _Later):
-            loss, _, gradient = formed.now()
-            gradient = None if gradient is None else like(gradient, logits)
-        else:  # of a short call, which laid its gradient out as the logits are
-            loss, _, gradient = formed
+    def forward(ctx, logits, later, target, call, place, factor):
+        loss, _, gradient = later.now()
+        gradient = None if gradient is None else like(gradient, logits)
         # In a list, from which it is taken once: compiled autograd keeps new attributes of its own.
         ctx.gradients = [] if gradient is None else [gradient]
-        ctx.call, ctx.settings, ctx.place = call, target.settings, place
+        ctx.call, ctx.numbers, ctx.place = call, (target.settings,), place
         ctx.formed_with, ctx.dtype = factor, logits.dtype
         ctx.save_for_backward(logits, *target.tensors, call.sample_weight)
         if place == "over in forward":

@@ -19,17 +19,9 @@ from crossent.ops.library import like
 _tracing = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
-_autocast = torch._C._is_any_autocast_enabled
 _saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _grad_enabled = torch.is_grad_enabled
 _batched = torch._C._functorch.is_legacy_batchedtensor
-
-
-def quiet() -> bool:
-    """Whether nothing looks on or transforms, or decides dtypes: no tracer, mode, transform, forward-mode level or autocast."""
-    return (
-        forward_ad._current_level < 0 and not _tracing() and not _modes() and not _transforms() and not _autocast()
-    )  # fmt: skip
 
 
 def kept_as_they_are() -> bool:
@@ -57,10 +49,13 @@ class Call(NamedTuple):
 class Lean(Function):
     """A loss of which autograd is told nothing but the logits.
 
-    A subclass has ``differentiable(grad, logits, target, call)``, the gradient for the logits in torch operations.
+    What the caller said of the target comes as tensors, which autograd saves, and as ``ctx.numbers``. A subclass has
+    ``describe(*tensors, *numbers)``, which makes the record of it, and ``differentiable(grad, logits, target, call)``, the
+    gradient for the logits in torch operations. ``ctx.call`` is the :class:`Call`.
     """
 
     run: Any  # ``apply`` without what torch.func needs, once ``settle`` was called
+    describe: Any
 
     @staticmethod
     def differentiable(grad: Tensor, logits: Tensor, target: Any, call: Call) -> Tensor:
@@ -68,57 +63,39 @@ class Lean(Function):
         raise NotImplementedError
 
     @classmethod
-    def settle(cls, name: str) -> None:
-        """Look up once what each call would look up in several places; autograd shows the node under this name."""
-        cls._backward_cls.apply = cls.backward  # type: ignore[attr-defined]
+    def settle(cls, name: str, backward: Any = None, **attributes: Any) -> None:
+        """Look up once what each call would look up in several places.
+
+        Autograd shows the node under this name. ``attributes`` are those that the node has in every call, and ``backward`` what
+        it runs in the place of the Function's own.
+        """
+        cls._backward_cls.apply = backward or cls.backward  # type: ignore[attr-defined]
         cls._backward_cls.__name__ = name
+        for each, value in attributes.items():
+            setattr(cls._backward_cls, each, value)
         cls.run = super(Function, cls).apply  # type: ignore[misc]
 
 
-def as_logits(losses: Tensor, logits: Tensor) -> Tensor:
-    """Give losses the dtype that torch gives them."""
-    return losses if losses.dtype == logits.dtype else losses.to(logits.dtype)
+def restored(ctx: Any) -> tuple[Tensor, Any, Tensor | None]:
+    """Return the logits, the record of the target, and what else was saved with them."""
+    logits, *tensors, other = ctx.saved_tensors
+    return logits, ctx._forward_cls.describe(*tensors, *ctx.numbers), other
 
 
 class Unreduced(Lean):
-    """The losses of rows or elements, each for itself, which were computed before.
+    """The losses of rows or elements, each for itself, which ``ops/small.py`` attaches to their logits.
 
-    With them comes what their gradient needs, or None. ``given`` is what the caller said of the target, its tensors first. A
-    subclass has the number of ``tensors``; ``quick``, the name of what computes the gradient from them just as they are;
-    ``gradient(grad, logits, target, kept, call)``, which computes it otherwise; and ``describe(*given)``, which makes the record.
+    With them comes what their gradient needs: bytes in ``ctx.kept``, or a tensor that autograd saves. A subclass has
+    ``gradient(grad, logits, target, kept, call)``.
     """
 
-    tensors: int
-    quick: str
     gradient: Any
-    describe: Any
-
-    @classmethod
-    def of(cls, logits: Tensor, formed: tuple[Tensor, Any], given: tuple[Any, ...], call: Call) -> Tensor:
-        """Attach losses to their logits."""
-        loss: Tensor = cls.run(logits, formed, given, call)
-        return loss
-
-    @staticmethod
-    def forward(ctx, logits, formed, given, call):
-        (losses, kept), kind = formed, ctx._forward_cls
-        few = type(kept) is bytes  # and not a tensor, which autograd frees and shows to hooks
-        ctx.kept, ctx.call = kept if few else None, call
-        ctx.numbers, ctx.quick = given[kind.tensors :], getattr(call.implementation, kind.quick)
-        ctx.save_for_backward(logits, *given[: kind.tensors], None if few else kept)
-        return as_logits(losses, logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, *tensors, kept = ctx.saved_tensors
+        logits, target, kept = restored(ctx)
+        kind = ctx._forward_cls
         if needs_formula(grad):
-            kind = ctx._forward_cls
-            gradient = kind.differentiable(grad, logits, kind.describe(*tensors, *ctx.numbers), ctx.call)
-        else:
-            kept = ctx.kept if kept is None else kept
-            gradient = ctx.quick(grad, logits, *tensors, *ctx.numbers, kept)
-            if gradient is None:
-                kind = ctx._forward_cls
-                target = kind.describe(*tensors, *ctx.numbers)
-                gradient = like(kind.gradient(grad, logits, target, kept, ctx.call), logits)
-        return gradient, None, None, None
+            return kind.differentiable(grad, logits, target, ctx.call), None
+        gradient = kind.gradient(grad, logits, target, ctx.kept if kept is None else kept, ctx.call)
+        return like(gradient, logits), None

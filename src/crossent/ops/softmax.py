@@ -331,7 +331,8 @@ def _differentiable(grad: Tensor, logits: Tensor, target: Target, call: Call) ->
 class FusedCrossEntropy(Fused):
     """The sum or mean over plain tensors, with its gradient."""
 
-    record, differentiable = Target, staticmethod(_differentiable)
+    describe: Any = Target
+    differentiable = staticmethod(_differentiable)
 
     @staticmethod
     def compute(logits, target, call, dtype, factor, inplace, *formed):
@@ -349,7 +350,6 @@ def described(target: Tensor, weight: Tensor | None, ignore_index: int, label_sm
 class UnreducedCrossEntropy(Unreduced):
     """The losses of plain tensors' rows."""
 
-    tensors, quick = 2, "quick_rows_gradient"
     describe, differentiable = staticmethod(described), staticmethod(_differentiable)
 
     @staticmethod
@@ -358,8 +358,7 @@ class UnreducedCrossEntropy(Unreduced):
         return call.implementation.cross_entropy_backward(grad, logits, target, lse).logits
 
 
-for _kind in (FusedCrossEntropy, UnreducedCrossEntropy):
-    _kind.settle(CrossEntropy._backward_cls.__name__)
+FusedCrossEntropy.settle(CrossEntropy._backward_cls.__name__)
 
 
 def weighs_samples(logits: Tensor, target: Target, sample_weight: Tensor, impl: str) -> bool:
