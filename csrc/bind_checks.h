@@ -42,6 +42,7 @@ void check_contiguous(const View& x) {
 }
 // Without gaps, in any order of the dimensions.
 void check_dense(const View& x) {
+    if (contiguous(x)) return;
     std::vector<std::pair<int64_t, int64_t>> axes;
     for (int32_t d = 0; d < x.ndim; d++)
         if (x.shape[d] != 1) axes.emplace_back(x.strides[d], x.shape[d]);

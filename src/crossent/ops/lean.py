@@ -6,6 +6,7 @@ autograd follows. The others do not require grad, and are saved so that autograd
 
 from __future__ import annotations
 
+from inspect import getattr_static
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +68,11 @@ class Lean(Function):
         """Look up once what each call would look up in several places.
 
         Autograd shows the node under this name. ``attributes`` are those that the node has in every call, and ``backward`` what
-        it runs in the place of the Function's own.
+        it runs in the place of the Function's own. What torch asks the class for in each call is put where it looks first.
         """
+        for each in ("forward", "setup_context", "clear_saved_tensors_on_access", "boxed_grads_call"):
+            if hasattr(cls, each):  # torch 2.13 asks for all of them
+                setattr(cls, each, getattr_static(cls, each))
         cls._backward_cls.apply = backward or cls.backward  # type: ignore[attr-defined]
         cls._backward_cls.__name__ = name
         for each, value in attributes.items():
