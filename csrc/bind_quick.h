@@ -20,6 +20,7 @@ struct Makers {
     nb::object number;  // makes a 0-d tensor of the dtype of another tensor
     // One of each dtype, and the last losses of rows: empty_like of them costs half of what a new tensor costs.
     nb::object numbers[DTYPES], rows[DTYPES];
+    int64_t size_of_rows[DTYPES] = {};
 
     nb::object like(nb::handle tensor, const View& x) const {
         return (x.numel() * (x.dtype.bits / 8) < LARGE ? empty_like : recycled_like)(tensor);
@@ -31,8 +32,10 @@ struct Makers {
     }
     nb::object losses_of(nb::handle tensor, nb::handle target, const View& x, bool few) {
         if (!few || x.ndim != 2) return rows_of(tensor, target, few);
-        nb::object& last = rows[dtype_of(x)];
-        if (!last || View(last, "loss", View::LOOK).shape[0] != x.shape[0]) last = rows_of(tensor, target, few);
+        const DType dtype = dtype_of(x);
+        nb::object& last = rows[dtype];
+        if (!last || size_of_rows[dtype] != x.shape[0]) last = rows_of(tensor, target, few);
+        size_of_rows[dtype] = x.shape[0];
         return empty_like(last);
     }
 };

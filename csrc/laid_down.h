@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "launch.h"
 #include "problem.h"
 #include "scratch.h"
 
@@ -47,8 +48,10 @@ class LaidDown {
         constexpr bool back = std::is_const_v<B>;
         auto* apart = reinterpret_cast<std::conditional_t<back, T, const T>*>(apart_);
         auto* rows = reinterpret_cast<std::conditional_t<back, const T, T>*>(rows_);
-        for (int64_t o = 0; o < p.outer; o++)
-            for (int64_t first = 0; first < p.classes; first += PART)
+        const int64_t parts = (p.classes + PART - 1) / PART;
+        share(p.outer * parts, p.rows() * p.classes, [&](int64_t begin, int64_t end) {
+            for (int64_t part = begin; part < end; part++) {
+                const int64_t o = part / parts, first = part % parts * PART;
                 for (int64_t i = 0; i < p.inner; i++)
                     for (int64_t k = first; k < std::min(p.classes, first + PART); k++) {
                         auto& one = apart[o * at.outer + k * at.classes + i * at.inner];
@@ -56,6 +59,8 @@ class LaidDown {
                         if constexpr (back) one = other;
                         else other = one;
                     }
+            }
+        });
     }
 
     static constexpr size_t MOST_KEPT = 1 << 20;  // bytes that a thread may keep of logits
