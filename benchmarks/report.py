@@ -62,6 +62,23 @@ def measured(rows: list[dict], names: dict[str, str] = CONTENDERS) -> dict[str, 
     return {name: label for name, label in names.items() if any(name in row["copies"] for row in rows)}
 
 
+def measured_with(results: dict, what: str) -> dict:
+    """Return the run that has these rows: this one, or else that of the second processor."""
+    second = results.get("second", {})
+    return results if results.get(what) or not second.get(what) else second
+
+
+def of_small_calls(results: dict) -> dict:
+    """Return the run that has small calls."""
+    return results if small_rows(results) or "second" not in results else results["second"]
+
+
+def processor(results: dict) -> str:
+    machine = results["machine"]
+    kernels = f" ({machine['instruction_set']})" if machine["instruction_set"] else ""
+    return f"{machine['processor']}{kernels}{busy(machine)}"
+
+
 def large_table(rows: list[dict]) -> str:
     names = measured(rows)
     lines = [
@@ -146,7 +163,7 @@ def pages_table(rows: list[dict]) -> str:
 
 def headline(results: dict) -> str:
     """Write what the README quotes: some rows with all threads, small calls with one, and the peak of memory."""
-    large, small, machine = large_rows(results), small_rows(results), results["machine"]
+    large, small, machine = large_rows(results), small_rows(of_small_calls(results)), results["machine"]
     names = measured(large)
     names.pop("fresh", None)
     chosen = [row for row in of_threads(large, most_threads(large)) if row["name"] in HEADLINE]
@@ -157,7 +174,8 @@ def headline(results: dict) -> str:
     calls = "; ".join(
         f"{row['title']} {figures(1e3 * row['ms']['eager'])} and {figures(1e3 * row['ms']['crossent'])}" for row in one
     )
-    parts.append(f"Small calls, in µs by {CONTENDERS['eager']} and by {CONTENDERS['crossent']}: {calls}.")
+    where = "" if of_small_calls(results) is results else f" on {processor(of_small_calls(results))}"
+    parts.append(f"Small calls{where}, in µs by {CONTENDERS['eager']} and by {CONTENDERS['crossent']}: {calls}.")
     for row in results["memory"][:1]:
         above = "; ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
         parts.append(
@@ -211,19 +229,22 @@ def large_section(rows: list[dict]) -> str:
 
 def fragments(results: dict) -> dict[str, str]:
     """Write what pages quote, by the name that their markers give it."""
-    large, small = large_rows(results), small_rows(results)
+    large, small = large_rows(results), small_rows(of_small_calls(results))
     found = {
         "machine": machine_text(results),
         "pages": pages_table(results.get("pages", [])),
         "members": members_table(results.get("members", [])),
-        "sweep": results.get("sweep") or "Not measured yet.",
+        "sweep": measured_with(results, "sweep").get("sweep") or "Not measured yet.",
     }
+    if "second" in results:
+        rows = large_rows(results["second"])
+        found["second"] = f"{machine_text(results['second'])} {noise(rows)}\n\n{large_section(rows)}"
     if large:
         found |= {"noise": noise(large), "speed": large_section(large)}
         found["parts"] = parts_table(of_threads(large, most_threads(large)))
         found["isa"] = isa_table(of_threads(large, most_threads(large)))
     if small:
-        found["small"] = small_table(small)
+        found["small"] = f"{processor(of_small_calls(results))}:\n\n{small_table(small)}"
     if large and small:
         found["headline"] = headline(results)
     if results["memory"]:
@@ -259,8 +280,10 @@ def make_markdown(results: dict) -> str:
         ]
     if results.get("members"):
         parts += ["## The members of the family, relative to cross entropy in the same kernels", found["members"]]
-    if results.get("sweep"):
+    if measured_with(results, "sweep").get("sweep"):
         parts += ["## Every shape, beside torch", found["sweep"]]
+    if "second" in found:
+        parts += ["## Large problems on a processor of another kind", found["second"]]
     parts += linear_markdown(results["linear"])
     if results.get("pages"):
         size = f"{results['pages'][0]['megabytes']} MB"

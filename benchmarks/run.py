@@ -54,6 +54,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="folder to write to; benchmarks/results, but build/bench for a --quick or --only run"
     )
+    parser.add_argument(
+        "--second",
+        action="store_true",
+        help="a processor of another kind: put what was measured beside the results that there are",
+    )
     parser.add_argument("--from-json", action="store_true", help="measure nothing, draw from the folder's results.json")
     args = parser.parse_args()
     if args.out is None:
@@ -140,10 +145,17 @@ def measure_all(args: argparse.Namespace) -> dict:
 def main() -> None:
     args = parse()
     path = args.out / "results.json"
-    if args.from_json:
-        results = json.loads(path.read_text())
-    else:
-        results = measure_all(args)
+    results = json.loads(path.read_text()) if path.exists() or args.from_json else {}
+    if not args.from_json:
+        beside = results.pop("second", None)
+        measured = measure_all(args)
+        results = (
+            {**results, "second": measured}
+            if args.second
+            else measured
+            if beside is None
+            else {**measured, "second": beside}
+        )
         args.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     written = [path, *write_report(results, args.out)]

@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-from importlib import import_module
 from types import SimpleNamespace
 
 import cases
@@ -20,6 +19,7 @@ import torch
 import crossent
 from crossent.core.settings import Settings
 from crossent.impl import load
+from crossent.ops import small
 from crossent.ops.library import TARGET
 
 N, C, D = 4, 5, 3
@@ -513,7 +513,7 @@ def attaching_functions(_native):
     def wrongs(**values):
         return [Wrong(name.replace("_", " "), value, False) for name, value in values.items()]
 
-    x, questions = torch.randn(N, C), vars(import_module("crossent.impl.native").QUESTIONS)
+    x, questions = torch.randn(N, C), vars(small.QUESTIONS)
     odd = {f"{name} {value}": SimpleNamespace(**questions | {name: value}) for name in questions for value in (None, 3)}
     yield Call("know_torch", _native.know_torch, {"questions": SimpleNamespace(**questions)}, {
         "questions": wrongs(none=None, nothing=SimpleNamespace(), **odd)

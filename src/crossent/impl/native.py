@@ -12,15 +12,12 @@ import os
 from functools import cache
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from crossent import _native
-from crossent.core import watch
 from crossent.core.checks import may_be_overwritten
 from crossent.core.penalties import NamedPenalty
 from crossent.core.reduction import weigh
@@ -52,20 +49,6 @@ def _obey_environment() -> None:
 _obey_environment()
 _borrow_threads()
 _native.know_types(torch.Tensor, torch.nn.Parameter)
-# What the short way asks: whether anything looks on, transforms or decides dtypes.
-QUESTIONS = SimpleNamespace(
-    is_grad_enabled=torch.is_grad_enabled,
-    tracing_state=torch._C._get_tracing_state,
-    modes=torch._C._len_torch_dispatch_stack,
-    function_mode=torch._C._is_torch_function_mode_enabled,
-    transforms=torch._C._are_functorch_transforms_active,
-    autocast=torch._C._is_any_autocast_enabled,
-    saved_hooks=torch._C._autograd._top_saved_tensors_default_hooks,
-    is_batched=torch._C._functorch.is_legacy_batchedtensor,
-    forward_ad=forward_ad,
-    watch=watch,
-)
-_native.know_torch(QUESTIONS)
 
 _PENALTIES = {**_native.PENALTIES, "MAE": _native.PENALTIES["GCE"]}
 
@@ -511,6 +494,7 @@ class Native(Implementation):
         "cross_entropy": _native.short_cross_entropy,
         "binary_cross_entropy_with_logits": _native.short_binary_cross_entropy,
     }
+    know_torch = staticmethod(_native.know_torch)
     know_functions = staticmethod(_native.know_functions)
     attach = staticmethod(_native.attach)
     sum_gradient, rows_gradient = staticmethod(_native.sum_gradient), staticmethod(_native.rows_gradient)

@@ -267,6 +267,10 @@ class Implementation:
     arguments have to be looked at.
     """
 
+    def know_torch(self, questions: Any) -> None:
+        """Learn what to ask: whether anything looks on, transforms or decides dtypes."""
+        raise NotImplementedError
+
     def know_functions(
         self, sum: Any, rows: Any, binary_sum: Any, elements: Any, expected: dict[torch.dtype, float | None]
     ) -> None:
