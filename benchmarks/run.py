@@ -130,7 +130,7 @@ def measure_all(args: argparse.Namespace) -> dict:
     return {
         "schema": "crossent.bench/3",
         "machine": machine,
-        "partial": bool(args.quick or args.only),
+        "partial": bool(args.quick or (args.only and not args.second)),
         "seconds": time.perf_counter() - start,
         "rows": rows,
         "memory": memory,
@@ -145,17 +145,14 @@ def measure_all(args: argparse.Namespace) -> dict:
 def main() -> None:
     args = parse()
     path = args.out / "results.json"
-    results = json.loads(path.read_text()) if path.exists() or args.from_json else {}
-    if not args.from_json:
-        beside = results.pop("second", None)
+    if args.from_json:
+        results = json.loads(path.read_text())
+    else:
+        known = json.loads(path.read_text()) if path.exists() else {}
         measured = measure_all(args)
-        results = (
-            {**results, "second": measured}
-            if args.second
-            else measured
-            if beside is None
-            else {**measured, "second": beside}
-        )
+        results = known | {"second": measured} if args.second else measured
+        if "second" in known:
+            results.setdefault("second", known["second"])
         args.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     written = [path, *write_report(results, args.out)]
