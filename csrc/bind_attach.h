@@ -87,8 +87,9 @@ nb::list gradients_of(const QuickSum& made) {
     return gradients;
 }
 
-// What was formed with a sum: its gradient, multiplied by what, the dtype of the logits, what divides the sum, and the
-// numbers of the target. With losses of rows: what they keep where these are a few, and those numbers.
+// What `formed` holds, in this order, as ops/small.py reads it: of a sum the list with its gradient, the factor of that
+// gradient, the dtype of the logits, whether it is a mean (of a binary sum its divisor), and the numbers of the target;
+// of losses of rows the bytes that a few of them keep, or None, and the numbers of the target; of elements None.
 nb::object quick_cross_entropy(const Given& given, Reduction reduction) {
     std::optional<Inputs> inputs = ordinary(given);
     if (!inputs) return nb::none();
@@ -231,13 +232,13 @@ nb::object for_logits(nb::handle gradient) { return nb::make_tuple(gradient, nb:
 nb::object sum_gradient(nb::handle ctx, nb::handle grad) {
     const nb::tuple formed = formed_with(ctx, 4);
     auto gradients = nb::cast<nb::list>(formed[0]);
-    if (gradients.size() > 0 && torch().backward_only() && !torch().grad_enabled() &&
-        holds(grad, nb::cast<double>(formed[1]))) {
-        const nb::object gradient = gradients[0];
-        gradients.clear();
-        return for_logits(gradient);
-    }
-    return in_python(ctx, grad);
+    const bool as_formed = gradients.size() > 0 && torch().backward_only() && !torch().grad_enabled() &&
+                           holds(grad, nb::cast<double>(formed[1]));
+    // Asked again, since another thread may have taken it while Python was asked.
+    if (!as_formed || gradients.size() == 0) return in_python(ctx, grad);
+    const nb::object gradient = gradients[0];
+    gradients.clear();
+    return for_logits(gradient);
 }
 
 // Form the gradient of losses of rows.

@@ -18,25 +18,31 @@ struct Makers {
     nb::object empty_like;  // torch's
     nb::object recycled_like, lse_of, rows_of;
     nb::object number;  // makes a 0-d tensor of the dtype of another tensor
-    // One of each dtype, and the last losses of rows: empty_like of them costs half of what a new tensor costs.
-    nb::object numbers[DTYPES], rows[DTYPES];
-    int64_t size_of_rows[DTYPES] = {};
+    // One of each dtype, and the last losses of rows: empty_like of them costs half of what a new tensor costs. Each is
+    // held while Python is called, where another thread may put its own in its place.
+    struct Last {
+        nb::object losses;
+        int64_t rows = 0;
+    };
+    nb::object numbers[DTYPES];
+    Last last[DTYPES];
 
     nb::object like(nb::handle tensor, const View& x) const {
         return (x.numel() * (x.dtype.bits / 8) < LARGE ? empty_like : recycled_like)(tensor);
     }
     nb::object number_like(nb::handle tensor, const View& x) {
-        nb::object& one = numbers[dtype_of(x)];
-        if (!one) one = number(tensor);
+        nb::object one = numbers[dtype_of(x)];
+        if (!one) one = number(tensor), numbers[dtype_of(x)] = one;
         return empty_like(one);
     }
     nb::object losses_of(nb::handle tensor, nb::handle target, const View& x, bool few) {
         if (!few || x.ndim != 2) return rows_of(tensor, target, few);
-        const DType dtype = dtype_of(x);
-        nb::object& last = rows[dtype];
-        if (!last || size_of_rows[dtype] != x.shape[0]) last = rows_of(tensor, target, few);
-        size_of_rows[dtype] = x.shape[0];
-        return empty_like(last);
+        const Last known = last[dtype_of(x)];
+        if (known.losses && known.rows == x.shape[0]) return empty_like(known.losses);
+        const nb::object losses = rows_of(tensor, target, few);
+        // Both at once: what was there goes, which may run Python, when the new ones are in place.
+        const Last gone = std::exchange(last[dtype_of(x)], Last{losses, x.shape[0]});
+        return empty_like(losses);
     }
 };
 Makers& makers() {
@@ -100,7 +106,10 @@ std::optional<Inputs> ordinary(const Given& given) try {
     }
     logits.see_to(logits_), target.see_to(target_);
     return Inputs(std::move(logits), std::move(target), std::move(weight), ignore_index, smoothing);
-} catch (const std::exception&) {  // a tensor that DLPack cannot describe, such as a sparse one
+} catch (const nb::python_error& error) {        // of a tensor that DLPack cannot describe, such as a sparse one
+    if (!error.matches(PyExc_Exception)) throw;  // but a request to stop
+    return {};
+} catch (const std::exception&) {
     return {};
 }
 std::optional<BinaryInputs> ordinary_binary(const Given& given) try {
@@ -113,6 +122,9 @@ std::optional<BinaryInputs> ordinary_binary(const Given& given) try {
     if (!contiguous(logits) || !contiguous(target)) return {};
     logits.see_to(logits_), target.see_to(target_);
     return BinaryInputs(std::move(logits), std::move(target));
+} catch (const nb::python_error& error) {
+    if (!error.matches(PyExc_Exception)) throw;
+    return {};
 } catch (const std::exception&) {
     return {};
 }

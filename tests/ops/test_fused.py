@@ -1,5 +1,8 @@
 """Sums and means form their gradient with the loss: whatever backward is given, and whatever happens in between."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -491,3 +494,42 @@ def test_a_gradient_of_0_makes_0_of_logits_that_are_no_numbers(loss, dtype, redu
         for create_graph in (False, True):
             value = loss(x, y, reduction=reduction)
             assert (gradient(value, x, 0.0, create_graph=create_graph) == 0).all()
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty():
+    """Let threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def in_threads(work, arguments):
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(work, arguments))
+
+
+@LOSSES
+@pytest.mark.parametrize("options", [{}, {"impl": "native"}])
+def test_threads_that_go_backward_through_one_loss_all_get_its_gradient(loss, options, hasty):
+    x, y = problem((8, 50))
+    expected = gradient(loss(x, y, **options), x)
+    for _ in range(150):
+        value = loss(x, y, **options)
+        for given in in_threads(lambda _, value=value: gradient(value, x, retain_graph=True), range(4)):
+            torch.testing.assert_close(given, expected, rtol=2e-5, atol=1e-9)
+
+
+def test_threads_with_other_numbers_of_rows_do_not_disturb_each_other(hasty):
+    def calls(rows):
+        x, y = torch.zeros(rows, 3), torch.zeros(rows, dtype=torch.long)
+        return [crossent.cross_entropy(x, y, reduction="none").shape for _ in range(1500)]
+
+    given = in_threads(calls, [2, 3, 4, 50])
+    assert [{*shapes} for shapes in given] == [{(2,)}, {(3,)}, {(4,)}, {(50,)}]
+    for rows in (2, 3, 4, 50):  # and nothing is left behind
+        assert set(calls(rows)) == {(rows,)}

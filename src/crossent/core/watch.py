@@ -19,7 +19,7 @@ _STARTED_BY_ENVIRONMENT = "crossent.tools.check.debug"
 
 
 def _unread(*_: Any) -> None:
-    """Stand in the place of a watcher until the environment is read, so that whoever looks whether there is one asks."""
+    """Stand for an environment that has not been read: as this is not None, the first call asks ``current``, which reads it."""
 
 
 watcher: Watcher | None = _unread

@@ -258,8 +258,6 @@ class Implementation:
 
     # --- the short way of plain calls ---------------------------------------------------------------------------------
 
-    # --- the short way ------------------------------------------------------------------------------------------------
-
     short_ways: ClassVar[dict[str, Any]] = {}
     """By the name of a loss: what takes the names and defaults of its arguments, and returns a function of all of them.
 

@@ -108,7 +108,10 @@ def _restored(ctx: Any) -> tuple[Tensor, Any]:
 
 def _taken(ctx: Any) -> Tensor | None:
     """Take the gradient that forward formed; None where there was none, or an earlier backward pass took it."""
-    gradient: Tensor | None = ctx.gradients.pop() if ctx.gradients else None
+    try:
+        gradient: Tensor | None = ctx.gradients.pop()
+    except IndexError:  # asking first would let another thread take it in between
+        gradient = None
     if gradient is not None and ctx.place == "over in forward" and gradient._version != ctx.version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
@@ -217,20 +220,19 @@ class Fused(Lean):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # What is asked first is what a training step needs: 5 us less than the questions below.
-        if (
+        as_formed = (
             ctx.place == "beside"
             and ctx.gradients
             and forward_ad._current_level < 0
             and not torch.is_grad_enabled()
             and ctx.call.implementation.holds(grad, ctx.formed_with)
-        ):
-            gradient = ctx.gradients.pop()
-        elif needs_formula(grad):
+        )
+        gradient = _taken(ctx) if as_formed else None
+        if gradient is None and needs_formula(grad):
             ctx.gradients.clear()
             logits, target = _restored(ctx)
             gradient = ctx._forward_cls.differentiable(grad, logits, target, ctx.call)
-        elif not ctx.call.implementation.waits:
-            gradient = _on_the_device(ctx, grad)
-        else:
-            gradient = _multiplied(ctx, grad)
+        elif gradient is None:
+            form = _multiplied if ctx.call.implementation.waits else _on_the_device
+            gradient = form(ctx, grad)
         return gradient, None, None, None, None, None

@@ -31,7 +31,10 @@ def kept_as_they_are() -> bool:
 
 
 def needs_formula(grad: Tensor) -> bool:
-    """Whether a gradient has to be computed in torch operations: it is differentiated, transformed or batched itself."""
+    """Whether a gradient has to be computed in torch operations: it is differentiated, transformed or batched itself.
+
+    The short way asks the same in C++, ``is_last`` in csrc/bind_attach.h.
+    """
     looked_on = _tracing() is not None or _transforms() or _modes() > 0
     return _grad_enabled() or forward_ad._current_level >= 0 or looked_on or _batched(grad)
 
@@ -68,7 +71,8 @@ class Lean(Function):
         """Look up once what each call would look up in several places.
 
         Autograd shows the node under this name. ``attributes`` are those that the node has in every call, and ``backward`` what
-        it runs in the place of the Function's own. What torch asks the class for in each call is put where it looks first.
+        it runs in the place of the Function's own. Torch asks the class for these by new strings in each call, which no cache
+        knows, so the class has them itself, and its bases are not searched.
         """
         for each in ("forward", "setup_context", "clear_saved_tensors_on_access", "boxed_grads_call"):
             if hasattr(cls, each):  # torch 2.13 asks for all of them
