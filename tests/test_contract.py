@@ -223,6 +223,18 @@ def test_binary_corner(args, kwargs):
     assert_same(outcome(ours, *args, **kwargs), outcome(theirs, *args, **kwargs))
 
 
+@pytest.mark.parametrize("impl", [None, "eager"])
+@pytest.mark.parametrize("ignore_index", [2**63, -(2**63) - 1, 2**70, -(2**70)])
+def test_an_index_that_no_tensor_can_hold_is_refused_as_torch_does(ignore_index, impl):
+    x, y = torch.randn(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="Overflow"):
+        F.cross_entropy(x, y, ignore_index=ignore_index)
+    with pytest.raises(ValueError, match=f"ignore_index must fit into 64 bits, got {ignore_index}: give"):
+        crossent.cross_entropy(x, y, ignore_index=ignore_index, impl=impl)
+    for largest in (2**63 - 1, -(2**63)):
+        assert crossent.cross_entropy(x, y, ignore_index=largest, impl=impl) == crossent.cross_entropy(x, y, impl=impl)
+
+
 def test_deprecated_arguments_warn():
     x, y = torch.randn(4, 3), torch.zeros(4, dtype=torch.long)
     with pytest.warns(UserWarning, match="please use reduction='sum' instead"):

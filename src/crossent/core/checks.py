@@ -123,7 +123,10 @@ def integer(name: str, value: Any, rule: str = "an int") -> int:
         _refuse_tensor(name, rule, value)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
         type_error(name, rule, value)
-    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
+    number: int = value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[assignment]
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must fit into 64 bits, got {number}: give a number between -2**63 and 2**63 - 1")
+    return number
 
 
 def integer_from(low: int, rule: str) -> Callable[[str, Any], int]:
