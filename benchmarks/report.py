@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from layout import figures, noise, table, thread_words
@@ -62,15 +63,13 @@ def measured(rows: list[dict], names: dict[str, str] = CONTENDERS) -> dict[str, 
     return {name: label for name, label in names.items() if any(name in row["copies"] for row in rows)}
 
 
-def measured_with(results: dict, what: str) -> dict:
-    """Return the run that has these rows: this one, or else that of the second processor."""
-    second = results.get("second", {})
-    return results if results.get(what) or not second.get(what) else second
+def run_that_has(measured_by: Callable[[dict], object], results: dict) -> dict:
+    """Return the run that measured something: this one, or else that of the second processor."""
+    return results if measured_by(results) or "second" not in results else results["second"]
 
 
-def of_small_calls(results: dict) -> dict:
-    """Return the run that has small calls."""
-    return results if small_rows(results) or "second" not in results else results["second"]
+def sweep_of(results: dict) -> str:
+    return results.get("sweep") or ""
 
 
 def processor(results: dict) -> str:
@@ -163,7 +162,7 @@ def pages_table(rows: list[dict]) -> str:
 
 def headline(results: dict) -> str:
     """Write what the README quotes: some rows with all threads, small calls with one, and the peak of memory."""
-    large, small, machine = large_rows(results), small_rows(of_small_calls(results)), results["machine"]
+    large, small, machine = large_rows(results), small_rows(run_that_has(small_rows, results)), results["machine"]
     names = measured(large)
     names.pop("fresh", None)
     chosen = [row for row in of_threads(large, most_threads(large)) if row["name"] in HEADLINE]
@@ -174,7 +173,9 @@ def headline(results: dict) -> str:
     calls = "; ".join(
         f"{row['title']} {figures(1e3 * row['ms']['eager'])} and {figures(1e3 * row['ms']['crossent'])}" for row in one
     )
-    where = "" if of_small_calls(results) is results else f" on {processor(of_small_calls(results))}"
+    where = (
+        "" if run_that_has(small_rows, results) is results else f" on {processor(run_that_has(small_rows, results))}"
+    )
     parts.append(f"Small calls{where}, in µs by {CONTENDERS['eager']} and by {CONTENDERS['crossent']}: {calls}.")
     for row in results["memory"][:1]:
         above = "; ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
@@ -229,12 +230,12 @@ def large_section(rows: list[dict]) -> str:
 
 def fragments(results: dict) -> dict[str, str]:
     """Write what pages quote, by the name that their markers give it."""
-    large, small = large_rows(results), small_rows(of_small_calls(results))
+    large, small = large_rows(results), small_rows(run_that_has(small_rows, results))
     found = {
         "machine": machine_text(results),
         "pages": pages_table(results.get("pages", [])),
         "members": members_table(results.get("members", [])),
-        "sweep": measured_with(results, "sweep").get("sweep") or "Not measured yet.",
+        "sweep": sweep_of(run_that_has(sweep_of, results)) or "Not measured yet.",
     }
     if "second" in results:
         rows = large_rows(results["second"])
@@ -244,7 +245,7 @@ def fragments(results: dict) -> dict[str, str]:
         found["parts"] = parts_table(of_threads(large, most_threads(large)))
         found["isa"] = isa_table(of_threads(large, most_threads(large)))
     if small:
-        found["small"] = f"{processor(of_small_calls(results))}:\n\n{small_table(small)}"
+        found["small"] = f"{processor(run_that_has(small_rows, results))}:\n\n{small_table(small)}"
     if large and small:
         found["headline"] = headline(results)
     if results["memory"]:
@@ -280,7 +281,7 @@ def make_markdown(results: dict) -> str:
         ]
     if results.get("members"):
         parts += ["## The members of the family, relative to cross entropy in the same kernels", found["members"]]
-    if measured_with(results, "sweep").get("sweep"):
+    if sweep_of(run_that_has(sweep_of, results)):
         parts += ["## Every shape, beside torch", found["sweep"]]
     if "second" in found:
         parts += ["## Large problems on a processor of another kind", found["second"]]

@@ -17,20 +17,25 @@ struct Torch {
 
     bool grad_enabled() const { return is_grad_enabled().is(Py_True); }
     // Whether no level of forward mode is entered.
-    bool backward_only() const { return nb::cast<int64_t>(forward_ad.attr(names().level)) < 0; }
-    // Whether nothing looks on or transforms.
-    bool undisturbed() const {
-        return backward_only() && tracing_state().is_none() && nb::cast<int64_t>(modes()) == 0 &&
+    bool no_forward_mode() const { return nb::cast<int64_t>(forward_ad.attr(names().level)) < 0; }
+    // Whether there is no tracer, no mode below autograd and no transform either.
+    bool nothing_transforms() const {
+        return no_forward_mode() && tracing_state().is_none() && nb::cast<int64_t>(modes()) == 0 &&
                transforms().is(Py_False);
     }
-    bool unwatched() const {
-        return undisturbed() && function_mode().is(Py_False) && watch.attr(names().watcher).is_none();
+    // Whether there is no mode above autograd either, and nobody who watches losses.
+    bool nothing_looks_on() const {
+        return nothing_transforms() && function_mode().is(Py_False) && watch.attr(names().watcher).is_none();
     }
-    bool decides_dtypes() const { return !autocast().is(Py_False); }
+    // Whether autocast decides dtypes.
+    bool autocasts() const { return !autocast().is(Py_False); }
     // Whether autograd keeps tensors as they are: hooks on what is saved would not see a gradient.
-    bool keeps() const { return saved_hooks(false).is_none(); }
+    bool keeps_what_is_saved() const { return saved_hooks(false).is_none(); }
     // Whether a gradient is wanted for nothing but a step: not to be differentiated, transformed or batched itself.
-    bool is_last(nb::handle grad) const { return !grad_enabled() && undisturbed() && is_batched(grad).is(Py_False); }
+    // The opposite of needs_formula in ops/lean.py.
+    bool is_last(nb::handle grad) const {
+        return !grad_enabled() && nothing_transforms() && is_batched(grad).is(Py_False);
+    }
 };
 Torch& torch() {
     static Torch* one = new Torch;
@@ -59,7 +64,8 @@ Functions& functions() {
 // The forward of each Function: gives the loss, and notes what autograd is to save and what was formed.
 nb::object attach(nb::handle ctx, nb::handle, const nb::tuple& made) {
     if (made.size() != 3) refuse("made", "must be a loss, what is to be saved and what was formed");
-    nb::setattr(ctx, names().to_save, made[1]), nb::setattr(ctx, names().formed, made[2]);
+    nb::setattr(ctx, names().to_save, made[1]);
+    nb::setattr(ctx, names().formed, made[2]);
     return made[0];
 }
 
@@ -74,7 +80,7 @@ struct Following {
         if (followed) dtype = functions().dtype(logits, x), factor = functions().expected[dtype];
     }
     // Hooks on what is saved would not see a gradient that is formed in forward.
-    bool can_be_quick() const { return !followed || torch().keeps(); }
+    bool can_be_quick() const { return !followed || torch().keeps_what_is_saved(); }
     std::optional<double> number() const {
         return factor.is_none() ? std::nullopt : std::optional(nb::cast<double>(factor));
     }
@@ -87,11 +93,14 @@ nb::list gradients_of(const QuickSum& made) {
     return gradients;
 }
 
-// What `formed` holds, in this order, as ops/small.py reads it: of a sum the list with its gradient, the factor of that
-// gradient, the dtype of the logits, whether it is a mean (of a binary sum its divisor), and the numbers of the target;
-// of losses of rows the bytes that a few of them keep, or None, and the numbers of the target; of elements None.
+// What `formed` holds, as ops/small.py reads it. Of a sum: a list with its gradient, the factor of that gradient, the
+// dtype of the logits, whether it is a mean (or a binary sum's divisor), and the numbers of the target.
+constexpr size_t GRADIENTS = 0, FACTOR = 1, NUMBERS_OF_SUM = 4;
+// Of losses of rows: the bytes that a few of them keep, or None, and the numbers of the target. Of elements: None.
+constexpr size_t KEPT = 0, IGNORE_INDEX = 1, SMOOTHING = 2, SIZE_OF_ROWS = 3;
+
 nb::object quick_cross_entropy(const Given& given, Reduction reduction) {
-    std::optional<Inputs> inputs = ordinary(given);
+    std::optional<Inputs> inputs = plain_inputs(given);
     if (!inputs) return nb::none();
     const auto& [logits, target, weight, ignore_index, smoothing] = given;
     const nb::object none = nb::none();
@@ -117,7 +126,7 @@ nb::object quick_cross_entropy(const Given& given, Reduction reduction) {
 }
 
 nb::object quick_binary_cross_entropy(const Given& given, Reduction reduction) {
-    const std::optional<BinaryInputs> inputs = ordinary_binary(given);
+    const std::optional<BinaryInputs> inputs = plain_binary_inputs(given);
     if (!inputs) return nb::none();
     const nb::handle logits = given.logits;
     const nb::object none = nb::none(), to_save = nb::make_tuple(logits, given.target, none);
@@ -147,7 +156,7 @@ class Arguments {
             if (std::find(position_.begin(), position_.end(), i) == position_.end()) others_.push_back(i);
     }
     // Whether only those that are looked at are not just their defaults.
-    bool usual(const nb::tuple& given) const {
+    bool rest_is_default(const nb::tuple& given) const {
         return given.size() == defaults_.size() &&
                std::all_of(others_.begin(), others_.end(), [&](size_t i) { return same(given[i], defaults_[i]); });
     }
@@ -168,8 +177,8 @@ class Arguments {
 
 // None where it is no reduction, or where something looks on, or decides dtypes.
 std::optional<Reduction> plain_reduction(nb::handle logits, nb::handle reduction) {
-    if (!functions().sum || !plain(logits) || !PyUnicode_CheckExact(reduction.ptr()) || !torch().unwatched() ||
-        torch().decides_dtypes())
+    if (!functions().sum || !plain(logits) || !PyUnicode_CheckExact(reduction.ptr()) || !torch().nothing_looks_on() ||
+        torch().autocasts())
         return {};
     const std::pair<const char*, Reduction> reductions[] = {{"mean", MEAN}, {"sum", SUM}, {"none", NONE}};
     for (const auto& [name, value] : reductions)
@@ -183,7 +192,7 @@ nb::object short_cross_entropy(nb::list names, nb::tuple defaults) {
         names, defaults, {"input", "target", "weight", "ignore_index", "label_smoothing", "reduction"}
     );
     return nb::cpp_function([arguments](const nb::tuple& given) -> nb::object {
-        if (!arguments.usual(given)) return nb::none();
+        if (!arguments.rest_is_default(given)) return nb::none();
         const auto at = [&](size_t i) { return arguments.at(given, i); };
         const std::optional<Reduction> reduction = plain_reduction(at(0), at(5));
         if (!reduction || !PyLong_CheckExact(at(3).ptr()) || !PyFloat_CheckExact(at(4).ptr())) return nb::none();
@@ -201,7 +210,7 @@ nb::object short_cross_entropy(nb::list names, nb::tuple defaults) {
 nb::object short_binary_cross_entropy(nb::list names, nb::tuple defaults) {
     const Arguments arguments(names, defaults, {"input", "target", "reduction"});
     return nb::cpp_function([arguments](const nb::tuple& given) -> nb::object {
-        if (!arguments.usual(given)) return nb::none();
+        if (!arguments.rest_is_default(given)) return nb::none();
         const Given of{arguments.at(given, 0), arguments.at(given, 1), Py_None};
         const std::optional<Reduction> reduction = plain_reduction(of.logits, arguments.at(given, 2));
         return reduction ? quick_binary_cross_entropy(of, *reduction) : nb::none();
@@ -230,10 +239,10 @@ nb::object for_logits(nb::handle gradient) { return nb::make_tuple(gradient, nb:
 
 // Hand over the gradient that forward formed, where it was formed with the factor that comes.
 nb::object sum_gradient(nb::handle ctx, nb::handle grad) {
-    const nb::tuple formed = formed_with(ctx, 4);
-    auto gradients = nb::cast<nb::list>(formed[0]);
-    const bool as_formed = gradients.size() > 0 && torch().backward_only() && !torch().grad_enabled() &&
-                           holds(grad, nb::cast<double>(formed[1]));
+    const nb::tuple formed = formed_with(ctx, NUMBERS_OF_SUM);
+    auto gradients = nb::cast<nb::list>(formed[GRADIENTS]);
+    const bool as_formed = gradients.size() > 0 && torch().no_forward_mode() && !torch().grad_enabled() &&
+                           holds(grad, nb::cast<double>(formed[FACTOR]));
     // Asked again, since another thread may have taken it while Python was asked.
     if (!as_formed || gradients.size() == 0) return in_python(ctx, grad);
     const nb::object gradient = gradients[0];
@@ -244,9 +253,11 @@ nb::object sum_gradient(nb::handle ctx, nb::handle grad) {
 // Form the gradient of losses of rows.
 nb::object rows_gradient(nb::handle ctx, nb::handle grad) {
     if (!torch().is_last(grad)) return in_python(ctx, grad);
-    const nb::tuple saved = saved_with(ctx, 4), formed = formed_with(ctx, 3);
-    const Given given{saved[0], saved[1], saved[2], nb::cast<int64_t>(formed[1]), nb::cast<double>(formed[2])};
-    const nb::object gradient = quick_rows_gradient(grad, given, saved[3].is_none() ? formed[0] : saved[3]);
+    const nb::tuple saved = saved_with(ctx, 4), formed = formed_with(ctx, SIZE_OF_ROWS);
+    const Given given{
+        saved[0], saved[1], saved[2], nb::cast<int64_t>(formed[IGNORE_INDEX]), nb::cast<double>(formed[SMOOTHING])
+    };
+    const nb::object gradient = quick_rows_gradient(grad, given, saved[3].is_none() ? formed[KEPT] : saved[3]);
     return gradient ? for_logits(gradient) : in_python(ctx, grad);
 }
 
@@ -277,7 +288,8 @@ void know_torch(nb::handle questions) {
         if (!PyCallable_Check((asked.*to).ptr())) throw nb::type_error("what torch is asked must be callable");
     }
     asked.forward_ad = questions.attr("forward_ad"), asked.watch = questions.attr("watch");
-    (void)nb::object(asked.forward_ad.attr(names().level)), (void)nb::object(asked.watch.attr(names().watcher));
+    nb::getattr(asked.forward_ad, names().level);  // raises here, and not in a call, where there is no such thing
+    nb::getattr(asked.watch, names().watcher);
     torch() = asked;
 }
 

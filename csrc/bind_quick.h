@@ -85,7 +85,7 @@ struct Given {
 
 // The tensors of a call that needs nothing of what Python checks: plain ones on the CPU that fit together, and no
 // derivative but that of the logits. Strides are looked at later.
-std::optional<Inputs> ordinary(const Given& given) try {
+std::optional<Inputs> plain_inputs(const Given& given) try {
     const auto& [logits_, target_, weight_, ignore_index, smoothing] = given;
     if (!plain(logits_) || !plain(target_) || !(weight_.is_none() || plain(weight_))) return {};
     View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
@@ -112,7 +112,7 @@ std::optional<Inputs> ordinary(const Given& given) try {
 } catch (const std::exception&) {
     return {};
 }
-std::optional<BinaryInputs> ordinary_binary(const Given& given) try {
+std::optional<BinaryInputs> plain_binary_inputs(const Given& given) try {
     const auto &logits_ = given.logits, &target_ = given.target;
     if (!plain(logits_) || !plain(target_) || requires_grad(target_)) return {};
     View logits(logits_, "logits", View::LOOK), target(target_, "target", View::LOOK);
@@ -272,7 +272,7 @@ QuickRows quick_rows(Inputs& inputs, nb::handle logits_, nb::handle target_) {
 // The gradient for the logits from what quick_rows gave and the gradient of its losses.
 nb::object quick_rows_gradient(nb::handle grad_, const Given& given, nb::handle kept_) {
     std::optional<Inputs> inputs;
-    if (!plain(grad_) || !(inputs = ordinary(given))) return {};
+    if (!plain(grad_) || !(inputs = plain_inputs(given))) return {};
     const View grad(grad_, "grad"), &logits = inputs->logits;
     check_rows(grad, logits);
     const KeptSums kept(kept_, logits);
@@ -317,7 +317,7 @@ nb::object quick_binary_elements(const BinaryInputs& inputs, nb::handle logits_)
 // The gradient for the logits from that of those losses, which keep nothing.
 nb::object quick_binary_gradient(nb::handle grad_, const Given& given) {
     std::optional<BinaryInputs> inputs;
-    if (!plain(grad_) || !(inputs = ordinary_binary(given))) return {};
+    if (!plain(grad_) || !(inputs = plain_binary_inputs(given))) return {};
     const View grad(grad_, "grad"), &logits = inputs->logits;
     check_same_shape(grad, logits);
     Binary p{};

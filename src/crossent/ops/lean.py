@@ -7,27 +7,35 @@ autograd follows. The others do not require grad, and are saved so that autograd
 from __future__ import annotations
 
 from inspect import getattr_static
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from crossent.core import watch
 from crossent.impl.protocol import Implementation
 from crossent.ops.library import like
 
-# Bound once, since a small call takes hardly longer than looking them up.
-_tracing = torch._C._get_tracing_state
-_modes = torch._C._len_torch_dispatch_stack
-_transforms = torch._C._are_functorch_transforms_active
-_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_grad_enabled = torch.is_grad_enabled
-_batched = torch._C._functorch.is_legacy_batchedtensor
+QUESTIONS = SimpleNamespace(
+    is_grad_enabled=torch.is_grad_enabled,
+    tracing_state=torch._C._get_tracing_state,
+    modes=torch._C._len_torch_dispatch_stack,
+    function_mode=torch._C._is_torch_function_mode_enabled,
+    transforms=torch._C._are_functorch_transforms_active,
+    autocast=torch._C._is_any_autocast_enabled,
+    saved_hooks=torch._C._autograd._top_saved_tensors_default_hooks,
+    is_batched=torch._C._functorch.is_legacy_batchedtensor,
+    forward_ad=forward_ad,
+    watch=watch,
+)
+"""What is asked, here and in csrc/bind_attach.h, to see whether anything looks on, transforms, or decides dtypes."""
 
 
 def kept_as_they_are() -> bool:
     """Whether autograd keeps tensors as they are: hooks that move or recompute what is saved would not see a gradient."""
-    return _saved_tensor_hooks(False) is None
+    return QUESTIONS.saved_hooks(False) is None
 
 
 def needs_formula(grad: Tensor) -> bool:
@@ -35,8 +43,9 @@ def needs_formula(grad: Tensor) -> bool:
 
     The short way asks the same in C++, ``is_last`` in csrc/bind_attach.h.
     """
-    looked_on = _tracing() is not None or _transforms() or _modes() > 0
-    return _grad_enabled() or forward_ad._current_level >= 0 or looked_on or _batched(grad)
+    ask = QUESTIONS
+    looked_on = ask.tracing_state() is not None or ask.transforms() or ask.modes() > 0
+    return ask.is_grad_enabled() or forward_ad._current_level >= 0 or looked_on or ask.is_batched(grad)
 
 
 class Call(NamedTuple):

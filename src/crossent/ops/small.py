@@ -10,37 +10,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from crossent.core import watch
 from crossent.impl import with_short_way
 from crossent.impl.protocol import Implementation
 from crossent.ops.binary import BinaryCrossEntropy, FusedBinaryCrossEntropy, UnreducedBinaryCrossEntropy
 from crossent.ops.binary import described as described_binary
 from crossent.ops.fused import EXPECTED
-from crossent.ops.lean import Call, Lean
+from crossent.ops.lean import QUESTIONS, Call, Lean
 from crossent.ops.softmax import CrossEntropy, FusedCrossEntropy, UnreducedCrossEntropy, described
 
 _IMPLEMENTATION = with_short_way()
-
-# What is asked before a call takes the short way: whether anything looks on, transforms, or decides dtypes.
-QUESTIONS = SimpleNamespace(
-    is_grad_enabled=torch.is_grad_enabled,
-    tracing_state=torch._C._get_tracing_state,
-    modes=torch._C._len_torch_dispatch_stack,
-    function_mode=torch._C._is_torch_function_mode_enabled,
-    transforms=torch._C._are_functorch_transforms_active,
-    autocast=torch._C._is_any_autocast_enabled,
-    saved_hooks=torch._C._autograd._top_saved_tensors_default_hooks,
-    is_batched=torch._C._functorch.is_legacy_batchedtensor,
-    forward_ad=forward_ad,
-    watch=watch,
-)
 
 
 class _ShortCrossEntropy(FusedCrossEntropy):
