@@ -778,8 +778,16 @@ def test_the_module_is_torchs():
         crossent.LinearCrossEntropyLoss(D, C, gamma=2.0)
 
 
-def test_any_number_of_bytes():
-    torch.testing.assert_close(linear_cross_entropy(h, W, y, max_bytes=1 << 70), F.cross_entropy(F.linear(h, W), y))
+@pytest.mark.parametrize("bound", ["max_bytes", "max_rows"])
+@pytest.mark.parametrize("number", [1 << 62, 1 << 63, 1 << 70])
+def test_a_bound_may_be_any_number(bound, number):
+    torch.testing.assert_close(linear_cross_entropy(h, W, y, **{bound: number}), F.cross_entropy(F.linear(h, W), y))
+
+
+@pytest.mark.parametrize("more", [{}, {"impl": "eager"}])
+def test_an_index_beyond_64_bits_is_refused(more):
+    with pytest.raises(ValueError, match="ignore_index must fit into 64 bits"):
+        linear_cross_entropy(h, W, y, ignore_index=1 << 70, **more)
 
 
 @pytest.mark.slow

@@ -123,7 +123,12 @@ def integer(name: str, value: Any, rule: str = "an int") -> int:
         _refuse_tensor(name, rule, value)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
         type_error(name, rule, value)
-    number: int = value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[assignment]
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # type: ignore[return-value]
+
+
+def integer_of_64_bits(name: str, value: Any) -> int:
+    """Read an integer that an element of an int64 tensor can be, and refuse what is none."""
+    number = integer(name, value)
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} must fit into 64 bits, got {number}: give a number between -2**63 and 2**63 - 1")
     return number

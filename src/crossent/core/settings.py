@@ -92,7 +92,7 @@ class Settings(Record):
     ``crossent.parallel`` sets it.
     """
 
-    ignore_index: int = row(default=-100, schema="int", check=checks.integer)
+    ignore_index: int = row(default=-100, schema="int", check=checks.integer_of_64_bits)
     label_smoothing: float = row(default=0.0, schema="float", check=checks.smoothing)
     temperature: float = row(default=1.0, schema="float", check=checks.positive("it divides the logits"))
     softcap: float | None = row(
@@ -107,7 +107,7 @@ class Settings(Record):
     penalty: NamedPenalty = row(
         default=NamedPenalty(), schema="penalty", check=lambda _, value: named_penalty(value, binary=False)
     )
-    all_classes: int = row(default=0, schema="int", check=checks.integer)
+    all_classes: int = row(default=0, schema="int", check=checks.integer_of_64_bits)
     softcap_after_temperature: bool = row(default=False, schema=None, check=checks.flag)
 
     @classmethod

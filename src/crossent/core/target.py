@@ -278,7 +278,7 @@ def describe(
         checks.check_tensor("weight", weight, "a torch.Tensor of shape (C,) or None")
     bias, mask = options.get("logit_bias"), options.get("class_mask")
     checks.check_devices(logits, target=target, weight=weight, logit_bias=bias, class_mask=mask)
-    ignore_index = checks.integer("ignore_index", options.get("ignore_index", -100))
+    ignore_index = checks.integer_of_64_bits("ignore_index", options.get("ignore_index", -100))
     probabilities = target.shape == logits.shape
     checks.check_logits_dtype(logits)
     if probabilities:

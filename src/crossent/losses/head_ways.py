@@ -147,14 +147,12 @@ def bounded(call: HeadCall) -> tuple[HeadCall, Tensor | None]:
     """Take as many rows as may count, those that do before others, and tell whether there are more; None where that is known."""
     head, target, reduction = call.head, call.target, call.reduction
     valid = None if call.max_rows is None or reduction.how == "none" else rows_that_count(target)
-    if valid is None or call.max_rows is None:
+    if valid is None or call.max_rows is None or call.max_rows >= valid.shape[0]:
         return call, None
     too_many = valid.sum() > call.max_rows
     if readable(valid):
         if too_many:
             raise ValueError(f"max_rows must be at least the rows that count, {int(valid.sum())}, got {call.max_rows}")
-        return call, None
-    if call.max_rows >= valid.shape[0]:
         return call, None
     rows = valid.to(torch.uint8).argsort(descending=True, stable=True)[: call.max_rows]
 

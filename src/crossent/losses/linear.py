@@ -16,10 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from typing_extensions import Unpack
 
-from crossent.core.checks import (
-    along_classes_or_whole,
-    check_mask,
-)
+from crossent.core.checks import along_classes_or_whole, check_mask, integer_of_64_bits
 from crossent.core.modes import is_dtensor, readable
 from crossent.core.reduction import ordered_sum, reduce_rows, weigh
 from crossent.core.settings import LinearArguments, LinearOptions, documented
@@ -169,7 +166,7 @@ def linear_cross_entropy(
         and _ordinary(input, linear_weight, target, linear_bias, max_bytes)
     ):
         assert isinstance(target, Tensor)
-        ignored = -100 if ignore_index is None else ignore_index
+        ignored = -100 if ignore_index is None else integer_of_64_bits("ignore_index", ignore_index)
         if all_labelled(target, ignored):
             return cross_entropy(
                 F.linear(input, linear_weight, linear_bias), target, ignore_index=ignored, reduction=reduction,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from crossent.core.checks import check_devices, check_tensor, flag, integer
+from crossent.core.checks import check_devices, check_tensor, flag, integer_of_64_bits
 from crossent.core.messages import shape
 from crossent.core.modes import is_dtensor
 from crossent.core.reduction import dtype_of_sums
@@ -61,7 +61,7 @@ def shared_denominator(
             "target must be a plain torch.Tensor with this process's rows, got a DTensor, whose mean divides by the whole batch: "
             "leave denominator out, or count with (target != ignore_index).sum().full_tensor()"
         )
-    total = _own_share(target, weight, integer("ignore_index", ignore_index))
+    total = _own_share(target, weight, integer_of_64_bits("ignore_index", ignore_index))
     if size > 1:
         distributed.all_reduce(total, group=group)
     return total / size if flag("averaged", averaged) else total
