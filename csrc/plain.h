@@ -18,6 +18,27 @@ constexpr int64_t PANELS = ROWS / LANES;
 // What is wanted of a tile: losses, losses and slopes, or slopes where top and log_sum are known.
 enum Wanted { LOSSES, BOTH, SLOPES };
 
+// How many numbers of each row are at its top, which a sum leaves out.
+template <class R> struct AtTop {
+#ifdef __AVX512F__  // adds under a mask
+    Numbers<R> count{};
+    INLINE_MEMBER Numbers<R> add_others(Numbers<R> down, Numbers<R> power, Numbers<R> to) {
+        const Numbers<R> zero{};
+        count = down == zero ? count + R(1) : count;
+        return down == zero ? to : to + power;
+    }
+    INLINE_MEMBER Numbers<R> counted() const { return count; }
+#else
+    Numbers<Class<R>> count{};
+    INLINE_MEMBER Numbers<R> add_others(Numbers<R> down, Numbers<R> power, Numbers<R> to) {
+        const Numbers<Class<R>> here = down == Numbers<R>{};
+        count -= here;
+        return to + Numbers<R>(Numbers<Class<R>>(power) & ~here);
+    }
+    INLINE_MEMBER Numbers<R> counted() const { return __builtin_convertvector(count, Numbers<R>); }
+#endif
+};
+
 // LANES rows: what is known of them between the passes.
 template <class R> struct PlainPanel {
     static constexpr int64_t SIZE = Register<R>::SIZE;
@@ -26,14 +47,14 @@ template <class R> struct PlainPanel {
     alignas(64) R log_sum[LANES], of_e[LANES], at_y[LANES];  // of_e: a slope divided by its e^{x - top}
 
     INLINE_MEMBER void find_top(const R* x, int64_t n) {
-        for (int64_t i = 0; i < LANES; i += SIZE) {
-            Numbers<R> high = Numbers<R>{} - INF<R>;
-            for (int64_t j = 0; j < n; j++) {
-                const Numbers<R> at = numbers_at(x + j * LANES + i);
-                high = at > high ? at : high;
+        Numbers<R> high[LANES / SIZE];
+        for (auto& each : high) each = Numbers<R>{} - INF<R>;
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t i = 0; i < LANES / SIZE; i++) {
+                const Numbers<R> at = numbers_at(x + j * LANES + i * SIZE);
+                high[i] = at > high[i] ? at : high[i];
             }
-            std::memcpy(top + i, &high, sizeof high);
-        }
+        std::memcpy(top, high, sizeof high);
     }
 
     // KEEP puts each e^{x - top} in the place of x.
@@ -41,8 +62,9 @@ template <class R> struct PlainPanel {
         R ties[LANES], level[LANES];
         for (int l = 0; l < LANES; l++) level[l] = pick(top[l] > -INF<R>, top[l], R(0));
         for (int64_t i = 0; i < LANES; i += SIZE) {
-            const Numbers<R> from = numbers_at(level + i), zero{}, one = zero + R(1);
-            Numbers<R> others{}, count{};
+            const Numbers<R> from = numbers_at(level + i);
+            Numbers<R> others{};
+            AtTop<R> at_top;
             for (int64_t j = 0; j < n;) {
                 Numbers<R> part{};  // a sum of few numbers, added to a sum of few parts
                 for (const int64_t end = std::min<int64_t>(n, j + CLASSES); j < end; j++) {
@@ -50,14 +72,13 @@ template <class R> struct PlainPanel {
                     const Numbers<R> down = numbers_at(x + j * LANES + i) - from;
                     std::memcpy(below, &down, sizeof down);
                     exp_run<SIZE>(below, e);
-                    const Numbers<R> power = numbers_at(e);
-                    part = down == zero ? part : part + power;
-                    count = down == zero ? count + one : count;
+                    part = at_top.add_others(down, numbers_at(e), part);
                     if (KEEP) std::memcpy(x + j * LANES + i, e, sizeof e);
                 }
                 others += part;
             }
-            std::memcpy(rest + i, &others, sizeof others), std::memcpy(ties + i, &count, sizeof count);
+            const Numbers<R> counted = at_top.counted();
+            std::memcpy(rest + i, &others, sizeof others), std::memcpy(ties + i, &counted, sizeof counted);
         }
         for (int l = 0; l < LANES; l++) rest[l] += pick(ties[l] > R(1), ties[l] - R(1), R(0));
     }
@@ -206,8 +227,7 @@ template <class R, class S> struct PlainTile : Rows<R, S> {
                 fetch_to_write(this->out + to_offset_[q * LANES], LANES * n * int64_t(sizeof(S)));
             e_.load_panel(this->x, offset_ + q * LANES, piece, n, this->rows_of(q), logits);
         }
-        for (int l = 0; l < LANES; l++) panel.x_y[l] = 0;
-        panel.label.pick_own(logits, LANES, 0, n, panel.x_y);
+        for (int l = 0; l < LANES; l++) panel.x_y[l] = logits[panel.label.y[l] * LANES + l];
         if constexpr (WANTED == SLOPES) {
             panel.read_sums(p, this->first_of(q), this->rows_of(q));
             panel.take_exps(logits, n);

@@ -17,10 +17,16 @@ namespace {
 
 // SIDE × SIDE numbers that are transposed in registers: `at[i]` holds those of row i, and then those of column i.
 template <class R> struct Square {
-    static constexpr int64_t SIDE = 32 / sizeof(R);
+    static constexpr int64_t SIDE = 32 / sizeof(R), WIDTH = SIDE;
     typedef R Vector __attribute__((vector_size(32)));
     Vector at[SIDE];
 
+    template <class F> INLINE_MEMBER void load(F&& row) {
+        for (int64_t i = 0; i < SIDE; i++) std::memcpy(&at[i], row(i), sizeof at[i]);
+    }
+    template <class F> INLINE_MEMBER void store(F&& row) const {
+        for (int64_t i = 0; i < SIDE; i++) std::memcpy(row(i), &at[i], sizeof at[i]);
+    }
     INLINE_MEMBER void transpose() {
         Vector pairs[SIDE];
         if constexpr (SIDE == 8) {
@@ -52,31 +58,76 @@ template <class R> struct Square {
     }
 };
 
-// Take rows of SIDE or more classes to classes of LANES rows, or back: squares of which the last of a row may overlap
-// with the one before. N = 10 has the classes [0, 8) and [2, 10). `row(l)` is where a row lies.
-template <class R, class F> INLINE void to_classes(F&& row, int64_t classes, R* to) {
-    constexpr int64_t SIDE = Square<R>::SIDE;
-    Square<R> square;
-    for (int64_t l = 0; l < LANES; l += SIDE)
-        for (int64_t next = 0; next < classes; next += SIDE) {
-            const int64_t k = std::min(next, classes - SIDE);
-            for (int64_t i = 0; i < SIDE; i++) std::memcpy(&square.at[i], row(l + i) + k, sizeof square.at[i]);
-            square.transpose();
-            for (int64_t j = 0; j < SIDE; j++)
-                std::memcpy(to + (k + j) * LANES + l, &square.at[j], sizeof square.at[j]);
+// SIDE rows of half as many numbers: `at[i]` holds those of rows i and i + SIDE / 2, and then those of column i.
+template <class R> struct HalfSquare {
+    static constexpr int64_t SIDE = Square<R>::SIDE, WIDTH = SIDE / 2;
+    typedef R Half __attribute__((vector_size(16)));
+    using Vector = typename Square<R>::Vector;
+    Vector at[WIDTH];
+
+    template <class F> INLINE_MEMBER void load(F&& row) {
+        for (int64_t i = 0; i < WIDTH; i++) {
+            Half low, high;
+            std::memcpy(&low, row(i), sizeof low), std::memcpy(&high, row(i + WIDTH), sizeof high);
+            if constexpr (WIDTH == 4) at[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+            else at[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3);
         }
+    }
+    template <class F> INLINE_MEMBER void store(F&& row) const {
+        for (int64_t i = 0; i < SIDE; i++)  // in the order of rows, each of which may write beyond its end
+            std::memcpy(row(i), reinterpret_cast<const Half*>(&at[i % WIDTH]) + i / WIDTH, sizeof(Half));
+    }
+    INLINE_MEMBER void transpose() {
+        if constexpr (WIDTH == 4) {
+            const Vector a = __builtin_shufflevector(at[0], at[1], 0, 8, 1, 9, 4, 12, 5, 13);
+            const Vector b = __builtin_shufflevector(at[0], at[1], 2, 10, 3, 11, 6, 14, 7, 15);
+            const Vector c = __builtin_shufflevector(at[2], at[3], 0, 8, 1, 9, 4, 12, 5, 13);
+            const Vector d = __builtin_shufflevector(at[2], at[3], 2, 10, 3, 11, 6, 14, 7, 15);
+            at[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+            at[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+            at[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+            at[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+        } else {
+            const Vector low = __builtin_shufflevector(at[0], at[1], 0, 4, 2, 6);
+            at[1] = __builtin_shufflevector(at[0], at[1], 1, 5, 3, 7);
+            at[0] = low;
+        }
+    }
+};
+
+// Rows of fewer classes than half of a square has are taken otherwise.
+template <class R> constexpr int64_t LEAST_CLASSES = HalfSquare<R>::WIDTH;
+
+// Cut classes into squares, and into half of one where no more are left; the last overlaps with the one before. N = 10
+// is the square of the classes [0, 8) and half of that of [6, 10).
+template <class R, class F> INLINE void each_square(int64_t classes, F&& f) {
+    constexpr int64_t SIDE = Square<R>::SIDE, LEAST = LEAST_CLASSES<R>;
+    Square<R> square;
+    HalfSquare<R> half;
+    int64_t next = 0;
+    if (classes >= SIDE)
+        for (; classes - next > LEAST; next += SIDE) f(square, std::min(next, classes - SIDE));
+    for (; next < classes; next += LEAST) f(half, std::max<int64_t>(0, std::min(next, classes - LEAST)));
+}
+
+// Take rows to classes of LANES rows, or back. `row(l)` is where a row lies.
+template <class R, class F> INLINE void to_classes(F&& row, int64_t classes, R* to) {
+    for (int64_t l = 0; l < LANES; l += Square<R>::SIDE)
+        each_square<R>(classes, [&](auto& square, int64_t k) __attribute__((always_inline)) {
+            square.load([&](int64_t i) __attribute__((always_inline)) { return row(l + i) + k; });
+            square.transpose();
+            for (int64_t j = 0; j < square.WIDTH; j++)
+                std::memcpy(to + (k + j) * LANES + l, &square.at[j], sizeof square.at[j]);
+        });
 }
 template <class R, class F> INLINE void to_rows(const R* from, int64_t classes, F&& row) {
-    constexpr int64_t SIDE = Square<R>::SIDE;
-    Square<R> square;
-    for (int64_t l = 0; l < LANES; l += SIDE)
-        for (int64_t next = 0; next < classes; next += SIDE) {
-            const int64_t k = std::min(next, classes - SIDE);
-            for (int64_t j = 0; j < SIDE; j++)
+    for (int64_t l = 0; l < LANES; l += Square<R>::SIDE)
+        each_square<R>(classes, [&](auto& square, int64_t k) __attribute__((always_inline)) {
+            for (int64_t j = 0; j < square.WIDTH; j++)
                 std::memcpy(&square.at[j], from + (k + j) * LANES + l, sizeof square.at[j]);
             square.transpose();
-            for (int64_t i = 0; i < SIDE; i++) std::memcpy(row(l + i) + k, &square.at[i], sizeof square.at[i]);
-        }
+            square.store([&](int64_t i) __attribute__((always_inline)) { return row(l + i) + k; });
+        });
 }
 
 // A row of any number of classes: PART at a time, of which the last may overlap with those before. A vector's worth
@@ -102,15 +153,6 @@ template <class R, class S> INLINE void narrow_row(const R* from, S* to, int64_t
     if (n >= 16) return narrow_parts<16>(from, to, n);
     if (n >= 8) return narrow_parts<8>(from, to, n);
     for (int64_t k = 0; k < n; k++) narrow(from[k], to[k]);
-}
-
-// One step of five that take a tile of fewer classes than SIDE from rows to classes: two halves are interleaved, so
-// that the uppermost bit of an element's place becomes the lowest. Five times the inverse takes them back.
-template <class R> static void interleave(const R* __restrict from, R* __restrict to, int64_t half) {
-    for (int64_t i = 0; i < half; i++) to[2 * i] = from[i], to[2 * i + 1] = from[half + i];
-}
-template <class R> static void separate(const R* __restrict from, R* __restrict to, int64_t half) {
-    for (int64_t i = 0; i < half; i++) to[i] = from[2 * i], to[half + i] = from[2 * i + 1];
 }
 
 // What is to be fetched of the next tile while this one is worked on, class by class: as much as a class of a panel
@@ -159,7 +201,7 @@ struct Span {
     void offsets(const Strides& at, int64_t* to) const {
         const int64_t first = row % inner, step = at.inner, count = rows;
         if (!crosses) {
-            for (int64_t l = 0; l < count; l++) to[l] = l * step;
+            for (int64_t l = 0, place = 0; l < count; l++, place += step) to[l] = place;
             return;
         }
         for (int64_t l = 0, i = first, outer = 0; l < count; l++) {
@@ -273,10 +315,9 @@ template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
 
     template <class S>
     void load_panel(const S* from, const int64_t* offset, bool in_one_piece, int64_t classes, int64_t rows, R* to) {
-        const int64_t half = LANES * classes / 2;
         const R* dense = spare;
         if constexpr (sizeof(S) == sizeof(R)) {
-            if (rows == LANES && classes >= Square<R>::SIDE)
+            if (rows == LANES && classes >= LEAST_CLASSES<R>)
                 return to_classes([&](int64_t l) { return from + offset[l]; }, classes, to);
         }
         if (rows == LANES && in_one_piece) {
@@ -285,10 +326,23 @@ template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
             for (int64_t i = rows * classes; i < LANES * classes; i++) spare[i] = 0;
             for (int64_t l = 0; l < rows; l++) widen_row(from + offset[l], spare + l * classes, classes);
         }
-        if (classes >= Square<R>::SIDE) return to_classes([&](int64_t l) { return dense + l * classes; }, classes, to);
-        interleave(dense, to, half);
-        interleave(to, spare, half), interleave(spare, to, half);
-        interleave(to, spare, half), interleave(spare, to, half);
+        if (classes >= LEAST_CLASSES<R>) to_classes([&](int64_t l) { return dense + l * classes; }, classes, to);
+        else if (classes == 3) three_to_classes(dense, to);
+        else if (classes == 2)
+            for (int64_t l = 0; l < LANES; l++) to[l] = dense[2 * l], to[LANES + l] = dense[2 * l + 1];
+        else std::copy_n(dense, LANES, to);
+    }
+
+    // Three classes are taken as four, of which the last belongs to the next row; after the last row there is nothing.
+    // A tile has room for a fourth, and panels are loaded in their order.
+    static void three_to_classes(const R* dense, R* to) {
+        const R *of_last = dense + 3 * (LANES - 1), last[4] = {of_last[0], of_last[1], of_last[2]};
+        to_classes([&](int64_t l) { return l < LANES - 1 ? dense + 3 * l : last; }, 3, to);
+    }
+    static void three_to_rows(const R* from, R* dense) {
+        R last[4];
+        to_rows(from, 3, [&](int64_t l) { return l < LANES - 1 ? dense + 3 * l : last; });
+        std::copy_n(last, 3, dense + 3 * (LANES - 1));
     }
 
     // A whole number of runs, where they lie if they are R already.
@@ -302,17 +356,15 @@ template <class R, int64_t N = CLASSES, int64_t MOST = ROWS> struct Tile {
     void store_panel(
         R* from, S* to, const int64_t* offset, bool in_one_piece, int64_t classes, int64_t rows, bool past
     ) {
-        const int64_t half = LANES * classes / 2;
-        if (classes >= Square<R>::SIDE) {
-            if constexpr (sizeof(S) == sizeof(R)) {
-                if (rows == LANES && !past) return to_rows(from, classes, [&](int64_t l) { return to + offset[l]; });
-            }
-            to_rows(from, classes, [&](int64_t l) { return spare + l * classes; });
-        } else {
-            separate(from, spare, half), separate(spare, from, half);
-            separate(from, spare, half), separate(spare, from, half);
-            separate(from, spare, half);
+        if constexpr (sizeof(S) == sizeof(R)) {
+            if (rows == LANES && !past && classes >= LEAST_CLASSES<R>)
+                return to_rows(from, classes, [&](int64_t l) { return to + offset[l]; });
         }
+        if (classes >= LEAST_CLASSES<R>) to_rows(from, classes, [&](int64_t l) { return spare + l * classes; });
+        else if (classes == 3) three_to_rows(from, spare);
+        else if (classes == 2)
+            for (int64_t l = 0; l < LANES; l++) spare[2 * l] = from[l], spare[2 * l + 1] = from[LANES + l];
+        else std::copy_n(from, LANES, spare);
         if (rows == LANES && in_one_piece) return write(spare, to + offset[0], LANES * classes, past);
         for (int64_t l = 0; l < rows; l++) narrow_row(spare + l * classes, to + offset[l], classes);
     }

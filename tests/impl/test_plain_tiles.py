@@ -11,13 +11,8 @@ native = pytest.importorskip("crossent.impl.native", reason="the compiled kernel
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CLASSES = [
-    1,
-    2,
-    3,
-    7,
-    8,
-    9,
-    10,
+    *range(1, 14),
+    20,
     21,
     32,
     33,
