@@ -162,7 +162,8 @@ def pages_table(rows: list[dict]) -> str:
 
 def headline(results: dict) -> str:
     """Write what the README quotes: some rows with all threads, small calls with one, and the peak of memory."""
-    large, small, machine = large_rows(results), small_rows(run_that_has(small_rows, results)), results["machine"]
+    of_small_calls = run_that_has(small_rows, results)
+    large, small, machine = large_rows(results), small_rows(of_small_calls), results["machine"]
     names = measured(large)
     names.pop("fresh", None)
     chosen = [row for row in of_threads(large, most_threads(large)) if row["name"] in HEADLINE]
@@ -173,9 +174,7 @@ def headline(results: dict) -> str:
     calls = "; ".join(
         f"{row['title']} {figures(1e3 * row['ms']['eager'])} and {figures(1e3 * row['ms']['crossent'])}" for row in one
     )
-    where = (
-        "" if run_that_has(small_rows, results) is results else f" on {processor(run_that_has(small_rows, results))}"
-    )
+    where = "" if of_small_calls is results else f" on {processor(of_small_calls)}"
     parts.append(f"Small calls{where}, in µs by {CONTENDERS['eager']} and by {CONTENDERS['crossent']}: {calls}.")
     for row in results["memory"][:1]:
         above = "; ".join(f"{CONTENDERS[name]} {figure:.0f}" for name, figure in row["above"].items())
@@ -230,7 +229,8 @@ def large_section(rows: list[dict]) -> str:
 
 def fragments(results: dict) -> dict[str, str]:
     """Write what pages quote, by the name that their markers give it."""
-    large, small = large_rows(results), small_rows(run_that_has(small_rows, results))
+    of_small_calls = run_that_has(small_rows, results)
+    large, small = large_rows(results), small_rows(of_small_calls)
     found = {
         "machine": machine_text(results),
         "pages": pages_table(results.get("pages", [])),
@@ -245,7 +245,7 @@ def fragments(results: dict) -> dict[str, str]:
         found["parts"] = parts_table(of_threads(large, most_threads(large)))
         found["isa"] = isa_table(of_threads(large, most_threads(large)))
     if small:
-        found["small"] = f"{processor(run_that_has(small_rows, results))}:\n\n{small_table(small)}"
+        found["small"] = f"{processor(of_small_calls)}:\n\n{small_table(small)}"
     if large and small:
         found["headline"] = headline(results)
     if results["memory"]:
