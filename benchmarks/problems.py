@@ -78,6 +78,11 @@ CASES = [
     Case("small-1", (1, 10), small=True),
     Case("small-32", (32, 10), small=True, quick=True),
     Case("small-128", (128, 100), small=True),
+    Case("small-17", (17, 1000), small=True),
+    Case("small-1-bfloat16", (1, 10), torch.bfloat16, small=True),
+    Case("small-32-bfloat16", (32, 10), torch.bfloat16, small=True),
+    Case("small-128-bfloat16", (128, 100), torch.bfloat16, small=True),
+    Case("small-17-bfloat16", (17, 1000), torch.bfloat16, small=True),
 ]
 
 

@@ -118,10 +118,12 @@ int64_t tile_rows(const Softmax& p) {
     return is_long || p.rows() < 64 * ROWS ? LANES : ROWS;
 }
 
-// Rows of up to SHORT_BYTES are taken together, as many as have TOGETHER numbers: 128 classes are 32 rows. Others go
-// one by one. `size` is that of a logit in bytes.
-int64_t rows_together(const Softmax& p, int64_t size) {
-    return p.classes * size > SHORT_BYTES ? 1 : std::clamp<int64_t>(TOGETHER / p.classes, 2, LANES);
+// Rows of not too many classes are taken together, as many as have TOGETHER numbers: 128 classes are 32 rows. Others go
+// one by one. Of few rows every thread should have some. Backward keeps nothing of them that would have to stay near.
+int64_t rows_together(const Softmax& p, DType dtype, bool backward) {
+    if (p.classes > kernels->together[dtype]) return 1;
+    const int64_t least = std::clamp<int64_t>(p.rows() / 64, 2, backward ? 16 : 4);
+    return std::clamp<int64_t>(TOGETHER / p.classes, least, LANES);
 }
 
 struct OutOfRange : std::runtime_error {
@@ -202,7 +204,7 @@ struct Inputs {
         // Rows that share memory are tiles, with a gradient and without: the gradient lies otherwise than these.
         const bool shared = (p.outer > 1 && p.at.outer < p.classes) || (p.inner > 1 && p.at.inner < p.classes);
         p.by_row = p.at.classes == 1 && p.classes > few && !shared;
-        p.rows_per_tile = p.by_row ? rows_together(p, logits.dtype.bits / 8) : tile_rows(p);
+        p.rows_per_tile = p.by_row ? rows_together(p, dtype, pass == BACKWARD) : tile_rows(p);
         return p;
     }
 

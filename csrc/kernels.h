@@ -30,25 +30,25 @@ template <class F> INLINE void each_row(const Softmax& p, int64_t tile, F&& f) {
     for (int64_t row = rows.row; row < rows.row + rows.rows; row++) f(row);
 }
 
-template <Wanted WANTED, class S> INLINE void plain_of_tile(const Softmax& p, int64_t tile, double* sums) {
+// Whether all of a range was a plain problem's.
+template <Wanted WANTED, class S> INLINE bool plain_range(const Softmax& p, int64_t begin, int64_t end) {
     using R = typename Wide<S>::type;
-    if (p.by_row) plain_rows<WANTED, R, S>(p, tile, sums);
-    else plain_tile<WANTED, R, S>(p, tile, sums);
+    if (!p.plain()) return false;
+    p.by_row ? plain_rows<WANTED, R, S>(p, begin, end) : plain_tiles<WANTED, R, S>(p, begin, end);
+    return true;
 }
 
 template <class S> INLINE void forward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
     double sums[2] = {0, 0};
-    if (p.plain()) plain_of_tile<LOSSES, S>(p, tile, sums);
-    else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_forward<R, S>(p, row, sums); });
+    if (p.by_row) each_row(p, tile, [&](int64_t row) { row_forward<R, S>(p, row, sums); });
     else tile_forward<R, S>(p, tile, sums);
     if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
 }
 
 template <class S> INLINE void backward_tile(const Softmax& p, int64_t tile) {
     using R = typename Wide<S>::type;
-    if (p.plain()) plain_of_tile<SLOPES, S>(p, tile, nullptr);
-    else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_backward<R, S>(p, row); });
+    if (p.by_row) each_row(p, tile, [&](int64_t row) { row_backward<R, S>(p, row); });
     else tile_backward<R, S>(p, tile);
 }
 
@@ -61,19 +61,20 @@ template <class S> INLINE void both_of_tile(const Softmax& p, int64_t tile) {
     }
     double* sums = p.partial + 2 * tile;
     sums[0] = sums[1] = 0;
-    if (p.plain()) plain_of_tile<BOTH, S>(p, tile, sums);
-    else if (p.by_row) each_row(p, tile, [&](int64_t row) { row_both<R, S>(p, row, sums); });
+    if (p.by_row) each_row(p, tile, [&](int64_t row) { row_both<R, S>(p, row, sums); });
     else tile_both<R, S>(p, tile, sums);
 }
 
 template <class S> static void softmax_forward(const Softmax& p, int64_t begin, int64_t end) {
     flushing_results([&] {
+        if (plain_range<LOSSES, S>(p, begin, end)) return;
         for (int64_t tile = begin; tile < end; tile++) forward_tile<S>(p, tile);
     });
 }
 
 template <class S> static void softmax_backward(const Softmax& p, int64_t begin, int64_t end) {
     flushing_results([&] {
+        if (plain_range<SLOPES, S>(p, begin, end)) return;
         for (int64_t tile = begin; tile < end; tile++) backward_tile<S>(p, tile);
     });
 }
@@ -81,6 +82,7 @@ template <class S> static void softmax_backward(const Softmax& p, int64_t begin,
 // The loss and its gradient while the rows of a tile are near: memory is read once and written once.
 template <class S> static void softmax_both(const Softmax& p, int64_t begin, int64_t end) {
     flushing_results([&] {
+        if (plain_range<BOTH, S>(p, begin, end)) return;
         for (int64_t tile = begin; tile < end; tile++) both_of_tile<S>(p, tile);
     });
     if (p.stream) finish_streams();

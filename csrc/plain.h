@@ -7,6 +7,8 @@
 // Refuses nothing that is `plain`: the gradient may lie otherwise than the logits.
 
 #pragma once
+#include <utility>
+
 #include "tiles.h"
 
 namespace {
@@ -57,8 +59,8 @@ template <class R> struct PlainPanel {
         std::memcpy(top, high, sizeof high);
     }
 
-    // KEEP puts each e^{x - top} in the place of x.
-    template <bool KEEP> INLINE_MEMBER void add_exps(R* x, int64_t n) {
+    // KEEP puts each e^{x - top} in the place of x. `meanwhile` is called once a class.
+    template <bool KEEP, class F> INLINE_MEMBER void add_exps(R* x, int64_t n, F&& meanwhile) {
         R ties[LANES], level[LANES];
         for (int l = 0; l < LANES; l++) level[l] = pick(top[l] > -INF<R>, top[l], R(0));
         for (int64_t i = 0; i < LANES; i += SIZE) {
@@ -68,6 +70,7 @@ template <class R> struct PlainPanel {
             for (int64_t j = 0; j < n;) {
                 Numbers<R> part{};  // a sum of few numbers, added to a sum of few parts
                 for (const int64_t end = std::min<int64_t>(n, j + CLASSES); j < end; j++) {
+                    if (i == 0) meanwhile(j);
                     R below[SIZE], e[SIZE];
                     const Numbers<R> down = numbers_at(x + j * LANES + i) - from;
                     std::memcpy(below, &down, sizeof down);
@@ -84,10 +87,11 @@ template <class R> struct PlainPanel {
     }
 
     // Put each e^{x - top} in the place of x, where the top is known.
-    INLINE_MEMBER void take_exps(R* x, int64_t n) const {
+    template <class F> INLINE_MEMBER void take_exps(R* x, int64_t n, F&& meanwhile) const {
         R level[LANES], below[LANES];
         for (int l = 0; l < LANES; l++) level[l] = pick(top[l] > -INF<R>, top[l], R(0));
         for (int64_t j = 0; j < n; j++) {
+            meanwhile(j);
             for (int l = 0; l < LANES; l++) below[l] = x[j * LANES + l] - level[l];
             exp_run(below, x + j * LANES);
         }
@@ -134,22 +138,17 @@ template <class R> struct PlainPanel {
             for (int l = 0; l < LANES; l++) e[j * LANES + l] = pick(of_e[l] == R(0), R(0), e[j * LANES + l]);
     }
 
-    // Put the slopes of class j at to + j · step, a line of the cache at a time, past the caches or not.
-    template <bool PAST> INLINE_MEMBER void put_slopes(const R* e, int64_t n, R* to, int64_t step) const {
-        constexpr int64_t ROWS_OF_LINE = LINE / sizeof(R);
-        for (int64_t i = 0; i < LANES; i += ROWS_OF_LINE)
-            for (int64_t j = 0; j < n; j++) {
-                const Numbers<Class<R>> here = Numbers<Class<R>>{} + Class<R>(j);
-                alignas(LINE) R line[ROWS_OF_LINE];
-                for (int64_t l = 0; l < ROWS_OF_LINE; l += SIZE) {
-                    const Numbers<R> own = numbers_at(at_y + i + l), factor = numbers_at(of_e + i + l);
-                    const Numbers<R> others = factor * numbers_at(e + j * LANES + i + l);
-                    const Numbers<R> slope = numbers_at(label.own + i + l) == here ? own : others;
-                    std::memcpy(line + l, &slope, sizeof slope);
-                }
-                if (PAST) stream_line(line, to + j * step + i);
-                else std::memcpy(to + j * step + i, line, LINE);
-            }
+    // Put the slopes of class j at `to`, past the caches or not.
+    template <bool PAST, class S> INLINE_MEMBER void put_slopes(const R* e, int64_t j, S* to) const {
+        const Numbers<Class<R>> here = Numbers<Class<R>>{} + Class<R>(j);
+        alignas(64) R slopes[LANES];
+        for (int64_t l = 0; l < LANES; l += SIZE) {
+            const Numbers<R> others = numbers_at(of_e + l) * numbers_at(e + l);
+            const Numbers<R> slope = numbers_at(label.own + l) == here ? numbers_at(at_y + l) : others;
+            std::memcpy(slopes + l, &slope, sizeof slope);
+        }
+        if (PAST) stream_run(slopes, to);
+        else narrow_run(slopes, to);
     }
 
   private:
@@ -177,99 +176,163 @@ template <class R> struct PlainPanel {
     }
 };
 
-// A tile of a plain problem.
-template <class R, class S> struct PlainTile : Rows<R, S> {
-    const Softmax& p;
-    const int64_t n;
-    const bool apart, to_apart;
+// The rows of the panels that are worked on together: where the first of them lies.
+template <class S> struct Group : Span {
+    const S* x;
+    S* out;
 
-    PlainTile(const Softmax& of, int64_t tile)
-        : Rows<R, S>(of, tile), p(of), n(of.classes), apart(of.at.classes != 1), to_apart(of.grad_at.classes != 1) {}
+    Group(const Softmax& p, int64_t first, int64_t count)
+        : Span(first, count, p.inner), x(at_row<const S>(p, p.logits, p.at, row)),
+          out(at_row<S>(p, p.grad_logits, p.grad_at, row)) {}
 
-    template <Wanted WANTED> void run(double* sums) {
-        if (!apart) this->offsets(p.at, offset_);
-        if (!to_apart) this->offsets(p.grad_at, to_offset_);
-        const int64_t group = n * PANELS <= AT_ONCE ? PANELS : 1;
-        PlainPanel<R> panels[PANELS];
-        for (int64_t q = 0; q < this->panels(); q += group) {
-            const int64_t size = std::min(group, this->panels() - q);
-            for (int64_t i = 0; i < size; i++) read<WANTED>(panels[i], q + i, logits_of(i));
-            for (int64_t i = 0; i < size; i++) {
-                const int64_t first = this->first_of(q + i), count = this->rows_of(q + i);
-                if constexpr (WANTED == SLOPES) panels[i].start_slopes(p, first, count);
-                else panels[i].template finish<WANTED>(p, first, count, sums);
+    // Whether whole panels lie in one piece, row by row or in each class.
+    bool in_one_piece(const Strides& at, int64_t classes) const {
+        return !crosses && at.inner == (at.classes == 1 ? classes : 1) && rows % LANES == 0;
+    }
+};
+
+// A range of tiles of a plain problem, group by group.
+//
+// Memory has nothing to do while powers are formed, so the next group is brought near then. Where its classes are
+// apart, it is copied, class by class. Fetching would not do: if classes lie a power of two apart, as those of pictures
+// often do, the lines of one pixel share a set of the nearest caches, which has room for eight.
+template <class R, class S> class PlainTiles {
+  public:
+    explicit PlainTiles(const Softmax& of)
+        : p(of), n(of.classes), most(n * PANELS <= AT_ONCE && of.rows_per_tile == ROWS ? PANELS : 1),
+          apart(of.at.classes != 1), to_apart(of.grad_at.classes != 1) {}
+
+    template <Wanted WANTED> void run(int64_t begin, int64_t end) {
+        const int64_t last = std::min(p.rows(), end * p.rows_per_tile);
+        Group<S> here = group_at(begin * p.rows_per_tile);
+        for (int64_t tile = begin; tile < end; tile++) {
+            double sums[2] = {0, 0};
+            for (const int64_t behind = std::min(last, (tile + 1) * p.rows_per_tile); here.row < behind;) {
+                const int64_t after = here.row + here.rows;
+                const Group<S> next = group_at(after);
+                take<WANTED>(here, next, after < last, sums);
+                here = next;
             }
-            for (int64_t i = 0; WANTED != LOSSES && i < size; i++) write(panels[i], q + i, logits_of(i));
+            if (WANTED != SLOPES && p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
         }
     }
 
   private:
-    Tile<R, AT_ONCE, LANES> e_;  // the logits of a group, and then their e^{x - top}
+    static constexpr int64_t AHEAD = 3;  // classes
+
+    const Softmax& p;
+    const int64_t n, most;  // classes, and panels of a group at most
+    const bool apart, to_apart;
+    Tile<R, AT_ONCE, LANES> tile_;  // the logits of a group, and then their e^{x - top}; and those of the next
+    bool in_spare_ = false;         // which of them lie in tile_.spare
+    bool laid_ = false;             // whether the next are there
+    PlainPanel<R> panels_[PANELS];
     int64_t offset_[ROWS], to_offset_[ROWS];
 
-    R* logits_of(int64_t i) { return e_.values + i * n * LANES; }
-    bool in_one_piece(const Strides& at) const { return !this->crosses && at.inner == n; }
+    Group<S> group_at(int64_t row) const {
+        const int64_t behind = std::min(p.rows(), (row / p.rows_per_tile + 1) * p.rows_per_tile);
+        return {p, row, std::min(behind - row, most * LANES)};
+    }
 
-    template <Wanted WANTED> INLINE_MEMBER void read(PlainPanel<R>& panel, int64_t q, R* logits) {
-        panel.label.read(p, this->first_of(q), this->rows_of(q));
-        if (apart) {
-            const Apart<LANES> lying(p.at, this->panel(q));
-            const S* from = this->x + this->offset(p.at, q * LANES);
-            S copy[LANES] = {};  // zeros for rows that do not exist
-            for (int64_t j = 0; j < n; j++, from += p.at.classes) {
-                if (lying.dense()) fetch(from + p.rows_per_tile, LANES * sizeof(S));
-                widen_run(lying.gather(from, copy), logits + j * LANES);
-            }
-        } else {
-            const bool piece = in_one_piece(p.at);
-            if (piece) fetch(this->x + (offset_[q * LANES] + LANES * n), LANES * n * sizeof(S));
-            if (WANTED != LOSSES && !p.stream && !to_apart && in_one_piece(p.grad_at))
-                fetch_to_write(this->out + to_offset_[q * LANES], LANES * n * int64_t(sizeof(S)));
-            e_.load_panel(this->x, offset_ + q * LANES, piece, n, this->rows_of(q), logits);
+    // Inside of the loop over groups a compiler makes the loops within it slower.
+    template <Wanted WANTED>
+    APART_MEMBER void take(const Group<S>& here, const Group<S>& next, bool more, double* sums) {
+        const bool whole = next.rows == most * LANES && next.in_one_piece(p.at, n);
+        const bool laid = std::exchange(laid_, more && apart && to_apart && whole);
+        R *const logits = in_spare_ ? tile_.spare : tile_.values, *const free = in_spare_ ? tile_.values : tile_.spare;
+        if (!apart) here.offsets(p.at, offset_);
+        if (!to_apart) here.offsets(p.grad_at, to_offset_);
+        for (int64_t q = 0; q < here.panels(); q++) {
+            if (!laid) load(here, q, logits + q * n * LANES);
+            R* x = logits + q * n * LANES;
+            const S* far = apart ? nullptr : here.x + offset_[q * LANES] + most * LANES * n;
+            const auto lay_next = [&](int64_t j) __attribute__((always_inline)) { lay(next, q * n + j, free); };
+            const auto fetch_far = [&](int64_t j)
+                                       __attribute__((always_inline)) { fetch(far + j * LANES, LANES * sizeof(S)); };
+            if (laid_) read<WANTED>(here, q, x, lay_next);
+            else if (apart) read<WANTED>(here, q, x, [](int64_t) {});
+            else read<WANTED>(here, q, x, fetch_far);
         }
-        for (int l = 0; l < LANES; l++) panel.x_y[l] = logits[panel.label.y[l] * LANES + l];
+        for (int64_t q = 0; q < here.panels(); q++) {
+            const int64_t first = here.row + q * LANES, count = here.rows_of(q);
+            if constexpr (WANTED == SLOPES) panels_[q].start_slopes(p, first, count);
+            else panels_[q].template finish<WANTED>(p, first, count, sums);
+        }
+        if (WANTED != LOSSES) write(here, logits);
+        if (laid_) in_spare_ = !in_spare_;
+    }
+
+    // The i-th run of the next group.
+    INLINE_MEMBER void lay(const Group<S>& next, int64_t i, R* to) const {
+        const int64_t j = most == 1 ? i : i / PANELS, q = most == 1 ? 0 : i % PANELS, step = p.at.classes;
+        fetch(next.x + (j + AHEAD) * step + q * LANES, LANES * sizeof(S));
+        widen_run(next.x + j * step + q * LANES, to + (q * n + j) * LANES);
+    }
+
+    INLINE_MEMBER void load(const Group<S>& here, int64_t q, R* to) {
+        const int64_t count = here.rows_of(q);
+        if (!apart) return tile_.load_panel(here.x, offset_ + q * LANES, here.in_one_piece(p.at, n), n, count, to);
+        const Apart<LANES> lying(p.at, here.panel(q));
+        const S* from = here.x + here.offset(p.at, q * LANES);
+        S copy[LANES] = {};  // zeros for rows that do not exist
+        for (int64_t j = 0; j < n; j++, from += p.at.classes) widen_run(lying.gather(from, copy), to + j * LANES);
+    }
+
+    template <Wanted WANTED, class F>
+    INLINE_MEMBER void read(const Group<S>& here, int64_t q, R* logits, F&& meanwhile) {
+        PlainPanel<R>& of = panels_[q];
+        const int64_t first = here.row + q * LANES, count = here.rows_of(q);
+        of.label.read(p, first, count);
+        for (int l = 0; l < LANES; l++) of.x_y[l] = logits[of.label.y[l] * LANES + l];
         if constexpr (WANTED == SLOPES) {
-            panel.read_sums(p, this->first_of(q), this->rows_of(q));
-            panel.take_exps(logits, n);
+            of.read_sums(p, first, count);
+            of.take_exps(logits, n, meanwhile);
         } else {
-            panel.find_top(logits, n);
-            panel.template add_exps<WANTED == BOTH>(logits, n);
+            of.find_top(logits, n);
+            of.template add_exps<WANTED == BOTH>(logits, n, meanwhile);
         }
     }
 
-    INLINE_MEMBER void write(PlainPanel<R>& panel, int64_t q, R* e) {
-        panel.leave_out(e, n);
-        if (to_apart) return write_apart(panel, q, e);
-        panel.template put_slopes<false>(e, n, e, LANES);
-        e_.store_panel(e, this->out, to_offset_ + q * LANES, in_one_piece(p.grad_at), n, this->rows_of(q), p.stream);
-    }
-
-    INLINE_MEMBER void write_apart(PlainPanel<R>& panel, int64_t q, R* e) {
-        const Apart<LANES> lying(p.grad_at, this->panel(q));
-        S* to = this->out + this->offset(p.grad_at, q * LANES);
-        const int64_t step = p.grad_at.classes;
-        if constexpr (sizeof(S) == sizeof(R)) {
+    INLINE_MEMBER void write(const Group<S>& here, R* powers) {
+        const bool piece = here.in_one_piece(p.grad_at, n);
+        for (int64_t q = 0; q < here.panels(); q++) panels_[q].leave_out(powers + q * n * LANES, n);
+        if (to_apart && piece) {
             // Lines that are not whole would take longer past the caches.
-            const bool whole = (reinterpret_cast<uintptr_t>(to) | step * sizeof(S)) % LINE == 0;
-            if (lying.dense() && p.stream && whole) return panel.template put_slopes<true>(e, n, to, step);
-            if (lying.dense()) return panel.template put_slopes<false>(e, n, to, step);
+            const bool whole = (reinterpret_cast<uintptr_t>(here.out) | p.grad_at.classes * sizeof(S)) % LINE == 0;
+            return p.stream && whole ? write_classes<true>(here, powers) : write_classes<false>(here, powers);
         }
-        panel.template put_slopes<false>(e, n, e, LANES);
+        const int64_t classes = n;
+        for (int64_t q = 0; q < here.panels(); q++) {
+            R* e = powers + q * n * LANES;
+            for (int64_t j = 0; j < classes; j++)
+                panels_[q].template put_slopes<false>(e + j * LANES, j, e + j * LANES);
+            if (to_apart) write_apart(here, q, e);
+            else
+                tile_.store_panel(
+                    tile_.values + q * n * LANES, here.out, to_offset_ + q * LANES, piece, n, here.rows_of(q), p.stream
+                );
+        }
+    }
+    // Class by class as well: lines of many classes in turn would come out of the caches one by one.
+    template <bool PAST> INLINE_MEMBER void write_classes(const Group<S>& here, const R* e) {
+        const int64_t classes = n, panels = here.panels(), step = p.grad_at.classes;
+        for (int64_t j = 0; j < classes; j++)
+            for (int64_t q = 0; q < panels; q++)
+                panels_[q].template put_slopes<PAST>(e + (q * classes + j) * LANES, j, here.out + j * step + q * LANES);
+    }
+    INLINE_MEMBER void write_apart(const Group<S>& here, int64_t q, const R* e) {
+        const Apart<LANES> lying(p.grad_at, here.panel(q));
+        S *to = here.out + here.offset(p.grad_at, q * LANES), copy[LANES];
         for (int64_t j = 0; j < n; j++) {
-            if (lying.dense()) {
-                narrow_run(e + j * LANES, to + j * step);
-            } else {
-                S copy[LANES];
-                narrow_run(e + j * LANES, copy);
-                lying.scatter(copy, to + j * step);
-            }
+            narrow_run(e + j * LANES, copy);
+            lying.scatter(copy, to + j * p.grad_at.classes);
         }
     }
 };
 
-// Takes a plain problem and the number of a tile. Gives what is wanted of it.
-template <Wanted WANTED, class R, class S> APART void plain_tile(const Softmax& p, int64_t tile, double* sums) {
-    PlainTile<R, S>(p, tile).template run<WANTED>(sums);
+// Takes a plain problem and a range of tiles. Gives what is wanted of them.
+template <Wanted WANTED, class R, class S> APART void plain_tiles(const Softmax& p, int64_t begin, int64_t end) {
+    PlainTiles<R, S>(p).template run<WANTED>(begin, end);
 }
 
 }  // namespace

@@ -23,38 +23,61 @@ template <class C> struct Numbered {
 };
 template <class R> constexpr Numbered<Class<R>> NUMBERED{};
 
-template <class R, class S> struct PlainRows : Span {
-    const Softmax& p;
-    const int64_t n, whole;  // classes, and those of them that fill runs
-    PlainPanel<R> panel;
+template <class R, class S> class PlainRows {
+  public:
+    explicit PlainRows(const Softmax& of) : p(of), n(of.classes), whole(of.classes / LANES * LANES), none(of) {}
 
-    PlainRows(const Softmax& of, int64_t tile)
-        : Span(of, tile), p(of), n(of.classes), whole(of.classes / LANES * LANES) {}
-
-    template <Wanted WANTED> void run(double* sums) {
-        panel.label.read(p, row, rows);
-        for (int l = 0; l < LANES; l++) panel.top[l] = panel.rest[l] = panel.x_y[l] = R(0);
-        for (int64_t l = 0; l < rows; l++) {
-            if (panel.label.valid[l] == R(0)) continue;
-            const S* x = logits(l);
-            panel.x_y[l] = widen(x[panel.label.y[l]]);
-            if constexpr (WANTED != SLOPES) sum<WANTED == BOTH>(x, l);
+    template <Wanted WANTED> void run(int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; tile++, std::swap(here, before)) {
+            double sums[2] = {0, 0};
+            start(tile, WANTED == BOTH);
+            for (int64_t l = 0; l < here->rows; l++) take<WANTED>(l);
+            for (int64_t l = here->rows; WANTED == BOTH && l < before->rows; l++) write_kept(*before, l);
+            if constexpr (WANTED == SLOPES) {
+                here->panel.read_sums(p, here->row, here->rows);
+                here->panel.start_slopes(p, here->row, here->rows);
+            } else {
+                here->panel.template finish<WANTED>(p, here->row, here->rows, sums);
+                if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
+            }
+            // The last rows have none behind them, with whose powers their slopes would go.
+            if (WANTED == LOSSES || (WANTED == BOTH && STAGGERED && tile + 1 < end)) continue;
+            for (int64_t l = 0; l < here->rows; l++) WANTED == BOTH ? write_kept(*here, l) : write_anew(l);
+            here->rows = 0;
         }
-        if constexpr (WANTED == SLOPES) {
-            panel.read_sums(p, row, rows);
-            panel.start_slopes(p, row, rows);
-        } else {
-            panel.template finish<WANTED>(p, row, rows, sums);
-        }
-        for (int64_t l = 0; WANTED != LOSSES && l < rows; l++) write<WANTED == BOTH>(l);
     }
 
   private:
     static constexpr int64_t SIZE = Register<R>::SIZE, PARTS = LANES / SIZE;
 
-    const S* logits(int64_t l) const { return at_row<const S>(p, p.logits, p.at, row + l); }
-    S* slopes(int64_t l) const { return at_row<S>(p, p.grad_logits, p.grad_at, row + l); }
-    R* powers(int64_t l) const { return static_cast<R*>(p.scratch) + l * p.kept_row(); }
+    // Slopes go to memory while the powers of the next rows are formed, if there are registers enough for both: memory
+    // has something to do all the time, and what a row waits for in its sums is hidden.
+    static constexpr bool STAGGERED = REGISTER == 64;
+
+    // The rows of a tile, and what is known of them between the passes.
+    struct Few {
+        int64_t row = 0, rows = 0;
+        PlainPanel<R> panel;
+        R* powers;
+    };
+    const Softmax& p;
+    const int64_t n, whole;  // classes, and those of them that fill runs
+    const Transform<R> none;
+    Few few_[2], *here = few_, *before = few_ + 1;
+
+    void start(int64_t tile, bool keeps) {
+        const Span span(p, tile);
+        here->row = span.row, here->rows = span.rows;
+        if (keeps)
+            here->powers = static_cast<R*>(p.scratch) + (STAGGERED ? here - few_ : 0) * p.rows_per_tile * p.kept_row();
+        PlainPanel<R>& panel = here->panel;
+        panel.label.read(p, span.row, span.rows);
+        for (int l = 0; l < LANES; l++) panel.top[l] = panel.rest[l] = panel.x_y[l] = R(0);
+    }
+
+    const S* logits(int64_t l) const { return at_row<const S>(p, p.logits, p.at, here->row + l); }
+    S* slopes(const Few& of, int64_t l) const { return at_row<S>(p, p.grad_logits, p.grad_at, of.row + l); }
+    R* powers(const Few& of, int64_t l) const { return of.powers + l * p.kept_row(); }
     static R level_of(R top) { return pick(top > -INF<R>, top, R(0)); }
 
     // Do something with each run of LANES logits, and where it begins. The last run comes first, with -inf for what it
@@ -67,8 +90,8 @@ template <class R, class S> struct PlainRows : Span {
             const R* from = sizeof(S) == sizeof(R) ? reinterpret_cast<const R*>(x) + n - LANES : last;
             const Numbers<Class<R>> again = Numbers<Class<R>>{} + Class<R>(whole + LANES - n);
             for (int i = 0; i < PARTS; i++) {
-                const Numbers<R> here = numbers_at(from + i * SIZE), gone = Numbers<R>{} - INF<R>;
-                const Numbers<R> kept = numbers_at(NUMBERED<R>.lane + i * SIZE) < again ? gone : here;
+                const Numbers<R> some = numbers_at(from + i * SIZE), gone = Numbers<R>{} - INF<R>;
+                const Numbers<R> kept = numbers_at(NUMBERED<R>.lane + i * SIZE) < again ? gone : some;
                 std::memcpy(last + i * SIZE, &kept, sizeof kept);
             }
             f(n - LANES, last);
@@ -90,63 +113,98 @@ template <class R, class S> struct PlainRows : Span {
         return numbers_at(to);
     }
 
-    // A row's top, and Σ e^{x - top} without one class at the top. KEEP keeps each e^{x - top}.
-    template <bool KEEP> INLINE_MEMBER void sum(const S* x, int64_t l) {
+    // A row's top, and Σ e^{x - top} without one class at the top. KEEP keeps each e^{x - top}. `meanwhile` is called
+    // with where each whole run begins.
+    template <bool KEEP, class F> INLINE_MEMBER void sum(int64_t l, F&& meanwhile) {
+        const S* x = logits(l);
         const Numbers<R> zero{}, one = zero + R(1);
-        Numbers<R> high[PARTS], others[PARTS] = {}, ties{};
+        Numbers<R> high[PARTS], part[PARTS] = {}, others[PARTS] = {}, ties{};
         for (int i = 0; i < PARTS; i++) high[i] = zero - INF<R>;
         each(x, [&](int64_t, const R* at) __attribute__((always_inline)) {
             for (int i = 0; i < PARTS; i++) {
-                const Numbers<R> here = numbers_at(at + i * SIZE);
-                high[i] = here > high[i] ? here : high[i];
+                const Numbers<R> some = numbers_at(at + i * SIZE);
+                high[i] = some > high[i] ? some : high[i];
             }
         });
         const R top = fold_max(reinterpret_cast<const R*>(high)), level = level_of(top);
-        const S *next = x + p.at.inner, *out = KEEP ? slopes(l) : nullptr;
-        R* e = KEEP ? powers(l) : nullptr;
+        const S *next = x + p.at.inner, *out = KEEP && !streams() ? slopes(*here, l) : nullptr;
+        R* e = KEEP ? powers(*here, l) : nullptr;
         each(x, [&](int64_t k, const R* at) __attribute__((always_inline)) {
             fetch(next + k, LANES * sizeof(S));
-            if (KEEP) fetch_to_write(out + k, LANES * sizeof(S));
+            if (out) fetch_to_write(out + k, LANES * sizeof(S));
+            if (k % LANES == 0) meanwhile(k);
+            for (int i = 0; k % BLOCK == 0 && i < PARTS; i++) others[i] += part[i], part[i] = zero;
             for (int i = 0; i < PARTS; i++) {
                 const Numbers<R> below = numbers_at(at + i * SIZE) - level, of = power(below);
-                others[i] = below == zero ? others[i] : others[i] + of;
+                part[i] = below == zero ? part[i] : part[i] + of;
                 ties = below == zero ? ties + one : ties;
                 if (KEEP) std::memcpy(e + k + i * SIZE, &of, sizeof of);
             }
         });
+        for (int i = 0; i < PARTS; i++) others[i] += part[i];  // sums of few numbers, added to a sum of few parts
         double at_top = 0;
         for (int i = 0; i < SIZE; i++) at_top += double(ties[i]);
         const double rest = fold(reinterpret_cast<const R*>(others));
-        panel.top[l] = top, panel.rest[l] = R(rest + (at_top > 1 ? at_top - 1 : 0));
+        here->panel.top[l] = top, here->panel.rest[l] = R(rest + (at_top > 1 ? at_top - 1 : 0));
     }
 
-    // The slopes of a row.
-    template <bool KEPT> INLINE_MEMBER void write(int64_t l) const {
-        alignas(64) R own[SHORT_BYTES / sizeof(half)];
-        R* e = KEPT ? powers(l) : own;
-        const R level = level_of(panel.top[l]);
-        const S* next = logits(l) + p.at.inner;
-        S* out = slopes(l);
-        if (!KEPT)
-            each(logits(l), [&](int64_t k, const R* at) __attribute__((always_inline)) {
-                fetch(next + k, LANES * sizeof(S)), fetch_to_write(out + k, LANES * sizeof(S));
-                for (int i = 0; i < PARTS; i++) {
-                    const Numbers<R> of = power(numbers_at(at + i * SIZE) - level);
-                    std::memcpy(e + k + i * SIZE, &of, sizeof of);
-                }
-            });
-        const Transform<R> none(p);
-        const int64_t y = panel.label.own[l];
-        const R of_e = settled(panel.of_e[l], e, n);
-        const KeptSlopes<R> of_kept{none, n, y, of_e, R(0), R(0), panel.at_y[l], e, nullptr, nullptr, nullptr};
-        const S* ahead = KEPT ? logits(l) + rows * p.at.inner : nullptr;
-        of_kept.template store<false, false, false>(out, ahead);
+    // Where a row and the next share a line, that is not streamed.
+    bool streams() const { return p.stream && n * int64_t(sizeof(S)) > SHORT_BYTES; }
+
+    // The sum of a row and, where they wait for it, the slopes of one before it.
+    template <Wanted WANTED> INLINE_MEMBER void take(int64_t l) {
+        PlainPanel<R>& panel = here->panel;
+        const bool counts = panel.label.valid[l] != R(0);
+        if (counts) panel.x_y[l] = widen(logits(l)[panel.label.y[l]]);
+        if (WANTED == SLOPES) return;
+        if constexpr (WANTED == BOTH && STAGGERED) {
+            if (l < before->rows && counts) return streams() ? sum_and_write<true>(l) : sum_and_write<false>(l);
+            if (l < before->rows) write_kept(*before, l);
+        }
+        if (counts) sum<WANTED == BOTH>(l, [](int64_t) {});
+    }
+    template <bool PAST> INLINE_MEMBER void sum_and_write(int64_t l) {
+        const KeptSlopes<R> of_kept = kept_slopes(*before, l, powers(*before, l));
+        S* out = slopes(*before, l);
+        if (PAST && before_line(out + n)) fetch_to_write(out + n, 1);
+        const int64_t first = of_kept.template first_run<PAST>(out), end = of_kept.end_of_runs(first);
+        sum<true>(l, [&](int64_t k) __attribute__((always_inline)) {
+            if (first + k < end) of_kept.template put_run<PAST, false, false>(first + k, out);
+        });
+        of_kept.template put_ends<PAST, false, false>(first, end, out);
+    }
+
+    KeptSlopes<R> kept_slopes(const Few& of, int64_t l, R* e) const {
+        const R of_e = settled(of.panel.of_e[l], e, n);
+        return {none, n, of.panel.label.own[l], of_e, R(0), R(0), of.panel.at_y[l], e, nullptr, nullptr, nullptr};
+    }
+
+    // The slopes of a row out of its powers, which were kept or are formed again.
+    INLINE_MEMBER void write_kept(const Few& of, int64_t l) const {
+        const S* ahead = STAGGERED ? nullptr : logits(l) + here->rows * p.at.inner;
+        const KeptSlopes<R> of_kept = kept_slopes(of, l, powers(of, l));
+        if (streams()) of_kept.template store<true, false, false>(slopes(of, l), ahead);
+        else of_kept.template store<false, false, false>(slopes(of, l), ahead);
+    }
+    INLINE_MEMBER void write_anew(int64_t l) const {
+        alignas(64) R e[REGISTER == 64 ? 4096 : 1024];  // as many as `together` of Kernels at most
+        const S *x = logits(l), *next = x + p.at.inner;
+        S* out = slopes(*here, l);
+        const R level = level_of(here->panel.top[l]);
+        each(x, [&](int64_t k, const R* at) __attribute__((always_inline)) {
+            fetch(next + k, LANES * sizeof(S)), fetch_to_write(out + k, LANES * sizeof(S));
+            for (int i = 0; i < PARTS; i++) {
+                const Numbers<R> of = power(numbers_at(at + i * SIZE) - level);
+                std::memcpy(e + k + i * SIZE, &of, sizeof of);
+            }
+        });
+        kept_slopes(*here, l, e).template store<false, false, false>(out, static_cast<const S*>(nullptr));
     }
 };
 
-// Takes a plain problem of rows and the number of a tile. Gives what is wanted of it.
-template <Wanted WANTED, class R, class S> APART void plain_rows(const Softmax& p, int64_t tile, double* sums) {
-    PlainRows<R, S>(p, tile).template run<WANTED>(sums);
+// Takes a plain problem of rows and a range of tiles. Gives what is wanted of them.
+template <Wanted WANTED, class R, class S> APART void plain_rows(const Softmax& p, int64_t begin, int64_t end) {
+    PlainRows<R, S>(p).template run<WANTED>(begin, end);
 }
 
 }  // namespace

@@ -22,9 +22,10 @@ constexpr int64_t FEW_ROWS = 12;
 // What a row of a softmax loss costs once, in elements: two logarithms and a division.
 constexpr int64_t EACH_ROW = 8;
 
-// Of class indices and nothing else: the most classes of a tile (plain.h); and the most bytes of rows that are taken
-// together, and how many numbers these may have (plain_rows.h).
-constexpr int64_t AT_ONCE = 256, SHORT_BYTES = 2048, TOGETHER = 4096;
+// Of class indices and nothing else: the most classes of a tile (plain.h); and of rows that are taken together
+// (plain_rows.h) how many numbers they have, and up to how many bytes the slopes of one are never written past the
+// caches.
+constexpr int64_t AT_ONCE = 256, TOGETHER = 4096, SHORT_BYTES = 2048;
 
 // KEPT: up to this many e^x of a tile are kept for its gradient. KEPT_TILE: how many R a chunk of classes takes then.
 constexpr int64_t KEPT = 1024 * ROWS, KEPT_TILE = CLASSES * ROWS + CLASSES * LANES + ROWS + 16;
@@ -113,7 +114,7 @@ struct Softmax {
     int64_t kept_numbers() const { return 1 + int64_t(penalises_all()) + int64_t(cap > 0); }
     int64_t kept_row() const { return (classes / LANES + 2) * LANES; }
     int64_t scratch_size() const {
-        if (by_row && plain()) return rows_per_tile * kept_row();
+        if (by_row && plain()) return 2 * rows_per_tile * kept_row();
         if (by_row) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;
         return keeps_tiles() ? kept_numbers() * chunks() * KEPT_TILE : 0;
     }
@@ -175,6 +176,7 @@ struct Kernels {
     // Up to which tiles pay: the longer vectors are, the more a row's fixed costs weigh, of which rows that are taken
     // together (plain_rows.h) have fewer.
     int64_t few_classes[DTYPES], few_plain[DTYPES];
+    int64_t together[DTYPES];  // up to how many classes rows of a plain problem are taken together
     void (*softmax_forward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_backward[DTYPES])(const Softmax&, int64_t begin, int64_t end);
     void (*softmax_both[DTYPES])(const Softmax&, int64_t begin, int64_t end);

@@ -633,12 +633,15 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
 
 // --- both at once ---------------------------------------------------------------------------------------------------
 
-// What makes slopes of n powers e, after powers that would not do were replaced: a row without weight has no slopes,
-// whatever its logits hold, and one without a softmax has one nan everywhere, of which no instruction chooses the sign.
+// A row without weight has no slopes, whatever its logits hold, and one without a softmax has one nan everywhere, of
+// which no instruction chooses the sign.
+template <class R> INLINE bool has_slopes(R of_e) { return of_e == of_e && of_e != R(0); }
+template <class R> INLINE R without_slopes(R of_e) { return of_e == of_e ? R(0) : NAN_<R>; }
+
+// What makes slopes of n powers e, after powers that would not do were replaced.
 template <class R> INLINE R settled(R of_e, R* e, int64_t n) {
-    const bool has_softmax = of_e == of_e;
-    if (has_softmax && of_e != R(0)) return of_e;
-    std::fill_n(e, n, has_softmax ? R(0) : NAN_<R>);
+    if (has_slopes(of_e)) return of_e;
+    std::fill_n(e, n, without_slopes(of_e));
     return R(1);
 }
 
@@ -664,8 +667,13 @@ template <class R> struct KeptSlopes {
         run<WEIGHED, MOVED>(k, to);
         if (uint64_t(y - k) < LANES) to[y - k] = back(at_y, y);
     }
-    // Runs from k on to where they belong. Meanwhile half as many logits are fetched from `next` on, if there is one.
-    // What was streamed is not written again, for which it would have to be fetched.
+    // That run to where it belongs.
+    template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void put_run(int64_t k, S* to) const {
+        R one[LANES];
+        run_with_own<WEIGHED, MOVED>(k, one);
+        PAST ? stream_run(one, to + k) : narrow_run(one, to + k);
+    }
+    // Runs from k on. Meanwhile half as many logits are fetched from `next` on, if there is one.
     template <bool PAST, bool WEIGHED, bool MOVED, class S>
     INLINE_MEMBER void runs(int64_t k, int64_t end, S* to, const S* next) const {
         const auto others = [&](int64_t until) __attribute__((always_inline)) {
@@ -679,27 +687,36 @@ template <class R> struct KeptSlopes {
         const int64_t own = y < k || y >= end ? end : k + (y - k) / LANES * LANES;
         others(own);
         if (own == end) return;
-        R one[LANES];
-        run_with_own<WEIGHED, MOVED>(own, one);
-        PAST ? stream_run(one, to + own) : narrow_run(one, to + own);
+        put_run<PAST, WEIGHED, MOVED>(own, to);
         k += LANES, others(end);
     }
-    // All of them: past the caches go whole lines, and not what lies before the first and behind the last.
-    template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void store(S* to, const S* next) const {
+    // Where the first of the whole runs begins, which past the caches is where a line does; and where the last ends.
+    template <bool PAST, class S> int64_t first_run(const S* to) const {
+        return PAST ? before_line(to) / int64_t(sizeof(S)) : 0;
+    }
+    int64_t end_of_runs(int64_t first) const { return first + (n - first) / LANES * LANES; }
+    // What lies before them and behind them. What was streamed is not written again, for which it would have to be
+    // fetched.
+    template <bool PAST, bool WEIGHED, bool MOVED, class S>
+    INLINE_MEMBER void put_ends(int64_t first, int64_t end, S* to) const {
+        constexpr int64_t OF_LINE = LINE / sizeof(S);
         R one[LANES];
-        if constexpr (PAST) {
-            S few[LANES];
-            const int64_t first = before_line(to) / int64_t(sizeof(S)), end = first + (n - first) / LANES * LANES;
+        S few[LANES];
+        if (first > 0) {
             run_with_own<WEIGHED, MOVED>(0, one), narrow_run(one, few);
             std::memcpy(to, few, size_t(first) * sizeof(S));
-            runs<PAST, WEIGHED, MOVED>(first, end, to, next);
-            run_with_own<WEIGHED, MOVED>(n - LANES, one), narrow_run(one, few);
-            std::memcpy(to + end, few + LANES - (n - end), size_t(n - end) * sizeof(S));
-        } else {
-            const int64_t whole = n / LANES * LANES;
-            runs<PAST, WEIGHED, MOVED>(0, whole, to, next);
-            if (whole < n) run_with_own<WEIGHED, MOVED>(n - LANES, one), narrow_run(one, to + n - LANES);
         }
+        if (end == n) return;
+        run_with_own<WEIGHED, MOVED>(n - LANES, one);
+        if (!PAST) return narrow_run(one, to + n - LANES);
+        narrow_run(one, few);
+        int64_t left = n - end;
+        for (; left >= OF_LINE; left -= OF_LINE) stream_line(few + LANES - left, to + n - left);
+        std::memcpy(to + n - left, few + LANES - left, size_t(left) * sizeof(S));
+    }
+    template <bool PAST, bool WEIGHED, bool MOVED, class S> INLINE_MEMBER void store(S* to, const S* next) const {
+        const int64_t first = first_run<PAST>(to), end = end_of_runs(first);
+        runs<PAST, WEIGHED, MOVED>(first, end, to, next), put_ends<PAST, WEIGHED, MOVED>(first, end, to);
     }
     template <bool PAST, class S> void store(const Softmax& p, S* to, const S* next) const {
         if (!w && !p.transformed()) return store<PAST, false, false>(to, next);
