@@ -1,8 +1,8 @@
 // Cross entropy of class indices and nothing else, in tiles: what most calls ask for.
 //
-// Takes a Softmax problem that is `plain`, and the number of a tile. Gives what tile_forward, tile_both and
-// tile_backward give, in fewer passes over the tile: its logits are read once, and slopes go from registers to where
-// they belong. What is summed and how a slope is formed stands in row.h.
+// Takes a Softmax problem that is `plain`, and a range of tiles. Gives what tile_forward, tile_both and tile_backward
+// give, in fewer passes over a tile: its logits are read once, and slopes go from registers to where they belong. What
+// is summed and how a slope is formed stands in row.h.
 //
 // Refuses nothing that is `plain`: the gradient may lie otherwise than the logits.
 

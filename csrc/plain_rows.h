@@ -1,12 +1,11 @@
-// Cross entropy of class indices and nothing else, of rows of up to BLOCK classes that lie side by side.
+// Cross entropy of class indices and nothing else, of rows of not too many classes that lie side by side.
 //
-// Takes a Softmax problem that is `plain`, of rows, and the number of a tile: a few rows that are near in the first
-// cache together. Gives what row_forward, row_both and row_backward give. A row has a sum, and then a chain of
-// operations that each wait for the one before, such as two logarithms and a division. Here the chains of all rows of a
-// tile are vectors, as those of a panel of plain.h are.
+// Takes a Softmax problem that is `plain`, of rows, and a range of tiles: a few rows that are near together. Gives what
+// row_forward, row_both and row_backward give. A row has a sum, and then a chain of operations that each wait for the
+// one before, such as two logarithms and a division. Here the chains of all rows of a tile are vectors, as those of a
+// panel of plain.h are.
 //
-// Refuses longer rows, which lose more by waiting for each other's memory than they win: those go to rows.h. Writes
-// nothing past the caches, which pays for whole lines of longer rows alone.
+// Refuses longer rows, which lose more by waiting for each other's memory than they win: those go to rows.h.
 
 #pragma once
 #include "plain.h"
@@ -148,7 +147,7 @@ template <class R, class S> class PlainRows {
         here->panel.top[l] = top, here->panel.rest[l] = R(rest + (at_top > 1 ? at_top - 1 : 0));
     }
 
-    // Where a row and the next share a line, that is not streamed.
+    // Of short rows, too much lies in lines that two of them share.
     bool streams() const { return p.stream && n * int64_t(sizeof(S)) > SHORT_BYTES; }
 
     // The sum of a row and, where they wait for it, the slopes of one before it.
@@ -166,7 +165,7 @@ template <class R, class S> class PlainRows {
     template <bool PAST> INLINE_MEMBER void sum_and_write(int64_t l) {
         const KeptSlopes<R> of_kept = kept_slopes(*before, l, powers(*before, l));
         S* out = slopes(*before, l);
-        if (PAST && before_line(out + n)) fetch_to_write(out + n, 1);
+        if (PAST && before_line(out + n)) fetch_to_write(out + n, 1);  // a line shared with the next is not streamed
         const int64_t first = of_kept.template first_run<PAST>(out), end = of_kept.end_of_runs(first);
         sum<true>(l, [&](int64_t k) __attribute__((always_inline)) {
             if (first + k < end) of_kept.template put_run<PAST, false, false>(first + k, out);

@@ -149,9 +149,15 @@ def constant(name: str) -> int:
 
 def few_classes(kind: int) -> str:
     """Read up to how many classes rows are taken as tiles in float32: all but plain ones (0), or plain ones (1)."""
-    source = (ROOT / "csrc/isa.cpp").read_text()
-    avx512, avx2, _ = (found[kind] for found in re.findall(r"#define FEW \{(\d+), .*?\}, \{(\d+), ", source))
+    avx512, avx2 = bounds(kind)
     return f"up to {avx512} classes with AVX-512 and {avx2} with AVX2"
+
+
+def bounds(kind: int) -> tuple[int, int]:
+    """Read a bound for float32 of the kernels for AVX-512 and for AVX2."""
+    source = (ROOT / "csrc/isa.cpp").read_text()
+    avx512, avx2, _ = (int(found[kind]) for found in re.findall(r"#define FEW" + 3 * r" \{(\d+), [^}]*\},?", source))
+    return avx512, avx2
 
 
 def test_the_page_names_the_kernels_constants():
@@ -165,10 +171,10 @@ def test_the_page_names_the_kernels_constants():
         f"and rows of more classes {lanes} at a time",
         f"float32 rows are taken so {few_classes(0)}",
         f"They take float32 rows {few_classes(1)}",
-        f"in rows of up to {constant('SHORT_BYTES'):,} bytes, are taken up to {lanes} rows together",
-        f"with {constant('TOGETHER'):,} numbers in all",
+        f"several rows together, {constant('TOGETHER'):,} numbers at a time but at most {lanes} rows",
+        f"up to {bounds(2)[1]:,} float32 classes with AVX2 and {bounds(2)[0]:,} with AVX-512",
+        f"So the next {lanes} or {rows} pixels are copied",
         f"loops over {lanes} numbers",
-        f"the two halves of {lanes} rows five times",
         f"{lanes} lanes within a block",
         f"from {native._LARGE >> 20} MB on, in **huge pages** of {constant('PAGE') >> 20} MB",
         f"if it has at most {constant('HOT') >> 20} MB",
