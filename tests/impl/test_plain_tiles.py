@@ -34,6 +34,10 @@ CLASSES = [
     513,
     1024,
     1025,
+    2048,
+    2049,
+    4096,
+    4097,
 ]
 # A tile has 32 rows, and 128 of a batch of 8,192 or more. Classes that lie apart have panels of 32 neighbours or less.
 LAYOUTS = {
