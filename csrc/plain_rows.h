@@ -27,27 +27,30 @@ template <class R, class S> class PlainRows {
     explicit PlainRows(const Softmax& of) : p(of), n(of.classes), whole(of.classes / LANES * LANES), none(of) {}
 
     template <Wanted WANTED> void run(int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; tile++, std::swap(here, before)) {
+        for (int64_t tile = begin; tile < end; tile++, std::swap(here_, before_)) {
             double sums[2] = {0, 0};
             start(tile, WANTED == BOTH);
-            for (int64_t l = 0; l < here->rows; l++) take<WANTED>(l);
-            for (int64_t l = here->rows; WANTED == BOTH && l < before->rows; l++) write_kept(*before, l);
+            for (int64_t l = 0; l < here_->rows; l++) take<WANTED>(l);
+            for (int64_t l = here_->rows; WANTED == BOTH && l < before_->rows; l++) write_kept(*before_, l);
             if constexpr (WANTED == SLOPES) {
-                here->panel.read_sums(p, here->row, here->rows);
-                here->panel.start_slopes(p, here->row, here->rows);
+                here_->panel.read_sums(p, here_->row, here_->rows);
+                here_->panel.start_slopes(p, here_->row, here_->rows);
             } else {
-                here->panel.template finish<WANTED>(p, here->row, here->rows, sums);
+                here_->panel.template finish<WANTED>(p, here_->row, here_->rows, sums);
                 if (p.partial) p.partial[2 * tile] = sums[0], p.partial[2 * tile + 1] = sums[1];
             }
             // The last rows have none behind them, with whose powers their slopes would go.
             if (WANTED == LOSSES || (WANTED == BOTH && STAGGERED && tile + 1 < end)) continue;
-            for (int64_t l = 0; l < here->rows; l++) WANTED == BOTH ? write_kept(*here, l) : write_anew(l);
-            here->rows = 0;
+            for (int64_t l = 0; l < here_->rows; l++) WANTED == BOTH ? write_kept(*here_, l) : write_anew(l);
+            here_->rows = 0;
         }
     }
 
   private:
     static constexpr int64_t SIZE = Register<R>::SIZE, PARTS = LANES / SIZE;
+
+    // No `together` of Kernels is more than this, which lies on the stack.
+    static constexpr int64_t MOST_TOGETHER = REGISTER == 64 ? 4096 : 1024;
 
     // Slopes go to memory while the powers of the next rows are formed, if there are registers enough for both: memory
     // has something to do all the time, and what a row waits for in its sums is hidden.
@@ -62,19 +65,20 @@ template <class R, class S> class PlainRows {
     const Softmax& p;
     const int64_t n, whole;  // classes, and those of them that fill runs
     const Transform<R> none;
-    Few few_[2], *here = few_, *before = few_ + 1;
+    Few few_[2], *here_ = few_, *before_ = few_ + 1;
 
     void start(int64_t tile, bool keeps) {
         const Span span(p, tile);
-        here->row = span.row, here->rows = span.rows;
+        here_->row = span.row, here_->rows = span.rows;
         if (keeps)
-            here->powers = static_cast<R*>(p.scratch) + (STAGGERED ? here - few_ : 0) * p.rows_per_tile * p.kept_row();
-        PlainPanel<R>& panel = here->panel;
+            here_->powers =
+                static_cast<R*>(p.scratch) + (STAGGERED ? here_ - few_ : 0) * p.rows_per_tile * p.kept_row();
+        PlainPanel<R>& panel = here_->panel;
         panel.label.read(p, span.row, span.rows);
         for (int l = 0; l < LANES; l++) panel.top[l] = panel.rest[l] = panel.x_y[l] = R(0);
     }
 
-    const S* logits(int64_t l) const { return at_row<const S>(p, p.logits, p.at, here->row + l); }
+    const S* logits(int64_t l) const { return at_row<const S>(p, p.logits, p.at, here_->row + l); }
     S* slopes(const Few& of, int64_t l) const { return at_row<S>(p, p.grad_logits, p.grad_at, of.row + l); }
     R* powers(const Few& of, int64_t l) const { return of.powers + l * p.kept_row(); }
     static R level_of(R top) { return pick(top > -INF<R>, top, R(0)); }
@@ -126,8 +130,8 @@ template <class R, class S> class PlainRows {
             }
         });
         const R top = fold_max(reinterpret_cast<const R*>(high)), level = level_of(top);
-        const S *next = x + p.at.inner, *out = KEEP && !streams() ? slopes(*here, l) : nullptr;
-        R* e = KEEP ? powers(*here, l) : nullptr;
+        const S *next = x + p.at.inner, *out = KEEP && !streams() ? slopes(*here_, l) : nullptr;
+        R* e = KEEP ? powers(*here_, l) : nullptr;
         each(x, [&](int64_t k, const R* at) __attribute__((always_inline)) {
             fetch(next + k, LANES * sizeof(S));
             if (out) fetch_to_write(out + k, LANES * sizeof(S));
@@ -144,7 +148,7 @@ template <class R, class S> class PlainRows {
         double at_top = 0;
         for (int i = 0; i < SIZE; i++) at_top += double(ties[i]);
         const double rest = fold(reinterpret_cast<const R*>(others));
-        here->panel.top[l] = top, here->panel.rest[l] = R(rest + (at_top > 1 ? at_top - 1 : 0));
+        here_->panel.top[l] = top, here_->panel.rest[l] = R(rest + (at_top > 1 ? at_top - 1 : 0));
     }
 
     // Of short rows, too much lies in lines that two of them share.
@@ -152,19 +156,19 @@ template <class R, class S> class PlainRows {
 
     // The sum of a row and, where they wait for it, the slopes of one before it.
     template <Wanted WANTED> INLINE_MEMBER void take(int64_t l) {
-        PlainPanel<R>& panel = here->panel;
+        PlainPanel<R>& panel = here_->panel;
         const bool counts = panel.label.valid[l] != R(0);
         if (counts) panel.x_y[l] = widen(logits(l)[panel.label.y[l]]);
         if (WANTED == SLOPES) return;
         if constexpr (WANTED == BOTH && STAGGERED) {
-            if (l < before->rows && counts) return streams() ? sum_and_write<true>(l) : sum_and_write<false>(l);
-            if (l < before->rows) write_kept(*before, l);
+            if (l < before_->rows && counts) return streams() ? sum_and_write<true>(l) : sum_and_write<false>(l);
+            if (l < before_->rows) write_kept(*before_, l);
         }
         if (counts) sum<WANTED == BOTH>(l, [](int64_t) {});
     }
     template <bool PAST> INLINE_MEMBER void sum_and_write(int64_t l) {
-        const KeptSlopes<R> of_kept = kept_slopes(*before, l, powers(*before, l));
-        S* out = slopes(*before, l);
+        const KeptSlopes<R> of_kept = kept_slopes(*before_, l, powers(*before_, l));
+        S* out = slopes(*before_, l);
         if (PAST && before_line(out + n)) fetch_to_write(out + n, 1);  // a line shared with the next is not streamed
         const int64_t first = of_kept.template first_run<PAST>(out), end = of_kept.end_of_runs(first);
         sum<true>(l, [&](int64_t k) __attribute__((always_inline)) {
@@ -180,16 +184,16 @@ template <class R, class S> class PlainRows {
 
     // The slopes of a row out of its powers, which were kept or are formed again.
     INLINE_MEMBER void write_kept(const Few& of, int64_t l) const {
-        const S* ahead = STAGGERED ? nullptr : logits(l) + here->rows * p.at.inner;
+        const S* ahead = STAGGERED ? nullptr : logits(l) + here_->rows * p.at.inner;
         const KeptSlopes<R> of_kept = kept_slopes(of, l, powers(of, l));
         if (streams()) of_kept.template store<true, false, false>(slopes(of, l), ahead);
         else of_kept.template store<false, false, false>(slopes(of, l), ahead);
     }
     INLINE_MEMBER void write_anew(int64_t l) const {
-        alignas(64) R e[REGISTER == 64 ? 4096 : 1024];  // as many as `together` of Kernels at most
+        alignas(64) R e[MOST_TOGETHER];
         const S *x = logits(l), *next = x + p.at.inner;
-        S* out = slopes(*here, l);
-        const R level = level_of(here->panel.top[l]);
+        S* out = slopes(*here_, l);
+        const R level = level_of(here_->panel.top[l]);
         each(x, [&](int64_t k, const R* at) __attribute__((always_inline)) {
             fetch(next + k, LANES * sizeof(S)), fetch_to_write(out + k, LANES * sizeof(S));
             for (int i = 0; i < PARTS; i++) {
@@ -197,7 +201,7 @@ template <class R, class S> class PlainRows {
                 std::memcpy(e + k + i * SIZE, &of, sizeof of);
             }
         });
-        kept_slopes(*here, l, e).template store<false, false, false>(out, static_cast<const S*>(nullptr));
+        kept_slopes(*here_, l, e).template store<false, false, false>(out, static_cast<const S*>(nullptr));
     }
 };
 

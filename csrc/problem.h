@@ -114,6 +114,7 @@ struct Softmax {
     int64_t kept_numbers() const { return 1 + int64_t(penalises_all()) + int64_t(cap > 0); }
     int64_t kept_row() const { return (classes / LANES + 2) * LANES; }
     int64_t scratch_size() const {
+        // Of the rows of a tile, and of those before them, whose slopes may wait for these.
         if (by_row && plain()) return 2 * rows_per_tile * kept_row();
         if (by_row) return kept_numbers() * kept_row() + classes / (BLOCK - LANES) + 1;
         return keeps_tiles() ? kept_numbers() * chunks() * KEPT_TILE : 0;

@@ -633,15 +633,12 @@ template <class R, class S> static void row_backward(const Softmax& p, int64_t r
 
 // --- both at once ---------------------------------------------------------------------------------------------------
 
-// A row without weight has no slopes, whatever its logits hold, and one without a softmax has one nan everywhere, of
-// which no instruction chooses the sign.
-template <class R> INLINE bool has_slopes(R of_e) { return of_e == of_e && of_e != R(0); }
-template <class R> INLINE R without_slopes(R of_e) { return of_e == of_e ? R(0) : NAN_<R>; }
-
-// What makes slopes of n powers e, after powers that would not do were replaced.
+// What makes slopes of n powers e, after powers that would not do were replaced: a row without weight has no slopes,
+// whatever its logits hold, and one without a softmax has one nan everywhere, of which no instruction chooses the sign.
 template <class R> INLINE R settled(R of_e, R* e, int64_t n) {
-    if (has_slopes(of_e)) return of_e;
-    std::fill_n(e, n, without_slopes(of_e));
+    const bool has_softmax = of_e == of_e;
+    if (has_softmax && of_e != R(0)) return of_e;
+    std::fill_n(e, n, has_softmax ? R(0) : NAN_<R>);
     return R(1);
 }
 
